@@ -1,0 +1,63 @@
+"""secant: a language model's forward pass at a prompt, as the exact linear system that it is.
+
+The public names, in the order of the pipeline; each is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secant.attribution import Attribution, attribute
+    from secant.decode import Word, decode
+    from secant.errors import SecantError
+    from secant.explain import Explanation, explain
+    from secant.model import LM, load
+    from secant.operator import Operator
+    from secant.run import Certificate, Prediction, Run, freeze
+    from secant.svd import SVD, stable_rank, svd
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "errors": ["SecantError"],
+    "model": ["LM", "load"],
+    "run": ["freeze", "Run", "Prediction", "Certificate"],
+    "operator": ["Operator"],
+    "svd": ["svd", "SVD", "stable_rank"],
+    "decode": ["decode", "Word"],
+    "attribution": ["attribute", "Attribution"],
+    "explain": ["explain", "Explanation"],
+}
+
+__all__ = [
+    "LM",
+    "SVD",
+    "Attribution",
+    "Certificate",
+    "Explanation",
+    "Operator",
+    "Prediction",
+    "Run",
+    "SecantError",
+    "Word",
+    "attribute",
+    "decode",
+    "explain",
+    "freeze",
+    "load",
+    "stable_rank",
+    "svd",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _WHERE.items():
+        if name in names:
+            value = getattr(import_module(f"secant.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'secant' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

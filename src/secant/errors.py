@@ -1,0 +1,57 @@
+"""What can go wrong, one class per cause; every message gives the rule, what came, and what to do next."""
+
+
+class SecantError(Exception):
+    """Base of every error that secant raises on purpose: one line, ready to show to a user."""
+
+    def __init__(self, rule: str, got: str, todo: str) -> None:
+        self.rule, self.got, self.todo = rule, got, todo
+        super().__init__(" ".join(f"{rule}; got {got}. {todo}".split()))
+
+
+class ModelNotFound(SecantError):
+    """There is no such folder or hub model, or the hub could not be reached or refused access."""
+
+
+class ModelRefused(SecantError):
+    """The model was found and is not loaded: not a causal LM, remote code, pickled or missing weights."""
+
+
+class BadWeights(SecantError):
+    """A parameter or buffer holds NaN or infinity."""
+
+
+class TrainingMode(SecantError):
+    """The model is in training mode, so that its forward pass is random."""
+
+
+class BadPrompt(SecantError):
+    """The prompt is empty, too long, or names tokens that the vocabulary does not have."""
+
+
+class BadArgument(SecantError):
+    """An argument is outside what the function accepts."""
+
+
+class NoRule(SecantError):
+    """A torch function met a live tensor and the table of rules has no row for it."""
+
+
+class NotExact(SecantError):
+    """The held network does not reproduce the model within tolerance."""
+
+
+class ReplayMismatch(SecantError):
+    """A replay took another course than the recorded pass."""
+
+
+class NoPoint(SecantError):
+    """The network has no such point."""
+
+
+class OutputFailed(SecantError):
+    """A result could not be written; nothing half-written is left behind."""
+
+
+class DamagedFile(SecantError):
+    """A file is not what its name promises."""

@@ -1,0 +1,48 @@
+"""Writing results so that nothing half-written is ever left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from secant.errors import OutputFailed
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A path to write a file to, or make a folder at, beside `path`; it takes that name when the block ends well.
+
+    An existing file is replaced. An existing folder is only replaced by a folder, file by file: others in it stay.
+    Raises OutputFailed where the system refuses; whatever was written by then is removed.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise _failed(path, error) from error
+    try:
+        try:
+            yield place / path.name
+            _move(place / path.name, path)
+        except OSError as error:
+            raise _failed(path, error) from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _move(new: Path, path: Path) -> None:
+    if new.is_dir() and path.is_dir():
+        for file in sorted(new.iterdir()):
+            os.replace(file, path / file.name)
+    else:
+        os.replace(new, path)
+
+
+def _failed(path: Path, error: OSError) -> OutputFailed:
+    reason = error.strerror or str(error)
+    return OutputFailed(f"Results are written to {path}", reason, "Choose another place, or make room and rights there.")

@@ -1,0 +1,253 @@
+"""Held functions: what is left of a torch function once its input-dependent factor is held.
+
+A `Call` is one call of a torch function. A `Form` maps a call to the value of the held function at the call's
+own live arguments; it is affine in them, and at the recorded input it returns the recorded value (J. Golden,
+TMLR 2025, arXiv 2505.24293, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# ------------------------------------------------------------------------------------------------ calls
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What the recorder knows of a tensor that came from the input.
+
+    `step` is the call that made it. Tensors share a `root` where each is an elementwise function of one and the
+    same tensor; `homogeneous` says that this function has no constant term, `activation` that an activation
+    is in it.
+    """
+
+    step: int
+    root: int
+    homogeneous: bool = True
+    activation: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a torch function, its first argument always in `args`."""
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    mark: Callable[[Tensor], Mark | None] = field(default=lambda tensor: None)
+    convention: str = "gate"
+    precision: torch.dtype | None = None
+
+    def __getitem__(self, where: tuple[str, int]) -> Any:
+        """The argument of this name or at this place; None where it was not given."""
+        name, place = where
+        if name in self.kwargs:
+            return self.kwargs[name]
+        return self.args[place] if len(self.args) > place else None
+
+    def key(self, where: tuple[str, int]) -> int | str:
+        """Where that argument stands in this call: its name, or its place."""
+        return where[0] if where[0] in self.kwargs else where[1]
+
+    def substitute(self, values: dict[int | str, Any]) -> Call:
+        """The same call with other values at some places."""
+        args = tuple(values.get(i, a) for i, a in enumerate(self.args))
+        kwargs = {k: values.get(k, a) for k, a in self.kwargs.items()}
+        return replace(self, args=args, kwargs=kwargs)
+
+    def run(self) -> Any:
+        """Call the function."""
+        return self.func(*self.args, **self.kwargs)
+
+    @cached_property
+    def value(self) -> Any:
+        """The function's own value, bit for bit, cut loose from the input."""
+        with torch.no_grad():
+            return self.func(*detached(self.args), **detached(self.kwargs))
+
+    def wide(self, tensor: Tensor) -> Tensor:
+        """The tensor, cut loose, in the precision that coefficients are computed in."""
+        return tensor.detach() if self.precision is None else tensor.detach().to(self.precision)
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """Every tensor among arguments, however nested."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for leaf in tree:
+            yield from tensors(leaf)
+    elif isinstance(tree, dict):
+        for leaf in tree.values():
+            yield from tensors(leaf)
+
+
+def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same arguments with every tensor changed."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, list | tuple):
+        leaves = [mapped(leaf, change) for leaf in tree]
+        return type(tree)(*leaves) if hasattr(tree, "_fields") else type(tree)(leaves)
+    if isinstance(tree, dict):
+        return {k: mapped(leaf, change) for k, leaf in tree.items()}
+    return tree
+
+
+def detached(tree: Any) -> Any:
+    """The same arguments, every tensor cut loose from the input."""
+    return mapped(tree, lambda t: t.detach() if t.requires_grad else t)
+
+
+def is_live(tree: Any) -> bool:
+    """Whether any tensor among the arguments still depends on the input."""
+    return any(t.requires_grad for t in tensors(tree))
+
+
+# ------------------------------------------------------------------------------------------------ forms
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The recorded value itself: nothing is left live."""
+
+    value: Any
+
+    def __call__(self, call: Call) -> Any:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A held factor times the first argument: f(x) = (f(x)/x) x."""
+
+    factor: Tensor
+
+    def __call__(self, call: Call) -> Tensor:
+        return call.args[0] * self.factor
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The function itself with some arguments held, which makes it affine in the others."""
+
+    held: dict[int | str, Tensor]
+
+    def __call__(self, call: Call) -> Any:
+        return call.substitute(self.held).run()  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The mean of two forms of one product: each factor is live for its half."""
+
+    one: Fixed
+    two: Fixed
+
+    def __call__(self, call: Call) -> Tensor:
+        return (self.one(call) + self.two(call)) / 2
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Elementwise choice, held, between the first argument and another: a live one, or the given constant."""
+
+    first: Tensor
+    other: Tensor | None = None
+
+    def __call__(self, call: Call) -> Tensor:
+        return torch.where(self.first, call.args[0], call["other", 1] if self.other is None else self.other)
+
+
+@dataclass(frozen=True)
+class Standardised:
+    """A norm: scale (x - mean), with the mean live and the scale held; then weight and bias."""
+
+    scale: Tensor
+    mean_over: tuple[int, ...] | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __call__(self, call: Call) -> Tensor:
+        y = call.args[0]
+        if self.mean_over is not None:
+            y = y - y.mean(self.mean_over, keepdim=True)
+        y = y * self.scale
+        if self.weight is not None:
+            y = y * self.weight
+        return y if self.bias is None else y + self.bias
+
+
+@dataclass(frozen=True)
+class Attended:
+    """Attention with its pattern held. Queries and keys are kept, never the pattern of T x T numbers a head."""
+
+    query: Tensor  # (..., heads, T, d)
+    key: Tensor  # (..., heads / groups, keys, d)
+    mask: Tensor | None  # to (..., heads, T, keys); True attends, or a number to add to the scores
+    causal: bool
+    scale: float
+    groups: int
+
+    def __call__(self, call: Call) -> Tensor:
+        value = call["value", 2]
+        if self.groups > 1:
+            value = value.repeat_interleave(self.groups, dim=-3)
+        return _Mix.apply(value, self, False)
+
+    def mix(self, v: Tensor, transpose: bool) -> Tensor:
+        """P v, or Pᵀ v, over blocks of rows of P, each computed, used and dropped."""
+        length, keys = self.query.shape[-2], self.key.shape[-2]
+        step = max(1, 2**24 // (self.query.shape[:-2].numel() * keys))
+        blocks = [(lo, min(lo + step, length)) for lo in range(0, length, step)]
+        if transpose:
+            parts = (self.pattern(lo, hi).mT @ v[..., lo:hi, :] for lo, hi in blocks)
+            return sum(parts, start=next(parts))
+        return torch.cat([self.pattern(lo, hi) @ v for lo, hi in blocks], dim=-2)
+
+    def pattern(self, lo: int, hi: int) -> Tensor:
+        """Rows lo to hi of the pattern, (..., heads, hi - lo, keys); a row sums to 1, or to 0 where all is masked."""
+        key = self.key.repeat_interleave(self.groups, dim=-3) if self.groups > 1 else self.key
+        scores = (self.query[..., lo:hi, :] @ key.mT) * self.scale
+        if self.causal:
+            rows = torch.arange(lo, hi, device=key.device)[:, None]
+            scores = scores.masked_fill(rows < torch.arange(key.shape[-2], device=key.device), -torch.inf)
+        if self.mask is not None:
+            mask = self.mask if self.mask.shape[-2] == 1 else self.mask[..., lo:hi, :]
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        empty = (scores == -torch.inf).all(-1, keepdim=True)
+        return torch.softmax(scores.masked_fill(empty, 0), -1).masked_fill(empty, 0)
+
+
+class _Mix(torch.autograd.Function):
+    """v ↦ P v, whose adjoint is u ↦ Pᵀ u, whose adjoint is the first: it can be differentiated twice."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, form: Attended, transpose: bool) -> Tensor:
+        ctx.form, ctx.transpose = form, transpose
+        return form.mix(v, transpose)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _Mix.apply(grads[0], ctx.form, not ctx.transpose), None, None
+
+
+Form = Constant | Scaled | Fixed | Halves | Chosen | Standardised | Attended
+
+
+def held_tensors(form: Form) -> Iterator[Tensor]:
+    """Every coefficient that the form holds."""
+    for value in vars(form).values():
+        yield from held_tensors(value) if isinstance(value, Form) else tensors(value)
+
+
+def changed(form: Form, change: Callable[[Tensor], Tensor]) -> Form:
+    """The same form with every coefficient changed: cast to another dtype, or copied."""
+    values = {k: changed(v, change) if isinstance(v, Form) else mapped(v, change) for k, v in vars(form).items()}
+    return type(form)(**values)

@@ -1,0 +1,311 @@
+"""A causal language model with its tokenizer, and where its parts are. The only file that imports transformers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Iterator
+
+import torch
+import transformers
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from secant.errors import BadArgument, BadPrompt, BadWeights, ModelNotFound, ModelRefused, TrainingMode
+
+Prompt = str | Sequence[int] | Tensor | Sequence[Mapping[str, str]]
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, eq=False)
+class LM:
+    """A causal language model and its tokenizer, as they are in memory; nothing of them is changed.
+
+    Raises ModelRefused where there is no embedding or head, BadWeights at NaN or infinity.
+    """
+
+    model: Any = field(repr=False)
+    tokenizer: Any = field(default=None, repr=False)
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module) or not hasattr(self.model, "get_output_embeddings"):
+            raise ModelRefused(
+                "A model is a transformers causal LM", type(self.model).__name__, "Load it with AutoModelForCausalLM."
+            )
+        if self.model.get_input_embeddings() is None or getattr(self.head, "weight", None) is None:
+            raise ModelRefused(
+                "A causal LM has input embeddings and a head over its vocabulary",
+                type(self.model).__name__,
+                "Load it with AutoModelForCausalLM, not AutoModel.",
+            )
+        for name, weight in self.model.named_parameters():
+            if weight.is_floating_point() and not torch.isfinite(weight.detach()).all():
+                raise BadWeights(
+                    "Weights must be finite", f"NaN or infinity in {name}", "Load a sound checkpoint, or a wider dtype."
+                )
+        if not self.name:
+            object.__setattr__(self, "name", self.model.config.name_or_path or type(self.model).__name__)
+
+    @property
+    def head(self) -> nn.Module:
+        """The module over the vocabulary; its weight is `[vocabulary, d]`."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def embedding(self) -> Float[Tensor, "vocabulary d"]:
+        """The input embeddings, a row each token."""
+        return self.model.get_input_embeddings().weight.detach()
+
+    @property
+    def unembedding(self) -> Float[Tensor, "vocabulary d"]:
+        """The head's weight, a row each token."""
+        return self.head.weight.detach()  # type: ignore[union-attr,operator,return-value]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type the model computes in."""
+        return self.model.dtype
+
+    @property
+    def attention(self) -> str:
+        """The attention implementation in use."""
+        return self.model.config._attn_implementation or "own"
+
+    @property
+    def context(self) -> int | None:
+        """The longest prompt that the model takes, if it says so."""
+        config = self.model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a text, of ids, or of chat messages through the tokenizer's template. Raises BadPrompt."""
+        ids = self._ids(prompt)
+        if not ids:
+            raise BadPrompt("A prompt has at least one token", "an empty one", "Give some text.")
+        if self.context is not None and len(ids) > self.context:
+            raise BadPrompt(
+                f"A prompt has at most the model's context of {self.context} tokens", f"{len(ids)}", "Shorten it."
+            )
+        vocabulary = len(self.embedding)
+        if outside := [i for i in ids if not 0 <= i < vocabulary]:
+            raise BadPrompt(
+                f"Token ids are 0 to {vocabulary - 1}", f"{outside[0]}", "Use this model's own tokenizer."
+            )
+        return ids
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, Tensor):
+            prompt = prompt.flatten().tolist()
+        if not isinstance(prompt, str):
+            prompt = list(prompt)  # type: ignore[arg-type]
+            if all(isinstance(i, int) for i in prompt):
+                return prompt  # type: ignore[return-value]
+        if self.tokenizer is None:
+            raise BadPrompt("A prompt of words needs a tokenizer", "a model without one", "Give token ids.")
+        if isinstance(prompt, str):
+            return self._of_text(prompt)
+        if not all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in prompt):
+            raise BadPrompt(
+                "A prompt is a text, token ids, or chat messages with role and content", repr(prompt)[:60], "Give one."
+            )
+        if self.tokenizer.chat_template is None:
+            raise BadPrompt(
+                "Chat messages need a tokenizer with a chat template", self.name, "Give the prompt as text."
+            )
+        out = self.tokenizer.apply_chat_template(
+            [dict(m) for m in prompt], add_generation_prompt=True, return_dict=True  # type: ignore[call-overload]
+        )
+        return list(out["input_ids"])
+
+    def _of_text(self, text: str) -> list[int]:
+        if not text:
+            return []
+        encoded = self.tokenizer(text, return_special_tokens_mask=True)
+        unknown, ids = self.tokenizer.unk_token_id, list(encoded["input_ids"])
+        own = [i for i, special in zip(ids, encoded["special_tokens_mask"], strict=True) if not special]
+        if unknown is not None and unknown in own and self.tokenizer.unk_token not in text:
+            bad = [w for w in text.split() if unknown in self.tokenizer(w, add_special_tokens=False)["input_ids"]]
+            raise BadPrompt(
+                "Every word must be in the model's vocabulary",
+                ", ".join(map(repr, bad[:5])) or f"{own.count(unknown)} unknown tokens",
+                "Use words that the model knows, or give token ids.",
+            )
+        return ids
+
+    def text(self, token: int) -> str:
+        """The text of one token, with the space that it begins with."""
+        if self.tokenizer is None:
+            return str(token)
+        piece = self.tokenizer.convert_ids_to_tokens(token)
+        if piece is None:
+            return f"<{token}>"  # a row of the embedding that the tokenizer does not name
+        shown = self.tokenizer.decode([token])
+        if "\N{REPLACEMENT CHARACTER}" in shown:
+            return str(piece)
+        if str(piece).startswith("\N{LOWER ONE EIGHTH BLOCK}") and not shown.startswith(" "):
+            return " " + shown
+        return shown or str(piece)
+
+    def token(self, text: str | int) -> int:
+        """The id of a token given by its text, with or without its leading space, or by its id. Raises BadPrompt."""
+        if isinstance(text, int):
+            return self.encode([text])[0]
+        for candidate in (text, " " + text, text.strip()):
+            if candidate in self.vocabulary:
+                return self.vocabulary[candidate]
+        raise BadPrompt("A target is one token of the vocabulary", repr(text), "Give its text as it is printed, or its id.")
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """The id of each token text; where two tokens read the same, the lower id."""
+        return {self.text(i): i for i in reversed(range(len(self.embedding)))}
+
+    def ready(self) -> None:
+        """Raises TrainingMode unless the whole model is in evaluation mode."""
+        if any(module.training for module in self.model.modules()):
+            raise TrainingMode("A model must be in evaluation mode", "training mode", "Call model.eval() first.")
+
+    def embed(self, ids: Sequence[int]) -> Float[Tensor, "T d"]:
+        """What the embedding layer gives for these tokens."""
+        layer = self.model.get_input_embeddings()
+        return layer(self._tensor(ids))[0].detach()
+
+    def logits(self, ids: Sequence[int]) -> Float[Tensor, "T vocabulary"]:
+        """The plain model's logits at every position."""
+        with torch.no_grad():
+            return self.model(input_ids=self._tensor(ids), use_cache=False).logits[0]
+
+    def forward(self, embeds: Float[Tensor, "T d"]) -> Float[Tensor, "1 T vocabulary"]:
+        """The model's logits from given embeddings, with whatever graph or function mode is in force."""
+        return self.model(inputs_embeds=embeds[None], use_cache=False).logits
+
+    def _tensor(self, ids: Sequence[int]) -> Int[Tensor, "1 T"]:
+        return torch.tensor([list(ids)], device=self.model.get_input_embeddings().weight.device)
+
+
+def load(
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | None = None,
+    attention: str | None = None,
+    allow_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> LM:
+    """Load a causal LM and its tokenizer from a folder or the Hugging Face hub, ready for `freeze`.
+
+    `dtype`: float64, float32, bfloat16 or float16; the checkpoint's own by default. `attention`: eager or sdpa.
+    Code from the repository is never run, and pickled weights never read, unless allowed by name.
+    Raises ModelNotFound, ModelRefused, BadWeights, BadArgument.
+    """
+    kwargs: dict[str, Any] = {"trust_remote_code": allow_remote_code, "dtype": dtype_of(dtype) or "auto"}
+    if attention is not None:
+        kwargs["attn_implementation"] = attention
+    if not allow_pickle:
+        kwargs["use_safetensors"] = True
+    name = str(name)
+    with _explained(name), _quiet():
+        config = AutoConfig.from_pretrained(name, trust_remote_code=allow_remote_code)
+        model, info = AutoModelForCausalLM.from_pretrained(name, config=config, output_loading_info=True, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=allow_remote_code)
+    if missing := sorted(info["missing_keys"]):
+        raise ModelRefused(
+            "A checkpoint holds every weight of its model", f"{name} without {', '.join(missing[:3])}",
+            "Use the checkpoint of the causal LM, not of its base model.",
+        )  # fmt: skip
+    if mismatched := sorted(str(key) for key in info["mismatched_keys"]):
+        raise ModelRefused(
+            "A checkpoint's weights have the shapes of its configuration", ", ".join(mismatched[:3]), "Mend config.json."
+        )
+    try:
+        model = model if device is None else model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadArgument("A device is one that torch has here", f"{device} ({error})", "Try cpu.") from error
+    return LM(model.eval(), tokenizer, name)
+
+
+def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The torch dtype of a name. Raises BadArgument."""
+    if dtype is None or isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    if dtype in DTYPES:
+        return DTYPES[dtype]  # type: ignore[index]
+    raise BadArgument(f"A dtype is one of {', '.join(DTYPES)}", repr(dtype), "Choose one of them.")
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    from secant import __version__
+
+    return {"secant": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' chatter about loading to themselves; what matters of it is checked and raised."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        transformers.utils.logging.disable_progress_bar()
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn a failure to load into one clear line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise _reason(name, error) from error
+
+
+def _reason(name: str, error: Exception) -> ModelNotFound | ModelRefused:
+    said, kind = str(error), type(error).__name__
+    folder = Path(name).is_dir()
+    if "no file named" in said or "does not appear to have a file named" in said and "safetensors" in said:
+        return ModelRefused(
+            "Weights come as safetensors", f"{name} without such a file",
+            "Complete the folder; for pickled weights that you trust, pass allow_pickle (--allow-pickle).",
+        )  # fmt: skip
+    if "trust_remote_code" in said or "execute" in said and "code" in said:
+        return ModelRefused(
+            "Code that comes with a model is not run", f"{name}, which brings its own",
+            "Read it, and if you trust it pass allow_remote_code (--allow-remote-code).",
+        )  # fmt: skip
+    if "gated" in said or "Gated" in kind or "401" in said or "403" in said:
+        return ModelNotFound(
+            "A gated model needs your access token", name, "Accept its licence on the hub, and run `hf auth login`."
+        )
+    if not folder and ("connect" in said or "offline" in said.lower()):
+        return ModelNotFound(
+            "A model is a folder or a name on the Hugging Face hub",
+            f"{name}, which is no folder here, and the hub can't be reached", "Check the path, or the network.",
+        )  # fmt: skip
+    if "Unrecognized configuration class" in said:
+        return ModelRefused(
+            "A model must be a causal language model", f"{name}, of another kind", "Choose a decoder of text."
+        )
+    if "does not recognize this architecture" in said or "Unrecognized model" in said:
+        return ModelRefused(
+            f"A model's config.json names a type that transformers {transformers.__version__} knows", name,
+            "Check the folder, or update transformers.",
+        )  # fmt: skip
+    if not folder:
+        return ModelNotFound("A model is a folder or a name on the Hugging Face hub", name, "Check the spelling.")
+    return ModelRefused("A model's folder must load", f"{name}: {said.splitlines()[0][:200] if said else kind}", "Mend it.")

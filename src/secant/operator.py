@@ -1,0 +1,231 @@
+"""An operator: the affine map y = Σ_t J_t x_t + b between two points of a network, blocked by token.
+
+J is known by its products, J v and Jᵀ u, and is formed only on request. Both come from the graph of one replay
+of the held network: Jᵀ u is its backward pass, and J v is the backward pass of u ↦ Jᵀ u, which is linear in u. This
+file is torch only and knows nothing of language models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from secant.errors import BadArgument, DamagedFile
+from secant.files import replacing
+
+CHUNK = 64
+"""Rows of J computed in one batched backward pass; larger ones leave the processor's cache."""
+
+
+class Products(Protocol):
+    """A matrix known by its products with many vectors at once."""
+
+    def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
+        """J v"""
+        ...
+
+    def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
+        """Jᵀ u"""
+        ...
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Products with the Jacobian of `y` by `x`, from the autograd graph that joins them; y is affine in x."""
+
+    x: Tensor
+    y: Tensor
+
+    def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
+        """J v, as the derivative of u ↦ Jᵀ u, which is linear."""
+        u, gradient = self._twice
+        (out,) = torch.autograd.grad(
+            gradient, u, v.T.reshape(-1, *self.x.shape), retain_graph=True, is_grads_batched=True
+        )
+        return out.reshape(len(out), -1).T
+
+    def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
+        """Jᵀ u, one batched backward pass."""
+        cotangents = u.T.reshape(-1, *self.y.shape)
+        (out,) = torch.autograd.grad(self.y, self.x, cotangents, retain_graph=True, is_grads_batched=True)
+        return out.reshape(len(out), -1).T
+
+    @cached_property
+    def _twice(self) -> tuple[Tensor, Tensor]:
+        u = torch.zeros_like(self.y, requires_grad=True)
+        (gradient,) = torch.autograd.grad(self.y, self.x, u, create_graph=True)
+        return u, gradient
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Products with a matrix that is there."""
+
+    matrix: Float[Tensor, "n_out n_in"]
+
+    def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
+        """J v"""
+        return self.matrix @ v
+
+    def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
+        """Jᵀ u"""
+        return self.matrix.T @ u
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Products with some consecutive columns of another matrix."""
+
+    of: Products
+    start: int
+    width: int
+    total: int
+
+    def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
+        """J v"""
+        padded = v.new_zeros(self.total, v.shape[1])
+        padded[self.start : self.start + self.width] = v
+        return self.of.forward(padded)
+
+    def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
+        """Jᵀ u"""
+        return self.of.adjoint(u)[self.start : self.start + self.width]
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """The adjoint of an operator, for `op.T @ u`."""
+
+    of: Operator
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(T * d_in, d_out)"""
+        return self.of.shape[::-1]
+
+    @property
+    def T(self) -> Operator:
+        """The operator itself."""
+        return self.of
+
+    def __matmul__(self, u: Tensor) -> Tensor:
+        """Jᵀ u for u of `[d_out]` or `[d_out, n]`: `[T * d_in]` or `[T * d_in, n]`. Raises BadArgument."""
+        return _multiplied(self.of.products.adjoint, u, self.of.shape[0], self.of.bias, "op.T @ u takes d_out numbers")
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """The affine map output = Σ_t J_t input_t + bias, d_out numbers from T tokens of d_in numbers each.
+
+    `about` says where it is from: points, position, convention, dtype, model, tokens.
+    """
+
+    products: Products = field(repr=False)
+    input: Float[Tensor, "T d_in"] = field(repr=False)
+    output: Float[Tensor, " d_out"] = field(repr=False)
+    bias: Float[Tensor, " d_out"] = field(repr=False)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, T * d_in)"""
+        return len(self.bias), self.input.numel()
+
+    @property
+    def T(self) -> Transposed:
+        """The adjoint, for products Jᵀ u."""
+        return Transposed(self)
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """J v for v of `[T * d_in]`, `[T * d_in, n]` or `[T, d_in]`: `[d_out]` or `[d_out, n]`. Raises BadArgument."""
+        if isinstance(v, Tensor) and v.shape == self.input.shape and v.shape[0] != self.shape[1]:
+            v = v.reshape(-1)
+        return _multiplied(self.products.forward, v, self.shape[1], self.bias, "op @ v takes T * d_in numbers")
+
+    def dense(
+        self, chunk: int | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> Float[Tensor, "d_out T d_in"]:
+        """J in full, computed `chunk` rows at a time; `progress(rows done, rows)` is called after each chunk."""
+        if isinstance(self.products, Matrix):
+            return self.products.matrix.reshape(len(self.bias), *self.input.shape)
+        rows, chunk = self.shape[0], chunk or CHUNK
+        identity = torch.eye(min(chunk, rows), dtype=self.bias.dtype, device=self.bias.device)
+        J = self.bias.new_empty(self.shape)
+        for start in range(0, rows, chunk):
+            width = min(chunk, rows - start)
+            u = self.bias.new_zeros(rows, width)
+            u[start : start + width] = identity[:width, :width]
+            J[start : start + width] = self.products.adjoint(u).T
+            if progress:
+                progress(start + width, rows)
+        return J.reshape(rows, *self.input.shape)
+
+    def block(self, t: int) -> Operator:
+        """J_t, the part that token t plays, as an operator of shape (d_out, d_in) without a bias. Raises BadArgument."""
+        T, d_in = self.input.shape
+        if not -T <= t < T:
+            raise BadArgument(f"A block is one of the {T} tokens", f"t = {t}", f"Use 0 to {T - 1}.")
+        columns = Columns(self.products, t % T * d_in, d_in, T * d_in)
+        own = self.input[t % T]
+        output = columns.forward(own[:, None])[:, 0]
+        return Operator(columns, own[None], output, torch.zeros_like(self.bias), {**self.about, "token": t % T})
+
+    def solidified(self) -> Operator:
+        """The same operator with J in memory."""
+        return Operator(Matrix(self.dense().reshape(self.shape)), self.input, self.output, self.bias, self.about)
+
+    def to_scipy(self) -> LinearOperator:
+        """As a scipy.sparse.linalg.LinearOperator on numpy arrays, for scipy's solvers."""
+
+        def wrap(product: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
+            def call(a: np.ndarray) -> np.ndarray:
+                return product(torch.as_tensor(a).to(self.bias)).detach().cpu().numpy()
+
+            return call
+
+        forward, adjoint = wrap(self.__matmul__), wrap(self.T.__matmul__)
+        dtype = np.dtype(str(self.bias.dtype).removeprefix("torch."))
+        return LinearOperator(
+            self.shape, matvec=forward, rmatvec=adjoint, matmat=forward, rmatmat=adjoint, dtype=dtype
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write J, input, output, bias and where they are from to one safetensors file. Raises OutputFailed."""
+        tensors = {"J": self.dense(), "input": self.input, "output": self.output, "bias": self.bias}
+        tensors = {name: t.detach().contiguous().clone() for name, t in tensors.items()}
+        with replacing(path) as new:
+            save_file(tensors, new, metadata={"secant": json.dumps(self.about)})
+
+    @staticmethod
+    def load(path: str | Path) -> Operator:
+        """Read what `save` wrote. Raises DamagedFile."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                t = {name: file.get_tensor(name) for name in ("J", "input", "output", "bias")}
+                about = json.loads(file.metadata()["secant"])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise DamagedFile(
+                "An operator is a safetensors file that Operator.save wrote", f"{path} ({error})", "Save it again."
+            ) from error
+        return Operator(Matrix(t["J"].flatten(1)), t["input"], t["output"], t["bias"], about)
+
+
+def _multiplied(product: Callable[[Tensor], Tensor], v: Tensor, size: int, like: Tensor, rule: str) -> Tensor:
+    """The product with one vector or many; numbers in another dtype or on another device are moved."""
+    if not isinstance(v, Tensor) or v.ndim not in (1, 2) or v.shape[0] != size:
+        got = f"shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
+        raise BadArgument(f"{rule} ({size})", got, "Reshape it, or give many as columns.")
+    v = v.detach().to(like)
+    return product(v[:, None])[:, 0] if v.ndim == 1 else product(v)

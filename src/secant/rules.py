@@ -1,0 +1,294 @@
+"""What is held of each torch function: the mathematics of the linearisation, as one table.
+
+Every operation of a decoder can be written A(x) x + c. Hold A at its value for the prompt, and what is left is
+affine and still returns the prompt's value (J. Golden, TMLR 2025, arXiv 2505.24293, section 3). Norms hold
+their scale, attention its pattern, an activation the ratio a(x)/x, a product all factors but one.
+
+A tensor that depends on the input through what is left is *live*. A rule takes a call with a live tensor in it
+and answers with the held function (a `Form`), or with LINEAR where the function is affine as it stands. Which
+factor of a gated product is held is a *convention*: `gate` holds the activation's output (the paper's choice for
+Llama, Qwen, Gemma, Mistral and OLMo), `up` the other factor (its code for Phi), `half` gives each a half.
+All three are exact, and their Jacobians differ.
+
+To teach secant a function, add its name to a row at the end of this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from secant.errors import TrainingMode
+from secant.forms import Attended, Call, Chosen, Constant, Fixed, Form, Halves, Scaled, Standardised, detached, is_live
+
+CONVENTIONS = ("gate", "up", "half")
+
+Rule = Callable[[Call], Form | None]
+LINEAR = None
+
+
+def linear(call: Call) -> Form | None:
+    """Affine in all of its tensors together."""
+    return LINEAR
+
+
+def held(call: Call) -> Form | None:
+    """Nothing is left live: patterns, statistics of norms, gates, decays, choices."""
+    return Constant(call.value)
+
+
+def ratio(call: Call) -> Form | None:
+    """a(x) = (a(x)/x) x. Where x is 0 the ratio is its limit there, a'(0)."""
+    x, y = call.wide(call.args[0]), call.wide(call.value)
+    zero = x == 0
+    if not zero.any():
+        return Scaled(y / x)
+    with torch.enable_grad():
+        origin = torch.zeros_like(call.args[0], requires_grad=True)
+        (slope,) = torch.autograd.grad(call.substitute({0: origin}).run().sum(), origin)
+    return Scaled(torch.where(zero, call.wide(slope), y / torch.where(zero, 1, x)))
+
+
+def power(call: Call) -> Form | None:
+    """x^p with a fixed p >= 1 is x^(p-1) x; any other power is held."""
+    exponent = call["exponent", 1]
+    if not is_live(call.args[0]) or is_live(exponent) or bool((torch.as_tensor(exponent) < 1).any()):
+        return held(call)
+    return ratio(call)
+
+
+def clamped(call: Call) -> Form | None:
+    """A ratio where 0 is within the bounds; else the choice between the value and the bound is held."""
+    bounds = [b for b in (*call.args[1:], *call.kwargs.values()) if b is not None]
+    if is_live(bounds):
+        return held(call)
+    at_zero = call.substitute({0: torch.zeros_like(call.args[0])}).value
+    if not at_zero.any():
+        return ratio(call)
+    return Chosen(call.value == call.args[0].detach(), call.value.detach())
+
+
+def extremum(call: Call) -> Form | None:
+    """The larger or smaller of two tensors, the choice held; over a dimension everything is held."""
+    if isinstance(call["other", 1], Tensor):
+        return Chosen(call.value == call.args[0].detach())
+    return held(call)
+
+
+def product(*factors: tuple[str, int]) -> Rule:
+    """Linear in each of its factors: all live ones but the last are held."""
+
+    def rule(call: Call) -> Form | None:
+        live = [call.key(f) for f in factors if is_live(call[f])]
+        return fixed(call, live[:-1]) if len(live) > 1 else LINEAR
+
+    return rule
+
+
+def fixed(call: Call, places: list[int | str]) -> Fixed:
+    """The call with its arguments at these places held."""
+    values: dict[int | str, Any] = {**dict(enumerate(call.args)), **call.kwargs}
+    return Fixed({place: detached(values[place]) for place in places})
+
+
+def multiplied(call: Call) -> Form | None:
+    """Elementwise product. In a gated product, an activation times something else, the convention decides. Two
+    functions of one tensor are an activation written out by hand: the factor with a constant term is held."""
+    one, two = call.args[0], call["other", 1]
+    if not (is_live(one) and is_live(two)):
+        return LINEAR
+    a, b = 0, call.key(("other", 1))
+    mark, other = call.mark(one), call.mark(two)
+    if mark is None or other is None:
+        return fixed(call, [a])
+    if mark.root == other.root:
+        return fixed(call, [a if other.homogeneous else b])
+    if mark.activation == other.activation:
+        return fixed(call, [a])
+    gate, up = (a, b) if mark.activation else (b, a)
+    if call.convention == "half":
+        return Halves(fixed(call, [gate]), fixed(call, [up]))
+    return fixed(call, [gate if call.convention == "gate" else up])
+
+
+def divided(call: Call) -> Form | None:
+    """The denominator is held."""
+    if not is_live(call["other", 1]):
+        return LINEAR
+    return fixed(call, [call.key(("other", 1))]) if is_live(call.args[0]) else held(call)
+
+
+def einsum(call: Call) -> Form | None:
+    """Linear in each operand: all live ones but the last are held."""
+    live: list[int | str] = [i for i, operand in enumerate(call.args) if is_live(operand)]
+    return fixed(call, live[:-1]) if len(live) > 1 else LINEAR
+
+
+def dropout(call: Call) -> Form | None:
+    """Nothing in evaluation; refused in training, where it is random."""
+    if call["training", 2] in (None, True) and call["p", 1] != 0:
+        raise TrainingMode(
+            "A forward pass must not be random", "dropout in training mode", "Call model.eval() before freezing."
+        )
+    return LINEAR
+
+
+def layer_norm(call: Call) -> Form | None:
+    """1/std is held; x - mean is linear."""
+    over = tuple(range(-len(call["normalized_shape", 1]), 0))
+    eps = call["eps", 4]
+    x = call.wide(call.args[0])
+    scale = torch.rsqrt(x.var(over, correction=0, keepdim=True) + (1e-5 if eps is None else eps))
+    return Standardised(scale, over, detached(call["weight", 2]), detached(call["bias", 3]))
+
+
+def rms_norm(call: Call) -> Form | None:
+    """1/rms is held."""
+    over = tuple(range(-len(call["normalized_shape", 1]), 0))
+    eps = call["eps", 3]
+    x = call.wide(call.args[0])
+    eps = torch.finfo(call.args[0].dtype).eps if eps is None else eps
+    scale = torch.rsqrt(x.square().mean(over, keepdim=True) + eps)
+    return Standardised(scale, None, detached(call["weight", 2]), None)
+
+
+def normalized(call: Call) -> Form | None:
+    """x / max(‖x‖, eps), the norm held."""
+    p, dim, eps = call["p", 1], call["dim", 2], call["eps", 3]
+    norm = torch.linalg.vector_norm(
+        call.wide(call.args[0]), 2.0 if p is None else p, 1 if dim is None else dim, keepdim=True
+    )
+    return Scaled(1 / norm.clamp_min(1e-12 if eps is None else eps))
+
+
+def attention(call: Call) -> Form | None:
+    """softmax(q kᵀ) is held by holding q and k; the values are live."""
+    query, key, value = call["query", 0], call["key", 1], call["value", 2]
+    if call["dropout_p", 4]:
+        raise TrainingMode(
+            "A forward pass must not be random", "attention with dropout", "Call model.eval() before freezing."
+        )
+    if not is_live(value):
+        return held(call)
+    scale = call["scale", 6]
+    return Attended(
+        detached(query),
+        detached(key),
+        detached(call["attn_mask", 3]),
+        bool(call["is_causal", 5]),
+        query.shape[-1] ** -0.5 if scale is None else scale,
+        query.shape[-3] // key.shape[-3] if call["enable_gqa", 7] else 1,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+@dataclass(frozen=True)
+class Row:
+    """How the functions of these names are held. `elementwise`: each number of the output depends on the numbers
+    at its own place alone; `activation`: it is one; `additive`: a constant among its inputs stays a constant term."""
+
+    rule: Rule
+    names: str
+    elementwise: bool = False
+    activation: bool = False
+    additive: bool = False
+
+
+INPUT, OTHER = ("input", 0), ("other", 1)
+
+TABLE = (
+    # moving numbers about
+    Row(
+        linear,
+        "view view_as reshape reshape_as transpose permute swapaxes swapdims movedim moveaxis T mT unsqueeze squeeze "
+        "flatten unflatten expand expand_as broadcast_to repeat repeat_interleave tile cat concat concatenate stack "
+        "hstack vstack dstack __getitem__ __setitem__ index_select gather take_along_dim select narrow split "
+        "split_with_sizes chunk tensor_split unbind __iter__ roll flip pad diagonal diag_embed tril triu unfold "
+        "as_strided slice_scatter select_scatter index_put index_copy index_add scatter scatter_add copy_ zero_ fill_ "
+        "masked_select masked_scatter new_tensor broadcast_tensors",
+    ),
+    Row(linear, "clone contiguous to type type_as float double half bfloat16 cpu cuda", elementwise=True),
+    # sums
+    Row(linear, "add __radd__ sub subtract rsub __rsub__ neg negative positive where masked_fill", elementwise=True, additive=True),
+    Row(linear, "sum mean cumsum diff trace adaptive_avg_pool1d avg_pool1d"),
+    Row(dropout, "dropout dropout1d dropout2d alpha_dropout feature_dropout", elementwise=True),
+    # products
+    Row(multiplied, "mul __rmul__ multiply", elementwise=True),
+    Row(divided, "div divide true_divide truediv", elementwise=True),
+    Row(product(INPUT, ("mat2", 1)), "mm bmm"),
+    Row(product(INPUT, OTHER), "matmul __rmatmul__"),
+    Row(product(INPUT, ("vec", 1)), "mv"),
+    Row(product(INPUT, ("tensor", 1)), "dot vdot"),
+    Row(product(INPUT, ("vec2", 1)), "outer ger"),
+    Row(product(INPUT, ("weight", 1)), "linear conv1d"),
+    Row(product(("mat1", 1), ("mat2", 2)), "addmm"),
+    Row(product(("batch1", 1), ("batch2", 2)), "baddbmm"),
+    Row(product(("tensor1", 1), ("tensor2", 2)), "addcmul", elementwise=True),
+    Row(einsum, "einsum"),
+    # activations
+    Row(
+        ratio,
+        "silu gelu relu relu6 tanh mish leaky_relu elu selu celu hardtanh hardswish softsign tanhshrink softshrink "
+        "hardshrink prelu",
+        elementwise=True,
+        activation=True,
+    ),
+    Row(held, "sigmoid hardsigmoid softplus logsigmoid", elementwise=True, activation=True),
+    # other functions of one number
+    Row(ratio, "square abs absolute erf expm1 log1p sinh arctan atan sin nan_to_num", elementwise=True),
+    Row(held, "exp exp2 log log2 log10 rsqrt sqrt reciprocal cos cosh sign __rpow__ __rdiv__", elementwise=True),
+    Row(power, "pow float_power", elementwise=True),
+    Row(clamped, "clamp clip clamp_min clamp_max", elementwise=True),
+    Row(extremum, "maximum minimum fmax fmin max min", elementwise=True),
+    # norms and attention
+    Row(layer_norm, "layer_norm"),
+    Row(rms_norm, "rms_norm"),
+    Row(normalized, "normalize"),
+    Row(attention, "scaled_dot_product_attention"),
+    Row(held, "softmax log_softmax softmin logsumexp"),
+    # statistics, choices, and ways out of torch
+    Row(held, "amax amin topk sort kthvalue median std var norm vector_norm prod cumprod"),
+    Row(held, "detach data item tolist numpy __array__ __float__"),
+)
+
+META = (
+    "shape dtype device layout is_cuda is_cpu is_mps is_xpu is_meta is_mkldnn is_sparse is_quantized is_nested is_leaf "
+    "requires_grad grad_fn ndim itemsize nbytes size dim ndimension numel nelement stride storage_offset element_size "
+    "get_device is_contiguous is_floating_point is_complex is_conj is_neg is_inference is_same_size data_ptr "
+    "untyped_storage __len__ __hash__ _version is_tensor result_type"
+)
+"""Questions about a tensor whose answers do not depend on its numbers."""
+
+NAMESPACES = (torch, Tensor, F, torch._C._nn, torch.linalg, torch.special)
+
+
+def functions(name: str) -> set[Any]:
+    """Every torch function of this name: a function, method, operator or property, in place or not."""
+    names = [name] if name.startswith("__") else [name, f"{name}_", f"__{name}__", f"__i{name}__"]
+    found = {getattr(space, attribute, None) for space in NAMESPACES for attribute in names}
+    return {f if callable(f) else f.__get__ for f in found if callable(f) or hasattr(f, "__get__")}
+
+
+ROWS: dict[Any, Row] = {f: row for row in TABLE for name in row.names.split() for f in functions(name)}
+QUESTIONS: set[Any] = {f for name in META.split() for f in functions(name)}
+
+
+def writes(function: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether such a call writes into its first argument."""
+    name = getattr(function, "__name__", "")
+    operator = name.startswith("__i") and name.endswith("__") and hasattr(torch.Tensor, f"__{name[3:]}")
+    return name == "__setitem__" or operator or name.endswith("_") != name.endswith("__") or bool(kwargs.get("inplace"))
+
+
+def out_of_place(function: Any) -> Any:
+    """The function that computes what an in-place one writes: mul for mul_ and for *=."""
+    name = function.__name__
+    name = name[3:-2] if name.startswith("__i") else name.removesuffix("_")
+    return getattr(Tensor, {"truediv": "div"}.get(name, name), None) or getattr(F, name, function)
