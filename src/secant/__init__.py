@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secant.attribution import Attribution, attribute
     from secant.decode import Word, decode
-    from secant.errors import SecantError
+    from secant.errors import NoRule, NotExact, SecantError
     from secant.explain import Explanation, explain
     from secant.model import LM, load
     from secant.operator import Operator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
-    "errors": ["SecantError"],
+    "errors": ["SecantError", "NotExact", "NoRule"],
     "model": ["LM", "load"],
     "run": ["freeze", "Run", "Prediction", "Certificate"],
     "operator": ["Operator"],
@@ -35,6 +35,8 @@ __all__ = [
     "Attribution",
     "Certificate",
     "Explanation",
+    "NoRule",
+    "NotExact",
     "Operator",
     "Prediction",
     "Run",

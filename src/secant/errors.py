@@ -49,6 +49,10 @@ class NoPoint(SecantError):
     """The network has no such point."""
 
 
+class TooLarge(SecantError):
+    """What was asked for does not fit in memory."""
+
+
 class OutputFailed(SecantError):
     """A result could not be written; nothing half-written is left behind."""
 

@@ -202,7 +202,13 @@ class Attended:
         return _Mix.apply(value, self, False)
 
     def mix(self, v: Tensor, transpose: bool) -> Tensor:
-        """P v, or Pᵀ v, over blocks of rows of P, each computed, used and dropped."""
+        """P v, or Pᵀ v, over blocks of rows of P, each computed, used and dropped.
+
+        A leading dimension of v beyond those of P counts its vectors: they stand side by side as columns.
+        """
+        if v.ndim > self.query.ndim:
+            columns = v.movedim(0, -2)
+            return self.mix(columns.flatten(-2), transpose).unflatten(-1, columns.shape[-2:]).movedim(-2, 0)
         length, keys = self.query.shape[-2], self.key.shape[-2]
         step = max(1, 2**24 // (self.query.shape[:-2].numel() * keys))
         blocks = [(lo, min(lo + step, length)) for lo in range(0, length, step)]
@@ -229,13 +235,20 @@ class _Mix(torch.autograd.Function):
     """v ↦ P v, whose adjoint is u ↦ Pᵀ u, whose adjoint is the first: it can be differentiated twice."""
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, form: Attended, transpose: bool) -> Tensor:
-        ctx.form, ctx.transpose = form, transpose
+    def forward(v: Tensor, form: Attended, transpose: bool) -> Tensor:
         return form.mix(v, transpose)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.form, ctx.transpose = inputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         return _Mix.apply(grads[0], ctx.form, not ctx.transpose), None, None
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, v: Tensor, form: Attended, transpose: bool) -> tuple[Tensor, int]:
+        return _Mix.apply(v.movedim(dims[0], 0), form, transpose), 0
 
 
 Form = Constant | Scaled | Fixed | Halves | Chosen | Standardised | Attended

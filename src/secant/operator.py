@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,8 +25,8 @@ from torch import Tensor
 from secant.errors import BadArgument, DamagedFile
 from secant.files import replacing
 
-CHUNK = 64
-"""Rows of J computed in one batched backward pass; larger ones leave the processor's cache."""
+CHUNK = 128
+"""Most rows of J that one batched backward pass computes."""
 
 
 class Products(Protocol):
@@ -51,22 +51,26 @@ class Graph:
     def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
         """J v, as the derivative of u ↦ Jᵀ u, which is linear."""
         u, gradient = self._twice
-        (out,) = torch.autograd.grad(
-            gradient, u, v.T.reshape(-1, *self.x.shape), retain_graph=True, is_grads_batched=True
-        )
-        return out.reshape(len(out), -1).T
+        return _pulled(gradient, u, v)
 
     def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
-        """Jᵀ u, one batched backward pass."""
-        cotangents = u.T.reshape(-1, *self.y.shape)
-        (out,) = torch.autograd.grad(self.y, self.x, cotangents, retain_graph=True, is_grads_batched=True)
-        return out.reshape(len(out), -1).T
+        """Jᵀ u"""
+        return _pulled(self.y, self.x, u)
 
     @cached_property
     def _twice(self) -> tuple[Tensor, Tensor]:
         u = torch.zeros_like(self.y, requires_grad=True)
         (gradient,) = torch.autograd.grad(self.y, self.x, u, create_graph=True)
         return u, gradient
+
+
+def _pulled(y: Tensor, x: Tensor, cotangents: Tensor) -> Tensor:
+    """The derivative of y by x applied to each column of cotangents, in one batched backward pass."""
+
+    def pull(u: Tensor) -> Tensor:
+        return torch.autograd.grad(y, x, u.reshape(y.shape), retain_graph=True)[0].reshape(-1)
+
+    return torch.func.vmap(pull, in_dims=1, out_dims=1)(cotangents)
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,8 @@ class Operator:
         """J in full, computed `chunk` rows at a time; `progress(rows done, rows)` is called after each chunk."""
         if isinstance(self.products, Matrix):
             return self.products.matrix.reshape(len(self.bias), *self.input.shape)
-        rows, chunk = self.shape[0], chunk or CHUNK
+        rows = self.shape[0]
+        chunk = chunk or max(8, min(CHUNK, 2**21 // self.shape[1]))
         identity = torch.eye(min(chunk, rows), dtype=self.bias.dtype, device=self.bias.device)
         J = self.bias.new_empty(self.shape)
         for start in range(0, rows, chunk):
@@ -182,9 +187,9 @@ class Operator:
         output = columns.forward(own[:, None])[:, 0]
         return Operator(columns, own[None], output, torch.zeros_like(self.bias), {**self.about, "token": t % T})
 
-    def solidified(self) -> Operator:
-        """The same operator with J in memory."""
-        return Operator(Matrix(self.dense().reshape(self.shape)), self.input, self.output, self.bias, self.about)
+    def solidified(self, progress: Callable[[int, int], None] | None = None) -> Operator:
+        """The same operator with J in memory; `progress` as in `dense`."""
+        return replace(self, products=Matrix(self.dense(progress=progress).reshape(self.shape)))
 
     def to_scipy(self) -> LinearOperator:
         """As a scipy.sparse.linalg.LinearOperator on numpy arrays, for scipy's solvers."""

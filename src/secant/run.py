@@ -209,14 +209,19 @@ def _errors(network: Held, y: Float[Tensor, " d"], seed: int) -> tuple[float, fl
     """Reconstruction and affinity errors at the last position."""
     op = network.operator("norm", -1, y, {})
     x = op.input
-    v = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(x) * x.std(correction=0)
-    products = op @ torch.stack([x.flatten(), v.flatten()], dim=1)
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * x.std(correction=0)
+    u = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(op.bias)
+    Jx, Jv = (op @ torch.stack([x.flatten(), v.flatten()], dim=1)).double().T
     replayed = network.replay(v)["norm"][-1]
-    return _relative(products[:, 0] + op.bias, op.output), _relative(products[:, 1] + op.bias, replayed)
+    dot = (u.double() @ Jv - (op.T @ u).double() @ v.double().flatten()).abs() / (u.double().norm() * Jv.norm())
+    return _relative(Jx + op.bias, op.output), max(_relative(Jv + op.bias, replayed), dot.item())
 
 
 def _relative(value: Tensor, true: Tensor) -> float:
-    return (torch.linalg.vector_norm(value - true) / torch.linalg.vector_norm(true)).item()
+    """‖value - true‖ / ‖true‖, the norms taken in float64 where the device has it."""
+    wide = torch.float32 if true.device.type == "mps" else torch.float64
+    return (torch.linalg.vector_norm((value - true).to(wide)) / torch.linalg.vector_norm(true.to(wide))).item()
 
 
 def ordinary_error(lm: LM, x: Float[Tensor, "T d"], y: Float[Tensor, " d"]) -> float:

@@ -1,0 +1,62 @@
+"""Exact additive attribution: a logit as the sum of what each input token and the model's constants contribute.
+
+The held network is affine, so that logit = Σ_t g_t·x_t + b, with g = Jᵀ e for the target's unit vector e: one adjoint
+product, and no remainder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+
+from secant.run import Run
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Contributions to the logit of `target`, or to its difference to that of `versus`.
+
+    `logit` is the model's own, `total` the sum of the contributions, equal to it to within rounding. `table` has the
+    columns kind (token or constant), name, position, layer, head, contribution.
+    """
+
+    target: str
+    versus: str | None
+    logit: float
+    total: float
+    table: pd.DataFrame = field(repr=False)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The table."""
+        return self.table.copy()
+
+
+def attribute(run: Run, target: str | int | None = None, versus: str | int | None = None) -> Attribution:
+    """What every token and the constants contribute to a next token's logit at the last position.
+
+    `target`: a token by text or id, by default the prediction; `versus`: one whose logit is taken off.
+    Raises BadPrompt where that is no token of the vocabulary.
+    """
+    chosen = run.prediction[0].id if target is None else run.lm.token(target)
+    other = None if versus is None else run.lm.token(versus)
+    op = run.operator(target="logits")
+    direction = torch.zeros_like(op.bias)
+    direction[chosen] = 1
+    if other is not None:
+        direction[other] -= 1
+    tokens = ((op.T @ direction).reshape(op.input.shape) * op.input).sum(1).tolist()
+    constant = (direction @ op.bias).item()
+    rows = [("token", name, t, c) for t, (name, c) in enumerate(zip(run.tokens, tokens, strict=True))]
+    table = pd.DataFrame([*rows, ("constant", "b", None, constant)], columns=["kind", "name", "position", "contribution"])
+    table = table.astype({"position": "Int64"})
+    table.insert(3, "layer", pd.array([None] * len(table), dtype="Int64"))
+    table.insert(4, "head", pd.array([None] * len(table), dtype="Int64"))
+    return Attribution(
+        target=run.lm.text(chosen),
+        versus=None if other is None else run.lm.text(other),
+        logit=(direction @ op.output).item(),
+        total=float(table["contribution"].sum()),
+        table=table,
+    )

@@ -1,0 +1,227 @@
+"""The command line: each command is one verb of the package and prints what it returns.
+
+Nothing heavy is imported before a command runs, so that help answers at once. Errors that secant raises on purpose
+are one line on stderr and exit code 2; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from secant.model import LM
+
+app = typer.Typer(
+    help="A language model's forward pass at a prompt, as the exact linear system that it is.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Dtype(str, Enum):
+    """Floating-point types by name."""
+
+    float64 = "float64"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Convention(str, Enum):
+    """What a gated product holds."""
+
+    gate = "gate"
+    up = "up"
+    half = "half"
+
+
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="A folder, or a name on the Hugging Face hub.")]
+DtypeOption = Annotated[Dtype | None, typer.Option(help="Load the model in this type; its own by default.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps …")]
+AttentionOption = Annotated[str | None, typer.Option(help="The attention implementation: eager or sdpa.")]
+RemoteOption = Annotated[bool, typer.Option("--allow-remote-code", help="Run code that comes with the model.")]
+PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Read pickled weights.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the random input at which affinity is measured.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def reported(command: Callable[..., Any]) -> Callable[..., Any]:
+    """End a command that fails with one line on stderr: exit code 2, or 1 for an error in secant itself."""
+
+    @functools.wraps(command)
+    def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
+        from secant.errors import SecantError
+
+        try:
+            command(*args, debug=debug, **kwargs)
+        except (typer.Exit, BrokenPipeError):
+            raise
+        except (SecantError, KeyboardInterrupt, Exception) as error:
+            if debug:
+                raise
+            code, line = _explained(error)
+            typer.echo(f"secant: {line}", err=True)
+            raise typer.Exit(code) from None
+
+    return run
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    from secant.errors import SecantError
+
+    said = " ".join(str(error).split())
+    if isinstance(error, SecantError):
+        return 2, said
+    if isinstance(error, KeyboardInterrupt):
+        return 2, "A run ends when it is done; got an interrupt. Nothing was written; start it again."
+    if isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said:
+        return 2, f"A run must fit in memory; got {said[:200]}. Shorten the prompt or load a smaller dtype."
+    return 1, f"An error that secant does not expect; got {type(error).__name__}: {said[:300]}. Run again with --debug."
+
+
+@app.callback(invoke_without_command=True)
+def secant(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """A language model's forward pass at a prompt, as the exact linear system that it is."""
+    if version:
+        from secant import __version__
+
+        typer.echo(f"secant {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+@reported
+def explain(
+    prompt: Annotated[str, typer.Argument(help="The prompt.")],
+    model: ModelOption,
+    out: Annotated[Path | None, typer.Option(help="Also write the tables and tensors to this folder.")] = None,
+    json_: JsonOption = False,
+    k: Annotated[int, typer.Option("-k", min=1, help="Singular vectors of each token's block to keep.")] = 4,
+    dtype: DtypeOption = None,
+    precision: Annotated[
+        Dtype | None, typer.Option(help="Evaluate the linear system in this type, above the model's own.")
+    ] = None,
+    convention: Annotated[Convention, typer.Option(help="What a gated product holds.")] = Convention.gate,
+    device: DeviceOption = None,
+    attention: AttentionOption = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Send the prompt as a user's chat message.")] = False,
+    seed: SeedOption = 0,
+    allow_remote_code: RemoteOption = False,
+    allow_pickle: PickleOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Explain the next token: what each token of the prompt contributes, exactly, and what its block decodes to."""
+    import secant as sc
+
+    lm = sc.load(
+        model, dtype=dtype and dtype.value, device=device, attention=attention,
+        allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
+    )  # fmt: skip
+    with _progress() as progress:
+        explanation = sc.explain(
+            lm,
+            [{"role": "user", "content": prompt}] if chat else prompt,
+            k=k,
+            convention=convention.value,
+            precision=precision and precision.value,
+            seed=seed,
+            progress=progress,
+        )
+    if out is not None:
+        explanation.save(out)
+    if json_:
+        typer.echo(json.dumps(explanation.to_dict(), ensure_ascii=False))
+        return
+    from secant.terminal import console, show_explanation
+
+    show_explanation(console(), explanation)
+    if out is not None:
+        typer.echo(f"Tables and tensors are in {out}", err=True)
+
+
+@app.command()
+@reported
+def verify(
+    model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")],
+    prompt: Annotated[str | None, typer.Option(help="A prompt; by default 8 random tokens.")] = None,
+    dtype: Annotated[list[Dtype] | None, typer.Option(help="Only this type; may be given again.")] = None,
+    json_: JsonOption = False,
+    device: DeviceOption = None,
+    attention: AttentionOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random tokens and of the random input.")] = 0,
+    allow_remote_code: RemoteOption = False,
+    allow_pickle: PickleOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Certify a model: is its forward pass reproduced, in each dtype and convention? Exit code 2 if any is not."""
+    from dataclasses import asdict
+
+    import secant as sc
+
+    rows: list[dict[str, Any]] = []
+    with _progress() as progress:
+        chosen = dtype or list(Dtype)
+        for name in chosen:
+            lm = sc.load(
+                model, dtype=name.value, device=device, attention=attention,
+                allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
+            )  # fmt: skip
+            ids = _random_tokens(lm, seed) if prompt is None else lm.encode(prompt)
+            for convention in Convention:
+                try:
+                    run = sc.freeze(lm, ids, convention=convention.value, ordinary=True, seed=seed)
+                    rows.append({"exact": True, **asdict(run.certificate)})
+                except sc.NotExact as error:
+                    rows.append({"exact": False, "dtype": name.value, "convention": convention.value, "why": str(error)})
+                progress("certificates", len(rows), len(chosen) * len(Convention))
+    if json_:
+        typer.echo(json.dumps({"model": model, "tokens": [lm.text(i) for i in ids], "certificates": rows}))
+    else:
+        from secant.terminal import console, show_certificates
+
+        show_certificates(console(), model, [lm.text(i) for i in ids], rows)
+    if not all(row["exact"] for row in rows):
+        raise typer.Exit(2)
+
+
+def _random_tokens(lm: LM, seed: int) -> list[int]:
+    import torch
+
+    length = min(8, lm.context or 8)
+    return torch.randint(len(lm.embedding), (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars on stderr, gone when they are done; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=of)
+            bars.update(tasks[what], completed=done)
+
+        yield report
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,151 @@
+"""Why did it say that? The linear system of a prompt, token by token: contributions, spectra and decoded words."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+
+from secant.attribution import Attribution, attribute
+from secant.decode import Word, decode
+from secant.errors import TooLarge
+from secant.files import replacing
+from secant.model import LM, Prompt
+from secant.run import Run, freeze
+from secant.svd import SVD, svd
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """A prompt's linear system, token by token.
+
+    `svds[t]` are the leading triplets of J_t; `outputs[t][i]` and `inputs[t][i]` the words of its i-th left and right
+    singular vectors; `norms[t]` is ‖J_t x_t‖, what the token writes to the final hidden state.
+    """
+
+    run: Run
+    attribution: Attribution
+    svds: list[SVD] = field(repr=False)
+    outputs: list[list[list[Word]]] = field(repr=False)
+    inputs: list[list[list[Word]]] = field(repr=False)
+    norms: list[float] = field(repr=False)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each token: its contribution to the predicted logit, its share of it, ‖J_t x_t‖, σ₁, stable rank."""
+        contributions = self.attribution.table["contribution"].tolist()[:-1]
+        return pd.DataFrame(
+            {
+                "position": range(len(self.svds)),
+                "token": self.run.tokens,
+                "id": self.run.ids,
+                "contribution": contributions,
+                "share": [c / self.attribution.logit for c in contributions],
+                "norm": self.norms,
+                "sigma": [f.S[0].item() for f in self.svds],
+                "stable_rank": [f.stable_rank for f in self.svds],
+                "output": [" ".join(w.token.strip() for w in words[0]) for words in self.outputs],
+                "input": [" ".join(w.token.strip() for w in words[0]) for words in self.inputs],
+            }
+        )
+
+    def words(self) -> pd.DataFrame:
+        """A row for each decoded word: position, token, vector (from 0), sigma, side, rank (from 0), word, id, score."""
+        rows = [
+            (t, self.run.tokens[t], i, self.svds[t].S[i].item(), side, rank, word.token, word.id, word.score)
+            for side, decoded in (("output", self.outputs), ("input", self.inputs))
+            for t, vectors in enumerate(decoded)
+            for i, words in enumerate(vectors)
+            for rank, word in enumerate(words)
+        ]
+        names = ["position", "token", "vector", "sigma", "side", "rank", "word", "id", "score"]
+        return pd.DataFrame(rows, columns=names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the tensors, ready for JSON."""
+        tokens = self.to_pandas().drop(columns=["output", "input"]).to_dict("records")
+        for row, f, out, into in zip(tokens, self.svds, self.outputs, self.inputs, strict=True):
+            row["singular_values"] = f.S.tolist()
+            row["output"] = [[asdict(w) for w in words] for words in out]
+            row["input"] = [[asdict(w) for w in words] for words in into]
+        constant = self.attribution.table["contribution"].iloc[-1]
+        return {
+            "model": self.run.lm.name,
+            "prediction": [asdict(p) for p in self.run.prediction],
+            "certificate": asdict(self.run.certificate),
+            "logit": self.attribution.logit,
+            "total": self.attribution.total,
+            "constant": {"contribution": constant, "share": constant / self.attribution.logit},
+            "tokens": tokens,
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write explanation.json, tokens and words (.parquet and .csv) and tensors.safetensors. Raises OutputFailed."""
+        tensors = {
+            "U": torch.stack([f.U for f in self.svds]),
+            "S": torch.stack([f.S for f in self.svds]),
+            "V": torch.stack([f.V for f in self.svds]),
+        }
+        op = self.run.operator()
+        tensors |= {"input": op.input, "output": op.output, "bias": op.bias}
+        about = {"secant": json.dumps(op.about), "U": "token, d_out, k", "S": "token, k", "V": "token, d_in, k"}
+        with replacing(folder) as new:
+            new.mkdir()
+            (new / "explanation.json").write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
+            for name, table in (("tokens", self.to_pandas()), ("words", self.words())):
+                table.to_parquet(new / f"{name}.parquet")
+                table.to_csv(new / f"{name}.csv", index=False)
+            save_file({k: t.contiguous().clone() for k, t in tensors.items()}, new / "tensors.safetensors", about)
+
+
+def explain(
+    lm: LM,
+    prompt: Prompt,
+    *,
+    k: int = 4,
+    top: int = 8,
+    convention: str = "gate",
+    precision: str | torch.dtype | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Explanation:
+    """Freeze a model at a prompt and look inside: exact contributions, each token's spectrum, and its words.
+
+    `k`: singular triplets of each block; `top`: words of each vector; the rest as in `freeze`. J is formed in memory,
+    d_out x T x d_in numbers. `progress(what, done, all)` is called as the work goes on.
+    Raises what `freeze` raises, and TooLarge where J does not fit.
+    """
+    report = progress or (lambda what, done, of: None)
+    lm.ready()
+    T, d = len(lm.encode(prompt)), lm.embedding.shape[1]
+    run = freeze(lm, prompt, convention=convention, precision=precision, ordinary=True, top=max(top, 10), seed=seed)
+    attribution = attribute(run)
+    op = run.operator()
+    _fits(op.shape[0] * op.shape[1] * op.bias.element_size(), f"J of {op.shape[0]} x {T} x {d} numbers", op.bias.device)
+    solid = op.solidified(progress=lambda done, of: report("Jacobian, rows", done, of))
+    svds = svd(solid, min(k, d), per_token=True, progress=lambda done, of: report("spectra, tokens", done, of))
+    outputs = [decode(lm, f.U, "output", top) for f in svds]
+    inputs = [decode(lm, f.V, "input", top) for f in svds]
+    norms = torch.linalg.vector_norm(torch.einsum("otd,td->to", solid.dense(), op.input), dim=1)
+    return Explanation(run, attribution, svds, outputs, inputs, norms.tolist())
+
+
+def _fits(size: int, what: str, device: torch.device) -> None:
+    """Raise TooLarge where so many bytes, with as much again to work in, are more than there is free."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif device.type == "cpu" and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        return
+    if 2 * size > free:
+        raise TooLarge(
+            f"{what} must fit in memory twice", f"{size / 2**30:.1f} GiB and {free / 2**30:.1f} GiB free",
+            "Shorten the prompt, or use products with run.operator(), which never form J.",
+        )  # fmt: skip
