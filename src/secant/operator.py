@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ CHUNK = 128
 """Most rows of J that one batched backward pass computes."""
 
 
+@runtime_checkable
 class Products(Protocol):
     """A matrix known by its products with many vectors at once."""
 

@@ -104,8 +104,7 @@ def multiplied(call: Call) -> Form | None:
         return LINEAR
     a, b = 0, call.key(("other", 1))
     mark, other = call.mark(one), call.mark(two)
-    if mark is None or other is None:
-        return fixed(call, [a])
+    assert mark is not None and other is not None  # both are live
     if mark.root == other.root:
         return fixed(call, [a if other.homogeneous else b])
     if mark.activation == other.activation:

@@ -172,9 +172,7 @@ def freeze(
     with torch.enable_grad(), throughout(lm.dtype), record:
         logits = lm.forward(x.clone().requires_grad_().clone())
     hidden = record.before_head
-    if hidden is None or record.mark(hidden) is None or record.mark(logits) is None:
-        raise NoPoint("The head must be applied to a hidden state", "a model where it is not", "Report the model's type.")
-    steps = {"norm": record.mark(hidden).step, "logits": record.mark(logits).step}  # type: ignore[union-attr]
+    steps = {name: record.made(point) for name, point in (("norm", hidden), ("logits", logits))}
     network = Held.of(lm, record.tape, steps, x, wide)
     hidden, logits = hidden.detach()[0], logits.detach()[0]
     reconstruction, affinity = _errors(network, hidden[-1], seed)
@@ -212,16 +210,21 @@ def _errors(network: Held, y: Float[Tensor, " d"], seed: int) -> tuple[float, fl
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * x.std(correction=0)
     u = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(op.bias)
-    Jx, Jv = (op @ torch.stack([x.flatten(), v.flatten()], dim=1)).double().T
-    replayed = network.replay(v)["norm"][-1]
-    dot = (u.double() @ Jv - (op.T @ u).double() @ v.double().flatten()).abs() / (u.double().norm() * Jv.norm())
-    return _relative(Jx + op.bias, op.output), max(_relative(Jv + op.bias, replayed), dot.item())
+    Jx, Jv = _wide(op @ torch.stack([x.flatten(), v.flatten()], dim=1)).T
+    replayed, adjoint = network.replay(v)["norm"][-1], op.T @ u
+    dot = (_wide(u) @ Jv - _wide(adjoint) @ _wide(v).flatten()).abs() / (_wide(u).norm() * Jv.norm())
+    b = _wide(op.bias)
+    return _relative(Jx + b, op.output), max(_relative(Jv + b, replayed), dot.item())
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float64 on the CPU, which every device can be copied to."""
+    return tensor.detach().cpu().double()
 
 
 def _relative(value: Tensor, true: Tensor) -> float:
-    """‖value - true‖ / ‖true‖, the norms taken in float64 where the device has it."""
-    wide = torch.float32 if true.device.type == "mps" else torch.float64
-    return (torch.linalg.vector_norm((value - true).to(wide)) / torch.linalg.vector_norm(true.to(wide))).item()
+    """‖value - true‖ / ‖true‖"""
+    return (torch.linalg.vector_norm(_wide(value) - _wide(true)) / torch.linalg.vector_norm(_wide(true))).item()
 
 
 def ordinary_error(lm: LM, x: Float[Tensor, "T d"], y: Float[Tensor, " d"]) -> float:
@@ -251,7 +254,7 @@ def _refuse(c: Certificate) -> None:
 
 
 def _predictions(lm: LM, logits: Float[Tensor, " vocabulary"], top: int) -> list[Prediction]:
-    logits = logits.double()
+    logits = _wide(logits)
     probabilities = torch.softmax(logits, -1)
     best: Sequence[int] = torch.sort(logits, descending=True, stable=True).indices[:top].tolist()
     return [Prediction(lm.text(i), i, probabilities[i].item(), logits[i].item()) for i in best]

@@ -11,6 +11,7 @@ when their `with` block ends; nothing of the model is touched.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
-from secant.errors import NoRule, ReplayMismatch
+from secant.errors import NoPoint, NoRule, ReplayMismatch
 from secant.forms import Call, Constant, Fixed, Form, Mark, changed, held_tensors, is_live, mapped, tensors
 from secant.rules import QUESTIONS, ROWS, Row, out_of_place, writes
 
@@ -56,9 +57,7 @@ class Tape:
         address = target.untyped_storage().data_ptr()
         for step in self._storages.pop(address, ()):
             if step.form is not None:
-                step.form = changed(
-                    step.form, lambda t: t.clone() if t.untyped_storage().data_ptr() == address else t
-                )
+                step.form = apart(step.form, target)
 
     def operations(self) -> dict[str, int]:
         """How many live calls there were of each rule."""
@@ -73,6 +72,12 @@ class Tape:
         held = (t for s in self.steps if s.form is not None for t in held_tensors(s.form))
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
         return sum(storages.values())
+
+
+def apart(form: Form, target: Tensor) -> Form:
+    """The same form, with copies of those coefficients that share the target's memory."""
+    address = target.untyped_storage().data_ptr()
+    return changed(form, lambda t: t.clone() if t.untyped_storage().data_ptr() == address else t)
 
 
 def name_of(function: Any) -> str:
@@ -207,12 +212,26 @@ class Record(_Mode):
         self.convention, self.precision = convention, precision
         self.modules = {id(module): name or type(module).__name__ for name, module in model.named_modules()}
         self.marks = WeakIdKeyDictionary()
+        self._roots = itertools.count()
         self.before_head: Tensor | None = None
         self._head = head.untyped_storage().data_ptr()
 
     def mark(self, tensor: Tensor) -> Mark | None:
-        """What is known of a tensor; None if no recorded call made it."""
+        """What is known of a tensor: None of a constant, nothing in particular of a live one that no step made."""
+        if tensor.requires_grad and tensor not in self.marks:
+            self.marks[tensor] = Mark(-1, next(self._roots))
         return self.marks.get(tensor)
+
+    def made(self, tensor: Tensor | None) -> int:
+        """The step that made a live tensor. Raises NoPoint where none did."""
+        mark = None if tensor is None else self.mark(tensor)
+        if mark is None or mark.step < 0:
+            raise NoPoint(
+                "The head must be applied to what the model made of the input",
+                "a model where it is not",
+                "Report the model's type.",
+            )
+        return mark.step
 
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], into: Tensor | None) -> Any:
         module = self._module()
@@ -235,25 +254,27 @@ class Record(_Mode):
         else:
             out = _Live.apply(call, *(t for t in tensors((args, kwargs)) if t.requires_grad))
         if into is not None and form is not None:
+            form = apart(form, into)
             out = into.copy_(out)
         self.tape.append(Step(func, module, form))
-        if row is not None and isinstance(out, Tensor):
-            self.marks[out] = self._marked(row, call, form)
+        for made in tensors(out if into is None else into):
+            self.marks[made] = self._marked(row, call, form)
         return out
 
-    def _marked(self, row: Row, call: Call, form: Form | None) -> Mark:
-        """What is known of the output. It is an elementwise function of the root that its inputs share, if any."""
+    def _marked(self, row: Row | None, call: Call, form: Form | None) -> Mark:
+        """What is known of an output. It is an elementwise function of the root that its inputs share, if any."""
         step = len(self.tape.steps) - 1
-        marks = [self.mark(t) or Mark(-1, -id(t)) for t in tensors((call.args, call.kwargs)) if t.requires_grad]
-        marks += [m for t in tensors((call.args, call.kwargs)) if not t.requires_grad and (m := self.mark(t))]
-        if not row.elementwise or len({m.root for m in marks}) != 1:
-            return Mark(step, step, activation=row.activation)
+        given = [t for t in tensors((call.args, call.kwargs))]
+        marks = [mark for t in given if (mark := self.mark(t)) is not None]
+        if row is None or not row.elementwise or len({m.root for m in marks}) != 1:
+            return Mark(step, next(self._roots), activation=row is not None and row.activation)
+        numbers = sum(isinstance(a, Tensor | float | int) for a in call.args)
         homogeneous = [m.homogeneous for m in marks]
-        constant = row.additive and len(marks) < sum(isinstance(a, Tensor | float | int) for a in call.args)
         return Mark(
             step,
             marks[0].root,
-            homogeneous=(any(homogeneous) if isinstance(form, Fixed) else all(homogeneous)) and not constant,
+            homogeneous=(any(homogeneous) if isinstance(form, Fixed) else all(homogeneous))
+            and not (row.additive and numbers > len(marks)),
             activation=row.activation or any(m.activation for m in marks),
         )
 

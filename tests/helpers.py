@@ -1,0 +1,57 @@
+"""What several tests need: holding a bare function, comparing operators with matrices, real models where they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secant.operator import Operator
+from secant.tape import Record, Replay, Tape
+
+REAL = Path(os.environ.get("SECANT_TEST_MODELS", Path(__file__).parents[2] / "shared" / "models"))
+
+
+def real(name: str) -> Path:
+    """The folder of a small trained model; the test is skipped where there is none."""
+    if not (REAL / name).is_dir():
+        pytest.skip(f"no trained model {name} in SECANT_TEST_MODELS or {REAL.parent.name}/{REAL.name}")
+    return REAL / name
+
+
+def recorded(
+    function: Callable[[Tensor], object], x: Tensor, convention: str = "gate", precision: torch.dtype | None = None
+) -> tuple[object, Tape]:
+    """A function run on a live input under Record, as a model's forward is."""
+    mode, live = Record(nn.Module(), torch.empty(1), convention, precision), x.clone().requires_grad_().clone()
+    with torch.enable_grad(), mode:
+        out = function(live)
+    return out, mode.tape
+
+
+def replayed(function: Callable[[Tensor], object], tape: Tape, v: Tensor) -> object:
+    live = (v if v.requires_grad else v.clone().requires_grad_()).clone()
+    with torch.enable_grad(), Replay(tape):
+        return function(live)
+
+
+def assert_matches(op: Operator, J: Tensor, tolerance: float = 1e-12) -> None:
+    """An operator equals a dense matrix `[d_out, T * d_in]`: from both sides, for vectors and matrices; dot test."""
+    n_out, n_in = J.shape
+    assert op.shape == (n_out, n_in)
+    assert op.T.shape == (n_in, n_out)
+    generator = torch.Generator().manual_seed(3)
+    v, u = (torch.randn(n, 3, generator=generator, dtype=torch.float64).to(J) for n in (n_in, n_out))
+    scale = torch.linalg.matrix_norm(J) * tolerance
+    close = {"rtol": 0, "atol": float(scale) * 10}
+    torch.testing.assert_close(op @ v, J @ v, **close)
+    torch.testing.assert_close(op @ v[:, 0], J @ v[:, 0], **close)
+    torch.testing.assert_close(op @ v[:, 0].reshape(op.input.shape), J @ v[:, 0], **close)
+    torch.testing.assert_close(op.T @ u, J.T @ u, **close)
+    torch.testing.assert_close(op.T @ u[:, 0], J.T @ u[:, 0], **close)
+    torch.testing.assert_close(op.dense().flatten(1), J, **close)
+    torch.testing.assert_close((u * (op @ v)).sum(), ((op.T @ u) * v).sum(), rtol=0, atol=float(scale) * 100)

@@ -1,0 +1,275 @@
+"""Every name in the table of rules: its value is untouched bit for bit, its held form returns it and is affine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import recorded, replayed
+from torch import Tensor
+
+from secant import rules
+from secant.errors import NoRule, TrainingMode
+from secant.forms import Chosen, Constant, Scaled, tensors
+
+torch.manual_seed(0)
+A = torch.randn(4, 6, dtype=torch.float64)
+W = torch.randn(6, 6, dtype=torch.float64)
+M = torch.rand(4, 6) > 0.5
+I4 = torch.tensor([2, 0, 3, 1])
+B3 = torch.randn(2, 4, 6, dtype=torch.float64)
+
+
+def written(x: Tensor, name: str, *args: object, **kwargs: object) -> Tensor:
+    """x after one of its in-place methods."""
+    getattr(x, name)(*args, **kwargs)
+    return x
+
+
+def assigned(x: Tensor) -> Tensor:
+    out = torch.zeros(8, 6, dtype=x.dtype)
+    out[2:6] = x
+    out[0] += x[1] * 2
+    return out
+
+
+def batched(x: Tensor) -> Tensor:
+    return x.reshape(1, 4, 6).expand(2, 4, 6)
+
+
+# name -> calls on a live x of (4, 6); where x appears twice, both factors are live
+SAMPLES: dict[str, list] = {
+    **{n: [lambda x, n=n: getattr(x, n)(2, 12)] for n in ("view", "reshape")},
+    **{n: [lambda x, n=n: getattr(x, n)(torch.empty(2, 12))] for n in ("view_as", "reshape_as")},
+    **{n: [lambda x, n=n: getattr(x, n)(0, 1)] for n in ("transpose", "swapaxes", "swapdims", "movedim", "moveaxis")},
+    "permute": [lambda x: x.permute(1, 0)],
+    "T": [lambda x: x.T], "mT": [lambda x: x.mT],
+    "unsqueeze": [lambda x: x.unsqueeze(0)], "squeeze": [lambda x: x[None].squeeze(0)],
+    "flatten": [torch.flatten], "unflatten": [lambda x: x.unflatten(1, (2, 3))],
+    "expand": [lambda x: x.expand(3, 4, 6)], "expand_as": [lambda x: x.expand_as(torch.empty(3, 4, 6))],
+    "broadcast_to": [lambda x: x.broadcast_to(3, 4, 6)],
+    "broadcast_tensors": [lambda x: torch.broadcast_tensors(x, torch.empty(3, 4, 6))[0]],
+    "repeat": [lambda x: x.repeat(2, 1)], "repeat_interleave": [lambda x: x.repeat_interleave(2, dim=1)],
+    "tile": [lambda x: x.tile(2)],
+    **{n: [lambda x, n=n: getattr(torch, n)([x, A, x * 2])] for n in ("cat", "concat", "concatenate", "stack")},
+    **{n: [lambda x, n=n: getattr(torch, n)([x, A])] for n in ("hstack", "vstack", "dstack")},
+    "__getitem__": [lambda x: x[1:, ::2], lambda x: x[I4], lambda x: x[M]],
+    "__setitem__": [assigned],
+    "index_select": [lambda x: x.index_select(0, I4)],
+    "gather": [lambda x: x.gather(0, I4[:, None])], "take_along_dim": [lambda x: x.take_along_dim(I4[:, None], 0)],
+    "select": [lambda x: x.select(0, 1)], "narrow": [lambda x: x.narrow(1, 2, 3)],
+    "split": [lambda x: x.split(3, 1)[1]], "split_with_sizes": [lambda x: x.split_with_sizes([1, 5], 1)[1]],
+    "chunk": [lambda x: x.chunk(2, -1)[1]], "tensor_split": [lambda x: x.tensor_split(3, 1)[1]],
+    "unbind": [lambda x: x.unbind(1)[2]], "__iter__": [lambda x: next(iter(x))],
+    "roll": [lambda x: x.roll(1, 0)], "flip": [lambda x: x.flip(0)],
+    "pad": [lambda x: F.pad(x, (1, 2), value=3.0)],
+    "diagonal": [torch.diagonal], "diag_embed": [torch.diag_embed],
+    "tril": [torch.tril], "triu": [torch.triu], "unfold": [lambda x: x.unfold(1, 3, 1)],
+    "as_strided": [lambda x: x.as_strided((2, 3), (6, 1))],
+    "slice_scatter": [lambda x: A.clone().slice_scatter(x[:2], 0, 1, 3)],
+    "select_scatter": [lambda x: A.clone().select_scatter(x[0], 0, 1)],
+    "index_put": [lambda x: A.clone().index_put((I4,), x), lambda x: written(A.clone(), "index_put_", (I4,), x)],
+    "index_copy": [lambda x: A.clone().index_copy(0, I4, x)],
+    "index_add": [lambda x: A.clone().index_add(0, I4, x), lambda x: written(A.clone(), "index_add_", 0, I4, x)],
+    "scatter": [lambda x: A.clone().scatter(0, I4[:, None], x)],
+    "scatter_add": [lambda x: A.clone().scatter_add(0, I4[:, None], x)],
+    "copy_": [lambda x: torch.zeros(4, 6, dtype=x.dtype).copy_(x)], "zero_": [lambda x: written(x * 2, "zero_")],
+    "fill_": [lambda x: written(x * 2, "fill_", 1.5)],
+    "masked_select": [lambda x: x.masked_select(M)],
+    "masked_scatter": [lambda x: A.clone().masked_scatter(M, x)], "new_tensor": [lambda x: x + x.new_tensor([1.0])],
+    **{n: [lambda x, n=n: getattr(x, n)()] for n in ("clone", "contiguous", "double", "cpu")},
+    **{n: [lambda x, n=n: getattr(x, n)().double()] for n in ("float", "half", "bfloat16")},
+    "cuda": [], "to": [lambda x: x.to(torch.float64)], "type": [lambda x: x.type(torch.float64)],
+    "type_as": [lambda x: x.type_as(A)],
+    "add": [lambda x: x + A, lambda x: 2 + x, lambda x: written(x * 1, "add_", A), lambda x: torch.add(x, A, alpha=2)],
+    "__radd__": [lambda x: 1.5 + x],
+    "sub": [lambda x: x - A, lambda x: written(x * 1, "__isub__", A)],
+    "subtract": [lambda x: x.subtract(A)], "rsub": [lambda x: torch.rsub(x, A)], "__rsub__": [lambda x: 1 - x],
+    **{n: [lambda x, n=n: getattr(torch, n)(x)] for n in ("neg", "negative", "positive", "trace", "sum", "mean")},
+    "where": [lambda x: torch.where(M, x, A), lambda x: torch.where(x > 0, x, x * 0.1)],
+    "masked_fill": [lambda x: x.masked_fill(M, 2.0), lambda x: written(x * 1, "masked_fill_", M, 2.0)],
+    "cumsum": [lambda x: x.cumsum(0)], "diff": [torch.diff],
+    "adaptive_avg_pool1d": [lambda x: F.adaptive_avg_pool1d(x, 3)], "avg_pool1d": [lambda x: F.avg_pool1d(x, 2)],
+    "dropout": [lambda x: F.dropout(x, 0.5, training=False)],
+    **{n: [lambda x, n=n: getattr(F, n)(x[None], 0.5, training=False)] for n in ("dropout1d", "alpha_dropout")},
+    "dropout2d": [lambda x: F.dropout2d(x[None, None], 0.5, training=False)],
+    "feature_dropout": [lambda x: torch.feature_dropout(x, 0.5, False)],
+    "mul": [lambda x: x * A, lambda x: x * (x @ W), lambda x: written(x * 1, "mul_", x @ W), lambda x: x * x,
+            lambda x: torch.mul(input=x, other=x @ W)],
+    "__rmul__": [lambda x: 3 * x], "multiply": [lambda x: x.multiply(x @ W)],
+    "div": [lambda x: x / A, lambda x: x / (x @ W), lambda x: A / x, lambda x: written(x * 1, "div_", x @ W)],
+    "divide": [lambda x: x.divide(x @ W)], "true_divide": [lambda x: x.true_divide(x @ W)],
+    "truediv": [lambda x: written(x * 1, "__itruediv__", x @ W)],
+    "mm": [lambda x: x.mm(W), lambda x: x.mm(x.T)], "bmm": [lambda x: batched(x).bmm(batched(x).mT)],
+    "matmul": [lambda x: x @ W, lambda x: x @ x.T, lambda x: torch.matmul(W, x.T)],
+    "__rmatmul__": [lambda x: x.__rmatmul__(A.T)],
+    "mv": [lambda x: x.mv(x[0])], "dot": [lambda x: x[0].dot(x[1])], "vdot": [lambda x: x[0].vdot(x[1])],
+    "outer": [lambda x: x[0].outer(x[1])], "ger": [lambda x: x[0].ger(x[1])],
+    "linear": [lambda x: F.linear(x, W, W[0]), lambda x: F.linear(A, x[:, :], None), lambda x: F.linear(x, x)],
+    "conv1d": [lambda x: F.conv1d(x[None], torch.ones(4, 1, 3, dtype=x.dtype), groups=4, padding=2)],
+    "addmm": [lambda x: torch.addmm(A, x, W), lambda x: torch.addmm(W[:4, :4], x, x.T)],
+    "baddbmm": [lambda x: torch.baddbmm(torch.zeros(2, 4, 4, dtype=x.dtype), batched(x), batched(x).mT)],
+    "addcmul": [lambda x: torch.addcmul(A, x, x @ W, value=0.5)],
+    "einsum": [lambda x: torch.einsum("ij,kj->ik", x, x), lambda x: torch.einsum("ij,jk->ik", [x, W])],
+    **{n: [lambda x, n=n: getattr(F, n)(x)] for n in (
+        "silu", "gelu", "relu", "relu6", "mish", "leaky_relu", "elu", "selu", "celu", "hardtanh", "hardswish", "softsign",
+        "tanhshrink", "softshrink", "hardshrink", "softplus", "logsigmoid", "hardsigmoid",
+        "normalize")},
+    **{n: [lambda x, n=n: getattr(torch, n)(x)] for n in (
+        "tanh", "square", "abs", "absolute", "erf", "expm1", "sinh", "arctan", "atan", "sin", "nan_to_num", "sigmoid",
+        "exp", "exp2", "cos", "cosh", "sign")},
+    **{n: [lambda x, n=n: getattr(torch, n)(x.abs() + 0.5)] for n in (
+        "log1p", "log", "log2", "log10", "rsqrt", "sqrt", "reciprocal")},
+    "prelu": [lambda x: F.prelu(x, torch.tensor([0.2], dtype=x.dtype))],
+    "__rpow__": [lambda x: 2**x], "__rdiv__": [lambda x: 1 / x],
+    "pow": [lambda x: x.pow(2), lambda x: x**3, lambda x: x.abs().pow(0.5), lambda x: x.pow(-1),
+            lambda x: torch.pow(2.0, x)],
+    "float_power": [lambda x: x.float_power(2)],
+    "clamp": [lambda x: x.clamp(-0.5, 0.5), lambda x: x.clamp(min=0.3), lambda x: x.clamp(max=-0.2), lambda x: x.clamp(max=1),
+              lambda x: written(x * 1, "clamp_", min=0.3)],
+    "clip": [lambda x: x.clip(-0.5, 0.5)],
+    "clamp_min": [lambda x: x.clamp_min(0.1)], "clamp_max": [lambda x: x.clamp_max(-0.1)],
+    **{n: [lambda x, n=n: getattr(torch, n)(x, x @ W)] for n in ("maximum", "minimum", "fmax", "fmin")},
+    **{n: [lambda x, n=n: getattr(x, n)(dim=1)[0], lambda x, n=n: getattr(x, n)()] for n in ("max", "min")},
+    "layer_norm": [lambda x: F.layer_norm(x, (6,), W[0], W[1], 1e-3), lambda x: F.layer_norm(x, (4, 6))],
+    "rms_norm": [lambda x: F.rms_norm(x, (6,), W[0], 1e-3), lambda x: F.rms_norm(x, (6,))],
+    "scaled_dot_product_attention": [
+        lambda x: F.scaled_dot_product_attention(x[None], (x * 2)[None], (x @ W)[None], is_causal=True),
+        lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None], attn_mask=M[:, :4], scale=0.3),
+        lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None], attn_mask=A[:, :4]),
+        lambda x: F.scaled_dot_product_attention(
+            x.reshape(4, 2, 3)[None], x.reshape(2, 4, 3)[None, :, :2], x.reshape(2, 4, 3)[None, :, :2], enable_gqa=True),
+        lambda x: F.scaled_dot_product_attention(x[None], A[None], A[None]),
+    ],
+    **{n: [lambda x, n=n: getattr(F, n)(x, dim=-1)] for n in ("softmax", "log_softmax", "softmin")},
+    **{n: [lambda x, n=n: getattr(torch, n)(x, dim=-1)] for n in
+       ("amax", "amin", "logsumexp", "var", "std", "prod", "cumprod", "norm")},
+    "vector_norm": [torch.linalg.vector_norm],
+    "topk": [lambda x: x.topk(2).values], "sort": [lambda x: x.sort().values], "median": [torch.median],
+    "kthvalue": [lambda x: x.kthvalue(2).values],
+    "detach": [lambda x: x.detach() * 2], "data": [lambda x: x.data * 2], "item": [lambda x: A * x[0, 0].item()],
+    "tolist": [lambda x: torch.tensor(x.tolist(), dtype=x.dtype)], "numpy": [lambda x: torch.as_tensor(x.numpy()) * 1],
+    "__array__": [lambda x: torch.as_tensor(x.__array__()) * 1], "__float__": [lambda x: A * float(x[0, 0])],
+}  # fmt: skip
+
+CASES = [(name, i) for name, calls in SAMPLES.items() for i in range(len(calls))]
+
+
+def test_every_name_has_a_sample() -> None:
+    names = {name for row in rules.TABLE for name in row.names.split()}
+    assert names == set(SAMPLES)
+    assert all(rules.functions(name) for name in names), "a name that torch does not have"
+
+
+def test_no_name_stands_twice() -> None:
+    names = [name for row in rules.TABLE for name in row.names.split()]
+    assert len(names) == len(set(names))
+    assert not rules.QUESTIONS & set(rules.ROWS)
+
+
+@pytest.mark.parametrize(("name", "i"), CASES, ids=[f"{n}-{i}" for n, i in CASES])
+@pytest.mark.parametrize("convention", rules.CONVENTIONS)
+def test_row(name: str, i: int, convention: str) -> None:
+    call = SAMPLES[name][i]
+    x = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    plain = call(x.clone())
+    out, tape = recorded(call, x, convention)
+    assert torch.equal(out.detach(), plain)
+
+    def held(v: Tensor) -> Tensor:
+        return replayed(call, tape, v).detach()
+
+    scale = 1e-13 if name not in ("float", "half", "bfloat16") else 1e-2
+    close = {"rtol": scale, "atol": scale}
+    torch.testing.assert_close(held(x), plain, **close)
+    v, w = torch.randn(2, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(held(2 * v - w), 2 * held(v) - held(w), rtol=scale, atol=100 * scale)
+
+
+@pytest.mark.parametrize("name", [n for row in rules.TABLE if row.rule is rules.ratio for n in row.names.split()])
+def test_a_ratio_is_its_limit_at_zero(name: str) -> None:
+    x = torch.tensor([[0.0, 1e-8, 0.7]], dtype=torch.float64)
+    _, tape = recorded(SAMPLES[name][0] if name != "log1p" else torch.log1p, x)
+    form = tape.steps[-1].form
+    assert isinstance(form, Scaled)
+    assert form.factor.isfinite().all()
+    if name not in ("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "abs", "absolute", "prelu"):  # kinks
+        torch.testing.assert_close(form.factor[0, 0], form.factor[0, 1], rtol=0, atol=1e-7)
+
+
+def test_a_function_without_a_row_is_refused_by_name_module_and_next_step() -> None:
+    with pytest.raises(NoRule, match=r"torch.lgamma in \?.*docs/extend.md"):
+        recorded(torch.lgamma, A)
+
+
+def test_what_carries_no_number_is_held_without_a_row() -> None:
+    _, tape = recorded(lambda x: (x.argmax(-1), x > 0, x.isnan().any(), bool((x > 5).any())), A)
+    assert tape.steps
+    assert all(isinstance(step.form, Constant) for step in tape.steps)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda x: F.dropout(x, 0.1), lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=0.1)],
+)
+def test_randomness_is_refused(call: object) -> None:
+    with pytest.raises(TrainingMode):
+        recorded(call, A)
+
+
+GATED = [
+    lambda x: F.silu(x @ W) * x,
+    lambda x: x * F.silu(x @ W),
+    lambda x: F.gelu((x @ W).chunk(2, -1)[0]) * (x @ W).chunk(2, -1)[1],
+    lambda x: 0.5 * (y := x @ W) * (1 + torch.tanh(0.8 * (y + 0.04 * y**3))) * x,  # a GELU written by hand
+    lambda x: (y := x @ W) * torch.sigmoid(1.7 * y) * x,  # a quick GELU written by hand
+    lambda x: torch.square(F.relu(x @ W)) * x,
+]
+
+
+def gradient(call: object, x: Tensor, convention: str) -> Tensor:
+    _, tape = recorded(call, x, convention)
+    return torch.autograd.functional.jacobian(lambda v: replayed(call, tape, v), x)
+
+
+@pytest.mark.parametrize("call", GATED)
+def test_conventions(call: object) -> None:
+    """`gate` is the Jacobian with the activation detached, `up` that with the other factor, `half` their mean."""
+    x = A[:1]
+    J = {c: gradient(call, x, c) for c in rules.CONVENTIONS}
+    torch.testing.assert_close(J["half"], (J["gate"] + J["up"]) / 2)
+    assert (J["gate"] - J["up"]).norm() > 0.1 * J["gate"].norm()
+    other = x.detach() if call is not GATED[2] else (x @ W).chunk(2, -1)[1].detach()
+    linear = torch.eye(6, dtype=x.dtype) if call is not GATED[2] else W.T[3:]
+    expected = torch.diag((call(x) / other)[0]) @ linear
+    torch.testing.assert_close(J["gate"][0, :, 0], expected)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda x: 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.04 * x**3))), lambda x: x * torch.sigmoid(1.7 * x), lambda x: x * x]
+)
+@pytest.mark.parametrize("convention", rules.CONVENTIONS)
+def test_an_activation_written_by_hand_is_its_ratio(call: object, convention: str) -> None:
+    J = gradient(call, A[:1], convention)[0, :, 0]
+    torch.testing.assert_close(J, torch.diag((call(A[:1]) / A[:1])[0]))
+
+
+def test_in_place_functions_compute_what_their_twins_do() -> None:
+    for call, twin in (
+        (lambda x: written(x * 1, "mul_", x @ W), lambda x: (x * 1) * (x @ W)),
+        (lambda x: F.silu(x * 1, inplace=True) * x, lambda x: F.silu(x * 1) * x),
+        (lambda x: written(x @ W, "relu_") * 2, lambda x: torch.relu(x @ W) * 2),
+    ):
+        torch.testing.assert_close(gradient(call, A, "gate"), gradient(twin, A, "gate"))
+
+
+def test_choices_hold_the_choice() -> None:
+    _, tape = recorded(lambda x: x.clamp(min=0.3), A)
+    assert isinstance(tape.steps[-1].form, Chosen)
+
+
+def test_forms_say_what_they_hold() -> None:
+    _, tape = recorded(lambda x: F.softmax(x @ x.T, -1) @ x, A)
+    held = [t for step in tape.steps if step.form is not None for t in tensors(tuple(vars(step.form).values()))]
+    assert held
+    assert not any(t.requires_grad for t in held)
