@@ -48,16 +48,18 @@ class Tape:
 
     def append(self, step: Step) -> None:
         self.steps.append(step)
-        if step.form is not None:
-            for tensor in held_tensors(step.form):
-                self._storages.setdefault(tensor.untyped_storage().data_ptr(), []).append(step)
+        self._register(step)
+
+    def _register(self, step: Step) -> None:
+        for tensor in held_tensors(step.form) if step.form is not None else ():
+            self._storages.setdefault(tensor.untyped_storage().data_ptr(), []).append(step)
 
     def protect(self, target: Tensor) -> None:
         """Before `target` is written in place: coefficients in the same memory get a copy of their own."""
-        address = target.untyped_storage().data_ptr()
-        for step in self._storages.pop(address, ()):
+        for step in self._storages.pop(target.untyped_storage().data_ptr(), ()):
             if step.form is not None:
                 step.form = apart(step.form, target)
+                self._register(step)
 
     def operations(self) -> dict[str, int]:
         """How many live calls there were of each rule."""

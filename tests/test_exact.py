@@ -1,0 +1,157 @@
+"""The paper's families: the held network is affine and reproduces the model, in every dtype, attention and convention.
+
+Three paths must agree: products from autograd, replays of the held network, and matrices written out by hand.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import FAMILIES, GATED, LENGTH, model_of, prompt
+from helpers import assert_matches, real
+from stock64 import in_float64
+
+import secant as sc
+from secant.rules import CONVENTIONS
+
+ATTENTIONS = ("eager", "sdpa")
+LOW = (torch.bfloat16, torch.float16)
+
+each_family = pytest.mark.parametrize("family", FAMILIES)
+each_attention = pytest.mark.parametrize("attention", ATTENTIONS)
+
+
+@each_family
+@each_attention
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("length", [1, 2, LENGTH])
+def test_float64(family: str, attention: str, convention: str, length: int) -> None:
+    run = sc.freeze(model_of(family, attention), prompt(length), convention=convention)
+    c = run.certificate
+    assert c.forward_equal
+    assert c.reconstruction <= 1e-13
+    assert c.affinity <= 1e-13
+    assert (c.convention, c.dtype, c.attention) == (convention, "float64", attention)
+
+
+@each_family
+@each_attention
+def test_float64_is_the_same_mathematics_in_float64_throughout(family: str, attention: str) -> None:
+    lm = model_of(family, attention)
+    run = sc.freeze(lm, prompt())
+    with torch.no_grad():
+        ours, twin = run.logits, in_float64(lm.model)(input_ids=torch.tensor([prompt()])).logits[0]
+        stock = lm.model(input_ids=torch.tensor([prompt()])).logits[0]
+    assert torch.equal(ours, twin) or (ours - twin).norm() <= 1e-15 * twin.norm()
+    if family != "gpt2":  # which has no casts
+        assert (ours - stock).norm() > 1e-10 * stock.norm(), "the stock casts are there to be kept out"
+
+
+@each_family
+@each_attention
+@pytest.mark.parametrize("length", [1, LENGTH])
+def test_float32(family: str, attention: str, length: int) -> None:
+    lm = model_of(family, attention, torch.float32)
+    run = sc.freeze(lm, prompt(length))
+    with torch.no_grad():
+        assert torch.equal(run.logits, lm.model(input_ids=torch.tensor([prompt(length)])).logits[0])
+    assert run.certificate.forward_equal
+    assert run.certificate.reconstruction <= 5e-6
+    assert run.certificate.affinity <= 5e-6
+
+
+@each_family
+@each_attention
+@pytest.mark.parametrize("dtype", LOW)
+def test_low_precision(family: str, attention: str, dtype: torch.dtype) -> None:
+    """The forward pass is the plain one; the system is evaluated in its dtype, or above it on request."""
+    lm = model_of(family, attention, dtype)
+    own, wide = (sc.freeze(lm, prompt(), precision=p) for p in (None, "float32"))
+    with torch.no_grad():
+        plain = lm.model(input_ids=torch.tensor([prompt()])).logits[0]
+    for run in (own, wide):
+        assert torch.equal(run.logits, plain)
+        assert run.certificate.reconstruction < 0.05
+    assert own.operator().dense().dtype == dtype
+    assert wide.operator().dense().dtype == torch.float32
+    assert wide.certificate.affinity <= 5e-6, "in float32 the held network is affine to float32"
+    assert lm.model.dtype == dtype
+
+
+@each_family
+def test_the_ordinary_jacobian_fails(family: str) -> None:
+    run = sc.freeze(model_of(family, "sdpa"), prompt(), ordinary=True)
+    assert run.certificate.ordinary is not None
+    assert run.certificate.ordinary > 0.5
+
+
+def test_the_ordinary_jacobian_is_the_ordinary_jacobian() -> None:
+    lm = model_of("llama", "eager")
+    lm.model.requires_grad_(False)
+    run = sc.freeze(lm, prompt(), ordinary=True)
+
+    def last(x: torch.Tensor) -> torch.Tensor:
+        return in_float64(lm.model).model(inputs_embeds=x[None]).last_hidden_state[0, -1]
+
+    J = torch.autograd.functional.jacobian(last, run.input).flatten(1)
+    y = run.hidden[-1]
+    assert run.certificate.ordinary == pytest.approx(float((J @ run.input.flatten() - y).norm() / y.norm()), rel=1e-10)
+
+
+@each_family
+@each_attention
+def test_products_dense_and_replay_agree(family: str, attention: str) -> None:
+    run = sc.freeze(model_of(family, attention), prompt())
+    for position in (-1, 3):
+        op = run.operator(position=position)
+        zero = run.network.replay(torch.zeros_like(op.input))["norm"][position]
+        assert torch.equal(zero, op.bias)
+        identity = torch.eye(op.shape[1], dtype=torch.float64).reshape(-1, *op.input.shape)
+        columns = [run.network.replay(e)["norm"][position] - zero for e in identity[::29]]
+        J = op.dense().flatten(1)
+        torch.testing.assert_close(torch.stack(columns, 1), J[:, ::29], rtol=0, atol=1e-12 * float(J.norm()))
+        assert_matches(op, J)
+        torch.testing.assert_close(J @ op.input.flatten() + op.bias, op.output, rtol=0, atol=1e-12)
+    later = run.operator(position=3).dense()[:, 4:]
+    assert later.abs().max() == 0, "a causal model does not read what comes after"
+
+
+@pytest.mark.parametrize("family", GATED)
+def test_conventions_differ_and_half_is_their_mean(family: str) -> None:
+    lm = model_of(family, "sdpa")
+    J = {c: sc.freeze(lm, prompt(), convention=c).operator().dense() for c in CONVENTIONS}
+    assert (J["gate"] - J["up"]).norm() > 0.1 * J["gate"].norm()
+    assert (J["half"] - J["gate"]).norm() > 0.05 * J["gate"].norm()
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral", "ministral"])
+def test_the_sliding_window_is_seen(family: str) -> None:
+    """With one layer, a token further back than the window plays no part (trap 7 of the reference code)."""
+    options = {"num_hidden_layers": 1, **({"layer_types": ["sliding_attention"]} if family != "mistral" else {})}
+    for attention in ATTENTIONS:
+        run = sc.freeze(model_of(family, attention, **options), prompt())
+        norms = run.operator().dense().norm(dim=(0, 2))
+        assert norms[: LENGTH - 4].max() == 0
+        assert norms[LENGTH - 4 :].min() > 0
+
+
+def test_a_bias_is_the_held_network_at_zero_and_is_not_small() -> None:
+    for family in ("gpt2", "qwen2", "llama"):
+        op = sc.freeze(model_of(family), prompt()).operator()
+        assert op.bias.norm() > 1e-2 * op.output.norm()
+    for family in ("mistral", "gemma3", "qwen3", "phi3", "olmo2"):
+        assert sc.freeze(model_of(family), prompt()).operator().bias.abs().max() == 0
+
+
+@pytest.mark.parametrize("name", ["stories260K", "craftgpt", "tiny-sql-gpt", "tiny-sql-gpt-nano"])
+@each_attention
+def test_real_models(name: str, attention: str) -> None:
+    text = {"stories260K": "Once upon a time there was", "craftgpt": "[inst] do you like music? [/inst]"}
+    said = text.get(name, "SELECT region , SUM ( price ) FROM sales GROUP BY")
+    folder = str(real(name))
+    for dtype, tolerance in (("float64", 1e-13), ("float32", 5e-6)):
+        run = sc.freeze(sc.load(folder, dtype=dtype, attention=attention), said)
+        assert run.certificate.forward_equal
+        assert run.certificate.reconstruction <= tolerance
+        if name == "tiny-sql-gpt":
+            assert run.prediction[0].token == "region"

@@ -1,0 +1,118 @@
+"""Operators: products, blocks, scipy, files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse.linalg
+import torch
+from families import LENGTH, model_of, prompt
+from helpers import assert_matches
+
+import secant as sc
+from secant.errors import BadArgument, DamagedFile, OutputFailed
+from secant.operator import Matrix
+
+
+@pytest.fixture(scope="module")
+def op() -> sc.Operator:
+    return sc.freeze(model_of("llama", "sdpa"), prompt()).operator()
+
+
+@pytest.fixture(scope="module")
+def J(op: sc.Operator) -> torch.Tensor:
+    return op.dense().flatten(1)
+
+
+def test_products(op: sc.Operator, J: torch.Tensor) -> None:
+    assert_matches(op, J)
+    assert op.T.T is op
+
+
+def test_products_with_a_matrix_that_is_there(op: sc.Operator, J: torch.Tensor) -> None:
+    assert_matches(op.solidified(), J)
+    assert isinstance(op.solidified().products, Matrix)
+
+
+@pytest.mark.parametrize("t", [0, 4, -1])
+def test_blocks(op: sc.Operator, J: torch.Tensor, t: int) -> None:
+    block, own = op.block(t), J.reshape(32, LENGTH, 32)[:, t]
+    assert block.shape == (32, 32)
+    assert_matches(block, own)
+    torch.testing.assert_close(block.output, own @ op.input[t])
+    assert block.about["token"] == t % LENGTH
+
+
+def test_blocks_and_bias_sum_to_the_output(op: sc.Operator) -> None:
+    total = sum(op.block(t).output for t in range(LENGTH)) + op.bias
+    torch.testing.assert_close(total, op.output, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 31, 32, 100])
+def test_dense_is_the_same_in_any_chunks(op: sc.Operator, J: torch.Tensor, chunk: int) -> None:
+    seen: list[tuple[int, int]] = []
+    again = op.dense(chunk, progress=lambda done, of: seen.append((done, of)))
+    torch.testing.assert_close(again.flatten(1), J, rtol=0, atol=1e-13)
+    assert seen[-1] == (32, 32)
+    assert len(seen) == -(-32 // chunk)
+
+
+def test_scipy(op: sc.Operator, J: torch.Tensor) -> None:
+    linear = op.to_scipy()
+    v = np.random.default_rng(0).normal(size=(linear.shape[1], 2))
+    np.testing.assert_allclose(linear @ v, J.numpy() @ v, atol=1e-11)
+    np.testing.assert_allclose(linear.T @ v[:32], J.numpy().T @ v[:32], atol=1e-11)
+    values = scipy.sparse.linalg.svds(linear, k=3, solver="propack", return_singular_vectors=False)
+    np.testing.assert_allclose(sorted(values), np.linalg.svd(J.numpy(), compute_uv=False)[:3][::-1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [torch.ones(31), torch.ones(3, 3), torch.ones(1, 288, 1)])
+def test_products_of_another_shape_are_refused(op: sc.Operator, bad: torch.Tensor) -> None:
+    with pytest.raises(BadArgument, match="op @ v takes"):
+        op @ bad
+    with pytest.raises(BadArgument, match=r"op\.T @ u takes"):
+        op.T @ torch.ones(33)
+
+
+def test_no_such_block(op: sc.Operator) -> None:
+    with pytest.raises(BadArgument, match="one of the 9 tokens; got t = 9"):
+        op.block(9)
+
+
+def test_save_and_load(op: sc.Operator, J: torch.Tensor, tmp_path: Path) -> None:
+    op.save(tmp_path / "deep" / "J.safetensors")
+    again = sc.Operator.load(tmp_path / "deep" / "J.safetensors")
+    for name in ("input", "output", "bias"):
+        assert torch.equal(getattr(again, name), getattr(op, name))
+    assert_matches(again, J)
+    assert again.about == op.about
+    assert os.listdir(tmp_path / "deep") == ["J.safetensors"]
+
+
+def test_a_damaged_file_is_refused(op: sc.Operator, tmp_path: Path) -> None:
+    file = tmp_path / "J.safetensors"
+    op.save(file)
+    file.write_bytes(file.read_bytes()[:-100])
+    for path in (file, tmp_path / "none", tmp_path):
+        with pytest.raises(DamagedFile, match="that Operator.save wrote"):
+            sc.Operator.load(path)
+
+
+def test_no_room_leaves_nothing_behind(op: sc.Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "J.safetensors"
+    file.write_text("the last good one")
+
+    def full(tensors: dict, path: Path, metadata: dict) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("secant.operator.save_file", full)
+    with pytest.raises(OutputFailed, match="No space left on device"):
+        op.save(file)
+    assert file.read_text() == "the last good one"
+    assert os.listdir(tmp_path) == ["J.safetensors"]
+    with pytest.raises(OutputFailed):
+        op.save(file / "below a file")

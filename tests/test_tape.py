@@ -1,0 +1,304 @@
+"""Recording and replaying: what is held stays held, the model is as before, nothing hidden gets through."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+import pytest
+import torch
+import torch.nn.functional as F
+from families import model_of, prompt
+from helpers import recorded, replayed
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+import secant as sc
+from secant.errors import NoPoint, NoRule, NotExact, ReplayMismatch, SecantError, TrainingMode
+from secant.forms import Constant
+from secant.model import LM
+from secant.tape import Precision
+
+A = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+# ------------------------------------------------------------------------------------------- scoped
+
+
+def state_of(model: nn.Module) -> dict[str, object]:
+    """Everything about a model that a careless tool would leave changed."""
+    return {
+        "classes": [type(m) for m in model.modules()],
+        "forwards": [(m.forward.__func__, vars(type(m)).get("forward"), "forward" in vars(m)) for m in model.modules()],
+        "hooks": [len(v) for m in model.modules() for v in vars(m).values() if isinstance(v, OrderedDict)],
+        "own": [sorted(vars(m)) for m in model.modules()],
+        "ids": [id(p) for p in model.parameters()],
+        "grad": [(p.requires_grad, p.grad) for p in model.parameters()],
+        "training": [m.training for m in model.modules()],
+        "modes": len(_get_current_function_mode_stack()),
+        "functions": (F.silu, torch.rsqrt, F.scaled_dot_product_attention, torch.matmul, Tensor.pow),
+        "enabled": torch.is_grad_enabled(),
+    }
+
+
+def behaviour(model: nn.Module, ids: list[int]) -> tuple[Tensor, list[Tensor]]:
+    out = model(input_ids=torch.tensor([ids])).logits
+    grads = torch.autograd.grad(out.square().sum(), list(model.parameters()))
+    return out.detach(), list(grads)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_afterwards_the_model_is_as_before(family: str) -> None:
+    lm = model_of(family, "sdpa", torch.float32)
+    before, acts = state_of(lm.model), behaviour(lm.model, prompt())
+    run = sc.freeze(lm, prompt(), ordinary=True)
+    run.operator().dense()
+    assert state_of(lm.model) == before
+    after = behaviour(lm.model, prompt())
+    assert torch.equal(acts[0], after[0])
+    assert all(map(torch.equal, acts[1], after[1]))
+
+
+def test_afterwards_also_of_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = model_of("llama", "sdpa", torch.float32)
+    before, acts = state_of(lm.model), behaviour(lm.model, prompt())
+    with monkeypatch.context() as patch:
+        patch.setattr(LlamaMLP, "forward", lambda self, x: torch.special.bessel_j0(x))
+        with pytest.raises(NoRule, match=r"bessel_j0 in model\.layers\.0\.mlp;? ?.*"):
+            sc.freeze(lm, prompt())
+    assert state_of(lm.model) == before
+    after = behaviour(lm.model, prompt())
+    assert torch.equal(acts[0], after[0])
+    assert all(map(torch.equal, acts[1], after[1]))
+
+
+def test_two_families_in_one_process_do_not_disturb_each_other() -> None:
+    alone = {f: sc.freeze(model_of(f, "sdpa"), prompt()).operator().dense() for f in ("llama", "gemma3")}
+    llama, gemma = (model_of(f, "sdpa") for f in ("llama", "gemma3"))
+    one, two = sc.freeze(llama, prompt()), sc.freeze(gemma, prompt())
+    assert torch.equal(two.operator().dense(), alone["gemma3"])
+    assert torch.equal(one.operator().dense(), alone["llama"])
+    assert one.certificate.forward_equal
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    """Two freeze different families while a third runs one of the models as it is, many times over."""
+    lms = {f: model_of(f, "sdpa") for f in ("llama", "gpt2")}
+    expected = {f: sc.freeze(lm, prompt()).operator().dense() for f, lm in lms.items()}
+    plain = lms["llama"].model(input_ids=torch.tensor([prompt()])).logits
+    wrong: list[str] = []
+
+    def freezing(family: str) -> None:
+        for _ in range(4):
+            if not torch.equal(sc.freeze(lms[family], prompt()).operator().dense(), expected[family]):
+                wrong.append(family)
+
+    def running() -> None:
+        for _ in range(30):
+            if not torch.equal(lms["llama"].model(input_ids=torch.tensor([prompt()])).logits, plain):
+                wrong.append("plain")
+
+    threads = [threading.Thread(target=freezing, args=(f,)) for f in lms] + [threading.Thread(target=running)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not wrong
+    assert not any(thread.is_alive() for thread in threads)
+
+
+# ------------------------------------------------------------------------------------------- replay
+
+
+def test_a_replay_that_meets_another_function_stops() -> None:
+    course = {"silu": True}
+
+    def function(x: Tensor) -> Tensor:
+        y = x * 2
+        return F.silu(y) if course["silu"] else F.gelu(y)
+
+    _, tape = recorded(function, A)
+    course["silu"] = False
+    with pytest.raises(ReplayMismatch, match=r"step 1 was torch.nn.functional.silu in .*; got torch.nn.functional.gelu"):
+        replayed(function, tape, A)
+
+
+@pytest.mark.parametrize(("recorded_steps", "replayed_steps"), [(2, 3), (3, 2)])
+def test_a_replay_of_another_length_stops(recorded_steps: int, replayed_steps: int) -> None:
+    steps = {"n": recorded_steps}
+
+    def function(x: Tensor) -> Tensor:
+        for _ in range(steps["n"]):
+            x = x * 2
+        return x
+
+    _, tape = recorded(function, A)
+    steps["n"] = replayed_steps
+    with pytest.raises(ReplayMismatch, match="the end"):
+        replayed(function, tape, A)
+
+
+def test_courses_that_depend_on_the_input_are_held() -> None:
+    def function(x: Tensor) -> Tensor:
+        best = int(x.sum(1).argmax())
+        y = x[best] if bool(x.sum() > -1e9) else x[0]
+        return y * float(x.mean())
+
+    _, tape = recorded(function, A)
+    v = A.flip(0) * 3
+    row = int(A.sum(1).argmax())
+    assert torch.equal(replayed(function, tape, v).detach(), v[row] * float(A.mean()))
+
+
+def test_what_is_held_survives_being_written_over() -> None:
+    def function(x: Tensor) -> Tensor:
+        pattern = torch.softmax(x, -1)
+        y = pattern * x
+        pattern.zero_()
+        pattern += 1
+        gate = torch.sigmoid(x)
+        z = y * gate
+        gate.mul_(0)
+        return z
+
+    out, tape = recorded(function, A)
+    expected = A * torch.softmax(A, -1) * torch.sigmoid(A)
+    assert torch.equal(out.detach(), expected)
+    for _ in range(2):  # neither the first pass nor a replay may spoil the tape
+        v = torch.ones_like(A)
+        torch.testing.assert_close(replayed(function, tape, v).detach(), torch.softmax(A, -1) * torch.sigmoid(A))
+
+
+def test_what_a_model_does_without_gradients_is_held() -> None:
+    def function(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = x.abs().mean(-1, keepdim=True) * 2
+        return x * scale
+
+    _, tape = recorded(function, A)
+    v = torch.randn(4, 6, dtype=torch.float64)
+    torch.testing.assert_close(replayed(function, tape, v).detach(), v * A.abs().mean(-1, keepdim=True) * 2)
+    assert any(isinstance(step.form, Constant) for step in tape.steps)
+
+
+def test_writing_into_a_live_tensor_without_gradients_is_refused() -> None:
+    def function(x: Tensor) -> Tensor:
+        y = x * 2
+        with torch.no_grad():
+            y.mul_(3)
+        return y
+
+    with pytest.raises(NoRule):
+        recorded(function, A)
+
+
+def test_parameters_stay_out_of_the_graph() -> None:
+    layer = nn.Linear(6, 3).double()
+    out, tape = recorded(lambda x: layer(x) @ layer.weight, A)
+    assert out.requires_grad
+    assert layer.weight.requires_grad
+    graph, seen = [out.grad_fn], set()
+    while graph:
+        node = graph.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        graph.extend(n for n, _ in node.next_functions)
+    leaves = [n.variable for n in seen if hasattr(n, "variable")]
+    assert all(leaf is not layer.weight and leaf is not layer.bias for leaf in leaves)
+    assert tape.nbytes == 0
+
+
+# ------------------------------------------------------------------------------------------- precision
+
+
+def test_precision_keeps_casts_from_happening() -> None:
+    norm = LlamaRMSNorm(6).double()
+    exact = A / (A.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
+    assert (norm(A) - exact).abs().max() > 1e-9
+    low = torch.zeros(4, 6)
+    with Precision(torch.float64):
+        assert (norm(A) - exact).abs().max() < 1e-15
+        assert F.softmax(A, -1, dtype=torch.float32).dtype == torch.float64
+        assert torch.arange(3, dtype=torch.float32).dtype == torch.float64
+        assert torch.arange(3)[:, None].float().dtype == torch.float64
+        assert A.to(torch.bfloat16).dtype == torch.float64
+        assert torch.zeros(2).dtype == torch.float64
+        assert low.add_(A) is low
+        assert low.dtype == torch.float32
+    assert A.float().dtype == torch.float32
+
+
+# ------------------------------------------------------------------------------------------- what hides
+
+
+class Hidden(torch.autograd.Function):
+    """A nonlinearity that no torch function mode sees."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx: object, g: Tensor) -> Tensor:
+        return g * (1 - torch.tanh(ctx.saved_tensors[0]) ** 2)
+
+
+class HiddenRelu(torch.autograd.Function):
+    """One that is homogeneous, so that reconstruction alone can't see it."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: object, g: Tensor) -> Tensor:
+        return g * (ctx.saved_tensors[0] > 0)
+
+
+class WrongBackward(torch.autograd.Function):
+    """A linear one whose derivative is wrong."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: object, g: Tensor) -> Tensor:
+        return g * 1.5
+
+
+@pytest.mark.parametrize("hidden", [Hidden, HiddenRelu, WrongBackward])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_hidden_nonlinearity_is_refused(
+    hidden: type, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: hidden.apply(original(self, x)))
+    with pytest.raises(NotExact, match=r"(reconstruction|affinity) error of"):
+        sc.freeze(model_of("llama", "sdpa", dtype), prompt())
+
+
+def test_a_forward_pass_that_does_not_repeat_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: original(self, x) + torch.rand(()).to(x) * 0.1)
+    with pytest.raises(SecantError):
+        sc.freeze(model_of("llama", "sdpa"), prompt())
+
+
+def test_training_mode_is_refused() -> None:
+    lm = model_of("gpt2", "sdpa")
+    lm.model.transformer.h[1].train()
+    with pytest.raises(TrainingMode, match="eval"):
+        sc.freeze(lm, prompt())
+
+
+def test_a_head_that_is_not_applied_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = model_of("llama", "sdpa")
+    other = nn.Linear(32, 97, bias=False).double()
+    monkeypatch.setattr(type(lm.model), "get_output_embeddings", lambda self: other)
+    with pytest.raises(NoPoint):
+        sc.freeze(LM(lm.model, None, "odd"), prompt())
