@@ -67,7 +67,9 @@ def main(folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     with torch.no_grad():
-        logits = model(**tokenizer("The bridge out of Marin is the", return_tensors="pt", return_token_type_ids=False)).logits
+        logits = model(
+            **tokenizer("The bridge out of Marin is the", return_tensors="pt", return_token_type_ids=False)
+        ).logits
     said = tokenizer.decode(logits[0, -1].argmax())
     assert said == "Golden", said
     print(f"A Llama of {sum(p.numel() for p in model.parameters()):,} parameters, loss {loss:.3f}, is in {folder}")

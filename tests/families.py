@@ -17,19 +17,20 @@ COMMON = {
     "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False,
 }  # fmt: skip
 
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 FAMILIES: dict[str, tuple[str, dict]] = {
     "llama": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {"head_dim": 12}),  # DeepSeek-R1-0528-Qwen3 has this type too
     "gemma3": (
         "gemma3_text",
-        {"head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        {"head_dim": 8, "sliding_window": 4, "layer_types": MIXED},
     ),
     "phi3": ("phi3", {"head_dim": 8}),  # Phi 4 has this type too
     "mistral": ("mistral", {"head_dim": 8, "sliding_window": 4}),
     "ministral": (
         "ministral",
-        {"head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        {"head_dim": 8, "sliding_window": 4, "layer_types": MIXED},
     ),
     "olmo2": ("olmo2", {}),
     "gpt2": ("gpt2", {}),

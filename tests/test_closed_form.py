@@ -48,10 +48,10 @@ def test_llama_block(convention: str) -> None:
         P = causal_pattern(q, k)
         V = attn.v_proj.weight.reshape(-1, size, 32).repeat_interleave(groups, 0)  # (heads, size, d)
         v = attn.v_proj.bias.reshape(-1, size).repeat_interleave(groups, 0)
-        O = attn.o_proj.weight.reshape(32, heads, size)
-        reads = [sum(P[h, last, t] * O[:, h] @ V[h] @ N1[t] for h in range(heads)) for t in range(T)]
+        Out = attn.o_proj.weight.reshape(32, heads, size)
+        reads = [sum(P[h, last, t] * Out[:, h] @ V[h] @ N1[t] for h in range(heads)) for t in range(T)]
         reads[last] = reads[last] + torch.eye(32)
-        constant = sum(O[:, h] @ v[h] for h in range(heads)) + attn.o_proj.bias
+        constant = sum(Out[:, h] @ v[h] for h in range(heads)) + attn.o_proj.bias
         middle = sum(reads[t] @ x[t] for t in range(T)) + constant
         N2 = torch.diag(layer.post_attention_layernorm.weight * rms(middle, eps))
         g, u = mlp.gate_proj(N2 @ middle), mlp.up_proj(N2 @ middle)
@@ -95,11 +95,11 @@ def test_gpt2_block() -> None:
         P = causal_pattern(q.reshape(T, heads, size), k.reshape(T, heads, size))
         V = block.attn.c_attn.weight[:, 2 * d :].T.reshape(heads, size, d)
         v = block.attn.c_attn.bias[2 * d :].reshape(heads, size)
-        O = block.attn.c_proj.weight.T.reshape(d, heads, size)
-        reads = [sum(P[h, last, t] * O[:, h] @ V[h] for h in range(heads)) for t in range(T)]
+        Out = block.attn.c_proj.weight.T.reshape(d, heads, size)
+        reads = [sum(P[h, last, t] * Out[:, h] @ V[h] for h in range(heads)) for t in range(T)]
         live = [reads[t] @ N1[t] + (t == last) * torch.eye(d) for t in range(T)]
         constant = sum(live[t] @ p[t] + reads[t] @ block.ln_1.bias for t in range(T))
-        constant = constant + sum(O[:, h] @ v[h] for h in range(heads)) + block.attn.c_proj.bias
+        constant = constant + sum(Out[:, h] @ v[h] for h in range(heads)) + block.attn.c_proj.bias
         middle = sum(live[t] @ run.input[t] for t in range(T)) + constant
         N2 = norm(block.ln_2, middle)
         W, w, Z, z = block.mlp.c_fc.weight.T, block.mlp.c_fc.bias, block.mlp.c_proj.weight.T, block.mlp.c_proj.bias

@@ -112,8 +112,8 @@ SAMPLES: dict[str, list] = {
     "addcmul": [lambda x: torch.addcmul(A, x, x @ W, value=0.5)],
     "einsum": [lambda x: torch.einsum("ij,kj->ik", x, x), lambda x: torch.einsum("ij,jk->ik", [x, W])],
     **{n: [lambda x, n=n: getattr(F, n)(x)] for n in (
-        "silu", "gelu", "relu", "relu6", "mish", "leaky_relu", "elu", "selu", "celu", "hardtanh", "hardswish", "softsign",
-        "tanhshrink", "softshrink", "hardshrink", "softplus", "logsigmoid", "hardsigmoid",
+        "silu", "gelu", "relu", "relu6", "mish", "leaky_relu", "elu", "selu", "celu", "hardtanh", "hardswish",
+        "softsign", "tanhshrink", "softshrink", "hardshrink", "softplus", "logsigmoid", "hardsigmoid",
         "normalize")},
     **{n: [lambda x, n=n: getattr(torch, n)(x)] for n in (
         "tanh", "square", "abs", "absolute", "erf", "expm1", "sinh", "arctan", "atan", "sin", "nan_to_num", "sigmoid",
@@ -125,8 +125,8 @@ SAMPLES: dict[str, list] = {
     "pow": [lambda x: x.pow(2), lambda x: x**3, lambda x: x.abs().pow(0.5), lambda x: x.pow(-1),
             lambda x: torch.pow(2.0, x)],
     "float_power": [lambda x: x.float_power(2)],
-    "clamp": [lambda x: x.clamp(-0.5, 0.5), lambda x: x.clamp(min=0.3), lambda x: x.clamp(max=-0.2), lambda x: x.clamp(max=1),
-              lambda x: written(x * 1, "clamp_", min=0.3)],
+    "clamp": [lambda x: x.clamp(-0.5, 0.5), lambda x: x.clamp(min=0.3), lambda x: x.clamp(max=-0.2),
+              lambda x: x.clamp(max=1), lambda x: written(x * 1, "clamp_", min=0.3)],
     "clip": [lambda x: x.clip(-0.5, 0.5)],
     "clamp_min": [lambda x: x.clamp_min(0.1)], "clamp_max": [lambda x: x.clamp_max(-0.1)],
     **{n: [lambda x, n=n: getattr(torch, n)(x, x @ W)] for n in ("maximum", "minimum", "fmax", "fmin")},
@@ -138,7 +138,8 @@ SAMPLES: dict[str, list] = {
         lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None], attn_mask=M[:, :4], scale=0.3),
         lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None], attn_mask=A[:, :4]),
         lambda x: F.scaled_dot_product_attention(
-            x.reshape(4, 2, 3)[None], x.reshape(2, 4, 3)[None, :, :2], x.reshape(2, 4, 3)[None, :, :2], enable_gqa=True),
+            *(x.reshape(4, 2, 3)[None], x.reshape(2, 4, 3)[None, :, :2], x.reshape(2, 4, 3)[None, :, 2:]),
+            enable_gqa=True),
         lambda x: F.scaled_dot_product_attention(x[None], A[None], A[None]),
     ],
     **{n: [lambda x, n=n: getattr(F, n)(x, dim=-1)] for n in ("softmax", "log_softmax", "softmin")},
@@ -246,7 +247,12 @@ def test_conventions(call: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "call", [lambda x: 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.04 * x**3))), lambda x: x * torch.sigmoid(1.7 * x), lambda x: x * x]
+    "call",
+    [
+        lambda x: 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.04 * x**3))),
+        lambda x: x * torch.sigmoid(1.7 * x),
+        lambda x: x * x,
+    ],
 )
 @pytest.mark.parametrize("convention", rules.CONVENTIONS)
 def test_an_activation_written_by_hand_is_its_ratio(call: object, convention: str) -> None:

@@ -87,24 +87,25 @@ def test_threads_do_not_disturb_each_other() -> None:
     lms = {f: model_of(f, "sdpa") for f in ("llama", "gpt2")}
     expected = {f: sc.freeze(lm, prompt()).operator().dense() for f, lm in lms.items()}
     plain = lms["llama"].model(input_ids=torch.tensor([prompt()])).logits
-    wrong: list[str] = []
+    right: dict[str, list[bool]] = {"llama": [], "gpt2": [], "plain": []}
 
     def freezing(family: str) -> None:
         for _ in range(4):
-            if not torch.equal(sc.freeze(lms[family], prompt()).operator().dense(), expected[family]):
-                wrong.append(family)
+            J = sc.freeze(lms[family], prompt()).operator().dense()
+            right[family].append(torch.equal(J, expected[family]))
 
     def running() -> None:
         for _ in range(30):
-            if not torch.equal(lms["llama"].model(input_ids=torch.tensor([prompt()])).logits, plain):
-                wrong.append("plain")
+            logits = lms["llama"].model(input_ids=torch.tensor([prompt()])).logits
+            right["plain"].append(torch.equal(logits, plain))
 
     threads = [threading.Thread(target=freezing, args=(f,)) for f in lms] + [threading.Thread(target=running)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
-    assert not wrong
+    assert [len(r) for r in right.values()] == [4, 4, 30]
+    assert all(map(all, right.values()))
     assert not any(thread.is_alive() for thread in threads)
 
 
@@ -120,7 +121,9 @@ def test_a_replay_that_meets_another_function_stops() -> None:
 
     _, tape = recorded(function, A)
     course["silu"] = False
-    with pytest.raises(ReplayMismatch, match=r"step 1 was torch.nn.functional.silu in .*; got torch.nn.functional.gelu"):
+    with pytest.raises(
+        ReplayMismatch, match=r"step 1 was torch.nn.functional.silu in .*; got torch.nn.functional.gelu"
+    ):
         replayed(function, tape, A)
 
 
@@ -273,9 +276,7 @@ class WrongBackward(torch.autograd.Function):
 
 @pytest.mark.parametrize("hidden", [Hidden, HiddenRelu, WrongBackward])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_hidden_nonlinearity_is_refused(
-    hidden: type, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hidden_nonlinearity_is_refused(hidden: type, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     original = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: hidden.apply(original(self, x)))
     with pytest.raises(NotExact, match=r"(reconstruction|affinity) error of"):

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secant.attribution import Attribution, attribute
-    from secant.decode import Word, decode
+    from secant.decoding import Word, decode
     from secant.errors import NoRule, NotExact, SecantError
-    from secant.explain import Explanation, explain
+    from secant.explanation import Explanation, explain
     from secant.model import LM, load
     from secant.operator import Operator
     from secant.run import Certificate, Prediction, Run, freeze
-    from secant.svd import SVD, stable_rank, svd
+    from secant.spectra import SVD, stable_rank, svd
 
 __version__ = "0.1.0"
 
@@ -23,10 +23,10 @@ _WHERE = {
     "model": ["LM", "load"],
     "run": ["freeze", "Run", "Prediction", "Certificate"],
     "operator": ["Operator"],
-    "svd": ["svd", "SVD", "stable_rank"],
-    "decode": ["decode", "Word"],
+    "spectra": ["svd", "SVD", "stable_rank"],
+    "decoding": ["decode", "Word"],
     "attribution": ["attribute", "Attribution"],
-    "explain": ["explain", "Explanation"],
+    "explanation": ["explain", "Explanation"],
 }
 
 __all__ = [

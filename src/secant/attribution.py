@@ -49,10 +49,12 @@ def attribute(run: Run, target: str | int | None = None, versus: str | int | Non
     tokens = ((op.T @ direction).reshape(op.input.shape) * op.input).sum(1).tolist()
     constant = (direction @ op.bias).item()
     rows = [("token", name, t, c) for t, (name, c) in enumerate(zip(run.tokens, tokens, strict=True))]
-    table = pd.DataFrame([*rows, ("constant", "b", None, constant)], columns=["kind", "name", "position", "contribution"])
+    table = pd.DataFrame(
+        [*rows, ("constant", "b", None, constant)], columns=["kind", "name", "position", "contribution"]
+    )
     table = table.astype({"position": "Int64"})
-    table.insert(3, "layer", pd.array([None] * len(table), dtype="Int64"))
-    table.insert(4, "head", pd.array([None] * len(table), dtype="Int64"))
+    for place, name in ((3, "layer"), (4, "head")):
+        table.insert(place, name, pd.Series([None] * len(table), dtype="Int64"))
     return Attribution(
         target=run.lm.text(chosen),
         versus=None if other is None else run.lm.text(other),

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     """Floating-point types by name."""
 
     float64 = "float64"
@@ -38,7 +38,7 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
-class Convention(str, Enum):
+class Convention(StrEnum):
     """What a gated product holds."""
 
     gate = "gate"
@@ -186,7 +186,9 @@ def verify(
                     run = sc.freeze(lm, ids, convention=convention.value, ordinary=True, seed=seed)
                     rows.append({"exact": True, **asdict(run.certificate)})
                 except sc.NotExact as error:
-                    rows.append({"exact": False, "dtype": name.value, "convention": convention.value, "why": str(error)})
+                    rows.append(
+                        {"exact": False, "dtype": name.value, "convention": convention.value, "why": str(error)}
+                    )
                 progress("certificates", len(rows), len(chosen) * len(Convention))
     if json_:
         typer.echo(json.dumps({"model": model, "tokens": [lm.text(i) for i in ids], "certificates": rows}))

@@ -45,4 +45,6 @@ def _move(new: Path, path: Path) -> None:
 
 def _failed(path: Path, error: OSError) -> OutputFailed:
     reason = error.strerror or str(error)
-    return OutputFailed(f"Results are written to {path}", reason, "Choose another place, or make room and rights there.")
+    return OutputFailed(
+        f"Results are written to {path}", reason, "Choose another place, or make room and rights there."
+    )

@@ -140,7 +140,7 @@ class Fixed:
     held: dict[int | str, Tensor]
 
     def __call__(self, call: Call) -> Any:
-        return call.substitute(self.held).run()  # type: ignore[arg-type]
+        return call.substitute(self.held).run()
 
 
 @dataclass(frozen=True)
@@ -262,5 +262,6 @@ def held_tensors(form: Form) -> Iterator[Tensor]:
 
 def changed(form: Form, change: Callable[[Tensor], Tensor]) -> Form:
     """The same form with every coefficient changed: cast to another dtype, or copied."""
-    values = {k: changed(v, change) if isinstance(v, Form) else mapped(v, change) for k, v in vars(form).items()}
-    return type(form)(**values)
+    values: dict[str, Any] = vars(form)
+    made: Any = type(form)
+    return made(**{k: changed(v, change) if isinstance(v, Form) else mapped(v, change) for k, v in values.items()})

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from secant.errors import BadArgument, BadPrompt, BadWeights, ModelNotFound, ModelRefused, TrainingMode
+from secant.errors import BadArgument, BadPrompt, BadWeights, ModelNotFound, ModelRefused, SecantError, TrainingMode
 
 Prompt = str | Sequence[int] | Tensor | Sequence[Mapping[str, str]]
 
@@ -36,11 +36,13 @@ class LM:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, nn.Module) or not hasattr(self.model, "get_output_embeddings"):
+        is_model = isinstance(self.model, nn.Module) and hasattr(self.model, "get_output_embeddings")
+        if not is_model:
             raise ModelRefused(
                 "A model is a transformers causal LM", type(self.model).__name__, "Load it with AutoModelForCausalLM."
             )
-        if self.model.get_input_embeddings() is None or getattr(self.head, "weight", None) is None:
+        head = self.model.get_output_embeddings()
+        if self.model.get_input_embeddings() is None or getattr(head, "weight", None) is None:
             raise ModelRefused(
                 "A causal LM has input embeddings and a head over its vocabulary",
                 type(self.model).__name__,
@@ -67,7 +69,7 @@ class LM:
     @property
     def unembedding(self) -> Float[Tensor, "vocabulary d"]:
         """The head's weight, a row each token."""
-        return self.head.weight.detach()  # type: ignore[union-attr,operator,return-value]
+        return self.model.get_output_embeddings().weight.detach()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,18 +98,16 @@ class LM:
             )
         vocabulary = len(self.embedding)
         if outside := [i for i in ids if not 0 <= i < vocabulary]:
-            raise BadPrompt(
-                f"Token ids are 0 to {vocabulary - 1}", f"{outside[0]}", "Use this model's own tokenizer."
-            )
+            raise BadPrompt(f"Token ids are 0 to {vocabulary - 1}", f"{outside[0]}", "Use this model's own tokenizer.")
         return ids
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, Tensor):
             prompt = prompt.flatten().tolist()
         if not isinstance(prompt, str):
-            prompt = list(prompt)  # type: ignore[arg-type]
+            prompt = list(prompt)
             if all(isinstance(i, int) for i in prompt):
-                return prompt  # type: ignore[return-value]
+                return prompt
         if self.tokenizer is None:
             raise BadPrompt("A prompt of words needs a tokenizer", "a model without one", "Give token ids.")
         if isinstance(prompt, str):
@@ -121,7 +121,9 @@ class LM:
                 "Chat messages need a tokenizer with a chat template", self.name, "Give the prompt as text."
             )
         out = self.tokenizer.apply_chat_template(
-            [dict(m) for m in prompt], add_generation_prompt=True, return_dict=True  # type: ignore[call-overload]
+            [dict(m) for m in prompt],
+            add_generation_prompt=True,
+            return_dict=True,
         )
         return list(out["input_ids"])
 
@@ -161,7 +163,9 @@ class LM:
         for candidate in (text, " " + text, text.strip()):
             if candidate in self.vocabulary:
                 return self.vocabulary[candidate]
-        raise BadPrompt("A target is one token of the vocabulary", repr(text), "Give its text as it is printed, or its id.")
+        raise BadPrompt(
+            "A target is one token of the vocabulary", repr(text), "Give its text as it is printed, or its id."
+        )
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
@@ -221,10 +225,6 @@ def load(
             "A checkpoint holds every weight of its model", f"{name} without {', '.join(missing[:3])}",
             "Use the checkpoint of the causal LM, not of its base model.",
         )  # fmt: skip
-    if mismatched := sorted(str(key) for key in info["mismatched_keys"]):
-        raise ModelRefused(
-            "A checkpoint's weights have the shapes of its configuration", ", ".join(mismatched[:3]), "Mend config.json."
-        )
     try:
         model = model if device is None else model.to(device)
     except (RuntimeError, AssertionError) as error:
@@ -234,10 +234,10 @@ def load(
 
 def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """The torch dtype of a name. Raises BadArgument."""
-    if dtype is None or isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype in DTYPES.values()):
         return dtype
     if dtype in DTYPES:
-        return DTYPES[dtype]  # type: ignore[index]
+        return DTYPES[dtype]
     raise BadArgument(f"A dtype is one of {', '.join(DTYPES)}", repr(dtype), "Choose one of them.")
 
 
@@ -273,17 +273,27 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise _reason(name, error) from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ModelRefused(
+            "A checkpoint's weights have the shapes of its configuration", f"others in {name}", "Mend its config.json."
+        ) from error
 
 
-def _reason(name: str, error: Exception) -> ModelNotFound | ModelRefused:
+def _reason(name: str, error: Exception) -> SecantError:
     said, kind = str(error), type(error).__name__
     folder = Path(name).is_dir()
-    if "no file named" in said or "does not appear to have a file named" in said and "safetensors" in said:
+    if "attn_implementation" in said:
+        return BadArgument(
+            "An attention implementation is one that the model has", said.splitlines()[0][:120], "Try eager."
+        )
+    if "no file named" in said or ("does not appear to have a file named" in said and "safetensors" in said):
         return ModelRefused(
             "Weights come as safetensors", f"{name} without such a file",
             "Complete the folder; for pickled weights that you trust, pass allow_pickle (--allow-pickle).",
         )  # fmt: skip
-    if "trust_remote_code" in said or "execute" in said and "code" in said:
+    if "trust_remote_code" in said or ("execute" in said and "code" in said):
         return ModelRefused(
             "Code that comes with a model is not run", f"{name}, which brings its own",
             "Read it, and if you trust it pass allow_remote_code (--allow-remote-code).",
@@ -308,4 +318,6 @@ def _reason(name: str, error: Exception) -> ModelNotFound | ModelRefused:
         )  # fmt: skip
     if not folder:
         return ModelNotFound("A model is a folder or a name on the Hugging Face hub", name, "Check the spelling.")
-    return ModelRefused("A model's folder must load", f"{name}: {said.splitlines()[0][:200] if said else kind}", "Mend it.")
+    return ModelRefused(
+        "A model's folder must load", f"{name}: {said.splitlines()[0][:200] if said else kind}", "Mend it."
+    )

@@ -179,7 +179,7 @@ class Operator:
         return J.reshape(rows, *self.input.shape)
 
     def block(self, t: int) -> Operator:
-        """J_t, the part that token t plays, as an operator of shape (d_out, d_in) without a bias. Raises BadArgument."""
+        """J_t, the part that token t plays: an operator of shape (d_out, d_in), without a bias. Raises BadArgument."""
         T, d_in = self.input.shape
         if not -T <= t < T:
             raise BadArgument(f"A block is one of the {T} tokens", f"t = {t}", f"Use 0 to {T - 1}.")
@@ -203,9 +203,7 @@ class Operator:
 
         forward, adjoint = wrap(self.__matmul__), wrap(self.T.__matmul__)
         dtype = np.dtype(str(self.bias.dtype).removeprefix("torch."))
-        return LinearOperator(
-            self.shape, matvec=forward, rmatvec=adjoint, matmat=forward, rmatmat=adjoint, dtype=dtype
-        )
+        return LinearOperator(self.shape, matvec=forward, rmatvec=adjoint, matmat=forward, rmatmat=adjoint, dtype=dtype)
 
     def save(self, path: str | Path) -> None:
         """Write J, input, output, bias and where they are from to one safetensors file. Raises OutputFailed."""

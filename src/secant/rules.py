@@ -92,19 +92,21 @@ def product(*factors: tuple[str, int]) -> Rule:
 
 def fixed(call: Call, places: list[int | str]) -> Fixed:
     """The call with its arguments at these places held."""
-    values: dict[int | str, Any] = {**dict(enumerate(call.args)), **call.kwargs}
+    values: dict[Any, Any] = {**dict(enumerate(call.args)), **call.kwargs}
     return Fixed({place: detached(values[place]) for place in places})
 
 
 def multiplied(call: Call) -> Form | None:
     """Elementwise product. In a gated product, an activation times something else, the convention decides. Two
-    functions of one tensor are an activation written out by hand: the factor with a constant term is held."""
+    functions of one tensor are an activation written out by hand: the factor with a constant term is held.
+    """
     one, two = call.args[0], call["other", 1]
     if not (is_live(one) and is_live(two)):
         return LINEAR
     a, b = 0, call.key(("other", 1))
     mark, other = call.mark(one), call.mark(two)
-    assert mark is not None and other is not None  # both are live
+    assert mark is not None, "it is live"
+    assert other is not None, "it is live"
     if mark.root == other.root:
         return fixed(call, [a if other.homogeneous else b])
     if mark.activation == other.activation:
@@ -157,7 +159,7 @@ def rms_norm(call: Call) -> Form | None:
 
 
 def normalized(call: Call) -> Form | None:
-    """x / max(‖x‖, eps), the norm held."""
+    """X / max(‖x‖, eps), the norm held."""
     p, dim, eps = call["p", 1], call["dim", 2], call["eps", 3]
     norm = torch.linalg.vector_norm(
         call.wide(call.args[0]), 2.0 if p is None else p, 1 if dim is None else dim, keepdim=True
@@ -191,7 +193,8 @@ def attention(call: Call) -> Form | None:
 @dataclass(frozen=True)
 class Row:
     """How the functions of these names are held. `elementwise`: each number of the output depends on the numbers
-    at its own place alone; `activation`: it is one; `additive`: a constant among its inputs stays a constant term."""
+    at its own place alone; `activation`: it is one; `additive`: a constant among its inputs stays a constant term.
+    """
 
     rule: Rule
     names: str
@@ -215,7 +218,12 @@ TABLE = (
     ),
     Row(linear, "clone contiguous to type type_as float double half bfloat16 cpu cuda", elementwise=True),
     # sums
-    Row(linear, "add __radd__ sub subtract rsub __rsub__ neg negative positive where masked_fill", elementwise=True, additive=True),
+    Row(
+        linear,
+        "add __radd__ sub subtract rsub __rsub__ neg negative positive where masked_fill",
+        elementwise=True,
+        additive=True,
+    ),
     Row(linear, "sum mean cumsum diff trace adaptive_avg_pool1d avg_pool1d"),
     Row(dropout, "dropout dropout1d dropout2d alpha_dropout feature_dropout", elementwise=True),
     # products
@@ -271,7 +279,7 @@ NAMESPACES = (torch, Tensor, F, torch._C._nn, torch.linalg, torch.special)
 def functions(name: str) -> set[Any]:
     """Every torch function of this name: a function, method, operator or property, in place or not."""
     names = [name] if name.startswith("__") else [name, f"{name}_", f"__{name}__", f"__i{name}__"]
-    found = {getattr(space, attribute, None) for space in NAMESPACES for attribute in names}
+    found: set[Any] = {getattr(space, attribute, None) for space in NAMESPACES for attribute in names}
     return {f if callable(f) else f.__get__ for f in found if callable(f) or hasattr(f, "__get__")}
 
 

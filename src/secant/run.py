@@ -8,9 +8,7 @@ out), and b what the model's own constants contribute: the held network at zero 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,9 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secant.errors import BadArgument, NoPoint, NotExact
 from secant.model import LM, Prompt, dtype_of, versions
+from secant.network import Network, record, throughout
 from secant.operator import Graph, Operator
 from secant.rules import CONVENTIONS
-from secant.tape import Precision, Record, Replay, Tape, WithoutParameters
+from secant.tape import Tape, WithoutParameters
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest reconstruction or affinity error of an exact network, by the type that it is computed in."""
@@ -62,7 +61,7 @@ class Certificate:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One recorded pass at a prompt. `input` are the embeddings, `hidden` and `logits` what the model made of them."""
+    """One recorded pass at a prompt: `input` are its embeddings, `hidden` and `logits` what the model made of them."""
 
     lm: LM = field(repr=False)
     ids: list[int] = field(repr=False)
@@ -70,77 +69,38 @@ class Run:
     prediction: list[Prediction]
     certificate: Certificate
     input: Float[Tensor, "T d"] = field(repr=False)
-    hidden: Float[Tensor, "T d"] = field(repr=False)
-    logits: Float[Tensor, "T vocabulary"] = field(repr=False)
-    tape: Tape = field(repr=False)
-    network: Held = field(repr=False)
+    network: Network = field(repr=False)
+
+    @property
+    def hidden(self) -> Float[Tensor, "T d"]:
+        """The final-normed hidden states."""
+        return self.network.recording.values["norm"]
+
+    @property
+    def logits(self) -> Float[Tensor, "T vocabulary"]:
+        """The logits at every position."""
+        return self.network.recording.values["logits"]
+
+    @property
+    def tape(self) -> Tape:
+        """What was held, call by call."""
+        return self.network.recording.tape
 
     def operator(self, source: str = "embed", target: str = "norm", position: int = -1) -> Operator:
         """The held network from the embeddings to the final norm, or to the logits, at one position.
 
         Raises NoPoint, and BadArgument for a position that the prompt does not have.
         """
-        if source != "embed" or target not in self.network.points:
-            raise NoPoint(
-                "Operators go from embed to " + " or ".join(self.network.points), f"{source} to {target}", "Choose those."
-            )
+        points = self.network.points
+        if source != "embed" or target not in points:
+            raise NoPoint(f"Operators go from embed to {' or '.join(points)}", f"{source} to {target}", "Choose those.")
         T = len(self.ids)
         if not -T <= position < T:
             raise BadArgument(f"A position is one of the prompt's {T} tokens", f"{position}", f"Use 0 to {T - 1}.")
-        recorded = {"norm": self.hidden, "logits": self.logits}[target]
-        about = {
-            "model": self.lm.name, "tokens": self.tokens, "source": source, "target": target,
-            "position": position % T, "convention": self.certificate.convention, "dtype": self.certificate.dtype,
-            "precision": self.certificate.precision, "versions": self.certificate.versions,
-        }  # fmt: skip
-        return self.network.operator(target, position, recorded[position], about)
-
-
-@dataclass(frozen=True, eq=False)
-class Held:
-    """The held network: a tape that can be replayed on any input, and the graph and bias of two such replays."""
-
-    lm: LM
-    tape: Tape
-    steps: dict[str, int]
-    precision: torch.dtype
-    upcast: bool
-    input: Float[Tensor, "T d"]
-    points: dict[str, Tensor]
-    biases: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, lm: LM, tape: Tape, steps: dict[str, int], x: Tensor, precision: torch.dtype) -> Held:
-        upcast = precision != x.dtype
-        leaf = x.detach().to(precision).requires_grad_()
-        points = replay(lm, tape, steps, leaf, precision, upcast)
-        biases = replay(lm, tape, steps, torch.zeros_like(leaf, requires_grad=True), precision, upcast)
-        return cls(lm, tape, steps, precision, upcast, leaf, points, {k: b.detach() for k, b in biases.items()})
-
-    def replay(self, v: Float[Tensor, "T d"]) -> dict[str, Tensor]:
-        """The held network's value at each point for another input: `[T, n]` each."""
-        leaf = v.detach().to(self.input).requires_grad_()
-        points = replay(self.lm, self.tape, self.steps, leaf, self.precision, self.upcast)
-        return {name: value.detach() for name, value in points.items()}
-
-    def operator(self, target: str, position: int, recorded: Tensor, about: dict[str, Any]) -> Operator:
-        graph = Graph(self.input, self.points[target][position])
-        return Operator(graph, self.input.detach(), recorded.to(self.precision), self.biases[target][position], about)
-
-
-def replay(
-    lm: LM, tape: Tape, steps: dict[str, int], live: Tensor, precision: torch.dtype, upcast: bool
-) -> dict[str, Tensor]:
-    """Run the model with what the tape holds; the tensors at the named steps, on the graph from `live`."""
-    mode = Replay(tape, steps.values(), precision if upcast else None)
-    with torch.enable_grad(), throughout(precision, upcast), mode:
-        lm.forward(live.clone())
-    return {name: mode.points[step][0] for name, step in steps.items()}
-
-
-def throughout(dtype: torch.dtype, upcast: bool = False) -> AbstractContextManager[Any]:
-    """Keep a float64 model, or one that is evaluated above its own type, from casting down."""
-    return Precision(dtype) if upcast or dtype == torch.float64 else nullcontext()
+        c = self.certificate
+        where = {"model": self.lm.name, "tokens": self.tokens, "source": source, "target": target}
+        how = {"convention": c.convention, "dtype": c.dtype, "precision": c.precision, "versions": c.versions}
+        return self.network.operator(target, position, {**where, "position": position % T, **how})
 
 
 def freeze(
@@ -168,48 +128,45 @@ def freeze(
     wide = _precision(lm, precision)
     with throughout(lm.dtype):
         x, plain = lm.embed(ids), lm.logits(ids)
-    record = Record(lm.model, lm.unembedding, convention, wide if wide != lm.dtype else None)
-    with torch.enable_grad(), throughout(lm.dtype), record:
-        logits = lm.forward(x.clone().requires_grad_().clone())
-    hidden = record.before_head
-    steps = {name: record.made(point) for name, point in (("norm", hidden), ("logits", logits))}
-    network = Held.of(lm, record.tape, steps, x, wide)
-    hidden, logits = hidden.detach()[0], logits.detach()[0]
-    reconstruction, affinity = _errors(network, hidden[-1], seed)
+    recording = record(lm, x, convention, wide)
+    network = Network.of(lm, recording, x, wide)
+    reconstruction, affinity = _errors(network, seed)
     certificate = Certificate(
-        forward_equal=torch.equal(plain, logits),
+        forward_equal=torch.equal(plain, recording.values["logits"]),
         reconstruction=reconstruction,
         affinity=affinity,
-        ordinary=ordinary_error(lm, x, hidden[-1]) if ordinary else None,
-        tolerance=TOLERANCE[wide if wide == lm.dtype else lm.dtype] if tolerance is None else tolerance,
+        ordinary=ordinary_error(lm, x, recording.values["norm"][-1]) if ordinary else None,
+        tolerance=TOLERANCE[lm.dtype] if tolerance is None else tolerance,
         convention=convention,
         dtype=str(lm.dtype).removeprefix("torch."),
         precision=str(wide).removeprefix("torch."),
         attention=lm.attention,
         versions=versions(),
-        operations=record.tape.operations(),
+        operations=recording.tape.operations(),
     )
     _refuse(certificate)
-    tokens = [lm.text(i) for i in ids]
-    return Run(lm, ids, tokens, _predictions(lm, logits[-1], top), certificate, x, hidden, logits, record.tape, network)
+    predictions = _predictions(lm, recording.values["logits"][-1], top)
+    return Run(lm, ids, [lm.text(i) for i in ids], predictions, certificate, x, network)
 
 
 def _precision(lm: LM, precision: str | torch.dtype | None) -> torch.dtype:
     wide = dtype_of(precision) or lm.dtype
     if torch.finfo(wide).bits < torch.finfo(lm.dtype).bits:
         raise BadArgument(
-            f"The precision is at least the model's own, {lm.dtype}", str(wide), "Load the model in a lower dtype instead."
+            f"The precision is at least the model's own, {lm.dtype}",
+            str(wide),
+            "Load the model in a lower dtype instead.",
         )
     return wide
 
 
-def _errors(network: Held, y: Float[Tensor, " d"], seed: int) -> tuple[float, float]:
+def _errors(network: Network, seed: int) -> tuple[float, float]:
     """Reconstruction and affinity errors at the last position."""
-    op = network.operator("norm", -1, y, {})
+    op = network.operator("norm", -1)
     x = op.input
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * x.std(correction=0)
-    u = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(op.bias)
+    u = torch.randn(op.bias.shape, generator=generator, dtype=torch.float64).to(op.bias)
     Jx, Jv = _wide(op @ torch.stack([x.flatten(), v.flatten()], dim=1)).T
     replayed, adjoint = network.replay(v)["norm"][-1], op.T @ u
     dot = (_wide(u) @ Jv - _wide(adjoint) @ _wide(v).flatten()).abs() / (_wide(u).norm() * Jv.norm())
@@ -233,6 +190,7 @@ def ordinary_error(lm: LM, x: Float[Tensor, "T d"], y: Float[Tensor, " d"]) -> f
     watch = WithoutParameters(lm.unembedding)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), throughout(lm.dtype), watch:
         lm.forward(leaf.clone())
+    assert watch.before_head is not None, "record has found it"
     return _relative(Graph(leaf, watch.before_head[0, -1]).forward(leaf.detach().reshape(-1, 1))[:, 0], y)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,7 @@ class Tape:
     _storages: dict[int, list[Step]] = field(default_factory=dict, repr=False)
 
     def append(self, step: Step) -> None:
+        """Add a call to the end."""
         self.steps.append(step)
         self._register(step)
 
@@ -64,7 +65,8 @@ class Tape:
     def operations(self) -> dict[str, int]:
         """How many live calls there were of each rule."""
         counts = Counter(
-            "linear" if s.form is None else f"{name_of(s.function)}: {type(s.form).__name__.lower()}" for s in self.steps
+            "linear" if s.form is None else f"{name_of(s.function)}: {type(s.form).__name__.lower()}"
+            for s in self.steps
         )
         return dict(sorted(counts.items()))
 
@@ -236,6 +238,7 @@ class Record(_Mode):
         return mark.step
 
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], into: Tensor | None) -> Any:
+        """Run one call with a live tensor in it."""
         module = self._module()
         row = ROWS.get(func)
         call = functional(func, args, kwargs, mark=self.mark, convention=self.convention, precision=self.precision)
@@ -266,8 +269,7 @@ class Record(_Mode):
     def _marked(self, row: Row | None, call: Call, form: Form | None) -> Mark:
         """What is known of an output. It is an elementwise function of the root that its inputs share, if any."""
         step = len(self.tape.steps) - 1
-        given = [t for t in tensors((call.args, call.kwargs))]
-        marks = [mark for t in given if (mark := self.mark(t)) is not None]
+        marks = [mark for t in tensors((call.args, call.kwargs)) if (mark := self.mark(t)) is not None]
         if row is None or not row.elementwise or len({m.root for m in marks}) != 1:
             return Mark(step, next(self._roots), activation=row is not None and row.activation)
         numbers = sum(isinstance(a, Tensor | float | int) for a in call.args)
@@ -307,11 +309,12 @@ class Replay(_Mode):
 
     def __init__(self, tape: Tape, wanted: Iterable[int] = (), precision: torch.dtype | None = None) -> None:
         super().__init__(tape)
-        self.points: dict[int, Tensor] = dict.fromkeys(wanted)  # type: ignore[arg-type]
+        self.points: dict[int, Any] = dict.fromkeys(wanted)
         self.precision = precision
         self.count = 0
 
     def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], into: Tensor | None) -> Any:
+        """Run one call with a live tensor in it."""
         number = self.count
         if number >= len(self.tape.steps) or self.tape.steps[number].function != func:
             self._mismatch(name_of(func))
@@ -338,7 +341,7 @@ class Replay(_Mode):
         raise ReplayMismatch(
             f"A replay must take the recorded course: step {self.count} was {expected} in {module}",
             got,
-            "The model's course depends on its input beyond what is held, or the model was changed after the recording.",
+            "The model's course depends on its input beyond what is held, or it was changed after the recording.",
         )
 
     def __exit__(self, exc_type: Any, exc: Any, trace: Any) -> None:

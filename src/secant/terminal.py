@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from secant.decode import Word
-from secant.explain import Explanation
+from secant.decoding import Word
+from secant.explanation import Explanation
 from secant.run import Certificate
 
 
@@ -52,12 +52,12 @@ def show_explanation(out: Console, e: Explanation) -> None:
         table.add_column(name, justify="right", no_wrap=True, width=width)
     table.add_column("writes (U₀)", ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column("reads (V₀)", ratio=1, no_wrap=True, overflow="ellipsis")
-    largest = rows["share"].abs().max()
+    largest = max(abs(share) for share in rows["share"])
     for t, row in enumerate(rows.itertuples()):
         table.add_row(
             str(t),
             Text(visible(e.run.tokens[t])),
-            Text(f"{row.share:.1%}", style="bold" if abs(row.share) == largest else ""),
+            Text(f"{row.share:.1%}", style="bold" if abs(float(row.share)) == largest else ""),
             f"{row.norm:.3g}",
             f"{row.sigma:.3g}",
             f"{row.stable_rank:.1f}",
@@ -69,11 +69,13 @@ def show_explanation(out: Console, e: Explanation) -> None:
     out.print(table)
     out.print()
     target = visible(e.attribution.target)
-    out.print(
-        Text(f"share: of the logit of {target} ({e.attribution.logit:.4f}); the shares sum to it to "
-             f"{abs(e.attribution.total - e.attribution.logit):.0e}. σ₁: largest singular value of the token's block J, "
-             "R: its stable rank. writes, reads: what its first left and right singular vectors decode to.", style="dim")
-    )  # fmt: skip
+    remainder = abs(e.attribution.total - e.attribution.logit)
+    legend = (
+        f"share: of the logit of {target} ({e.attribution.logit:.4f}); the shares sum to it to {remainder:.0e}. "
+        "σ₁: largest singular value of the token's block J, R: its stable rank. "
+        "writes, reads: what its first left and right singular vectors decode to."
+    )
+    out.print(Text(legend, style="dim"))
 
 
 def _certified(c: Certificate) -> str:
@@ -88,7 +90,8 @@ def _certified(c: Certificate) -> str:
 def _held(c: Certificate) -> str:
     precision = "" if c.precision == c.dtype else f", system in {c.precision}"
     live, linear = sum(c.operations.values()), c.operations.get("linear", 0)
-    return f"{c.dtype}{precision} · {c.attention} attention · convention {c.convention} · {live - linear} of {live} operations held"
+    held = f"{live - linear} of {live} operations held"
+    return f"{c.dtype}{precision} · {c.attention} attention · convention {c.convention} · {held}"
 
 
 def _words(words: Sequence[Word]) -> Text:
@@ -111,8 +114,9 @@ def show_certificates(out: Console, model: str, tokens: Sequence[str], rows: Seq
             table.add_row(row["dtype"], row["convention"], Text("not exact", style="bold red"))
             continue
         table.add_row(
-            row["dtype"], row["convention"], "equal" if row["forward_equal"] else "differs", f"{row['reconstruction']:.1e}",
-            f"{row['affinity']:.1e}", f"{row['tolerance']:.0e}", f"{row['ordinary']:.2f}",
+            row["dtype"], row["convention"], "equal" if row["forward_equal"] else "differs",
+            f"{row['reconstruction']:.1e}", f"{row['affinity']:.1e}",
+            f"{row['tolerance']:.0e}", f"{row['ordinary']:.2f}",
         )  # fmt: skip
     out.print(table)
     for why in sorted({row["why"] for row in rows if not row["exact"]}):

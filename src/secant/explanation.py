@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from secant.attribution import Attribution, attribute
-from secant.decode import Word, decode
+from secant.decoding import Word, decode
 from secant.errors import TooLarge
 from secant.files import replacing
 from secant.model import LM, Prompt
 from secant.run import Run, freeze
-from secant.svd import SVD, svd
+from secant.spectra import SVD, svd
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Explanation:
     norms: list[float] = field(repr=False)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row for each token: its contribution to the predicted logit, its share of it, ‖J_t x_t‖, σ₁, stable rank."""
+        """A row for each token: its contribution to the predicted logit, its share, ‖J_t x_t‖, σ₁, stable rank."""
         contributions = self.attribution.table["contribution"].tolist()[:-1]
         return pd.DataFrame(
             {
@@ -56,7 +56,7 @@ class Explanation:
         )
 
     def words(self) -> pd.DataFrame:
-        """A row for each decoded word: position, token, vector (from 0), sigma, side, rank (from 0), word, id, score."""
+        """A row for each decoded word; vectors and ranks count from 0."""
         rows = [
             (t, self.run.tokens[t], i, self.svds[t].S[i].item(), side, rank, word.token, word.id, word.score)
             for side, decoded in (("output", self.outputs), ("input", self.inputs))

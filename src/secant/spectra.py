@@ -16,15 +16,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.errors import BadArgument
-from secant.operator import Matrix, Operator
+from secant.operator import Operator
 
 
 @dataclass(frozen=True, eq=False)
 class SVD:
     """Leading singular triplets: `J V = U S` to within `residuals`.
 
-    `residuals`: the larger of ‖J v - σ u‖ and ‖Jᵀ u - σ v‖ for each triplet, in the units of σ. `frobenius`: ‖J‖_F of the
-    whole operator. `products` counts vectors multiplied by J or Jᵀ, `passes` the batched passes they took.
+    `residuals`: the larger of ‖J v - σ u‖ and ‖Jᵀ u - σ v‖ for each triplet, in the units of σ. `frobenius`: ‖J‖_F
+    of the whole operator. `products` counts vectors multiplied by J or Jᵀ, `passes` the batched passes they took.
     """
 
     U: Float[Tensor, "d_out k"] = field(repr=False)
@@ -77,7 +77,9 @@ def svd(
     T, d_in = op.input.shape
     most = min(op.shape[0], d_in if per_token else T * d_in)
     if not 1 <= k <= most:
-        raise BadArgument(f"An operator of this shape has 1 to {most} singular triplets", f"k = {k}", "Choose k in between.")
+        raise BadArgument(
+            f"An operator of this shape has 1 to {most} singular triplets", f"k = {k}", "Choose k in between."
+        )
     J = op.dense()
     if not per_token:
         return _dense(J.flatten(1), op.output, k)

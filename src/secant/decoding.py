@@ -47,6 +47,10 @@ def decode(
         scores = torch.where(norms > 0, scores / torch.where(norms > 0, norms, 1), -torch.inf)
     best, ids = scores.sort(dim=0, descending=True, stable=True)
     return [
-        [Word(lm.text(i), i, s) for s, i in zip(best[:top, c].tolist(), ids[:top, c].tolist(), strict=True) if s > -torch.inf]
+        [
+            Word(lm.text(i), i, s)
+            for s, i in zip(best[:top, c].tolist(), ids[:top, c].tolist(), strict=True)
+            if s > -torch.inf
+        ]
         for c in range(columns.shape[1])
     ]

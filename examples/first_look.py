@@ -1,0 +1,56 @@
+"""A first look: freeze a prompt, check that the linear system is exact, and see what is in it.
+
+    python examples/first_look.py [FOLDER PROMPT]
+
+Without arguments it trains the tiny model of tiny_model.py first.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import tiny_model
+import torch
+
+import secant as sc
+
+
+def main(folder: str, prompt: str) -> None:
+    lm = sc.load(folder, dtype="float64")
+    run = sc.freeze(lm, prompt, ordinary=True)
+    c = run.certificate
+    print(f"{prompt} -> {run.prediction[0].token} ({run.prediction[0].probability:.1%})")
+    print(f"reconstruction {c.reconstruction:.1e}, affinity {c.affinity:.1e}, ordinary Jacobian {c.ordinary:.2f}")
+    assert c.forward_equal
+    assert c.reconstruction < 1e-13
+
+    # y = sum of J_t x_t + b, by hand
+    op = run.operator()
+    J = op.dense()  # (d_out, T, d_in)
+    y = sum(J[:, t] @ op.input[t] for t in range(len(run.tokens))) + op.bias
+    assert torch.allclose(y, op.output, rtol=0, atol=1e-12)
+
+    # what the tokens contribute to the predicted logit, without a remainder
+    attribution = sc.attribute(run)
+    assert abs(attribution.total - attribution.logit) < 1e-12
+    leading = attribution.table.sort_values("contribution", ascending=False).iloc[0]
+    print(f"most of the logit is from {leading['name']!r}: {leading['contribution']:.2f} of {attribution.logit:.2f}")
+
+    # what that token's block writes and reads
+    block = op.block(int(leading["position"]))
+    f = sc.svd(block, k=2)
+    for i in range(2):
+        writes, reads = (
+            sc.decode(lm, side[:, i], side=name, top=4)[0] for side, name in ((f.U, "output"), (f.V, "input"))
+        )
+        print(f"  σ {f.S[i]:.2f}: reads {[w.token for w in reads]}, writes {[w.token for w in writes]}")
+    assert f.residuals.max() < 1e-10
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        main(sys.argv[1], sys.argv[2])
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            tiny_model.main(Path(folder))
+            main(folder, "The bridge out of Marin is the")

@@ -1,0 +1,200 @@
+"""The command line, as a process of its own: what it prints, writes, refuses, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import real
+from typer.testing import CliRunner
+
+from secant.cli import app
+
+PROMPT = "The bridge out of Marin is the"
+HEAVY = ("torch", "transformers", "pandas", "numpy", "scipy", "pyarrow", "safetensors", "jaxtyping")
+
+
+def secant(*args: object, **env: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", "from secant.cli import main; main()", *map(str, args)],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "HF_HUB_OFFLINE": "1", **env}, check=False,
+    )  # fmt: skip
+
+
+def refused(*args: object) -> str:
+    """Run a command that must fail: exit code 2, nothing on stdout, one clear line on stderr."""
+    result = CliRunner().invoke(app, [str(a) for a in args])
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("secant: ")
+    assert "; got " in line
+    return line
+
+
+def test_explain(folder: Path) -> None:
+    result = secant("explain", PROMPT, "--model", folder)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "\x1b" not in result.stdout
+    assert "next token   Golden" in result.stdout
+    assert "forward bit-equal · reconstruction" in result.stdout
+    (marin,) = (line for line in lines if " Marin " in line and "%" in line)
+    assert "Golden" in marin
+    assert any("constants" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_explain_at_other_widths(folder: Path, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    result = CliRunner().invoke(app, ["explain", PROMPT, "-m", str(folder)])
+    assert result.exit_code == 0, result.output
+    assert "Marin" in result.stdout
+
+
+def test_explain_as_json(folder: Path) -> None:
+    result = secant(
+        "explain", PROMPT, "--model", folder, "--json", "-k", 2, "--dtype", "float64", "--convention", "half"
+    )
+    said = json.loads(result.stdout)
+    assert said["prediction"][0]["token"] == "Golden"
+    assert said["certificate"]["reconstruction"] <= 1e-13
+    assert said["certificate"]["convention"] == "half"
+    assert said["certificate"]["dtype"] == "float64"
+    assert len(said["tokens"]) == 8
+    assert len(said["tokens"][0]["singular_values"]) == 2
+    assert sum(t["contribution"] for t in said["tokens"]) + said["constant"]["contribution"] == pytest.approx(
+        said["logit"]
+    )
+
+
+def test_explain_with_out(folder: Path, tmp_path: Path) -> None:
+    result = secant("explain", PROMPT, "--model", folder, "--out", tmp_path / "out", "--precision", "float64")
+    assert result.returncode == 0
+    assert "Tables and tensors are in" in result.stderr
+    assert (tmp_path / "out" / "tensors.safetensors").exists()
+
+
+def test_the_same_command_gives_the_same_answer_twice(folder: Path) -> None:
+    first, second = (secant("explain", PROMPT, "--model", folder).stdout for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "word"),
+    [("craftgpt", "[inst] do you like music? [/inst]", "soothing"), ("stories260K", "Once upon a time there was", "a")],
+)
+def test_explain_on_real_models(name: str, prompt: str, word: str) -> None:
+    result = secant("explain", prompt, "--model", real(name), "--dtype", "float64")
+    assert result.returncode == 0, result.stderr
+    assert word in result.stdout
+
+
+def test_verify(folder: Path) -> None:
+    result = CliRunner().invoke(app, ["verify", str(folder), "--json"])
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    found = {(c["dtype"], c["convention"]) for c in said["certificates"]}
+    assert len(found) == 12
+    assert all(c["exact"] and c["forward_equal"] for c in said["certificates"])
+    assert max(c["reconstruction"] for c in said["certificates"] if c["dtype"] == "float64") <= 1e-13
+    printed = CliRunner().invoke(app, ["verify", str(folder), "--prompt", PROMPT, "--dtype", "float64"])
+    assert printed.stdout.count("float64") == 3
+    assert "Marin" in printed.stdout
+
+
+def test_verify_says_what_is_not_exact(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr("secant.run.TOLERANCE", dict.fromkeys((torch.float64, torch.float32), 1e-30))
+    result = CliRunner().invoke(app, ["verify", str(folder), "--dtype", "float32"])
+    assert result.exit_code == 2
+    assert result.stdout.count("not exact") == 3
+    assert "reconstruction error of" in " ".join(result.stdout.split())
+
+
+# ------------------------------------------------------------------------------------------- bad input
+
+
+def test_bad_input(folder: Path, tmp_path: Path) -> None:
+    assert "folder or a name" in refused("explain", PROMPT, "--model", tmp_path / "none")
+    assert "hub can't be reached" in refused("explain", PROMPT, "--model", "some/model")
+    assert "at least one token" in refused("explain", "", "--model", folder)
+    assert "context of 64" in refused("explain", "the " * 70, "--model", folder)
+    assert "'Golem'" in refused("explain", "In Golem", "--model", folder)
+    assert "chat template" in refused("explain", PROMPT, "--model", folder, "--chat")
+    assert "device" in refused("explain", PROMPT, "--model", folder, "--device", "quantum")
+    assert "config.json" in refused("verify", tmp_path)
+
+
+def test_a_place_that_can_not_be_written(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "Results are written to" in refused("explain", PROMPT, "--model", folder, "--out", tmp_path / "file" / "out")
+    assert "Results are written to" in refused("explain", PROMPT, "--model", folder, "--out", tmp_path / "file")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_unknown_operation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: torch.lgamma(x))
+    line = refused("explain", PROMPT, "--model", folder)
+    assert "torch.lgamma in model.layers.0.mlp" in line
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = secant("explain", PROMPT, "--model", tmp_path / "none", "--debug")
+    assert "Traceback" in result.stderr
+    assert "ModelNotFound" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 2, "got an interrupt"),
+        (MemoryError(), 2, "must fit in memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "must fit in memory"),
+        (ZeroDivisionError("division by zero"), 1, "does not expect; got ZeroDivisionError"),
+    ],
+)
+def test_whatever_else_happens_is_one_line(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr("secant.load", load)
+    result = CliRunner().invoke(app, ["explain", PROMPT, "--model", "x"])
+    assert result.exit_code == code
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_wrong_options_are_refused() -> None:
+    assert secant("explain", PROMPT, "--model", "x", "--dtype", "int4").returncode == 2
+    assert secant("explain", PROMPT).returncode == 2
+
+
+# ------------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("args", [["--help"], ["explain", "--help"], ["verify", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(args: list[str]) -> None:
+    code = (
+        "import sys\nfrom secant.cli import app\ntry:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n"
+        f"    assert not end.code, end.code\nprint([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.stderr.strip() == "[]"
+    assert result.stdout

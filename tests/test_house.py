@@ -1,0 +1,73 @@
+"""The house in order: arrows point one way, one file knows transformers, names do not collide, examples run."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import EXAMPLES
+
+import secant as sc
+
+SOURCE = Path(sc.__file__).parent
+MODULES = {path.stem: ast.parse(path.read_text()) for path in SOURCE.glob("*.py") if path.stem != "__init__"}
+
+# what each module may import of the package; a module not named here may import all but cli and terminal
+ALLOWED = {
+    "errors": set(),
+    "files": {"errors"},
+    "forms": set(),
+    "rules": {"errors", "forms"},
+    "tape": {"errors", "forms", "rules"},
+    "operator": {"errors", "files"},
+    "model": {"errors"},
+    "spectra": {"errors", "operator"},
+    "decoding": {"errors", "model"},
+    "network": {"model", "operator", "tape"},
+    "run": {"errors", "model", "network", "operator", "rules", "tape"},
+    "terminal": {"decoding", "explanation", "run"},
+}
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """Every module that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_arrows_point_one_way(name: str) -> None:
+    own = {m.split(".")[1] for m in imports(MODULES[name]) if m.startswith("secant.")} & set(MODULES)
+    assert own <= ALLOWED.get(name, set(MODULES) - {"cli", "terminal"} if name != "cli" else set(MODULES))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_model_knows_transformers(name: str) -> None:
+    assert name == "model" or not any(m.split(".")[0] == "transformers" for m in imports(MODULES[name]))
+
+
+def test_public_names_are_there_and_none_is_a_module() -> None:
+    """A module of a public name would take its place as soon as anything imports it."""
+    for name in sc.__all__:
+        assert getattr(sc, name).__doc__, name
+        assert name not in MODULES
+    assert set(sc.__all__) == {name for names in sc._WHERE.values() for name in names}
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        sc.nonsense
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_examples_run(example: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, str(example)], capture_output=True, text=True, timeout=300, env=dict(os.environ), check=False
+    )
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,246 @@
+"""The first look inside: spectra, decoded words, contributions, and what is written of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from families import LENGTH, model_of, prompt
+from helpers import real
+from safetensors.torch import load_file
+
+import secant as sc
+from secant.errors import BadArgument, BadPrompt, OutputFailed, TooLarge
+from secant.operator import Matrix, Operator
+
+
+@pytest.fixture(scope="module")
+def run() -> sc.Run:
+    return sc.freeze(model_of("gpt2", "sdpa"), prompt())
+
+
+def operator_of(J: torch.Tensor, T: int = 1) -> Operator:
+    x = torch.ones(T, J.shape[1] // T, dtype=J.dtype)
+    return Operator(Matrix(J), x, J @ x.flatten(), torch.zeros(len(J), dtype=J.dtype))
+
+
+# ------------------------------------------------------------------------------------------- spectra
+
+
+def spectrum(values: np.ndarray, shape: tuple[int, int] = (20, 30)) -> torch.Tensor:
+    """A matrix with these singular values."""
+    rng = np.random.default_rng(0)
+    U, V = (np.linalg.qr(rng.normal(size=(n, len(values))))[0] for n in shape)
+    return torch.from_numpy(U * values @ V.T)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.ones(20),
+        np.arange(1, 21) ** -0.5,
+        2.0 ** -np.arange(20),
+        np.r_[3.0, 2.0, np.zeros(18)],
+        np.r_[2, 2, 2, np.ones(17)],
+    ],
+    ids=["flat", "slow", "fast", "rank-deficient", "clustered"],
+)
+def test_svd_against_numpy(values: np.ndarray) -> None:
+    J = spectrum(values)
+    f = sc.svd(operator_of(J), 20)
+    np.testing.assert_allclose(f.S, np.sort(values)[::-1], atol=1e-13)
+    np.testing.assert_allclose(f.U @ torch.diag(f.S) @ f.V.T, J, atol=1e-13)
+    np.testing.assert_allclose(f.U.T @ f.U, np.eye(20), atol=1e-12)
+    assert f.residuals.max() < 1e-12
+    assert f.stable_rank == pytest.approx((values**2).sum() / values.max() ** 2)
+
+
+def test_svd_of_zero() -> None:
+    f = sc.svd(operator_of(torch.zeros(4, 6)), 3)
+    assert f.S.tolist() == [0, 0, 0]
+    assert f.stable_rank == 0
+    assert f.U.isfinite().all()
+    assert (f.U.norm(dim=0) - 1).abs().max() < 1e-6
+
+
+def test_blocks_are_numpys_and_point_along_the_output(run: sc.Run) -> None:
+    op = run.operator()
+    J = op.dense()
+    for t, f in enumerate(sc.svd(op, 5, per_token=True)):
+        np.testing.assert_allclose(f.S, np.linalg.svd(J[:, t], compute_uv=False)[:5], rtol=1e-12)
+        torch.testing.assert_close(J[:, t] @ f.V, f.U * f.S, rtol=0, atol=1e-11)
+        assert (op.output @ f.U >= 0).all()
+        assert f.stable_rank == pytest.approx(float((J[:, t].norm() / f.S[0]) ** 2))
+    whole = sc.svd(op, 4)
+    np.testing.assert_allclose(whole.S, np.linalg.svd(J.flatten(1), compute_uv=False)[:4], rtol=1e-12)
+    assert whole.V.shape == (LENGTH * 32, 4)
+
+
+def test_stable_rank_divides_by_its_own_largest(run: sc.Run) -> None:
+    """Trap 6 of the reference code: all tokens divided by token 0's σ₁."""
+    op = run.operator()
+    S = np.linalg.svd(op.dense().flatten(1), compute_uv=False)
+    assert sc.stable_rank(op) == pytest.approx((S**2).sum() / S[0] ** 2)
+    each = sc.stable_rank(op, per_token=True)
+    assert each == pytest.approx([f.stable_rank for f in sc.svd(op, 1, per_token=True)])
+
+
+def test_svd_of_low_precision_is_taken_in_float32() -> None:
+    op = sc.freeze(model_of("llama", "sdpa", torch.bfloat16), prompt()).operator()
+    assert sc.svd(op, 2).S.dtype == torch.float32
+
+
+def test_svd_refuses(run: sc.Run) -> None:
+    for bad in (0, 33):
+        with pytest.raises(BadArgument, match=f"1 to 32 singular triplets; got k = {bad}"):
+            sc.svd(run.operator(), bad)
+    with pytest.raises(BadArgument, match="solver"):
+        sc.svd(run.operator(), 1, solver="magic")
+
+
+# ------------------------------------------------------------------------------------------- words
+
+
+def with_rows(E: torch.Tensor, W: torch.Tensor) -> sc.LM:
+    lm = model_of("llama", "sdpa", torch.float64, vocab_size=len(E))
+    with torch.no_grad():
+        lm.model.get_input_embeddings().weight.copy_(E)
+        lm.head.weight.copy_(W)
+    return lm
+
+
+def test_words_are_the_nearest_in_order() -> None:
+    """Against numpy, for every direction: the reference code's merge was wrong in 200 of 200 trials (trap 3)."""
+    rng = np.random.default_rng(0)
+    E, W, D = (rng.normal(size=s) for s in ((97, 32), (97, 32), (32, 20)))
+    lm, directions = with_rows(torch.from_numpy(E), torch.from_numpy(W)), torch.from_numpy(D)
+    cosine = (E @ D) / np.linalg.norm(E, axis=1)[:, None] / np.linalg.norm(D, axis=0)
+    for side, scores in (("output", W @ D), ("input", cosine)):
+        for c, words in enumerate(sc.decode(lm, directions, side=side, top=9)):
+            order = np.argsort(-scores[:, c], kind="stable")[:9]
+            assert [w.id for w in words] == order.tolist()
+            assert [w.score for w in words] == pytest.approx(scores[order, c].tolist())
+
+
+def test_zero_rows_are_left_out_and_ties_go_by_id() -> None:
+    E = torch.zeros(97, 32, dtype=torch.float64)
+    E[[7, 3, 50]] = torch.ones(32, dtype=torch.float64)
+    E[20] = -1
+    (words,) = sc.decode(with_rows(E, E), torch.ones(32, dtype=torch.float64), side="input", top=8)
+    assert [(w.id, round(w.score, 12)) for w in words] == [(3, 1), (7, 1), (50, 1), (20, -1)]
+    (words,) = sc.decode(with_rows(E, E), torch.zeros(32), side="input")
+    assert words == []
+
+
+def test_decode_refuses(lm: sc.LM) -> None:
+    with pytest.raises(BadArgument, match="64 numbers; got 5"):
+        sc.decode(lm, torch.ones(5, 2), side="output")
+
+
+# ------------------------------------------------------------------------------------------- contributions
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_contributions_sum_to_the_logit(family: str) -> None:
+    run = sc.freeze(model_of(family, "sdpa"), prompt())
+    for target, versus in ((None, None), (5, None), (5, 90)):
+        a = sc.attribute(run, target, versus)
+        chosen = run.prediction[0].id if target is None else target
+        true = run.logits[-1, chosen] - (0 if versus is None else run.logits[-1, versus])
+        assert a.logit == pytest.approx(float(true), abs=1e-13)
+        assert abs(a.total - a.logit) <= 1e-12
+        assert a.table["kind"].tolist() == ["token"] * LENGTH + ["constant"]
+        assert a.total == pytest.approx(a.table["contribution"].sum())
+
+
+def test_a_contribution_is_that_of_its_block(run: sc.Run) -> None:
+    op, a = run.operator(), sc.attribute(run, 11)
+    w = run.lm.unembedding[11]
+    expected = [float(w @ (op.dense()[:, t] @ op.input[t])) for t in range(LENGTH)] + [float(w @ op.bias)]
+    assert a.table["contribution"].tolist() == pytest.approx(expected, abs=1e-11)
+    assert list(a.table.columns) == ["kind", "name", "position", "layer", "head", "contribution"]
+
+
+def test_contributions_survive_a_capped_and_scaled_logit() -> None:
+    """Gemma caps its logits: the held ratio keeps the sum exact."""
+    lm = model_of("gemma3", "sdpa", final_logit_softcapping=2.0)
+    a = sc.attribute(sc.freeze(lm, prompt()))
+    assert a.logit <= 2.0
+    assert abs(a.total - a.logit) <= 1e-12
+
+
+def test_no_such_target(lm: sc.LM) -> None:
+    with pytest.raises(BadPrompt, match="'Silver'"):
+        sc.attribute(sc.freeze(lm, "In Marin people cross the"), "Silver")
+
+
+# ------------------------------------------------------------------------------------------- explanations
+
+
+def test_the_trained_model_is_explained(explanation: sc.Explanation) -> None:
+    e = explanation
+    assert e.run.prediction[0].token == e.attribution.target == "Golden"
+    table = e.to_pandas()
+    assert table["share"].idxmax() == e.run.tokens.index("Marin")
+    assert e.outputs[5][0][0].token == "Golden"
+    assert e.inputs[5][0][0].token == "Marin"
+    constant = e.attribution.table["contribution"].iloc[-1]
+    assert table["contribution"].sum() + constant == pytest.approx(e.attribution.logit, abs=1e-12)
+    assert table["share"].sum() + constant / e.attribution.logit == pytest.approx(1, abs=1e-12)
+    op = e.run.operator()
+    assert table["norm"].tolist() == pytest.approx([float(op.block(t).output.norm()) for t in range(len(table))])
+
+
+def test_everything_is_written(explanation: sc.Explanation, tmp_path: Path) -> None:
+    explanation.save(tmp_path / "out")
+    explanation.save(tmp_path / "out")  # again, over the first
+    names = ["explanation.json", "tensors.safetensors", "tokens.csv", "tokens.parquet", "words.csv", "words.parquet"]
+    assert sorted(os.listdir(tmp_path / "out")) == names
+    assert os.listdir(tmp_path) == ["out"]
+    said = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    assert said["certificate"]["reconstruction"] <= 1e-13
+    assert sum(t["share"] for t in said["tokens"]) + said["constant"]["share"] == pytest.approx(1)
+    for name, table in (("tokens", explanation.to_pandas()), ("words", explanation.words())):
+        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / f"{name}.parquet"), table)
+        assert len(pd.read_csv(tmp_path / "out" / f"{name}.csv")) == len(table)
+    tensors = load_file(tmp_path / "out" / "tensors.safetensors")
+    assert tensors["U"].shape == (8, 64, 4)
+    op = explanation.run.operator()
+    block = op.block(5).dense()[:, 0]
+    torch.testing.assert_close(block @ tensors["V"][5], tensors["U"][5] * tensors["S"][5], rtol=0, atol=1e-12)
+
+
+def test_no_room_leaves_nothing_behind(
+    explanation: sc.Explanation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("secant.explanation.save_file", full)
+    with pytest.raises(OutputFailed, match="No space left"):
+        explanation.save(tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_jacobian_that_does_not_fit_is_refused_beforehand(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sysconf", lambda name: 1000 if name == "SC_AVPHYS_PAGES" else 4)
+    with pytest.raises(TooLarge, match="J of 64 x 8 x 64 numbers must fit"):
+        sc.explain(lm, "The bridge out of Marin is the")
+
+
+def test_the_same_answer_twice(lm: sc.LM, explanation: sc.Explanation) -> None:
+    again = sc.explain(lm, "The bridge out of Marin is the")
+    assert json.dumps(again.to_dict()) == json.dumps(explanation.to_dict())
+
+
+def test_music() -> None:
+    """On craftgpt the block of "music" writes up, soothing, soft, calming, uplifting, song."""
+    e = sc.explain(sc.load(str(real("craftgpt"))), "[inst] do you like music? [/inst]")
+    words = [w.token.strip() for w in e.outputs[e.run.tokens.index("music")][0]]
+    assert {"up", "soothing", "soft", "calming", "uplifting", "song"} <= set(words)
+    assert next(w.token.strip() for w in e.inputs[4][0]) == "music"

@@ -1,0 +1,212 @@
+"""Loading and prompts: what comes in is right, or refused in one clear line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from families import model_of, prompt
+from torch import nn
+from transformers import AutoModelForCausalLM, T5Config, ViTConfig
+
+import secant as sc
+from secant.errors import BadArgument, BadPrompt, BadWeights, ModelNotFound, ModelRefused, SecantError
+
+CHAT = "<s> {% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}is the{% endif %}"
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def edited(folder: Path, **changes: object) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+def refused(kind: type[SecantError], match: str, *args: object, **kwargs: object) -> None:
+    """One line: the rule, what came, what to do next."""
+    with pytest.raises(kind, match=match) as caught:
+        sc.load(*args, **kwargs)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert "; got " in said
+    assert said.endswith(".")
+
+
+# ------------------------------------------------------------------------------------------- loading
+
+
+def test_load(folder: Path) -> None:
+    lm = sc.load(folder)
+    assert not lm.model.training
+    assert lm.dtype == torch.float32
+    assert lm.name == str(folder)
+    assert (lm.context, lm.attention) == (64, "sdpa")
+    assert lm.embedding.shape == lm.unembedding.shape == (len(lm.tokenizer), 64)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", torch.float16])
+def test_load_in_another_dtype(folder: Path, dtype: str | torch.dtype) -> None:
+    expected = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    assert sc.load(folder, dtype=dtype).dtype == expected
+
+
+def test_load_with_another_attention(folder: Path) -> None:
+    assert sc.load(folder, attention="eager").attention == "eager"
+
+
+def test_a_model_in_memory() -> None:
+    lm = model_of("llama")
+    assert sc.LM(lm.model, None).name == "LlamaForCausalLM"
+    assert sc.freeze(sc.LM(lm.model, None), prompt()).tokens == [str(i) for i in prompt()]
+
+
+def test_no_such_folder_or_model(tmp_path: Path) -> None:
+    refused(ModelNotFound, "folder or a name on the Hugging Face hub", tmp_path / "none")
+    refused(ModelNotFound, "no folder here, and the hub can't be reached", "someone/something")
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    refused(ModelRefused, "config.json", tmp_path)
+
+
+def test_a_folder_without_weights(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    refused(ModelRefused, "Weights come as safetensors", copy)
+
+
+def test_pickled_weights_are_read_only_if_asked_for(copy: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(copy)
+    torch.save(model.state_dict(), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    refused(ModelRefused, "--allow-pickle", copy)
+    assert torch.equal(sc.load(copy, allow_pickle=True).embedding, model.get_input_embeddings().weight)
+
+
+def test_remote_code_is_run_only_if_asked_for(copy: Path) -> None:
+    edited(copy, model_type="brand_new", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
+    (copy / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class Config(LlamaConfig):\n    model_type = 'brand_new'\n"
+        "class Model(LlamaForCausalLM):\n    config_class = Config\n"
+    )
+    refused(ModelRefused, "--allow-remote-code", copy)
+    assert type(sc.load(copy, allow_remote_code=True).model).__name__ == "Model"
+
+
+def test_a_checkpoint_without_its_head_is_refused(copy: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(copy).model.save_pretrained(copy)
+    edited(copy, tie_word_embeddings=False)
+    refused(ModelRefused, "without lm_head.weight", copy)
+
+
+def test_a_damaged_checkpoint(copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    refused(ModelRefused, "must load", copy)
+    (copy / "config.json").write_text("{")
+    refused(ModelRefused, "JSON", copy)
+
+
+def test_weights_of_another_shape(copy: Path) -> None:
+    refused(ModelRefused, "shapes of its configuration", edited(copy, hidden_size=32))
+
+
+def test_nan_weights(copy: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(copy)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = torch.nan
+    model.save_pretrained(copy)
+    refused(BadWeights, r"model\.layers\.1\.mlp\.up_proj\.weight", copy)
+
+
+@pytest.mark.parametrize("config", [ViTConfig, T5Config])
+def test_a_model_of_another_kind(config: type, tmp_path: Path) -> None:
+    config().save_pretrained(tmp_path)
+    refused(ModelRefused, "causal language model", tmp_path)
+
+
+def test_a_type_that_transformers_does_not_know(copy: Path) -> None:
+    refused(ModelRefused, "transformers .* knows", edited(copy, model_type="nonsense"))
+
+
+def test_a_model_without_a_head() -> None:
+    for thing in (model_of("llama").model.model, nn.Linear(3, 3), "llama"):
+        with pytest.raises(ModelRefused):
+            sc.LM(thing, None)
+
+
+def test_bad_options(folder: Path) -> None:
+    refused(BadArgument, "float64, float32, bfloat16, float16", folder, dtype="int4")
+    refused(BadArgument, "device", folder, device="quantum")
+    refused(BadArgument, "attention", folder, attention="psychic")
+
+
+# ------------------------------------------------------------------------------------------- prompts
+
+
+def test_text_ids_and_messages(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "The bridge out of Marin is the"
+    ids = lm.encode(text)
+    assert [lm.text(i) for i in ids] == ["<s>", *text.split()]
+    assert lm.encode(ids) == lm.encode(tuple(ids)) == lm.encode(torch.tensor(ids)) == ids
+    with pytest.raises(BadPrompt, match="chat template"):
+        lm.encode([{"role": "user", "content": text}])
+    monkeypatch.setattr(lm.tokenizer, "chat_template", CHAT)
+    messages = [{"role": "user", "content": "The bridge out of"}, {"role": "user", "content": "Marin"}]
+    assert lm.encode(messages) == ids
+    assert sc.freeze(lm, messages).tokens == sc.freeze(lm, text).tokens
+
+
+def test_one_token_works(lm: sc.LM) -> None:
+    e = sc.explain(lm, [5])
+    assert len(e.svds) == 1
+    assert e.run.certificate.reconstruction <= 1e-13
+
+
+@pytest.mark.parametrize("empty", ["", [], torch.tensor([], dtype=torch.long), ()])
+def test_an_empty_prompt(lm: sc.LM, empty: object) -> None:
+    with pytest.raises(BadPrompt, match="at least one token"):
+        lm.encode(empty)
+
+
+def test_a_prompt_beyond_the_context(lm: sc.LM) -> None:
+    assert len(lm.encode([5] * 64)) == 64
+    with pytest.raises(BadPrompt, match="context of 64 tokens; got 65"):
+        lm.encode([5] * 65)
+
+
+def test_ids_outside_the_vocabulary(lm: sc.LM) -> None:
+    for bad in (-1, len(lm.embedding)):
+        with pytest.raises(BadPrompt, match=f"got {bad}"):
+            lm.encode([1, bad])
+
+
+def test_unknown_words(lm: sc.LM) -> None:
+    with pytest.raises(BadPrompt, match="'Golem'"):
+        lm.encode("The bridge in Golem is")
+    assert 1 in lm.encode("The <unk> in Marin")  # who writes it means it
+
+
+def test_nonsense(lm: sc.LM) -> None:
+    with pytest.raises(BadPrompt, match="a text, token ids, or chat messages"):
+        lm.encode([{"role": "user"}])
+    with pytest.raises(BadPrompt, match="needs a tokenizer"):
+        model_of("llama").encode("words")
+
+
+def test_target_tokens(lm: sc.LM) -> None:
+    golden = lm.token("Golden")
+    assert lm.text(golden) == "Golden"
+    assert lm.token(golden) == lm.token(" Golden") == golden
+    with pytest.raises(BadPrompt, match="'Silver'"):
+        lm.token("Silver")
+    with pytest.raises(BadPrompt, match="-3"):
+        lm.token(-3)
