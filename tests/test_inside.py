@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import secant as sc
 from secant.errors import BadArgument, BadPrompt, OutputFailed, TooLarge
-from secant.operator import Matrix, Operator
+from secant.operator import Operator
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,7 @@ def run() -> sc.Run:
 
 
 def operator_of(J: torch.Tensor, T: int = 1) -> Operator:
-    x = torch.ones(T, J.shape[1] // T, dtype=J.dtype)
-    return Operator(Matrix(J), x, J @ x.flatten(), torch.zeros(len(J), dtype=J.dtype))
+    return Operator.from_dense(J.reshape(len(J), T, -1), torch.ones(T, J.shape[1] // T, dtype=J.dtype))
 
 
 # ------------------------------------------------------------------------------------------- spectra

@@ -25,7 +25,7 @@ from torch import Tensor
 from secant.errors import BadArgument, DamagedFile
 from secant.files import replacing
 
-CHUNK = 128
+CHUNK = 256
 """Most rows of J that one batched backward pass computes."""
 
 
@@ -142,6 +142,22 @@ class Operator:
     output: Float[Tensor, " d_out"] = field(repr=False)
     bias: Float[Tensor, " d_out"] = field(repr=False)
     about: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def from_dense(
+        J: Float[Tensor, "d_out T d_in"],
+        input: Float[Tensor, "T d_in"],
+        bias: Float[Tensor, " d_out"] | None = None,
+    ) -> Operator:
+        """An operator whose J is there; its output is J input + bias, without a bias unless one is given.
+
+        >>> op = Operator.from_dense(torch.tensor([[[1.0, 2.0], [0.0, 1.0]]]), input=torch.ones(2, 2))
+        >>> op.shape, op.output, op.block(1).dense()
+        ((1, 4), tensor([4.]), tensor([[[0., 1.]]]))
+        """
+        b = torch.zeros_like(J[:, 0, 0]) if bias is None else bias
+        matrix = J.flatten(1)
+        return Operator(Matrix(matrix), input, matrix @ input.flatten() + b, b)
 
     @property
     def shape(self) -> tuple[int, int]:

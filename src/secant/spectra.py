@@ -67,10 +67,10 @@ def svd(
     their signs from the output of the whole operator. Raises BadArgument for a k that the shape does not have.
 
     >>> import torch
-    >>> J, x = torch.tensor([[0.0, 2.0], [-3.0, 0.0]]), torch.tensor([[1.0, 1.0]])
-    >>> f = svd(Operator(Matrix(J), x, (J @ x[0]), torch.zeros(2)), k=2)
-    >>> f.S.tolist(), f.U[:, 0].tolist(), f.V[:, 0].tolist()
-    ([3.0, 2.0], [0.0, -1.0], [1.0, 0.0])
+    >>> J = torch.tensor([[[0.0, 2.0]], [[-3.0, 0.0]]])  # (d_out, T, d_in)
+    >>> f = svd(Operator.from_dense(J, input=torch.ones(1, 2)), k=2)
+    >>> f.S.tolist(), f.V[:, 0].tolist()
+    ([3.0, 2.0], [1.0, 0.0])
     """
     if solver not in ("auto", "dense"):
         raise BadArgument("A solver is auto or dense", repr(solver), "Choose one of them.")

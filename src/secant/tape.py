@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -254,6 +254,8 @@ class Record(_Mode):
             self.before_head = meeting(self._head, args)
         if form is None:
             out = func(*args, **kwargs)
+            if into is None and not is_live(out) and not isinstance(out, Iterator):
+                form = Constant(out)  # a cast to integers, say
         elif isinstance(form, Constant):
             out = form.value
         else:
