@@ -279,8 +279,18 @@ class WrongBackward(torch.autograd.Function):
 def test_a_hidden_nonlinearity_is_refused(hidden: type, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     original = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: hidden.apply(original(self, x)))
-    with pytest.raises(NotExact, match=r"(reconstruction|affinity) error of"):
+    with pytest.raises(NotExact, match=r"got (reconstruction|affinity) \d"):
         sc.freeze(model_of("llama", "sdpa", dtype), prompt())
+
+
+def test_a_hidden_nonlinearity_is_refused_in_16_bits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even one that 16 bits drown, where the system is evaluated in float32."""
+    original = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: (y := original(self, x)) + 0.01 * HiddenRelu.apply(y))
+    lm = model_of("llama", "sdpa", torch.bfloat16)
+    assert sc.freeze(lm, prompt()).certificate.affinity < 0.1
+    with pytest.raises(NotExact, match="1e-04 in float32; got affinity"):
+        sc.freeze(lm, prompt(), precision="float32")
 
 
 def test_a_forward_pass_that_does_not_repeat_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

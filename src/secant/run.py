@@ -23,7 +23,7 @@ from secant.rules import CONVENTIONS
 from secant.tape import Tape, WithoutParameters
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
-"""Largest reconstruction or affinity error of an exact network, by the type that it is computed in."""
+"""Largest error of an exact network, by type: reconstruction by that of the pass, affinity by that of the system."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,11 @@ class Certificate:
     """What was checked of a run. Errors are relative, in norms of y.
 
     `forward_equal`: the recorded logits equal the plain model's, bit for bit (in float64: those of the model without
-    its casts to float32). `reconstruction`: ‖J x + b - y‖ / ‖y‖, from products with J. `affinity`:
-    ‖J v + b - r(v)‖ / ‖r(v)‖, where r is a replay at a random input v. `ordinary`: ‖J' x - y‖ / ‖y‖ with the
-    ordinary Jacobian J', if it was asked for. `operations`: live calls by function and what was held.
+    its casts to float32). `reconstruction`: ‖J x + b - y‖ / ‖y‖, from products with J. `affinity`: at a random input
+    v, the larger of ‖J v + b - r(v)‖ / ‖r(v)‖, where r is a replay, and |u·J v - v·Jᵀ u| / (‖u‖ ‖J v‖) for a random
+    u. `ordinary`: ‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J', if it was asked for. `operations`: live calls by
+    function and what was held. In 16 bits the tolerances catch gross errors only; a precision of float32 sharpens
+    `affinity_tolerance`.
     """
 
     forward_equal: bool
@@ -51,6 +53,7 @@ class Certificate:
     affinity: float
     ordinary: float | None
     tolerance: float
+    affinity_tolerance: float
     convention: str
     dtype: str
     precision: str
@@ -137,6 +140,7 @@ def freeze(
         affinity=affinity,
         ordinary=ordinary_error(lm, x, recording.values["norm"][-1]) if ordinary else None,
         tolerance=TOLERANCE[lm.dtype] if tolerance is None else tolerance,
+        affinity_tolerance=TOLERANCE[wide] if tolerance is None else tolerance,
         convention=convention,
         dtype=str(lm.dtype).removeprefix("torch."),
         precision=str(wide).removeprefix("torch."),
@@ -201,11 +205,12 @@ def _refuse(c: Certificate) -> None:
             "The recorded pass must equal the plain model's, bit for bit", "another result",
             "The model's forward pass is not repeatable; make it deterministic.",
         )  # fmt: skip
-    for name, error in (("reconstruction", c.reconstruction), ("affinity", c.affinity)):
-        if not error <= c.tolerance:
+    checks = ((c.reconstruction, c.tolerance, "reconstruction"), (c.affinity, c.affinity_tolerance, "affinity"))
+    for error, tolerance, name in checks:
+        if not error <= tolerance:
             raise NotExact(
-                f"The held network must be affine and reproduce the model to {c.tolerance:.0e} in {c.precision}",
-                f"a {name} error of {error:.1e}",
+                f"The held network must be affine and reproduce the model to {tolerance:.0e} in {c.precision}",
+                f"{name} {error:.1e}",
                 "A nonlinearity is hidden from torch functions (a custom kernel or autograd function): use the model's"
                 " plain torch implementation, for instance attention='eager'; or the dtype is too coarse for it.",
             )
