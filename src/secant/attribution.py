@@ -28,6 +28,15 @@ class Attribution:
     total: float
     table: pd.DataFrame = field(repr=False)
 
+    @property
+    def constant(self) -> float:
+        """What the model's constants contribute."""
+        return float(self.table.loc[self.table["kind"] == "constant", "contribution"].sum())
+
+    def share(self, contribution: float) -> float:
+        """A contribution as a share of the logit; NaN where that is 0."""
+        return contribution / self.logit if self.logit else float("nan")
+
     def to_pandas(self) -> pd.DataFrame:
         """The table."""
         return self.table.copy()

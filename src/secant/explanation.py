@@ -46,7 +46,7 @@ class Explanation:
                 "token": self.run.tokens,
                 "id": self.run.ids,
                 "contribution": contributions,
-                "share": [c / self.attribution.logit for c in contributions],
+                "share": [self.attribution.share(c) for c in contributions],
                 "norm": self.norms,
                 "sigma": [f.S[0].item() for f in self.svds],
                 "stable_rank": [f.stable_rank for f in self.svds],
@@ -74,14 +74,14 @@ class Explanation:
             row["singular_values"] = f.S.tolist()
             row["output"] = [[asdict(w) for w in words] for words in out]
             row["input"] = [[asdict(w) for w in words] for words in into]
-        constant = self.attribution.table["contribution"].iloc[-1]
+        constant = self.attribution.constant
         return {
             "model": self.run.lm.name,
             "prediction": [asdict(p) for p in self.run.prediction],
             "certificate": asdict(self.run.certificate),
             "logit": self.attribution.logit,
             "total": self.attribution.total,
-            "constant": {"contribution": constant, "share": constant / self.attribution.logit},
+            "constant": {"contribution": constant, "share": self.attribution.share(constant)},
             "tokens": tokens,
         }
 

@@ -34,39 +34,21 @@ def visible(token: str) -> str:
 def show_explanation(out: Console, e: Explanation) -> None:
     """The prediction, the certificate, and a table by token."""
     c = e.run.certificate
-    out.print()
-    guesses = [Text(f" {visible(p.token)}", style="bold" if i == 0 else "") + Text(f" {p.probability:.1%}", style="dim")
-               for i, p in enumerate(e.run.prediction[:5])]  # fmt: skip
-    out.print(Text("next token  ", style="dim") + Text("  ").join(guesses))
-    out.print(Text("certificate  ", style="dim") + Text(_certified(c)))
-    out.print(Text("             " + _held(c), style="dim"))
+    guesses = [
+        Text.assemble((visible(p.token), "" if i else "bold"), (f" {p.probability:.1%}", "dim"))
+        for i, p in enumerate(e.run.prediction[:5])
+    ]
+    summary = Table.grid(padding=(0, 2))
+    summary.add_column(style="dim", no_wrap=True)
+    summary.add_row("next token", Text("   ").join(guesses))
+    summary.add_row("certificate", _certified(c))
+    summary.add_row("", Text(_held(c), style="dim"))
     if c.ordinary is not None:
-        out.print(Text(f"             the ordinary Jacobian is off by {c.ordinary:.0%}", style="dim"))
+        summary.add_row("", Text(f"the ordinary Jacobian is off by {c.ordinary:.0%}", style="dim"))
     out.print()
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), expand=True)
-    rows = e.to_pandas()
-    widest = max(len("constants"), *(cell_len(visible(t)) for t in e.run.tokens))
-    table.add_column("", justify="right", style="dim", no_wrap=True, min_width=len(str(len(rows))))
-    table.add_column("token", no_wrap=True, width=min(16, widest))
-    for name, width in (("share", 6), ("‖J x‖", 6), ("σ₁", 6), ("R", 5)):
-        table.add_column(name, justify="right", no_wrap=True, width=width)
-    table.add_column("writes (U₀)", ratio=1, no_wrap=True, overflow="ellipsis")
-    table.add_column("reads (V₀)", ratio=1, no_wrap=True, overflow="ellipsis")
-    largest = max(abs(share) for share in rows["share"])
-    for t, row in enumerate(rows.itertuples()):
-        table.add_row(
-            str(t),
-            Text(visible(e.run.tokens[t])),
-            Text(f"{row.share:.1%}", style="bold" if abs(float(row.share)) == largest else ""),
-            f"{row.norm:.3g}",
-            f"{row.sigma:.3g}",
-            f"{row.stable_rank:.1f}",
-            _words(e.outputs[t][0]),
-            _words(e.inputs[t][0]),
-        )
-    constant = e.attribution.table["contribution"].iloc[-1]
-    table.add_row("", Text("constants", style="italic"), f"{constant / e.attribution.logit:.1%}")
-    out.print(table)
+    out.print(summary)
+    out.print()
+    out.print(_token_table(e, out.width))
     out.print()
     target = visible(e.attribution.target)
     remainder = abs(e.attribution.total - e.attribution.logit)
@@ -76,6 +58,34 @@ def show_explanation(out: Console, e: Explanation) -> None:
         "writes, reads: what its first left and right singular vectors decode to."
     )
     out.print(Text(legend, style="dim"))
+
+
+def _token_table(e: Explanation, width: int) -> Table:
+    """A row for each token; the words that fit whole. Narrow terminals get fewer columns."""
+    numbers = [("share", "share", 6), ("‖J x‖", "norm", 6), ("σ₁", "sigma", 6), ("R", "stable_rank", 5)]
+    if width < 80:
+        numbers = [numbers[0], numbers[2]]
+    rows = e.to_pandas()
+    places = len(str(len(rows) - 1))
+    widest = min(16, max(len("constants"), *(cell_len(visible(t)) for t in e.run.tokens)))
+    left = max(8, width - places - widest - sum(w for *_, w in numbers) - 2 * (3 + len(numbers)))
+    writes, reads = left - 3 * left // 7, 3 * left // 7
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table.add_column("", justify="right", style="dim", no_wrap=True, width=places)
+    table.add_column("token", no_wrap=True, width=widest)
+    for heading, _, w in numbers:
+        table.add_column(heading, justify="right", no_wrap=True, width=w)
+    table.add_column("writes (U₀)", no_wrap=True, width=writes)
+    table.add_column("reads (V₀)", no_wrap=True, width=reads)
+    largest = max(rows["share"], key=abs)
+    shown = {"share": ".1%", "norm": ".3g", "sigma": ".3g", "stable_rank": ".1f"}
+    for t, row in rows.iterrows():
+        bold = "bold" if row["share"] == largest else ""
+        cells = [Text(format(row[name], shown[name]), style=bold if name == "share" else "") for _, name, _ in numbers]
+        words = (_words(e.outputs[t][0], writes), _words(e.inputs[t][0], reads))
+        table.add_row(str(t), Text(visible(e.run.tokens[t])), *cells, *words)
+    table.add_row("", Text("constants", style="italic"), f"{e.attribution.share(e.attribution.constant):.1%}")
+    return table
 
 
 def _certified(c: Certificate) -> str:
@@ -94,8 +104,15 @@ def _held(c: Certificate) -> str:
     return f"{c.dtype}{precision} · {c.attention} attention · convention {c.convention} · {held}"
 
 
-def _words(words: Sequence[Word]) -> Text:
-    return Text(" ".join(visible(w.token.strip() or w.token) for w in words))
+def _words(words: Sequence[Word], width: int) -> Text:
+    """As many words as fit whole, at least a part of the first."""
+    line = ""
+    for word in words:
+        longer = f"{line} {visible(word.token.strip() or word.token)}".strip()
+        if line and cell_len(longer) > width:
+            break
+        line = longer
+    return Text(line)
 
 
 def show_certificates(out: Console, model: str, tokens: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
