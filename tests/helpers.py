@@ -27,15 +27,17 @@ def recorded(
     function: Callable[[Tensor], object], x: Tensor, convention: str = "gate", precision: torch.dtype | None = None
 ) -> tuple[object, Tape]:
     """A function run on a live input under Record, as a model's forward is."""
-    mode, live = Record(nn.Module(), torch.empty(1), convention, precision), x.clone().requires_grad_().clone()
+    mode = Record(nn.Module(), torch.empty(1), convention, precision)
+    live = mode.enter(x)
     with torch.enable_grad(), mode:
         out = function(live)
     return out, mode.tape
 
 
 def replayed(function: Callable[[Tensor], object], tape: Tape, v: Tensor) -> object:
-    live = (v if v.requires_grad else v.clone().requires_grad_()).clone()
-    with torch.enable_grad(), Replay(tape):
+    mode = Replay(tape)
+    live = mode.enter(v)
+    with torch.enable_grad(), mode:
         return function(live)
 
 

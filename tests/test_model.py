@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from families import model_of, prompt
@@ -181,6 +182,12 @@ def test_a_prompt_beyond_the_context(lm: sc.LM) -> None:
     assert len(lm.encode([5] * 64)) == 64
     with pytest.raises(BadPrompt, match="context of 64 tokens; got 65"):
         lm.encode([5] * 65)
+
+
+def test_ids_from_numpy_and_batches(lm: sc.LM) -> None:
+    assert lm.encode(list(np.array([3, 4]))) == lm.encode(torch.tensor([[3, 4]])) == [3, 4]
+    with pytest.raises(BadPrompt, match=r"one sequence of ids; got shape \(2, 2\)"):
+        lm.encode(torch.tensor([[5, 6], [7, 8]]))
 
 
 def test_ids_outside_the_vocabulary(lm: sc.LM) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from families import LENGTH, model_of, prompt
 from helpers import assert_matches
 
 import secant as sc
-from secant.errors import BadArgument, DamagedFile, OutputFailed
+from secant.errors import BadArgument, DamagedFile, OutputFailed, ReplayMismatch
 from secant.operator import Matrix
 
 
@@ -116,3 +118,33 @@ def test_no_room_leaves_nothing_behind(op: sc.Operator, tmp_path: Path, monkeypa
     assert os.listdir(tmp_path) == ["J.safetensors"]
     with pytest.raises(OutputFailed):
         op.save(file / "below a file")
+
+
+def test_numbers_that_are_not_real(op: sc.Operator, J: torch.Tensor) -> None:
+    v = torch.randn(288, dtype=torch.complex128)
+    with pytest.raises(BadArgument, match="complex"):
+        op @ v
+    np.testing.assert_allclose(op.to_scipy() @ v.numpy(), J.numpy() @ v.numpy(), atol=1e-11)
+
+
+def test_copies(op: sc.Operator, J: torch.Tensor) -> None:
+    for make in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(BadArgument, match="solidified"):
+            make(op)
+    assert_matches(pickle.loads(pickle.dumps(op.solidified())), J)
+    assert (op @ torch.ones(288, 0)).shape == (32, 0)
+
+
+def test_weights_changed_in_place_are_noticed() -> None:
+    lm = model_of("llama", "sdpa")
+    op = sc.freeze(lm, prompt()).operator()
+    with torch.no_grad():
+        lm.model.model.layers[0].mlp.up_proj.weight.mul_(2)
+    with pytest.raises(ReplayMismatch, match="changed in place since"):
+        op.dense()
+
+
+def test_errors_can_be_sent_to_another_process() -> None:
+    error = BadArgument("A rule", "something", "Do this.")
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (BadArgument, str(error))

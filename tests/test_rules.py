@@ -79,8 +79,8 @@ SAMPLES: dict[str, list] = {
     "masked_scatter": [lambda x: A.clone().masked_scatter(M, x)], "new_tensor": [lambda x: x + x.new_tensor([1.0])],
     **{n: [lambda x, n=n: getattr(x, n)()] for n in ("clone", "contiguous", "double", "cpu")},
     **{n: [lambda x, n=n: getattr(x, n)().double()] for n in ("float", "half", "bfloat16")},
-    "cuda": [], "to": [lambda x: x.to(torch.float64), lambda x: x * (3 * x).to(torch.int64)],
-    "type": [lambda x: x.type(torch.float64), lambda x: x * (3 * x).type(torch.int32)],
+    "cuda": [], "to": [lambda x: x.to(torch.float64), lambda x: x * (3 * x).to(torch.bool)],
+    "type": [lambda x: x.type(torch.float64)], **{n: [] for n in ("int", "long", "short", "char", "byte")},
     "type_as": [lambda x: x.type_as(A)],
     "add": [lambda x: x + A, lambda x: 2 + x, lambda x: written(x * 1, "add_", A), lambda x: torch.add(x, A, alpha=2)],
     "__radd__": [lambda x: 1.5 + x],
@@ -204,6 +204,25 @@ def test_a_function_without_a_row_is_refused_by_name_module_and_next_step() -> N
         recorded(torch.lgamma, A)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: (x * 10).to(torch.int8).to(x.dtype) / 10,
+        lambda x: x.long() * 1.0,
+        lambda x: x.type(torch.int32),
+        lambda x: x.to(torch.float8_e4m3fn).to(x.dtype),
+        lambda x: x.div(0.1, rounding_mode="floor"),
+        lambda x: torch.ones(4, 6, dtype=x.dtype).scatter(0, I4[:, None], x, reduce="multiply"),
+        lambda x: torch.round(x),
+    ],
+    ids=["int8", "long", "type", "float8", "floor division", "multiplying scatter", "round"],
+)
+def test_what_has_no_linear_map_is_refused(call: object) -> None:
+    """Activation quantisation would pass for exact with everything in b (FACTS: refuse it)."""
+    with pytest.raises(NoRule):
+        recorded(call, A)
+
+
 def test_what_carries_no_number_is_held_without_a_row() -> None:
     _, tape = recorded(lambda x: (x.argmax(-1), x > 0, x.isnan().any(), bool((x > 5).any())), A)
     assert tape.steps
@@ -221,8 +240,12 @@ def test_randomness_is_refused(call: object) -> None:
 
 GATED = [
     lambda x: F.silu(x @ W) * x,
+    lambda x: x * F.silu(x @ W).view(1, 6)[..., :],
+    lambda x: x * (0.5 * (y := x @ W) * (1 + torch.erf(y / 2**0.5))),  # gelu written with erf
+    lambda x: x * ((y := x @ W) / (1 + torch.exp(-y))),  # silu written as a quotient
+    lambda x: x * torch.where((y := x @ W) > 0, y * y, torch.tanh(y) * 0.5),
     lambda x: x * F.silu(x @ W),
-    lambda x: F.gelu((x @ W).chunk(2, -1)[0]) * (x @ W).chunk(2, -1)[1],
+    SPLIT := lambda x: F.gelu((x @ W).chunk(2, -1)[0]) * (x @ W).chunk(2, -1)[1],
     lambda x: 0.5 * (y := x @ W) * (1 + torch.tanh(0.8 * (y + 0.04 * y**3))) * x,  # a GELU written by hand
     lambda x: (y := x @ W) * torch.sigmoid(1.7 * y) * x,  # a quick GELU written by hand
     lambda x: torch.square(F.relu(x @ W)) * x,
@@ -241,20 +264,28 @@ def test_conventions(call: object) -> None:
     J = {c: gradient(call, x, c) for c in rules.CONVENTIONS}
     torch.testing.assert_close(J["half"], (J["gate"] + J["up"]) / 2)
     assert (J["gate"] - J["up"]).norm() > 0.1 * J["gate"].norm()
-    other = x.detach() if call is not GATED[2] else (x @ W).chunk(2, -1)[1].detach()
-    linear = torch.eye(6, dtype=x.dtype) if call is not GATED[2] else W.T[3:]
+    split = call is SPLIT
+    other = (x @ W).chunk(2, -1)[1].detach() if split else x.detach()
+    linear = W.T[3:] if split else torch.eye(6, dtype=x.dtype)
     expected = torch.diag((call(x) / other)[0]) @ linear
     torch.testing.assert_close(J["gate"][0, :, 0], expected)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda x: 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.04 * x**3))),
-        lambda x: x * torch.sigmoid(1.7 * x),
-        lambda x: x * x,
-    ],
-)
+BY_HAND = [
+    lambda x: 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.04 * x**3))),
+    lambda x: x * torch.sigmoid(1.7 * x),
+    lambda x: x * x,
+    lambda x: x * torch.add(torch.tanh(x), other=1.0),
+    lambda x: x * torch.rsub(torch.tanh(x), other=2.0),
+    lambda x: x * torch.where(x > 0, torch.tanh(x), 1.0),
+    lambda x: x * torch.tanh(x).masked_fill(mask=M[:1], value=1.0),
+    lambda x: x * torch.addcmul(torch.ones_like(x), x, x),
+    lambda x: x * x.clamp(min=0.3),
+    lambda x: x * torch.maximum(x, torch.full_like(x, 0.3)),
+]
+
+
+@pytest.mark.parametrize("call", BY_HAND)
 @pytest.mark.parametrize("convention", rules.CONVENTIONS)
 def test_an_activation_written_by_hand_is_its_ratio(call: object, convention: str) -> None:
     J = gradient(call, A[:1], convention)[0, :, 0]

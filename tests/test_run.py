@@ -29,12 +29,17 @@ def test_predictions_are_the_models(run: sc.Run) -> None:
 def test_the_certificate_says_what_it_stands_for(run: sc.Run) -> None:
     c = run.certificate
     assert c.operations["torch.nn.functional.silu: scaled"] == 3
+    assert c.operations["torch.Tensor.mul: gated"] == 3
     assert c.operations["torch.nn.functional.scaled_dot_product_attention: attended"] == 3
     assert c.operations["torch.rsqrt: constant"] == 7
     assert sum(c.operations.values()) == len(run.tape.steps)
     assert c.versions["torch"] == torch.__version__
     assert set(c.versions) == {"secant", "torch", "transformers"}
     assert c.ordinary is None
+    op = run.operator()
+    assert c.constants == pytest.approx(float(op.bias.norm() / op.output.norm()))
+    assert c.stock is not None
+    assert 1e-10 < c.stock < 1e-5
     assert dataclasses.is_dataclass(c)
 
 
@@ -82,5 +87,9 @@ def test_bad_arguments(run: sc.Run) -> None:
         sc.freeze(run.lm, prompt(), convention="gates")
     with pytest.raises(BadArgument, match="at least the model's own"):
         sc.freeze(run.lm, prompt(), precision="float32")
+    with pytest.raises(BadArgument, match="At least one prediction"):
+        sc.freeze(run.lm, prompt(), top=0)
+    with pytest.raises(BadArgument, match="at least the model's own"):
+        sc.freeze(model_of("llama", dtype=torch.bfloat16), prompt(), precision="float16")
     with pytest.raises(BadArgument, match="float64, float32, bfloat16, float16"):
         sc.freeze(run.lm, prompt(), precision="int8")

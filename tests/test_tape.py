@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict
 
 import pytest
@@ -15,7 +16,7 @@ from torch.overrides import _get_current_function_mode_stack
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 import secant as sc
-from secant.errors import NoPoint, NoRule, NotExact, ReplayMismatch, SecantError, TrainingMode
+from secant.errors import BadArgument, ModelRefused, NoPoint, NoRule, NotExact, ReplayMismatch, TrainingMode
 from secant.forms import Constant
 from secant.model import LM
 from secant.tape import Precision
@@ -39,6 +40,8 @@ def state_of(model: nn.Module) -> dict[str, object]:
         "modes": len(_get_current_function_mode_stack()),
         "functions": (F.silu, torch.rsqrt, F.scaled_dot_product_attention, torch.matmul, Tensor.pow),
         "enabled": torch.is_grad_enabled(),
+        "buffers": [(n, id(b), b.dtype, b.double().sum().item()) for n, b in model.named_buffers()],
+        "tensors": [(k, id(v)) for m in model.modules() for k, v in vars(m).items() if isinstance(v, Tensor)],
     }
 
 
@@ -196,6 +199,46 @@ def test_writing_into_a_live_tensor_without_gradients_is_refused() -> None:
         recorded(function, A)
 
 
+class Raw(nn.Module):
+    """A linear layer whose weight is no parameter and requires grad: a merged adapter, say."""
+
+    def __init__(self, layer: nn.Linear, leaf: bool) -> None:
+        super().__init__()
+        weight = layer.weight.detach().clone().requires_grad_()
+        self.weight = weight if leaf else weight * 1
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+@pytest.mark.parametrize("leaf", [True, False])
+def test_what_requires_grad_for_its_own_reasons_is_not_live(leaf: bool) -> None:
+    J = sc.freeze(model_of("mistral", "sdpa"), prompt()).operator().dense()
+    lm = model_of("mistral", "sdpa")
+    for layer in lm.model.model.layers:
+        layer.mlp.down_proj = Raw(layer.mlp.down_proj, leaf)
+        layer.self_attn.v_proj = Raw(layer.self_attn.v_proj, leaf)
+    op = sc.freeze(lm, prompt()).operator()
+    torch.testing.assert_close(op.dense(), J, rtol=0, atol=1e-13)
+    assert op.bias.abs().max() == 0
+
+
+def test_values_are_those_of_a_plain_pass_whatever_requires_grad() -> None:
+    """torch.matmul chooses its kernel by what requires grad; the recorded value must not depend on it."""
+    weight = nn.Parameter(torch.randn(24, 24, dtype=torch.float64))
+    x = torch.randn(3, 5, 24, dtype=torch.float64)
+    for call in (
+        lambda x: x @ weight,
+        lambda x: weight @ x.mT,
+        lambda x: x.mT.mT @ weight.T,
+        lambda x: x @ (weight * 2).T,
+    ):
+        with torch.no_grad():
+            plain = call(x)  # where a view of a parameter requires grad, and a product with one does not
+        assert torch.equal(recorded(call, x)[0].detach(), plain)
+
+
 def test_parameters_stay_out_of_the_graph() -> None:
     layer = nn.Linear(6, 3).double()
     out, tape = recorded(lambda x: layer(x) @ layer.weight, A)
@@ -214,6 +257,28 @@ def test_parameters_stay_out_of_the_graph() -> None:
 
 
 # ------------------------------------------------------------------------------------------- precision
+
+
+def test_precision_writes_through_views_of_what_is_there() -> None:
+    low = torch.zeros(2, 3)
+    with Precision(torch.float64):
+        low[0].fill_(7)
+        low.view(-1)[3:].add_(1)
+    assert low.tolist() == [[7, 7, 7], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("name", "scale"), [("rms_norm", 1e-3), ("rms_norm", 300.0), ("layer_norm", 900.0)])
+def test_norms_in_16_bits(dtype: torch.dtype, name: str, scale: float) -> None:
+    """torch takes their statistics, and the eps that is not given, in float32."""
+    x = torch.tensor([[1.0, -0.3, 0.2, 0.6]], dtype=dtype) * scale
+
+    def call(x: Tensor) -> Tensor:
+        return getattr(F, name)(x, (4,))
+
+    plain, (out, tape) = call(x), recorded(call, x)
+    assert torch.equal(out, plain)
+    torch.testing.assert_close(replayed(call, tape, x).detach(), plain, rtol=0.01, atol=0.01)
 
 
 def test_precision_keeps_casts_from_happening() -> None:
@@ -296,8 +361,47 @@ def test_a_hidden_nonlinearity_is_refused_in_16_bits_too(monkeypatch: pytest.Mon
 def test_a_forward_pass_that_does_not_repeat_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     original = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: original(self, x) + torch.rand(()).to(x) * 0.1)
-    with pytest.raises(SecantError):
+    with pytest.raises(NotExact, match="bit for bit"):
         sc.freeze(model_of("llama", "sdpa"), prompt())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_mode_does_not_matter(mode: type) -> None:
+    lm = model_of("gpt2", "sdpa")
+    outside = sc.freeze(lm, prompt())
+    J = outside.operator().dense()
+    with mode():
+        inside = sc.freeze(lm, prompt(), ordinary=True)
+        op = inside.operator()
+        v = torch.randn(op.shape[1], dtype=torch.float64)
+        assert torch.equal(op.dense(), J)
+        product = op @ v
+        assert sc.attribute(inside).total == pytest.approx(sc.attribute(outside).total)
+    torch.testing.assert_close(product, J.flatten(1) @ v.clone(), rtol=0, atol=1e-12)
+    assert outside.certificate.affinity == inside.certificate.affinity
+
+
+def test_autocast_and_compiled_modules_are_refused() -> None:
+    lm = model_of("gpt2", "sdpa", torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(BadArgument, match="autocast"):
+        sc.freeze(lm, prompt())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lm.model.transformer.h[0].mlp = torch.compile(lm.model.transformer.h[0].mlp)
+    with pytest.raises(ModelRefused, match="compiled"):
+        LM(lm.model, None)
+
+
+def test_tensors_that_a_forward_pass_assigns_are_put_back() -> None:
+    """longrope keeps its frequencies from pass to pass; in a wider type they would stay."""
+    half = [1.0] * 4
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": half, "long_factor": half}
+    options = {"rope_parameters": rope, "original_max_position_embeddings": 4}
+    lm = model_of("phi3", "sdpa", torch.float32, **options)
+    lm.model(input_ids=torch.tensor([prompt()]))
+    before = state_of(lm.model)
+    sc.freeze(lm, prompt(), precision="float64")
+    assert state_of(lm.model) == before
 
 
 def test_training_mode_is_refused() -> None:

@@ -7,6 +7,7 @@ product, and no remainder.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import SupportsIndex
 
 import pandas as pd
 import torch
@@ -42,7 +43,9 @@ class Attribution:
         return self.table.copy()
 
 
-def attribute(run: Run, target: str | int | None = None, versus: str | int | None = None) -> Attribution:
+def attribute(
+    run: Run, target: str | SupportsIndex | None = None, versus: str | SupportsIndex | None = None
+) -> Attribution:
     """What every token and the constants contribute to a next token's logit at the last position.
 
     `target`: a token by text or id, by default the prediction; `versus`: one whose logit is taken off.
@@ -55,8 +58,9 @@ def attribute(run: Run, target: str | int | None = None, versus: str | int | Non
     direction[chosen] = 1
     if other is not None:
         direction[other] -= 1
-    tokens = ((op.T @ direction).reshape(op.input.shape) * op.input).sum(1).tolist()
-    constant = (direction @ op.bias).item()
+    gradient = (op.T @ direction).reshape(op.input.shape)
+    tokens = (gradient.cpu().double() * op.input.cpu().double()).sum(1).tolist()
+    constant = (direction.cpu().double() @ op.bias.cpu().double()).item()
     rows = [("token", name, t, c) for t, (name, c) in enumerate(zip(run.tokens, tokens, strict=True))]
     table = pd.DataFrame(
         [*rows, ("constant", "b", None, constant)], columns=["kind", "name", "position", "contribution"]

@@ -8,6 +8,9 @@ class SecantError(Exception):
         self.rule, self.got, self.todo = rule, got, todo
         super().__init__(" ".join(f"{rule}; got {got}. {todo}".split()))
 
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.rule, self.got, self.todo)
+
 
 class ModelNotFound(SecantError):
     """There is no such folder or hub model, or the hub could not be reached or refused access."""

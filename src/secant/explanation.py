@@ -94,7 +94,15 @@ class Explanation:
         }
         op = self.run.operator()
         tensors |= {"input": op.input, "output": op.output, "bias": op.bias}
-        about = {"secant": json.dumps(op.about), "U": "token, d_out, k", "S": "token, k", "V": "token, d_in, k"}
+        about = {
+            "secant": json.dumps({**op.about, "attention": self.run.certificate.attention}),
+            "U": "token, d_out, k: left singular vectors of J_t in columns",
+            "S": "token, k: singular values",
+            "V": "token, d_in, k: right singular vectors in columns",
+            "input": "token, d_in: embeddings x",
+            "output": "d_out: y, the final-normed hidden state",
+            "bias": "d_out: b; y = sum of J_t x_t + b",
+        }
         with replacing(folder) as new:
             new.mkdir()
             (new / "explanation.json").write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False))

@@ -27,12 +27,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise _failed(path, error) from error
     try:
         try:
-            yield place / path.name
+            new = place / path.name
+            yield new
+            for file in new.iterdir() if new.is_dir() else [new]:
+                file.chmod(0o666 & ~_umask())
             _move(place / path.name, path)
         except OSError as error:
             raise _failed(path, error) from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _umask() -> int:
+    """What this process takes from the rights of a new file."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "new").touch()
+        return 0o666 & ~(Path(folder) / "new").stat().st_mode
 
 
 def _move(new: Path, path: Path) -> None:

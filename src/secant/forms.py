@@ -43,6 +43,7 @@ class Call:
     mark: Callable[[Tensor], Mark | None] = field(default=lambda tensor: None)
     convention: str = "gate"
     precision: torch.dtype | None = None
+    plain: tuple[Any, Any] | None = None  # args and kwargs as a plain pass has them, if they are not these cut loose
 
     def __getitem__(self, where: tuple[str, int]) -> Any:
         """The argument of this name or at this place; None where it was not given."""
@@ -59,7 +60,7 @@ class Call:
         """The same call with other values at some places."""
         args = tuple(values.get(i, a) for i, a in enumerate(self.args))
         kwargs = {k: values.get(k, a) for k, a in self.kwargs.items()}
-        return replace(self, args=args, kwargs=kwargs)
+        return replace(self, args=args, kwargs=kwargs, plain=None)
 
     def run(self) -> Any:
         """Call the function."""
@@ -67,13 +68,17 @@ class Call:
 
     @cached_property
     def value(self) -> Any:
-        """The function's own value, bit for bit, cut loose from the input."""
+        """The function's own value, bit for bit, cut loose from the input.
+
+        Parameters stay as they are: torch chooses some kernels by what requires grad.
+        """
+        args, kwargs = self.plain or (_plain(self.args), _plain(self.kwargs))
         with torch.no_grad():
-            return self.func(*detached(self.args), **detached(self.kwargs))
+            return self.func(*args, **kwargs)
 
     def wide(self, tensor: Tensor) -> Tensor:
-        """The tensor, cut loose, in the precision that coefficients are computed in."""
-        return tensor.detach() if self.precision is None else tensor.detach().to(self.precision)
+        """The tensor, cut loose, in the type that coefficients are computed in: the precision, and float32 at least."""
+        return tensor.detach().to(torch.promote_types(tensor.dtype, self.precision or torch.float32))
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
@@ -105,9 +110,19 @@ def detached(tree: Any) -> Any:
     return mapped(tree, lambda t: t.detach() if t.requires_grad else t)
 
 
+def live(tree: Any) -> list[Tensor]:
+    """The tensors among the arguments that still depend on the input. Leaves, such as parameters, never do."""
+    return [t for t in tensors(tree) if t.requires_grad and not t.is_leaf]
+
+
 def is_live(tree: Any) -> bool:
     """Whether any tensor among the arguments still depends on the input."""
-    return any(t.requires_grad for t in tensors(tree))
+    return bool(live(tree))
+
+
+def _plain(tree: Any) -> Any:
+    """The arguments as they are in a plain pass: what is live, cut loose."""
+    return mapped(tree, lambda t: t.detach() if t.requires_grad and not t.is_leaf else t)
 
 
 # ------------------------------------------------------------------------------------------------ forms
@@ -130,7 +145,8 @@ class Scaled:
     factor: Tensor
 
     def __call__(self, call: Call) -> Tensor:
-        return call.args[0] * self.factor
+        x = call.args[0]
+        return (x * self.factor).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -138,6 +154,7 @@ class Fixed:
     """The function itself with some arguments held, which makes it affine in the others."""
 
     held: dict[int | str, Tensor]
+    gated: bool = False  # held by convention
 
     def __call__(self, call: Call) -> Any:
         return call.substitute(self.held).run()
@@ -175,13 +192,13 @@ class Standardised:
     bias: Tensor | None
 
     def __call__(self, call: Call) -> Tensor:
-        y = call.args[0]
+        x = y = call.args[0].to(torch.promote_types(call.args[0].dtype, self.scale.dtype))
         if self.mean_over is not None:
-            y = y - y.mean(self.mean_over, keepdim=True)
+            y = x - x.mean(self.mean_over, keepdim=True)
         y = y * self.scale
         if self.weight is not None:
             y = y * self.weight
-        return y if self.bias is None else y + self.bias
+        return (y if self.bias is None else y + self.bias).to(call.args[0].dtype)
 
 
 @dataclass(frozen=True)
@@ -198,7 +215,7 @@ class Attended:
     def __call__(self, call: Call) -> Tensor:
         value = call["value", 2]
         if self.groups > 1:
-            value = value.repeat_interleave(self.groups, dim=-3)
+            value = value.repeat_interleave(self.query.shape[-3] // value.shape[-3], dim=-3)
         return _Mix.apply(value, self, False)
 
     def mix(self, v: Tensor, transpose: bool) -> Tensor:
@@ -213,14 +230,16 @@ class Attended:
         step = max(1, 2**24 // (self.query.shape[:-2].numel() * keys))
         blocks = [(lo, min(lo + step, length)) for lo in range(0, length, step)]
         if transpose:
-            parts = (self.pattern(lo, hi).mT @ v[..., lo:hi, :] for lo, hi in blocks)
+            parts = (self.pattern(lo, hi).mT.to(v.dtype) @ v[..., lo:hi, :] for lo, hi in blocks)
             return sum(parts, start=next(parts))
-        return torch.cat([self.pattern(lo, hi) @ v for lo, hi in blocks], dim=-2)
+        return torch.cat([self.pattern(lo, hi).to(v.dtype) @ v for lo, hi in blocks], dim=-2)
 
     def pattern(self, lo: int, hi: int) -> Tensor:
         """Rows lo to hi of the pattern, (..., heads, hi - lo, keys); a row sums to 1, or to 0 where all is masked."""
-        key = self.key.repeat_interleave(self.groups, dim=-3) if self.groups > 1 else self.key
-        scores = (self.query[..., lo:hi, :] @ key.mT) * self.scale
+        wide = torch.promote_types(self.query.dtype, torch.float32)
+        key = self.key.to(wide)
+        key = key.repeat_interleave(self.groups, dim=-3) if self.groups > 1 else key
+        scores = (self.query[..., lo:hi, :].to(wide) * self.scale) @ key.mT
         if self.causal:
             rows = torch.arange(lo, hi, device=key.device)[:, None]
             scores = scores.masked_fill(rows < torch.arange(key.shape[-2], device=key.device), -torch.inf)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 import transformers
@@ -19,7 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from secant.errors import BadArgument, BadPrompt, BadWeights, ModelNotFound, ModelRefused, SecantError, TrainingMode
 
-Prompt = str | Sequence[int] | Tensor | Sequence[Mapping[str, str]]
+Prompt = str | Sequence[SupportsIndex] | Tensor | Sequence[Mapping[str, str]]
+
+SPACE = "·"
+"""How a space is shown in a token."""
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,6 +52,8 @@ class LM:
                 type(self.model).__name__,
                 "Load it with AutoModelForCausalLM, not AutoModel.",
             )
+        if any(type(module).__name__ == "OptimizedModule" for module in self.model.modules()):
+            raise ModelRefused("A model is run as plain torch", "a compiled module", "Give the model itself.")
         for name, weight in self.model.named_parameters():
             if weight.is_floating_point() and not torch.isfinite(weight.detach()).all():
                 raise BadWeights(
@@ -103,11 +109,13 @@ class LM:
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, Tensor):
+            if prompt.ndim > 2 or (prompt.ndim == 2 and len(prompt) > 1):
+                raise BadPrompt("A prompt is one sequence of ids", f"shape {tuple(prompt.shape)}", "Give one row.")
             prompt = prompt.flatten().tolist()
         if not isinstance(prompt, str):
             prompt = list(prompt)
-            if all(isinstance(i, int) for i in prompt):
-                return prompt
+            if all(hasattr(i, "__index__") and not isinstance(i, bool) for i in prompt):
+                return [operator.index(i) for i in prompt]
         if self.tokenizer is None:
             raise BadPrompt("A prompt of words needs a tokenizer", "a model without one", "Give token ids.")
         if isinstance(prompt, str):
@@ -130,17 +138,31 @@ class LM:
     def _of_text(self, text: str) -> list[int]:
         if not text:
             return []
-        encoded = self.tokenizer(text, return_special_tokens_mask=True)
-        unknown, ids = self.tokenizer.unk_token_id, list(encoded["input_ids"])
+        try:
+            with _quiet():
+                encoded = self.tokenizer(text, return_special_tokens_mask=True)
+        except (TypeError, UnicodeError) as error:
+            raise BadPrompt("A prompt is text in Unicode", "bytes that are none", "Give it as UTF-8.") from error
+        unknown, ids = self._unknown, list(encoded["input_ids"])
         own = [i for i, special in zip(ids, encoded["special_tokens_mask"], strict=True) if not special]
-        if unknown is not None and unknown in own and self.tokenizer.unk_token not in text:
-            bad = [w for w in text.split() if unknown in self.tokenizer(w, add_special_tokens=False)["input_ids"]]
+        if unknown is not None and unknown in own and self.tokenizer.convert_ids_to_tokens(unknown) not in text:
+            words = dict.fromkeys(text.split())
+            bad = [w for w in words if unknown in self.tokenizer(w, add_special_tokens=False)["input_ids"]]
             raise BadPrompt(
                 "Every word must be in the model's vocabulary",
-                ", ".join(map(repr, bad[:5])) or f"{own.count(unknown)} unknown tokens",
+                ", ".join(map(repr, bad[:5])) or "one that is not",
                 "Use words that the model knows, or give token ids.",
             )
         return ids
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        """The token that stands for what the vocabulary does not have, declared or only known to the backend."""
+        if self.tokenizer.unk_token_id is not None:
+            return self.tokenizer.unk_token_id
+        backend = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "model", None)
+        piece = getattr(backend, "unk_token", None)
+        return None if piece is None else self.tokenizer.convert_tokens_to_ids(piece)
 
     def text(self, token: int) -> str:
         """The text of one token, with the space that it begins with."""
@@ -156,16 +178,23 @@ class LM:
             return " " + shown
         return shown or str(piece)
 
-    def token(self, text: str | int) -> int:
-        """The id of a token given by its text, with or without its leading space, or by its id. Raises BadPrompt."""
-        if isinstance(text, int):
+    def token(self, text: str | SupportsIndex) -> int:
+        """The id of a token given by its text, as `text` gives it, or by its id.
+
+        A leading space may be left out, or stand where the token has none, as long as only one token fits.
+        Raises BadPrompt where none or several do.
+        """
+        if not isinstance(text, str):
             return self.encode([text])[0]
-        for candidate in (text, " " + text, text.strip()):
-            if candidate in self.vocabulary:
-                return self.vocabulary[candidate]
-        raise BadPrompt(
-            "A target is one token of the vocabulary", repr(text), "Give its text as it is printed, or its id."
-        )
+        bare = text.replace(SPACE, " ").removeprefix(" ")
+        fitting = [candidate for candidate in (bare, " " + bare) if candidate in self.vocabulary]
+        exact = text.replace(SPACE, " ")
+        if exact.startswith(" ") and exact in fitting:
+            return self.vocabulary[exact]
+        if len(fitting) == 1:
+            return self.vocabulary[fitting[0]]
+        got = f"{text!r}, which is two: {fitting[0]!r} and {fitting[1]!r}" if fitting else repr(text)
+        raise BadPrompt("A target is one token of the vocabulary", got, "Give its text with its space, or its id.")
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
@@ -173,9 +202,28 @@ class LM:
         return {self.text(i): i for i in reversed(range(len(self.embedding)))}
 
     def ready(self) -> None:
-        """Raises TrainingMode unless the whole model is in evaluation mode."""
+        """Raises TrainingMode unless the whole model is in evaluation mode, BadArgument under autocast."""
         if any(module.training for module in self.model.modules()):
             raise TrainingMode("A model must be in evaluation mode", "training mode", "Call model.eval() first.")
+        if torch.is_autocast_enabled(self.embedding.device.type):
+            raise BadArgument("A pass runs in the model's own type", "autocast", "Load the model in that dtype.")
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Leave buffers and other tensors that modules keep as they were, whatever their forward assigns."""
+        modules = list(self.model.modules())
+        before = [(dict(m._buffers), {k: v for k, v in vars(m).items() if isinstance(v, Tensor)}) for m in modules]
+        try:
+            yield
+        finally:
+            for module, (buffers, attributes) in zip(modules, before, strict=True):
+                if any(module._buffers.get(name) is not value for name, value in buffers.items()):
+                    module._buffers.update(buffers)
+                for name in [k for k in module._buffers if k not in buffers]:
+                    del module._buffers[name]
+                for name, value in attributes.items():
+                    if vars(module).get(name) is not value:
+                        vars(module)[name] = value
 
     def embed(self, ids: Sequence[int]) -> Float[Tensor, "T d"]:
         """What the embedding layer gives for these tokens."""
@@ -215,7 +263,8 @@ def load(
         kwargs["attn_implementation"] = attention
     if not allow_pickle:
         kwargs["use_safetensors"] = True
-    name = str(name)
+    name = str(Path(name).expanduser())
+    _is_there(name)
     with _explained(name), _quiet():
         config = AutoConfig.from_pretrained(name, trust_remote_code=allow_remote_code)
         model, info = AutoModelForCausalLM.from_pretrained(name, config=config, output_loading_info=True, **kwargs)
@@ -223,13 +272,25 @@ def load(
     if missing := sorted(info["missing_keys"]):
         raise ModelRefused(
             "A checkpoint holds every weight of its model", f"{name} without {', '.join(missing[:3])}",
-            "Use the checkpoint of the causal LM, not of its base model.",
+            "Complete it, or use the checkpoint of the causal LM, not of its base model.",
         )  # fmt: skip
     try:
         model = model if device is None else model.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise BadArgument("A device is one that torch has here", f"{device} ({error})", "Try cpu.") from error
+        said = str(error).splitlines()[0][:60]
+        raise BadArgument("A device is one that torch has here", f"{device} ({said})", "Try cpu.") from error
     return LM(model.eval(), tokenizer, name)
+
+
+def _is_there(name: str) -> None:
+    """Raise where a path leads to no folder of a model."""
+    path = Path(name)
+    if path.is_file():
+        raise ModelNotFound("A model is a folder or a name on the hub", f"the file {name}", "Give the folder it is in.")
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ModelRefused("A model's folder holds a config.json", f"{name} without one", "Give the folder of a model.")
+    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip()):
+        raise ModelNotFound("A model is a folder or a name on the Hugging Face hub", f"{name!r}", "Check the path.")
 
 
 def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -284,14 +345,18 @@ def _explained(name: str) -> Iterator[None]:
 def _reason(name: str, error: Exception) -> SecantError:
     said, kind = str(error), type(error).__name__
     folder = Path(name).is_dir()
-    if "attn_implementation" in said:
+    if "deserializing header" in said or "safetensors" in kind.lower():
+        return ModelRefused("Weights are whole safetensors files", f"a damaged one in {name}", "Fetch it again.")
+    if "tokenizer" in said and "config.json" not in said:
+        return ModelRefused("A model comes with its tokenizer", f"{name} without one", "Add its tokenizer.json.")
+    if "flash" in said.lower() or "attn_implementation" in said:
         return BadArgument(
             "An attention implementation is one that the model has", said.splitlines()[0][:120], "Try eager."
         )
     if "no file named" in said or ("does not appear to have a file named" in said and "safetensors" in said):
         return ModelRefused(
             "Weights come as safetensors", f"{name} without such a file",
-            "Complete the folder; for pickled weights that you trust, pass allow_pickle (--allow-pickle).",
+            "Complete the folder; if it has pickled weights that you trust, pass allow_pickle (--allow-pickle).",
         )  # fmt: skip
     if "trust_remote_code" in said or ("execute" in said and "code" in said):
         return ModelRefused(

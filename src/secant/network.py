@@ -6,7 +6,8 @@ one at zero, whose value is b. b is what biases, learned positions and other con
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,13 @@ def throughout(dtype: torch.dtype, upcast: bool = False) -> AbstractContextManag
     return Precision(dtype) if upcast or dtype == torch.float64 else nullcontext()
 
 
+@contextmanager
+def running(lm: LM, dtype: torch.dtype, upcast: bool = False) -> Iterator[None]:
+    """Run the model with gradients, whatever the caller's mode, in one type throughout, and leave it as it was."""
+    with torch.inference_mode(False), torch.enable_grad(), lm.untouched(), throughout(dtype, upcast):
+        yield
+
+
 @dataclass(frozen=True, eq=False)
 class Recording:
     """A model's own pass: its tape, its values at each point, `[T, n]`, and the steps that made them."""
@@ -36,8 +44,9 @@ class Recording:
 def record(lm: LM, x: Float[Tensor, "T d"], convention: str, precision: torch.dtype) -> Recording:
     """Run the model on embeddings as it is, and note what a convention holds. Raises NoRule, NoPoint, TrainingMode."""
     mode = Record(lm.model, lm.unembedding, convention, precision if precision != lm.dtype else None)
-    with torch.enable_grad(), throughout(lm.dtype), mode:
-        logits = lm.forward(x.clone().requires_grad_().clone())
+    moving = mode.enter(x)
+    with running(lm, lm.dtype), mode:
+        logits = lm.forward(moving)
     points = {"norm": mode.before_head, "logits": logits}
     steps = {name: mode.made(point) for name, point in points.items()}
     return Recording(mode.tape, {n: p.detach()[0] for n, p in points.items() if p is not None}, steps)
@@ -57,28 +66,30 @@ class Network:
     @classmethod
     def of(cls, lm: LM, recording: Recording, x: Float[Tensor, "T d"], precision: torch.dtype) -> Network:
         """Replay a recording at the prompt's embeddings and at zero. Raises ReplayMismatch."""
-        leaf = x.detach().to(precision).requires_grad_()
+        with torch.inference_mode(False):
+            leaf = x.detach().to(precision, copy=True).requires_grad_()
         points = _replay(lm, recording, leaf, precision)
-        zero = torch.zeros_like(leaf, requires_grad=True)
-        biases = {name: b.detach() for name, b in _replay(lm, recording, zero, precision).items()}
+        biases = {name: b.detach() for name, b in _replay(lm, recording, torch.zeros_like(x), precision).items()}
         return cls(lm, recording, precision, leaf, points, biases)
 
     def replay(self, v: Float[Tensor, "T d"]) -> dict[str, Tensor]:
         """The held network's value at each point, `[T, n]`, for other embeddings. Raises ReplayMismatch."""
-        leaf = v.detach().to(self.input).requires_grad_()
-        return {name: p.detach() for name, p in _replay(self.lm, self.recording, leaf, self.precision).items()}
+        points = _replay(self.lm, self.recording, v.detach().to(self.input), self.precision)
+        return {name: point.detach() for name, point in points.items()}
 
     def operator(self, target: str, position: int, about: dict[str, Any] | None = None) -> Operator:
         """The map from the embeddings to a point at one position; its output is the model's own value there."""
         output = self.recording.values[target][position].to(self.precision)
-        graph = Graph(self.input, self.points[target][position])
+        with torch.inference_mode(False), torch.enable_grad():
+            graph = Graph(self.input, self.points[target][position])
         return Operator(graph, self.input.detach(), output, self.biases[target][position], about or {})
 
 
-def _replay(lm: LM, recording: Recording, leaf: Tensor, precision: torch.dtype) -> dict[str, Tensor]:
-    """Run the model with what the tape holds; the tensors at the recorded points, on the graph from `leaf`."""
+def _replay(lm: LM, recording: Recording, x: Tensor, precision: torch.dtype) -> dict[str, Tensor]:
+    """Run the model with what the tape holds; the tensors at the recorded points, on the graph from x if it has one."""
     upcast = precision != lm.dtype
     mode = Replay(recording.tape, recording.steps.values(), precision if upcast else None)
-    with torch.enable_grad(), throughout(precision, upcast), mode:
-        lm.forward(leaf.clone())
+    moving = mode.enter(x.to(precision))
+    with running(lm, precision, upcast), mode:
+        lm.forward(moving)
     return {name: mode.points[step][0] for name, step in recording.steps.items()}

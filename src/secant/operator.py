@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from secant.errors import BadArgument, DamagedFile
+from secant.errors import BadArgument, DamagedFile, ReplayMismatch
 from secant.files import replacing
 
 CHUNK = 256
@@ -60,9 +60,15 @@ class Graph:
 
     @cached_property
     def _twice(self) -> tuple[Tensor, Tensor]:
-        u = torch.zeros_like(self.y, requires_grad=True)
-        (gradient,) = torch.autograd.grad(self.y, self.x, u, create_graph=True)
+        with torch.inference_mode(False), torch.enable_grad():
+            u = torch.zeros_like(self.y, requires_grad=True)
+            (gradient,) = torch.autograd.grad(self.y, self.x, u, create_graph=True)
         return u, gradient
+
+    def __reduce__(self) -> Any:
+        raise BadArgument(
+            "An operator is copied with its J", "one that knows J only by a graph", "Use op.solidified(), or op.save()."
+        )
 
 
 def _pulled(y: Tensor, x: Tensor, cotangents: Tensor) -> Tensor:
@@ -71,7 +77,19 @@ def _pulled(y: Tensor, x: Tensor, cotangents: Tensor) -> Tensor:
     def pull(u: Tensor) -> Tensor:
         return torch.autograd.grad(y, x, u.reshape(y.shape), retain_graph=True)[0].reshape(-1)
 
-    return torch.func.vmap(pull, in_dims=1, out_dims=1)(cotangents)
+    if cotangents.shape[1] == 0:
+        return cotangents.new_zeros(x.numel(), 0)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            return torch.func.vmap(pull, in_dims=1, out_dims=1)(cotangents.clone())
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        raise ReplayMismatch(
+            "An operator's products run through the weights as they were frozen",
+            "weights that were changed in place since",
+            "Freeze the prompt again.",
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -182,6 +200,8 @@ class Operator:
         if isinstance(self.products, Matrix):
             return self.products.matrix.reshape(len(self.bias), *self.input.shape)
         rows = self.shape[0]
+        if chunk is not None and chunk < 1:
+            raise BadArgument("A chunk has at least one row", f"{chunk}", "Leave it out, or give a positive number.")
         chunk = chunk or max(8, min(CHUNK, 2**21 // self.shape[1]))
         identity = torch.eye(min(chunk, rows), dtype=self.bias.dtype, device=self.bias.device)
         J = self.bias.new_empty(self.shape)
@@ -210,15 +230,18 @@ class Operator:
 
     def to_scipy(self) -> LinearOperator:
         """As a scipy.sparse.linalg.LinearOperator on numpy arrays, for scipy's solvers."""
+        wide = torch.promote_types(self.bias.dtype, torch.float32)  # numpy has no bfloat16
 
         def wrap(product: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
             def call(a: np.ndarray) -> np.ndarray:
-                return product(torch.as_tensor(a).to(self.bias)).detach().cpu().numpy()
+                if np.iscomplexobj(a):
+                    return call(a.real) + 1j * call(a.imag)
+                return product(torch.as_tensor(a).to(self.bias)).detach().to("cpu", wide).numpy()
 
             return call
 
         forward, adjoint = wrap(self.__matmul__), wrap(self.T.__matmul__)
-        dtype = np.dtype(str(self.bias.dtype).removeprefix("torch."))
+        dtype = np.dtype(str(wide).removeprefix("torch."))
         return LinearOperator(self.shape, matvec=forward, rmatvec=adjoint, matmat=forward, rmatmat=adjoint, dtype=dtype)
 
     def save(self, path: str | Path) -> None:
@@ -246,6 +269,8 @@ def _multiplied(product: Callable[[Tensor], Tensor], v: Tensor, size: int, like:
     """The product with one vector or many; numbers in another dtype or on another device are moved."""
     if not isinstance(v, Tensor) or v.ndim not in (1, 2) or v.shape[0] != size:
         got = f"shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
-        raise BadArgument(f"{rule} ({size})", got, "Reshape it, or give many as columns.")
+        raise BadArgument(f"{rule} ({size}) in a torch tensor", got, "Reshape it, or give many as columns.")
+    if v.is_complex():
+        raise BadArgument("Operators are real", "complex numbers", "Apply it to the real and imaginary parts.")
     v = v.detach().to(like)
     return product(v[:, None])[:, 0] if v.ndim == 1 else product(v)

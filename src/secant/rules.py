@@ -32,6 +32,10 @@ Rule = Callable[[Call], Form | None]
 LINEAR = None
 
 
+class Refused(Exception):
+    """A rule has no held form for this call: it is refused as if there were no row."""
+
+
 def linear(call: Call) -> Form | None:
     """Affine in all of its tensors together."""
     return LINEAR
@@ -52,6 +56,25 @@ def ratio(call: Call) -> Form | None:
         origin = torch.zeros_like(call.args[0], requires_grad=True)
         (slope,) = torch.autograd.grad(call.substitute({0: origin}).run().sum(), origin)
     return Scaled(torch.where(zero, call.wide(slope), y / torch.where(zero, 1, x)))
+
+
+def converted(call: Call) -> Form | None:
+    """Another floating-point type is linear. Integers and 8 bits are activation quantisation, which has no linear map;
+    a mask is held.
+    """
+    value = call.value
+    if not isinstance(value, Tensor) or value.dtype == torch.bool:
+        return held(call)
+    if not value.is_floating_point() or value.element_size() == 1:
+        raise Refused
+    return LINEAR
+
+
+def scattered(call: Call) -> Form | None:
+    """Linear, unless numbers are multiplied or compared on the way."""
+    if call["reduce", 4] is not None:
+        raise Refused
+    return LINEAR
 
 
 def power(call: Call) -> Form | None:
@@ -90,10 +113,10 @@ def product(*factors: tuple[str, int]) -> Rule:
     return rule
 
 
-def fixed(call: Call, places: list[int | str]) -> Fixed:
+def fixed(call: Call, places: list[int | str], gated: bool = False) -> Fixed:
     """The call with its arguments at these places held."""
     values: dict[Any, Any] = {**dict(enumerate(call.args)), **call.kwargs}
-    return Fixed({place: detached(values[place]) for place in places})
+    return Fixed({place: detached(values[place]) for place in places}, gated)
 
 
 def multiplied(call: Call) -> Form | None:
@@ -113,12 +136,14 @@ def multiplied(call: Call) -> Form | None:
         return fixed(call, [a])
     gate, up = (a, b) if mark.activation else (b, a)
     if call.convention == "half":
-        return Halves(fixed(call, [gate]), fixed(call, [up]))
-    return fixed(call, [gate if call.convention == "gate" else up])
+        return Halves(fixed(call, [gate], True), fixed(call, [up], True))
+    return fixed(call, [gate if call.convention == "gate" else up], True)
 
 
 def divided(call: Call) -> Form | None:
     """The denominator is held."""
+    if call["rounding_mode", 9] is not None:
+        raise Refused
     if not is_live(call["other", 1]):
         return LINEAR
     return fixed(call, [call.key(("other", 1))]) if is_live(call.args[0]) else held(call)
@@ -132,7 +157,8 @@ def einsum(call: Call) -> Form | None:
 
 def dropout(call: Call) -> Form | None:
     """Nothing in evaluation; refused in training, where it is random."""
-    if call["training", 2] in (None, True) and call["p", 1] != 0:
+    training = call.kwargs.get("train", call["training", 2])
+    if training in (None, True) and call["p", 1] != 0:
         raise TrainingMode(
             "A forward pass must not be random", "dropout in training mode", "Call model.eval() before freezing."
         )
@@ -153,7 +179,7 @@ def rms_norm(call: Call) -> Form | None:
     over = tuple(range(-len(call["normalized_shape", 1]), 0))
     eps = call["eps", 3]
     x = call.wide(call.args[0])
-    eps = torch.finfo(call.args[0].dtype).eps if eps is None else eps
+    eps = torch.finfo(torch.promote_types(call.args[0].dtype, torch.float32)).eps if eps is None else eps
     scale = torch.rsqrt(x.square().mean(over, keepdim=True) + eps)
     return Standardised(scale, None, detached(call["weight", 2]), None)
 
@@ -193,7 +219,8 @@ def attention(call: Call) -> Form | None:
 @dataclass(frozen=True)
 class Row:
     """How the functions of these names are held. `elementwise`: each number of the output depends on the numbers
-    at its own place alone; `activation`: it is one; `additive`: a constant among its inputs stays a constant term.
+    at its own place alone; `activation`: it is one; `additive`: a constant among its inputs stays a constant term;
+    `view`: the output may share the input's memory.
     """
 
     rule: Rule
@@ -201,6 +228,7 @@ class Row:
     elementwise: bool = False
     activation: bool = False
     additive: bool = False
+    view: bool = False
 
 
 INPUT, OTHER = ("input", 0), ("other", 1)
@@ -210,13 +238,19 @@ TABLE = (
     Row(
         linear,
         "view view_as reshape reshape_as transpose permute swapaxes swapdims movedim moveaxis T mT unsqueeze squeeze "
-        "flatten unflatten expand expand_as broadcast_to repeat repeat_interleave tile cat concat concatenate stack "
-        "hstack vstack dstack __getitem__ __setitem__ index_select gather take_along_dim select narrow split "
-        "split_with_sizes chunk tensor_split unbind __iter__ roll flip pad diagonal diag_embed tril triu unfold "
-        "as_strided slice_scatter select_scatter index_put index_copy index_add scatter scatter_add copy_ zero_ fill_ "
-        "masked_select masked_scatter new_tensor broadcast_tensors",
+        "flatten unflatten expand expand_as broadcast_to __getitem__ select narrow split split_with_sizes chunk "
+        "tensor_split unbind __iter__ diagonal unfold as_strided broadcast_tensors",
+        view=True,
     ),
-    Row(linear, "clone contiguous to type type_as float double half bfloat16 cpu cuda", elementwise=True),
+    Row(
+        linear,
+        "repeat repeat_interleave tile cat concat concatenate stack hstack vstack dstack __setitem__ index_select "
+        "gather take_along_dim roll flip pad diag_embed tril triu slice_scatter select_scatter index_put index_copy "
+        "index_add scatter_add copy_ zero_ fill_ masked_select masked_scatter new_tensor",
+    ),
+    Row(scattered, "scatter"),
+    Row(linear, "clone contiguous cpu cuda", elementwise=True),
+    Row(converted, "to type type_as float double half bfloat16 int long short char byte", elementwise=True),
     # sums
     Row(
         linear,
@@ -237,23 +271,23 @@ TABLE = (
     Row(product(INPUT, ("weight", 1)), "linear conv1d"),
     Row(product(("mat1", 1), ("mat2", 2)), "addmm"),
     Row(product(("batch1", 1), ("batch2", 2)), "baddbmm"),
-    Row(product(("tensor1", 1), ("tensor2", 2)), "addcmul", elementwise=True),
+    Row(product(("tensor1", 1), ("tensor2", 2)), "addcmul", elementwise=True, additive=True),
     Row(einsum, "einsum"),
     # activations
     Row(
         ratio,
         "silu gelu relu relu6 tanh mish leaky_relu elu selu celu hardtanh hardswish softsign tanhshrink softshrink "
-        "hardshrink prelu",
+        "hardshrink prelu erf",
         elementwise=True,
         activation=True,
     ),
     Row(held, "sigmoid hardsigmoid softplus logsigmoid", elementwise=True, activation=True),
     # other functions of one number
-    Row(ratio, "square abs absolute erf expm1 log1p sinh arctan atan sin nan_to_num", elementwise=True),
+    Row(ratio, "square abs absolute expm1 log1p sinh arctan atan sin nan_to_num", elementwise=True),
     Row(held, "exp exp2 log log2 log10 rsqrt sqrt reciprocal cos cosh sign __rpow__ __rdiv__", elementwise=True),
     Row(power, "pow float_power", elementwise=True),
-    Row(clamped, "clamp clip clamp_min clamp_max", elementwise=True),
-    Row(extremum, "maximum minimum fmax fmin max min", elementwise=True),
+    Row(clamped, "clamp clip clamp_min clamp_max", elementwise=True, additive=True),
+    Row(extremum, "maximum minimum fmax fmin max min", elementwise=True, additive=True),
     # norms and attention
     Row(layer_norm, "layer_norm"),
     Row(rms_norm, "rms_norm"),
@@ -269,7 +303,8 @@ META = (
     "shape dtype device layout is_cuda is_cpu is_mps is_xpu is_meta is_mkldnn is_sparse is_quantized is_nested is_leaf "
     "requires_grad grad_fn ndim itemsize nbytes size dim ndimension numel nelement stride storage_offset element_size "
     "get_device is_contiguous is_floating_point is_complex is_conj is_neg is_inference is_same_size data_ptr "
-    "untyped_storage __len__ __hash__ _version is_tensor result_type"
+    "untyped_storage __len__ __hash__ _version is_tensor result_type zeros_like ones_like empty_like full_like "
+    "new_zeros new_ones new_empty new_full"
 )
 """Questions about a tensor whose answers do not depend on its numbers."""
 
@@ -285,6 +320,9 @@ def functions(name: str) -> set[Any]:
 
 ROWS: dict[Any, Row] = {f: row for row in TABLE for name in row.names.split() for f in functions(name)}
 QUESTIONS: set[Any] = {f for name in META.split() for f in functions(name)}
+
+
+VIEWS: set[Any] = {f for f, row in ROWS.items() if row.view}
 
 
 def writes(function: Any, kwargs: dict[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secant.errors import BadArgument, NoPoint, NotExact
 from secant.model import LM, Prompt, dtype_of, versions
-from secant.network import Network, record, throughout
+from secant.network import Network, record, running
 from secant.operator import Graph, Operator
 from secant.rules import CONVENTIONS
 from secant.tape import Tape, WithoutParameters
@@ -43,14 +43,17 @@ class Certificate:
     `forward_equal`: the recorded logits equal the plain model's, bit for bit (in float64: those of the model without
     its casts to float32). `reconstruction`: ‖J x + b - y‖ / ‖y‖, from products with J. `affinity`: at a random input
     v, the larger of ‖J v + b - r(v)‖ / ‖r(v)‖, where r is a replay, and |u·J v - v·Jᵀ u| / (‖u‖ ‖J v‖) for a random
-    u. `ordinary`: ‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J', if it was asked for. `operations`: live calls by
-    function and what was held. In 16 bits the tolerances catch gross errors only; a precision of float32 sharpens
-    `affinity_tolerance`.
+    u. `stock`: how far the stock model's casts to float32 take its logits from these, in float64. `constants`:
+    ‖b‖ / ‖y‖. `ordinary`: ‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J', if it was asked for. `operations`: live
+    calls by function and what was held. In 16 bits the tolerances catch gross errors only; a precision of float32
+    sharpens `affinity_tolerance`.
     """
 
     forward_equal: bool
     reconstruction: float
     affinity: float
+    stock: float | None
+    constants: float
     ordinary: float | None
     tolerance: float
     affinity_tolerance: float
@@ -124,13 +127,18 @@ def freeze(
     `seed`: of the random input that affinity is measured at. `top`: how many predictions.
     Raises BadPrompt, BadArgument, TrainingMode, NoRule, ReplayMismatch, and NotExact above tolerance.
     """
+    if not isinstance(lm, LM):
+        raise BadArgument("freeze takes an LM", type(lm).__name__, "Make one with sc.load or sc.LM.")
     if convention not in CONVENTIONS:
         raise BadArgument(f"A convention is one of {', '.join(CONVENTIONS)}", repr(convention), "Choose one of them.")
     lm.ready()
     ids = lm.encode(prompt)
     wide = _precision(lm, precision)
-    with throughout(lm.dtype):
+    if top < 1:
+        raise BadArgument("At least one prediction is kept", f"top = {top}", "Choose 1 or more.")
+    with running(lm, lm.dtype):
         x, plain = lm.embed(ids), lm.logits(ids)
+    stock = _stock_error(lm, ids, plain) if lm.dtype == torch.float64 else None
     recording = record(lm, x, convention, wide)
     network = Network.of(lm, recording, x, wide)
     reconstruction, affinity = _errors(network, seed)
@@ -138,6 +146,8 @@ def freeze(
         forward_equal=torch.equal(plain, recording.values["logits"]),
         reconstruction=reconstruction,
         affinity=affinity,
+        stock=stock,
+        constants=(network.biases["norm"][-1].norm() / network.points["norm"][-1].norm()).item(),
         ordinary=ordinary_error(lm, x, recording.values["norm"][-1]) if ordinary else None,
         tolerance=TOLERANCE[lm.dtype] if tolerance is None else tolerance,
         affinity_tolerance=TOLERANCE[wide] if tolerance is None else tolerance,
@@ -155,7 +165,7 @@ def freeze(
 
 def _precision(lm: LM, precision: str | torch.dtype | None) -> torch.dtype:
     wide = dtype_of(precision) or lm.dtype
-    if torch.finfo(wide).bits < torch.finfo(lm.dtype).bits:
+    if torch.promote_types(wide, lm.dtype) != wide:
         raise BadArgument(
             f"The precision is at least the model's own, {lm.dtype}",
             str(wide),
@@ -178,6 +188,15 @@ def _errors(network: Network, seed: int) -> tuple[float, float]:
     return _relative(Jx + b, op.output), max(_relative(Jv + b, replayed), dot.item())
 
 
+def _stock_error(lm: LM, ids: Sequence[int], logits: Tensor) -> float | None:
+    """How far the stock float64 pass, casts and all, is from the one without; None where it can't run in float64."""
+    try:
+        with lm.untouched():
+            return _relative(lm.logits(ids), logits)
+    except RuntimeError:
+        return None
+
+
 def _wide(tensor: Tensor) -> Tensor:
     """In float64 on the CPU, which every device can be copied to."""
     return tensor.detach().cpu().double()
@@ -190,12 +209,15 @@ def _relative(value: Tensor, true: Tensor) -> float:
 
 def ordinary_error(lm: LM, x: Float[Tensor, "T d"], y: Float[Tensor, " d"]) -> float:
     """‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J' of the last hidden state: the baseline that fails."""
-    leaf = x.detach().requires_grad_()
     watch = WithoutParameters(lm.unembedding)
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), throughout(lm.dtype), watch:
-        lm.forward(leaf.clone())
-    assert watch.before_head is not None, "record has found it"
-    return _relative(Graph(leaf, watch.before_head[0, -1]).forward(leaf.detach().reshape(-1, 1))[:, 0], y)
+    with running(lm, lm.dtype), sdpa_kernel(SDPBackend.MATH):
+        leaf = x.detach().clone().requires_grad_()
+        moving = leaf.clone()
+        with watch:
+            lm.forward(moving)
+        assert watch.before_head is not None, "record has found it"
+        graph = Graph(leaf, watch.before_head[0, -1])
+    return _relative(graph.forward(leaf.detach().reshape(-1, 1))[:, 0], y)
 
 
 def _refuse(c: Certificate) -> None:
@@ -205,6 +227,11 @@ def _refuse(c: Certificate) -> None:
             "The recorded pass must equal the plain model's, bit for bit", "another result",
             "The model's forward pass is not repeatable; make it deterministic.",
         )  # fmt: skip
+    if c.stock is not None and not c.stock < 1e-3:
+        raise NotExact(
+            "A float64 pass differs from the stock one by its casts to float32 alone, at most 1e-03", f"{c.stock:.0e}",
+            "Report the model's type; it can be frozen in float32.",
+        )  # fmt: skip
     checks = ((c.reconstruction, c.tolerance, "reconstruction"), (c.affinity, c.affinity_tolerance, "affinity"))
     for error, tolerance, name in checks:
         if not error <= tolerance:
@@ -212,7 +239,7 @@ def _refuse(c: Certificate) -> None:
                 f"The held network must be affine and reproduce the model to {tolerance:.0e} in {c.precision}",
                 f"{name} {error:.1e}",
                 "A nonlinearity is hidden from torch functions (a custom kernel or autograd function): use the model's"
-                " plain torch implementation, for instance attention='eager'; or the dtype is too coarse for it.",
+                " plain torch implementation, for instance attention='eager'; or rounding alone exceeds it.",
             )
 
 

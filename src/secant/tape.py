@@ -4,9 +4,10 @@ The first pass runs every function as it is and notes, call by call, what the ru
 model on any input; where the first pass held something, the held function runs in its place. The replayed network
 is affine in its input: b = replay(0) and J v = replay(v) - b.
 
-A tensor is live if and only if it requires grad: autograd tracks that through views, in-place writes and functions
-that this mode never sees. Parameters are cut loose as they enter a call. Modes are local to a thread and gone
-when their `with` block ends; nothing of the model is touched.
+A tensor is live if it requires grad because it descends from the input: autograd tracks that through views, in-place
+writes and functions that this mode never sees. Leaves, such as parameters, and what else requires grad for reasons of
+its own are cut loose as they enter a call. Modes are local to a thread and gone when their `with` block ends; nothing
+of the model is touched.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +25,20 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secant.errors import NoPoint, NoRule, ReplayMismatch
-from secant.forms import Call, Constant, Fixed, Form, Mark, changed, held_tensors, is_live, mapped, tensors
-from secant.rules import QUESTIONS, ROWS, Row, out_of_place, writes
+from secant.forms import (
+    Call,
+    Constant,
+    Fixed,
+    Form,
+    Halves,
+    Mark,
+    changed,
+    held_tensors,
+    live,
+    mapped,
+    tensors,
+)
+from secant.rules import QUESTIONS, ROWS, VIEWS, Refused, Row, divided, multiplied, out_of_place, writes
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -65,8 +78,7 @@ class Tape:
     def operations(self) -> dict[str, int]:
         """How many live calls there were of each rule."""
         counts = Counter(
-            "linear" if s.form is None else f"{name_of(s.function)}: {type(s.form).__name__.lower()}"
-            for s in self.steps
+            "linear" if s.form is None else f"{name_of(s.function)}: {kind_of(s.form)}" for s in self.steps
         )
         return dict(sorted(counts.items()))
 
@@ -76,6 +88,12 @@ class Tape:
         held = (t for s in self.steps if s.form is not None for t in held_tensors(s.form))
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
         return sum(storages.values())
+
+
+def kind_of(form: Form) -> str:
+    """What a form holds, in a word."""
+    gated = isinstance(form, Halves) or (isinstance(form, Fixed) and form.gated)
+    return "gated" if gated else type(form).__name__.lower()
 
 
 def apart(form: Form, target: Tensor) -> Form:
@@ -90,8 +108,7 @@ def name_of(function: Any) -> str:
 
 
 def normal(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same arguments with parameters cut loose, the first one by position, and einsum's operands unpacked."""
-    args, kwargs = _without_parameters(args), _without_parameters(kwargs)
+    """The same arguments with the first one by position, and einsum's operands unpacked."""
     if not args and "input" in kwargs:
         kwargs = dict(kwargs)
         args = (kwargs.pop("input"),)
@@ -100,10 +117,11 @@ def normal(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     return args, kwargs
 
 
-def _without_parameters(tree: Any) -> Any:
-    if not any(isinstance(t, nn.Parameter) and t.requires_grad for t in tensors(tree)):
+def without_leaves(tree: Any) -> Any:
+    """The same arguments with leaves of the graph, such as parameters, cut loose."""
+    if not any(t.requires_grad and t.is_leaf for t in tensors(tree)):
         return tree
-    return mapped(tree, lambda t: t.detach() if isinstance(t, nn.Parameter) else t)
+    return mapped(tree, lambda t: t.detach() if t.requires_grad and t.is_leaf else t)
 
 
 class Precision(TorchFunctionMode):
@@ -119,8 +137,8 @@ class Precision(TorchFunctionMode):
         self.lower = frozenset(FLOATS[FLOATS.index(dtype) + 1 :])
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in QUESTIONS:
-            return func(*args, **(kwargs or {}))
+        if func in QUESTIONS or func in VIEWS:
+            return func(*args, **(kwargs or {}))  # what is computed from a view is cast up then
         written = args[0] if args and writes(func, kwargs or {}) else None
         args, kwargs = self._up(args), self._up(kwargs or {})
         if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
@@ -155,22 +173,24 @@ class WithoutParameters(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = normal(func, args, kwargs or {})
-        if self.before_head is None and func not in QUESTIONS:
+        if func in QUESTIONS:
+            return func(*args, **kwargs)
+        if self.before_head is None:
             self.before_head = meeting(self._head, args)
-        return func(*args, **kwargs)
+        return func(*without_leaves(args), **without_leaves(kwargs))
 
 
 def meeting(address: int, args: tuple[Any, ...]) -> Tensor | None:
     """The live tensor of a call that also takes a weight at this address; None of any other call."""
-    live = [t for t in tensors(args) if t.requires_grad]
-    return live[0] if live and any(t.untyped_storage().data_ptr() == address for t in tensors(args)) else None
+    moving = live(args)
+    return moving[0] if moving and any(t.untyped_storage().data_ptr() == address for t in tensors(args)) else None
 
 
 class _Live(torch.autograd.Function):
     """A call's own value, computed without a graph and marked live."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, *live: Tensor) -> Tensor:
+    def forward(ctx: Any, call: Call, *moving: Tensor) -> Any:
         return call.value
 
     @staticmethod
@@ -179,11 +199,21 @@ class _Live(torch.autograd.Function):
 
 
 class _Mode(TorchFunctionMode):
-    """What recording and replaying share: which calls are steps, and how they write in place."""
+    """What recording and replaying share: what is live, which calls are steps, and how they write in place."""
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
         self.tape = tape
+        self.known = WeakIdKeyDictionary()  # live tensors that came from the input, and what is known of them
+        self._origin: Any = None
+
+    def enter(self, x: Tensor) -> Tensor:
+        """A live copy of an input, on the graph from it; everything that descends from it is live."""
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = x if x.requires_grad else x.detach().clone().requires_grad_()
+            moving = leaf.clone()
+        self._origin = moving.grad_fn
+        return moving
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = normal(func, args, kwargs or {})
@@ -192,11 +222,35 @@ class _Mode(TorchFunctionMode):
         into = args[0] if args and isinstance(args[0], Tensor) and writes(func, kwargs) else None
         if into is not None:
             self.tape.protect(into)
-        if not is_live((args, kwargs)):
-            return func(*args, **kwargs)
-        return self.step(func, args, kwargs, into)
+        moving = live((args, kwargs))
+        foreign = [self._is_foreign(t) for t in moving]
+        if all(foreign):
+            return self.still(func, args, kwargs)
+        plain = None
+        if any(foreign):
+            plain = mapped((args, kwargs), lambda t: t if t.is_leaf or self._is_foreign(t) else t.detach())
+            args, kwargs = mapped((args, kwargs), lambda t: t.detach() if self._is_foreign(t) else t)
+        return self.step(func, args, kwargs, into, plain)
 
-    def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], into: Tensor | None) -> Any:
+    def still(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one call without a live tensor in it."""
+        return func(*args, **kwargs)
+
+    def _is_foreign(self, tensor: Tensor) -> bool:
+        """Whether a tensor requires grad for a reason of its own, and does not descend from the input."""
+        if not tensor.requires_grad or tensor.is_leaf or tensor in self.known:
+            return False
+        nodes, seen = [tensor.grad_fn], set()
+        while nodes:
+            node = nodes.pop()
+            if node is self._origin:
+                return False
+            if node is not None and node not in seen:
+                seen.add(node)
+                nodes.extend(parent for parent, _ in node.next_functions)
+        return True
+
+    def step(self, func: Any, args: Any, kwargs: Any, into: Tensor | None, plain: Any) -> Any:
         """Run one call with a live tensor in it."""
         raise NotImplementedError
 
@@ -215,16 +269,15 @@ class Record(_Mode):
         super().__init__(Tape())
         self.convention, self.precision = convention, precision
         self.modules = {id(module): name or type(module).__name__ for name, module in model.named_modules()}
-        self.marks = WeakIdKeyDictionary()
         self._roots = itertools.count()
         self.before_head: Tensor | None = None
         self._head = head.untyped_storage().data_ptr()
 
     def mark(self, tensor: Tensor) -> Mark | None:
         """What is known of a tensor: None of a constant, nothing in particular of a live one that no step made."""
-        if tensor.requires_grad and tensor not in self.marks:
-            self.marks[tensor] = Mark(-1, next(self._roots))
-        return self.marks.get(tensor)
+        if tensor.requires_grad and not tensor.is_leaf and tensor not in self.known:
+            self.known[tensor] = Mark(-1, next(self._roots))
+        return self.known.get(tensor)
 
     def made(self, tensor: Tensor | None) -> int:
         """The step that made a live tensor. Raises NoPoint where none did."""
@@ -237,51 +290,68 @@ class Record(_Mode):
             )
         return mark.step
 
-    def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], into: Tensor | None) -> Any:
+    def step(self, func: Any, args: Any, kwargs: Any, into: Tensor | None, plain: Any) -> Any:
         """Run one call with a live tensor in it."""
         module = self._module()
         row = ROWS.get(func)
-        call = functional(func, args, kwargs, mark=self.mark, convention=self.convention, precision=self.precision)
-        if kwargs.get("out") is not None or (into is not None and not (row and torch.is_grad_enabled())):
+        about = {"mark": self.mark, "convention": self.convention, "precision": self.precision, "plain": plain}
+        call = functional(func, args, kwargs, **about)
+        graded = torch.is_grad_enabled()
+        if kwargs.get("out") is not None or (into is not None and not (row and graded)):
             raise self._refusal(func, module)
-        if row is None:
-            if any(t.is_floating_point() or t.is_complex() for t in tensors(call.value)):
-                raise self._refusal(func, module)
-            form: Form | None = Constant(call.value)
-        else:
-            form = row.rule(call) if torch.is_grad_enabled() else Constant(call.value)
+        if row is None and any(t.is_floating_point() or t.is_complex() for t in tensors(call.value)):
+            raise self._refusal(func, module)
+        try:
+            form = row.rule(call) if row and graded else Constant(call.value)
+        except Refused:
+            raise self._refusal(func, module) from None
         if self.before_head is None:
             self.before_head = meeting(self._head, args)
-        if form is None:
-            out = func(*args, **kwargs)
-            if into is None and not is_live(out) and not isinstance(out, Iterator):
-                form = Constant(out)  # a cast to integers, say
-        elif isinstance(form, Constant):
+        out: Any
+        if isinstance(form, Constant):
             out = form.value
+        elif form is None and (into is not None or row is None or row.view or _shares(call)):
+            out = func(*without_leaves(args), **without_leaves(kwargs))
         else:
-            out = _Live.apply(call, *(t for t in tensors((args, kwargs)) if t.requires_grad))
+            out = _Live.apply(call, *live((args, kwargs)))
         if into is not None and form is not None:
             form = apart(form, into)
             out = into.copy_(out)
         self.tape.append(Step(func, module, form))
         for made in tensors(out if into is None else into):
-            self.marks[made] = self._marked(row, call, form)
+            self.known[made] = self._marked(row, call, form)
+        return out
+
+    def still(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one call without a live tensor in it; a function of a held function of a root is one of that root too."""
+        if any(t.requires_grad for t in tensors((args, kwargs))):  # not so of the functions that set the mode
+            with torch.no_grad():
+                out = func(*args, **kwargs)
+        else:
+            out = func(*args, **kwargs)
+        row = ROWS.get(func)
+        if row is not None and row.elementwise and any(t in self.known for t in tensors((args, kwargs))):
+            for made in tensors(out):
+                self.known[made] = self._marked(row, Call(func, args, kwargs), None)
         return out
 
     def _marked(self, row: Row | None, call: Call, form: Form | None) -> Mark:
         """What is known of an output. It is an elementwise function of the root that its inputs share, if any."""
         step = len(self.tape.steps) - 1
-        marks = [mark for t in tensors((call.args, call.kwargs)) if (mark := self.mark(t)) is not None]
+        given = [t for t in tensors((call.args, call.kwargs)) if t.is_floating_point()]
+        marks = [mark for t in given if (mark := self.mark(t)) is not None]
+        activation = row is not None and (row.activation or (row.view and any(m.activation for m in marks)))
         if row is None or not row.elementwise or len({m.root for m in marks}) != 1:
-            return Mark(step, next(self._roots), activation=row is not None and row.activation)
-        numbers = sum(isinstance(a, Tensor | float | int) for a in call.args)
+            return Mark(step, next(self._roots), activation=activation)
+        scalars = sum(isinstance(a, float | int) for a in (*call.args, *call.kwargs.values()))
         homogeneous = [m.homogeneous for m in marks]
+        by_hand = len(marks) > 1 and row.rule in (multiplied, divided)
         return Mark(
             step,
             marks[0].root,
             homogeneous=(any(homogeneous) if isinstance(form, Fixed) else all(homogeneous))
-            and not (row.additive and numbers > len(marks)),
-            activation=row.activation or any(m.activation for m in marks),
+            and not (row.additive and len(given) + scalars > len(marks)),
+            activation=activation or by_hand or any(m.activation for m in marks),
         )
 
     def _module(self) -> str:
@@ -315,13 +385,14 @@ class Replay(_Mode):
         self.precision = precision
         self.count = 0
 
-    def step(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], into: Tensor | None) -> Any:
+    def step(self, func: Any, args: Any, kwargs: Any, into: Tensor | None, plain: Any) -> Any:
         """Run one call with a live tensor in it."""
         number = self.count
         if number >= len(self.tape.steps) or self.tape.steps[number].function != func:
             self._mismatch(name_of(func))
         form = self.tape.steps[number].form
         self.count += 1
+        args, kwargs = without_leaves(args), without_leaves(kwargs)
         if form is None:
             out = func(*args, **kwargs)
         else:
@@ -329,6 +400,8 @@ class Replay(_Mode):
                 form = changed(form, self._cast)
             out = form(functional(func, args, kwargs))
             out = out if into is None else into.copy_(out)
+        for made in tensors(out if into is None else into):
+            self.known[made] = None
         if number in self.points:
             self.points[number] = out
         return out
@@ -350,6 +423,13 @@ class Replay(_Mode):
         super().__exit__(exc_type, exc, trace)
         if exc_type is None and self.count != len(self.tape.steps):
             self._mismatch("the end")
+
+
+def _shares(call: Call) -> bool:
+    """Whether a call's value is a view of one of its arguments, or no tensor."""
+    given = {t.untyped_storage().data_ptr() for t in tensors((call.args, call.kwargs))}
+    made = list(tensors(call.value))
+    return not made or any(t.untyped_storage().data_ptr() in given for t in made)
 
 
 def functional(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **about: Any) -> Call:

@@ -51,11 +51,12 @@ def show_explanation(out: Console, e: Explanation) -> None:
     out.print(_token_table(e, out.width))
     out.print()
     target = visible(e.attribution.target)
+    sign = "" if e.attribution.logit > 0 else " The logit is negative: a positive share lowers it."
     remainder = abs(e.attribution.total - e.attribution.logit)
     legend = (
         f"share: of the logit of {target} ({e.attribution.logit:.4f}); the shares sum to it to {remainder:.0e}. "
         "σ₁: largest singular value of the token's block J, R: its stable rank. "
-        "writes, reads: what its first left and right singular vectors decode to."
+        f"writes, reads: what its first left and right singular vectors decode to.{sign}"
     )
     out.print(Text(legend, style="dim"))
 
@@ -78,10 +79,9 @@ def _token_table(e: Explanation, width: int) -> Table:
     table.add_column("writes (U₀)", no_wrap=True, width=writes)
     table.add_column("reads (V₀)", no_wrap=True, width=reads)
     largest = max(rows["share"], key=abs)
-    shown = {"share": ".1%", "norm": ".3g", "sigma": ".3g", "stable_rank": ".1f"}
     for t, row in rows.iterrows():
         bold = "bold" if row["share"] == largest else ""
-        cells = [Text(format(row[name], shown[name]), style=bold if name == "share" else "") for _, name, _ in numbers]
+        cells = [Text(_number(row[name], name), style=bold if name == "share" else "") for _, name, _ in numbers]
         words = (_words(e.outputs[t][0], writes), _words(e.inputs[t][0], reads))
         table.add_row(str(t), Text(visible(e.run.tokens[t])), *cells, *words)
     table.add_row("", Text("constants", style="italic"), f"{e.attribution.share(e.attribution.constant):.1%}")
@@ -104,6 +104,14 @@ def _held(c: Certificate) -> str:
     return f"{c.dtype}{precision} · {c.attention} attention · convention {c.convention} · {held}"
 
 
+def _number(value: float, name: str) -> str:
+    """A number in six places at most."""
+    if name == "share":
+        return f"{value:.1%}" if abs(value) < 9.995 else f"{value:.0%}"
+    line = f"{value:.1f}" if name == "stable_rank" else f"{value:.3g}"
+    return line if len(line) <= 6 else f"{value:.0e}"
+
+
 def _words(words: Sequence[Word], width: int) -> Text:
     """As many words as fit whole, at least a part of the first."""
     line = ""
@@ -123,18 +131,17 @@ def show_certificates(out: Console, model: str, tokens: Sequence[str], rows: Seq
     out.print()
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("dtype", "convention", "forward"):
-        table.add_column(name)
-    for name in ("reconstruction", "affinity", "tolerance", "ordinary J"):
-        table.add_column(name, justify="right")
+        table.add_column(name, no_wrap=True)
+    numbers = ["reconstruction", "affinity", "tolerance", "ordinary J"][: 4 if out.width >= 80 else 2]
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         if not row["exact"]:
             table.add_row(row["dtype"], row["convention"], Text("not exact", style="bold red"))
             continue
-        table.add_row(
-            row["dtype"], row["convention"], "equal" if row["forward_equal"] else "differs",
-            f"{row['reconstruction']:.1e}", f"{row['affinity']:.1e}",
-            f"{row['tolerance']:.0e}", f"{row['ordinary']:.2f}",
-        )  # fmt: skip
+        cells = (f"{row['reconstruction']:.1e}", f"{row['affinity']:.1e}", f"{row['tolerance']:.0e}")
+        errors = (*cells, f"{row['ordinary']:.2f}")[: len(numbers)]
+        table.add_row(row["dtype"], row["convention"], "equal" if row["forward_equal"] else "differs", *errors)
     out.print(table)
     for why in sorted({row["why"] for row in rows if not row["exact"]}):
         out.print(Text(why, style="red"))
