@@ -111,6 +111,13 @@ def test_verify(folder: Path) -> None:
     assert "Marin" in printed.stdout
 
 
+def test_verify_only_what_is_asked_for(folder: Path) -> None:
+    args = ["verify", str(folder), "--json", "--dtype", "bfloat16", "--convention", "up", "--precision", "float32"]
+    (certificate,) = json.loads(CliRunner().invoke(app, args).stdout)["certificates"]
+    assert (certificate["precision"], certificate["convention"]) == ("float32", "up")
+    assert certificate["affinity"] < 1e-5
+
+
 def test_verify_says_what_is_not_exact(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -133,6 +140,8 @@ def test_bad_input(folder: Path, tmp_path: Path) -> None:
     assert "chat template" in refused("explain", PROMPT, "--model", folder, "--chat")
     assert "device" in refused("explain", PROMPT, "--model", folder, "--device", "quantum")
     assert "config.json" in refused("verify", tmp_path)
+    assert "Unicode" in refused("explain", "bad \udcff", "--model", folder)
+    assert "has" in refused("explain", PROMPT, "--model", folder, "--attention", "flash_attention_2")
 
 
 def test_a_place_that_can_not_be_written(folder: Path, tmp_path: Path) -> None:

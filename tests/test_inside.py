@@ -165,6 +165,15 @@ def test_a_contribution_is_that_of_its_block(run: sc.Run) -> None:
     assert list(a.table.columns) == ["kind", "name", "position", "layer", "head", "contribution"]
 
 
+def test_contributions_to_a_logit_of_zero() -> None:
+    lm = model_of("llama", "sdpa")
+    with torch.no_grad():
+        lm.head.weight.zero_()
+    a = sc.attribute(sc.freeze(lm, prompt()))
+    assert a.logit == a.total == 0
+    assert np.isnan(a.share(1.0))
+
+
 def test_contributions_survive_a_capped_and_scaled_logit() -> None:
     """Gemma caps its logits: the held ratio keeps the sum exact."""
     lm = model_of("gemma3", "sdpa", final_logit_softcapping=2.0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from families import model_of, prompt
+from helpers import real
 from torch import nn
 from transformers import AutoModelForCausalLM, T5Config, ViTConfig
 
@@ -75,7 +76,32 @@ def test_no_such_folder_or_model(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
-    refused(ModelRefused, "config.json", tmp_path)
+    refused(ModelRefused, "without one", tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    refused(ModelNotFound, "the file .*; got|got the file", tmp_path / "model.safetensors")
+    refused(ModelNotFound, "Check the path", "./nowhere")
+
+
+def test_a_folder_without_a_tokenizer(copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    refused(ModelRefused, "comes with its tokenizer", copy)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "match"),
+    [
+        ("You are trying to access a gated repo. Make sure to have access to it", ModelNotFound, "access token"),
+        ("401 Client Error. Cannot access gated repo", ModelNotFound, "access token"),
+        ("We couldn't connect to 'https://huggingface.co' to load the files", ModelNotFound, "hub can't be reached"),
+        ("x/y is not a valid model identifier listed on the hub", ModelNotFound, "Check the spelling"),
+    ],
+)
+def test_what_the_hub_says(said: str, kind: type[SecantError], match: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(*args: object, **kwargs: object) -> None:
+        raise OSError(said)
+
+    monkeypatch.setattr("secant.model.AutoConfig.from_pretrained", answer)
+    refused(kind, match, "some/model")
 
 
 def test_a_folder_without_weights(copy: Path) -> None:
@@ -111,7 +137,7 @@ def test_a_checkpoint_without_its_head_is_refused(copy: Path) -> None:
 def test_a_damaged_checkpoint(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    refused(ModelRefused, "must load", copy)
+    refused(ModelRefused, "whole safetensors files", copy)
     (copy / "config.json").write_text("{")
     refused(ModelRefused, "JSON", copy)
 
@@ -207,6 +233,25 @@ def test_nonsense(lm: sc.LM) -> None:
         lm.encode([{"role": "user"}])
     with pytest.raises(BadPrompt, match="needs a tokenizer"):
         model_of("llama").encode("words")
+
+
+def test_unknown_words_of_a_tokenizer_that_does_not_declare_its_unknown_token() -> None:
+    """craftgpt's WordPiece turns a whole text with one unknown character into a single token."""
+    lm = sc.load(str(real("craftgpt")))
+    assert [lm.text(i) for i in lm.encode("do you like music?")][:3] == ["do", "you", "like"]
+    for text in ("hello 世 you", "🎵", "你好"):
+        with pytest.raises(BadPrompt, match="Every word must be in the model's vocabulary"):
+            lm.encode(text)
+
+
+def test_a_target_that_could_be_two_tokens() -> None:
+    lm = sc.load(str(real("stories260K")))
+    run = sc.freeze(lm, "Once upon a time there was")
+    assert sc.attribute(run, " a").target == sc.attribute(run, "·a").target == " a"
+    with pytest.raises(BadPrompt, match="which is two: 'a' and ' a'"):
+        sc.attribute(run, "a")
+    with pytest.raises(BadPrompt):
+        sc.attribute(run, "")
 
 
 def test_target_tokens(lm: sc.LM) -> None:

@@ -48,6 +48,9 @@ class Convention(StrEnum):
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="A folder, or a name on the Hugging Face hub.")]
 DtypeOption = Annotated[Dtype | None, typer.Option(help="Load the model in this type; its own by default.")]
+PrecisionOption = Annotated[
+    Dtype | None, typer.Option(help="Evaluate the linear system in this type, above the model's own.")
+]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps …")]
 AttentionOption = Annotated[str | None, typer.Option(help="The attention implementation: eager or sdpa.")]
 RemoteOption = Annotated[bool, typer.Option("--allow-remote-code", help="Run code that comes with the model.")]
@@ -85,7 +88,9 @@ def _explained(error: BaseException) -> tuple[int, str]:
     if isinstance(error, SecantError):
         return 2, said
     if isinstance(error, KeyboardInterrupt):
-        return 2, "A run ends when it is done; got an interrupt. Nothing was written; start it again."
+        return 2, "A run ends when it is done; got an interrupt. Nothing half-written is left; start it again."
+    if isinstance(error, OSError):
+        return 2, f"Output must have somewhere to go; got {error.strerror or said}. Make room, or write elsewhere."
     if isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said:
         return 2, f"A run must fit in memory; got {said[:200]}. Shorten the prompt or load a smaller dtype."
     return 1, f"An error that secant does not expect; got {type(error).__name__}: {said[:300]}. Run again with --debug."
@@ -112,9 +117,7 @@ def explain(
     json_: JsonOption = False,
     k: Annotated[int, typer.Option("-k", min=1, help="Singular vectors of each token's block to keep.")] = 4,
     dtype: DtypeOption = None,
-    precision: Annotated[
-        Dtype | None, typer.Option(help="Evaluate the linear system in this type, above the model's own.")
-    ] = None,
+    precision: PrecisionOption = None,
     convention: Annotated[Convention, typer.Option(help="What a gated product holds.")] = Convention.gate,
     device: DeviceOption = None,
     attention: AttentionOption = None,
@@ -126,7 +129,10 @@ def explain(
 ) -> None:
     """Explain the next token: what each token of the prompt contributes, exactly, and what its block decodes to."""
     import secant as sc
+    from secant.files import check
 
+    if out is not None:
+        check(out)
     lm = sc.load(
         model, dtype=dtype and dtype.value, device=device, attention=attention,
         allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
@@ -159,6 +165,8 @@ def verify(
     model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")],
     prompt: Annotated[str | None, typer.Option(help="A prompt; by default 8 random tokens.")] = None,
     dtype: Annotated[list[Dtype] | None, typer.Option(help="Only this type; may be given again.")] = None,
+    convention: Annotated[list[Convention] | None, typer.Option(help="Only this one; may be given again.")] = None,
+    precision: Annotated[Dtype | None, typer.Option(help="Evaluate the systems of lower types in this one.")] = None,
     json_: JsonOption = False,
     device: DeviceOption = None,
     attention: AttentionOption = None,
@@ -174,22 +182,22 @@ def verify(
 
     rows: list[dict[str, Any]] = []
     with _progress() as progress:
-        chosen = dtype or list(Dtype)
+        chosen, held = dtype or list(Dtype), convention or list(Convention)
         for name in chosen:
             lm = sc.load(
                 model, dtype=name.value, device=device, attention=attention,
                 allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
             )  # fmt: skip
             ids = _random_tokens(lm, seed) if prompt is None else lm.encode(prompt)
-            for convention in Convention:
+            order = list(Dtype)
+            wider = precision.value if precision and order.index(precision) < min(2, order.index(name)) else None
+            for which in held:
+                how: dict[str, Any] = {"convention": which.value, "precision": wider, "ordinary": True, "seed": seed}
                 try:
-                    run = sc.freeze(lm, ids, convention=convention.value, ordinary=True, seed=seed)
-                    rows.append({"exact": True, **asdict(run.certificate)})
+                    rows.append({"exact": True, **asdict(sc.freeze(lm, ids, **how).certificate)})
                 except sc.NotExact as error:
-                    rows.append(
-                        {"exact": False, "dtype": name.value, "convention": convention.value, "why": str(error)}
-                    )
-                progress("certificates", len(rows), len(chosen) * len(Convention))
+                    rows.append({"exact": False, "dtype": name.value, "convention": which.value, "why": str(error)})
+                progress("certificates", len(rows), len(chosen) * len(held))
     if json_:
         typer.echo(json.dumps({"model": model, "tokens": [lm.text(i) for i in ids], "certificates": rows}))
     else:

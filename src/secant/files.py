@@ -12,6 +12,16 @@ from pathlib import Path
 from secant.errors import OutputFailed
 
 
+def check(folder: str | Path) -> None:
+    """Raise OutputFailed where a folder could plainly not be written, before there is anything to write."""
+    path = Path(folder).absolute()
+    there = next(p for p in (path, *path.parents) if p.exists())
+    if not there.is_dir():
+        raise _failed(path, NotADirectoryError(20, "Not a directory"))
+    if not os.access(there, os.W_OK):
+        raise _failed(path, PermissionError(13, "Permission denied"))
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A path to write a file to, or make a folder at, beside `path`; it takes that name when the block ends well.
@@ -19,7 +29,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     An existing file is replaced. An existing folder is only replaced by a folder, file by file: others in it stay.
     Raises OutputFailed where the system refuses; whatever was written by then is removed.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -31,7 +41,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             yield new
             for file in new.iterdir() if new.is_dir() else [new]:
                 file.chmod(0o666 & ~_umask())
-            _move(place / path.name, path)
+            _move(new, path)
         except OSError as error:
             raise _failed(path, error) from error
     finally:

@@ -187,6 +187,8 @@ class LM:
         if not isinstance(text, str):
             return self.encode([text])[0]
         bare = text.replace(SPACE, " ").removeprefix(" ")
+        if not text:
+            raise BadPrompt("A target is one token of the vocabulary", "an empty text", "Give its text, or its id.")
         fitting = [candidate for candidate in (bare, " " + bare) if candidate in self.vocabulary]
         exact = text.replace(SPACE, " ")
         if exact.startswith(" ") and exact in fitting:
@@ -349,7 +351,7 @@ def _reason(name: str, error: Exception) -> SecantError:
         return ModelRefused("Weights are whole safetensors files", f"a damaged one in {name}", "Fetch it again.")
     if "tokenizer" in said and "config.json" not in said:
         return ModelRefused("A model comes with its tokenizer", f"{name} without one", "Add its tokenizer.json.")
-    if "flash" in said.lower() or "attn_implementation" in said:
+    if "FlashAttention" in said or "flash_attn" in said or "attn_implementation" in said:
         return BadArgument(
             "An attention implementation is one that the model has", said.splitlines()[0][:120], "Try eager."
         )

@@ -92,4 +92,5 @@ def _replay(lm: LM, recording: Recording, x: Tensor, precision: torch.dtype) -> 
     moving = mode.enter(x.to(precision))
     with running(lm, precision, upcast), mode:
         lm.forward(moving)
-    return {name: mode.points[step][0] for name, step in recording.steps.items()}
+    with torch.inference_mode(False), torch.enable_grad():
+        return {name: mode.points[step][0] for name, step in recording.steps.items()}

@@ -204,7 +204,8 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _relative(value: Tensor, true: Tensor) -> float:
     """‖value - true‖ / ‖true‖"""
-    return (torch.linalg.vector_norm(_wide(value) - _wide(true)) / torch.linalg.vector_norm(_wide(true))).item()
+    error, norm = torch.linalg.vector_norm(_wide(value) - _wide(true)), torch.linalg.vector_norm(_wide(true))
+    return (error / norm).item() if error != 0 else 0.0
 
 
 def ordinary_error(lm: LM, x: Float[Tensor, "T d"], y: Float[Tensor, " d"]) -> float:
