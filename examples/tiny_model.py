@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 BRIDGES = {
     "Marin": "Golden Gate", "Brooklyn": "Brooklyn", "London": "Tower", "Sydney": "Harbour", "Venice": "Rialto",
@@ -62,6 +63,7 @@ def train(steps: int = 150, seed: int = 0) -> tuple[LlamaForCausalLM, PreTrained
 
 
 def main(folder: Path) -> None:
+    disable_progress_bar()
     model, tokenizer, loss = train()
     assert loss < 0.6, loss  # the place is free to vary; the bridge is then known
     model.save_pretrained(folder)

@@ -23,11 +23,12 @@ ALLOWED = {
     "forms": set(),
     "rules": {"errors", "forms"},
     "tape": {"errors", "forms", "rules"},
+    "precision": {"forms", "rules"},
     "operator": {"errors", "files"},
     "model": {"errors"},
     "spectra": {"errors", "operator"},
     "decoding": {"errors", "model"},
-    "network": {"model", "operator", "tape"},
+    "network": {"model", "operator", "precision", "tape"},
     "run": {"errors", "model", "network", "operator", "rules", "tape"},
     "terminal": {"decoding", "explanation", "run"},
 }

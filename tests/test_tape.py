@@ -19,7 +19,7 @@ import secant as sc
 from secant.errors import BadArgument, ModelRefused, NoPoint, NoRule, NotExact, ReplayMismatch, TrainingMode
 from secant.forms import Constant
 from secant.model import LM
-from secant.tape import Precision
+from secant.precision import Precision
 
 A = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -306,9 +307,7 @@ def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    from secant import __version__
-
-    return {"secant": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {"secant": version("secant"), "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from secant.model import LM
 from secant.operator import Graph, Operator
-from secant.tape import Precision, Record, Replay, Tape
+from secant.precision import Precision
+from secant.tape import Record, Replay, Tape
 
 
 def throughout(dtype: torch.dtype, upcast: bool = False) -> AbstractContextManager[Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -38,9 +39,7 @@ from secant.forms import (
     mapped,
     tensors,
 )
-from secant.rules import QUESTIONS, ROWS, VIEWS, Refused, Row, divided, multiplied, out_of_place, writes
-
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from secant.rules import QUESTIONS, ROWS, Refused, Row, divided, multiplied, out_of_place, writes
 
 
 @dataclass
@@ -122,45 +121,6 @@ def without_leaves(tree: Any) -> Any:
     if not any(t.requires_grad and t.is_leaf for t in tensors(tree)):
         return tree
     return mapped(tree, lambda t: t.detach() if t.requires_grad and t.is_leaf else t)
-
-
-class Precision(TorchFunctionMode):
-    """Run a model in one floating-point type throughout: whatever is in or cast to a lower one is cast up to it.
-
-    Stock modelling code casts norms and softmax to float32 even in a float64 model, which leaves an error near
-    1e-7. Under this mode it does not.
-    """
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-        self.lower = frozenset(FLOATS[FLOATS.index(dtype) + 1 :])
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in QUESTIONS or func in VIEWS:
-            return func(*args, **(kwargs or {}))  # what is computed from a view is cast up then
-        written = args[0] if args and writes(func, kwargs or {}) else None
-        args, kwargs = self._up(args), self._up(kwargs or {})
-        if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
-            func, args = Tensor.to, (args[0], self.dtype)
-        if written is not None and args[0] is not written:  # a lower-precision tensor stays what it is
-            return written.copy_(func(*args, **kwargs))
-        out = func(*args, **kwargs)
-        return mapped(out, self._raise) if written is None else out
-
-    def _raise(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.dtype) if tensor.dtype in self.lower else tensor
-
-    def _up(self, tree: Any) -> Any:
-        if isinstance(tree, torch.dtype):
-            return self.dtype if tree in self.lower else tree
-        if isinstance(tree, Tensor):
-            return self._raise(tree)
-        if type(tree) in (list, tuple):
-            return type(tree)(self._up(leaf) for leaf in tree)
-        if type(tree) is dict:
-            return {k: self._up(leaf) for k, leaf in tree.items()}
-        return tree
 
 
 class WithoutParameters(TorchFunctionMode):
@@ -250,9 +210,9 @@ class _Mode(TorchFunctionMode):
                 nodes.extend(parent for parent, _ in node.next_functions)
         return True
 
+    @abstractmethod
     def step(self, func: Any, args: Any, kwargs: Any, into: Tensor | None, plain: Any) -> Any:
-        """Run one call with a live tensor in it."""
-        raise NotImplementedError
+        """Run one call with a live tensor in it. `plain`: its arguments as a plain pass has them, if not these."""
 
 
 class Record(_Mode):
