@@ -89,7 +89,7 @@ SAMPLES: dict[str, list] = {
     **{n: [lambda x, n=n: getattr(torch, n)(x)] for n in ("neg", "negative", "positive", "trace", "sum", "mean")},
     "where": [lambda x: torch.where(M, x, A), lambda x: torch.where(x > 0, x, x * 0.1)],
     "masked_fill": [lambda x: x.masked_fill(M, 2.0), lambda x: written(x * 1, "masked_fill_", M, 2.0)],
-    "cumsum": [lambda x: x.cumsum(0)], "diff": [torch.diff],
+    "cumsum": [lambda x: x.cumsum(0), lambda x: x * (3 * x).cumsum(0, dtype=torch.int64)], "diff": [torch.diff],
     "adaptive_avg_pool1d": [lambda x: F.adaptive_avg_pool1d(x, 3)], "avg_pool1d": [lambda x: F.avg_pool1d(x, 2)],
     "dropout": [lambda x: F.dropout(x, 0.5, training=False)],
     **{n: [lambda x, n=n: getattr(F, n)(x[None], 0.5, training=False)] for n in ("dropout1d", "alpha_dropout")},

@@ -320,8 +320,6 @@ def functions(name: str) -> set[Any]:
 
 ROWS: dict[Any, Row] = {f: row for row in TABLE for name in row.names.split() for f in functions(name)}
 QUESTIONS: set[Any] = {f for name in META.split() for f in functions(name)}
-
-
 VIEWS: set[Any] = {f for f, row in ROWS.items() if row.view}
 
 

@@ -256,21 +256,23 @@ class Record(_Mode):
         row = ROWS.get(func)
         about = {"mark": self.mark, "convention": self.convention, "precision": self.precision, "plain": plain}
         call = functional(func, args, kwargs, **about)
-        graded = torch.is_grad_enabled()
+        graded, view = torch.is_grad_enabled(), row is not None and row.view
         if kwargs.get("out") is not None or (into is not None and not (row and graded)):
             raise self._refusal(func, module)
-        if row is None and any(t.is_floating_point() or t.is_complex() for t in tensors(call.value)):
+        if row is None and _floats(call.value):
             raise self._refusal(func, module)
         try:
             form = row.rule(call) if row and graded else Constant(call.value)
         except Refused:
             raise self._refusal(func, module) from None
+        if form is None and into is None and not view and not _floats(call.value):
+            form = Constant(call.value)  # linear, but on to integers
         if self.before_head is None:
             self.before_head = meeting(self._head, args)
         out: Any
         if isinstance(form, Constant):
             out = form.value
-        elif form is None and (into is not None or row is None or row.view or _shares(call)):
+        elif form is None and (into is not None or view or _shares(call)):
             out = func(*without_leaves(args), **without_leaves(kwargs))
         else:
             out = _Live.apply(call, *live((args, kwargs)))
@@ -383,6 +385,11 @@ class Replay(_Mode):
         super().__exit__(exc_type, exc, trace)
         if exc_type is None and self.count != len(self.tape.steps):
             self._mismatch("the end")
+
+
+def _floats(value: Any) -> bool:
+    """Whether there is a number in a value that could be live."""
+    return any(t.is_floating_point() or t.is_complex() for t in tensors(value))
 
 
 def _shares(call: Call) -> bool:
