@@ -392,13 +392,15 @@ def test_autocast_and_compiled_modules_are_refused() -> None:
         LM(lm.model, None)
 
 
-def test_tensors_that_a_forward_pass_assigns_are_put_back() -> None:
+@pytest.mark.parametrize("used", [False, True])
+def test_tensors_that_a_forward_pass_assigns_are_put_back(used: bool) -> None:
     """longrope keeps its frequencies from pass to pass; in a wider type they would stay."""
     half = [1.0] * 4
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": half, "long_factor": half}
     options = {"rope_parameters": rope, "original_max_position_embeddings": 4}
     lm = model_of("phi3", "sdpa", torch.float32, **options)
-    lm.model(input_ids=torch.tensor([prompt()]))
+    if used:
+        lm.model(input_ids=torch.tensor([prompt()]))
     before = state_of(lm.model)
     sc.freeze(lm, prompt(), precision="float64")
     assert state_of(lm.model) == before

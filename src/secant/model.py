@@ -224,9 +224,10 @@ class LM:
                     module._buffers.update(buffers)
                 for name in [k for k in module._buffers if k not in buffers]:
                     del module._buffers[name]
-                for name, value in attributes.items():
-                    if vars(module).get(name) is not value:
-                        vars(module)[name] = value
+                own = vars(module)
+                for name in [k for k, v in own.items() if isinstance(v, Tensor) and k not in attributes]:
+                    del own[name]
+                own.update(attributes)
 
     def embed(self, ids: Sequence[int]) -> Float[Tensor, "T d"]:
         """What the embedding layer gives for these tokens."""
