@@ -130,11 +130,10 @@ def explain(
     Raises what `freeze` raises, and TooLarge where J does not fit.
     """
     report = progress or (lambda what, done, of: None)
-    lm.ready()
-    T, d = len(lm.encode(prompt)), lm.embedding.shape[1]
     run = freeze(lm, prompt, convention=convention, precision=precision, ordinary=True, top=max(top, 10), seed=seed)
     attribution = attribute(run)
     op = run.operator()
+    T, d = op.input.shape
     _fits(op.shape[0] * op.shape[1] * op.bias.element_size(), f"J of {op.shape[0]} x {T} x {d} numbers", op.bias.device)
     solid = op.solidified(progress=lambda done, of: report("Jacobian, rows", done, of))
     svds = svd(solid, min(k, d), per_token=True, progress=lambda done, of: report("spectra, tokens", done, of))
