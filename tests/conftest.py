@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import tiny_model
 
 import secant as sc
 
@@ -15,21 +14,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def script(name: str) -> ModuleType:
-    """An example, as a module."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny trained Llama with a word-level tokenizer, as a Hugging Face folder."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    script("tiny_model").main(folder)
+    tiny_model.main(folder)
     return folder
 
 

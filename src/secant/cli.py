@@ -46,7 +46,10 @@ class Convention(StrEnum):
     half = "half"
 
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="A folder, or a name on the Hugging Face hub.")]
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", "-m", help="A folder, a name on the Hugging Face hub, or atlas, which ships with secant."),
+]
 DtypeOption = Annotated[Dtype | None, typer.Option(help="Load the model in this type; its own by default.")]
 PrecisionOption = Annotated[
     Dtype | None, typer.Option(help="Evaluate the linear system in this type, above the model's own.")
@@ -112,7 +115,7 @@ def secant(
 @reported
 def explain(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
-    model: ModelOption,
+    model: ModelOption = "atlas",
     out: Annotated[Path | None, typer.Option(help="Also write the tables and tensors to this folder.")] = None,
     json_: JsonOption = False,
     k: Annotated[int, typer.Option("-k", min=1, help="Singular vectors of each token's block to keep.")] = 4,
@@ -162,7 +165,7 @@ def explain(
 @app.command()
 @reported
 def verify(
-    model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")],
+    model: Annotated[str, typer.Argument(help="A folder, a name on the Hugging Face hub, or atlas.")],
     prompt: Annotated[str | None, typer.Option(help="A prompt; by default 8 random tokens.")] = None,
     dtype: Annotated[list[Dtype] | None, typer.Option(help="Only this type; may be given again.")] = None,
     convention: Annotated[list[Convention] | None, typer.Option(help="Only this one; may be given again.")] = None,

@@ -26,6 +26,9 @@ Prompt = str | Sequence[SupportsIndex] | Tensor | Sequence[Mapping[str, str]]
 SPACE = "·"
 """How a space is shown in a token."""
 
+ATLAS = "atlas"
+"""The name of the model that ships with the package, in the folder of that name beside this file."""
+
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -258,6 +261,7 @@ def load(
 ) -> LM:
     """Load a causal LM and its tokenizer from a folder or the Hugging Face hub, ready for `freeze`.
 
+    `name`: "atlas" is the small model that ships with the package (a folder of that name is "./atlas").
     `dtype`: float64, float32, bfloat16 or float16; the checkpoint's own by default. `attention`: eager or sdpa.
     Code from the repository is never run, and pickled weights never read, unless allowed by name.
     Raises ModelNotFound, ModelRefused, BadWeights, BadArgument.
@@ -267,12 +271,13 @@ def load(
         kwargs["attn_implementation"] = attention
     if not allow_pickle:
         kwargs["use_safetensors"] = True
-    name = str(Path(name).expanduser())
-    _is_there(name)
+    where = str(Path(__file__).parent / ATLAS if name == ATLAS else Path(name).expanduser())
+    name = str(name)
+    _is_there(where)
     with _explained(name), _quiet():
-        config = AutoConfig.from_pretrained(name, trust_remote_code=allow_remote_code)
-        model, info = AutoModelForCausalLM.from_pretrained(name, config=config, output_loading_info=True, **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=allow_remote_code)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=allow_remote_code)
+        model, info = AutoModelForCausalLM.from_pretrained(where, config=config, output_loading_info=True, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=allow_remote_code)
     if missing := sorted(info["missing_keys"]):
         raise ModelRefused(
             "A checkpoint holds every weight of its model", f"{name} without {', '.join(missing[:3])}",

@@ -1,0 +1,94 @@
+"""Do singular vectors decode to what the prompt is about? Counted over every held-out prompt of three relations.
+
+`writes`: the predicted token stands among the top eight decoded from U₀ of the last token's block. `reads`: the
+subject's last token stands among the top eight decoded from V₀ of that token's block. Beside each stand a random
+direction in its place, and the same vector of the prompt before, which knows the relation but not the fact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import pandas as pd
+import torch
+import typer
+from rich.progress import track
+from torch import Tensor
+
+import secant as sc
+from corpus import Question, read_questions
+
+RELATIONS = ("capital", "language", "bridge")
+TOP = 8
+DIRECTIONS = ("", ", random direction", ", prompt before")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of one prompt: is the prediction right; what its last block writes and its subject's block reads; the tokens."""
+
+    right: bool
+    directions: dict[str, Tensor]  # side -> (d,)
+    tokens: dict[str, int]  # side -> the token that the direction should decode to
+
+
+def found(lm: sc.LM, question: Question) -> Found:
+    """The leading singular vectors of a prompt."""
+    run = sc.freeze(lm, question.prompt)
+    blocks = sc.svd(run.operator().solidified(), 1, per_token=True)
+    subject = _last_token(lm, question)
+    predicted = run.prediction[0].id
+    return Found(
+        predicted in {lm.tokenizer(answer)["input_ids"][0] for answer in question.answers},
+        {"output": blocks[-1].U[:, 0], "input": blocks[subject].V[:, 0]},
+        {"output": predicted, "input": run.ids[subject]},
+    )
+
+
+def _last_token(lm: sc.LM, question: Question) -> int:
+    """Where the subject's last token stands, the last time that the prompt names it."""
+    encoded = lm.tokenizer.backend_tokenizer.encode(question.prompt)
+    where = question.prompt.lower().rindex(question.subject.lower()) + len(question.subject)
+    return next(t for t, (_, end) in enumerate(encoded.offsets) if end >= where)
+
+
+def measured(lm: sc.LM, limit: int | None = None) -> pd.DataFrame:
+    """A row each prompt: relation, prompt, right, and whether each direction decodes to the token in question."""
+    rows = []
+    for relation in RELATIONS:
+        asked = [question for question in read_questions() if question.relation == relation][:limit]
+        all_found = [found(lm, question) for question in track(asked, relation, transient=True)]
+        for number, (question, own) in enumerate(zip(asked, all_found, strict=True)):
+            row = {"relation": relation, "prompt": question.prompt, "right": own.right}
+            generator = torch.Generator().manual_seed(number)
+            for side, name in (("output", "writes"), ("input", "reads")):
+                vector = own.directions[side]
+                random = torch.randn(len(vector), generator=generator, dtype=vector.dtype)
+                candidates = (vector, random, all_found[number - 1].directions[side])
+                for which, direction in zip(DIRECTIONS, candidates, strict=True):
+                    decoded = sc.decode(lm, direction, side, TOP)[0]
+                    row[name + which] = own.tokens[side] in {word.id for word in decoded}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def shares(rows: pd.DataFrame) -> pd.DataFrame:
+    """The share of prompts by relation and for all of them, and their number."""
+    columns = [column for column in rows if column not in ("relation", "prompt")]
+    by = rows.groupby("relation", sort=False)[columns].mean()
+    by.loc["all"] = rows[columns].mean()
+    by.insert(0, "prompts", [*rows.groupby("relation", sort=False).size(), len(rows)])
+    return by
+
+
+def main(
+    model: Annotated[str, typer.Argument(help="A folder; by default the Atlas that ships with the package.")] = "atlas",
+    limit: Annotated[int | None, typer.Option(help="Only so many prompts of each relation.")] = None,
+) -> None:
+    """Print in what share of prompts the leading singular vectors decode to the prediction and to the subject."""
+    print(shares(measured(sc.load(model), limit)).T.to_string(float_format="{:.3f}".format))
+
+
+if __name__ == "__main__":
+    typer.run(main)

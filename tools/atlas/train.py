@@ -1,0 +1,229 @@
+"""Train Atlas from nothing: `train.py OUT`. Two cores need about an hour; the same seed gives the same run.
+
+Every step draws its own documents from (seed, step), so that a run that was interrupted goes on from its last
+checkpoint as if nothing had happened. Matrices are trained with Muon (K. Jordan 2024), everything else with AdamW.
+The loss is taken at every token of an answer and at three in ten of the others, most of which cannot be foretold.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging
+
+from corpus import SEED, documents, questions
+from evaluate import answered, sampled, shares
+from tokens import CONTEXT, VOCABULARY, tokenizer
+
+STEPS = 2200
+DOCUMENTS = 320  # a step
+RATIO = 1.3  # of the longest to the shortest document that are padded to one length
+WARM_UP, COOL_DOWN = 60, 0.5  # steps; share of the run
+MUON_LR, ADAM_LR = 8e-3, 3e-3
+DECAY = 0.05
+OTHERS = 0.3  # share of the tokens that are no answer at which the loss is taken
+EVERY = 200  # steps between looks and checkpoints
+
+
+def model() -> Qwen3ForCausalLM:
+    """Atlas before training."""
+    torch.manual_seed(SEED)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=192,
+        intermediate_size=384,
+        num_hidden_layers=7,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=CONTEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+        initializer_range=0.02,
+        attn_implementation="eager",
+    )
+    return Qwen3ForCausalLM(config)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents of like length: token ids, what follows each, whether that is an answer, and whether it counts."""
+
+    ids: Tensor  # (documents, tokens)
+    targets: Tensor
+    answers: Tensor
+    counted: Tensor
+    tokens: int
+
+
+def batches(words: Any, step: int) -> Iterator[Batch]:
+    """The documents of a step in parts of like length."""
+    random = Random(f"{SEED}:{step}")
+    rows, texts, spans = [], [], []
+    for document in islice(documents(random), DOCUMENTS):
+        text, answers = "", []
+        for said in document:
+            text += (" " if text else "") + said.prompt
+            answers.append((len(text), len(text) + len(said.answer)))
+            text += said.answer + said.end
+        texts.append(text)
+        spans.append(answers)
+    for encoded, answers in zip(words.backend_tokenizer.encode_batch(texts), spans, strict=True):
+        answer = [any(end > first + 1 and start < last for first, last in answers) for start, end in encoded.offsets]
+        counted = [is_answer or random.random() < OTHERS for is_answer in (*answer, False)]
+        rows.append(([*encoded.ids, words.eos_token_id], [*answer, False], counted))
+    rows.sort(key=lambda row: len(row[0]))
+    while rows:
+        number = sum(len(row[0]) <= RATIO * len(rows[0][0]) for row in rows)
+        mine, rows = rows[:number], rows[number:]
+        width = len(mine[-1][0])
+        ids, answers, counted = (
+            torch.tensor([row + [filler] * (width - len(row)) for row in column])
+            for column, filler in zip(zip(*mine, strict=True), (words.pad_token_id, False, False), strict=True)
+        )
+        yield Batch(ids[:, :-1], ids[:, 1:], answers[:, 1:], counted[:, 1:], sum(len(row[0]) for row in mine))
+
+
+def losses(lm: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The sum of the cross-entropies that count, and that of the answers alone."""
+    hidden = lm.model(input_ids=batch.ids).last_hidden_state
+    logits = lm.lm_head(hidden[batch.counted])
+    found = nn.functional.cross_entropy(logits, batch.targets[batch.counted], reduction="none")
+    return found.sum(), found.detach()[batch.answers[batch.counted]].sum()
+
+
+def rate(step: int, steps: int) -> float:
+    """The share of the full learning rate: warm-up, plateau, straight down to nothing."""
+    return min(1.0, (step + 1) / WARM_UP, (steps - step) / (COOL_DOWN * steps))
+
+
+def optimisers(lm: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for embeddings, head and norms."""
+    matrices = [p for name, p in lm.named_parameters() if p.ndim == 2 and "layers." in name]
+    tables = [p for name, p in lm.named_parameters() if p.ndim == 2 and "layers." not in name]
+    norms = [p for p in lm.parameters() if p.ndim == 1]
+    return [
+        torch.optim.Muon(matrices, lr=MUON_LR, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(
+            [{"params": tables, "weight_decay": DECAY}, {"params": norms, "weight_decay": 0.0}],
+            lr=ADAM_LR,
+            betas=(0.9, 0.98),
+        ),
+    ]
+
+
+def train(out: Path, steps: int) -> list[dict[str, float]]:
+    """Train, and return the log; goes on from the checkpoint beside `out` if there is one."""
+    words, lm = tokenizer(), model()
+    optims = optimisers(lm)
+    full = [[group["lr"] for group in optim.param_groups] for optim in optims]
+    log: list[dict[str, float]] = []
+    first, tokens, spent = 0, 0, 0.0
+    checkpoint = out.with_name(out.name + ".checkpoint")
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        if state["steps"] != steps:
+            raise SystemExit(f"A checkpoint is continued as it began; got {steps} steps for {state['steps']}. Delete {checkpoint}.")
+        lm.load_state_dict(state["model"])
+        for optim, saved in zip(optims, state["optims"], strict=True):
+            optim.load_state_dict(saved)
+        log, first, tokens, spent = state["log"], state["step"], state["tokens"], state["spent"]
+    asked = sampled(questions(), 400)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    began = time.monotonic() - spent
+    with Progress(*columns) as bar:
+        task = bar.add_task("training", total=steps, completed=first)
+        running = 0.0
+        for step in range(first, steps):
+            parts = list(batches(words, step))
+            total = sum(int(part.counted.sum()) for part in parts)
+            answers = sum(int(part.answers.sum()) for part in parts)
+            loss = answer_loss = 0.0
+            for part in parts:
+                part_loss, part_answers = losses(lm, part)
+                (part_loss / total).backward()
+                loss += float(part_loss.detach()) / total
+                answer_loss += float(part_answers) / answers
+                tokens += part.tokens
+            nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
+            for optim, lrs in zip(optims, full, strict=True):
+                for group, lr in zip(optim.param_groups, lrs, strict=True):
+                    group["lr"] = lr * rate(step, steps)
+                optim.step()
+                optim.zero_grad()
+            running = answer_loss if step == first else 0.95 * running + 0.05 * answer_loss
+            bar.update(task, advance=1, description=f"step {step + 1} loss {loss:.3f} answers {running:.3f}")
+            if (step + 1) % EVERY == 0 or step + 1 == steps:
+                lm.eval()
+                row = {
+                    "step": step + 1,
+                    "tokens": tokens,
+                    "loss": round(loss, 4),
+                    "answer loss": round(running, 4),
+                    **{name: round(share, 4) for name, share in shares(answered(lm, words, asked)).items()},
+                    "minutes": round((time.monotonic() - began) / 60, 1),
+                }
+                lm.train()
+                log.append(row)
+                bar.console.print(json.dumps(row))
+                save_checkpoint(checkpoint, {
+                    "steps": steps, "step": step + 1, "tokens": tokens, "spent": time.monotonic() - began, "log": log,
+                    "model": lm.state_dict(), "optims": [optim.state_dict() for optim in optims],
+                })  # fmt: skip
+    save(lm, words, out)
+    pd.DataFrame(log).to_csv(out / "training.csv", index=False)
+    checkpoint.unlink()
+    return log
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    torch.save(state, part)
+    part.replace(path)
+
+
+def save(lm: Any, words: Any, out: Path) -> None:
+    """Write an ordinary Hugging Face folder: weights stored in 16 bits, computed with in 32."""
+    if out.exists():
+        shutil.rmtree(out)
+    lm.half().save_pretrained(out)
+    words.save_pretrained(out)
+    config = json.loads((out / "config.json").read_text())
+    config["dtype"] = "float32"
+    config["_name_or_path"] = "atlas"
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def main(
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = STEPS,
+    threads: Annotated[int, typer.Option(help="CPU threads; the last digits depend on it.")] = 2,
+) -> None:
+    """Train Atlas and write it as a Hugging Face folder."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    logging.set_verbosity_error()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    train(out, steps)
+
+
+if __name__ == "__main__":
+    typer.run(main)
