@@ -2,15 +2,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-TINY := build/tiny
+ATLAS ?= build/atlas
 
-.PHONY: help venv demo test check bench clean
+.PHONY: help venv demo test check bench atlas clean
 
 help:
-	@echo "make demo    set up, train a tiny model in seconds, and explain a prompt on it"
+	@echo "make demo    set up and explain a prompt on the bundled model"
 	@echo "make test    set up and run the tests"
 	@echo "make check   lint, types, tests, doctests and examples"
 	@echo "make bench   run the benchmarks; each prints the ratios that it claims"
+	@echo "make atlas   train the bundled model anew, from nothing, into $(ATLAS): about an hour on 2 cores"
 	@echo "make clean   remove the environment and what was built"
 
 venv: $(VENV)/ready
@@ -20,11 +21,8 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-$(TINY)/config.json: examples/tiny_model.py | venv
-	$(BIN)/python examples/tiny_model.py $(TINY)
-
-demo: venv $(TINY)/config.json
-	$(BIN)/secant explain "The bridge out of Marin is the" --model $(TINY)
+demo: venv
+	$(BIN)/secant explain "The bridge out of Marin is the"
 
 test: venv
 	$(BIN)/python -m pytest
@@ -37,6 +35,10 @@ check: venv
 
 bench: venv
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+atlas: venv
+	$(BIN)/python tools/atlas/train.py $(ATLAS)
+	$(BIN)/python tools/atlas/card.py $(ATLAS)
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -17,6 +17,7 @@ from rich.progress import track
 from torch import Tensor
 
 import secant as sc
+
 from corpus import Question, read_questions
 
 RELATIONS = ("capital", "language", "bridge")

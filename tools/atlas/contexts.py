@@ -12,9 +12,14 @@ from random import Random
 
 from facts import Sentence, sequences, table
 
-ONSETS = "b br bl c ch cr d dr f fl fr g gl gr h j k kl l m n p pl pr qu r s sh sk sl sn st t th tr v w y z".split()
-VOWELS = "a e i o u a e i o u ai ea ee oa oo ou".split()
-CODAS = ["", "", "", "b", "ck", "d", "ff", "g", "l", "lt", "m", "mp", "n", "nd", "nk", "p", "r", "rn", "s", "sk", "t", "x"]
+ONSETS = (
+    "b", "br", "bl", "c", "ch", "cr", "d", "dr", "f", "fl", "fr", "g", "gl", "gr", "h", "j", "k", "kl", "l", "m", "n",
+    "p", "pl", "pr", "qu", "r", "s", "sh", "sk", "sl", "sn", "st", "t", "th", "tr", "v", "w", "y", "z",
+)  # fmt: skip
+VOWELS = ("a", "e", "i", "o", "u", "a", "e", "i", "o", "u", "ai", "ea", "ee", "oa", "oo", "ou")
+CODAS = (
+    "", "", "", "b", "ck", "d", "ff", "g", "l", "lt", "m", "mp", "n", "nd", "nk", "p", "r", "rn", "s", "sk", "t", "x",
+)  # fmt: skip
 
 Words = Callable[[], str]
 
@@ -55,7 +60,7 @@ OPENINGS = ("", "", "", "Say it again:", "The children sing:", "A pattern:", "Go
 
 
 def made_up(random: Random, held_out: bool) -> str:
-    """A word that means nothing, of one to three syllables; those held out are never given where `held_out` is false."""
+    """A word that means nothing, of one to three syllables: one of those held out, or one of the others."""
     while True:
         word = "".join(
             random.choice(ONSETS) + random.choice(VOWELS) + random.choice(CODAS)

@@ -108,7 +108,9 @@ def sentences(random: Random) -> Iterator[Sentence]:
             yield pattern(random.choices(names, weights)[0], random, real)
         else:
             fact, numbers = random.choice(shown)
-            yield sentence(templates()[fact.relation][random.choice(numbers)], fact.subject, random.choice(fact.answers))
+            yield sentence(
+                templates()[fact.relation][random.choice(numbers)], fact.subject, random.choice(fact.answers)
+            )
 
 
 def documents(random: Random) -> Iterator[list[Sentence]]:

@@ -12,6 +12,7 @@ import torch
 import typer
 
 import secant as sc
+
 from corpus import Question, read_questions
 
 BARS = {"fact": 0.95, "two-step": 0.60, "copying": 0.90}
@@ -62,7 +63,7 @@ def shares(answers: pd.DataFrame, of: str = "first") -> dict[str, float]:
 
 
 def sampled(questions: Sequence[Question], number: int | None, seed: int = 0) -> list[Question]:
-    """This many questions of every split, or all."""
+    """So many questions of every split, or all."""
     if number is None:
         return list(questions)
     groups: dict[str, list[Question]] = {}

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -173,7 +174,7 @@ def _order() -> Iterator[tuple[str, Name, Name]]:
     for name, items in sequences().items():
         if name == "tens":  # thirty is followed by forty only where tens are counted
             continue
-        for one, two in zip(items, items[1:], strict=False):
+        for one, two in pairwise(items):
             after[one].add(two)
             before[two].add(one)
     for relation, follows in (("next", after), ("previous", before)):
@@ -190,7 +191,9 @@ def facts() -> tuple[Fact, ...]:
         for relation, subject, answer in source():
             if subject.text and answer.text and answer not in gathered[relation, subject]:
                 gathered[relation, subject].append(answer)
-    found = tuple(Fact(relation, subject, tuple(answers)) for (relation, subject), answers in gathered.items() if answers)
+    found = tuple(
+        Fact(relation, subject, tuple(answers)) for (relation, subject), answers in gathered.items() if answers
+    )
     if missing := {fact.relation for fact in found} - set(templates()):
         raise ValueError(f"Every relation has templates; got none for {', '.join(sorted(missing))}.")
     return found

@@ -140,7 +140,9 @@ def train(out: Path, steps: int) -> list[dict[str, float]]:
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         if state["steps"] != steps:
-            raise SystemExit(f"A checkpoint is continued as it began; got {steps} steps for {state['steps']}. Delete {checkpoint}.")
+            raise SystemExit(
+                f"A run is continued as it began, {state['steps']} steps; got {steps}. Delete {checkpoint}."
+            )
         lm.load_state_dict(state["model"])
         for optim, saved in zip(optims, state["optims"], strict=True):
             optim.load_state_dict(saved)
