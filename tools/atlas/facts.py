@@ -127,7 +127,8 @@ def _countries() -> Iterator[tuple[str, Name, Name]]:
         yield "capital_continent", capital, continent
         yield "capital_demonym", capital, demonym
         yield "demonym_capital", demonym, capital
-        yield "language_of_capital", country, language
+        if capital.text:
+            yield "language_of_capital", country, language
 
 
 def _landmarks() -> Iterator[tuple[str, Name, Name]]:
@@ -143,6 +144,8 @@ def _landmarks() -> Iterator[tuple[str, Name, Name]]:
         home = countries[row["country"]]
         country = Name(home["country"], home["article"])
         yield "river_country" if kind == "river" else "landmark_country", thing, country
+        if kind == "river":  # it may well flow through other countries too
+            continue
         for field in ("capital", "language", "currency", "continent"):
             yield f"landmark_{field}", thing, Name(home[field])
 

@@ -36,7 +36,7 @@ WARM_UP, COOL_DOWN = 60, 0.5  # steps; share of the run
 MUON_LR, ADAM_LR = 8e-3, 3e-3
 DECAY = 0.05
 OTHERS = 0.3  # share of the tokens that are no answer at which the loss is taken
-EVERY = 200  # steps between looks and checkpoints
+EVERY = 100  # steps between looks and checkpoints
 
 
 def model() -> Qwen3ForCausalLM:
