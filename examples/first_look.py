@@ -2,14 +2,11 @@
 
     python examples/first_look.py [FOLDER PROMPT]
 
-Without arguments it trains the tiny model of tiny_model.py first.
+Without arguments it looks into Atlas, the small model that ships with the package.
 """
 
 import sys
-import tempfile
-from pathlib import Path
 
-import tiny_model
 import torch
 
 import secant as sc
@@ -48,9 +45,4 @@ def main(folder: str, prompt: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        main(sys.argv[1], sys.argv[2])
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            tiny_model.main(Path(folder))
-            main(folder, "The bridge out of Marin is the")
+    main(*(sys.argv[1:] or ("atlas", "The bridge out of Marin is the")))
