@@ -68,6 +68,18 @@ def test_every_relation_has_twelve_templates_and_one_is_a_story_and_one_a_questi
         assert any(line.count(". ") >= 1 and "?" not in line for line in lines)
 
 
+def test_no_prompt_is_how_another_template_begins() -> None:
+    """Or two continuations would be right where only one is asked for: "Rome is the capital of", "which country?"."""
+    subjects: dict[str, set[str]] = {}
+    for fact in facts.facts():
+        subjects.setdefault(fact.relation, set()).add(fact.subject.text)
+    prompts = [(r, line.partition("{y}")[0]) for r, lines in facts.templates().items() for line in lines]
+    for relation, prompt in prompts:
+        for other, longer in prompts:
+            if longer.startswith(prompt) and (relation, prompt) != (other, longer):
+                assert not subjects[relation] & subjects[other], (prompt, longer)
+
+
 def test_sentences_are_written_as_people_write() -> None:
     netherlands = facts.Name("Netherlands", "the")
     assert facts.sentence("{x} lies next to {y}.", netherlands, facts.Name("Belgium")) == facts.Sentence(

@@ -29,7 +29,7 @@ from corpus import SEED, documents, questions
 from evaluate import answered, sampled, shares
 from tokens import CONTEXT, VOCABULARY, tokenizer
 
-STEPS = 2200
+STEPS = 1500
 DOCUMENTS = 320  # a step
 RATIO = 1.3  # of the longest to the shortest document that are padded to one length
 WARM_UP, COOL_DOWN = 60, 0.5  # steps; share of the run
