@@ -190,7 +190,7 @@ def test_whatever_else_happens_is_one_line(
 
 def test_wrong_options_are_refused() -> None:
     assert secant("explain", PROMPT, "--model", "x", "--dtype", "int4").returncode == 2
-    assert secant("explain", PROMPT).returncode == 2
+    assert secant("explain").returncode == 2
 
 
 # ------------------------------------------------------------------------------------------- help
