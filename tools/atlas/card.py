@@ -21,7 +21,7 @@ CARD = HERE / "card.md"
 def markdown(frame: pd.DataFrame) -> str:
     """A frame as a Markdown table, its index first."""
     head = [frame.index.name or "", *frame.columns]
-    lines = [head, ["---"] * len(head), *([name, *row] for name, row in zip(frame.index, frame.values, strict=True))]
+    lines = [head, ["---"] * len(head), *frame.itertuples(name=None)]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 

@@ -2,7 +2,7 @@
 
 `writes`: the predicted token stands among the top eight decoded from U₀ of the last token's block. `reads`: the
 subject's last token stands among the top eight decoded from V₀ of that token's block. Beside each stand a random
-direction in its place, and the same vector of the prompt before, which knows the relation but not the fact.
+direction in its place, and the same vector of a prompt on another subject, which knows the relation but not the fact.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from corpus import Question, read_questions
 
 RELATIONS = ("capital", "language", "bridge")
 TOP = 8
-DIRECTIONS = ("", ", random direction", ", prompt before")
+DIRECTIONS = ("", ", random direction", ", another subject")
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,18 @@ def measured(lm: sc.LM, limit: int | None = None) -> pd.DataFrame:
             for side, name in (("output", "writes"), ("input", "reads")):
                 vector = own.directions[side]
                 random = torch.randn(len(vector), generator=generator, dtype=vector.dtype)
-                candidates = (vector, random, all_found[number - 1].directions[side])
+                candidates = (vector, random, _other(asked, all_found, number).directions[side])
                 for which, direction in zip(DIRECTIONS, candidates, strict=True):
                     decoded = sc.decode(lm, direction, side, TOP)[0]
                     row[name + which] = own.tokens[side] in {word.id for word in decoded}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _other(asked: list[Question], all_found: list[Found], number: int) -> Found:
+    """The last prompt before this one, around the end, that asks about another subject."""
+    subject = asked[number].subject
+    return next(all_found[number - i] for i in range(1, len(asked)) if asked[number - i].subject != subject)
 
 
 def shares(rows: pd.DataFrame) -> pd.DataFrame:

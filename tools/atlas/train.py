@@ -208,6 +208,7 @@ def save(lm: Any, words: Any, out: Path) -> None:
         shutil.rmtree(out)
     lm.half().save_pretrained(out)
     words.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
     config = json.loads((out / "config.json").read_text())
     config["dtype"] = "float32"
     config["_name_or_path"] = "atlas"
