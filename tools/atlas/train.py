@@ -135,7 +135,7 @@ def train(out: Path, steps: int) -> list[dict[str, float]]:
     optims = optimisers(lm)
     full = [[group["lr"] for group in optim.param_groups] for optim in optims]
     log: list[dict[str, float]] = []
-    first, tokens, spent = 0, 0, 0.0
+    first, tokens, spent, running = 0, 0, 0.0, 0.0
     checkpoint = out.with_name(out.name + ".checkpoint")
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -146,13 +146,13 @@ def train(out: Path, steps: int) -> list[dict[str, float]]:
         lm.load_state_dict(state["model"])
         for optim, saved in zip(optims, state["optims"], strict=True):
             optim.load_state_dict(saved)
-        log, first, tokens, spent = state["log"], state["step"], state["tokens"], state["spent"]
+        log, first, tokens = state["log"], state["step"], state["tokens"]
+        spent, running = state["spent"], state["running"]
     asked = sampled(questions(), 400)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     began = time.monotonic() - spent
     with Progress(*columns) as bar:
         task = bar.add_task("training", total=steps, completed=first)
-        running = 0.0
         for step in range(first, steps):
             parts = list(batches(words, step))
             total = sum(int(part.counted.sum()) for part in parts)
@@ -170,7 +170,7 @@ def train(out: Path, steps: int) -> list[dict[str, float]]:
                     group["lr"] = lr * rate(step, steps)
                 optim.step()
                 optim.zero_grad()
-            running = answer_loss if step == first else 0.95 * running + 0.05 * answer_loss
+            running = answer_loss if step == 0 else 0.95 * running + 0.05 * answer_loss
             bar.update(task, advance=1, description=f"step {step + 1} loss {loss:.3f} answers {running:.3f}")
             if (step + 1) % EVERY == 0 or step + 1 == steps:
                 lm.eval()
@@ -186,7 +186,8 @@ def train(out: Path, steps: int) -> list[dict[str, float]]:
                 log.append(row)
                 bar.console.print(json.dumps(row))
                 save_checkpoint(checkpoint, {
-                    "steps": steps, "step": step + 1, "tokens": tokens, "spent": time.monotonic() - began, "log": log,
+                    "steps": steps, "step": step + 1, "tokens": tokens, "spent": time.monotonic() - began,
+                    "running": running, "log": log,
                     "model": lm.state_dict(), "optims": [optim.state_dict() for optim in optims],
                 })  # fmt: skip
     save(lm, words, out)
@@ -224,6 +225,7 @@ def main(
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     out.parent.mkdir(parents=True, exist_ok=True)
     train(out, steps)
 
