@@ -91,7 +91,7 @@ def shares(rows: pd.DataFrame) -> pd.DataFrame:
 
 def main(
     model: Annotated[str, typer.Argument(help="A folder; by default the Atlas that ships with the package.")] = "atlas",
-    limit: Annotated[int | None, typer.Option(help="Only so many prompts of each relation.")] = None,
+    limit: Annotated[int | None, typer.Option(min=3, help="Only so many prompts of each relation.")] = None,
 ) -> None:
     """Print in what share of prompts the leading singular vectors decode to the prediction and to the subject."""
     print(shares(measured(sc.load(model), limit)).T.to_string(float_format="{:.3f}".format))
