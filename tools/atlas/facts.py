@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -200,8 +200,3 @@ def facts() -> tuple[Fact, ...]:
     if missing := {fact.relation for fact in found} - set(templates()):
         raise ValueError(f"Every relation has templates; got none for {', '.join(sorted(missing))}.")
     return found
-
-
-def counts(found: Iterable[Fact]) -> dict[str, int]:
-    """How many facts each relation has."""
-    return dict(Counter(fact.relation for fact in found))

@@ -8,7 +8,6 @@ The loss is taken at every token of an answer and at three in ten of the others,
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
+
+from secant.files import replacing
 
 from corpus import SEED, documents, questions
 from evaluate import answered, sampled, shares
@@ -185,31 +186,23 @@ def train(out: Path, steps: int) -> list[dict[str, float]]:
                 lm.train()
                 log.append(row)
                 bar.console.print(json.dumps(row))
-                save_checkpoint(checkpoint, {
-                    "steps": steps, "step": step + 1, "tokens": tokens, "spent": time.monotonic() - began,
-                    "running": running, "log": log,
-                    "model": lm.state_dict(), "optims": [optim.state_dict() for optim in optims],
-                })  # fmt: skip
-    save(lm, words, out)
-    pd.DataFrame(log).to_csv(out / "training.csv", index=False)
+                with replacing(checkpoint) as new:
+                    torch.save({
+                        "steps": steps, "step": step + 1, "tokens": tokens, "spent": time.monotonic() - began,
+                        "running": running, "log": log,
+                        "model": lm.state_dict(), "optims": [optim.state_dict() for optim in optims],
+                    }, new)  # fmt: skip
+    with replacing(out) as new:
+        save(lm, words, new)
+        pd.DataFrame(log).to_csv(new / "training.csv", index=False)
     checkpoint.unlink()
     return log
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    torch.save(state, part)
-    part.replace(path)
-
-
 def save(lm: Any, words: Any, out: Path) -> None:
     """Write an ordinary Hugging Face folder: weights stored in 16 bits, computed with in 32."""
-    if out.exists():
-        shutil.rmtree(out)
     lm.half().save_pretrained(out)
     words.save_pretrained(out)
-    (out / "model.safetensors").chmod(0o644)
     config = json.loads((out / "config.json").read_text())
     config["dtype"] = "float32"
     config["_name_or_path"] = "atlas"
@@ -226,7 +219,6 @@ def main(
     torch.set_flush_denormal(True)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    out.parent.mkdir(parents=True, exist_ok=True)
     train(out, steps)
 
 
