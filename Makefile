@@ -33,6 +33,9 @@ check: venv
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests src --doctest-modules
 
+test-architectures: venv
+	$(BIN)/python -m pytest tests/test_architectures.py --all-architectures
+
 bench: venv
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 

@@ -14,7 +14,7 @@ import torch
 import secant as sc
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from families import FAMILIES, model_of, prompt
+from families import PAPER, model_of, prompt
 
 
 def worst(family: str, dtype: torch.dtype, precision: str | None = None) -> tuple[float, float, float, bool]:
@@ -36,7 +36,7 @@ def worst(family: str, dtype: torch.dtype, precision: str | None = None) -> tupl
 def main() -> None:
     kinds = ((torch.float64, None), (torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, "float32"))
     print(f"{'family':<11}{'dtype':<10}{'system in':<10}{'reconstruction':>15}{'affinity':>10}{'ordinary J':>12}  pass")
-    for family in FAMILIES:
+    for family in PAPER:
         for dtype, precision in kinds:
             reconstruction, affinity, ordinary, equal = worst(family, dtype, precision)
             name = str(dtype).removeprefix("torch.")

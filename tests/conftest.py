@@ -14,6 +14,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-architectures", action="store_true", help="run every model type, not a sample")
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny trained Llama with a word-level tokenizer, as a Hugging Face folder."""

@@ -115,3 +115,50 @@ def test_gpt2_block() -> None:
     torch.testing.assert_close(op.output, N @ out + base.ln_f.bias, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(op.dense(), J, rtol=0, atol=1e-12 * float(J.norm()))
     torch.testing.assert_close(op.bias, b, rtol=0, atol=1e-12 * float(b.norm()))
+
+
+def test_mamba_block() -> None:
+    """J_s = N (δ_s + W_o G Σ_t (Σ_n C_n A_n(T..t) Δ_t B_n(t) + D δ_tT) a(t) k(t - s) W_x N₁).
+
+    Decays A, steps Δ, B, C, the gate G and the activation's ratio a are held; k is the kernel of the convolution.
+    """
+    lm = model_of("mamba", num_hidden_layers=1)
+    run = sc.freeze(lm, prompt())
+    x, backbone = run.input, lm.model.backbone
+    mixer, norm = backbone.layers[0].mixer, backbone.layers[0].norm
+    T, last, eps = LENGTH, LENGTH - 1, norm.variance_epsilon
+    N1 = rms(x, eps) * norm.weight  # (T, d), each the diagonal of a matrix
+    W_x, W_z = mixer.in_proj.weight.chunk(2)
+    inside, z = N1 * x @ W_x.T, (N1 * x)[last] @ W_z.T
+    kernel, width = mixer.conv1d.weight[:, 0], mixer.conv1d.weight.shape[-1]
+
+    def convolved(values: Tensor) -> Tensor:
+        padded = torch.cat([values.new_zeros(width - 1, values.shape[1]), values])
+        return sum(padded[k : k + T] * kernel[:, k] for k in range(width))
+
+    before = convolved(inside) + mixer.conv1d.bias
+    ratio = torch.sigmoid(before)  # silu(v) / v
+    u = ratio * before
+    rank, size = mixer.time_step_rank, mixer.ssm_state_size
+    step, B, C = (u @ mixer.x_proj.weight.T).split([rank, size, size], 1)
+    step = torch.nn.functional.softplus(step @ mixer.dt_proj.weight.T + mixer.dt_proj.bias)  # (T, inner)
+    decay = torch.exp(-torch.exp(mixer.A_log) * step[..., None])  # (T, inner, n)
+    reach = torch.stack([decay[t + 1 :].prod(0) for t in range(T)])  # from t to the last
+    read = torch.einsum("n,tin,ti,tn->ti", C[last], reach, step, B)
+    read[last] += mixer.D
+    gate = torch.nn.functional.silu(z)
+    out = mixer.out_proj.weight * gate  # (d, inner)
+    blocks = []
+    for s in range(T):
+        inner = sum(
+            torch.diag(read[t] * ratio[t] * kernel[:, width - 1 - (t - s)]) for t in range(s, min(T, s + width))
+        )
+        blocks.append(out @ inner @ W_x * N1[s] + (torch.eye(len(out)) if s == last else 0))
+    b = out @ (read * ratio * mixer.conv1d.bias).sum(0)
+    y = sum(block @ x[s] for s, block in enumerate(blocks)) + b
+    N = rms(y, eps) * backbone.norm_f.weight
+    J = torch.stack([N[:, None] * block for block in blocks], dim=1)
+    op = run.operator()
+    torch.testing.assert_close(op.dense(), J, rtol=1e-12, atol=1e-12 * J.abs().max().item())
+    torch.testing.assert_close(op.bias, N * b, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(N * y, op.output, rtol=1e-12, atol=1e-12)

@@ -25,10 +25,11 @@ ALLOWED = {
     "tape": {"errors", "forms", "rules"},
     "precision": {"forms", "rules"},
     "operator": {"errors", "files"},
-    "model": {"errors"},
+    "hooks": set(),
+    "model": {"errors", "hooks"},
     "spectra": {"errors", "operator"},
     "decoding": {"errors", "model"},
-    "network": {"model", "operator", "precision", "tape"},
+    "network": {"errors", "hooks", "model", "operator", "precision", "rules", "tape"},
     "run": {"errors", "model", "network", "operator", "rules", "tape"},
     "terminal": {"decoding", "explanation", "run"},
 }

@@ -144,7 +144,7 @@ def test_decode_refuses(lm: sc.LM) -> None:
 # ------------------------------------------------------------------------------------------- contributions
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
 def test_contributions_sum_to_the_logit(family: str) -> None:
     run = sc.freeze(model_of(family, "sdpa"), prompt())
     for target, versus in ((None, None), (5, None), (5, 90)):
@@ -176,7 +176,7 @@ def test_contributions_to_a_logit_of_zero() -> None:
 
 def test_contributions_survive_a_capped_and_scaled_logit() -> None:
     """Gemma caps its logits: the held ratio keeps the sum exact."""
-    lm = model_of("gemma3", "sdpa", final_logit_softcapping=2.0)
+    lm = model_of("gemma3_text", "sdpa", final_logit_softcapping=2.0)
     a = sc.attribute(sc.freeze(lm, prompt()))
     assert a.logit <= 2.0
     assert abs(a.total - a.logit) <= 1e-12

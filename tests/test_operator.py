@@ -71,7 +71,7 @@ def test_scipy(op: sc.Operator, J: torch.Tensor) -> None:
     np.testing.assert_allclose(sorted(values), np.linalg.svd(J.numpy(), compute_uv=False)[:3][::-1], rtol=1e-9)
 
 
-@pytest.mark.parametrize("bad", [torch.ones(31), torch.ones(3, 3), torch.ones(1, 288, 1)])
+@pytest.mark.parametrize("bad", [torch.ones(31), torch.ones(3, 3), torch.ones(1, 32 * LENGTH, 1)])
 def test_products_of_another_shape_are_refused(op: sc.Operator, bad: torch.Tensor) -> None:
     with pytest.raises(BadArgument, match="op @ v takes"):
         op @ bad
@@ -80,8 +80,8 @@ def test_products_of_another_shape_are_refused(op: sc.Operator, bad: torch.Tenso
 
 
 def test_no_such_block(op: sc.Operator) -> None:
-    with pytest.raises(BadArgument, match="one of the 9 tokens; got t = 9"):
-        op.block(9)
+    with pytest.raises(BadArgument, match="one of the 11 tokens; got t = 11"):
+        op.block(LENGTH)
 
 
 def test_save_and_load(op: sc.Operator, J: torch.Tensor, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_no_room_leaves_nothing_behind(op: sc.Operator, tmp_path: Path, monkeypa
 
 
 def test_numbers_that_are_not_real(op: sc.Operator, J: torch.Tensor) -> None:
-    v = torch.randn(288, dtype=torch.complex128)
+    v = torch.randn(32 * LENGTH, dtype=torch.complex128)
     with pytest.raises(BadArgument, match="complex"):
         op @ v
     np.testing.assert_allclose(op.to_scipy() @ v.numpy(), J.numpy() @ v.numpy(), atol=1e-11)
@@ -132,7 +132,7 @@ def test_copies(op: sc.Operator, J: torch.Tensor) -> None:
         with pytest.raises(BadArgument, match="solidified"):
             make(op)
     assert_matches(pickle.loads(pickle.dumps(op.solidified())), J)
-    assert (op @ torch.ones(288, 0)).shape == (32, 0)
+    assert (op @ torch.ones(32 * LENGTH, 0)).shape == (32, 0)
 
 
 def test_weights_changed_in_place_are_noticed() -> None:

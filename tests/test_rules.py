@@ -17,6 +17,9 @@ A = torch.randn(4, 6, dtype=torch.float64)
 W = torch.randn(6, 6, dtype=torch.float64)
 M = torch.rand(4, 6) > 0.5
 I4 = torch.tensor([2, 0, 3, 1])
+C = torch.complex(A[:, :3], A[:, 3:])
+L = torch.eye(4, dtype=torch.float64) + A[:, :4].tril(-1)
+EXPERTS = torch.randn(2, 8, 8)  # in float32, and in rows of 16 bytes, as the kernel wants them
 B3 = torch.randn(2, 4, 6, dtype=torch.float64)
 
 
@@ -31,6 +34,13 @@ def assigned(x: Tensor) -> Tensor:
     out[2:6] = x
     out[0] += x[1] * 2
     return out
+
+
+def grouped(name: str, x: Tensor, beyond: int = 0) -> Tensor:
+    """Rows of x through one of two experts each; the last rows may belong to none."""
+    function = getattr(F, name, None) or getattr(torch, name)
+    ends = torch.tensor([1, 4 - beyond], dtype=torch.int32)
+    return function(F.pad(x, (0, 2)).float(), EXPERTS, offs=ends)[: 4 - beyond].double()
 
 
 def batched(x: Tensor) -> Tensor:
@@ -82,6 +92,23 @@ SAMPLES: dict[str, list] = {
     "cuda": [], "to": [lambda x: x.to(torch.float64), lambda x: x * (3 * x).to(torch.bool)],
     "type": [lambda x: x.type(torch.float64)], **{n: [] for n in ("int", "long", "short", "char", "byte")},
     "type_as": [lambda x: x.type_as(A)],
+    "view_as_real": [lambda x: torch.view_as_real(torch.view_as_complex(x.view(4, 3, 2)) * (1 + 2j))],
+    "view_as_complex": [lambda x: torch.view_as_real(torch.view_as_complex(x.view(4, 3, 2)) * C)],
+    **{n: [lambda x, n=n: getattr(torch.view_as_complex(x.view(4, 3, 2)) * C, n)] for n in ("real", "imag")},
+    **{
+        n: [lambda x, n=n: grouped(n, x), lambda x, n=n: grouped(n, x, beyond=1)]
+        for n in ("grouped_mm", "_grouped_mm")
+    },
+    "solve_triangular": [
+        lambda x: torch.linalg.solve_triangular(L, x, upper=False),
+        lambda x: torch.linalg.solve_triangular(torch.eye(4, dtype=x.dtype) + (x @ x.T).tril(-1), x, upper=False),
+        lambda x: x.T @ torch.linalg.solve_triangular((x @ x.T).tril(), torch.ones(4, 2, dtype=x.dtype), upper=False),
+    ],
+    "lerp": [lambda x: torch.lerp(x, A, 0.3), lambda x: torch.lerp(A, x, (x @ W)), lambda x: x.lerp(x @ W, A)],
+    "glu": [lambda x: F.glu(x, -1), lambda x: F.glu(x[None], 1)],
+    "group_norm": [
+        lambda x: F.group_norm(x, 2), lambda x: F.group_norm(x[None], 2, W[0, :4], W[1, :4], 1e-3),
+    ],
     "add": [lambda x: x + A, lambda x: 2 + x, lambda x: written(x * 1, "add_", A), lambda x: torch.add(x, A, alpha=2)],
     "__radd__": [lambda x: 1.5 + x],
     "sub": [lambda x: x - A, lambda x: written(x * 1, "__isub__", A)],
@@ -181,7 +208,7 @@ def test_row(name: str, i: int, convention: str) -> None:
     def held(v: Tensor) -> Tensor:
         return replayed(call, tape, v).detach()
 
-    scale = 1e-13 if name not in ("float", "half", "bfloat16") else 1e-2
+    scale = {"float": 1e-2, "half": 1e-2, "bfloat16": 1e-2, "grouped_mm": 1e-5, "_grouped_mm": 1e-5}.get(name, 1e-13)
     close = {"rtol": scale, "atol": scale}
     torch.testing.assert_close(held(x), plain, **close)
     v, w = torch.randn(2, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -290,6 +317,40 @@ BY_HAND = [
 def test_an_activation_written_by_hand_is_its_ratio(call: object, convention: str) -> None:
     J = gradient(call, A[:1], convention)[0, :, 0]
     torch.testing.assert_close(J, torch.diag((call(A[:1]) / A[:1])[0]))
+
+
+def outer(first: Tensor, second: Tensor) -> Tensor:
+    return first[..., :, None] * second[..., None, :]
+
+
+@pytest.mark.parametrize("convention", rules.CONVENTIONS)
+@pytest.mark.parametrize(
+    ("call", "held"),
+    [
+        # key times value, whatever activations are in them
+        (lambda x: outer(x @ W, x @ W.T), lambda x: outer((x @ W).detach(), x @ W.T)),
+        (lambda x: outer(x @ W, F.relu(x @ W.T)), lambda x: outer((x @ W).detach(), F.relu(x @ W.T))),
+        # a coefficient computed from what it multiplies, on either side and spread out before
+        (lambda x: outer(x @ W, x), lambda x: outer((x @ W).detach(), x)),
+        (lambda x: outer(x, x @ W), lambda x: outer(x, (x @ W).detach())),
+        (
+            lambda x: outer(A, (y := F.relu(x @ W)) @ W.T) * y[:, None],
+            lambda x: outer(A, (y := F.relu(x @ W)) @ W.T).detach() * y[:, None],
+        ),
+        # a key times a state, which is the larger
+        (
+            lambda x: outer(A, x @ W) * F.relu(x @ W.T)[..., None],
+            lambda x: outer(A, x @ W) * F.relu(x @ W.T).detach()[..., None],
+        ),
+        (
+            lambda x: F.relu(x @ W.T)[..., None] * outer(A, x @ W),
+            lambda x: F.relu(x @ W.T).detach()[..., None] * outer(A, x @ W),
+        ),
+    ],
+)
+def test_of_factors_of_unlike_sizes_the_coefficient_is_held(call: object, held: object, convention: str) -> None:
+    """In every convention; ReLU's derivative is its ratio, so that autograd differentiates the held twin."""
+    torch.testing.assert_close(gradient(call, A, convention), torch.autograd.functional.jacobian(held, A))
 
 
 def test_in_place_functions_compute_what_their_twins_do() -> None:

@@ -51,7 +51,7 @@ def behaviour(model: nn.Module, ids: list[int]) -> tuple[Tensor, list[Tensor]]:
     return out.detach(), list(grads)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
 def test_afterwards_the_model_is_as_before(family: str) -> None:
     lm = model_of(family, "sdpa", torch.float32)
     before, acts = state_of(lm.model), behaviour(lm.model, prompt())
@@ -77,10 +77,10 @@ def test_afterwards_also_of_an_exception(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_two_families_in_one_process_do_not_disturb_each_other() -> None:
-    alone = {f: sc.freeze(model_of(f, "sdpa"), prompt()).operator().dense() for f in ("llama", "gemma3")}
-    llama, gemma = (model_of(f, "sdpa") for f in ("llama", "gemma3"))
+    alone = {f: sc.freeze(model_of(f, "sdpa"), prompt()).operator().dense() for f in ("llama", "gemma3_text")}
+    llama, gemma = (model_of(f, "sdpa") for f in ("llama", "gemma3_text"))
     one, two = sc.freeze(llama, prompt()), sc.freeze(gemma, prompt())
-    assert torch.equal(two.operator().dense(), alone["gemma3"])
+    assert torch.equal(two.operator().dense(), alone["gemma3_text"])
     assert torch.equal(one.operator().dense(), alone["llama"])
     assert one.certificate.forward_equal
 

@@ -7,7 +7,7 @@ TMLR 2025, arXiv 2505.24293, section 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -22,15 +22,30 @@ from torch import Tensor
 class Mark:
     """What the recorder knows of a tensor that came from the input.
 
-    `step` is the call that made it. Tensors share a `root` where each is an elementwise function of one and the
-    same tensor; `homogeneous` says that this function has no constant term, `activation` that an activation
-    is in it.
+    `step` is the call that made it, `source` the node of the graph where its numbers were made, before they were only
+    moved about. Tensors share a `root` where each is an elementwise function of one and the same tensor; `homogeneous`
+    says that this function has no constant term, `activation` that an activation is in it.
     """
 
     step: int
     root: int
     homogeneous: bool = True
     activation: bool = False
+    source: Any = None
+
+    def descends(self, other: Mark) -> bool:
+        """Whether these numbers were computed from the other ones."""
+        if self.source is None or other.source is None:
+            return False
+        nodes, seen, first = [self.source], set(), other.source._sequence_nr()
+        while nodes:
+            node = nodes.pop()
+            if node is other.source:
+                return True
+            if node not in seen and node._sequence_nr() > first:
+                seen.add(node)
+                nodes.extend(parent for parent, _ in node.next_functions if parent is not None)
+        return False
 
 
 @dataclass(frozen=True)
@@ -172,6 +187,18 @@ class Halves:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """The first half of the argument times a gate, held, that the other half opened."""
+
+    gate: Tensor
+    dim: int
+
+    def __call__(self, call: Call) -> Tensor:
+        half = call.args[0].chunk(2, self.dim)[0]
+        return (half * self.gate).to(half.dtype)
+
+
+@dataclass(frozen=True)
 class Chosen:
     """Elementwise choice, held, between the first argument and another: a live one, or the given constant."""
 
@@ -184,18 +211,26 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Standardised:
-    """A norm: scale (x - mean), with the mean live and the scale held; then weight and bias."""
+    """A norm: scale (x - mean), with the mean live and the scale held; then weight and bias.
+
+    `groups`: the channels, dimension 1, are normed in so many groups; weight and bias are a number each channel.
+    """
 
     scale: Tensor
     mean_over: tuple[int, ...] | None
     weight: Tensor | None
     bias: Tensor | None
+    groups: int | None = None
 
     def __call__(self, call: Call) -> Tensor:
         x = y = call.args[0].to(torch.promote_types(call.args[0].dtype, self.scale.dtype))
+        if self.groups is not None:
+            y = x.unflatten(1, (self.groups, -1))
         if self.mean_over is not None:
-            y = x - x.mean(self.mean_over, keepdim=True)
+            y = y - y.mean(self.mean_over, keepdim=True)
         y = y * self.scale
+        if self.groups is not None:
+            y = y.flatten(1, 2)
         if self.weight is not None:
             y = y * self.weight
         return (y if self.bias is None else y + self.bias).to(call.args[0].dtype)
@@ -270,7 +305,24 @@ class _Mix(torch.autograd.Function):
         return _Mix.apply(v.movedim(dims[0], 0), form, transpose), 0
 
 
-Form = Constant | Scaled | Fixed | Halves | Chosen | Standardised | Attended
+def by_groups(rows: Tensor, matrices: Tensor, ends: Sequence[int]) -> Tensor:
+    """Each group of rows times its own matrix; a group ends where the next begins, and rows beyond the last give 0."""
+    starts = (0, *ends[:-1])
+    parts = [rows[lo:hi] @ matrix for lo, hi, matrix in zip(starts, ends, matrices, strict=True)]
+    return torch.cat([*parts, rows.new_zeros(len(rows) - ends[-1], matrices.shape[-1])])
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """A product with one matrix for each group of rows: experts, which are given their tokens in order."""
+
+    ends: tuple[int, ...]
+
+    def __call__(self, call: Call) -> Tensor:
+        return by_groups(call.args[0], call["mat2", 1], self.ends)
+
+
+Form = Constant | Scaled | Fixed | Halves | Chosen | Standardised | Attended | Grouped | Opened
 
 
 def held_tensors(form: Form) -> Iterator[Tensor]:

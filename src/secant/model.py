@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from secant.errors import BadArgument, BadPrompt, BadWeights, ModelNotFound, ModelRefused, SecantError, TrainingMode
+from secant.hooks import answering
 
 Prompt = str | Sequence[SupportsIndex] | Tensor | Sequence[Mapping[str, str]]
 
@@ -242,9 +243,23 @@ class LM:
         with torch.no_grad():
             return self.model(input_ids=self._tensor(ids), use_cache=False).logits[0]
 
-    def forward(self, embeds: Float[Tensor, "T d"]) -> Float[Tensor, "1 T vocabulary"]:
-        """The model's logits from given embeddings, with whatever graph or function mode is in force."""
-        return self.model(inputs_embeds=embeds[None], use_cache=False).logits
+    def forward(self, ids: Sequence[int], embeds: Float[Tensor, "T d"]) -> Float[Tensor, "1 T vocabulary"]:
+        """The model's logits with given embeddings in place of these tokens' own, whatever graph or mode is in force.
+
+        What else the model makes of the tokens (positions, embeddings for each layer, routes by token) stays theirs.
+        """
+        tokens = self._tensor(ids)
+        T = len(ids)
+
+        def embedded(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor | None:
+            """The given embeddings for these tokens; what the model puts before them keeps its own."""
+            given = args[0] if args else next(iter(kwargs.values()))
+            if given.ndim != 2 or not torch.equal(given[:, -T:].long(), tokens):
+                return None
+            return embeds[None] if given.shape[1] == T else torch.cat([out[:, :-T], embeds[None]], dim=1)
+
+        with answering([self.model.get_input_embeddings()], embedded):
+            return self.model(input_ids=tokens, use_cache=False).logits
 
     def _tensor(self, ids: Sequence[int]) -> Int[Tensor, "1 T"]:
         return torch.tensor([list(ids)], device=self.model.get_input_embeddings().weight.device)

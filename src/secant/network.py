@@ -6,18 +6,21 @@ one at zero, whose value is b. b is what biases, learned positions and other con
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from secant.errors import ModelRefused, SecantError
+from secant.hooks import answering
 from secant.model import LM
 from secant.operator import Graph, Operator
 from secant.precision import Precision
+from secant.rules import WHOLE, whole_module
 from secant.tape import Record, Replay, Tape
 
 
@@ -29,28 +32,65 @@ def throughout(dtype: torch.dtype, upcast: bool = False) -> AbstractContextManag
 @contextmanager
 def running(lm: LM, dtype: torch.dtype, upcast: bool = False) -> Iterator[None]:
     """Run the model with gradients, whatever the caller's mode, in one type throughout, and leave it as it was."""
-    with torch.inference_mode(False), torch.enable_grad(), lm.untouched(), throughout(dtype, upcast):
+    whole = [module for module in lm.model.modules() if type(module).__name__ in WHOLE]
+    grads = torch.inference_mode(False), torch.enable_grad()
+    with grads[0], grads[1], lm.untouched(), answering(whole, _seen_whole), throughout(dtype, upcast):
         yield
+
+
+def _seen_whole(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+    """What a module gave, computed again as one function of its argument."""
+    return whole_module(args[0], module.forward)
 
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """A model's own pass: its tape, its values at each point, `[T, n]`, and the steps that made them."""
+    """A model's own pass: its tokens, its tape, its values at each point, `[T, n]`, and the steps that made them."""
 
+    ids: list[int]
     tape: Tape
     values: dict[str, Tensor] = field(repr=False)
     steps: dict[str, int]
+    stream: int = 0  # of several hidden states that the head is applied to, the one that makes the logits
 
 
-def record(lm: LM, x: Float[Tensor, "T d"], convention: str, precision: torch.dtype) -> Recording:
-    """Run the model on embeddings as it is, and note what a convention holds. Raises NoRule, NoPoint, TrainingMode."""
+def record(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"], convention: str, precision: torch.dtype) -> Recording:
+    """Run the model on tokens as it is, and note what a convention holds. Raises NoRule, NoPoint, TrainingMode."""
     mode = Record(lm.model, lm.unembedding, convention, precision if precision != lm.dtype else None)
     moving = mode.enter(x)
     with running(lm, lm.dtype), mode:
-        logits = lm.forward(moving)
-    points = {"norm": mode.before_head, "logits": logits}
-    steps = {name: mode.made(point) for name, point in points.items()}
-    return Recording(mode.tape, {n: p.detach()[0] for n, p in points.items() if p is not None}, steps)
+        logits = _run(lm, ids, moving)
+    steps = {"norm": mode.made(mode.before_head), "logits": mode.made(logits)}
+    assert mode.before_head is not None, "a step made it"
+    hidden = _streams(mode.before_head.detach(), len(ids))
+    stream = _leading(lm, hidden, logits[0])
+    return Recording(list(ids), mode.tape, {"norm": hidden[stream], "logits": logits[0].detach()}, steps, stream)
+
+
+def _leading(lm: LM, hidden: Tensor, logits: Tensor) -> int:
+    """Which of several hidden states the logits are of."""
+    if len(hidden) == 1:
+        return 0
+    with torch.no_grad():
+        return min(range(len(hidden)), key=lambda i: torch.linalg.vector_norm(lm.head(hidden[i]) - logits).item())
+
+
+def _run(lm: LM, ids: Sequence[int], moving: Tensor) -> Tensor:
+    """The model's logits under gradients. Raises ModelRefused where only that makes it fail."""
+    try:
+        return lm.forward(ids, moving)
+    except (SecantError, RuntimeError, MemoryError):
+        raise
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ModelRefused(
+            "A model must run where gradients are recorded as it does where they are not", said, "Report its type."
+        ) from error
+
+
+def _streams(hidden: Tensor, length: int) -> Tensor:
+    """The hidden states at the head, a row each stream, (streams, T, d); most models have one."""
+    return hidden.reshape(-1, length, hidden.shape[-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +132,7 @@ def _replay(lm: LM, recording: Recording, x: Tensor, precision: torch.dtype) -> 
     mode = Replay(recording.tape, recording.steps.values(), precision if upcast else None)
     moving = mode.enter(x.to(precision))
     with running(lm, precision, upcast), mode:
-        lm.forward(moving)
+        lm.forward(recording.ids, moving)
     with torch.inference_mode(False), torch.enable_grad():
-        return {name: mode.points[step][0] for name, step in recording.steps.items()}
+        norm, logits = (mode.points[recording.steps[name]] for name in ("norm", "logits"))
+        return {"norm": _streams(norm, len(recording.ids))[recording.stream], "logits": logits[0]}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from secant.forms import mapped
-from secant.rules import QUESTIONS, VIEWS, writes
+from secant.forms import by_groups, mapped
+from secant.rules import GROUPED, QUESTIONS, VIEWS, writes
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -32,6 +32,10 @@ class Precision(TorchFunctionMode):
         args, kwargs = self._up(args), self._up(kwargs or {})
         if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
             func, args = Tensor.to, (args[0], self.dtype)
+        if func is torch.full and kwargs.get("dtype") is None and isinstance(kwargs.get("fill_value", args[-1]), float):
+            kwargs["dtype"] = self.dtype  # or a number that float32 does not reach would overflow
+        if func in GROUPED and args[0].dtype == torch.float64:  # torch has no kernel for it
+            return by_groups(args[0], args[1], kwargs["offs"].tolist())
         if written is not None and args[0] is not written:  # a lower-precision tensor stays what it is
             return written.copy_(func(*args, **kwargs))
         out = func(*args, **kwargs)

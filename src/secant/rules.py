@@ -22,9 +22,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from secant.errors import TrainingMode
-from secant.forms import Attended, Call, Chosen, Constant, Fixed, Form, Halves, Scaled, Standardised, detached, is_live
+from secant.forms import (
+    Attended,
+    Call,
+    Chosen,
+    Constant,
+    Fixed,
+    Form,
+    Grouped,
+    Halves,
+    Mark,
+    Opened,
+    Scaled,
+    Standardised,
+    detached,
+    is_live,
+)
 
 CONVENTIONS = ("gate", "up", "half")
 
@@ -113,6 +129,21 @@ def product(*factors: tuple[str, int]) -> Rule:
     return rule
 
 
+def matrix_product(*factors: tuple[str, int]) -> Rule:
+    """Linear in each factor. A pattern, a query or a decay stands first, and is held; but what reads a state, a matrix
+    times one column, is held where it stands.
+    """
+
+    def rule(call: Call) -> Form | None:
+        one, two = (call[f] for f in factors)
+        if not (is_live(one) and is_live(two)):
+            return LINEAR
+        column = two.ndim == 1 or (two.shape[-1] == 1 and one.ndim > 1 and one.shape[-2] > 1)
+        return fixed(call, [call.key(factors[1 if column else 0])])
+
+    return rule
+
+
 def fixed(call: Call, places: list[int | str], gated: bool = False) -> Fixed:
     """The call with its arguments at these places held."""
     values: dict[Any, Any] = {**dict(enumerate(call.args)), **call.kwargs}
@@ -120,8 +151,9 @@ def fixed(call: Call, places: list[int | str], gated: bool = False) -> Fixed:
 
 
 def multiplied(call: Call) -> Form | None:
-    """Elementwise product. In a gated product, an activation times something else, the convention decides. Two
-    functions of one tensor are an activation written out by hand: the factor with a constant term is held.
+    """Elementwise product. In a gated product, an activation times something else of its size, the convention decides.
+    Two functions of one tensor are an activation written out by hand: the factor with a constant term is held. A
+    factor that is spread over the other's dimensions is a coefficient.
     """
     one, two = call.args[0], call["other", 1]
     if not (is_live(one) and is_live(two)):
@@ -132,12 +164,23 @@ def multiplied(call: Call) -> Form | None:
     assert other is not None, "it is live"
     if mark.root == other.root:
         return fixed(call, [a if other.homogeneous else b])
+    if not one.numel() == two.numel() == call.value.numel():
+        smaller = one.numel() == call.value.numel()
+        return fixed(call, [b if second_is_coefficient(mark, other, smaller) else a])
     if mark.activation == other.activation:
         return fixed(call, [a])
     gate, up = (a, b) if mark.activation else (b, a)
     if call.convention == "half":
         return Halves(fixed(call, [gate], True), fixed(call, [up], True))
     return fixed(call, [gate if call.convention == "gate" else up], True)
+
+
+def second_is_coefficient(one: Mark, two: Mark, smaller: bool) -> bool:
+    """Which of two factors of unlike sizes is held: the one computed from the other, as what a state takes in is from
+    its input; else the smaller, as a key is that multiplies a state; in an outer product, key times value, the first.
+    """
+    first, second = one.descends(two), two.descends(one)
+    return second if first != second else smaller
 
 
 def divided(call: Call) -> Form | None:
@@ -153,6 +196,34 @@ def einsum(call: Call) -> Form | None:
     """Linear in each operand: all live ones but the last are held."""
     live: list[int | str] = [i for i, operand in enumerate(call.args) if is_live(operand)]
     return fixed(call, live[:-1]) if len(live) > 1 else LINEAR
+
+
+def grouped(call: Call) -> Form | None:
+    """Rows times the matrix of their group; the groups are held."""
+    rows, matrices, ends = call.args[0], call["mat2", 1], call["offs", 2]
+    if is_live(matrices) or rows.ndim != 2 or matrices.ndim != 3 or ends is None or call["bias", 3] is not None:
+        raise Refused
+    return Grouped(tuple(ends.tolist()))
+
+
+def solved(call: Call) -> Form | None:
+    """A⁻¹ B is linear in B; A is held."""
+    if not is_live(call.args[0]):
+        return LINEAR
+    return fixed(call, [0]) if is_live(call["B", 1]) else held(call)
+
+
+def interpolated(call: Call) -> Form | None:
+    """The weight between two live ends is held."""
+    weight = call["weight", 2]
+    ends = is_live(call.args[0]) or is_live(call["end", 1])
+    return fixed(call, [call.key(("weight", 2))]) if is_live(weight) and ends else LINEAR
+
+
+def half_gated(call: Call) -> Form | None:
+    """The first half times the sigmoid of the second, which is held."""
+    dim = -1 if call["dim", 1] is None else call["dim", 1]
+    return Opened(torch.sigmoid(call.wide(call.args[0]).chunk(2, dim)[1]), dim)
 
 
 def dropout(call: Call) -> Form | None:
@@ -172,6 +243,17 @@ def layer_norm(call: Call) -> Form | None:
     x = call.wide(call.args[0])
     scale = torch.rsqrt(x.var(over, correction=0, keepdim=True) + (1e-5 if eps is None else eps))
     return Standardised(scale, over, detached(call["weight", 2]), detached(call["bias", 3]))
+
+
+def group_norm(call: Call) -> Form | None:
+    """1/std of each group is held; x - mean is linear."""
+    groups, eps = call["num_groups", 1], call["eps", 4]
+    x = call.wide(call.args[0]).unflatten(1, (groups, -1))
+    over = tuple(range(2, x.ndim))
+    scale = torch.rsqrt(x.var(over, correction=0, keepdim=True) + (1e-5 if eps is None else eps))
+    shape = (-1, *(1,) * (x.ndim - 3))
+    weight, bias = (None if t is None else detached(t).view(shape) for t in (call["weight", 2], call["bias", 3]))
+    return Standardised(scale, over, weight, bias, groups)
 
 
 def rms_norm(call: Call) -> Form | None:
@@ -239,7 +321,8 @@ TABLE = (
         linear,
         "view view_as reshape reshape_as transpose permute swapaxes swapdims movedim moveaxis T mT unsqueeze squeeze "
         "flatten unflatten expand expand_as broadcast_to __getitem__ select narrow split split_with_sizes chunk "
-        "tensor_split unbind __iter__ diagonal unfold as_strided broadcast_tensors",
+        "tensor_split unbind __iter__ diagonal unfold as_strided broadcast_tensors view_as_real "
+        "view_as_complex real imag",
         view=True,
     ),
     Row(
@@ -263,9 +346,10 @@ TABLE = (
     # products
     Row(multiplied, "mul __rmul__ multiply", elementwise=True),
     Row(divided, "div divide true_divide truediv", elementwise=True),
-    Row(product(INPUT, ("mat2", 1)), "mm bmm"),
-    Row(product(INPUT, OTHER), "matmul __rmatmul__"),
-    Row(product(INPUT, ("vec", 1)), "mv"),
+    Row(matrix_product(INPUT, ("mat2", 1)), "mm bmm"),
+    Row(matrix_product(INPUT, OTHER), "matmul"),
+    Row(matrix_product(OTHER, INPUT), "__rmatmul__"),
+    Row(matrix_product(INPUT, ("vec", 1)), "mv"),
     Row(product(INPUT, ("tensor", 1)), "dot vdot"),
     Row(product(INPUT, ("vec2", 1)), "outer ger"),
     Row(product(INPUT, ("weight", 1)), "linear conv1d"),
@@ -273,6 +357,10 @@ TABLE = (
     Row(product(("batch1", 1), ("batch2", 2)), "baddbmm"),
     Row(product(("tensor1", 1), ("tensor2", 2)), "addcmul", elementwise=True, additive=True),
     Row(einsum, "einsum"),
+    Row(grouped, "grouped_mm _grouped_mm"),
+    Row(solved, "solve_triangular"),
+    Row(interpolated, "lerp", elementwise=True),
+    Row(half_gated, "glu"),
     # activations
     Row(
         ratio,
@@ -290,6 +378,7 @@ TABLE = (
     Row(extremum, "maximum minimum fmax fmin max min", elementwise=True, additive=True),
     # norms and attention
     Row(layer_norm, "layer_norm"),
+    Row(group_norm, "group_norm"),
     Row(rms_norm, "rms_norm"),
     Row(normalized, "normalize"),
     Row(attention, "scaled_dot_product_attention"),
@@ -319,8 +408,25 @@ def functions(name: str) -> set[Any]:
 
 
 ROWS: dict[Any, Row] = {f: row for row in TABLE for name in row.names.split() for f in functions(name)}
+GROUPED: set[Any] = {f for f, row in ROWS.items() if row.rule is grouped}
 QUESTIONS: set[Any] = {f for name in META.split() for f in functions(name)}
 VIEWS: set[Any] = {f for f, row in ROWS.items() if row.view}
+
+
+# ------------------------------------------------------------------------------------------------ whole modules
+
+WHOLE = ("BloomGelu",)
+"""Activations, by the name of their module, whose inside torch functions do not show: a custom autograd function."""
+
+
+def whole_module(x: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
+    """A module's forward pass, which function modes see as one function."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(whole_module, (x,), x, forward)
+    return forward(x)
+
+
+ROWS[whole_module] = Row(ratio, "whole_module", elementwise=True, activation=True)
 
 
 def writes(function: Any, kwargs: dict[str, Any]) -> bool:

@@ -139,7 +139,7 @@ def freeze(
     with running(lm, lm.dtype):
         x, plain = lm.embed(ids), lm.logits(ids)
     stock = _stock_error(lm, ids, plain) if lm.dtype == torch.float64 else None
-    recording = record(lm, x, convention, wide)
+    recording = record(lm, ids, x, convention, wide)
     network = Network.of(lm, recording, x, wide)
     reconstruction, affinity = _errors(network, seed)
     certificate = Certificate(
@@ -148,7 +148,7 @@ def freeze(
         affinity=affinity,
         stock=stock,
         constants=(network.biases["norm"][-1].norm() / network.points["norm"][-1].norm()).item(),
-        ordinary=ordinary_error(lm, x, recording.values["norm"][-1]) if ordinary else None,
+        ordinary=ordinary_error(lm, ids, x, recording.values["norm"][-1]) if ordinary else None,
         tolerance=TOLERANCE[lm.dtype] if tolerance is None else tolerance,
         affinity_tolerance=TOLERANCE[wide] if tolerance is None else tolerance,
         convention=convention,
@@ -208,14 +208,14 @@ def _relative(value: Tensor, true: Tensor) -> float:
     return (error / norm).item() if error != 0 else 0.0
 
 
-def ordinary_error(lm: LM, x: Float[Tensor, "T d"], y: Float[Tensor, " d"]) -> float:
+def ordinary_error(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"], y: Float[Tensor, " d"]) -> float:
     """‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J' of the last hidden state: the baseline that fails."""
     watch = WithoutParameters(lm.unembedding)
     with running(lm, lm.dtype), sdpa_kernel(SDPBackend.MATH):
         leaf = x.detach().clone().requires_grad_()
         moving = leaf.clone()
         with watch:
-            lm.forward(moving)
+            lm.forward(ids, moving)
         assert watch.before_head is not None, "record has found it"
         graph = Graph(leaf, watch.before_head[0, -1])
     return _relative(graph.forward(leaf.detach().reshape(-1, 1))[:, 0], y)

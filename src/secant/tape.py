@@ -39,7 +39,7 @@ from secant.forms import (
     mapped,
     tensors,
 )
-from secant.rules import QUESTIONS, ROWS, Refused, Row, divided, multiplied, out_of_place, writes
+from secant.rules import QUESTIONS, ROWS, Refused, Row, converted, divided, linear, multiplied, out_of_place, writes
 
 
 @dataclass
@@ -151,7 +151,7 @@ class _Live(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, *moving: Tensor) -> Any:
-        return call.value
+        return mapped(call.value, lambda t: t.data)  # no view of anything, or it could not be written in place
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -236,7 +236,7 @@ class Record(_Mode):
     def mark(self, tensor: Tensor) -> Mark | None:
         """What is known of a tensor: None of a constant, nothing in particular of a live one that no step made."""
         if tensor.requires_grad and not tensor.is_leaf and tensor not in self.known:
-            self.known[tensor] = Mark(-1, next(self._roots))
+            self.known[tensor] = Mark(-1, next(self._roots), source=tensor.grad_fn)
         return self.known.get(tensor)
 
     def made(self, tensor: Tensor | None) -> int:
@@ -281,7 +281,7 @@ class Record(_Mode):
             out = into.copy_(out)
         self.tape.append(Step(func, module, form))
         for made in tensors(out if into is None else into):
-            self.known[made] = self._marked(row, call, form)
+            self.known[made] = self._marked(row, call, form, made)
         return out
 
     def still(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -294,17 +294,19 @@ class Record(_Mode):
         row = ROWS.get(func)
         if row is not None and row.elementwise and any(t in self.known for t in tensors((args, kwargs))):
             for made in tensors(out):
-                self.known[made] = self._marked(row, Call(func, args, kwargs), None)
+                self.known[made] = self._marked(row, Call(func, args, kwargs), None, made)
         return out
 
-    def _marked(self, row: Row | None, call: Call, form: Form | None) -> Mark:
+    def _marked(self, row: Row | None, call: Call, form: Form | None, made: Tensor) -> Mark:
         """What is known of an output. It is an elementwise function of the root that its inputs share, if any."""
         step = len(self.tape.steps) - 1
         given = [t for t in tensors((call.args, call.kwargs)) if t.is_floating_point()]
         marks = [mark for t in given if (mark := self.mark(t)) is not None]
+        moved = row is not None and row.rule in (linear, converted) and len(given) == 1 == len(marks)
+        source = marks[0].source if moved and given[0].numel() == made.numel() else made.grad_fn
         activation = row is not None and (row.activation or (row.view and any(m.activation for m in marks)))
         if row is None or not row.elementwise or len({m.root for m in marks}) != 1:
-            return Mark(step, next(self._roots), activation=activation)
+            return Mark(step, next(self._roots), activation=activation, source=source)
         scalars = sum(isinstance(a, float | int) for a in (*call.args, *call.kwargs.values()))
         homogeneous = [m.homogeneous for m in marks]
         by_hand = len(marks) > 1 and row.rule in (multiplied, divided)
@@ -314,6 +316,7 @@ class Record(_Mode):
             homogeneous=(any(homogeneous) if isinstance(form, Fixed) else all(homogeneous))
             and not (row.additive and len(given) + scalars > len(marks)),
             activation=activation or by_hand or any(m.activation for m in marks),
+            source=source,
         )
 
     def _module(self) -> str:

@@ -145,3 +145,20 @@ def show_certificates(out: Console, model: str, tokens: Sequence[str], rows: Seq
     out.print(table)
     for why in sorted({row["why"] for row in rows if not row["exact"]}):
         out.print(Text(why, style="red"))
+
+
+def show_architectures(out: Console, rows: Sequence[dict[str, str]]) -> None:
+    """A line for each model type, and how many there are of each result."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("type", "result"):
+        table.add_column(name, no_wrap=True)
+    for name in ("reconstruction", "affinity", "‖b‖/‖y‖"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("layers, or reason")
+    for row in rows:
+        numbers = (row["reconstruction"], row["affinity"], row["constants"])
+        style = "" if row["result"] == "exact" else "dim" if row["result"] == "excluded" else "red"
+        table.add_row(row["type"], Text(row["result"], style=style), *numbers, row["reason"] or row["layers"])
+    out.print(table)
+    results = [row["result"] for row in rows]
+    out.print(Text(" · ".join(f"{results.count(r)} {r}" for r in dict.fromkeys(results)), style="dim"))

@@ -1,0 +1,93 @@
+"""Every causal language model type that transformers registers: exact, or refused with the reason.
+
+By default a sample of them runs, one of each kind; `--all-architectures` runs all.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from families import EXCLUDED, LENGTH, SMALL, config_of, model_of, prompt, types
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+import secant as sc
+
+SAMPLE = (
+    "apertus",  # xIELU, written out
+    "bert",  # an encoder, run as a decoder
+    "bloom",  # ALiBi; an activation that is a custom autograd function
+    "deepseek_v3",  # latent attention, grouped experts, router biases
+    "deepseek_v4",  # hyper-connections, routes by token
+    "dbrx",
+    "falcon",
+    "gemma3n_text",  # altup, laurel, embeddings for each layer, shared keys and values
+    "gemma4_text",
+    "gpt_oss",  # sinks, experts with biases
+    "jamba",  # Mamba and attention and experts
+    "kimi_linear",
+    "llama4_text",  # complex rotations, chunks
+    "mamba",
+    "mamba2",
+    "minimax",  # lightning attention
+    "mixtral",
+    "olmo_hybrid",  # gated delta rule, a triangular solve
+    "opt",  # learned positions, ReLU
+    "qwen3_next",  # gated attention, gated delta rule
+    "recurrent_gemma",
+    "rwkv",
+    "xlstm",
+    "zamba2",
+)
+TABLE = Path(sc.__file__).parent / "architectures.csv"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kind" in metafunc.fixturenames:
+        metafunc.parametrize("kind", types() if metafunc.config.getoption("all_architectures") else SAMPLE)
+
+
+@pytest.fixture(scope="module")
+def table() -> dict[str, dict[str, str]]:
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        return {row["type"]: row for row in csv.DictReader(file)}
+
+
+def test_exact_or_refused(kind: str, table: dict[str, dict[str, str]]) -> None:
+    """As the table says; the recorded pass in float32 equals the plain one bit for bit."""
+    lm = model_of(kind)
+    if table[kind]["result"] == "refused":
+        with pytest.raises(sc.SecantError):
+            sc.freeze(lm, prompt())
+        return
+    certificate = sc.freeze(lm, prompt()).certificate
+    assert certificate.forward_equal
+    assert certificate.reconstruction <= 1e-12
+    assert certificate.affinity <= 1e-11
+    plain = model_of(kind, dtype=torch.float32)
+    run = sc.freeze(plain, prompt())
+    with torch.no_grad():
+        assert torch.equal(run.logits, plain.model(input_ids=torch.tensor([prompt()]), use_cache=False).logits[0])
+
+
+def test_every_registered_type_is_run_or_excluded(table: dict[str, dict[str, str]]) -> None:
+    registered = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert set(types()) | set(EXCLUDED) == registered
+    assert set(table) == registered, "run python tools/architectures.py"
+    assert len(EXCLUDED) <= 20
+    assert {row["type"] for row in table.values() if row["result"] == "excluded"} == set(EXCLUDED)
+    assert {row["result"] for row in table.values()} <= {"exact", "refused", "excluded"}
+
+
+def test_the_prompt_is_longer_than_windows_and_chunks() -> None:
+    assert all(SMALL[name] < LENGTH for name in ("sliding_window", "window_size", "attention_chunk_size", "chunk_size"))
+    for kind in ("gemma3_text", "mistral", "gpt_oss"):
+        assert config_of(kind).sliding_window < LENGTH
+
+
+def test_the_page_is_written_from_the_table(table: dict[str, dict[str, str]]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "architectures.md").read_text(encoding="utf-8")
+    for row in table.values():
+        assert f"| {row['type']} | {row['result']} |" in page

@@ -1,0 +1,104 @@
+"""Certify a small model of every causal language model type, and write the table that secant ships and documents.
+
+    python tools/architectures.py [TYPE ...]
+
+Without types it runs all and writes src/secant/architectures.csv and docs/architectures.md; with types it prints
+theirs.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from rich.progress import track
+
+import secant as sc
+
+HERE = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(HERE / "tests"))
+from families import EXCLUDED, model_of, prompt, types  # noqa: E402
+
+TABLE = HERE / "src" / "secant" / "architectures.csv"
+PAGE = HERE / "docs" / "architectures.md"
+COLUMNS = ("type", "result", "layers", "reconstruction", "affinity", "constants", "reason")
+
+HEAD = """# Architectures
+
+Every causal language model type that transformers {version} registers, as a small random model: weights, norms, biases
+and decays off their initial values, the prompt longer than windows, chunks and kernels (`tests/families.py`). *exact*: in
+float64 the held network reproduces the model (reconstruction) and is affine (affinity), in relative norms of y; in float32
+the recorded pass equals the plain one bit for bit. constants: ‖b‖ / ‖y‖. Written by `python tools/architectures.py`;
+`secant architectures` prints it.
+
+{exact} types are exact, {refused} refused, {excluded} are no text decoders of their own.
+
+| type | result | layers | reconstruction | affinity | constants | reason |
+|---|---|---|---|---|---|---|
+"""
+
+
+def layers(lm: sc.LM) -> str:
+    """The kinds of layers that a model says it has, and whether there are experts."""
+    config = lm.model.config.get_text_config()
+    kinds = list(
+        dict.fromkeys(getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ())
+    )
+    if any("expert" in name for name, _ in lm.model.named_modules()):
+        kinds.append("experts")
+    return " ".join(kinds)
+
+
+def certified(family: str) -> dict[str, str]:
+    """A row of the table."""
+    row = dict.fromkeys(COLUMNS, "") | {"type": family}
+    try:
+        lm = model_of(family)
+        row["layers"] = layers(lm)
+        certificate = sc.freeze(lm, prompt()).certificate
+        errors = {name: f"{getattr(certificate, name):.1e}" for name in ("reconstruction", "affinity", "constants")}
+        sc.freeze(model_of(family, dtype=torch.float32), prompt())  # raises where the passes differ in a bit
+    except sc.SecantError as error:
+        return row | {"result": "refused", "reason": " ".join(str(error).split())}
+    exact = certificate.reconstruction <= 1e-12 and certificate.affinity <= 1e-11
+    return row | errors | {"result": "exact" if exact else "inexact"}
+
+
+def write(rows: list[dict[str, str]]) -> None:
+    """Write the table and the page."""
+    with TABLE.open("w", encoding="utf-8", newline="") as file:
+        out = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        out.writeheader()
+        out.writerows(rows)
+    PAGE.write_text(page(rows), encoding="utf-8")
+
+
+def page(rows: list[dict[str, str]]) -> str:
+    """The table as a page."""
+    count = {result: sum(row["result"] == result for row in rows) for result in ("exact", "refused", "excluded")}
+    lines = ["| " + " | ".join(row[column].replace("|", "\\|") for column in COLUMNS) + " |" for row in rows]
+    return HEAD.format(version=transformers.__version__, **count) + "\n".join(lines) + "\n"
+
+
+def main(chosen: list[str]) -> None:
+    """Run the types chosen, or all and write them."""
+    transformers.logging.set_verbosity_error()
+    rows = []
+    for family in track(chosen or types(), "certificates"):
+        rows.append(certified(family))
+        if chosen:
+            print("  ".join(rows[-1].values()))
+        gc.collect()
+    if not chosen:
+        excluded = [
+            dict.fromkeys(COLUMNS, "") | {"type": t, "result": "excluded", "reason": EXCLUDED[t]} for t in EXCLUDED
+        ]
+        write(sorted(rows + excluded, key=lambda row: row["type"]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
