@@ -58,9 +58,22 @@ OWN: dict[str, dict[str, Any]] = {
     "ministral": {"layer_types": MIXED}, "olmo2": {}, "gpt2": {},
     # the others
     "axk1": AS_MANY_KEYS, "axk2": AS_MANY_KEYS, "deepseek_v2": AS_MANY_KEYS, "deepseek_v3": AS_MANY_KEYS,
-    "deepseek_v32": AS_MANY_KEYS, "glm4_moe_lite": AS_MANY_KEYS, "glm_moe_dsa": AS_MANY_KEYS, "hy_v4": AS_MANY_KEYS,
-    "kimi_linear": AS_MANY_KEYS, "youtu": AS_MANY_KEYS, "minicpm3": {**AS_MANY_KEYS, "dim_model_base": 16},
+    "deepseek_v32": AS_MANY_KEYS, "dots3_note_text": AS_MANY_KEYS, "glm4_moe_lite": AS_MANY_KEYS,
+    "glm_moe_dsa": AS_MANY_KEYS, "hy_v4": AS_MANY_KEYS, "kimi_linear": AS_MANY_KEYS, "youtu": AS_MANY_KEYS,
+    "minicpm3": {**AS_MANY_KEYS, "dim_model_base": 16},
     "bailing_hybrid": {**AS_MANY_KEYS, "layer_group_size": 2},
+    "blt": {
+        "encoder_hash_byte_group_vocab": 50, "patching_threshold": 4.4, "local_attention_window_len": 4,
+        "encoder_config": {"hidden_size_global": 64}, "decoder_config": {"hidden_size_global": 64},
+        "global_config": {"hidden_size": 64},
+    },
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+            "full_attention": None,
+        },
+    },
     "cpmant": {
         "dim_head": 8, "dim_ff": 56, "prompt_types": 4, "prompt_length": 4, "segment_types": 4,
         "position_bias_num_buckets": 16, "position_bias_max_distance": 16,
@@ -70,6 +83,11 @@ OWN: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
         "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
     },
+    "dots3_note": {
+        "vision_config": {"mlp_layer_types": ["dense"], "adapter_in_dim": 16, "adapter_out_dim": 32},
+        "audio_config": {"adapter_input_size": 16, "adapter_out_dim": 32, "downsample_hidden_size": 8},
+    },
+    "falcon_h1": {"mamba_d_ssm": 64},
     "gemma3n_text": {
         "num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2,
         "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0], "intermediate_size": [56] * 4,
@@ -87,12 +105,18 @@ OWN: dict[str, dict[str, Any]] = {
         "hc_lowrank": 8, "ngram_vocab_size_base": 50, "make_ngram_vocab_size_divisible_by": 8, "split_ngram_parts": 2,
         "heads_per_ngram": 2,
     },
+    "reformer": {
+        "attn_layers": ["local", "lsh", "local"], "axial_pos_shape": (8, 8), "axial_pos_embds_dim": (8, 24),
+        "attention_head_size": 8, "feed_forward_size": 56, "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4,
+        "num_buckets": 2, "hash_seed": 0,
+    },
     "roc_bert": {
         "pronunciation_embed_dim": 16, "pronunciation_vocab_size": 20, "shape_embed_dim": 16, "shape_vocab_size": 20,
     },
     "xglm": {"num_layers": 3, "attention_heads": 4},
+    "xmod": {"default_language": "en_XX"},
     "zamba2": {
-        "num_hidden_layers": 4, "layer_types": ["mamba", "hybrid", "mamba", "hybrid"], "n_mamba_heads": 8,
+        "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "n_mamba_heads": 8,
         "mamba_ngroups": 2, "adapter_rank": 4,
     },
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
@@ -104,7 +128,13 @@ UNSEEN: dict[str, Any] = {
 }  # fmt: skip
 """Settings of the parts that see or hear, which a text does not reach."""
 
-EXCLUDED: dict[str, str] = {}
+EXCLUDED: dict[str, str] = {
+    "gemma3n": "its image tower is a timm model; its decoder of text is the type gemma3n_text",
+    "gemma4_assistant": "drafts tokens for another model, from the keys and values that this one has computed",
+    "gemma4_unified_assistant": "drafts tokens for another model, from the keys and values that this one has computed",
+    "musicgen": "decodes codebooks of sound; its configuration is that of an encoder-decoder",
+    "musicgen_melody": "decodes codebooks of sound; its configuration is that of an encoder-decoder",
+}
 """Types that are no text decoder of their own, and why."""
 
 PAPER = ("llama", "qwen2", "qwen3", "gemma3_text", "phi3", "mistral", "ministral", "olmo2", "gpt2")
@@ -132,15 +162,18 @@ def small(kind: type[PreTrainedConfig], **options: object) -> dict[str, Any]:
 
 
 def config_of(family: str, **options: Any) -> PreTrainedConfig:
-    """The configuration of a small model, and of those inside it, whose settings OWN names with a dot."""
+    """The configuration of a small model, and of those inside it."""
     kind, own = CONFIG_MAPPING[family], {**OWN.get(family, {}), **options}
     if inside := [name for name in kind.sub_configs if name.endswith(("_config", "coder"))]:
         default = kind()
         for name in inside:
             part = type(getattr(default, name))
-            given = {k.removeprefix(f"{name}."): own.pop(k) for k in [*own] if k.startswith(f"{name}.")}
-            unseen = {} if "text" in name or "decoder" in name else UNSEEN
-            own[name] = small(part, **{k: v for k, v in unseen.items() if k in fields(part)}, **given)
+            if part is type(None):
+                continue
+            unseen = UNSEEN if any(sense in name for sense in ("vision", "audio", "vq")) else {}
+            given = {k: v for k, v in unseen.items() if k in fields(part)} | OWN.get(part.model_type, {})
+            given |= own.pop(name, {})
+            own[name] = small(part, **given)
             own[name]["model_type"] = part.model_type
     return AutoConfig.for_model(family, **small(kind, **own))
 

@@ -104,6 +104,14 @@ SAMPLES: dict[str, list] = {
         lambda x: torch.linalg.solve_triangular(torch.eye(4, dtype=x.dtype) + (x @ x.T).tril(-1), x, upper=False),
         lambda x: x.T @ torch.linalg.solve_triangular((x @ x.T).tril(), torch.ones(4, 2, dtype=x.dtype), upper=False),
     ],
+    "scatter_reduce": [
+        *(
+            lambda x, r=r: A[:3].scatter_reduce(0, I4[:, None].expand(4, 6) // 2, x, r)
+            for r in ("sum", "mean", "amax", "amin")
+        ),
+        lambda x: x.scatter_reduce(0, I4[:3, None].expand(3, 6) // 2, x[1:] @ W, "amax", include_self=False),
+        lambda x: x.scatter_reduce(0, I4[:, None].expand(4, 6), x, "amin"),
+    ],
     "lerp": [lambda x: torch.lerp(x, A, 0.3), lambda x: torch.lerp(A, x, (x @ W)), lambda x: x.lerp(x @ W, A)],
     "glu": [lambda x: F.glu(x, -1), lambda x: F.glu(x[None], 1)],
     "group_norm": [

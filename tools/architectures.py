@@ -27,13 +27,18 @@ TABLE = HERE / "src" / "secant" / "architectures.csv"
 PAGE = HERE / "docs" / "architectures.md"
 COLUMNS = ("type", "result", "layers", "reconstruction", "affinity", "constants", "reason")
 
+KINDS = {"recurrent": "Rwkv", "LSTM": "LSTM", "latent attention": "MLA", "Mamba": "Mamba", "attention": "Attention"}
+
 HEAD = """# Architectures
 
 Every causal language model type that transformers {version} registers, as a small random model: weights, norms, biases
-and decays off their initial values, the prompt longer than windows, chunks and kernels (`tests/families.py`). *exact*: in
-float64 the held network reproduces the model (reconstruction) and is affine (affinity), in relative norms of y; in float32
-the recorded pass equals the plain one bit for bit. constants: ‖b‖ / ‖y‖. Written by `python tools/architectures.py`;
-`secant architectures` prints it.
+and decays off their initial values, the prompt longer than windows, chunks and kernels (`tests/families.py`).
+
+- *exact*: in float64 the held network reproduces the model (reconstruction) and is affine (affinity), in norms of y; in
+  float32 the recorded pass equals the plain one bit for bit. constants: ‖b‖ / ‖y‖.
+- *refused*: with the reason. *excluded*: no decoder of text of its own.
+
+Written by `python tools/architectures.py`; `secant architectures` prints it.
 
 {exact} types are exact, {refused} refused, {excluded} are no text decoders of their own.
 
@@ -43,14 +48,13 @@ the recorded pass equals the plain one bit for bit. constants: ‖b‖ / ‖y‖
 
 
 def layers(lm: sc.LM) -> str:
-    """The kinds of layers that a model says it has, and whether there are experts."""
-    config = lm.model.config.get_text_config()
-    kinds = list(
-        dict.fromkeys(getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ())
-    )
-    if any("expert" in name for name, _ in lm.model.named_modules()):
-        kinds.append("experts")
-    return " ".join(kinds)
+    """The kinds of layers: as the configuration names them, else by the classes of modules; and whether of experts."""
+    config, classes = lm.model.config.get_text_config(), {type(module).__name__ for module in lm.model.modules()}
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    if not kinds:
+        kinds = [kind for kind, name in KINDS.items() if any(name in one for one in classes)][:1]
+    experts = ["experts"] if any("Expert" in one or "MoE" in one for one in classes) else []
+    return ", ".join(dict.fromkeys([*(kind.replace("_", " ") for kind in kinds), *experts]))
 
 
 def certified(family: str) -> dict[str, str]:
@@ -71,17 +75,23 @@ def certified(family: str) -> dict[str, str]:
 def write(rows: list[dict[str, str]]) -> None:
     """Write the table and the page."""
     with TABLE.open("w", encoding="utf-8", newline="") as file:
-        out = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        out = csv.DictWriter(file, (*COLUMNS, "transformers"), lineterminator="\n")
         out.writeheader()
-        out.writerows(rows)
-    PAGE.write_text(page(rows), encoding="utf-8")
+        out.writerows(row | {"transformers": transformers.__version__} for row in rows)
+    PAGE.write_text(page(read()), encoding="utf-8")
+
+
+def read() -> list[dict[str, str]]:
+    """The table."""
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def page(rows: list[dict[str, str]]) -> str:
     """The table as a page."""
     count = {result: sum(row["result"] == result for row in rows) for result in ("exact", "refused", "excluded")}
     lines = ["| " + " | ".join(row[column].replace("|", "\\|") for column in COLUMNS) + " |" for row in rows]
-    return HEAD.format(version=transformers.__version__, **count) + "\n".join(lines) + "\n"
+    return HEAD.format(version=rows[0]["transformers"], **count) + "\n".join(lines) + "\n"
 
 
 def main(chosen: list[str]) -> None:

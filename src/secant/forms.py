@@ -210,6 +210,18 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class Picked:
+    """The largest or smallest of the numbers that meet at a place, the choice held: weights that sum to 1 there."""
+
+    own: Tensor
+    source: Tensor
+
+    def __call__(self, call: Call) -> Tensor:
+        x, source = call.args[0], call["src", 3]
+        return (x * self.own).scatter_add(call["dim", 1], call["index", 2], source * self.source).to(x.dtype)
+
+
+@dataclass(frozen=True)
 class Standardised:
     """A norm: scale (x - mean), with the mean live and the scale held; then weight and bias.
 
@@ -322,7 +334,7 @@ class Grouped:
         return by_groups(call.args[0], call["mat2", 1], self.ends)
 
 
-Form = Constant | Scaled | Fixed | Halves | Chosen | Standardised | Attended | Grouped | Opened
+Form = Constant | Scaled | Fixed | Halves | Opened | Chosen | Picked | Standardised | Attended | Grouped
 
 
 def held_tensors(form: Form) -> Iterator[Tensor]:

@@ -96,7 +96,8 @@ class LM:
     def context(self) -> int | None:
         """The longest prompt that the model takes, if it says so."""
         config = self.model.config.get_text_config()
-        return getattr(config, "max_position_embeddings", None)
+        longest = getattr(config, "max_position_embeddings", None)
+        return longest if longest is not None and longest > 0 else None  # XLNet's -1 is no limit
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a text, of ids, or of chat messages through the tokenizer's template. Raises BadPrompt."""
@@ -249,14 +250,17 @@ class LM:
         What else the model makes of the tokens (positions, embeddings for each layer, routes by token) stays theirs.
         """
         tokens = self._tensor(ids)
-        T = len(ids)
 
         def embedded(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor | None:
-            """The given embeddings for these tokens; what the model puts before them keeps its own."""
-            given = args[0] if args else next(iter(kwargs.values()))
-            if given.ndim != 2 or not torch.equal(given[:, -T:].long(), tokens):
+            """The given embeddings for these tokens; what the model puts before or after them keeps its own."""
+            given = (args[0] if args else next(iter(kwargs.values()))).flatten().long()
+            if len(given) < len(ids) or out.numel() != len(given) * embeds.shape[-1]:
                 return None
-            return embeds[None] if given.shape[1] == T else torch.cat([out[:, :-T], embeds[None]], dim=1)
+            places = (given.unfold(0, len(ids), 1) == tokens).all(-1).nonzero().flatten().tolist()
+            if len(places) != 1:
+                return None
+            rows = out.detach().reshape(len(given), -1)
+            return torch.cat([rows[: places[0]], embeds, rows[places[0] + len(ids) :]]).view(out.shape)
 
         with answering([self.model.get_input_embeddings()], embedded):
             return self.model(input_ids=tokens, use_cache=False).logits

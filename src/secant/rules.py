@@ -36,6 +36,7 @@ from secant.forms import (
     Halves,
     Mark,
     Opened,
+    Picked,
     Scaled,
     Standardised,
     detached,
@@ -91,6 +92,23 @@ def scattered(call: Call) -> Form | None:
     if call["reduce", 4] is not None:
         raise Refused
     return LINEAR
+
+
+def reduced(call: Call) -> Form | None:
+    """Sums and means are linear; the largest or smallest of what meets at a place is held as a choice, ties in equal
+    parts.
+    """
+    reduce, own, dim, index, src = call["reduce", 4], call.args[0], call["dim", 1], call["index", 2], call["src", 3]
+    if reduce in ("sum", "mean"):
+        return LINEAR
+    if reduce not in ("amax", "amin"):
+        raise Refused
+    value, ones = call.wide(call.value), torch.ones_like(call.wide(src))
+    chosen = (call.wide(src) == value.gather(dim, index)).to(value)
+    alone = torch.zeros_like(value).scatter_add(dim, index, ones) == 0
+    kept = (alone if call["include_self", 5] is False else call.wide(own) == value).to(value)
+    count = kept.scatter_add(dim, index, chosen)
+    return Picked(kept / count, chosen / count.gather(dim, index))
 
 
 def power(call: Call) -> Form | None:
@@ -332,6 +350,7 @@ TABLE = (
         "index_add scatter_add copy_ zero_ fill_ masked_select masked_scatter new_tensor",
     ),
     Row(scattered, "scatter"),
+    Row(reduced, "scatter_reduce"),
     Row(linear, "clone contiguous cpu cuda", elementwise=True),
     Row(converted, "to type type_as float double half bfloat16 int long short char byte", elementwise=True),
     # sums

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from secant.errors import BadArgument, NoPoint, NotExact
+from secant.errors import BadArgument, NoPoint, NotExact, SecantError
 from secant.model import LM, Prompt, dtype_of, versions
 from secant.network import Network, record, running
 from secant.operator import Graph, Operator
@@ -24,6 +24,12 @@ from secant.tape import Tape, WithoutParameters
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest error of an exact network, by type: reconstruction by that of the pass, affinity by that of the system."""
+
+
+HIDDEN = (
+    "A nonlinearity is hidden from torch functions (a custom kernel or autograd function): use the model's plain torch"
+    " implementation, for instance attention='eager'; or rounding alone exceeds it."
+)
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ def freeze(
     stock = _stock_error(lm, ids, plain) if lm.dtype == torch.float64 else None
     recording = record(lm, ids, x, convention, wide)
     network = Network.of(lm, recording, x, wide)
-    reconstruction, affinity = _errors(network, seed)
+    reconstruction, affinity = _checked(network, seed)
     certificate = Certificate(
         forward_equal=torch.equal(plain, recording.values["logits"]),
         reconstruction=reconstruction,
@@ -172,6 +178,19 @@ def _precision(lm: LM, precision: str | torch.dtype | None) -> torch.dtype:
             "Load the model in a lower dtype instead.",
         )
     return wide
+
+
+def _checked(network: Network, seed: int) -> tuple[float, float]:
+    """The errors. Raises NotExact where the replay can't be differentiated, as a held network can."""
+    try:
+        return _errors(network, seed)
+    except (SecantError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if "allocate" in str(error):  # how torch says that memory is full
+            raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise NotExact("The held network must have products with J and its transpose", said, HIDDEN) from error
 
 
 def _errors(network: Network, seed: int) -> tuple[float, float]:
@@ -239,8 +258,7 @@ def _refuse(c: Certificate) -> None:
             raise NotExact(
                 f"The held network must be affine and reproduce the model to {tolerance:.0e} in {c.precision}",
                 f"{name} {error:.1e}",
-                "A nonlinearity is hidden from torch functions (a custom kernel or autograd function): use the model's"
-                " plain torch implementation, for instance attention='eager'; or rounding alone exceeds it.",
+                HIDDEN,
             )
 
 
