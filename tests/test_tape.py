@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import warnings
 from collections import OrderedDict
@@ -9,10 +10,11 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch.nn.functional as F
-from families import model_of, prompt
+from families import LENGTH, model_of, prompt
 from helpers import recorded, replayed
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
+from torch.utils import cpp_extension
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 import secant as sc
@@ -346,6 +348,56 @@ def test_a_hidden_nonlinearity_is_refused(hidden: type, dtype: torch.dtype, monk
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: hidden.apply(original(self, x)))
     with pytest.raises(NotExact, match=r"got (reconstruction|affinity) \d"):
         sc.freeze(model_of("llama", "sdpa", dtype), prompt())
+
+
+@pytest.fixture(scope="module")
+def extension() -> object:
+    """A C++ extension's tanh."""
+    if shutil.which("g++") is None or not cpp_extension.is_ninja_available():
+        pytest.skip("no C++ compiler and ninja here")
+    source = "torch::Tensor f(torch::Tensor x) { return torch::tanh(x); }"
+    return cpp_extension.load_inline("secant_planted", source, functions=["f"]).f
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_nonlinearity_in_an_extension_is_refused(
+    extension: object, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: extension(original(self, x)))
+    with pytest.raises(NotExact, match=r"got (reconstruction|affinity) \d"):
+        sc.freeze(model_of("llama", "sdpa", dtype), prompt())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_nonlinearity_in_a_script_is_refused(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hidden = torch.jit.trace(torch.tanh, torch.ones(1, LENGTH, 32, dtype=dtype))
+    original = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: hidden(original(self, x)))
+    with pytest.raises(NotExact, match=r"got (reconstruction|affinity) \d"):
+        sc.freeze(model_of("llama", "sdpa", dtype), prompt())
+
+
+def test_a_custom_operator_has_no_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    @torch.library.custom_op("secant_tests::planted", mutates_args=())
+    def hidden(x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x)
+
+    original = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: hidden(original(self, x)))
+    with pytest.raises(NoRule, match="planted"):
+        sc.freeze(model_of("llama", "sdpa"), prompt())
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_region_is_refused(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, hidden = LlamaMLP.forward, torch.compile(lambda x: torch.tanh(x), backend=backend)
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: hidden(original(self, x)))
+    with pytest.raises((ModelRefused, NotExact)):  # compiling traces the recorder too, and stops there
+        sc.freeze(model_of("llama", "sdpa"), prompt())
 
 
 def test_a_hidden_nonlinearity_is_refused_in_16_bits_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,9 @@ ATLAS = "atlas"
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+COMPILED = ("A model is run as plain torch", "a compiled region", "Give the model without torch.compile.")
+
+
 @dataclass(frozen=True, eq=False)
 class LM:
     """A causal language model and its tokenizer, as they are in memory; nothing of them is changed.
@@ -58,7 +61,7 @@ class LM:
                 "Load it with AutoModelForCausalLM, not AutoModel.",
             )
         if any(type(module).__name__ == "OptimizedModule" for module in self.model.modules()):
-            raise ModelRefused("A model is run as plain torch", "a compiled module", "Give the model itself.")
+            raise ModelRefused(*COMPILED)
         for name, weight in self.model.named_parameters():
             if weight.is_floating_point() and not torch.isfinite(weight.detach()).all():
                 raise BadWeights(
@@ -210,11 +213,18 @@ class LM:
         return {self.text(i): i for i in reversed(range(len(self.embedding)))}
 
     def ready(self) -> None:
-        """Raises TrainingMode unless the whole model is in evaluation mode, BadArgument under autocast."""
+        """Raises TrainingMode unless the whole model is in evaluation mode, BadArgument under autocast and where
+        attention is a fused kernel.
+        """
         if any(module.training for module in self.model.modules()):
             raise TrainingMode("A model must be in evaluation mode", "training mode", "Call model.eval() first.")
         if torch.is_autocast_enabled(self.embedding.device.type):
             raise BadArgument("A pass runs in the model's own type", "autocast", "Load the model in that dtype.")
+        if any(kernel in self.attention for kernel in ("flash", "flex", "paged", "/")):
+            raise BadArgument(
+                "Attention is computed by torch functions, as eager and sdpa are", f"{self.attention}, a fused kernel",
+                'Call model.set_attn_implementation("sdpa").',
+            )  # fmt: skip
 
     @contextmanager
     def untouched(self) -> Iterator[None]:

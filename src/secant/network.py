@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from secant.errors import ModelRefused, SecantError
 from secant.hooks import answering
-from secant.model import LM
+from secant.model import COMPILED, LM
 from secant.operator import Graph, Operator
 from secant.precision import Precision
 from secant.rules import WHOLE, whole_module
@@ -43,6 +43,21 @@ def _seen_whole(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     return whole_module(args[0], module.forward)
 
 
+@contextmanager
+def explained(kind: type[SecantError], rule: str, advice: str) -> Iterator[None]:
+    """Say of an error that is not ours, and not for want of memory, what it means here."""
+    try:
+        yield
+    except (SecantError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if "allocate" in str(error):  # how torch says on a CPU that memory is full
+            raise
+        if type(error).__module__.startswith("torch._dynamo"):
+            raise ModelRefused(*COMPILED) from error
+        raise kind(rule, " ".join(f"{type(error).__name__}: {error}".split())[:200], advice) from error
+
+
 @dataclass(frozen=True, eq=False)
 class Recording:
     """A model's own pass: its tokens, its tape, its values at each point, `[T, n]`, and the steps that made them."""
@@ -58,8 +73,9 @@ def record(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"], convention: str,
     """Run the model on tokens as it is, and note what a convention holds. Raises NoRule, NoPoint, TrainingMode."""
     mode = Record(lm.model, lm.unembedding, convention, precision if precision != lm.dtype else None)
     moving = mode.enter(x)
-    with running(lm, lm.dtype), mode:
-        logits = _run(lm, ids, moving)
+    odd = explained(ModelRefused, "A model must run with gradients as it does without", "Report its type.")
+    with running(lm, lm.dtype), mode, odd:
+        logits = lm.forward(ids, moving)
     steps = {"norm": mode.made(mode.before_head), "logits": mode.made(logits)}
     assert mode.before_head is not None, "a step made it"
     hidden = _streams(mode.before_head.detach(), len(ids))
@@ -73,19 +89,6 @@ def _leading(lm: LM, hidden: Tensor, logits: Tensor) -> int:
         return 0
     with torch.no_grad():
         return min(range(len(hidden)), key=lambda i: torch.linalg.vector_norm(lm.head(hidden[i]) - logits).item())
-
-
-def _run(lm: LM, ids: Sequence[int], moving: Tensor) -> Tensor:
-    """The model's logits under gradients. Raises ModelRefused where only that makes it fail."""
-    try:
-        return lm.forward(ids, moving)
-    except (SecantError, RuntimeError, MemoryError):
-        raise
-    except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ModelRefused(
-            "A model must run where gradients are recorded as it does where they are not", said, "Report its type."
-        ) from error
 
 
 def _streams(hidden: Tensor, length: int) -> Tensor:

@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from secant.errors import BadArgument, NoPoint, NotExact, SecantError
+from secant.errors import BadArgument, ModelRefused, NoPoint, NotExact
 from secant.model import LM, Prompt, dtype_of, versions
-from secant.network import Network, record, running
+from secant.network import Network, explained, record, running
 from secant.operator import Graph, Operator
 from secant.rules import CONVENTIONS
 from secant.tape import Tape, WithoutParameters
@@ -142,12 +142,13 @@ def freeze(
     wide = _precision(lm, precision)
     if top < 1:
         raise BadArgument("At least one prediction is kept", f"top = {top}", "Choose 1 or more.")
-    with running(lm, lm.dtype):
+    with running(lm, lm.dtype), explained(ModelRefused, "A model must run at the prompt by itself", "Mend the model."):
         x, plain = lm.embed(ids), lm.logits(ids)
     stock = _stock_error(lm, ids, plain) if lm.dtype == torch.float64 else None
     recording = record(lm, ids, x, convention, wide)
     network = Network.of(lm, recording, x, wide)
-    reconstruction, affinity = _checked(network, seed)
+    with explained(NotExact, "The held network must have products with J and its transpose", HIDDEN):
+        reconstruction, affinity = _errors(network, seed)
     certificate = Certificate(
         forward_equal=torch.equal(plain, recording.values["logits"]),
         reconstruction=reconstruction,
@@ -178,19 +179,6 @@ def _precision(lm: LM, precision: str | torch.dtype | None) -> torch.dtype:
             "Load the model in a lower dtype instead.",
         )
     return wide
-
-
-def _checked(network: Network, seed: int) -> tuple[float, float]:
-    """The errors. Raises NotExact where the replay can't be differentiated, as a held network can."""
-    try:
-        return _errors(network, seed)
-    except (SecantError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        if "allocate" in str(error):  # how torch says that memory is full
-            raise
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise NotExact("The held network must have products with J and its transpose", said, HIDDEN) from error
 
 
 def _errors(network: Network, seed: int) -> tuple[float, float]:
