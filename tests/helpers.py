@@ -27,7 +27,7 @@ def recorded(
     function: Callable[[Tensor], object], x: Tensor, convention: str = "gate", precision: torch.dtype | None = None
 ) -> tuple[object, Tape]:
     """A function run on a live input under Record, as a model's forward is."""
-    mode = Record(nn.Module(), torch.empty(1), convention, precision)
+    mode = Record(nn.Module(), nn.Linear(1, 1), convention, precision)
     live = mode.enter(x)
     with torch.enable_grad(), mode:
         out = function(live)

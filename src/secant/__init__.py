@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from secant.decoding import Word, decode
     from secant.errors import NoRule, NotExact, SecantError
     from secant.explanation import Explanation, explain
-    from secant.model import LM, load
+    from secant.loading import load
+    from secant.model import LM
     from secant.operator import Operator
     from secant.run import Certificate, Prediction, Run, freeze
     from secant.spectra import SVD, stable_rank, svd
@@ -20,7 +21,8 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "errors": ["SecantError", "NotExact", "NoRule"],
-    "model": ["LM", "load"],
+    "model": ["LM"],
+    "loading": ["load"],
     "run": ["freeze", "Run", "Prediction", "Certificate"],
     "operator": ["Operator"],
     "spectra": ["svd", "SVD", "stable_rank"],

@@ -232,7 +232,7 @@ def _random_tokens(lm: LM, seed: int) -> list[int]:
     import torch
 
     length = min(8, lm.context or 8)
-    return torch.randint(len(lm.embedding), (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.randint(lm.size, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 @contextmanager

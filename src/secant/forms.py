@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # ------------------------------------------------------------------------------------------------ calls
@@ -106,6 +107,14 @@ def tensors(tree: Any) -> Iterator[Tensor]:
     elif isinstance(tree, dict):
         for leaf in tree.values():
             yield from tensors(leaf)
+
+
+def address(tensor: Tensor) -> int:
+    """Where its memory begins; of a packed weight, which has none of its own, another number."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        return -id(tensor)
 
 
 def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -334,7 +343,19 @@ class Grouped:
         return by_groups(call.args[0], call["mat2", 1], self.ends)
 
 
-Form = Constant | Scaled | Fixed | Halves | Opened | Chosen | Picked | Standardised | Attended | Grouped
+@dataclass(frozen=True)
+class Unpacked:
+    """A linear layer with packed weights: the product with what they stand for, unpacked anew for each call."""
+
+    unpacked: Callable[[], tuple[Tensor, Tensor | None]]
+
+    def __call__(self, call: Call) -> Tensor:
+        x = call.args[0]
+        weight, bias = self.unpacked()
+        return F.linear(x, weight.to(x), None if bias is None else bias.to(x))
+
+
+Form = Constant | Scaled | Fixed | Halves | Opened | Chosen | Picked | Standardised | Attended | Grouped | Unpacked
 
 
 def held_tensors(form: Form) -> Iterator[Tensor]:

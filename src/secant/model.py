@@ -1,4 +1,4 @@
-"""A causal language model with its tokenizer, and where its parts are. The only file that imports transformers."""
+"""A causal language model with its tokenizer, and where its parts are."""
 
 from __future__ import annotations
 
@@ -9,26 +9,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, SupportsIndex
 
 import torch
-import transformers
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from secant.errors import BadArgument, BadPrompt, BadWeights, ModelNotFound, ModelRefused, SecantError, TrainingMode
+from secant import weights
+from secant.errors import BadArgument, BadPrompt, ModelRefused, TrainingMode
 from secant.hooks import answering
 
 Prompt = str | Sequence[SupportsIndex] | Tensor | Sequence[Mapping[str, str]]
 
 SPACE = "·"
 """How a space is shown in a token."""
-
-ATLAS = "atlas"
-"""The name of the model that ships with the package, in the folder of that name beside this file."""
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -62,11 +56,7 @@ class LM:
             )
         if any(type(module).__name__ == "OptimizedModule" for module in self.model.modules()):
             raise ModelRefused(*COMPILED)
-        for name, weight in self.model.named_parameters():
-            if weight.is_floating_point() and not torch.isfinite(weight.detach()).all():
-                raise BadWeights(
-                    "Weights must be finite", f"NaN or infinity in {name}", "Load a sound checkpoint, or a wider dtype."
-                )
+        weights.check(self.model)
         if not self.name:
             object.__setattr__(self, "name", self.model.config.name_or_path or type(self.model).__name__)
 
@@ -78,12 +68,22 @@ class LM:
     @property
     def embedding(self) -> Float[Tensor, "vocabulary d"]:
         """The input embeddings, a row each token."""
-        return self.model.get_input_embeddings().weight.detach()
+        return weights.of(self.model.get_input_embeddings())
 
     @property
     def unembedding(self) -> Float[Tensor, "vocabulary d"]:
         """The head's weight, a row each token."""
-        return self.model.get_output_embeddings().weight.detach()
+        return weights.of(self.model.get_output_embeddings())
+
+    @property
+    def size(self) -> int:
+        """How many tokens there are."""
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go in."""
+        return weights.device_of(self.model.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -111,7 +111,7 @@ class LM:
             raise BadPrompt(
                 f"A prompt has at most the model's context of {self.context} tokens", f"{len(ids)}", "Shorten it."
             )
-        vocabulary = len(self.embedding)
+        vocabulary = self.size
         if outside := [i for i in ids if not 0 <= i < vocabulary]:
             raise BadPrompt(f"Token ids are 0 to {vocabulary - 1}", f"{outside[0]}", "Use this model's own tokenizer.")
         return ids
@@ -148,7 +148,7 @@ class LM:
         if not text:
             return []
         try:
-            with _quiet():
+            with quiet():
                 encoded = self.tokenizer(text, return_special_tokens_mask=True)
         except (TypeError, UnicodeError) as error:
             raise BadPrompt("A prompt is text in Unicode", "bytes that are none", "Give it as UTF-8.") from error
@@ -210,16 +210,17 @@ class LM:
     @cached_property
     def vocabulary(self) -> dict[str, int]:
         """The id of each token text; where two tokens read the same, the lower id."""
-        return {self.text(i): i for i in reversed(range(len(self.embedding)))}
+        return {self.text(i): i for i in reversed(range(self.size))}
 
     def ready(self) -> None:
         """Raises TrainingMode unless the whole model is in evaluation mode, BadArgument under autocast and where
-        attention is a fused kernel.
+        attention is a fused kernel, NotExact where layers round their activations.
         """
         if any(module.training for module in self.model.modules()):
             raise TrainingMode("A model must be in evaluation mode", "training mode", "Call model.eval() first.")
-        if torch.is_autocast_enabled(self.embedding.device.type):
+        if torch.is_autocast_enabled(self.device.type):
             raise BadArgument("A pass runs in the model's own type", "autocast", "Load the model in that dtype.")
+        weights.check_kernels(self.model, self.dtype)
         if any(kernel in self.attention for kernel in ("flash", "flex", "paged", "/")):
             raise BadArgument(
                 "Attention is computed by torch functions, as eager and sdpa are", f"{self.attention}, a fused kernel",
@@ -276,59 +277,7 @@ class LM:
             return self.model(input_ids=tokens, use_cache=False).logits
 
     def _tensor(self, ids: Sequence[int]) -> Int[Tensor, "1 T"]:
-        return torch.tensor([list(ids)], device=self.model.get_input_embeddings().weight.device)
-
-
-def load(
-    name: str | Path,
-    *,
-    dtype: str | torch.dtype | None = None,
-    device: str | None = None,
-    attention: str | None = None,
-    allow_remote_code: bool = False,
-    allow_pickle: bool = False,
-) -> LM:
-    """Load a causal LM and its tokenizer from a folder or the Hugging Face hub, ready for `freeze`.
-
-    `name`: "atlas" is the small model that ships with the package (a folder of that name is "./atlas").
-    `dtype`: float64, float32, bfloat16 or float16; the checkpoint's own by default. `attention`: eager or sdpa.
-    Code from the repository is never run, and pickled weights never read, unless allowed by name.
-    Raises ModelNotFound, ModelRefused, BadWeights, BadArgument.
-    """
-    kwargs: dict[str, Any] = {"trust_remote_code": allow_remote_code, "dtype": dtype_of(dtype) or "auto"}
-    if attention is not None:
-        kwargs["attn_implementation"] = attention
-    if not allow_pickle:
-        kwargs["use_safetensors"] = True
-    where = str(Path(__file__).parent / ATLAS if name == ATLAS else Path(name).expanduser())
-    name = str(name)
-    _is_there(where)
-    with _explained(name), _quiet():
-        config = AutoConfig.from_pretrained(where, trust_remote_code=allow_remote_code)
-        model, info = AutoModelForCausalLM.from_pretrained(where, config=config, output_loading_info=True, **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=allow_remote_code)
-    if missing := sorted(info["missing_keys"]):
-        raise ModelRefused(
-            "A checkpoint holds every weight of its model", f"{name} without {', '.join(missing[:3])}",
-            "Complete it, or use the checkpoint of the causal LM, not of its base model.",
-        )  # fmt: skip
-    try:
-        model = model if device is None else model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0][:60]
-        raise BadArgument("A device is one that torch has here", f"{device} ({said})", "Try cpu.") from error
-    return LM(model.eval(), tokenizer, name)
-
-
-def _is_there(name: str) -> None:
-    """Raise where a path leads to no folder of a model."""
-    path = Path(name)
-    if path.is_file():
-        raise ModelNotFound("A model is a folder or a name on the hub", f"the file {name}", "Give the folder it is in.")
-    if path.is_dir() and not (path / "config.json").exists():
-        raise ModelRefused("A model's folder holds a config.json", f"{name} without one", "Give the folder of a model.")
-    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip()):
-        raise ModelNotFound("A model is a folder or a name on the Hugging Face hub", f"{name!r}", "Check the path.")
+        return torch.tensor([list(ids)], device=self.device)
 
 
 def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -342,83 +291,18 @@ def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    return {"secant": version("secant"), "torch": torch.__version__, "transformers": transformers.__version__}
+    return {"secant": version("secant"), "torch": torch.__version__, "transformers": version("transformers")}
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' chatter about loading to themselves; what matters of it is checked and raised."""
+def quiet() -> Iterator[None]:
+    """Keep the libraries' chatter to themselves; what matters of it is checked and raised."""
     loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
-    bars = transformers.utils.logging.is_progress_bar_enabled()
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        transformers.utils.logging.disable_progress_bar()
         yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn a failure to load into one clear line."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise _reason(name, error) from error
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise ModelRefused(
-            "A checkpoint's weights have the shapes of its configuration", f"others in {name}", "Mend its config.json."
-        ) from error
-
-
-def _reason(name: str, error: Exception) -> SecantError:
-    said, kind = str(error), type(error).__name__
-    folder = Path(name).is_dir()
-    if "deserializing header" in said or "safetensors" in kind.lower():
-        return ModelRefused("Weights are whole safetensors files", f"a damaged one in {name}", "Fetch it again.")
-    if "tokenizer" in said and "config.json" not in said:
-        return ModelRefused("A model comes with its tokenizer", f"{name} without one", "Add its tokenizer.json.")
-    if "FlashAttention" in said or "flash_attn" in said or "attn_implementation" in said:
-        return BadArgument(
-            "An attention implementation is one that the model has", said.splitlines()[0][:120], "Try eager."
-        )
-    if "no file named" in said or ("does not appear to have a file named" in said and "safetensors" in said):
-        return ModelRefused(
-            "Weights come as safetensors", f"{name} without such a file",
-            "Complete the folder; if it has pickled weights that you trust, pass allow_pickle (--allow-pickle).",
-        )  # fmt: skip
-    if "trust_remote_code" in said or ("execute" in said and "code" in said):
-        return ModelRefused(
-            "Code that comes with a model is not run", f"{name}, which brings its own",
-            "Read it, and if you trust it pass allow_remote_code (--allow-remote-code).",
-        )  # fmt: skip
-    if "gated" in said or "Gated" in kind or "401" in said or "403" in said:
-        return ModelNotFound(
-            "A gated model needs your access token", name, "Accept its licence on the hub, and run `hf auth login`."
-        )
-    if not folder and ("connect" in said or "offline" in said.lower()):
-        return ModelNotFound(
-            "A model is a folder or a name on the Hugging Face hub",
-            f"{name}, which is no folder here, and the hub can't be reached", "Check the path, or the network.",
-        )  # fmt: skip
-    if "Unrecognized configuration class" in said:
-        return ModelRefused(
-            "A model must be a causal language model", f"{name}, of another kind", "Choose a decoder of text."
-        )
-    if "does not recognize this architecture" in said or "Unrecognized model" in said:
-        return ModelRefused(
-            f"A model's config.json names a type that transformers {transformers.__version__} knows", name,
-            "Check the folder, or update transformers.",
-        )  # fmt: skip
-    if not folder:
-        return ModelNotFound("A model is a folder or a name on the Hugging Face hub", name, "Check the spelling.")
-    return ModelRefused(
-        "A model's folder must load", f"{name}: {said.splitlines()[0][:200] if said else kind}", "Mend it."
-    )

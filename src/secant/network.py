@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from secant.errors import ModelRefused, SecantError
-from secant.hooks import answering
+from secant.hooks import seen_whole
 from secant.model import COMPILED, LM
 from secant.operator import Graph, Operator
 from secant.precision import Precision
-from secant.rules import WHOLE, whole_module
+from secant.rules import whole
 from secant.tape import Record, Replay, Tape
 
 
@@ -32,15 +32,9 @@ def throughout(dtype: torch.dtype, upcast: bool = False) -> AbstractContextManag
 @contextmanager
 def running(lm: LM, dtype: torch.dtype, upcast: bool = False) -> Iterator[None]:
     """Run the model with gradients, whatever the caller's mode, in one type throughout, and leave it as it was."""
-    whole = [module for module in lm.model.modules() if type(module).__name__ in WHOLE]
     grads = torch.inference_mode(False), torch.enable_grad()
-    with grads[0], grads[1], lm.untouched(), answering(whole, _seen_whole), throughout(dtype, upcast):
+    with grads[0], grads[1], lm.untouched(), seen_whole(whole(lm.model)), throughout(dtype, upcast):
         yield
-
-
-def _seen_whole(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
-    """What a module gave, computed again as one function of its argument."""
-    return whole_module(args[0], module.forward)
 
 
 @contextmanager
@@ -71,7 +65,7 @@ class Recording:
 
 def record(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"], convention: str, precision: torch.dtype) -> Recording:
     """Run the model on tokens as it is, and note what a convention holds. Raises NoRule, NoPoint, TrainingMode."""
-    mode = Record(lm.model, lm.unembedding, convention, precision if precision != lm.dtype else None)
+    mode = Record(lm.model, lm.head, convention, precision if precision != lm.dtype else None)
     moving = mode.enter(x)
     odd = explained(ModelRefused, "A model must run with gradients as it does without", "Report its type.")
     with running(lm, lm.dtype), mode, odd:

@@ -17,13 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from secant import weights
 from secant.errors import TrainingMode
 from secant.forms import (
     Attended,
@@ -39,9 +41,11 @@ from secant.forms import (
     Picked,
     Scaled,
     Standardised,
+    Unpacked,
     detached,
     is_live,
 )
+from secant.hooks import Whole
 
 CONVENTIONS = ("gate", "up", "half")
 
@@ -434,18 +438,33 @@ VIEWS: set[Any] = {f for f, row in ROWS.items() if row.view}
 
 # ------------------------------------------------------------------------------------------------ whole modules
 
-WHOLE = ("BloomGelu",)
-"""Activations, by the name of their module, whose inside torch functions do not show: a custom autograd function."""
+
+def whole_activation(x: Tensor, seen: Whole) -> Tensor:
+    """A module that is an activation, seen as one function."""
+    return handle_torch_function(whole_activation, (x,), x, seen) if has_torch_function_unary(x) else seen.own(x)
 
 
-def whole_module(x: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
-    """A module's forward pass, which function modes see as one function."""
-    if has_torch_function_unary(x):
-        return handle_torch_function(whole_module, (x,), x, forward)
-    return forward(x)
+def whole_linear(x: Tensor, seen: Whole) -> Tensor:
+    """A module that is a linear layer with packed weights, seen as one function."""
+    return handle_torch_function(whole_linear, (x,), x, seen) if has_torch_function_unary(x) else seen.own(x)
 
 
-ROWS[whole_module] = Row(ratio, "whole_module", elementwise=True, activation=True)
+def unpacked(call: Call) -> Form | None:
+    """A linear layer, whatever its kernel; what its packed weights stand for is held."""
+    return Unpacked(partial(weights.unpacked, call.args[1].module))
+
+
+ACTIVATIONS = ("transformers.BloomGelu",)
+"""Modules that are an activation whose inside is a custom autograd function."""
+
+ROWS[whole_activation] = Row(ratio, "whole_activation", elementwise=True, activation=True)
+ROWS[whole_linear] = Row(unpacked, "whole_linear")
+
+
+def whole(model: nn.Module) -> dict[nn.Module, Callable[[Tensor, Whole], Tensor]]:
+    """The modules of a model that are seen as one function each, and the function."""
+    kinds = {**dict.fromkeys(ACTIVATIONS, whole_activation), **dict.fromkeys(weights.PACKED, whole_linear)}
+    return {module: kinds[kind] for module in model.modules() if (kind := weights.kind_of(module)) in kinds}
 
 
 def writes(function: Any, kwargs: dict[str, Any]) -> bool:

@@ -217,7 +217,7 @@ def _relative(value: Tensor, true: Tensor) -> float:
 
 def ordinary_error(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"], y: Float[Tensor, " d"]) -> float:
     """‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J' of the last hidden state: the baseline that fails."""
-    watch = WithoutParameters(lm.unembedding)
+    watch = WithoutParameters(lm.head)
     with running(lm, lm.dtype), sdpa_kernel(SDPBackend.MATH):
         leaf = x.detach().clone().requires_grad_()
         moving = leaf.clone()

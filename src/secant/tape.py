@@ -33,6 +33,7 @@ from secant.forms import (
     Form,
     Halves,
     Mark,
+    address,
     changed,
     held_tensors,
     live,
@@ -65,11 +66,11 @@ class Tape:
 
     def _register(self, step: Step) -> None:
         for tensor in held_tensors(step.form) if step.form is not None else ():
-            self._storages.setdefault(tensor.untyped_storage().data_ptr(), []).append(step)
+            self._storages.setdefault(address(tensor), []).append(step)
 
     def protect(self, target: Tensor) -> None:
         """Before `target` is written in place: coefficients in the same memory get a copy of their own."""
-        for step in self._storages.pop(target.untyped_storage().data_ptr(), ()):
+        for step in self._storages.pop(address(target), ()):
             if step.form is not None:
                 step.form = apart(step.form, target)
                 self._register(step)
@@ -85,7 +86,7 @@ class Tape:
     def nbytes(self) -> int:
         """Memory of the coefficients, shared storage counted once."""
         held = (t for s in self.steps if s.form is not None for t in held_tensors(s.form))
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
+        storages = {address(t): t.untyped_storage().nbytes() for t in held}
         return sum(storages.values())
 
 
@@ -97,8 +98,8 @@ def kind_of(form: Form) -> str:
 
 def apart(form: Form, target: Tensor) -> Form:
     """The same form, with copies of those coefficients that share the target's memory."""
-    address = target.untyped_storage().data_ptr()
-    return changed(form, lambda t: t.clone() if t.untyped_storage().data_ptr() == address else t)
+    here = address(target)
+    return changed(form, lambda t: t.clone() if address(t) == here else t)
 
 
 def name_of(function: Any) -> str:
@@ -126,9 +127,9 @@ def without_leaves(tree: Any) -> Any:
 class WithoutParameters(TorchFunctionMode):
     """Keep parameters out of the graph; what the head is first applied to is kept as `before_head`."""
 
-    def __init__(self, head: Tensor) -> None:
+    def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        self._head = head.untyped_storage().data_ptr()
+        self._head = head
         self.before_head: Tensor | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -140,10 +141,13 @@ class WithoutParameters(TorchFunctionMode):
         return func(*without_leaves(args), **without_leaves(kwargs))
 
 
-def meeting(address: int, args: tuple[Any, ...]) -> Tensor | None:
-    """The live tensor of a call that also takes a weight at this address; None of any other call."""
+def meeting(head: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
+    """The live tensor of a call that also takes the head's weight; None of any other call."""
     moving = live(args)
-    return moving[0] if moving and any(t.untyped_storage().data_ptr() == address for t in tensors(args)) else None
+    if not moving:
+        return None
+    weight = address(head.weight.detach())  # type: ignore[operator]  # asked each time: it may have been fetched since
+    return moving[0] if any(address(t) == weight for t in tensors(args)) else None
 
 
 class _Live(torch.autograd.Function):
@@ -224,14 +228,14 @@ class Record(_Mode):
     """
 
     def __init__(
-        self, model: nn.Module, head: Tensor, convention: str = "gate", precision: torch.dtype | None = None
+        self, model: nn.Module, head: nn.Module, convention: str = "gate", precision: torch.dtype | None = None
     ) -> None:
         super().__init__(Tape())
         self.convention, self.precision = convention, precision
         self.modules = {id(module): name or type(module).__name__ for name, module in model.named_modules()}
         self._roots = itertools.count()
         self.before_head: Tensor | None = None
-        self._head = head.untyped_storage().data_ptr()
+        self._head = head
 
     def mark(self, tensor: Tensor) -> Mark | None:
         """What is known of a tensor: None of a constant, nothing in particular of a live one that no step made."""
@@ -397,9 +401,9 @@ def _floats(value: Any) -> bool:
 
 def _shares(call: Call) -> bool:
     """Whether a call's value is a view of one of its arguments, or no tensor."""
-    given = {t.untyped_storage().data_ptr() for t in tensors((call.args, call.kwargs))}
+    given = {address(t) for t in tensors((call.args, call.kwargs))}
     made = list(tensors(call.value))
-    return not made or any(t.untyped_storage().data_ptr() in given for t in made)
+    return not made or any(address(t) in given for t in made)
 
 
 def functional(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **about: Any) -> Call:

@@ -1,0 +1,154 @@
+"""A module's weights: fetched from where they are kept, unpacked from few bits, and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secant.errors import BadWeights, NotExact
+
+
+def kind_of(module: nn.Module) -> str:
+    """Its class with the package that it is from."""
+    return f"{type(module).__module__.split('.')[0]}.{type(module).__name__}"
+
+
+# ------------------------------------------------------------------------------------------------ where they are
+
+
+@contextmanager
+def fetched(module: nn.Module) -> Iterator[None]:
+    """Let a module's own parameters be where it computes, which accelerate may have offloaded to memory or disk."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is None or not any(p.is_meta for p in module.parameters(recurse=False)):
+        yield
+        return
+    hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        hook.post_forward(module, None)
+
+
+def of(module: nn.Module) -> Tensor:
+    """The weight of an embedding or a head, a row each token, wherever it is kept and with the adapters on it."""
+    if hasattr(module, "base_layer"):
+        return _as_it_acts(module)
+    with fetched(module):
+        return plain(module.weight.detach())  # type: ignore[operator]
+
+
+def _as_it_acts(module: Any) -> Tensor:
+    """What an embedding with adapters gives for each token, or a head for each unit vector."""
+    weight = module.weight
+    with torch.no_grad():
+        if isinstance(module.base_layer, nn.Embedding):
+            return module(torch.arange(len(weight), device=weight.device))
+        units = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        return (module(units) - module(torch.zeros_like(units[:1]))).T
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where it computes."""
+    hook = getattr(module, "_hf_hook", None)
+    for one in getattr(hook, "hooks", [hook]):
+        if getattr(one, "execution_device", None) is not None:
+            return torch.device(one.execution_device)
+    return module.weight.device  # type: ignore[return-value]
+
+
+# ------------------------------------------------------------------------------------------------ few bits
+
+
+def _of_bitsandbytes(module: Any) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(module.weight.data, module.weight.quant_state)
+
+
+PACKED: dict[str, Callable[[Any], Tensor]] = {
+    "bitsandbytes.Linear4bit": _of_bitsandbytes,
+    "bitsandbytes.LinearNF4": _of_bitsandbytes,
+    "bitsandbytes.LinearFP4": _of_bitsandbytes,
+    "hqq.HQQLinear": lambda module: module.dequantize(),
+}
+"""Linear layers with packed weights and kernels of their own, and the weights that they stand for."""
+
+ROUNDING = {"bitsandbytes.Linear8bitLt"}
+"""Layers that round activations to 8 bits."""
+
+
+def unpacked(module: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a linear layer with packed weights, as they are multiplied with, in the kernel's own types."""
+    with torch._C.DisableTorchFunction(), fetched(module):
+        return PACKED[kind_of(module)](module), None if module.bias is None else module.bias.detach()
+
+
+def plain(weight: Tensor) -> Tensor:
+    """What a tensor that packs its numbers stands for."""
+    return weight.dequantize() if type(weight) is not Tensor and hasattr(weight, "dequantize") else weight
+
+
+def rounds(module: nn.Module) -> bool:
+    """Whether a layer rounds its activations to few bits: bitsandbytes' int8, or torchao's dynamic quantisation."""
+    weight: Any = getattr(module, "weight", None)
+    kept = (getattr(weight, "act_quant_kwargs", None), getattr(weight, "activation_quantization", None))
+    return kind_of(module) in ROUNDING or any(kind is not None for kind in kept)
+
+
+def computes_in(module: Any, dtype: torch.dtype) -> torch.dtype:
+    """The type that a linear layer with packed weights multiplies in. On some CPUs bitsandbytes takes a kernel that
+    computes in bfloat16, whatever type it is told.
+    """
+    weight: Any = getattr(module, "weight", None)
+    packed_for_cpu = getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False)
+    if packed_for_cpu or (getattr(module, "support_avx512bf16_for_cpu", False) and weight.device.type == "cpu"):
+        return torch.bfloat16
+    return getattr(module, "compute_dtype", None) or dtype
+
+
+def in_own_type_(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let bitsandbytes' 4-bit layers of a model that has not run yet compute in this type, on a CPU too."""
+    for module in model.modules():
+        if kind_of(module) in PACKED and hasattr(module, "support_avx512bf16_for_cpu"):
+            module.compute_dtype, module.support_avx512bf16_for_cpu = dtype, False  # type: ignore[assignment]
+
+
+# ------------------------------------------------------------------------------------------------ checks
+
+
+def check(model: nn.Module) -> None:
+    """Raises BadWeights at NaN, infinity, or a weight that was never loaded."""
+    for name, module in model.named_modules():
+        with fetched(module):
+            for key, weight in module.named_parameters(recurse=False):
+                where = f"{name}.{key}".removeprefix(".")
+                if weight.is_meta:
+                    raise BadWeights("Weights must be loaded", f"{where} without numbers", "Load the checkpoint.")
+                numbers = plain(weight.detach())
+                if numbers.is_floating_point() and not torch.isfinite(numbers).all():
+                    raise BadWeights(
+                        "Weights must be finite", f"NaN or infinity in {where}",
+                        "Load a sound checkpoint, or a wider dtype.",
+                    )  # fmt: skip
+
+
+def check_kernels(model: nn.Module, dtype: torch.dtype) -> None:
+    """Raises NotExact where layers round what goes into them: no linear map does."""
+    for name, module in model.named_modules():
+        if rounds(module):
+            raise NotExact(
+                "Activations are not rounded to few bits, which has no linear map",
+                f"{name}, a {type(module).__name__} that rounds them",
+                "Quantise weights only, for instance in 4 bits, or call model.dequantize().",
+            )
+        if kind_of(module) in PACKED and torch.promote_types(dtype, kind := computes_in(module, dtype)) != kind:
+            raise NotExact(
+                f"A layer computes in the model's type, here {dtype}", f"{name}, which computes in {kind}",
+                "Load the checkpoint with secant.load, or set compute_dtype, and support_avx512bf16_for_cpu = False, on"
+                " such layers before they first run.",
+            )  # fmt: skip

@@ -1,0 +1,246 @@
+"""Weights of few bits, with adapters, and kept elsewhere: exact, or refused with the cause."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from families import model_of, prompt
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import secant as sc
+from secant import weights
+from secant.errors import BadWeights
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}  # few bits come in blocks of 64
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 Llama in several shards."""
+    where = tmp_path_factory.mktemp("weights") / "llama"
+    model_of("llama", dtype=torch.float32, **WIDE).model.save_pretrained(where, max_shard_size="500KB")
+    assert len(list(where.glob("*.safetensors"))) > 1
+    return where
+
+
+def loaded(where: Path, **options: object) -> nn.Module:
+    return AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **options).eval()
+
+
+def assert_exact(model: nn.Module, ids: list[int] | None = None) -> sc.Run:
+    run = sc.freeze(sc.LM(model), ids or prompt())
+    assert run.certificate.forward_equal
+    assert run.certificate.reconstruction <= 1e-5
+    assert run.certificate.affinity <= 1e-5
+    return run
+
+
+# ------------------------------------------------------------------------------------------- few bits
+
+
+def four_bits(**options: object) -> object:
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bnb_4bit_quant_type": "nf4"},
+        {"bnb_4bit_quant_type": "fp4"},
+        {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    ],
+)
+def test_four_bits_are_what_they_stand_for(checkpoint: Path, options: dict[str, object]) -> None:
+    model = loaded(checkpoint, quantization_config=four_bits(**options))
+    weights.in_own_type_(model, torch.float32)
+    run = assert_exact(model)
+    assert run.certificate.operations["whole_linear: unpacked"] == 21
+    assert not any("forward" in vars(module) for module in model.modules())
+    J = run.operator().dense()
+    plain = assert_exact(model.dequantize().eval()).operator().dense()
+    torch.testing.assert_close(J, plain, rtol=0, atol=1e-5 * float(plain.norm()))
+
+
+def test_four_bits_are_seen_in_a_wider_type(checkpoint: Path) -> None:
+    model = loaded(checkpoint, quantization_config=four_bits())
+    weights.in_own_type_(model, torch.float32)
+    certificate = sc.freeze(sc.LM(model), prompt(), precision="float64").certificate
+    assert certificate.affinity <= 1e-12
+    assert certificate.reconstruction <= 1e-5
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_kernel_that_computes_in_bfloat16_is_refused(checkpoint: Path, packed: bool) -> None:
+    """bitsandbytes takes one on CPUs that have the instructions: in float32 the output is off by 3e-2."""
+    model = loaded(checkpoint, quantization_config=four_bits())
+    weights.in_own_type_(model, torch.float32)
+    layer = model.model.layers[1].mlp.up_proj
+    if packed:
+        layer.weight.quant_state.packing_format_for_cpu = True
+    else:
+        layer.support_avx512bf16_for_cpu = True
+    with pytest.raises(sc.NotExact, match=r"layers\.1\.mlp\.up_proj, which computes in torch\.bfloat16"):
+        sc.freeze(sc.LM(model), prompt())
+
+
+def test_a_layer_told_to_compute_in_bfloat16_is_refused(checkpoint: Path) -> None:
+    model = loaded(checkpoint, quantization_config=four_bits())
+    weights.in_own_type_(model, torch.bfloat16)
+    with pytest.raises(sc.NotExact, match=r"computes in torch\.bfloat16"):
+        sc.freeze(sc.LM(model), prompt())
+
+
+def test_eight_bits_of_bitsandbytes_round_activations_and_are_refused(checkpoint: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    model = loaded(checkpoint, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+    with pytest.raises(sc.NotExact, match=r"q_proj, a Linear8bitLt that rounds them\. .* model\.dequantize"):
+        sc.freeze(sc.LM(model), prompt())
+    assert_exact(model.dequantize().eval())
+
+
+def test_a_four_bit_folder_loads(folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    loaded(folder, quantization_config=four_bits()).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    lm = sc.load(tmp_path, dtype="float32")
+    assert any("Linear4bit" in type(module).__name__ for module in lm.model.modules())
+    certificate = sc.freeze(lm, "The bridge out of Marin is the").certificate
+    assert max(certificate.reconstruction, certificate.affinity) <= 1e-5
+
+
+@pytest.mark.parametrize(("name", "exact"), [("Int8WeightOnlyConfig", True), ("IntxWeightOnlyConfig", True),
+    ("Int8DynamicActivationInt8WeightConfig", False), ("Int8DynamicActivationIntxWeightConfig", False)])  # fmt: skip
+def test_torchao_rounds_weights_or_is_refused(checkpoint: Path, name: str, exact: bool) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    model = loaded(checkpoint)
+    quantization.quantize_(model.model.layers, getattr(quantization, name)())
+    if exact:
+        assert_exact(model)
+    else:
+        with pytest.raises(sc.NotExact, match="q_proj, a Linear that rounds them"):
+            sc.freeze(sc.LM(model), prompt())
+
+
+def test_hqq_is_what_it_stands_for(checkpoint: Path) -> None:
+    hqq = pytest.importorskip("hqq.core.quantize")
+    model = loaded(checkpoint)
+    for layer in model.model.layers:
+        layer.mlp.up_proj = hqq.HQQLinear(
+            layer.mlp.up_proj, hqq.BaseQuantizeConfig(nbits=4, group_size=64), compute_dtype=torch.float32, device="cpu"
+        )
+    run = assert_exact(model.eval())
+    assert run.certificate.operations["whole_linear: unpacked"] == 3
+
+
+# ------------------------------------------------------------------------------------------- adapters
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj", "v_proj", "down_proj"]},
+        {"target_modules": "all-linear", "use_dora": True},
+        {"target_modules": ["o_proj", "embed_tokens", "lm_head"]},
+        {"target_modules": ["k_proj"], "modules_to_save": ["lm_head"]},
+    ],
+)
+def test_adapters_merged_and_not(options: dict[str, object]) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    lm = model_of("llama")
+    adapted = peft.get_peft_model(lm.model, peft.LoraConfig(r=4, init_lora_weights=False, **options)).double().eval()
+    apart = sc.LM(adapted)
+    run = sc.freeze(apart, prompt())
+    assert max(run.certificate.reconstruction, run.certificate.affinity) <= 1e-12
+    J, head, table = run.operator().dense(), apart.unembedding, apart.embedding
+    merged = sc.LM(adapted.merge_and_unload())
+    torch.testing.assert_close(J, sc.freeze(merged, prompt()).operator().dense(), rtol=0, atol=1e-12 * float(J.norm()))
+    torch.testing.assert_close(head, merged.unembedding, rtol=0, atol=1e-12)
+    torch.testing.assert_close(table, merged.embedding, rtol=0, atol=1e-12)
+
+
+def test_adapters_on_four_bits(checkpoint: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = loaded(checkpoint, quantization_config=four_bits())
+    weights.in_own_type_(model, torch.float32)
+    config = peft.LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "up_proj"])
+    assert_exact(peft.get_peft_model(model, config).eval())
+
+
+# ------------------------------------------------------------------------------------------- placement
+
+
+def placed(checkpoint: Path, tmp_path: Path, kind: str) -> nn.Module:
+    accelerate = pytest.importorskip("accelerate")
+    if kind == "auto":
+        return loaded(checkpoint, device_map="auto")
+    if kind == "memory":
+        return accelerate.cpu_offload(loaded(checkpoint), execution_device=torch.device("cpu"))
+    if kind == "disk":
+        return accelerate.disk_offload(loaded(checkpoint), tmp_path, execution_device=torch.device("cpu"))
+    where = {"model.embed_tokens": "disk", "model.layers": "disk", "model.norm": "cpu", "model.rotary_emb": "cpu"}
+    return loaded(checkpoint, device_map={**where, "lm_head": "disk"}, offload_folder=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["auto", "memory", "disk", "map"])
+def test_wherever_weights_are_kept(checkpoint: Path, tmp_path: Path, kind: str) -> None:
+    here = sc.freeze(sc.LM(loaded(checkpoint)), prompt())
+    model = placed(checkpoint, tmp_path, kind)
+    kept = {name: p.is_meta for name, p in model.named_parameters()}
+    assert any(kept.values()) == (kind != "auto")
+    lm = sc.LM(model)
+    run = sc.freeze(lm, prompt())
+    assert torch.equal(run.logits, here.logits)
+    assert max(run.certificate.reconstruction, run.certificate.affinity) <= 1e-5
+    torch.testing.assert_close(run.operator().dense(), here.operator().dense())
+    one, other = (sc.decode(each, here.hidden[-1:].T, "output")[0] for each in (lm, here.lm))
+    assert [word.id for word in one] == [word.id for word in other]
+    assert {name: p.is_meta for name, p in model.named_parameters()} == kept
+
+
+def test_weights_kept_elsewhere_are_checked(checkpoint: Path, tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = loaded(checkpoint)
+    with torch.no_grad():
+        model.model.layers[2].mlp.up_proj.weight[3, 4] = torch.nan
+    with pytest.raises(BadWeights, match=r"NaN or infinity in model\.layers\.2\.mlp\.up_proj\.weight"):
+        sc.LM(accelerate.disk_offload(model, tmp_path, execution_device=torch.device("cpu")))
+
+
+def test_weights_that_were_never_loaded_are_refused() -> None:
+    model = model_of("llama").model.to("meta")
+    with pytest.raises(BadWeights, match="without numbers"):
+        sc.LM(model)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_spread_and_tied(folder: Path, dtype: str) -> None:
+    pytest.importorskip("accelerate")
+    lm = sc.load(folder, dtype=dtype, device="auto")
+    assert str(lm.dtype) == f"torch.{dtype}"
+    assert sc.freeze(lm, "The bridge out of Marin is the").certificate.forward_equal
+    tied = model_of("llama", tie_word_embeddings=True)
+    assert tied.embedding.data_ptr() == tied.unembedding.data_ptr()
+    assert sc.freeze(tied, prompt()).certificate.reconstruction <= 1e-12
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_on_a_device(device: str) -> None:
+    if not getattr(torch, device).is_available():
+        pytest.skip(f"no {device} here")
+    lm = model_of("qwen3", "sdpa", torch.float32)
+    here = sc.freeze(lm, prompt()).operator().dense()
+    run = sc.freeze(sc.LM(lm.model.to(device)), prompt())
+    assert run.certificate.forward_equal
+    assert run.certificate.reconstruction <= 1e-5
+    torch.testing.assert_close(run.operator().dense().cpu(), here, rtol=1e-3, atol=1e-4)
