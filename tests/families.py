@@ -8,6 +8,7 @@ the reason. Windows, chunks and kernels are shorter than the prompt, so that wha
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import zlib
 from typing import Any
 
@@ -150,7 +151,10 @@ def types() -> list[str]:
 
 def fields(kind: type[PreTrainedConfig]) -> set[str]:
     """The settings that a configuration has."""
-    return {field.name for field in dataclasses.fields(kind)}
+    if dataclasses.is_dataclass(kind):
+        return {field.name for field in dataclasses.fields(kind)}
+    names = set(inspect.signature(kind.__init__).parameters)  # transformers 5.0
+    return names | ({"pad_token_id", "bos_token_id", "eos_token_id"} if "vocab_size" in names else set())
 
 
 def small(kind: type[PreTrainedConfig], **options: object) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def load(
     with _explained(name), quiet(), _without_bars():
         config = AutoConfig.from_pretrained(where, trust_remote_code=allow_remote_code)
         model, info = AutoModelForCausalLM.from_pretrained(where, config=config, output_loading_info=True, **kwargs)
+    with _explained(name, "tokenizer"), quiet(), _without_bars():
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=allow_remote_code)
     if missing := sorted(info["missing_keys"]):
         raise ModelRefused(
@@ -89,12 +90,12 @@ def _without_bars() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explained(name: str, part: str = "model") -> Iterator[None]:
     """Turn a failure to load into one clear line."""
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise _reason(name, error) from error
+        raise _reason(name, error, part) from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
@@ -103,13 +104,11 @@ def _explained(name: str) -> Iterator[None]:
         ) from error
 
 
-def _reason(name: str, error: Exception) -> SecantError:
-    said, kind = str(error), type(error).__name__
+def _reason(name: str, error: Exception, part: str) -> SecantError:
+    said, kind = str(error).strip(), type(error).__name__
     folder = Path(name).is_dir()
     if "deserializing header" in said or "safetensors" in kind.lower():
         return ModelRefused("Weights are whole safetensors files", f"a damaged one in {name}", "Fetch it again.")
-    if "tokenizer" in said and "config.json" not in said:
-        return ModelRefused("A model comes with its tokenizer", f"{name} without one", "Add its tokenizer.json.")
     if "FlashAttention" in said or "flash_attn" in said or "attn_implementation" in said:
         return BadArgument(
             "An attention implementation is one that the model has", said.splitlines()[0][:120], "Try eager."
@@ -144,6 +143,8 @@ def _reason(name: str, error: Exception) -> SecantError:
         )  # fmt: skip
     if not folder:
         return ModelNotFound("A model is a folder or a name on the Hugging Face hub", name, "Check the spelling.")
+    if part == "tokenizer":
+        return ModelRefused("A model comes with its tokenizer", f"{name} without one", "Add its tokenizer.json.")
     return ModelRefused(
         "A model's folder must load", f"{name}: {said.splitlines()[0][:200] if said else kind}", "Mend it."
     )
