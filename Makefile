@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ATLAS ?= build/atlas
+CORES := -n auto --maxprocesses 4
 
-.PHONY: help venv demo test check bench atlas clean
+.PHONY: help venv demo test check test-architectures test-versions test-oldest test-newest bench atlas clean
 
 help:
 	@echo "make demo    set up and explain a prompt on the bundled model"
 	@echo "make test    set up and run the tests"
 	@echo "make check   lint, types, tests, doctests and examples"
+	@echo "make test-architectures  a small model of every type that transformers registers"
+	@echo "make test-versions       the tests with the oldest transformers that we claim, and the newest there is"
 	@echo "make bench   run the benchmarks; each prints the ratios that it claims"
 	@echo "make atlas   train the bundled model anew, from nothing, into $(ATLAS): about an hour on 2 cores"
 	@echo "make clean   remove the environment and what was built"
@@ -25,16 +28,30 @@ demo: venv
 	$(BIN)/secant explain "The bridge out of Marin is the"
 
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(CORES)
 
 check: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests src --doctest-modules
+	$(BIN)/python -m pytest $(CORES) tests src --doctest-modules
 
 test-architectures: venv
-	$(BIN)/python -m pytest tests/test_architectures.py --all-architectures
+	$(BIN)/python -m pytest $(CORES) tests/test_architectures.py --all-architectures
+
+# Each in an environment of its own. torchao, which the oldest imports whether it is used or not, writes to stderr there.
+OLDEST := 5.0.0
+
+test-versions: test-oldest test-newest
+
+test-oldest test-newest: test-%:
+	mkdir -p build
+	$(PYTHON) -m venv --clear build/$*
+	grep -Ev "^(transformers|tokenizers|huggingface-hub|torchao)=" constraints.txt > build/$*.txt
+	build/$*/bin/python -m pip install --quiet --disable-pip-version-check -c build/$*.txt -e ".[dev]" \
+		"transformers$(if $(filter oldest,$*),==$(OLDEST))"
+	build/$*/bin/python -m pip uninstall --quiet --yes torchao
+	build/$*/bin/python -m pytest $(CORES) -p no:cacheprovider
 
 bench: venv
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-import tiny_model
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, and a test runs on each core
 
-import secant as sc
+import pytest  # noqa: E402
+import tiny_model  # noqa: E402
+import torch  # noqa: E402
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+import secant as sc  # noqa: E402
+
+torch.set_num_threads(1)
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

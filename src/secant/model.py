@@ -297,12 +297,9 @@ def versions() -> dict[str, str]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the libraries' chatter to themselves; what matters of it is checked and raised."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
