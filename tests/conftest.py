@@ -8,11 +8,11 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, and a test runs on each core
 
-import pytest  # noqa: E402
-import tiny_model  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import tiny_model
+import torch
 
-import secant as sc  # noqa: E402
+import secant as sc
 
 torch.set_num_threads(1)
 EXAMPLES = Path(__file__).parents[1] / "examples"
