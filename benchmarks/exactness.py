@@ -35,12 +35,12 @@ def worst(family: str, dtype: torch.dtype, precision: str | None = None) -> tupl
 
 def main() -> None:
     kinds = ((torch.float64, None), (torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, "float32"))
-    print(f"{'family':<11}{'dtype':<10}{'system in':<10}{'reconstruction':>15}{'affinity':>10}{'ordinary J':>12}  pass")
+    print(f"{'family':<13}{'dtype':<10}{'system in':<10}{'reconstruction':>15}{'affinity':>10}{'ordinary J':>12}  pass")
     for family in PAPER:
         for dtype, precision in kinds:
             reconstruction, affinity, ordinary, equal = worst(family, dtype, precision)
             name = str(dtype).removeprefix("torch.")
-            where = f"{family:<11}{name:<10}{precision or name:<10}"
+            where = f"{family:<13}{name:<10}{precision or name:<10}"
             errors = f"{reconstruction:>15.1e}{affinity:>10.1e}{ordinary:>12.2f}"
             print(f"{where}{errors}  {'bit-equal' if equal else 'differs'}")
 
