@@ -32,7 +32,8 @@ SMALL: dict[str, Any] = {
     "max_position_embeddings": 64, "n_positions": 64, "is_decoder": True,
     # windows and chunks
     "sliding_window": 4, "window_size": 4, "attention_chunk_size": 4, "mamba_chunk_size": 4, "chunk_size": 4,
-    "block_size": 4,
+    "block_size": 4, "keep_window_size": 4, "local_attention": 8, "index_block_size": 4, "index_topk_blocks": 1,
+    "use_sliding_window": True, "max_window_layers": 1,
     # nothing at random
     "dropout": 0.0, "attention_dropout": 0.0, "hidden_dropout": 0.0, "activation_dropout": 0.0, "layerdrop": 0.0,
     # experts

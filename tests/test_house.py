@@ -23,7 +23,7 @@ ALLOWED = {
     "forms": set(),
     "weights": {"errors"},
     "rules": {"errors", "forms", "hooks", "weights"},
-    "tape": {"errors", "forms", "rules"},
+    "tape": {"errors", "forms", "hooks", "rules"},
     "precision": {"forms", "rules"},
     "operator": {"errors", "files"},
     "hooks": set(),

@@ -68,6 +68,15 @@ def test_four_bits_are_what_they_stand_for(checkpoint: Path, options: dict[str, 
     torch.testing.assert_close(J, plain, rtol=0, atol=1e-5 * float(plain.norm()))
 
 
+def test_a_head_of_four_bits(checkpoint: Path) -> None:
+    model = loaded(checkpoint, quantization_config=four_bits(llm_int8_skip_modules=[]))
+    weights.in_own_type_(model, torch.float32)
+    assert "Linear4bit" in type(model.lm_head).__name__
+    run = assert_exact(model)
+    assert run.certificate.operations["whole_linear: unpacked"] == 22
+    torch.testing.assert_close(run.hidden @ run.lm.unembedding.T, run.logits, rtol=1e-4, atol=1e-4)
+
+
 def test_four_bits_are_seen_in_a_wider_type(checkpoint: Path) -> None:
     model = loaded(checkpoint, quantization_config=four_bits())
     weights.in_own_type_(model, torch.float32)

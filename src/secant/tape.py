@@ -40,6 +40,7 @@ from secant.forms import (
     mapped,
     tensors,
 )
+from secant.hooks import Whole
 from secant.rules import QUESTIONS, ROWS, Refused, Row, converted, divided, linear, multiplied, out_of_place, writes
 
 
@@ -142,10 +143,12 @@ class WithoutParameters(TorchFunctionMode):
 
 
 def meeting(head: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
-    """The live tensor of a call that also takes the head's weight; None of any other call."""
+    """The live tensor of a call that also takes the head, or its weight; None of any other call."""
     moving = live(args)
     if not moving:
         return None
+    if any(isinstance(a, Whole) and a.module is head for a in args):
+        return moving[0]
     weight = address(head.weight.detach())  # type: ignore[operator]  # asked each time: it may have been fetched since
     return moving[0] if any(address(t) == weight for t in tensors(args)) else None
 

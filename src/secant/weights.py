@@ -38,6 +38,8 @@ def of(module: nn.Module) -> Tensor:
     """The weight of an embedding or a head, a row each token, wherever it is kept and with the adapters on it."""
     if hasattr(module, "base_layer"):
         return _as_it_acts(module)
+    if kind_of(module) in PACKED:
+        return unpacked(module)[0]
     with fetched(module):
         return plain(module.weight.detach())  # type: ignore[operator]
 
