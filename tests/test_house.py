@@ -23,7 +23,7 @@ ALLOWED = {
     "forms": set(),
     "weights": {"errors"},
     "rules": {"errors", "forms", "hooks", "weights"},
-    "tape": {"errors", "forms", "hooks", "rules"},
+    "tape": {"errors", "forms", "rules"},
     "precision": {"forms", "rules"},
     "operator": {"errors", "files"},
     "hooks": set(),
@@ -31,7 +31,7 @@ ALLOWED = {
     "loading": {"errors", "model", "weights"},
     "spectra": {"errors", "operator"},
     "decoding": {"errors", "model"},
-    "network": {"errors", "hooks", "model", "operator", "precision", "rules", "tape"},
+    "network": {"errors", "forms", "hooks", "model", "operator", "precision", "rules", "tape"},
     "run": {"errors", "model", "network", "operator", "rules", "tape"},
     "terminal": {"decoding", "explanation", "run"},
 }

@@ -111,6 +111,7 @@ SAMPLES: dict[str, list] = {
         ),
         lambda x: x.scatter_reduce(0, I4[:3, None].expand(3, 6) // 2, x[1:] @ W, "amax", include_self=False),
         lambda x: x.scatter_reduce(0, I4[:, None].expand(4, 6), x, "amin"),
+        lambda x: A[:3].scatter_reduce(0, I4[None, :, None].expand(2, 4, 6)[0, :2] // 2, x, "amax"),
     ],
     "lerp": [lambda x: torch.lerp(x, A, 0.3), lambda x: torch.lerp(A, x, (x @ W)), lambda x: x.lerp(x @ W, A)],
     "glu": [lambda x: F.glu(x, -1), lambda x: F.glu(x[None], 1)],
@@ -280,6 +281,7 @@ GATED = [
     lambda x: x * ((y := x @ W) / (1 + torch.exp(-y))),  # silu written as a quotient
     lambda x: x * torch.where((y := x @ W) > 0, y * y, torch.tanh(y) * 0.5),
     lambda x: x * F.silu(x @ W),
+    lambda x: torch.cat([F.silu((x @ W)[:, :3]), F.silu((x @ W)[:, 3:])], -1) * x,
     SPLIT := lambda x: F.gelu((x @ W).chunk(2, -1)[0]) * (x @ W).chunk(2, -1)[1],
     lambda x: 0.5 * (y := x @ W) * (1 + torch.tanh(0.8 * (y + 0.04 * y**3))) * x,  # a GELU written by hand
     lambda x: (y := x @ W) * torch.sigmoid(1.7 * y) * x,  # a quick GELU written by hand
@@ -316,6 +318,7 @@ BY_HAND = [
     lambda x: x * torch.tanh(x).masked_fill(mask=M[:1], value=1.0),
     lambda x: x * torch.addcmul(torch.ones_like(x), x, x),
     lambda x: x * x.clamp(min=0.3),
+    lambda x: x * torch.lerp(A[:1], x, 0.3),
     lambda x: x * torch.maximum(x, torch.full_like(x, 0.3)),
 ]
 

@@ -444,6 +444,25 @@ def test_autocast_and_compiled_modules_are_refused() -> None:
         LM(lm.model, None)
 
 
+def test_what_a_forward_pass_keeps_for_later_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask that is made once, where there was None; and a full that is called by keyword."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = torch.full(size=(1,), fill_value=2.0).to(x)
+        return original(self, x) * self.kept
+
+    original = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "kept", None, raising=False)
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    lm = model_of("llama", "sdpa")
+    for layer in lm.model.model.layers:
+        layer.mlp.kept = None
+    sc.freeze(lm, prompt())
+    assert all(vars(layer.mlp)["kept"] is None for layer in lm.model.model.layers)
+    sc.freeze(lm, prompt())
+
+
 @pytest.mark.parametrize("used", [False, True])
 def test_tensors_that_a_forward_pass_assigns_are_put_back(used: bool) -> None:
     """longrope keeps its frequencies from pass to pass; in a wider type they would stay."""

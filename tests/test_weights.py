@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import secant as sc
 from secant import weights
-from secant.errors import BadWeights
+from secant.errors import BadWeights, NoPoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}  # few bits come in blocks of 64
@@ -132,9 +132,10 @@ def test_a_four_bit_folder_loads(folder: Path, tmp_path: Path) -> None:
 def test_torchao_rounds_weights_or_is_refused(checkpoint: Path, name: str, exact: bool) -> None:
     quantization = pytest.importorskip("torchao.quantization")
     model = loaded(checkpoint)
-    quantization.quantize_(model.model.layers, getattr(quantization, name)())
+    quantization.quantize_(model if exact else model.model.layers, getattr(quantization, name)())  # the head, too
     if exact:
-        assert_exact(model)
+        run = assert_exact(model)
+        torch.testing.assert_close(run.hidden @ run.lm.unembedding.T, run.logits, rtol=1e-4, atol=1e-4)
     else:
         with pytest.raises(sc.NotExact, match="q_proj, a Linear that rounds them"):
             sc.freeze(sc.LM(model), prompt())
@@ -180,10 +181,18 @@ def test_adapters_merged_and_not(options: dict[str, object]) -> None:
 
 def test_adapters_on_four_bits(checkpoint: Path) -> None:
     peft = pytest.importorskip("peft")
-    model = loaded(checkpoint, quantization_config=four_bits())
+    model = loaded(checkpoint, quantization_config=four_bits(llm_int8_skip_modules=[]))
     weights.in_own_type_(model, torch.float32)
-    config = peft.LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "up_proj"])
-    assert_exact(peft.get_peft_model(model, config).eval())
+    config = peft.LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "up_proj", "lm_head"])
+    run = assert_exact(peft.get_peft_model(model, config).eval())
+    torch.testing.assert_close(run.hidden @ run.lm.unembedding.T, run.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_virtual_tokens_are_refused(checkpoint: Path) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(num_virtual_tokens=11, task_type="CAUSAL_LM")
+    with pytest.raises(NoPoint, match="22 positions for 11 tokens"):
+        sc.freeze(sc.LM(peft.get_peft_model(loaded(checkpoint), config).eval()), prompt())
 
 
 # ------------------------------------------------------------------------------------------- placement
@@ -215,6 +224,29 @@ def test_wherever_weights_are_kept(checkpoint: Path, tmp_path: Path, kind: str) 
     one, other = (sc.decode(each, here.hidden[-1:].T, "output")[0] for each in (lm, here.lm))
     assert [word.id for word in one] == [word.id for word in other]
     assert {name: p.is_meta for name, p in model.named_parameters()} == kept
+
+
+def test_the_head_is_the_head_wherever_its_weight_is(checkpoint: Path) -> None:
+    """Offloaded weights and empty tensors have no address, weights in one block the same one."""
+    accelerate, peft = pytest.importorskip("accelerate"), pytest.importorskip("peft")
+    here = sc.freeze(sc.LM(loaded(checkpoint)), prompt())
+    adapted = peft.get_peft_model(loaded(checkpoint), peft.LoraConfig(r=2, target_modules=["q_proj", "lm_head"])).eval()
+    flat, start = loaded(checkpoint), 0
+    block = torch.cat([p.detach().flatten() for p in flat.parameters()])
+    for p in flat.parameters():
+        p.data = block[start : start + p.numel()].view_as(p)
+        start += p.numel()
+    cpu = torch.device("cpu")
+    whole = accelerate.cpu_offload(loaded(checkpoint), execution_device=cpu, preload_module_classes=["LlamaMLP"])
+    empty = accelerate.cpu_offload(loaded(checkpoint), execution_device=cpu)
+    empty.model.layers[0].mlp.register_forward_hook(
+        lambda m, x, out: torch.cat([out, out[:, torch.tensor([]).long()]], 1)
+    )
+    for model in (flat, whole, empty, accelerate.cpu_offload(adapted, execution_device=cpu)):
+        run = sc.freeze(sc.LM(model), prompt())
+        torch.testing.assert_close(run.hidden, here.hidden)
+        torch.testing.assert_close(run.operator().dense(), here.operator().dense())
+        torch.testing.assert_close(run.lm.unembedding, here.lm.unembedding)
 
 
 def test_weights_kept_elsewhere_are_checked(checkpoint: Path, tmp_path: Path) -> None:

@@ -226,8 +226,9 @@ class Picked:
     source: Tensor
 
     def __call__(self, call: Call) -> Tensor:
-        x, source = call.args[0], call["src", 3]
-        return (x * self.own).scatter_add(call["dim", 1], call["index", 2], source * self.source).to(x.dtype)
+        x, index = call.args[0], call["index", 2]
+        source = call["src", 3][tuple(slice(n) for n in index.shape)]
+        return (x * self.own).scatter_add(call["dim", 1], index, source * self.source).to(x.dtype)
 
 
 @dataclass(frozen=True)

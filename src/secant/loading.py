@@ -57,6 +57,11 @@ def load(
             "A checkpoint holds every weight of its model", f"{name} without {', '.join(missing[:3])}",
             "Complete it, or use the checkpoint of the causal LM, not of its base model.",
         )  # fmt: skip
+    if getattr(model, "is_quantized", False) and dtype_of(dtype) not in (None, model.dtype):
+        raise BadArgument(
+            "Packed weights compute in the type that their library gives", f"{dtype} for {model.dtype}",
+            "Leave dtype out; precision widens the system that a run holds.",
+        )  # fmt: skip
     weights.in_own_type_(model, model.dtype)
     try:
         model = model if device in (None, "auto") else model.to(device)
@@ -140,6 +145,11 @@ def _reason(name: str, error: Exception, part: str) -> SecantError:
         return ModelRefused(
             f"A model's config.json names a type that transformers {transformers.__version__} knows", name,
             "Check the folder, or update transformers.",
+        )  # fmt: skip
+    if isinstance(error, ImportError) and part == "model":
+        return BadArgument(
+            "Loading takes the packages that it needs", " ".join(said.split())[:200], "Install them: pip install"
+            " 'secant[weights]' has those for packed, adapted and spread weights.",
         )  # fmt: skip
     if not folder:
         return ModelNotFound("A model is a folder or a name on the Hugging Face hub", name, "Check the spelling.")

@@ -231,7 +231,7 @@ class LM:
     def untouched(self) -> Iterator[None]:
         """Leave buffers and other tensors that modules keep as they were, whatever their forward assigns."""
         modules = list(self.model.modules())
-        before = [(dict(m._buffers), {k: v for k, v in vars(m).items() if isinstance(v, Tensor)}) for m in modules]
+        before = [(dict(m._buffers), dict(vars(m))) for m in modules]
         try:
             yield
         finally:
@@ -241,9 +241,14 @@ class LM:
                 for name in [k for k in module._buffers if k not in buffers]:
                     del module._buffers[name]
                 own = vars(module)
-                for name in [k for k, v in own.items() if isinstance(v, Tensor) and k not in attributes]:
-                    del own[name]
-                own.update(attributes)
+                for name in {*own, *attributes}:
+                    now, then = own.get(name), attributes.get(name)
+                    if now is then or not (isinstance(now, Tensor) or isinstance(then, Tensor)):
+                        continue
+                    if name in attributes:
+                        own[name] = then
+                    else:
+                        del own[name]
 
     def embed(self, ids: Sequence[int]) -> Float[Tensor, "T d"]:
         """What the embedding layer gives for these tokens."""
@@ -255,7 +260,7 @@ class LM:
         with torch.no_grad():
             return self.model(input_ids=self._tensor(ids), use_cache=False).logits[0]
 
-    def forward(self, ids: Sequence[int], embeds: Float[Tensor, "T d"]) -> Float[Tensor, "1 T vocabulary"]:
+    def forward(self, ids: Sequence[int], embeds: Float[Tensor, "T d"]) -> Float[Tensor, "1 positions vocabulary"]:
         """The model's logits with given embeddings in place of these tokens' own, whatever graph or mode is in force.
 
         What else the model makes of the tokens (positions, embeddings for each layer, routes by token) stays theirs.

@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from secant.errors import ModelRefused, SecantError
-from secant.hooks import seen_whole
+from secant.errors import ModelRefused, NoPoint, SecantError
+from secant.forms import is_live
+from secant.hooks import answering, seen_whole
 from secant.model import COMPILED, LM
 from secant.operator import Graph, Operator
 from secant.precision import Precision
 from secant.rules import whole
-from secant.tape import Record, Replay, Tape
+from secant.tape import Record, Replay, Tape, WithoutParameters
 
 
 def throughout(dtype: torch.dtype, upcast: bool = False) -> AbstractContextManager[Any]:
@@ -35,6 +36,22 @@ def running(lm: LM, dtype: torch.dtype, upcast: bool = False) -> Iterator[None]:
     grads = torch.inference_mode(False), torch.enable_grad()
     with grads[0], grads[1], lm.untouched(), seen_whole(whole(lm.model)), throughout(dtype, upcast):
         yield
+
+
+@contextmanager
+def noting_head(lm: LM, mode: Record | WithoutParameters) -> Iterator[None]:
+    """Keep what the head's module is first called on as `before_head`, whatever a weight that meets it says."""
+    seen: list[Tensor] = []
+
+    def note(head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        given = args[0] if args else next(iter(kwargs.values()))
+        if not seen and is_live(given):
+            seen.append(given)
+
+    with answering([lm.head], note):
+        yield
+    if seen:
+        mode.before_head = seen[0]
 
 
 @contextmanager
@@ -68,8 +85,13 @@ def record(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"], convention: str,
     mode = Record(lm.model, lm.head, convention, precision if precision != lm.dtype else None)
     moving = mode.enter(x)
     odd = explained(ModelRefused, "A model must run with gradients as it does without", "Report its type.")
-    with running(lm, lm.dtype), mode, odd:
+    with running(lm, lm.dtype), noting_head(lm, mode), mode, odd:
         logits = lm.forward(ids, moving)
+    if logits.shape[1] != len(ids):
+        raise NoPoint(
+            "A model's logits are those of the prompt's tokens", f"{logits.shape[1]} positions for {len(ids)} tokens",
+            "Give a model without virtual tokens, such as those of prompt tuning.",
+        )  # fmt: skip
     steps = {"norm": mode.made(mode.before_head), "logits": mode.made(logits)}
     assert mode.before_head is not None, "a step made it"
     hidden = _streams(mode.before_head.detach(), len(ids))

@@ -32,7 +32,11 @@ class Precision(TorchFunctionMode):
         args, kwargs = self._up(args), self._up(kwargs or {})
         if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
             func, args = Tensor.to, (args[0], self.dtype)
-        if func is torch.full and kwargs.get("dtype") is None and isinstance(kwargs.get("fill_value", args[-1]), float):
+        if (
+            func is torch.full
+            and kwargs.get("dtype") is None
+            and isinstance(kwargs.get("fill_value", args[-1] if args else None), float)
+        ):
             kwargs["dtype"] = self.dtype  # or a number that float32 does not reach would overflow
         if func in GROUPED and args[0].dtype == torch.float64:  # torch has no kernel for it
             return by_groups(args[0], args[1], kwargs["offs"].tolist())

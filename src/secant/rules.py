@@ -107,6 +107,7 @@ def reduced(call: Call) -> Form | None:
         return LINEAR
     if reduce not in ("amax", "amin"):
         raise Refused
+    src = src[tuple(slice(n) for n in index.shape)]
     value, ones = call.wide(call.value), torch.ones_like(call.wide(src))
     chosen = (call.wide(src) == value.gather(dim, index)).to(value)
     alone = torch.zeros_like(value).scatter_add(dim, index, ones) == 0
@@ -324,7 +325,7 @@ def attention(call: Call) -> Form | None:
 class Row:
     """How the functions of these names are held. `elementwise`: each number of the output depends on the numbers
     at its own place alone; `activation`: it is one; `additive`: a constant among its inputs stays a constant term;
-    `view`: the output may share the input's memory.
+    `view`: the output may share the input's memory; `moves`: it is the input's numbers in other places.
     """
 
     rule: Rule
@@ -333,6 +334,7 @@ class Row:
     activation: bool = False
     additive: bool = False
     view: bool = False
+    moves: bool = False
 
 
 INPUT, OTHER = ("input", 0), ("other", 1)
@@ -352,6 +354,7 @@ TABLE = (
         "repeat repeat_interleave tile cat concat concatenate stack hstack vstack dstack __setitem__ index_select "
         "gather take_along_dim roll flip pad diag_embed tril triu slice_scatter select_scatter index_put index_copy "
         "index_add scatter_add copy_ zero_ fill_ masked_select masked_scatter new_tensor",
+        moves=True,
     ),
     Row(scattered, "scatter"),
     Row(reduced, "scatter_reduce"),
@@ -382,7 +385,7 @@ TABLE = (
     Row(einsum, "einsum"),
     Row(grouped, "grouped_mm _grouped_mm"),
     Row(solved, "solve_triangular"),
-    Row(interpolated, "lerp", elementwise=True),
+    Row(interpolated, "lerp", elementwise=True, additive=True),
     Row(half_gated, "glu"),
     # activations
     Row(

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secant.errors import BadArgument, ModelRefused, NoPoint, NotExact
 from secant.model import LM, Prompt, dtype_of, versions
-from secant.network import Network, explained, record, running
+from secant.network import Network, explained, noting_head, record, running
 from secant.operator import Graph, Operator
 from secant.rules import CONVENTIONS
 from secant.tape import Tape, WithoutParameters
@@ -221,7 +221,7 @@ def ordinary_error(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"], y: Float
     with running(lm, lm.dtype), sdpa_kernel(SDPBackend.MATH):
         leaf = x.detach().clone().requires_grad_()
         moving = leaf.clone()
-        with watch:
+        with noting_head(lm, watch), watch:
             lm.forward(ids, moving)
         assert watch.before_head is not None, "record has found it"
         graph = Graph(leaf, watch.before_head[0, -1])

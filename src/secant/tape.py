@@ -40,7 +40,6 @@ from secant.forms import (
     mapped,
     tensors,
 )
-from secant.hooks import Whole
 from secant.rules import QUESTIONS, ROWS, Refused, Row, converted, divided, linear, multiplied, out_of_place, writes
 
 
@@ -143,14 +142,14 @@ class WithoutParameters(TorchFunctionMode):
 
 
 def meeting(head: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
-    """The live tensor of a call that also takes the head, or its weight; None of any other call."""
+    """The live tensor of a call that also takes the head's weight, all of it; None of any other call."""
     moving = live(args)
-    if not moving:
+    weight = head.weight
+    if not moving or not isinstance(weight, Tensor) or weight.is_meta or address(weight) <= 0:
         return None
-    if any(isinstance(a, Whole) and a.module is head for a in args):
-        return moving[0]
-    weight = address(head.weight.detach())  # type: ignore[operator]  # asked each time: it may have been fetched since
-    return moving[0] if any(address(t) == weight for t in tensors(args)) else None
+    where = (weight.data_ptr(), weight.numel())
+    same = (t.numel() == where[1] and address(t) > 0 and t.data_ptr() == where[0] for t in tensors(args))
+    return moving[0] if any(same) else None
 
 
 class _Live(torch.autograd.Function):
@@ -309,9 +308,10 @@ class Record(_Mode):
         step = len(self.tape.steps) - 1
         given = [t for t in tensors((call.args, call.kwargs)) if t.is_floating_point()]
         marks = [mark for t in given if (mark := self.mark(t)) is not None]
-        moved = row is not None and row.rule in (linear, converted) and len(given) == 1 == len(marks)
-        source = marks[0].source if moved and given[0].numel() == made.numel() else made.grad_fn
-        activation = row is not None and (row.activation or (row.view and any(m.activation for m in marks)))
+        alone = row is not None and row.rule in (linear, converted) and len(given) == 1 == len(marks)
+        source = marks[0].source if alone and given[0].numel() == made.numel() else made.grad_fn
+        moved = row is not None and (row.view or row.moves)
+        activation = row is not None and (row.activation or (moved and any(m.activation for m in marks)))
         if row is None or not row.elementwise or len({m.root for m in marks}) != 1:
             return Mark(step, next(self._roots), activation=activation, source=source)
         scalars = sum(isinstance(a, float | int) for a in (*call.args, *call.kwargs.values()))
