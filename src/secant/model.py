@@ -227,29 +227,6 @@ class LM:
                 'Call model.set_attn_implementation("sdpa").',
             )  # fmt: skip
 
-    @contextmanager
-    def untouched(self) -> Iterator[None]:
-        """Leave buffers and other tensors that modules keep as they were, whatever their forward assigns."""
-        modules = list(self.model.modules())
-        before = [(dict(m._buffers), dict(vars(m))) for m in modules]
-        try:
-            yield
-        finally:
-            for module, (buffers, attributes) in zip(modules, before, strict=True):
-                if any(module._buffers.get(name) is not value for name, value in buffers.items()):
-                    module._buffers.update(buffers)
-                for name in [k for k in module._buffers if k not in buffers]:
-                    del module._buffers[name]
-                own = vars(module)
-                for name in {*own, *attributes}:
-                    now, then = own.get(name), attributes.get(name)
-                    if now is then or not (isinstance(now, Tensor) or isinstance(then, Tensor)):
-                        continue
-                    if name in attributes:
-                        own[name] = then
-                    else:
-                        del own[name]
-
     def embed(self, ids: Sequence[int]) -> Float[Tensor, "T d"]:
         """What the embedding layer gives for these tokens."""
         layer = self.model.get_input_embeddings()

@@ -23,6 +23,7 @@ from secant.operator import Graph, Operator
 from secant.precision import Precision
 from secant.rules import whole
 from secant.tape import Record, Replay, Tape, WithoutParameters
+from secant.weights import untouched
 
 
 def throughout(dtype: torch.dtype, upcast: bool = False) -> AbstractContextManager[Any]:
@@ -34,7 +35,7 @@ def throughout(dtype: torch.dtype, upcast: bool = False) -> AbstractContextManag
 def running(lm: LM, dtype: torch.dtype, upcast: bool = False) -> Iterator[None]:
     """Run the model with gradients, whatever the caller's mode, in one type throughout, and leave it as it was."""
     grads = torch.inference_mode(False), torch.enable_grad()
-    with grads[0], grads[1], lm.untouched(), seen_whole(whole(lm.model)), throughout(dtype, upcast):
+    with grads[0], grads[1], untouched(lm.model.modules()), seen_whole(whole(lm.model)), throughout(dtype, upcast):
         yield
 
 

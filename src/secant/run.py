@@ -21,6 +21,7 @@ from secant.network import Network, explained, noting_head, record, running
 from secant.operator import Graph, Operator
 from secant.rules import CONVENTIONS
 from secant.tape import Tape, WithoutParameters
+from secant.weights import untouched
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest error of an exact network, by type: reconstruction by that of the pass, affinity by that of the system."""
@@ -198,7 +199,7 @@ def _errors(network: Network, seed: int) -> tuple[float, float]:
 def _stock_error(lm: LM, ids: Sequence[int], logits: Tensor) -> float | None:
     """How far the stock float64 pass, casts and all, is from the one without; None where it can't run in float64."""
     try:
-        with lm.untouched():
+        with untouched(lm.model.modules()):
             return _relative(lm.logits(ids), logits)
     except RuntimeError:
         return None

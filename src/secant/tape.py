@@ -136,9 +136,19 @@ class WithoutParameters(TorchFunctionMode):
         args, kwargs = normal(func, args, kwargs or {})
         if func in QUESTIONS:
             return func(*args, **kwargs)
+        if not live((args, kwargs)):
+            return unrecorded(func, args, kwargs)
         if self.before_head is None:
             self.before_head = meeting(self._head, args)
         return func(*without_leaves(args), **without_leaves(kwargs))
+
+
+def unrecorded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a call on constants without a graph."""
+    if any(t.requires_grad for t in tensors((args, kwargs))):  # not so of the functions that set the mode
+        with torch.no_grad():
+            return func(*args, **kwargs)
+    return func(*args, **kwargs)
 
 
 def meeting(head: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
@@ -292,11 +302,7 @@ class Record(_Mode):
 
     def still(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one call without a live tensor in it; a function of a held function of a root is one of that root too."""
-        if any(t.requires_grad for t in tensors((args, kwargs))):  # not so of the functions that set the mode
-            with torch.no_grad():
-                out = func(*args, **kwargs)
-        else:
-            out = func(*args, **kwargs)
+        out = unrecorded(func, args, kwargs)
         row = ROWS.get(func)
         if row is not None and row.elementwise and any(t in self.known for t in tensors((args, kwargs))):
             for made in tensors(out):

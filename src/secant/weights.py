@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,17 +21,42 @@ def kind_of(module: nn.Module) -> str:
 
 
 @contextmanager
+def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Leave parameters, buffers and other tensors that these modules keep as they were, whatever is assigned."""
+    kept = [table for m in modules for table in (m._parameters, m._buffers, vars(m))]
+    before = [dict(table) for table in kept]
+    try:
+        yield
+    finally:
+        for table, then in zip(kept, before, strict=True):
+            _put_back(table, then)
+
+
+def _put_back(table: dict[str, Any], before: dict[str, Any]) -> None:
+    """Entries that are tensors, or were, as they were."""
+    for name in {*table, *before}:
+        now, then = table.get(name), before.get(name)
+        if now is then or not (isinstance(now, Tensor) or isinstance(then, Tensor)):
+            continue
+        if name in before:
+            table[name] = then
+        else:
+            del table[name]
+
+
+@contextmanager
 def fetched(module: nn.Module) -> Iterator[None]:
     """Let a module's own parameters be where it computes, which accelerate may have offloaded to memory or disk."""
     hook = getattr(module, "_hf_hook", None)
     if hook is None or not any(p.is_meta for p in module.parameters(recurse=False)):
         yield
         return
-    hook.pre_forward(module)
-    try:
-        yield
-    finally:
-        hook.post_forward(module, None)
+    with untouched([module]):
+        hook.pre_forward(module)
+        try:
+            yield
+        finally:
+            hook.post_forward(module, None)
 
 
 def of(module: nn.Module) -> Tensor:
@@ -104,15 +129,13 @@ def rounds(module: nn.Module) -> bool:
     return kind_of(module) in ROUNDING or any(kind is not None for kind in kept)
 
 
-def computes_in(module: Any, dtype: torch.dtype) -> torch.dtype:
-    """The type that a linear layer with packed weights multiplies in. On some CPUs bitsandbytes takes a kernel that
-    computes in bfloat16, whatever type it is told.
+def packs_anew(module: Any) -> bool:
+    """Whether bitsandbytes packs a 4-bit layer's weight anew, in place, at its first pass, as it does on CPUs with
+    AVX512-BF16, or has done so. It then computes in bfloat16, whatever type it is told.
     """
-    weight: Any = getattr(module, "weight", None)
-    packed_for_cpu = getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False)
-    if packed_for_cpu or (getattr(module, "support_avx512bf16_for_cpu", False) and weight.device.type == "cpu"):
-        return torch.bfloat16
-    return getattr(module, "compute_dtype", None) or dtype
+    weight = getattr(module, "weight", None)
+    done = getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False)
+    return done or (getattr(module, "support_avx512bf16_for_cpu", False) and device_of(module).type == "cpu")
 
 
 def in_own_type_(model: nn.Module, dtype: torch.dtype) -> None:
@@ -147,17 +170,26 @@ def check(model: nn.Module) -> None:
 
 
 def check_kernels(model: nn.Module, dtype: torch.dtype) -> None:
-    """Raises NotExact where layers round what goes into them: no linear map does."""
+    """Raises NotExact where layers round what goes into them, which no linear map does, or compute in another type."""
     for name, module in model.named_modules():
         if rounds(module):
             raise NotExact(
                 "Activations are not rounded to few bits, which has no linear map",
                 f"{name}, a {type(module).__name__} that rounds them",
-                "Quantise weights only, for instance in 4 bits, or call model.dequantize().",
+                "Quantise weights only, for instance in 4 bits, or call model.dequantize().eval().",
             )
-        if kind_of(module) in PACKED and torch.promote_types(dtype, kind := computes_in(module, dtype)) != kind:
+        if kind_of(module) not in PACKED:
+            continue
+        if packs_anew(module):
             raise NotExact(
-                f"A layer computes in the model's type, here {dtype}", f"{name}, which computes in {kind}",
-                "Load the checkpoint with secant.load, or set compute_dtype, and support_avx512bf16_for_cpu = False, on"
-                " such layers before they first run.",
+                "Weights stay as they are while a model runs",
+                f"{name}, which bitsandbytes packs anew on this CPU, to compute in bfloat16",
+                "Load the checkpoint with secant.load; or load it anew, and before it first runs: for m in"
+                f" model.modules(): m.support_avx512bf16_for_cpu, m.compute_dtype = False, {dtype}.",
+            )
+        computes_in = getattr(module, "compute_dtype", None) or dtype
+        if torch.promote_types(dtype, computes_in) != computes_in:  # type: ignore[arg-type]
+            raise NotExact(
+                f"A layer computes in the model's type, here {dtype}", f"{name}, which computes in {computes_in}",
+                f"Set compute_dtype = {dtype} on such layers.",
             )  # fmt: skip
