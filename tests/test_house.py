@@ -31,8 +31,8 @@ ALLOWED = {
     "loading": {"errors", "model", "weights"},
     "spectra": {"errors", "operator"},
     "decoding": {"errors", "model"},
-    "network": {"errors", "forms", "hooks", "model", "operator", "precision", "rules", "tape"},
-    "run": {"errors", "model", "network", "operator", "rules", "tape"},
+    "network": {"errors", "forms", "hooks", "model", "operator", "precision", "rules", "tape", "weights"},
+    "run": {"errors", "model", "network", "operator", "rules", "tape", "weights"},
     "terminal": {"decoding", "explanation", "run"},
 }
 

@@ -172,6 +172,9 @@ def test_contributions_to_a_logit_of_zero() -> None:
     a = sc.attribute(sc.freeze(lm, prompt()))
     assert a.logit == a.total == 0
     assert np.isnan(a.share(1.0))
+    said = sc.explain(lm, prompt()).to_dict()
+    assert said["tokens"][0]["share"] is None
+    json.dumps(said, allow_nan=False)
 
 
 def test_contributions_survive_a_capped_and_scaled_logit() -> None:

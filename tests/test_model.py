@@ -228,6 +228,13 @@ def test_unknown_words(lm: sc.LM) -> None:
     assert 1 in lm.encode("The <unk> in Marin")  # who writes it means it
 
 
+def test_a_model_with_an_encoder_is_refused() -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    with pytest.raises(ModelRefused, match=r"decoder by itself; got T5ForConditionalGeneration"):
+        sc.LM(T5ForConditionalGeneration(T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=1)).eval())
+
+
 def test_nonsense(lm: sc.LM) -> None:
     with pytest.raises(BadPrompt, match="a text, token ids, or chat messages"):
         lm.encode([{"role": "user"}])
@@ -242,6 +249,10 @@ def test_unknown_words_of_a_tokenizer_that_does_not_declare_its_unknown_token() 
     for text in ("hello 世 you", "🎵", "你好"):
         with pytest.raises(BadPrompt, match="Every word must be in the model's vocabulary"):
             lm.encode(text)
+    with pytest.raises(BadPrompt, match=r"got '\?'\. .*spaced as it knows them"):
+        lm.encode("do you like music ?")
+    with pytest.raises(BadPrompt, match=r"got spaces that are not\."):
+        lm.encode("do you  like music?")
 
 
 def test_a_target_that_could_be_two_tokens() -> None:

@@ -56,6 +56,15 @@ def test_a_tolerance_is_kept() -> None:
     assert sc.freeze(lm, prompt(), tolerance=1e-5).certificate.tolerance == 1e-5
 
 
+def test_a_model_that_says_nothing_is_refused() -> None:
+    """0 = J 0 + 0 would hold of anything."""
+    lm = model_of("llama")
+    with torch.no_grad():
+        lm.model.model.norm.weight.zero_()
+    with pytest.raises(NotExact, match="one that is 0"):
+        sc.freeze(lm, prompt())
+
+
 def test_logits_are_a_point_too(run: sc.Run) -> None:
     """To the logits is to the norm, then the head."""
     W = run.lm.unembedding
@@ -93,3 +102,10 @@ def test_bad_arguments(run: sc.Run) -> None:
         sc.freeze(model_of("llama", dtype=torch.bfloat16), prompt(), precision="float16")
     with pytest.raises(BadArgument, match="float64, float32, bfloat16, float16"):
         sc.freeze(run.lm, prompt(), precision="int8")
+
+
+def test_the_ordinary_jacobian_of_grouped_experts_is_quiet(recwarn: pytest.WarningsRecorder) -> None:
+    lm = model_of("mixtral", dtype=torch.float32)
+    lm.model.set_experts_implementation("grouped_mm")
+    assert sc.freeze(lm, prompt(), ordinary=True).certificate.ordinary
+    assert not [str(w.message) for w in recwarn if "grouped_mm" in str(w.message)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from families import model_of, prompt
 from torch import nn
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 import secant as sc
 from secant import weights
-from secant.errors import BadWeights, NoPoint
+from secant.cli import app
+from secant.errors import BadWeights, ModelRefused, NoPoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}  # few bits come in blocks of 64
@@ -99,7 +102,9 @@ def test_a_kernel_that_packs_weights_anew_is_refused(checkpoint: Path, packed: b
         layer.weight.quant_state.packing_format_for_cpu = True
     else:
         layer.support_avx512bf16_for_cpu = True
-    with pytest.raises(sc.NotExact, match=r"layers\.1\.mlp\.up_proj, .* secant\.load.* anew.*support_avx512bf16_for_cpu"):
+    with pytest.raises(
+        sc.NotExact, match=r"layers\.1\.mlp\.up_proj, .* secant\.load.* anew.*support_avx512bf16_for_cpu"
+    ):
         sc.freeze(sc.LM(model), prompt())
     assert torch.equal(layer.weight.data, before)
 
@@ -126,7 +131,9 @@ def test_eight_bits_of_bitsandbytes_round_activations_and_are_refused(checkpoint
     from transformers import BitsAndBytesConfig
 
     model = loaded(checkpoint, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
-    with pytest.raises(sc.NotExact, match=r"q_proj, a Linear8bitLt that rounds them\. .* model\.dequantize\(\)\.eval\(\)"):
+    with pytest.raises(
+        sc.NotExact, match=r"q_proj, a Linear8bitLt that rounds them\. .* model\.dequantize\(\)\.eval\(\)"
+    ):
         sc.freeze(sc.LM(model), prompt())
     assert_exact(model.dequantize().eval())
 
@@ -140,6 +147,21 @@ def test_a_four_bit_folder_loads(folder: Path, tmp_path: Path) -> None:
     assert any("Linear4bit" in type(module).__name__ for module in lm.model.modules())
     certificate = sc.freeze(lm, "The bridge out of Marin is the").certificate
     assert max(certificate.reconstruction, certificate.affinity) <= 1e-5
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_folders_are_verified_in_their_own_type(folder: Path, tmp_path: Path, bits: int) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoTokenizer, BitsAndBytesConfig
+
+    config = four_bits() if bits == 4 else BitsAndBytesConfig(load_in_8bit=True)
+    loaded(folder, quantization_config=config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    result = CliRunner().invoke(app, ["verify", str(tmp_path), "--json"])
+    rows = json.loads(result.stdout)["certificates"]
+    assert [(row["dtype"], row["exact"]) for row in rows] == [("float32", bits == 4)] * 3
+    assert bits == 4 or "rounds them" in rows[0]["why"]
+    assert result.exit_code == (0 if bits == 4 else 2)
 
 
 @pytest.mark.parametrize(("name", "exact"), [("Int8WeightOnlyConfig", True), ("IntxWeightOnlyConfig", True),
@@ -201,6 +223,13 @@ def test_adapters_on_four_bits(checkpoint: Path) -> None:
     config = peft.LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "up_proj", "lm_head"])
     run = assert_exact(peft.get_peft_model(model, config).eval())
     torch.testing.assert_close(run.hidden @ run.lm.unembedding.T, run.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_folder_of_an_adapter_alone_says_how_to_load_it(checkpoint: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    peft.get_peft_model(loaded(checkpoint), peft.LoraConfig(r=4)).save_pretrained(tmp_path)
+    with pytest.raises(ModelRefused, match=r"an adapter alone\. .*AutoPeftModelForCausalLM"):
+        sc.load(tmp_path)
 
 
 def test_virtual_tokens_are_refused(checkpoint: Path) -> None:

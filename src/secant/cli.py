@@ -167,7 +167,10 @@ def explain(
 def verify(
     model: Annotated[str, typer.Argument(help="A folder, a name on the Hugging Face hub, or atlas.")],
     prompt: Annotated[str | None, typer.Option(help="A prompt; by default 8 random tokens.")] = None,
-    dtype: Annotated[list[Dtype] | None, typer.Option(help="Only this type; may be given again.")] = None,
+    dtype: Annotated[
+        list[Dtype] | None,
+        typer.Option(help="Only this type; may be given again. Without it, all; of packed weights, their own."),
+    ] = None,
     convention: Annotated[list[Convention] | None, typer.Option(help="Only this one; may be given again.")] = None,
     precision: Annotated[Dtype | None, typer.Option(help="Evaluate the systems of lower types in this one.")] = None,
     json_: JsonOption = False,
@@ -182,17 +185,20 @@ def verify(
     from dataclasses import asdict
 
     import secant as sc
+    from secant.loading import configuration
 
+    packed = hasattr(configuration(model, allow_remote_code), "quantization_config")
+    chosen: list[Any] = dtype or ([None] if packed else list(Dtype))  # packed weights have a type of their own
+    held = convention or list(Convention)
     rows: list[dict[str, Any]] = []
     with _progress() as progress:
-        chosen, held = dtype or list(Dtype), convention or list(Convention)
-        for name in chosen:
+        for wanted in chosen:
             lm = sc.load(
-                model, dtype=name.value, device=device, attention=attention,
+                model, dtype=wanted and wanted.value, device=device, attention=attention,
                 allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
             )  # fmt: skip
             ids = _random_tokens(lm, seed) if prompt is None else lm.encode(prompt)
-            order = list(Dtype)
+            order, name = list(Dtype), Dtype(str(lm.dtype).removeprefix("torch."))
             wider = precision.value if precision and order.index(precision) < min(2, order.index(name)) else None
             for which in held:
                 how: dict[str, Any] = {"convention": which.value, "precision": wider, "ordinary": True, "seed": seed}
@@ -225,7 +231,7 @@ def architectures(json_: JsonOption = False, debug: DebugOption = False) -> None
         return
     from secant.terminal import console, show_architectures
 
-    show_architectures(console(), rows)
+    show_architectures(console(140), rows)
 
 
 def _random_tokens(lm: LM, seed: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -75,7 +76,7 @@ class Explanation:
             row["output"] = [[asdict(w) for w in words] for words in out]
             row["input"] = [[asdict(w) for w in words] for words in into]
         constant = self.attribution.constant
-        return {
+        said = {
             "model": self.run.lm.name,
             "prediction": [asdict(p) for p in self.run.prediction],
             "certificate": asdict(self.run.certificate),
@@ -84,6 +85,7 @@ class Explanation:
             "constant": {"contribution": constant, "share": self.attribution.share(constant)},
             "tokens": tokens,
         }
+        return _without_nan(said)
 
     def save(self, folder: str | Path) -> None:
         """Write explanation.json, tokens and words (.parquet and .csv) and tensors.safetensors. Raises OutputFailed."""
@@ -110,6 +112,15 @@ class Explanation:
                 table.to_parquet(new / f"{name}.parquet")
                 table.to_csv(new / f"{name}.csv", index=False)
             save_file({k: t.contiguous().clone() for k, t in tensors.items()}, new / "tensors.safetensors", about)
+
+
+def _without_nan(tree: Any) -> Any:
+    """The same with null for numbers that there are none of, such as a share of a logit of 0; JSON has no NaN."""
+    if isinstance(tree, dict):
+        return {key: _without_nan(leaf) for key, leaf in tree.items()}
+    if isinstance(tree, list):
+        return [_without_nan(leaf) for leaf in tree]
+    return None if isinstance(tree, float) and math.isnan(tree) else tree
 
 
 def explain(

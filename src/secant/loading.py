@@ -44,11 +44,9 @@ def load(
         kwargs["device_map"] = "auto"
     if not allow_pickle:
         kwargs["use_safetensors"] = True
-    where = str(Path(__file__).parent / ATLAS if name == ATLAS else Path(name).expanduser())
-    name = str(name)
-    _is_there(where)
+    where, name = _where(name), str(name)
+    config = configuration(name, allow_remote_code)
     with _explained(name), quiet(), _without_bars():
-        config = AutoConfig.from_pretrained(where, trust_remote_code=allow_remote_code)
         model, info = AutoModelForCausalLM.from_pretrained(where, config=config, output_loading_info=True, **kwargs)
     with _explained(name, "tokenizer"), quiet(), _without_bars():
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=allow_remote_code)
@@ -71,15 +69,29 @@ def load(
     return LM(model.eval(), tokenizer, name)
 
 
-def _is_there(name: str) -> None:
-    """Raise where a path leads to no folder of a model."""
-    path = Path(name)
+def configuration(name: str | Path, allow_remote_code: bool = False) -> Any:
+    """A model's configuration, without its weights. Raises ModelNotFound, ModelRefused."""
+    where = _where(name)
+    with _explained(str(name)), quiet():
+        return AutoConfig.from_pretrained(where, trust_remote_code=allow_remote_code)
+
+
+def _where(name: str | Path) -> str:
+    """The folder of a model, or its name on the hub. Raises where a path leads to no folder of a model."""
+    path = Path(__file__).parent / ATLAS if name == ATLAS else Path(name).expanduser()
+    name = str(path)
     if path.is_file():
         raise ModelNotFound("A model is a folder or a name on the hub", f"the file {name}", "Give the folder it is in.")
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        raise ModelRefused(
+            "A model's folder holds a whole model", f"{name}, an adapter alone",
+            "Load it with peft's AutoPeftModelForCausalLM, and give secant.LM the model and its tokenizer.",
+        )  # fmt: skip
     if path.is_dir() and not (path / "config.json").exists():
         raise ModelRefused("A model's folder holds a config.json", f"{name} without one", "Give the folder of a model.")
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip()):
         raise ModelNotFound("A model is a folder or a name on the Hugging Face hub", f"{name!r}", "Check the path.")
+    return name
 
 
 @contextmanager

@@ -54,6 +54,11 @@ class LM:
                 type(self.model).__name__,
                 "Load it with AutoModelForCausalLM, not AutoModel.",
             )
+        if self.model.config.is_encoder_decoder:
+            raise ModelRefused(
+                "A model must be a decoder by itself", f"{type(self.model).__name__}, which has an encoder too",
+                "Choose a causal LM; an encoder's part in the answer is not a map of the prompt alone.",
+            )  # fmt: skip
         if any(type(module).__name__ == "OptimizedModule" for module in self.model.modules()):
             raise ModelRefused(*COMPILED)
         weights.check(self.model)
@@ -159,8 +164,8 @@ class LM:
             bad = [w for w in words if unknown in self.tokenizer(w, add_special_tokens=False)["input_ids"]]
             raise BadPrompt(
                 "Every word must be in the model's vocabulary",
-                ", ".join(map(repr, bad[:5])) or "one that is not",
-                "Use words that the model knows, or give token ids.",
+                ", ".join(map(repr, bad[:5])) or "spaces that are not",
+                "Use words that the model knows, spaced as it knows them; from Python, token ids do as well.",
             )
         return ids
 

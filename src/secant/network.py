@@ -67,7 +67,8 @@ def explained(kind: type[SecantError], rule: str, advice: str) -> Iterator[None]
             raise
         if type(error).__module__.startswith("torch._dynamo"):
             raise ModelRefused(*COMPILED) from error
-        raise kind(rule, " ".join(f"{type(error).__name__}: {error}".split())[:200], advice) from error
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+        raise kind(rule, f"an error in its own code, {said}", advice) from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,6 +81,8 @@ def _pulled(y: Tensor, x: Tensor, cotangents: Tensor) -> Tensor:
         return cotangents.new_zeros(x.numel(), 0)
     try:
         with torch.inference_mode(False), torch.enable_grad():
+            if cotangents.shape[1] == 1:
+                return pull(cotangents[:, 0])[:, None]
             return torch.func.vmap(pull, in_dims=1, out_dims=1)(cotangents.clone())
     except RuntimeError as error:
         if "inplace operation" not in str(error):

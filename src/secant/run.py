@@ -147,6 +147,8 @@ def freeze(
         x, plain = lm.embed(ids), lm.logits(ids)
     stock = _stock_error(lm, ids, plain) if lm.dtype == torch.float64 else None
     recording = record(lm, ids, x, convention, wide)
+    if not recording.values["norm"][-1].any():
+        raise NotExact("There must be a hidden state to reproduce", "one that is 0", "Check the final norm's weights.")
     network = Network.of(lm, recording, x, wide)
     with explained(NotExact, "The held network must have products with J and its transpose", HIDDEN):
         reconstruction, affinity = _errors(network, seed)

@@ -16,10 +16,10 @@ from secant.explanation import Explanation
 from secant.run import Certificate
 
 
-def console() -> Console:
-    """Standard output; 100 columns where it is no terminal."""
+def console(width: int = 100) -> Console:
+    """Standard output; so many columns where it is no terminal."""
     out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=100)
+    return out if out.is_terminal else Console(highlight=False, width=width)
 
 
 def visible(token: str) -> str:
@@ -154,11 +154,15 @@ def show_architectures(out: Console, rows: Sequence[dict[str, str]]) -> None:
         table.add_column(name, no_wrap=True)
     for name in ("reconstruction", "affinity", "‖b‖/‖y‖"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("layers, or reason")
+    table.add_column("layers", no_wrap=True, overflow="ellipsis")
     for row in rows:
         numbers = (row["reconstruction"], row["affinity"], row["constants"])
         style = "" if row["result"] == "exact" else "dim" if row["result"] == "excluded" else "red"
-        table.add_row(row["type"], Text(row["result"], style=style), *numbers, row["reason"] or row["layers"])
+        table.add_row(row["type"], Text(row["result"], style=style), *numbers, row["layers"])
     out.print(table)
+    out.print()
+    for row in rows:
+        if row["reason"]:
+            out.print(Text(f"{row['type']} is {row['result']}: {row['reason']}"))
     results = [row["result"] for row in rows]
     out.print(Text(" · ".join(f"{results.count(r)} {r}" for r in dict.fromkeys(results)), style="dim"))

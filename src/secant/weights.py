@@ -188,7 +188,7 @@ def check_kernels(model: nn.Module, dtype: torch.dtype) -> None:
                 f" model.modules(): m.support_avx512bf16_for_cpu, m.compute_dtype = False, {dtype}.",
             )
         computes_in = getattr(module, "compute_dtype", None) or dtype
-        if torch.promote_types(dtype, computes_in) != computes_in:  # type: ignore[arg-type]
+        if torch.promote_types(dtype, computes_in) != computes_in:
             raise NotExact(
                 f"A layer computes in the model's type, here {dtype}", f"{name}, which computes in {computes_in}",
                 f"Set compute_dtype = {dtype} on such layers.",
