@@ -359,6 +359,19 @@ class Unpacked:
 Form = Constant | Scaled | Fixed | Halves | Opened | Chosen | Picked | Standardised | Attended | Grouped | Unpacked
 
 
+def left_live(form: Form | None, call: Call) -> list[Tensor]:
+    """The tensors of a call that its held function is a function of."""
+    if isinstance(form, Constant):
+        return []
+    if isinstance(form, Fixed):
+        call = call.substitute(form.held)
+    if isinstance(form, Attended):
+        return live(call["value", 2])
+    if isinstance(form, Scaled | Opened | Standardised):
+        return live(call.args[0])
+    return live((call.args, call.kwargs))
+
+
 def held_tensors(form: Form) -> Iterator[Tensor]:
     """Every coefficient that the form holds."""
     for value in vars(form).values():

@@ -16,12 +16,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from secant.errors import ModelRefused, NoPoint, SecantError
-from secant.forms import is_live
+from secant.forms import is_live, live
 from secant.hooks import answering, seen_whole
 from secant.model import COMPILED, LM
 from secant.operator import Graph, Operator
 from secant.precision import Precision
 from secant.rules import whole
+from secant.sites import LayerCall
 from secant.tape import Record, Replay, Tape, WithoutParameters
 from secant.weights import untouched
 
@@ -56,6 +57,23 @@ def noting_head(lm: LM, mode: Record | WithoutParameters) -> Iterator[None]:
 
 
 @contextmanager
+def noting_calls(lm: LM, mode: Record) -> Iterator[list[LayerCall]]:
+    """Note every call of a member of a module list that gives something live."""
+    found: list[LayerCall] = []
+    lists = (module for module in lm.model.modules() if isinstance(module, nn.ModuleList))
+    members = dict.fromkeys(member for each in lists for member in each)
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        if moving := live(out):
+            mark = mode.mark(moving[0])
+            assert mark is not None, "it is live"
+            found.append(LayerCall(mode.modules[id(module)], mark.step, len(mode.tape.steps) - 1))
+
+    with answering(members, note):
+        yield found
+
+
+@contextmanager
 def explained(kind: type[SecantError], rule: str, advice: str) -> Iterator[None]:
     """Say of an error that is not ours, and not for want of memory, what it means here."""
     try:
@@ -79,6 +97,7 @@ class Recording:
     tape: Tape
     values: dict[str, Tensor] = field(repr=False)
     steps: dict[str, int]
+    calls: list[LayerCall] = field(default_factory=list, repr=False)
     stream: int = 0  # of several hidden states that the head is applied to, the one that makes the logits
 
 
@@ -87,7 +106,7 @@ def record(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"], convention: str,
     mode = Record(lm.model, lm.head, convention, precision if precision != lm.dtype else None)
     moving = mode.enter(x)
     odd = explained(ModelRefused, "A model must run with gradients as it does without", "Report its type.")
-    with running(lm, lm.dtype), noting_head(lm, mode), mode, odd:
+    with running(lm, lm.dtype), noting_head(lm, mode), noting_calls(lm, mode) as calls, mode, odd:
         logits = lm.forward(ids, moving)
     if logits.shape[1] != len(ids):
         raise NoPoint(
@@ -98,7 +117,7 @@ def record(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"], convention: str,
     assert mode.before_head is not None, "a step made it"
     hidden = _streams(mode.before_head.detach(), len(ids))
     stream = _leading(lm, hidden, logits[0])
-    return Recording(list(ids), mode.tape, {"norm": hidden[stream], "logits": logits[0].detach()}, steps, stream)
+    return Recording(list(ids), mode.tape, {"norm": hidden[stream], "logits": logits[0].detach()}, steps, calls, stream)
 
 
 def _leading(lm: LM, hidden: Tensor, logits: Tensor) -> int:

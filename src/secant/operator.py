@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy.sparse.linalg import LinearOperator
@@ -111,22 +111,52 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Columns:
-    """Products with some consecutive columns of another matrix."""
+    """Products with some columns of another matrix, which has `total` of them."""
 
     of: Products
-    start: int
-    width: int
+    index: Int[Tensor, " n_in"]
     total: int
 
     def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
         """J v"""
         padded = v.new_zeros(self.total, v.shape[1])
-        padded[self.start : self.start + self.width] = v
+        padded[self.index] = v
         return self.of.forward(padded)
 
     def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
         """Jᵀ u"""
-        return self.of.adjoint(u)[self.start : self.start + self.width]
+        return self.of.adjoint(u)[self.index]
+
+
+@dataclass(frozen=True)
+class Composed:
+    """Products with a product of matrices: the first is applied first."""
+
+    first: Products
+    then: Products
+
+    def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
+        """J v"""
+        return self.then.forward(self.first.forward(v))
+
+    def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
+        """Jᵀ u"""
+        return self.first.adjoint(self.then.adjoint(u))
+
+
+@dataclass(frozen=True)
+class Summed:
+    """Products with a combination of matrices of one shape."""
+
+    terms: tuple[tuple[float, Products], ...]
+
+    def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
+        """J v"""
+        return torch.stack([factor * term.forward(v) for factor, term in self.terms]).sum(0)
+
+    def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
+        """Jᵀ u"""
+        return torch.stack([factor * term.adjoint(u) for factor, term in self.terms]).sum(0)
 
 
 @dataclass(frozen=True)
@@ -189,11 +219,60 @@ class Operator:
         """The adjoint, for products Jᵀ u."""
         return Transposed(self)
 
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """J v for v of `[T * d_in]`, `[T * d_in, n]` or `[T, d_in]`: `[d_out]` or `[d_out, n]`. Raises BadArgument."""
+    @overload
+    def __matmul__(self, v: Operator) -> Operator: ...
+    @overload
+    def __matmul__(self, v: Tensor) -> Tensor: ...
+    def __matmul__(self, v: Tensor | Operator) -> Tensor | Operator:
+        """J v for v of `[T * d_in]`, `[T * d_in, n]` or `[T, d_in]`: `[d_out]` or `[d_out, n]`.
+
+        Of another operator: the composition, which applies that one first; its constant goes through this one.
+        Raises BadArgument where the shapes do not meet.
+        """
+        if isinstance(v, Operator):
+            return self._after(v)
         if isinstance(v, Tensor) and v.shape == self.input.shape and v.shape[0] != self.shape[1]:
             v = v.reshape(-1)
         return _multiplied(self.products.forward, v, self.shape[1], self.bias, "op @ v takes T * d_in numbers")
+
+    def _after(self, first: Operator) -> Operator:
+        """The composition: this operator of what the first one gives."""
+        if self.shape[1] != first.shape[0]:
+            raise BadArgument(
+                f"A composition's second operator takes what its first one gives, {first.shape[0]} numbers",
+                f"one that takes {self.shape[1]}", "Choose points that follow each other.",
+            )  # fmt: skip
+        products = Composed(first.products, self.products)
+        bias = self.products.forward(first.bias.to(self.bias)[:, None])[:, 0] + self.bias
+        return Operator(products, first.input, self.output, bias, {"first": first.about, "then": self.about})
+
+    def __add__(self, other: Operator) -> Operator:
+        """The sum of two operators on the same input: of their J, their constants and their outputs."""
+        return self._combined(other, 1)
+
+    def __sub__(self, other: Operator) -> Operator:
+        """The difference of two operators on the same input."""
+        return self._combined(other, -1)
+
+    def _combined(self, other: Operator, sign: int) -> Operator:
+        if self.shape != other.shape or self.input.shape != other.input.shape:
+            raise BadArgument(
+                "Operators that are added have one shape", f"{self.shape} and {other.shape}",
+                "Choose points of one width, from one source.",
+            )  # fmt: skip
+        return Operator(
+            Summed(((1, self.products), (sign, other.products))),
+            self.input,
+            self.output + sign * other.output,
+            self.bias + sign * other.bias,
+            {"sum" if sign > 0 else "difference": [self.about, other.about]},
+        )
+
+    @cached_property
+    def reconstruction(self) -> float:
+        """‖J input + bias - output‖ / ‖output‖: how far the operator is from giving what the model itself has there."""
+        J = self.products.forward(self.input.reshape(-1, 1))[:, 0]
+        return relative(wide(J) + wide(self.bias), self.output)
 
     def dense(
         self, chunk: int | None = None, progress: Callable[[int, int], None] | None = None
@@ -221,7 +300,7 @@ class Operator:
         T, d_in = self.input.shape
         if not -T <= t < T:
             raise BadArgument(f"A block is one of the {T} tokens", f"t = {t}", f"Use 0 to {T - 1}.")
-        columns = Columns(self.products, t % T * d_in, d_in, T * d_in)
+        columns = Columns(self.products, torch.arange(d_in, device=self.bias.device) + t % T * d_in, T * d_in)
         own = self.input[t % T]
         output = columns.forward(own[:, None])[:, 0]
         return Operator(columns, own[None], output, torch.zeros_like(self.bias), {**self.about, "token": t % T})
@@ -232,18 +311,18 @@ class Operator:
 
     def to_scipy(self) -> LinearOperator:
         """As a scipy.sparse.linalg.LinearOperator on numpy arrays, for scipy's solvers."""
-        wide = torch.promote_types(self.bias.dtype, torch.float32)  # numpy has no bfloat16
+        known = torch.promote_types(self.bias.dtype, torch.float32)  # numpy has no bfloat16
 
         def wrap(product: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
             def call(a: np.ndarray) -> np.ndarray:
                 if np.iscomplexobj(a):
                     return call(a.real) + 1j * call(a.imag)
-                return product(torch.as_tensor(a).to(self.bias)).detach().to("cpu", wide).numpy()
+                return product(torch.as_tensor(a).to(self.bias)).detach().to("cpu", known).numpy()
 
             return call
 
         forward, adjoint = wrap(self.__matmul__), wrap(self.T.__matmul__)
-        dtype = np.dtype(str(wide).removeprefix("torch."))
+        dtype = np.dtype(str(known).removeprefix("torch."))
         return LinearOperator(self.shape, matvec=forward, rmatvec=adjoint, matmat=forward, rmatmat=adjoint, dtype=dtype)
 
     def save(self, path: str | Path) -> None:
@@ -265,6 +344,17 @@ class Operator:
                 "An operator is a safetensors file that Operator.save wrote", f"{path} ({error})", "Save it again."
             ) from error
         return Operator(Matrix(t["J"].flatten(1)), t["input"], t["output"], t["bias"], about)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float64 on the CPU, which every device can be copied to."""
+    return tensor.detach().cpu().double()
+
+
+def relative(value: Tensor, true: Tensor) -> float:
+    """‖value - true‖ / ‖true‖"""
+    error, norm = torch.linalg.vector_norm(wide(value) - wide(true)), torch.linalg.vector_norm(wide(true))
+    return (error / norm).item() if error != 0 else 0.0
 
 
 def _multiplied(product: Callable[[Tensor], Tensor], v: Tensor, size: int, like: Tensor, rule: str) -> Tensor:

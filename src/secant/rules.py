@@ -325,7 +325,8 @@ def attention(call: Call) -> Form | None:
 class Row:
     """How the functions of these names are held. `elementwise`: each number of the output depends on the numbers
     at its own place alone; `activation`: it is one; `additive`: a constant among its inputs stays a constant term;
-    `view`: the output may share the input's memory; `moves`: it is the input's numbers in other places.
+    `view`: the output may share the input's memory; `moves`: it is the input's numbers in other places; `pattern`: it
+    is how much each token attends to each.
     """
 
     rule: Rule
@@ -335,6 +336,7 @@ class Row:
     additive: bool = False
     view: bool = False
     moves: bool = False
+    pattern: bool = False
 
 
 INPUT, OTHER = ("input", 0), ("other", 1)
@@ -408,7 +410,8 @@ TABLE = (
     Row(rms_norm, "rms_norm"),
     Row(normalized, "normalize"),
     Row(attention, "scaled_dot_product_attention"),
-    Row(held, "softmax log_softmax softmin logsumexp"),
+    Row(held, "softmax", pattern=True),
+    Row(held, "log_softmax softmin logsumexp"),
     # statistics, choices, and ways out of torch
     Row(held, "amax amin topk sort kthvalue median std var norm vector_norm prod cumprod"),
     Row(held, "detach data item tolist numpy __array__ __float__"),
@@ -436,6 +439,7 @@ def functions(name: str) -> set[Any]:
 ROWS: dict[Any, Row] = {f: row for row in TABLE for name in row.names.split() for f in functions(name)}
 GROUPED: set[Any] = {f for f, row in ROWS.items() if row.rule is grouped}
 QUESTIONS: set[Any] = {f for name in META.split() for f in functions(name)}
+ADDITIONS: set[Any] = functions("add") | functions("__radd__")
 VIEWS: set[Any] = {f for f, row in ROWS.items() if row.view}
 
 

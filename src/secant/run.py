@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from secant.errors import BadArgument, ModelRefused, NoPoint, NotExact
 from secant.model import LM, Prompt, dtype_of, versions
 from secant.network import Network, explained, noting_head, record, running
-from secant.operator import Graph, Operator
+from secant.operator import Graph, Operator, relative, wide
 from secant.rules import CONVENTIONS
 from secant.tape import Tape, WithoutParameters
 from secant.weights import untouched
@@ -140,16 +140,16 @@ def freeze(
         raise BadArgument(f"A convention is one of {', '.join(CONVENTIONS)}", repr(convention), "Choose one of them.")
     lm.ready()
     ids = lm.encode(prompt)
-    wide = _precision(lm, precision)
+    system = _precision(lm, precision)
     if top < 1:
         raise BadArgument("At least one prediction is kept", f"top = {top}", "Choose 1 or more.")
     with running(lm, lm.dtype), explained(ModelRefused, "A model must run at the prompt by itself", "Mend the model."):
         x, plain = lm.embed(ids), lm.logits(ids)
     stock = _stock_error(lm, ids, plain) if lm.dtype == torch.float64 else None
-    recording = record(lm, ids, x, convention, wide)
+    recording = record(lm, ids, x, convention, system)
     if not recording.values["norm"][-1].any():
         raise NotExact("There must be a hidden state to reproduce", "one that is 0", "Check the final norm's weights.")
-    network = Network.of(lm, recording, x, wide)
+    network = Network.of(lm, recording, x, system)
     with explained(NotExact, "The held network must have products with J and its transpose", HIDDEN):
         reconstruction, affinity = _errors(network, seed)
     certificate = Certificate(
@@ -160,10 +160,10 @@ def freeze(
         constants=(network.biases["norm"][-1].norm() / network.points["norm"][-1].norm()).item(),
         ordinary=ordinary_error(lm, ids, x, recording.values["norm"][-1]) if ordinary else None,
         tolerance=TOLERANCE[lm.dtype] if tolerance is None else tolerance,
-        affinity_tolerance=TOLERANCE[wide] if tolerance is None else tolerance,
+        affinity_tolerance=TOLERANCE[system] if tolerance is None else tolerance,
         convention=convention,
         dtype=str(lm.dtype).removeprefix("torch."),
-        precision=str(wide).removeprefix("torch."),
+        precision=str(system).removeprefix("torch."),
         attention=lm.attention,
         versions=versions(),
         operations=recording.tape.operations(),
@@ -174,14 +174,14 @@ def freeze(
 
 
 def _precision(lm: LM, precision: str | torch.dtype | None) -> torch.dtype:
-    wide = dtype_of(precision) or lm.dtype
-    if torch.promote_types(wide, lm.dtype) != wide:
+    system = dtype_of(precision) or lm.dtype
+    if torch.promote_types(system, lm.dtype) != system:
         raise BadArgument(
             f"The precision is at least the model's own, {lm.dtype}",
-            str(wide),
+            str(system),
             "Load the model in a lower dtype instead.",
         )
-    return wide
+    return system
 
 
 def _errors(network: Network, seed: int) -> tuple[float, float]:
@@ -191,31 +191,20 @@ def _errors(network: Network, seed: int) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * x.std(correction=0)
     u = torch.randn(op.bias.shape, generator=generator, dtype=torch.float64).to(op.bias)
-    Jx, Jv = _wide(op @ torch.stack([x.flatten(), v.flatten()], dim=1)).T
+    Jx, Jv = wide(op @ torch.stack([x.flatten(), v.flatten()], dim=1)).T
     replayed, adjoint = network.replay(v)["norm"][-1], op.T @ u
-    dot = (_wide(u) @ Jv - _wide(adjoint) @ _wide(v).flatten()).abs() / (_wide(u).norm() * Jv.norm())
-    b = _wide(op.bias)
-    return _relative(Jx + b, op.output), max(_relative(Jv + b, replayed), dot.item())
+    dot = (wide(u) @ Jv - wide(adjoint) @ wide(v).flatten()).abs() / (wide(u).norm() * Jv.norm())
+    b = wide(op.bias)
+    return relative(Jx + b, op.output), max(relative(Jv + b, replayed), dot.item())
 
 
 def _stock_error(lm: LM, ids: Sequence[int], logits: Tensor) -> float | None:
     """How far the stock float64 pass, casts and all, is from the one without; None where it can't run in float64."""
     try:
         with untouched(lm.model.modules()):
-            return _relative(lm.logits(ids), logits)
+            return relative(lm.logits(ids), logits)
     except RuntimeError:
         return None
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """In float64 on the CPU, which every device can be copied to."""
-    return tensor.detach().cpu().double()
-
-
-def _relative(value: Tensor, true: Tensor) -> float:
-    """‖value - true‖ / ‖true‖"""
-    error, norm = torch.linalg.vector_norm(_wide(value) - _wide(true)), torch.linalg.vector_norm(_wide(true))
-    return (error / norm).item() if error != 0 else 0.0
 
 
 def ordinary_error(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"], y: Float[Tensor, " d"]) -> float:
@@ -228,7 +217,7 @@ def ordinary_error(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"], y: Float
             lm.forward(ids, moving)
         assert watch.before_head is not None, "record has found it"
         graph = Graph(leaf, watch.before_head[0, -1])
-    return _relative(graph.forward(leaf.detach().reshape(-1, 1))[:, 0], y)
+    return relative(graph.forward(leaf.detach().reshape(-1, 1))[:, 0], y)
 
 
 def _refuse(c: Certificate) -> None:
@@ -254,7 +243,7 @@ def _refuse(c: Certificate) -> None:
 
 
 def _predictions(lm: LM, logits: Float[Tensor, " vocabulary"], top: int) -> list[Prediction]:
-    logits = _wide(logits)
+    logits = wide(logits)
     probabilities = torch.softmax(logits, -1)
     best: Sequence[int] = torch.sort(logits, descending=True, stable=True).indices[:top].tolist()
     return [Prediction(lm.text(i), i, probabilities[i].item(), logits[i].item()) for i in best]

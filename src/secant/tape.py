@@ -16,7 +16,7 @@ import itertools
 import sys
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from secant.errors import NoPoint, NoRule, ReplayMismatch
 from secant.forms import (
+    Attended,
     Call,
     Constant,
     Fixed,
@@ -36,6 +37,7 @@ from secant.forms import (
     address,
     changed,
     held_tensors,
+    left_live,
     live,
     mapped,
     tensors,
@@ -45,11 +47,18 @@ from secant.rules import QUESTIONS, ROWS, Refused, Row, converted, divided, line
 
 @dataclass
 class Step:
-    """One call with a live tensor in it: the function, the module that called it, and what was held (None: linear)."""
+    """One call with a live tensor in it: the function, the module that called it, and what was held (None: linear).
+
+    `parents` are the steps that made what is left live of its arguments, -1 where none did; `shape` is that of its
+    output. `attends`: it is a product with the pattern of an attention.
+    """
 
     function: Any
     module: str
     form: Form | None
+    parents: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+    attends: bool = False
 
 
 @dataclass
@@ -235,17 +244,25 @@ class Record(_Mode):
     """Run a model on a live input as it is, and note on a tape what each call holds.
 
     `head`: the unembedding; what it is first applied to is kept as `before_head`. `precision`: compute
-    coefficients in this type where it is higher than the call's own.
+    coefficients in this type where it is higher than the call's own. `values` maps each wanted step to the value that it
+    made, once the model has run.
     Raises NoRule at a function for which the table of rules has no row.
     """
 
     def __init__(
-        self, model: nn.Module, head: nn.Module, convention: str = "gate", precision: torch.dtype | None = None
+        self,
+        model: nn.Module,
+        head: nn.Module,
+        convention: str = "gate",
+        precision: torch.dtype | None = None,
+        wanted: Iterable[int] = (),
     ) -> None:
         super().__init__(Tape())
+        self.values: dict[int, Any] = dict.fromkeys(wanted)
         self.convention, self.precision = convention, precision
         self.modules = {id(module): name or type(module).__name__ for name, module in model.named_modules()}
         self._roots = itertools.count()
+        self.patterns = WeakIdKeyDictionary()  # softmaxes, and what was made of them
         self.before_head: Tensor | None = None
         self._head = head
 
@@ -295,8 +312,13 @@ class Record(_Mode):
         if into is not None and form is not None:
             form = apart(form, into)
             out = into.copy_(out)
-        self.tape.append(Step(func, module, form))
-        for made in tensors(out if into is None else into):
+        written = out if into is None else into
+        shape = tuple(written.shape) if isinstance(written, Tensor) else ()
+        self.tape.append(Step(func, module, form, self._parents(call, form), shape, self._attends(row, call, form)))
+        if (number := len(self.tape.steps) - 1) in self.values:
+            self.values[number] = written.detach().clone()
+        self._follow(row, written, args, kwargs)
+        for made in tensors(written):
             self.known[made] = self._marked(row, call, form, made)
         return out
 
@@ -304,10 +326,30 @@ class Record(_Mode):
         """Run one call without a live tensor in it; a function of a held function of a root is one of that root too."""
         out = unrecorded(func, args, kwargs)
         row = ROWS.get(func)
+        self._follow(row, out, args, kwargs)
         if row is not None and row.elementwise and any(t in self.known for t in tensors((args, kwargs))):
             for made in tensors(out):
                 self.known[made] = self._marked(row, Call(func, args, kwargs), None, made)
         return out
+
+    def _parents(self, call: Call, form: Form | None) -> tuple[int, ...]:
+        """The steps that made what a call leaves live of its arguments."""
+        marks = (self.mark(t) for t in left_live(form, call))
+        return tuple(-1 if mark is None else mark.step for mark in marks)
+
+    def _attends(self, row: Row | None, call: Call, form: Form | None) -> bool:
+        """Whether a call mixes what is live by a pattern of attention."""
+        mixes = row is not None and not (row.elementwise or row.view or row.moves) and not isinstance(form, Constant)
+        return isinstance(form, Attended) or (mixes and self._patterned(call.args, call.kwargs))
+
+    def _patterned(self, *arguments: Any) -> bool:
+        return any(t in self.patterns for t in tensors(arguments))
+
+    def _follow(self, row: Row | None, out: Any, *arguments: Any) -> None:
+        """A pattern stays one where it is masked, scaled, or moved about."""
+        keeps = row is not None and (row.elementwise or row.view or row.moves)
+        if row is not None and (row.pattern or (keeps and self._patterned(*arguments))):
+            self.patterns.update((made, True) for made in tensors(out))
 
     def _marked(self, row: Row | None, call: Call, form: Form | None, made: Tensor) -> Mark:
         """What is known of an output. It is an elementwise function of the root that its inputs share, if any."""
@@ -353,13 +395,23 @@ class Record(_Mode):
 class Replay(_Mode):
     """Run the same model on any live input with the coefficients of a tape held.
 
-    `points` maps each wanted step to the tensor that it made, once the model has run.
+    `points` maps each wanted step to the tensor that it made, once the model has run. `threads` maps steps to the
+    dimension of their output that counts tokens: the point is then `[T, n]`, and whatever the model makes of that
+    output, it makes of the point. `less`: what is taken off at some threads.
     Raises ReplayMismatch where the model takes another course than it did when it was recorded.
     """
 
-    def __init__(self, tape: Tape, wanted: Iterable[int] = (), precision: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        tape: Tape,
+        wanted: Iterable[int] = (),
+        precision: torch.dtype | None = None,
+        threads: Mapping[int, int] | None = None,
+        less: Mapping[int, Tensor] | None = None,
+    ) -> None:
         super().__init__(tape)
-        self.points: dict[int, Any] = dict.fromkeys(wanted)
+        self.threads, self.less = threads or {}, less or {}
+        self.points: dict[int, Any] = dict.fromkeys((*wanted, *self.threads))
         self.precision = precision
         self.count = 0
 
@@ -378,11 +430,23 @@ class Replay(_Mode):
                 form = changed(form, self._cast)
             out = form(functional(func, args, kwargs))
             out = out if into is None else into.copy_(out)
+        if number in self.threads:
+            out = self._threaded(number, out if into is None else into, into)
+        elif number in self.points:
+            self.points[number] = out
         for made in tensors(out if into is None else into):
             self.known[made] = None
-        if number in self.points:
-            self.points[number] = out
         return out
+
+    def _threaded(self, number: int, out: Tensor, into: Tensor | None) -> Tensor:
+        """The same output, made of the point."""
+        axis = self.threads[number]
+        point = by_token(out, axis)
+        if number in self.less:
+            point = point - self.less[number]
+        self.points[number] = point
+        through = point.view(out.movedim(axis, 0).shape).movedim(0, axis).clone()
+        return through if into is None else into.copy_(through)
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.precision) if tensor.is_floating_point() else tensor
@@ -401,6 +465,12 @@ class Replay(_Mode):
         super().__exit__(exc_type, exc, trace)
         if exc_type is None and self.count != len(self.tape.steps):
             self._mismatch("the end")
+
+
+def by_token(tensor: Tensor, axis: int) -> Tensor:
+    """A row for each token, `[T, n]`, of a tensor whose dimension `axis` counts them; memory of its own."""
+    rows = tensor.movedim(axis, 0)
+    return rows.reshape(len(rows), -1).clone()
 
 
 def _floats(value: Any) -> bool:
