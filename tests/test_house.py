@@ -31,8 +31,11 @@ ALLOWED = {
     "loading": {"errors", "model", "weights"},
     "spectra": {"errors", "operator"},
     "decoding": {"errors", "model"},
-    "network": {"errors", "forms", "hooks", "model", "operator", "precision", "rules", "tape", "weights"},
-    "run": {"errors", "model", "network", "operator", "rules", "tape", "weights"},
+    "network": {"errors", "forms", "hooks", "model", "operator", "precision", "rules", "sites", "tape", "weights"},
+    "sites": {"rules", "tape"},
+    "tail": {"forms", "hooks", "network", "operator", "sites", "tape"},
+    "points": {"errors", "network", "operator", "sites", "tail", "tape"},
+    "run": {"errors", "model", "network", "operator", "rules", "points", "tape", "weights"},
     "terminal": {"decoding", "explanation", "run"},
 }
 

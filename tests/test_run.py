@@ -87,7 +87,7 @@ def test_no_such_position(run: sc.Run, position: int) -> None:
 
 
 def test_no_such_point(run: sc.Run) -> None:
-    with pytest.raises(NoPoint, match="norm or logits"):
+    with pytest.raises(NoPoint, match=r"layers\.i\.attn, .*norm, logits; i = 0 to 2; got 'layers\.77'"):
         run.operator(target="layers.77")
 
 

@@ -31,6 +31,23 @@ def answering(modules: Iterable[nn.Module], answer: Answer) -> Iterator[None]:
             handle.remove()
 
 
+@contextmanager
+def before(modules: Iterable[nn.Module], look: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> Iterator[None]:
+    """Let `look(args, kwargs)` see what these modules are called with, in this thread."""
+    thread = threading.get_ident()
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() == thread:
+            look(args, kwargs)
+
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class Whole:
     """A module's forward pass that function modes see as one call of `function(x, self)`."""
 

@@ -6,8 +6,8 @@ one at zero, whose value is b. b is what biases, learned positions and other con
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from secant.errors import ModelRefused, NoPoint, SecantError
 from secant.forms import is_live, live
-from secant.hooks import answering, seen_whole
+from secant.hooks import answering, before, seen_whole
 from secant.model import COMPILED, LM
 from secant.operator import Graph, Operator
 from secant.precision import Precision
@@ -40,20 +40,35 @@ def running(lm: LM, dtype: torch.dtype, upcast: bool = False) -> Iterator[None]:
         yield
 
 
+class _Reached(Exception):
+    """The head has been reached, and nothing after it is wanted."""
+
+
 @contextmanager
 def noting_head(lm: LM, mode: Record | WithoutParameters) -> Iterator[None]:
     """Keep what the head's module is first called on as `before_head`, whatever a weight that meets it says."""
     seen: list[Tensor] = []
 
-    def note(head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = args[0] if args else next(iter(kwargs.values()))
         if not seen and is_live(given):
             seen.append(given)
 
-    with answering([lm.head], note):
+    with before([lm.head], note):
         yield
     if seen:
         mode.before_head = seen[0]
+
+
+@contextmanager
+def as_far_as_the_head(lm: LM) -> Iterator[None]:
+    """End a pass where the head's module is called."""
+
+    def stop(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Reached
+
+    with suppress(_Reached), before([lm.head], stop):
+        yield
 
 
 @contextmanager
@@ -91,19 +106,31 @@ def explained(kind: type[SecantError], rule: str, advice: str) -> Iterator[None]
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """A model's own pass: its tokens, its tape, its values at each point, `[T, n]`, and the steps that made them."""
+    """A model's own pass: its tokens, its tape, its values at each point, `[T, n]`, and the steps that made them.
+
+    `calls` are those of members of module lists; `made` the values of wanted steps, as they are.
+    """
 
     ids: list[int]
     tape: Tape
     values: dict[str, Tensor] = field(repr=False)
     steps: dict[str, int]
+    convention: str = "gate"
     calls: list[LayerCall] = field(default_factory=list, repr=False)
     stream: int = 0  # of several hidden states that the head is applied to, the one that makes the logits
+    made: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
 
-def record(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"], convention: str, precision: torch.dtype) -> Recording:
+def record(
+    lm: LM,
+    ids: Sequence[int],
+    x: Float[Tensor, "T d"],
+    convention: str,
+    precision: torch.dtype,
+    wanted: Iterable[int] = (),
+) -> Recording:
     """Run the model on tokens as it is, and note what a convention holds. Raises NoRule, NoPoint, TrainingMode."""
-    mode = Record(lm.model, lm.head, convention, precision if precision != lm.dtype else None)
+    mode = Record(lm.model, lm.head, convention, precision if precision != lm.dtype else None, wanted)
     moving = mode.enter(x)
     odd = explained(ModelRefused, "A model must run with gradients as it does without", "Report its type.")
     with running(lm, lm.dtype), noting_head(lm, mode), noting_calls(lm, mode) as calls, mode, odd:
@@ -115,9 +142,10 @@ def record(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"], convention: str,
         )  # fmt: skip
     steps = {"norm": mode.made(mode.before_head), "logits": mode.made(logits)}
     assert mode.before_head is not None, "a step made it"
-    hidden = _streams(mode.before_head.detach(), len(ids))
+    hidden = streams(mode.before_head.detach(), len(ids))
     stream = _leading(lm, hidden, logits[0])
-    return Recording(list(ids), mode.tape, {"norm": hidden[stream], "logits": logits[0].detach()}, steps, calls, stream)
+    values = {"norm": hidden[stream], "logits": logits[0].detach()}
+    return Recording(list(ids), mode.tape, values, steps, convention, calls, stream, mode.values)
 
 
 def _leading(lm: LM, hidden: Tensor, logits: Tensor) -> int:
@@ -128,7 +156,7 @@ def _leading(lm: LM, hidden: Tensor, logits: Tensor) -> int:
         return min(range(len(hidden)), key=lambda i: torch.linalg.vector_norm(lm.head(hidden[i]) - logits).item())
 
 
-def _streams(hidden: Tensor, length: int) -> Tensor:
+def streams(hidden: Tensor, length: int) -> Tensor:
     """The hidden states at the head, a row each stream, (streams, T, d); most models have one."""
     return hidden.reshape(-1, length, hidden.shape[-1])
 
@@ -149,30 +177,50 @@ class Network:
         """Replay a recording at the prompt's embeddings and at zero. Raises ReplayMismatch."""
         with torch.inference_mode(False):
             leaf = x.detach().to(precision, copy=True).requires_grad_()
-        points = _replay(lm, recording, leaf, precision)
-        biases = {name: b.detach() for name, b in _replay(lm, recording, torch.zeros_like(x), precision).items()}
-        return cls(lm, recording, precision, leaf, points, biases)
+        points, _ = replayed(lm, recording, leaf, precision)
+        biases, _ = replayed(lm, recording, torch.zeros_like(x), precision)
+        return cls(lm, recording, precision, leaf, points, {name: b.detach() for name, b in biases.items()})
 
     def replay(self, v: Float[Tensor, "T d"]) -> dict[str, Tensor]:
         """The held network's value at each point, `[T, n]`, for other embeddings. Raises ReplayMismatch."""
-        points = _replay(self.lm, self.recording, v.detach().to(self.input), self.precision)
+        points, _ = replayed(self.lm, self.recording, v.detach().to(self.input), self.precision)
         return {name: point.detach() for name, point in points.items()}
 
-    def operator(self, target: str, position: int, about: dict[str, Any] | None = None) -> Operator:
-        """The map from the embeddings to a point at one position; its output is the model's own value there."""
-        output = self.recording.values[target][position].to(self.precision)
+    def operator(
+        self, target: str, rows: Sequence[int], ids: Sequence[int] | None = None, about: dict[str, Any] | None = None
+    ) -> Operator:
+        """The map from the embeddings to some rows of a point, one after the other; its output is the model's own.
+
+        `ids`: some columns of each row alone.
+        """
+        chosen = slice(None) if ids is None else list(ids)
+
+        def at(values: dict[str, Tensor]) -> Tensor:
+            return values[target][list(rows)][:, chosen].flatten()
+
         with torch.inference_mode(False), torch.enable_grad():
-            graph = Graph(self.input, self.points[target][position])
-        return Operator(graph, self.input.detach(), output, self.biases[target][position], about or {})
+            graph = Graph(self.input, at(self.points))
+        output = at(self.recording.values).to(self.precision)
+        return Operator(graph, self.input.detach(), output, at(self.biases), about or {})
 
 
-def _replay(lm: LM, recording: Recording, x: Tensor, precision: torch.dtype) -> dict[str, Tensor]:
-    """Run the model with what the tape holds; the tensors at the recorded points, on the graph from x if it has one."""
+def replayed(
+    lm: LM,
+    recording: Recording,
+    x: Float[Tensor, "T d"],
+    precision: torch.dtype,
+    threads: Mapping[int, int] | None = None,
+    less: Mapping[int, Tensor] | None = None,
+) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+    """Run the model with what the tape holds: its points by name and those of `threads` by step, `[T, n]`, on the graph
+    from x if it has one. `threads` and `less` are as in Replay.
+    """
     upcast = precision != lm.dtype
-    mode = Replay(recording.tape, recording.steps.values(), precision if upcast else None)
+    mode = Replay(recording.tape, recording.steps.values(), precision if upcast else None, threads, less)
     moving = mode.enter(x.to(precision))
     with running(lm, precision, upcast), mode:
         lm.forward(recording.ids, moving)
     with torch.inference_mode(False), torch.enable_grad():
         norm, logits = (mode.points[recording.steps[name]] for name in ("norm", "logits"))
-        return {"norm": _streams(norm, len(recording.ids))[recording.stream], "logits": logits[0]}
+        named = {"norm": streams(norm, len(recording.ids))[recording.stream], "logits": logits[0]}
+    return named, {step: mode.points[step] for step in threads or ()}

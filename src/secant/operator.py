@@ -261,7 +261,7 @@ class Operator:
                 "Choose points of one width, from one source.",
             )  # fmt: skip
         return Operator(
-            Summed(((1, self.products), (sign, other.products))),
+            Summed(((1.0, self.products), (float(sign), other.products))),
             self.input,
             self.output + sign * other.output,
             self.bias + sign * other.bias,

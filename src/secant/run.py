@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from secant.errors import BadArgument, ModelRefused, NoPoint, NotExact
+from secant.errors import BadArgument, ModelRefused, NotExact
 from secant.model import LM, Prompt, dtype_of, versions
 from secant.network import Network, explained, noting_head, record, running
 from secant.operator import Graph, Operator, relative, wide
+from secant.points import Inside
 from secant.rules import CONVENTIONS
 from secant.tape import Tape, WithoutParameters
 from secant.weights import untouched
@@ -99,21 +102,71 @@ class Run:
         """What was held, call by call."""
         return self.network.recording.tape
 
-    def operator(self, source: str = "embed", target: str = "norm", position: int = -1) -> Operator:
-        """The held network from the embeddings to the final norm, or to the logits, at one position.
+    @cached_property
+    def inside(self) -> Inside:
+        """The network with every named point in it, found when it is first asked for."""
+        return Inside.of(self.network)
 
-        Raises NoPoint, and BadArgument for a position that the prompt does not have.
+    @property
+    def points(self) -> list[str]:
+        """The names of the points of this network."""
+        return list(self.inside.points)
+
+    def operator(
+        self,
+        source: str = "embed",
+        target: str = "norm",
+        position: int | Sequence[int] | None = -1,
+        *,
+        readout: str | None = None,
+        tokens: Sequence[str | SupportsIndex] | None = None,
+    ) -> Operator:
+        """The held network from one point to another, at one position, several (one after the other), or all (None).
+
+        Points: embed, layers.i, layers.i.attn, .mlp and .mixer, layers.i.attn.heads.h, norm, logits; `run.points` lists
+        them. The source's rows at all tokens go in. `readout`: "norm" or "logits" takes a target inside on through the
+        final norm, held at the target's own value. `tokens`: of logits, those of these tokens alone.
+        Raises NoPoint, BadArgument for a position that the prompt does not have, BadPrompt for a token that the
+        vocabulary does not have, and NotExact where a point's own reconstruction is above tolerance.
         """
-        points = self.network.points
-        if source != "embed" or target not in points:
-            raise NoPoint(f"Operators go from embed to {' or '.join(points)}", f"{source} to {target}", "Choose those.")
-        T = len(self.ids)
-        if not -T <= position < T:
-            raise BadArgument(f"A position is one of the prompt's {T} tokens", f"{position}", f"Use 0 to {T - 1}.")
+        rows, ids = self._rows(position), self._ids(tokens, readout or target)
         c = self.certificate
-        where = {"model": self.lm.name, "tokens": self.tokens, "source": source, "target": target}
+        where = {"model": self.lm.name, "tokens": self.tokens, "source": source, "target": target, "readout": readout}
         how = {"convention": c.convention, "dtype": c.dtype, "precision": c.precision, "versions": c.versions}
-        return self.network.operator(target, position, {**where, "position": position % T, **how})
+        about = {**where, "position": rows[0] if isinstance(position, int) else rows, "logits": ids, **how}
+        if source == "embed" and target in self.network.points and readout is None:
+            return self.network.operator(target, rows, ids, about)
+        op = self.inside.operator(source, target, rows, ids, readout, about)
+        scale = 1 + 2 * op.bias.norm().item() / (
+            op.output.norm().item() or 1
+        )  # what cancels is judged by what it is of
+        if not op.reconstruction <= c.tolerance * scale:
+            raise NotExact(
+                f"An operator must reproduce the model to {c.tolerance:.0e} in {c.precision}",
+                f"{op.reconstruction:.1e} from {source} to {target}", HIDDEN,
+            )  # fmt: skip
+        return op
+
+    def _rows(self, position: int | Sequence[int] | None) -> list[int]:
+        T = len(self.ids)
+        given = range(T) if position is None else [position] if isinstance(position, int) else list(position)
+        for row in given:
+            if not isinstance(row, int) or not -T <= row < T:
+                raise BadArgument(f"A position is one of the prompt's {T} tokens", f"{row}", f"Use 0 to {T - 1}.")
+        if not given:
+            raise BadArgument("An operator has at least one position", "none", f"Use 0 to {T - 1}.")
+        return [row % T for row in given]
+
+    def _ids(self, tokens: Sequence[str | SupportsIndex] | None, target: str) -> list[int] | None:
+        if tokens is None:
+            return None
+        if target != "logits":
+            raise BadArgument(
+                "Only logits are those of tokens", f"tokens for {target}", "Choose logits, or leave them out."
+            )
+        if isinstance(tokens, str) or not len(tokens):
+            raise BadArgument("Tokens are a list of some", repr(tokens), 'Give, for instance, [" the"].')
+        return [self.lm.token(token) for token in tokens]
 
 
 def freeze(
@@ -186,7 +239,7 @@ def _precision(lm: LM, precision: str | torch.dtype | None) -> torch.dtype:
 
 def _errors(network: Network, seed: int) -> tuple[float, float]:
     """Reconstruction and affinity errors at the last position."""
-    op = network.operator("norm", -1)
+    op = network.operator("norm", [-1])
     x = op.input
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * x.std(correction=0)

@@ -244,8 +244,8 @@ class Record(_Mode):
     """Run a model on a live input as it is, and note on a tape what each call holds.
 
     `head`: the unembedding; what it is first applied to is kept as `before_head`. `precision`: compute
-    coefficients in this type where it is higher than the call's own. `values` maps each wanted step to the value that it
-    made, once the model has run.
+    coefficients in this type where it is higher than the call's own. `values` maps each wanted step to the value that
+    it made, once the model has run.
     Raises NoRule at a function for which the table of rules has no row.
     """
 
