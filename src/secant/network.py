@@ -6,6 +6,7 @@ one at zero, whose value is b. b is what biases, learned positions and other con
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -77,12 +78,14 @@ def noting_calls(lm: LM, mode: Record) -> Iterator[list[LayerCall]]:
     found: list[LayerCall] = []
     lists = (module for module in lm.model.modules() if isinstance(module, nn.ModuleList))
     members = dict.fromkeys(member for each in lists for member in each)
+    calls: Counter[nn.Module] = Counter()
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        calls[module] += 1
         if moving := live(out):
             mark = mode.mark(moving[0])
             assert mark is not None, "it is live"
-            found.append(LayerCall(mode.modules[id(module)], mark.step, len(mode.tape.steps) - 1))
+            found.append(LayerCall(mode.modules[id(module)], mark.step, len(mode.tape.steps) - 1, calls[module]))
 
     with answering(members, note):
         yield found

@@ -214,7 +214,12 @@ class Inside:
         """Through the final norm, or on to the logits; what these hold is held at the target's own value."""
         self[target]
         stream = self.graph[f"layers.{len(self.layers) - 1}"] if self.layers else None
-        fits = target.startswith("layers.") and not target.endswith(".heads") and stream is not None and self.value(target).shape == stream.shape
+        fits = (
+            target.startswith("layers.")
+            and not target.endswith(".heads")
+            and stream is not None
+            and self.value(target).shape == stream.shape
+        )
         if readout not in ("norm", "logits") or not fits:
             raise NoPoint(
                 "A readout takes a layer, or a part of one, through the norm or to the logits",

@@ -18,11 +18,14 @@ from secant.tape import Step
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One call of a member of a module list: its path, the step that made its output, and the last step in it."""
+    """One call of a member of a module list: its path, the step that made its output, the last step in it, and which
+    call of that module it was, from 1.
+    """
 
     module: str
     out: int
     last: int
+    nth: int = 1
 
 
 @dataclass(frozen=True)

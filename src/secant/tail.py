@@ -38,14 +38,13 @@ class Tail:
         lm, recording, precision = network.lm, network.recording, network.precision
         batch, tokens = h.shape[:2]
         x = network.input.detach()
-        nth = sum(call.module == last.call.module for call in recording.calls)
         shape = recording.tape.steps[last.site.step].shape
 
         def through(mode: Record | Replay, rows: Tensor) -> Tensor | None:
             stream = _raw(mode.enter(rows), shape, last.site.axis, batch)
             logits = None
             ending = nullcontext() if head else as_far_as_the_head(lm)
-            with _replacing(lm.model.get_submodule(last.call.module), nth, shape, stream), ending, mode:
+            with _replacing(lm.model.get_submodule(last.call.module), last.call.nth, shape, stream), ending, mode:
                 logits = lm.forward(recording.ids, x.to(rows))
             return logits
 
@@ -116,7 +115,8 @@ def _replacing(module: nn.Module, nth: int, shape: Sequence[int], stream: Tensor
         if calls != nth:
             return None
         first = next(t for t in tensors(out) if t.shape == tuple(shape))
-        return mapped(out, lambda t: stream if t is first else t)
+        given = stream.clone()  # a step, even where nothing follows
+        return mapped(out, lambda t: given if t is first else t)
 
     with answering([module], answer):
         yield
