@@ -59,6 +59,37 @@ def test_svd_against_numpy(values: np.ndarray) -> None:
     assert f.stable_rank == pytest.approx((values**2).sum() / values.max() ** 2)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.ones(120),
+        np.arange(1, 121) ** -0.5,
+        2.0 ** -np.arange(120),
+        np.r_[3, 2, np.zeros(118)],
+        np.r_[2, 2, 2, np.ones(117)],
+        np.zeros(120),
+    ],
+    ids=["flat", "slow", "fast", "rank-deficient", "clustered", "zero"],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_krylov_against_numpy(values: np.ndarray, dtype: torch.dtype) -> None:
+    J = spectrum(values, (120, 150)).to(dtype)
+    both = torch.stack([J[:, :75], J[:, 75:]], 1)
+    op = Operator.from_dense(both, torch.ones(2, 75, dtype=dtype))
+    f, tolerance = sc.svd(op, 4, solver="krylov"), 1e-10 if dtype == torch.float64 else 1e-4
+    np.testing.assert_allclose(f.S, np.sort(values)[::-1][:4], atol=1e-12 if dtype == torch.float64 else 3e-5)
+    assert (f.residuals <= tolerance * max(1.0, f.S[0].item())).all()
+    torch.testing.assert_close(J @ f.V, f.U * f.S, rtol=0, atol=2 * tolerance)
+    np.testing.assert_allclose(f.V.T @ f.V, np.eye(4), atol=1e-4)
+    each = sc.svd(op, 4, per_token=True, solver="krylov")
+    for t, g in enumerate(each):
+        exact = np.linalg.svd(both[:, t].double(), compute_uv=False)
+        np.testing.assert_allclose(g.S, exact[:4], atol=1e-12 if dtype == torch.float64 else 3e-5)
+        assert g.stable_rank == pytest.approx((exact**2).sum() / exact[0] ** 2 if exact[0] else 0, rel=1e-4)
+    again = sc.svd(op, 4, solver="krylov")
+    assert torch.equal(f.V, again.V)
+
+
 def test_svd_of_zero() -> None:
     f = sc.svd(operator_of(torch.zeros(4, 6)), 3)
     assert f.S.tolist() == [0, 0, 0]

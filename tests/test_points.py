@@ -198,7 +198,7 @@ def test_a_readout_is_the_norm_at_the_points_own_statistics() -> None:
 
 
 def test_a_readout_of_the_last_layer_is_the_whole() -> None:
-    for family in ("llama", "gpt2", "bert", "xlnet", "trocr", "hrm_text"):
+    for family in ("llama", "gpt2", "bert", "xlnet", "trocr"):
         run = run_of(family)
         last = [p for p in run.points if p.count(".") == 1][-1]
         for readout in ("norm", "logits"):

@@ -83,7 +83,7 @@ def _pulled(y: Tensor, x: Tensor, cotangents: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             if cotangents.shape[1] == 1:
                 return pull(cotangents[:, 0])[:, None]
-            return torch.func.vmap(pull, in_dims=1, out_dims=1)(cotangents.clone())
+            return torch.func.vmap(pull)(cotangents.T.contiguous()).T  # a batch in front folds into one product
     except RuntimeError as error:
         if "inplace operation" not in str(error):
             raise

@@ -57,6 +57,7 @@ class Inside:
     biases: dict[str, Tensor] = field(repr=False)
     values: dict[str, Tensor] = field(repr=False)
     threads: dict[int, int] = field(repr=False)  # step and the dimension of its output that counts tokens
+    _rows: dict[int, Tensor] = field(repr=False)  # on the graph, by step
     _steps: dict[int, Tensor] = field(repr=False)  # the model's own values by step
     _lacking: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
@@ -81,6 +82,7 @@ class Inside:
             _named(points, zeros, {**zero, "embed": torch.zeros_like(x)}, cut=True),
             _named(points, steps, {**values, "embed": x}, cut=True),
             axes,
+            threads,
             steps,
         )
 
@@ -108,6 +110,26 @@ class Inside:
             return False
         parts = sum((self.values[f"layers.{i}.{kind}"] for kind in self.parts(i)), start)
         return relative(parts, self.values[f"layers.{i}"]) <= 32 * torch.finfo(self.network.lm.dtype).eps
+
+    def middle(self, i: int) -> tuple[Tensor, bool] | None:
+        """Of a layer that ends in a part that mixes no tokens: the stream that this part is computed from, and whether
+        the layer's other parts are in it already, as they are not where blocks are parallel. None of other layers.
+        """
+        parts, start = self.parts(i), self._start(i)
+        found = (
+            [part for part in self.layers[i].parts if part.site.step in self.points[f"layers.{i}.mlp"].steps]
+            if ("mlp" in parts)
+            else []
+        )
+        if len(found) != 1 or len(found[0].bases) != 1 or start is None:
+            return None
+        (base,) = found[0].bases
+        stream = self.values["embed"] if base < 0 else self._steps[base]
+        others = sum((self.values[f"layers.{i}.{part}"] for part in parts[:-1]), start)
+        for value, mixed in ((others, True), (start, False)):
+            if relative(value, stream) <= 32 * torch.finfo(self.network.lm.dtype).eps:
+                return (self.graph["embed"] if base < 0 else self._rows[base]), mixed
+        return None
 
     def _start(self, i: int) -> Tensor | None:
         """The model's own stream before a layer."""

@@ -20,7 +20,7 @@ from secant.hooks import answering
 from secant.network import Network, as_far_as_the_head, noting_head, running, streams
 from secant.operator import Columns, Graph, Operator
 from secant.sites import Layer
-from secant.tape import Record, Replay
+from secant.tape import Record, Replay, of_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +100,7 @@ def _raw(rows: Tensor, shape: Sequence[int], axis: int, batch: int) -> Tensor:
     """A stream as the model has it, from a row for each token; several as a batch."""
     if batch > 1:
         return rows.view(batch, -1, *shape[2:])
-    others = [n for i, n in enumerate(shape) if i != axis]
-    return rows.view(-1, *others).movedim(0, axis)
+    return of_tokens(rows, shape, axis)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import itertools
 import sys
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -445,7 +445,7 @@ class Replay(_Mode):
         if number in self.less:
             point = point - self.less[number]
         self.points[number] = point
-        through = point.view(out.movedim(axis, 0).shape).movedim(0, axis).clone()
+        through = of_tokens(point, out.shape, axis).clone()
         return through if into is None else into.copy_(through)
 
     def _cast(self, tensor: Tensor) -> Tensor:
@@ -469,8 +469,15 @@ class Replay(_Mode):
 
 def by_token(tensor: Tensor, axis: int) -> Tensor:
     """A row for each token, `[T, n]`, of a tensor whose dimension `axis` counts them; memory of its own."""
-    rows = tensor.movedim(axis, 0)
-    return rows.reshape(len(rows), -1).clone()
+    rows = tensor.movedim(axis, 0) if any(n != 1 for n in tensor.shape[:axis]) else tensor
+    return rows.reshape(tensor.shape[axis], -1).clone()
+
+
+def of_tokens(rows: Tensor, shape: Sequence[int], axis: int) -> Tensor:
+    """The tensor of this shape whose rows by token these are: the inverse of `by_token`."""
+    if all(n == 1 for n in shape[:axis]):
+        return rows.view(shape)  # no transposition, after which batched products would not fold into one
+    return rows.view(shape[axis], *(n for i, n in enumerate(shape) if i != axis)).movedim(0, axis)
 
 
 def _floats(value: Any) -> bool:

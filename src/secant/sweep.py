@@ -1,0 +1,232 @@
+"""All layers' operators at one position, one layer after the other: by a sweep forward, or by backward passes.
+
+*Reverse*: a backward pass for each row of each part, through all layers below it. *Forward*: the derivative of the stream
+by the embeddings at every position, H `[T, d, T d]`, goes once through the layers and serves every part: H ← H + A H for
+what mixes tokens, and where a layer ends in a part that does not, that part's own matrix M_s at each position s is
+formed once, H_s ← H_s + M_s H_s. A forward sweep costs T d vectors a layer, whatever is asked for; backward passes cost d
+vectors for each layer below and each part. Neither holds more than one layer's matrices besides H.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secant.errors import BadArgument, TooLarge
+from secant.operator import CHUNK, Graph, Operator
+from secant.points import Inside
+
+METHODS = ("auto", "forward", "reverse")
+STREAM = "residual"
+
+Matrices = dict[str, Float[Tensor, "d_out T d_in"]]
+"""J of each part of a layer and of the stream after it, at one position."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the cumulative operators are found, and what it takes: vectors through one layer, and bytes."""
+
+    method: str
+    vectors: float
+    memory: float
+
+
+def plan(inside: Inside, position: int, method: str = "auto", max_memory: float | None = None) -> Plan:
+    """The cheaper way that fits into memory, or the one that is asked for. Raises BadArgument, TooLarge."""
+    if method not in METHODS:
+        raise BadArgument(f"A method is one of {', '.join(METHODS)}", repr(method), "Choose one of them.")
+    chained = method != "reverse" and is_chain(inside)
+    if method == "forward" and not chained:
+        raise BadArgument(
+            "A forward sweep needs a network in which each layer reads the stream before it alone",
+            "one that does not", "Use method='reverse', or 'auto'.",
+        )  # fmt: skip
+    ways = [reverse_cost(inside)] + ([forward_cost(inside)] if chained else [])
+    room = budget(inside.graph["embed"].device) if max_memory is None else max_memory
+    fitting = [way for way in ways if method in ("auto", way.method) and way.memory <= room]
+    if not fitting:
+        least = min(way.memory for way in ways if method in ("auto", way.method))
+        raise TooLarge(
+            "The matrices of one layer must fit in memory",
+            f"{least / 2**30:.2g} GiB for them and {room / 2**30:.2g} GiB to work in",
+            "Shorten the prompt, allow more with max_memory, or use run.operator() and its products.",
+        )
+    return min(fitting, key=lambda way: way.vectors)
+
+
+def budget(device: torch.device) -> float:
+    """Half of the memory that is free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2
+    if device.type == "cpu" and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    return float("inf")
+
+
+def forward_cost(inside: Inside) -> Plan:
+    """T d vectors through each layer, of which a part that does not mix tokens needs only d, and one small product."""
+    T, d = inside.graph["embed"].shape
+    width = max(inside.graph[f"layers.{i}"].shape[1] for i in range(len(inside.layers)))
+    shares = [SMALL + (1 - SMALL) / T if separate(inside, i) else 1.0 for i in range(len(inside.layers))]
+    size = inside.graph["embed"].element_size()
+    return Plan("forward", T * d * sum(shares), size * (2.2 * T * width * T * d + 6 * width * T * d + T * width**2))
+
+
+SMALL = 0.4
+"""What the rest of a layer costs, with the product of a part that does not mix tokens: attention in Llama's proportions."""
+
+
+def reverse_cost(inside: Inside) -> Plan:
+    """D vectors for each part, through each layer below."""
+    T, d = inside.graph["embed"].shape
+    width = max(inside.graph[f"layers.{i}"].shape[1] for i in range(len(inside.layers)))
+    vectors = sum(width * len(targets(inside, i)) * (i + 1) for i in range(len(inside.layers)))
+    return Plan("reverse", vectors, inside.graph["embed"].element_size() * 6.0 * width * T * d)
+
+
+def targets(inside: Inside, i: int) -> list[str]:
+    """The points of a layer whose operators are computed; a plain layer's stream is their sum."""
+    parts = [f"layers.{i}.{part}" for part in inside.parts(i)]
+    return parts if inside.plain(i) else [*parts, f"layers.{i}"]
+
+
+def before(inside: Inside, i: int) -> str:
+    """The point that a layer starts from."""
+    return f"layers.{i - 1}" if i else "embed"
+
+
+def is_chain(inside: Inside) -> bool:
+    """Whether each layer reads the stream before it, and the embeddings through it alone: J composes."""
+    v = torch.randn(inside.graph["embed"].numel(), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    v = v.to(inside.graph["embed"])
+    along, last = v, inside.graph["embed"]
+    for i in range(len(inside.layers)):
+        out = inside.graph[f"layers.{i}"]
+        whole, along = Graph(inside.graph["embed"], out).forward(v), Graph(last, out).forward(along)
+        if not torch.linalg.vector_norm(whole - along) <= 1e3 * torch.finfo(v.dtype).eps * torch.linalg.vector_norm(
+            whole
+        ):
+            return False
+        last = out
+    return True
+
+
+def separate(inside: Inside, i: int) -> bool:
+    """Whether a layer is the stream plus what mixes tokens plus, last, one part that does not."""
+    return inside.plain(i) and inside.middle(i) is not None
+
+
+def operators(inside: Inside, position: int, method: str) -> Iterator[Matrices]:
+    """The cumulative J of each layer's parts and stream, layer by layer."""
+    return forward(inside, position) if method == "forward" else reverse(inside, position)
+
+
+def reverse(inside: Inside, position: int) -> Iterator[Matrices]:
+    """By backward passes from each point to the embeddings."""
+    T, d = inside.graph["embed"].shape
+    stream = torch.zeros(d, T, d).to(inside.graph["embed"])
+    stream[:, position] = torch.eye(d)
+    for i in range(len(inside.layers)):
+        found = rows(inside, "embed", targets(inside, i), i, position)
+        if STREAM not in found:
+            found[STREAM] = sum(found.values(), start=stream)
+        stream = found[STREAM]
+        yield found
+
+
+def layerwise(inside: Inside, i: int, position: int) -> Matrices:
+    """J of a layer's parts and of the stream after it by the stream before it."""
+    found = rows(inside, before(inside, i), targets(inside, i), i, position)
+    if STREAM not in found:
+        T, d = inside.graph[before(inside, i)].shape
+        itself = torch.zeros(d, T, d).to(inside.graph["embed"])
+        itself[:, position] = torch.eye(d)
+        found[STREAM] = sum(found.values(), start=itself)
+    return found
+
+
+def rows(inside: Inside, source: str, names: list[str], i: int, position: int) -> Matrices:
+    """J of several points at one position, all rows of them in the same backward passes."""
+    x = inside.graph[source]
+    with torch.inference_mode(False), torch.enable_grad():
+        y = torch.cat([inside.graph[name][position] for name in names])
+    nothing = torch.zeros_like(y).detach()
+    J = Operator(Graph(x, y), x.detach(), nothing, nothing).dense()
+    parts = J.split([inside.graph[name].shape[1] for name in names])
+    return {_part(name, i): part for name, part in zip(names, parts, strict=True)}
+
+
+def _part(name: str, i: int) -> str:
+    return STREAM if name == f"layers.{i}" else name.rpartition(".")[2]
+
+
+def forward(inside: Inside, position: int) -> Iterator[Matrices]:
+    """By one sweep of the embeddings' basis through the layers."""
+    T, d = inside.graph["embed"].shape
+    H = torch.eye(T * d).to(inside.graph["embed"]).view(T, d, T * d)
+    last = len(inside.layers) - 1
+    for i in range(last + 1):
+        places = [position] if i == last else list(range(T))
+        found, H = _through(inside, i, H, position, places)
+        yield {name: J.view(J.shape[0], T, d) for name, J in found.items()}
+
+
+def _through(inside: Inside, i: int, H: Tensor, position: int, places: list[int]) -> tuple[dict[str, Tensor], Tensor]:
+    """A layer's J at the position, and H after it at the places that are wanted of it."""
+    x, at = inside.graph[before(inside, i)], places.index(position)
+    kinds = inside.parts(i)
+    if not separate(inside, i):
+        out = {part: _swept(x, inside.graph[f"layers.{i}.{part}"], H, [position])[0] for part in kinds}
+        H = _swept(x, inside.graph[f"layers.{i}"], H, places)
+        return {**out, STREAM: H[at]}, H
+    middle, with_mixers = inside.middle(i)
+    out, mixed = {}, H[places].clone() if len(places) < len(H) else H.clone()
+    for part in kinds[:-1]:
+        more = _swept(x, inside.graph[f"layers.{i}.{part}"], H, places)
+        out[part] = more[at].clone()
+        mixed += more
+        del more
+    small = _small(middle, inside.graph[f"layers.{i}.{kinds[-1]}"], places)
+    read = mixed if with_mixers else H[places] if len(places) < len(H) else H
+    added = []
+    for s, M in enumerate(small):
+        reached = _reach(read[s], H.shape[0])
+        added.append((s, reached, M @ read[s][:, :reached]))
+        if s == at:
+            out[kinds[-1]] = torch.zeros(M.shape[0], H.shape[2]).to(H)
+            out[kinds[-1]][:, :reached] = added[-1][2]
+        if with_mixers:  # each place reads itself alone
+            mixed[s, :, :reached] += added.pop()[2]
+    for s, reached, more in added:
+        mixed[s, :, :reached] += more
+    return {**out, STREAM: mixed[at].clone()}, mixed
+
+
+def _reach(columns: Tensor, tokens: int) -> int:
+    """How many columns there are up to the last token that reaches this place."""
+    reaching = columns.view(columns.shape[0], tokens, -1).ne(0).any(2).any(0).nonzero().flatten()
+    return (int(reaching[-1]) + 1) * (columns.shape[1] // tokens) if len(reaching) else 0
+
+
+def _swept(x: Tensor, y: Tensor, H: Tensor, places: list[int]) -> Tensor:
+    """Columns of H, `[T, d, columns]`, through the map from x to some rows of y: `[places, n, columns]`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        graph = Graph(x, y[places].flatten())
+    columns = H.flatten(0, 1)
+    out = H.new_empty(len(places) * y.shape[1], columns.shape[1])
+    for start in range(0, columns.shape[1], CHUNK):
+        out[:, start : start + CHUNK] = graph.forward(columns[:, start : start + CHUNK])
+    return out.view(len(places), y.shape[1], -1)
+
+
+def _small(x: Tensor, y: Tensor, places: list[int]) -> Tensor:
+    """The matrix of a part that does not mix tokens at each place, all places at once."""
+    T, d = x.shape
+    basis = torch.eye(d).to(x).repeat(T, 1).view(T, d, d)
+    return _swept(x, y, basis, places)
