@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secant.attribution import Attribution, attribute
     from secant.decoding import Word, decode
+    from secant.depths import Depth, Layers, layers
     from secant.errors import NoRule, NotExact, SecantError
     from secant.explanation import Explanation, explain
     from secant.loading import load
@@ -29,6 +30,7 @@ _WHERE = {
     "decoding": ["decode", "Word"],
     "attribution": ["attribute", "Attribution"],
     "explanation": ["explain", "Explanation"],
+    "depths": ["layers", "Layers", "Depth"],
 }
 
 __all__ = [
@@ -36,7 +38,9 @@ __all__ = [
     "SVD",
     "Attribution",
     "Certificate",
+    "Depth",
     "Explanation",
+    "Layers",
     "NoRule",
     "NotExact",
     "Operator",
@@ -48,6 +52,7 @@ __all__ = [
     "decode",
     "explain",
     "freeze",
+    "layers",
     "load",
     "stable_rank",
     "svd",

@@ -167,7 +167,7 @@ class Inside:
 
         with torch.inference_mode(False), torch.enable_grad():
             graph = Graph(leaf, at(self.graph))
-        return Operator(graph, self.value(source), at(self.values), at(self._without(source)), about or {})
+        return Operator(graph, self.value(source), at(self.values), at(self.without(source)), about or {})
 
     def value(self, name: str) -> Float[Tensor, "T n"]:
         """The model's own value at a point; of a head, what the model's own values give through its projection."""
@@ -197,7 +197,7 @@ class Inside:
         with torch.inference_mode(False), torch.enable_grad():
             return y is x or torch.autograd.grad(y.sum(), x, allow_unused=True, retain_graph=True)[0] is None
 
-    def _without(self, source: str) -> dict[str, Tensor]:
+    def without(self, source: str) -> dict[str, Tensor]:
         """Every point with the source at zero: of the embeddings the network at 0, of others the rest of the pass."""
         if source == "embed":
             return self.biases
@@ -226,7 +226,7 @@ class Inside:
             rest = Graph(all_heads, self.graph[f"{point.stem}.attn"][rows].flatten())
         places = torch.arange(all_heads.numel(), device=all_heads.device).view(all_heads.shape)
         then = Columns(rest, places[rows][:, point.columns].flatten(), places.numel())
-        bias = then.forward(at(self._without(source))[:, None])[:, 0]
+        bias = then.forward(at(self.without(source))[:, None])[:, 0]
         output = then.forward(at(self.values)[:, None])[:, 0]
         return Operator(Composed(first, then), self.value(source), output, bias, about or {})
 

@@ -1,16 +1,17 @@
 """All layers' operators at one position, one layer after the other: by a sweep forward, or by backward passes.
 
-*Reverse*: a backward pass for each row of each part, through all layers below it. *Forward*: the derivative of the stream
-by the embeddings at every position, H `[T, d, T d]`, goes once through the layers and serves every part: H ← H + A H for
-what mixes tokens, and where a layer ends in a part that does not, that part's own matrix M_s at each position s is
-formed once, H_s ← H_s + M_s H_s. A forward sweep costs T d vectors a layer, whatever is asked for; backward passes cost d
-vectors for each layer below and each part. Neither holds more than one layer's matrices besides H.
+*Reverse*: a backward pass for each row of each part, through all layers below it. *Forward*: the derivative of the
+stream by the embeddings, at every position, goes once through the layers and serves every part: H ← H + A H for what
+mixes tokens; and where a layer ends in a part that does not, that part's own matrix M_s at each position s is formed
+once, H_s ← H_s + M_s H_s. A forward sweep costs T d vectors a layer, whatever is asked for; backward passes cost d
+vectors for each part and each layer below it. Neither holds more than one layer's matrices besides H.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,7 @@ class Plan:
     memory: float
 
 
-def plan(inside: Inside, position: int, method: str = "auto", max_memory: float | None = None) -> Plan:
+def plan(inside: Inside, method: str = "auto", max_memory: float | None = None) -> Plan:
     """The cheaper way that fits into memory, or the one that is asked for. Raises BadArgument, TooLarge."""
     if method not in METHODS:
         raise BadArgument(f"A method is one of {', '.join(METHODS)}", repr(method), "Choose one of them.")
@@ -79,7 +80,7 @@ def forward_cost(inside: Inside) -> Plan:
 
 
 SMALL = 0.4
-"""What the rest of a layer costs, with the product of a part that does not mix tokens: attention in Llama's proportions."""
+"""What a layer costs without the part that mixes no tokens, with products with its matrices: in Llama's shape."""
 
 
 def reverse_cost(inside: Inside) -> Plan:
@@ -157,7 +158,7 @@ def rows(inside: Inside, source: str, names: list[str], i: int, position: int) -
     with torch.inference_mode(False), torch.enable_grad():
         y = torch.cat([inside.graph[name][position] for name in names])
     nothing = torch.zeros_like(y).detach()
-    J = Operator(Graph(x, y), x.detach(), nothing, nothing).dense()
+    J = Operator(Graph(x, y), x.detach(), nothing, nothing).dense(min(at_once(inside), len(y)))
     parts = J.split([inside.graph[name].shape[1] for name in names])
     return {_part(name, i): part for name, part in zip(names, parts, strict=True)}
 
@@ -167,66 +168,65 @@ def _part(name: str, i: int) -> str:
 
 
 def forward(inside: Inside, position: int) -> Iterator[Matrices]:
-    """By one sweep of the embeddings' basis through the layers."""
+    """By one sweep of the embeddings' basis through the layers: H is `[columns, T, d]`, a column after the other."""
     T, d = inside.graph["embed"].shape
-    H = torch.eye(T * d).to(inside.graph["embed"]).view(T, d, T * d)
+    H = torch.eye(T * d).to(inside.graph["embed"]).view(T * d, T, d)
     last = len(inside.layers) - 1
     for i in range(last + 1):
-        places = [position] if i == last else list(range(T))
-        found, H = _through(inside, i, H, position, places)
-        yield {name: J.view(J.shape[0], T, d) for name, J in found.items()}
+        found, H = _through(inside, i, H, position, slice(position, position + 1) if i == last else slice(0, T))
+        yield {name: columns.T.reshape(-1, T, d) for name, columns in found.items()}
 
 
-def _through(inside: Inside, i: int, H: Tensor, position: int, places: list[int]) -> tuple[dict[str, Tensor], Tensor]:
-    """A layer's J at the position, and H after it at the places that are wanted of it."""
-    x, at = inside.graph[before(inside, i)], places.index(position)
-    kinds = inside.parts(i)
-    if not separate(inside, i):
-        out = {part: _swept(x, inside.graph[f"layers.{i}.{part}"], H, [position])[0] for part in kinds}
-        H = _swept(x, inside.graph[f"layers.{i}"], H, places)
-        return {**out, STREAM: H[at]}, H
-    middle, with_mixers = inside.middle(i)
-    out, mixed = {}, H[places].clone() if len(places) < len(H) else H.clone()
+def _through(inside: Inside, i: int, H: Tensor, position: int, places: slice) -> tuple[dict[str, Tensor], Tensor]:
+    """What a layer's parts make of H at the position, `[columns, n]`, and H after it at the places wanted."""
+    x, at = inside.graph[before(inside, i)], position - places.start
+    kinds, middle = inside.parts(i), inside.middle(i) if inside.plain(i) else None
+    if middle is None:
+        here = slice(position, position + 1)
+        out = {part: _swept(inside, x, f"layers.{i}.{part}", H, here)[:, 0] for part in kinds}
+        H = _swept(inside, x, f"layers.{i}", H, places)
+        return {**out, STREAM: H[:, at]}, H
+    stream, mixed = middle
+    out, after = {}, H[:, places].clone()
     for part in kinds[:-1]:
-        more = _swept(x, inside.graph[f"layers.{i}.{part}"], H, places)
-        out[part] = more[at].clone()
-        mixed += more
+        more = _swept(inside, x, f"layers.{i}.{part}", H, places)
+        out[part] = more[:, at].clone()
+        after += more
         del more
-    small = _small(middle, inside.graph[f"layers.{i}.{kinds[-1]}"], places)
-    read = mixed if with_mixers else H[places] if len(places) < len(H) else H
-    added = []
-    for s, M in enumerate(small):
-        reached = _reach(read[s], H.shape[0])
-        added.append((s, reached, M @ read[s][:, :reached]))
+    read = after if mixed else H[:, places]
+    T, d = inside.graph["embed"].shape
+    basis = torch.eye(stream.shape[1]).to(stream)[:, None].expand(-1, T, -1)
+    alone = _swept(inside, stream, f"layers.{i}.{kinds[-1]}", basis.contiguous(), places)  # transposed, at each place
+    for s in range(after.shape[1]):
+        reached = _reach(read[:, s], T) * d
+        more = read[:reached, s] @ alone[:, s]
         if s == at:
-            out[kinds[-1]] = torch.zeros(M.shape[0], H.shape[2]).to(H)
-            out[kinds[-1]][:, :reached] = added[-1][2]
-        if with_mixers:  # each place reads itself alone
-            mixed[s, :, :reached] += added.pop()[2]
-    for s, reached, more in added:
-        mixed[s, :, :reached] += more
-    return {**out, STREAM: mixed[at].clone()}, mixed
+            out[kinds[-1]] = torch.cat([more, more.new_zeros(len(H) - reached, more.shape[1])])
+        after[:reached, s] += more  # each place reads itself alone, so that what is read is not written before
+    return {**out, STREAM: after[:, at]}, after
 
 
 def _reach(columns: Tensor, tokens: int) -> int:
-    """How many columns there are up to the last token that reaches this place."""
-    reaching = columns.view(columns.shape[0], tokens, -1).ne(0).any(2).any(0).nonzero().flatten()
-    return (int(reaching[-1]) + 1) * (columns.shape[1] // tokens) if len(reaching) else 0
+    """How many tokens there are up to the last that reaches this place."""
+    reaching = columns.view(tokens, -1, columns.shape[1]).ne(0).any(2).any(1).nonzero().flatten()
+    return int(reaching[-1]) + 1 if len(reaching) else 0
 
 
-def _swept(x: Tensor, y: Tensor, H: Tensor, places: list[int]) -> Tensor:
-    """Columns of H, `[T, d, columns]`, through the map from x to some rows of y: `[places, n, columns]`."""
+def _swept(inside: Inside, x: Tensor, target: str, H: Tensor, places: slice) -> Tensor:
+    """Columns `[columns, T, d]` through the map from x to some places of a point: `[columns, places, n]`."""
+    y = inside.graph[target]
+    whole = places == slice(0, len(y))
     with torch.inference_mode(False), torch.enable_grad():
-        graph = Graph(x, y[places].flatten())
-    columns = H.flatten(0, 1)
-    out = H.new_empty(len(places) * y.shape[1], columns.shape[1])
-    for start in range(0, columns.shape[1], CHUNK):
-        out[:, start : start + CHUNK] = graph.forward(columns[:, start : start + CHUNK])
-    return out.view(len(places), y.shape[1], -1)
+        graph = Graph(x, y.flatten() if whole else y[places].flatten())
+    out = H.new_empty(len(H), places.stop - places.start, y.shape[1])
+    step = at_once(inside)
+    for start in range(0, len(H), step):
+        part = H[start : start + step].flatten(1)
+        out[start : start + step] = graph.forward(part.T).T.view(len(part), *out.shape[1:])
+    return out
 
 
-def _small(x: Tensor, y: Tensor, places: list[int]) -> Tensor:
-    """The matrix of a part that does not mix tokens at each place, all places at once."""
-    T, d = x.shape
-    basis = torch.eye(d).to(x).repeat(T, 1).view(T, d, d)
-    return _swept(x, y, basis, places)
+def at_once(inside: Inside) -> int:
+    """How many vectors go through the network together: fewer where it makes large tensors of each."""
+    largest = max((math.prod(step.shape) for step in inside.network.recording.tape.steps), default=1)
+    return max(1, min(CHUNK, 2**28 // (largest * inside.graph["embed"].element_size())))

@@ -1,0 +1,85 @@
+"""Claim: all layers and three points, top-8 SVD of each token's block, 3 times (8 layers, T 11) and 10 times (24, 6) as
+fast as one `torch.autograd.functional.jacobian(vectorize=True)` and one sklearn `randomized_svd` each.
+
+Llama layout, d 512, float32; points read through the final norm, as the paper does. Both ways in one run: `sc.layers`,
+with everything that it needs (finding the points, the choice of the method), and for each layer and point the Jacobian
+of the plain model from the embeddings, and for each token scikit-learn's randomized SVD with its own settings.
+
+    python benchmarks/layers.py [ROUNDS]
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from sklearn.utils.extmath import randomized_svd
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import secant as sc
+
+D, FF, K = 512, 1376, 8
+CASES = ((8, 11, 3.0), (24, 6, 10.0))
+
+
+def model(layers: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=D, intermediate_size=FF, num_hidden_layers=layers, num_attention_heads=8, num_key_value_heads=8,
+        vocab_size=1000, max_position_embeddings=64,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def one_by_one(llama: LlamaForCausalLM, x: torch.Tensor) -> None:
+    """A Jacobian for each layer and point, a randomized SVD for each token."""
+    for layer in llama.model.layers:
+        for part in (layer, layer.self_attn, layer.mlp):
+
+            def point(x: torch.Tensor, part: torch.nn.Module = part) -> torch.Tensor:
+                seen: list[torch.Tensor] = []
+                hook = part.register_forward_hook(
+                    lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out)
+                )
+                llama.model(inputs_embeds=x[None], use_cache=False)
+                hook.remove()
+                return llama.model.norm(seen[0].reshape(-1, D)[-1])
+
+            J = torch.autograd.functional.jacobian(point, x, vectorize=True)
+            for t in range(len(x)):
+                randomized_svd(J[:, t].numpy(), K, random_state=0)
+
+
+def main(rounds: int) -> None:
+    for layers, T, claim in CASES:
+        llama = model(layers)
+        run = sc.freeze(sc.LM(llama), list(range(1, T + 1)))
+
+        def ours(run: sc.Run = run) -> sc.Layers:
+            vars(run).pop("inside", None)  # what it keeps from one call to the next
+            return sc.layers(run, K, spans=["cumulative"], all_tokens=False)
+
+        sides: dict[str, Callable[[], object]] = {
+            "sc.layers": ours,
+            "one by one": lambda llama=llama, run=run: one_by_one(llama, run.input),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(rounds):
+            for name, side in sides.items():
+                start = time.perf_counter()
+                side()
+                seconds[name].append(time.perf_counter() - start)
+        median = {name: statistics.median(s) for name, s in seconds.items()}
+        worst = max(f.residuals.max().item() / f.S[0].item() for depth in ours().depths for f in depth.tokens)
+        print(f"d {D}, {layers} layers, T {T}, float32, {torch.get_num_threads()} threads, {rounds} rounds, medians")
+        for name, s in median.items():
+            print(f"  {name:<12}{s:8.2f} s  ({min(seconds[name]):.2f} to {max(seconds[name]):.2f})")
+        print(
+            f"one by one / sc.layers   {median['one by one'] / median['sc.layers']:.1f}  (claim: at least {claim:.0f})"
+        )
+        print(f"largest residual of a triplet, in σ₁: {worst:.0e}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)

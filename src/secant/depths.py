@@ -1,0 +1,291 @@
+"""Every layer at once: what the network has written by each depth, and what each layer does by itself.
+
+For each layer, each of its parts, and the stream after it: the cumulative operator (from the embeddings) and the
+layerwise one (from the stream before the layer), at one position, read through the final norm; of each the leading
+singular triplets, token by token and for all tokens together (J. Golden, TMLR 2025, arXiv 2505.24293, section 4.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, SupportsIndex
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secant.decoding import decode
+from secant.errors import BadArgument, NoPoint
+from secant.operator import Graph, relative, wide
+from secant.points import Inside
+from secant.run import Run
+from secant.spectra import SVD, leading
+from secant.sweep import STREAM, Matrices, before, layerwise, operators, plan
+from secant.tail import Tail, together
+
+SPANS = ("cumulative", "layerwise")
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Depth:
+    """One operator at one depth: `tokens[t]` are the leading triplets of its block for token t, `whole` those of all.
+
+    `part`: residual, attn, mixer or mlp; `span`: cumulative, or layerwise. `reconstruction`: ‖J x + b - y‖ / ‖y‖.
+    """
+
+    layer: int
+    part: str
+    span: str
+    tokens: list[SVD] = field(repr=False)
+    whole: SVD | None = field(repr=False)
+    reconstruction: float
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """All depths of a run at one position. `couplings[i]` joins layer i and the next; `method`: forward or reverse."""
+
+    run: Run = field(repr=False)
+    position: int
+    readout: str | None
+    method: str
+    depths: list[Depth] = field(repr=False)
+    couplings: list[float]
+
+    def depth(self, layer: int, part: str = STREAM, span: str = "cumulative") -> Depth:
+        """One of the depths. Raises NoPoint."""
+        for depth in self.depths:
+            if (depth.layer, depth.part, depth.span) == (layer, part, span):
+                return depth
+        raise NoPoint(
+            "A depth is a layer, a part that it has, and a span", f"{layer}, {part}, {span}", "See to_pandas()."
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each operator, of one token (position, token) or of all together (position missing): stable rank,
+        ‖J‖_F, σ's, and the reconstruction error of the operator.
+        """
+        rows = [
+            {
+                "layer": d.layer,
+                "part": d.part,
+                "span": d.span,
+                "position": t,
+                "token": None if t is None else self.run.tokens[t],
+                "stable_rank": f.stable_rank,
+                "frobenius": f.frobenius,
+                **{f"sigma_{i}": s for i, s in enumerate(f.S.tolist())},
+                "reconstruction": d.reconstruction,
+            }
+            for d, t, f in self._each()
+        ]
+        return pd.DataFrame(rows).astype({"position": "Int64"})
+
+    def spectra(self) -> pd.DataFrame:
+        """A row for each singular value: σ_i and σ_i / σ₀."""
+        rows = [
+            (d.layer, d.part, d.span, t, i, s, s / f.S[0].item() if f.S[0] else 0.0)
+            for d, t, f in self._each()
+            for i, s in enumerate(f.S.tolist())
+        ]
+        names = ["layer", "part", "span", "position", "vector", "sigma", "normalized"]
+        return pd.DataFrame(rows, columns=names).astype({"position": "Int64"})
+
+    def words(self, top: int = 8, vectors: int = 1) -> pd.DataFrame:
+        """A row for each decoded word: layer x part x span x token x singular vector, side output (U) and input (V).
+
+        V of a layerwise operator is a direction of the stream before the layer; its words are the embeddings that it
+        is nearest to.
+        """
+        rows: list[tuple[Any, ...]] = []
+        for d, t, f in self._each():
+            for side in ("output", "input") if t is not None else ("output",):
+                directions = (f.U if side == "output" else f.V)[:, :vectors]
+                for i, words in enumerate(decode(self.run.lm, directions, side, top)):
+                    rows += [
+                        (d.layer, d.part, d.span, t, i, side, r, w.token, w.id, w.score) for r, w in enumerate(words)
+                    ]
+        names = ["layer", "part", "span", "position", "vector", "side", "rank", "word", "id", "score"]
+        return pd.DataFrame(rows, columns=names).astype({"position": "Int64"})
+
+    def path(self) -> pd.DataFrame:
+        """Where the top two left vectors of each depth's stream point in the plane of the last depth's (the paper's
+        path plot): a row for each layer and vector, with x and y their products with the last layer's first and second.
+        """
+        streams = [(d.layer, f) for d, f in self._whole() if (d.part, d.span) == (STREAM, "cumulative")]
+        plane = streams[-1][1].U[:, :2]
+        rows = [(layer, i, *(plane.T @ u).tolist()) for layer, f in streams for i, u in enumerate(f.U[:, :2].T)]
+        return pd.DataFrame(rows, columns=["layer", "vector", "x", "y"])
+
+    def first_seen(self, token: str | SupportsIndex | None = None, top: int = 1) -> pd.DataFrame:
+        """The first layer at which a token, by default the predicted one, is among the `top` words of U₀: a row for
+        each part, span and token of the prompt (all together: position missing); layer missing where it never is.
+        """
+        wanted = self.run.prediction[0].id if token is None else self.run.lm.token(token)
+        found: dict[tuple[str, str, int | None], int | None] = {}
+        for d, t, f in self._each():
+            best = decode(self.run.lm, f.U[:, :1], "output", top)[0]
+            key = (d.part, d.span, t)
+            if found.setdefault(key, None) is None and any(word.id == wanted for word in best):
+                found[key] = d.layer
+        rows = [(*key, layer) for key, layer in found.items()]
+        table = pd.DataFrame(rows, columns=["part", "span", "position", "layer"])
+        return table.astype({"position": "Int64", "layer": "Int64"})
+
+    def coupling(self) -> pd.DataFrame:
+        """How far the leading singular vectors of one layer's block at the position's own token serve the one before:
+        ‖U_{i+1}ᵀ J_i V_{i+1} - S_i‖ / ‖S_i‖, 0 where they are the same (M. Aubry et al., "Transformer Block Coupling",
+        ICLR 2025, arXiv 2407.07810). J_i is what layer i adds to the stream.
+        """
+        return pd.DataFrame(
+            [(i, i + 1, m) for i, m in enumerate(self.couplings)], columns=["layer", "next", "mismatch"]
+        )
+
+    def _whole(self) -> list[tuple[Depth, SVD]]:
+        """The operators of all tokens. Raises NoPoint where they were left out."""
+        found = [(depth, depth.whole) for depth in self.depths if depth.whole is not None]
+        if not found:
+            raise NoPoint("This takes all tokens together", "layers without them", "Use layers(run, all_tokens=True).")
+        return found
+
+    def _each(self) -> Iterator[tuple[Depth, int | None, SVD]]:
+        for depth in self.depths:
+            yield from ((depth, t, f) for t, f in enumerate(depth.tokens))
+            if depth.whole is not None:
+                yield depth, None, depth.whole
+
+
+def layers(
+    run: Run,
+    k: int = 8,
+    *,
+    position: int = -1,
+    readout: str | None = "norm",
+    spans: Sequence[str] = SPANS,
+    method: str = "auto",
+    all_tokens: bool = True,
+    max_memory: float | None = None,
+    progress: Progress | None = None,
+) -> Layers:
+    """Every layer x part x span of a run at one position: the leading k triplets of each token's block, and of all.
+
+    `readout`: "norm" reads each point through the final norm, held at the point's own value; None takes it as it is.
+    `all_tokens`: also of all blocks side by side. `method`: of the cumulative ones, forward, reverse, or auto, the
+    cheaper one that fits (see secant.sweep). `max_memory`: bytes to work in, by default half of
+    what is free. `progress(what, done, all)` is called as the work goes on.
+    Raises NoPoint where the network has no layers, BadArgument, and TooLarge.
+    """
+    inside = run.inside
+    T, count = inside.tokens, len(inside.layers)
+    if not count:
+        raise NoPoint("A network's layers are members of a module list that carries the stream", "none", "Use points.")
+    if readout not in (None, "norm"):
+        raise BadArgument("A readout of all layers is norm, or None", repr(readout), "Choose one of them.")
+    if not spans or not set(spans) <= set(SPANS):
+        raise BadArgument(f"Spans are {' and '.join(SPANS)}", repr(spans), "Choose from them.")
+    d = min(inside.graph[name].shape[1] for name in ("embed", "layers.0"))
+    if not isinstance(k, int) or not 1 <= k <= d:
+        raise BadArgument(f"Blocks have 1 to {d} singular triplets", f"k = {k}", "Choose k in between.")
+    if not isinstance(position, int) or not -T <= position < T:
+        raise BadArgument(f"A position is one of the prompt's {T} tokens", f"{position}", f"Use 0 to {T - 1}.")
+    position %= T
+    chosen = plan(inside, method, max_memory)
+    reading = Reading.of(inside, position, readout is not None)
+    sweep = operators(inside, position, chosen.method) if "cumulative" in spans else None
+    report = progress or (lambda what, done, of: None)
+    depths: list[Depth] = []
+    blocks: list[Tensor] = []
+    couplings: list[float] = []
+    for i in range(count):
+        if sweep is not None:
+            depths += _depths(inside, reading, i, "cumulative", next(sweep), k, all_tokens)
+        if "layerwise" in spans:
+            own = layerwise(inside, i, position)
+            blocks = [*blocks[-1:], *_added(own, position)]
+            couplings += [_mismatch(blocks[0], blocks[1], k)] if len(blocks) == 2 else []
+            depths += _depths(inside, reading, i, "layerwise", own, k, all_tokens)
+        report("layers", i + 1, count)
+    return Layers(run, position, readout, chosen.method, depths, couplings)
+
+
+def _depths(
+    inside: Inside, reading: Reading, i: int, span: str, found: Matrices, k: int, all_tokens: bool
+) -> list[Depth]:
+    """The spectra of a layer's operators, parts first."""
+    source = "embed" if span == "cumulative" else before(inside, i)
+    x, without = inside.value(source), inside.without(source)
+    depths = []
+    for part in sorted(found, key=lambda part: part == STREAM):
+        name = f"layers.{i}" if part == STREAM else f"layers.{i}.{part}"
+        J, b, y = reading.read(name, found[part], without[name][reading.position])
+        error = relative(torch.einsum("otd,td->o", wide(J), wide(x)) + wide(b), y)
+        blocks = leading(J.movedim(1, 0), y, k)
+        whole = leading(J.flatten(1)[None], y, k)[0] if all_tokens else None
+        depths.append(Depth(i, part, span, blocks, whole, error))
+    return depths
+
+
+def _added(own: Matrices, position: int) -> list[Tensor]:
+    """What a layer adds to the stream from the position's own token, if it has parts."""
+    parts = [J[:, position] for part, J in own.items() if part != STREAM]
+    return [torch.stack(parts).sum(0)] if parts else []
+
+
+def _mismatch(block: Float[Tensor, "d d"], following: Float[Tensor, "d d"], k: int) -> float:
+    """‖U₂ᵀ J₁ V₂ - S₁‖ / ‖S₁‖ with the leading k triplets of each."""
+    one, two = leading(torch.stack([block, following]), torch.zeros_like(block[0]), k)
+    return (torch.linalg.matrix_norm(two.U.T @ block.to(two.U) @ two.V - one.S.diag()) / one.S.norm()).item()
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """How the points of one position are read: through the final norm, held at their own values, or as they are."""
+
+    inside: Inside
+    position: int
+    tails: list[Tail]
+    rows: dict[str, tuple[int, int]]  # which tail reads a point, and at which of its rows
+
+    @classmethod
+    def of(cls, inside: Inside, position: int, normed: bool) -> Reading:
+        """All points at once, where the model takes them as a batch. Raises NoPoint where the norm mixes tokens."""
+        layers = range(len(inside.layers))
+        names = [name for i in layers for name in (*(f"layers.{i}.{part}" for part in inside.parts(i)), f"layers.{i}")]
+        if not normed:
+            return cls(inside, position, [], {})
+        site = inside.layers[-1].site
+        shape = inside.network.recording.tape.steps[site.step].shape
+        if together(shape, site.axis):
+            tails = [inside.tail(torch.stack([inside.values[name][position : position + 1] for name in names]))]
+            rows = {name: (0, row) for row, name in enumerate(names)}
+        else:
+            tails = [inside.tail(inside.values[name][None]) for name in names]
+            rows = {name: (row, position) for row, name in enumerate(names)}
+        reading = cls(inside, position, tails, rows)
+        own, (tail, row) = inside.values["norm"][position], rows[f"layers.{len(layers) - 1}"]
+        error = relative(tails[tail].values["norm"][row], own)
+        if not error <= 1e2 * torch.finfo(inside.network.lm.dtype).eps:
+            raise NoPoint(
+                "The readout of all layers needs a final norm right after the last layer, of each position alone",
+                f"another value there ({error:.1e})", "Use readout=None, or run.operator(..., readout='norm').",
+            )  # fmt: skip
+        return reading
+
+    def read(
+        self, name: str, J: Float[Tensor, "n T d"], b: Float[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "m T d"], Float[Tensor, " m"], Float[Tensor, " m"]]:
+        """J, b and y of a point as it is read."""
+        if name not in self.rows:
+            return J, b, self.inside.values[name][self.position]
+        tail, row = self.tails[self.rows[name][0]], self.rows[name][1]
+        with torch.inference_mode(False), torch.enable_grad():
+            graph = Graph(tail.input, tail.points["norm"][row])
+        n, m = J.shape[0], len(graph.y)
+        N = graph.adjoint(torch.eye(m).to(graph.y)).view(*tail.input.shape, m)[row].T
+        read = N.diagonal()[:, None, None] * J if n == m and not (N - N.diagonal().diag()).any() else None
+        read = torch.einsum("mn,ntd->mtd", N, J) if read is None else read
+        return read, N @ b + tail.biases["norm"][row], tail.values["norm"][row]
