@@ -36,7 +36,9 @@ ALLOWED = {
     "tail": {"forms", "hooks", "network", "operator", "sites", "tape"},
     "points": {"errors", "network", "operator", "sites", "tail", "tape"},
     "run": {"errors", "model", "network", "operator", "rules", "points", "tape", "weights"},
-    "terminal": {"decoding", "explanation", "run"},
+    "sweep": {"errors", "operator", "points"},
+    "depths": {"decoding", "errors", "operator", "points", "run", "spectra", "sweep", "tail"},
+    "terminal": {"decoding", "depths", "explanation", "run"},
 }
 
 

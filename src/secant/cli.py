@@ -124,6 +124,12 @@ def explain(
     convention: Annotated[Convention, typer.Option(help="What a gated product holds.")] = Convention.gate,
     device: DeviceOption = None,
     attention: AttentionOption = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Also look at every layer: what is written by each depth.")
+    ] = False,
+    highlight: Annotated[
+        list[str] | None, typer.Option(help="A word to mark in the layers' map; may be given again. The predicted one.")
+    ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Send the prompt as a user's chat message.")] = False,
     seed: SeedOption = 0,
     allow_remote_code: RemoteOption = False,
@@ -148,6 +154,7 @@ def explain(
             convention=convention.value,
             precision=precision and precision.value,
             seed=seed,
+            layers=layers,
             progress=progress,
         )
     if out is not None:
@@ -155,9 +162,11 @@ def explain(
     if json_:
         typer.echo(json.dumps(explanation.to_dict(), ensure_ascii=False))
         return
-    from secant.terminal import console, show_explanation
+    from secant.terminal import console, show_explanation, show_layers
 
     show_explanation(console(), explanation)
+    if explanation.layers is not None:
+        show_layers(console(), explanation.layers, highlight)
     if out is not None:
         typer.echo(f"Tables and tensors are in {out}", err=True)
 

@@ -145,6 +145,14 @@ class Layers:
             [(i, i + 1, m) for i, m in enumerate(self.couplings)], columns=["layer", "next", "mismatch"]
         )
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """All tables by name: layers, layer_words, and, where they can be made, path, first_seen and coupling."""
+        found = {"layers": self.to_pandas(), "layer_words": self.words(), "first_seen": self.first_seen()}
+        spans = {depth.span for depth in self.depths}
+        if "cumulative" in spans and self.depths[0].whole is not None:
+            found["path"] = self.path()
+        return {**found, **({"coupling": self.coupling()} if self.couplings else {})}
+
     def _whole(self) -> list[tuple[Depth, SVD]]:
         """The operators of all tokens. Raises NoPoint where they were left out."""
         found = [(depth, depth.whole) for depth in self.depths if depth.whole is not None]
@@ -249,6 +257,7 @@ class Reading:
     position: int
     tails: list[Tail]
     rows: dict[str, tuple[int, int]]  # which tail reads a point, and at which of its rows
+    _held: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, inside: Inside, position: int, normed: bool) -> Reading:
@@ -282,10 +291,24 @@ class Reading:
         if name not in self.rows:
             return J, b, self.inside.values[name][self.position]
         tail, row = self.tails[self.rows[name][0]], self.rows[name][1]
-        with torch.inference_mode(False), torch.enable_grad():
-            graph = Graph(tail.input, tail.points["norm"][row])
-        n, m = J.shape[0], len(graph.y)
-        N = graph.adjoint(torch.eye(m).to(graph.y)).view(*tail.input.shape, m)[row].T
+        N = self._norm(*self.rows[name])
+        m, n = N.shape
         read = N.diagonal()[:, None, None] * J if n == m and not (N - N.diagonal().diag()).any() else None
         read = torch.einsum("mn,ntd->mtd", N, J) if read is None else read
         return read, N @ b + tail.biases["norm"][row], tail.values["norm"][row]
+
+    def _norm(self, tail: int, row: int) -> Float[Tensor, "m n"]:
+        """The held norm at one row. Rows are looked up in groups of as many as there are tokens: they take as much
+        memory as one operator, and one batched backward pass.
+        """
+        graph, own = self.tails[tail], self._held
+        if (tail, row) not in own:
+            own.clear()
+            with torch.inference_mode(False), torch.enable_grad():
+                rows = slice(row, row + self.inside.tokens) if len(self.tails) == 1 else slice(row, row + 1)
+                y = graph.points["norm"][rows]
+            g, m = y.shape
+            slopes = Graph(graph.input, y.flatten()).adjoint(torch.eye(m).to(y).repeat(g, 1))
+            held = slopes.view(*graph.input.shape, m)[rows].mT
+            own.update({(tail, row + i): N for i, N in enumerate(held)})
+        return own[tail, row]

@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 
 from secant.attribution import Attribution, attribute
 from secant.decoding import Word, decode
+from secant.depths import Layers
+from secant.depths import layers as every_layer
 from secant.errors import TooLarge
 from secant.files import replacing
 from secant.model import LM, Prompt
@@ -37,6 +39,7 @@ class Explanation:
     outputs: list[list[list[Word]]] = field(repr=False)
     inputs: list[list[list[Word]]] = field(repr=False)
     norms: list[float] = field(repr=False)
+    layers: Layers | None = None
 
     def to_pandas(self) -> pd.DataFrame:
         """A row for each token: its contribution to the predicted logit, its share, ‖J_t x_t‖, σ₁, stable rank."""
@@ -85,10 +88,16 @@ class Explanation:
             "constant": {"contribution": constant, "share": self.attribution.share(constant)},
             "tokens": tokens,
         }
+        if self.layers is not None:
+            tables = self.layers.tables()
+            said["layers"] = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
         return _without_nan(said)
 
     def save(self, folder: str | Path) -> None:
-        """Write explanation.json, tokens and words (.parquet and .csv) and tensors.safetensors. Raises OutputFailed."""
+        """Write explanation.json, tokens and words (.parquet and .csv), those of layers, and tensors.safetensors.
+
+        Raises OutputFailed.
+        """
         tensors = {
             "U": torch.stack([f.U for f in self.svds]),
             "S": torch.stack([f.S for f in self.svds]),
@@ -108,7 +117,8 @@ class Explanation:
         with replacing(folder) as new:
             new.mkdir()
             (new / "explanation.json").write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
-            for name, table in (("tokens", self.to_pandas()), ("words", self.words())):
+            layers = {} if self.layers is None else self.layers.tables()
+            for name, table in {"tokens": self.to_pandas(), "words": self.words(), **layers}.items():
                 table.to_parquet(new / f"{name}.parquet")
                 table.to_csv(new / f"{name}.csv", index=False)
             save_file({k: t.contiguous().clone() for k, t in tensors.items()}, new / "tensors.safetensors", about)
@@ -132,11 +142,13 @@ def explain(
     convention: str = "gate",
     precision: str | torch.dtype | None = None,
     seed: int = 0,
+    layers: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Explanation:
     """Freeze a model at a prompt and look inside: exact contributions, each token's spectrum, and its words.
 
-    `k`: singular triplets of each block; `top`: words of each vector; the rest as in `freeze`. J is formed in memory,
+    `k`: singular triplets of each block; `top`: words of each vector; `layers`: also at every depth, as `secant.layers`
+    does; the rest as in `freeze`. J is formed in memory,
     d_out x T x d_in numbers. `progress(what, done, all)` is called as the work goes on.
     Raises what `freeze` raises, and TooLarge where J does not fit.
     """
@@ -151,7 +163,9 @@ def explain(
     outputs = [decode(lm, f.U, "output", top) for f in svds]
     inputs = [decode(lm, f.V, "input", top) for f in svds]
     norms = torch.linalg.vector_norm(torch.einsum("otd,td->to", solid.dense(), op.input), dim=1)
-    return Explanation(run, attribution, svds, outputs, inputs, norms.tolist())
+    del solid
+    depths = every_layer(run, min(k, d), progress=report) if layers else None
+    return Explanation(run, attribution, svds, outputs, inputs, norms.tolist(), depths)
 
 
 def _fits(size: int, what: str, device: torch.device) -> None:

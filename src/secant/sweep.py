@@ -104,17 +104,16 @@ def before(inside: Inside, i: int) -> str:
 
 def is_chain(inside: Inside) -> bool:
     """Whether each layer reads the stream before it, and the embeddings through it alone: J composes."""
-    v = torch.randn(inside.graph["embed"].numel(), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    v = v.to(inside.graph["embed"])
-    along, last = v, inside.graph["embed"]
-    for i in range(len(inside.layers)):
-        out = inside.graph[f"layers.{i}"]
-        whole, along = Graph(inside.graph["embed"], out).forward(v), Graph(last, out).forward(along)
-        if not torch.linalg.vector_norm(whole - along) <= 1e3 * torch.finfo(v.dtype).eps * torch.linalg.vector_norm(
-            whole
-        ):
+    x, outs = inside.graph["embed"], [inside.graph[f"layers.{i}"] for i in range(len(inside.layers))]
+    v = torch.randn(x.numel(), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
+    with torch.inference_mode(False), torch.enable_grad():
+        every = torch.cat([out.flatten() for out in outs])
+    whole = Graph(x, every).forward(v).split([out.numel() for out in outs])
+    tolerance = 1e3 * torch.finfo(v.dtype).eps
+    for before, out, expected in zip([x, *outs], outs, whole, strict=False):
+        v = Graph(before, out.flatten()).forward(v)
+        if not torch.linalg.vector_norm(v - expected) <= tolerance * torch.linalg.vector_norm(expected):
             return False
-        last = out
     return True
 
 

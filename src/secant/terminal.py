@@ -6,12 +6,14 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from secant.decoding import Word
+from secant.depths import Layers
 from secant.explanation import Explanation
 from secant.run import Certificate
 
@@ -86,6 +88,63 @@ def _token_table(e: Explanation, width: int) -> Table:
         table.add_row(str(t), Text(visible(e.run.tokens[t])), *cells, *words)
     table.add_row("", Text("constants", style="italic"), f"{e.attribution.share(e.attribution.constant):.1%}")
     return table
+
+
+def show_layers(out: Console, layers: Layers, highlight: Sequence[str] | None = None) -> None:
+    """Each layer's spectrum and words, then the word that each token's block writes by each depth."""
+    marked = {w.replace("·", " ").strip() for w in highlight or [layers.run.prediction[0].token]}
+    rows = layers.to_pandas()
+    together = rows[rows["position"].isna()].set_index(["layer", "part", "span"])
+    words = layers.words(top=6)
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    parts = [part for part in dict.fromkeys(rows["part"]) if part != "residual"]
+    table.add_column("layer", justify="right", style="dim", no_wrap=True)
+    for heading in ("R", "R alone", "σ₁", *(f"R {part}" for part in parts)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("writes by now (U₀)", no_wrap=True)
+    streams = words[(words["part"] == "residual") & (words["span"] == "cumulative") & (words["side"] == "output")]
+    for i in sorted(set(rows["layer"])):
+        now, own = together.loc[(i, "residual", "cumulative")], together.loc[(i, "residual", "layerwise")]
+        numbers = [(now, "stable_rank"), (own, "stable_rank"), (now, "sigma_0")]
+        cells = [_number(row[name], name) for row, name in numbers]
+        for part in parts:
+            there = (i, part, "cumulative") in together.index
+            cells.append(_number(together.loc[(i, part, "cumulative")]["stable_rank"], "stable_rank") if there else "")
+        mine = streams[(streams["layer"] == i) & streams["position"].isna()]["word"]
+        table.add_row(str(i), *cells, Text(" ").join(_marked(word, marked) for word in mine))
+    out.print()
+    out.print(table)
+    out.print()
+    _word_map(out, layers, streams, marked)
+    legend = (
+        f"At {visible(layers.run.tokens[layers.position])}, through the final norm. R: stable rank of all tokens' blocks "
+        "by this depth; alone: of the layer from its own input. Below, the first word of each token's block by this "
+        "depth. ▸ marks the predicted word, or those of --highlight."
+    )
+    out.print(Text(legend, style="dim"))
+
+
+def _word_map(out: Console, layers: Layers, streams: pd.DataFrame, marked: set[str]) -> None:
+    """Layer x token: the first word of the first left singular vector; tokens that do not fit go below."""
+    first = streams[(streams["rank"] == 0) & streams["position"].notna()].set_index(["layer", "position"])["word"]
+    tokens = layers.run.tokens
+    fitting = max(1, (out.width - 7) // 12)
+    for start in range(0, len(tokens), fitting):
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+        table.add_column("layer", justify="right", style="dim", no_wrap=True)
+        places = range(start, min(start + fitting, len(tokens)))
+        for t in places:
+            table.add_column(Text(visible(tokens[t])), no_wrap=True, width=10)
+        for i in sorted(set(first.index.get_level_values(0))):
+            table.add_row(str(i), *(_marked(first[i, t], marked) for t in places))
+        out.print(table)
+        out.print()
+
+
+def _marked(word: str, marked: set[str]) -> Text:
+    """A word, marked where it is one of those looked for."""
+    shown = visible(word.strip() or word)
+    return Text(f"▸{shown}", style="bold") if word.strip() in marked else Text(shown)
 
 
 def _certified(c: Certificate) -> str:
