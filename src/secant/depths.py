@@ -269,7 +269,9 @@ class Reading:
         site = inside.layers[-1].site
         shape = inside.network.recording.tape.steps[site.step].shape
         if together(shape, site.axis):
-            tails = [inside.tail(torch.stack([inside.values[name][position : position + 1] for name in names]))]
+            points = torch.stack([inside.values[name][position] for name in names])
+            points = torch.cat([points, points[-1:].expand(-len(points) % inside.tokens, -1)])
+            tails = [inside.tail(points.view(-1, inside.tokens, points.shape[1]))]  # in as many rows as the prompt has
             rows = {name: (0, row) for row, name in enumerate(names)}
         else:
             tails = [inside.tail(inside.values[name][None]) for name in names]

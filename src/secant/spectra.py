@@ -19,7 +19,7 @@ from secant.errors import BadArgument
 from secant.operator import Operator
 
 SOLVERS = ("auto", "dense", "krylov")
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12}
 """Largest residual of a Krylov triplet, in units of σ₁."""
 
 STEPS = 5
@@ -75,7 +75,7 @@ def svd(
     """The leading k singular triplets of an operator, largest first, or a list with those of each token's block.
 
     J is formed. `solver`: "dense" is LAPACK, "krylov" a block Krylov method with residuals of at most 1e-4 σ₁ in
-    float32 and 1e-10 σ₁ in float64, "auto" the cheaper one for the size.
+    float32 and 1e-12 σ₁ in float64, "auto" the cheaper one for the size.
     `progress(blocks done, blocks)` is called as they are finished. Blocks take their signs from the output of the whole
     operator. Raises BadArgument for a k that the shape does not have.
 

@@ -87,7 +87,7 @@ def reverse_cost(inside: Inside) -> Plan:
     """D vectors for each part, through each layer below."""
     T, d = inside.graph["embed"].shape
     width = max(inside.graph[f"layers.{i}"].shape[1] for i in range(len(inside.layers)))
-    vectors = sum(width * len(targets(inside, i)) * (i + 1) for i in range(len(inside.layers)))
+    vectors = float(sum(width * len(targets(inside, i)) * (i + 1) for i in range(len(inside.layers))))
     return Plan("reverse", vectors, inside.graph["embed"].element_size() * 6.0 * width * T * d)
 
 

@@ -117,9 +117,9 @@ def show_layers(out: Console, layers: Layers, highlight: Sequence[str] | None = 
     out.print()
     _word_map(out, layers, streams, marked)
     legend = (
-        f"At {visible(layers.run.tokens[layers.position])}, through the final norm. R: stable rank of all tokens' blocks "
-        "by this depth; alone: of the layer from its own input. Below, the first word of each token's block by this "
-        "depth. ▸ marks the predicted word, or those of --highlight."
+        f"At {visible(layers.run.tokens[layers.position])}, through the final norm. R: stable rank of all tokens' "
+        "blocks by this depth; alone: of the layer from its own input. Below, the first word of each token's block by "
+        "this depth. ▸ marks the predicted word, or those of --highlight."
     )
     out.print(Text(legend, style="dim"))
 

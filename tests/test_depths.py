@@ -1,0 +1,244 @@
+"""All layers at once: both ways agree with each other and with operators one by one; tables; memory; refusals."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import LENGTH, model_of, prompt
+from helpers import real
+
+import secant as sc
+from secant import sweep
+from secant.depths import _mismatch
+from secant.errors import BadArgument, NoPoint, TooLarge
+from secant.points import Inside
+
+FAMILIES = (
+    "llama",
+    "gpt2",
+    "falcon",
+    "gpt_neox",
+    "bert",
+    "mixtral",
+    "mamba",
+    "falcon_h1",
+    "nemotron_h",
+    "longcat_flash",
+)
+_RUNS: dict[str, sc.Run] = {}
+
+
+def run_of(family: str) -> sc.Run:
+    if family not in _RUNS:
+        _RUNS[family] = sc.freeze(model_of(family), prompt())
+    return _RUNS[family]
+
+
+@pytest.fixture(scope="module")
+def atlas() -> sc.Layers:
+    return sc.layers(sc.freeze(sc.load("atlas"), "The bridge out of Marin is the"), 4)
+
+
+def names(run: sc.Run, i: int) -> dict[str, str]:
+    return {**{part: f"layers.{i}.{part}" for part in run.inside.parts(i)}, "residual": f"layers.{i}"}
+
+
+# ------------------------------------------------------------------------------------------- exact
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("position", [LENGTH - 1, 4])
+def test_both_ways_give_the_same_operators(family: str, position: int) -> None:
+    run = run_of(family)
+    inside = run.inside
+    assert sweep.is_chain(inside)
+    both = zip(sweep.forward(inside, position), sweep.reverse(inside, position), strict=True)
+    for i, (one, other) in enumerate(both):
+        assert set(one) == set(other) == set(names(run, i))
+        for part, J in one.items():
+            norm = float(J.norm())
+            torch.testing.assert_close(J, other[part], rtol=0, atol=1e-12 * norm)
+            if i < 2:
+                op = run.operator(target=names(run, i)[part], position=position)
+                torch.testing.assert_close(J, op.dense(), rtol=0, atol=1e-12 * norm)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "falcon_h1", "xlnet", "rwkv", "gemma4_text"])
+@pytest.mark.parametrize("readout", ["norm", None])
+def test_every_depth_is_the_svd_of_its_operator(family: str, readout: str | None) -> None:
+    run = sc.freeze(model_of(family), prompt())
+    found = sc.layers(run, 3, position=6, readout=readout)
+    for depth in found.depths:
+        source = "embed" if depth.span == "cumulative" or depth.layer == 0 else f"layers.{depth.layer - 1}"
+        target = names(run, depth.layer)[depth.part]
+        if len(run.inside.points[target].steps) > 1 and depth.layer:
+            continue
+        J = run.operator(source, target, 6, readout=readout).dense()
+        assert depth.reconstruction <= 1e-12
+        for t, f in enumerate(depth.tokens):
+            S = np.linalg.svd(J[:, t], compute_uv=False)
+            np.testing.assert_allclose(f.S, S[:3], rtol=1e-9, atol=1e-12 * S[0] + 1e-15)
+            torch.testing.assert_close(J[:, t] @ f.V, f.U * f.S, rtol=0, atol=1e-9 * (1 + float(f.S[0])))
+        assert depth.whole is not None
+        S = np.linalg.svd(J.flatten(1), compute_uv=False)
+        np.testing.assert_allclose(depth.whole.S, S[:3], rtol=1e-9)
+        assert depth.whole.stable_rank == pytest.approx((S**2).sum() / S[0] ** 2)
+    assert {(d.layer, d.part) for d in found.depths} == {
+        (i, part) for i in range(len(run.inside.layers)) for part in names(run, i)
+    }
+
+
+def test_the_last_depth_is_the_whole_network() -> None:
+    run = run_of("llama")
+    last = sc.layers(run, 4).depth(2)
+    whole = sc.svd(run.operator(), 4)
+    assert last.whole is not None
+    torch.testing.assert_close(last.whole.S, whole.S, rtol=1e-12, atol=0)
+    torch.testing.assert_close(last.whole.U, whole.U, rtol=0, atol=1e-9)
+
+
+def test_on_trained_models() -> None:
+    for name, text in (("craftgpt", "do you like music"), ("stories260K", "Once upon a time")):
+        run = sc.freeze(sc.load(str(real(name)), dtype="float64"), text)
+        ways = [sc.layers(run, 2, method=method) for method in ("forward", "reverse")]
+        for one, other in zip(*(way.depths for way in ways), strict=True):
+            assert one.reconstruction <= 1e-12
+            for f, g in zip(one.tokens, other.tokens, strict=True):
+                torch.testing.assert_close(f.S, g.S, rtol=1e-9, atol=1e-12)
+
+
+def test_coupling_is_the_papers_measure() -> None:
+    torch.manual_seed(0)
+    one, two = torch.randn(2, 12, 12, dtype=torch.float64)
+    assert _mismatch(one, one, 3) <= 1e-12
+    _, S1, _ = np.linalg.svd(one.numpy())
+    U2, _, V2 = np.linalg.svd(two.numpy())
+    expected = np.linalg.norm(U2[:, :3].T @ one.numpy() @ V2[:3].T - np.diag(S1[:3])) / np.linalg.norm(S1[:3])
+    # signs of pairs are free: those of the second matrix change off-diagonal signs alone
+    assert _mismatch(one, two, 3) == pytest.approx(expected, rel=1e-9)
+
+
+# ------------------------------------------------------------------------------------------- the choice
+
+
+def test_the_choice_is_by_cost() -> None:
+    deep, long = run_of("llama"), sc.freeze(model_of("gpt2", num_hidden_layers=1, n_layer=1), prompt(40))
+    assert sweep.plan(deep.inside).method == min(
+        (sweep.forward_cost(deep.inside), sweep.reverse_cost(deep.inside)), key=lambda way: way.vectors
+    ).method  # fmt: skip
+    assert sweep.plan(long.inside).method == "reverse"
+    many = sc.freeze(model_of("llama", num_hidden_layers=8), prompt()[:4])
+    assert sweep.plan(many.inside).method == "forward"
+    assert sweep.plan(many.inside, "reverse").method == "reverse"
+
+
+def test_memory_decides_too() -> None:
+    inside = sc.freeze(model_of("llama", num_hidden_layers=8), prompt()).inside
+    forward, reverse = sweep.forward_cost(inside), sweep.reverse_cost(inside)
+    assert forward.memory > reverse.memory
+    assert sweep.plan(inside, max_memory=forward.memory).method == "forward"
+    assert sweep.plan(inside, max_memory=reverse.memory).method == "reverse"
+    with pytest.raises(TooLarge, match=r"matrices of one layer must fit in memory; got .* GiB to work in"):
+        sweep.plan(inside, max_memory=reverse.memory / 2)
+    with pytest.raises(TooLarge):
+        sweep.plan(inside, "forward", max_memory=reverse.memory)
+
+
+@pytest.mark.parametrize("method", ["forward", "reverse"])
+def test_nothing_of_the_size_of_all_layers_is_held(method: str) -> None:
+    """More layers, no more memory: what is alive between layers, in large tensors, stays what it was."""
+    held = []
+    for count in (2, 10):
+        inside = sc.freeze(model_of("llama", num_hidden_layers=count), prompt()).inside
+        block = 32 * 32 * LENGTH
+        most = 0
+        for found in sweep.operators(inside, 10, method):
+            assert found
+            gc.collect()
+            tensors = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects()
+                if type(t) is torch.Tensor and t.numel() >= block}  # fmt: skip
+            most = max(most, sum(tensors.values()))
+        held.append(most)
+    assert held[1] <= 1.2 * held[0]
+
+
+def test_a_network_whose_layers_read_more_than_the_stream() -> None:
+    """Gemma 4 reads embeddings of its own at each layer: maps do not compose, and the sweep says so."""
+    run = run_of("gemma4_text")
+    assert not sweep.is_chain(run.inside)
+    assert sc.layers(run, 2, spans=["cumulative"]).method == "reverse"
+    with pytest.raises(BadArgument, match="each layer reads the stream before it alone"):
+        sc.layers(run, 2, method="forward")
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def test_tables(atlas: sc.Layers, tmp_path: Path) -> None:
+    T, count = 7, 7
+    rows = atlas.to_pandas()
+    assert len(rows) == count * 3 * 2 * (T + 1)
+    assert list(rows.columns[:6]) == ["layer", "part", "span", "position", "token", "stable_rank"]
+    assert rows["reconstruction"].max() <= 1e-5
+    assert (rows["stable_rank"] >= 1).all()
+    spectra = atlas.spectra()
+    assert len(spectra) == len(rows) * 4
+    assert spectra.loc[spectra["vector"] == 0, "normalized"].eq(1).all()
+    assert spectra["normalized"].between(0, 1.0001).all()
+    words = atlas.words(top=3, vectors=2)
+    assert len(words) == count * 3 * 2 * 2 * 3 * (2 * T + 1)
+    path = atlas.path()
+    assert len(path) == 2 * count
+    np.testing.assert_allclose(path[["x", "y"]].tail(2), np.eye(2), atol=1e-5)
+    assert path[["x", "y"]].abs().to_numpy().max() <= 1.0001
+    assert atlas.coupling()[["layer", "next"]].to_numpy().tolist() == [[i, i + 1] for i in range(count - 1)]
+    for name, table in atlas.tables().items():
+        table.to_parquet(tmp_path / f"{name}.parquet")
+        json.loads(table.to_json(orient="records"))
+
+
+def test_where_the_prediction_first_shows(atlas: sc.Layers) -> None:
+    seen = atlas.first_seen().set_index(["part", "span", "position"])["layer"]
+    assert seen["residual", "cumulative", 6] == 6
+    assert seen["residual", "cumulative", 1] == 6
+    words = atlas.words(top=1)
+    first = words[(words["part"] == "residual") & (words["span"] == "cumulative") & (words["side"] == "output")]
+    golden = first[(first["word"] == " Golden") & (first["position"] == 6)]
+    assert golden["layer"].min() == 6
+    assert atlas.first_seen(" Golden", top=1).equals(atlas.first_seen())
+    assert atlas.first_seen(top=8)["layer"].notna().sum() > seen.notna().sum()
+
+
+def test_the_same_answer_twice(atlas: sc.Layers) -> None:
+    again = sc.layers(atlas.run, 4)
+    assert again.to_pandas().equals(atlas.to_pandas())
+
+
+# ------------------------------------------------------------------------------------------- refused
+
+
+def test_refusals() -> None:
+    run = run_of("llama")
+    for wrong, said in (
+        ({"k": 0}, "1 to 32 singular triplets"),
+        ({"method": "sideways"}, "auto, forward, reverse"),
+        ({"readout": "logits"}, "norm, or None"),
+        ({"spans": ["deep"]}, "cumulative and layerwise"),
+        ({"position": 11}, "one of the prompt's 11 tokens"),
+    ):
+        with pytest.raises(BadArgument, match=said):
+            sc.layers(run, **{"k": 2, **wrong})
+    with pytest.raises(NoPoint, match="members of a module list"):
+        sc.layers(run_of("cpmant"), 2)
+    some = sc.layers(run, 2, all_tokens=False)
+    assert some.depths[0].whole is None
+    with pytest.raises(NoPoint, match="all_tokens=True"):
+        some.path()
+    with pytest.raises(NoPoint, match=r"got 9, residual, cumulative"):
+        some.depth(9)
+    assert isinstance(run.inside, Inside)
