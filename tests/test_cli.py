@@ -83,6 +83,21 @@ def test_explain_with_out(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "tensors.safetensors").exists()
 
 
+def test_explain_every_layer(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = secant("explain", PROMPT, "--model", folder, "--layers", "--highlight", "Golden", "--out", out, "-k", 2)
+    assert result.returncode == 0, result.stderr
+    assert "writes by now (U₀)" in result.stdout
+    assert "▸Golden" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 100
+    written = {path.name for path in out.iterdir()}
+    for name in ("layers", "layer_words", "first_seen", "path", "coupling"):
+        assert {f"{name}.parquet", f"{name}.csv"} <= written
+    said = json.loads((out / "explanation.json").read_text())["layers"]
+    assert {row["part"] for row in said["layers"]} == {"attn", "mlp", "residual"}
+    assert max(row["reconstruction"] for row in said["layers"]) <= 1e-5
+
+
 def test_the_same_command_gives_the_same_answer_twice(folder: Path) -> None:
     first, second = (secant("explain", PROMPT, "--model", folder).stdout for _ in range(2))
     assert first == second

@@ -27,7 +27,6 @@ FAMILIES = (
     "mixtral",
     "mamba",
     "falcon_h1",
-    "nemotron_h",
     "longcat_flash",
 )
 _RUNS: dict[str, sc.Run] = {}
@@ -68,7 +67,7 @@ def test_both_ways_give_the_same_operators(family: str, position: int) -> None:
                 torch.testing.assert_close(J, op.dense(), rtol=0, atol=1e-12 * norm)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "falcon_h1", "xlnet", "rwkv", "gemma4_text"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "xlnet", "gemma4_text"])
 @pytest.mark.parametrize("readout", ["norm", None])
 def test_every_depth_is_the_svd_of_its_operator(family: str, readout: str | None) -> None:
     run = sc.freeze(model_of(family), prompt())
@@ -103,7 +102,7 @@ def test_the_last_depth_is_the_whole_network() -> None:
 
 
 def test_on_trained_models() -> None:
-    for name, text in (("craftgpt", "do you like music"), ("stories260K", "Once upon a time")):
+    for name, text in (("craftgpt", "like music"), ("stories260K", "Once upon a")):
         run = sc.freeze(sc.load(str(real(name)), dtype="float64"), text)
         ways = [sc.layers(run, 2, method=method) for method in ("forward", "reverse")]
         for one, other in zip(*(way.depths for way in ways), strict=True):
@@ -153,7 +152,7 @@ def test_memory_decides_too() -> None:
 def test_nothing_of_the_size_of_all_layers_is_held(method: str) -> None:
     """More layers, no more memory: what is alive between layers, in large tensors, stays what it was."""
     held = []
-    for count in (2, 10):
+    for count in (2, 6):
         inside = sc.freeze(model_of("llama", num_hidden_layers=count), prompt()).inside
         block = 32 * 32 * LENGTH
         most = 0
