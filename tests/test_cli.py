@@ -91,7 +91,7 @@ def test_explain_every_layer(folder: Path, tmp_path: Path) -> None:
     assert "▸Golden" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100
     written = {path.name for path in out.iterdir()}
-    for name in ("layers", "layer_words", "first_seen", "path", "coupling"):
+    for name in ("layers", "spectra", "layer_words", "first_seen", "path", "coupling"):
         assert {f"{name}.parquet", f"{name}.csv"} <= written
     said = json.loads((out / "explanation.json").read_text())["layers"]
     assert {row["part"] for row in said["layers"]} == {"attn", "mlp", "residual"}

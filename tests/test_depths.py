@@ -15,7 +15,7 @@ from helpers import real
 import secant as sc
 from secant import sweep
 from secant.depths import _mismatch
-from secant.errors import BadArgument, NoPoint, TooLarge
+from secant.errors import BadArgument, NoPoint, NotExact, TooLarge
 from secant.points import Inside
 
 FAMILIES = (
@@ -173,6 +173,22 @@ def test_a_network_whose_layers_read_more_than_the_stream() -> None:
     assert sc.layers(run, 2, spans=["cumulative"]).method == "reverse"
     with pytest.raises(BadArgument, match="each layer reads the stream before it alone"):
         sc.layers(run, 2, method="forward")
+
+
+def test_in_16_bits_maps_are_not_composed() -> None:
+    """Whether they could be can't be told from rounding."""
+    run = sc.freeze(model_of("gemma4_text", dtype=torch.bfloat16), prompt())
+    assert not sweep.is_chain(run.inside)
+    assert sc.layers(run, 2, spans=["cumulative"]).method == "reverse"
+    wide = sc.freeze(model_of("llama", dtype=torch.bfloat16), prompt(), precision="float32")
+    assert sweep.is_chain(wide.inside)
+
+
+def test_a_depth_that_is_not_reproduced_is_refused() -> None:
+    run = sc.freeze(model_of("llama"), prompt())
+    run.inside.values["layers.1.mlp"].mul_(1.01)
+    with pytest.raises(NotExact, match=r"from embed to layers\.1\.mlp"):
+        sc.layers(run, 2, readout=None)
 
 
 # ------------------------------------------------------------------------------------------- tables

@@ -146,8 +146,13 @@ class Layers:
         )
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """All tables by name: layers, layer_words, and, where they can be made, path, first_seen and coupling."""
-        found = {"layers": self.to_pandas(), "layer_words": self.words(), "first_seen": self.first_seen()}
+        """All tables by name: layers, spectra, layer_words, first_seen, and, where they can be made, path, coupling."""
+        found = {
+            "layers": self.to_pandas(),
+            "spectra": self.spectra(),
+            "layer_words": self.words(),
+            "first_seen": self.first_seen(),
+        }
         spans = {depth.span for depth in self.depths}
         if "cumulative" in spans and self.depths[0].whole is not None:
             found["path"] = self.path()
@@ -185,7 +190,7 @@ def layers(
     `all_tokens`: also of all blocks side by side. `method`: of the cumulative ones, forward, reverse, or auto, the
     cheaper one that fits (see secant.sweep). `max_memory`: bytes to work in, by default half of
     what is free. `progress(what, done, all)` is called as the work goes on.
-    Raises NoPoint where the network has no layers, BadArgument, and TooLarge.
+    Raises NoPoint where the network has no layers, BadArgument, TooLarge, and NotExact.
     """
     inside = run.inside
     T, count = inside.tokens, len(inside.layers)
@@ -210,20 +215,19 @@ def layers(
     couplings: list[float] = []
     for i in range(count):
         if sweep is not None:
-            depths += _depths(inside, reading, i, "cumulative", next(sweep), k, all_tokens)
+            depths += _depths(run, reading, i, "cumulative", next(sweep), k, all_tokens)
         if "layerwise" in spans:
             own = layerwise(inside, i, position)
             blocks = [*blocks[-1:], *_added(own, position)]
             couplings += [_mismatch(blocks[0], blocks[1], k)] if len(blocks) == 2 else []
-            depths += _depths(inside, reading, i, "layerwise", own, k, all_tokens)
+            depths += _depths(run, reading, i, "layerwise", own, k, all_tokens)
         report("layers", i + 1, count)
     return Layers(run, position, readout, chosen.method, depths, couplings)
 
 
-def _depths(
-    inside: Inside, reading: Reading, i: int, span: str, found: Matrices, k: int, all_tokens: bool
-) -> list[Depth]:
-    """The spectra of a layer's operators, parts first."""
+def _depths(run: Run, reading: Reading, i: int, span: str, found: Matrices, k: int, all_tokens: bool) -> list[Depth]:
+    """The spectra of a layer's operators, parts first. Raises NotExact where one does not reproduce the model."""
+    inside = run.inside
     source = "embed" if span == "cumulative" else before(inside, i)
     x, without = inside.value(source), inside.without(source)
     depths = []
@@ -231,6 +235,7 @@ def _depths(
         name = f"layers.{i}" if part == STREAM else f"layers.{i}.{part}"
         J, b, y = reading.read(name, found[part], without[name][reading.position])
         error = relative(torch.einsum("otd,td->o", wide(J), wide(x)) + wide(b), y)
+        run.certify(error, b, y, f"from {source} to {name}")
         blocks = leading(J.movedim(1, 0), y, k)
         whole = leading(J.flatten(1)[None], y, k)[0] if all_tokens else None
         depths.append(Depth(i, part, span, blocks, whole, error))

@@ -137,15 +137,17 @@ class Run:
         if source == "embed" and target in self.network.points and readout is None:
             return self.network.operator(target, rows, ids, about)
         op = self.inside.operator(source, target, rows, ids, readout, about)
-        scale = 1 + 2 * op.bias.norm().item() / (
-            op.output.norm().item() or 1
-        )  # what cancels is judged by what it is of
-        if not op.reconstruction <= c.tolerance * scale:
+        self.certify(op.reconstruction, op.bias, op.output, f"from {source} to {target}")
+        return op
+
+    def certify(self, error: float, bias: Tensor, output: Tensor, where: str) -> None:
+        """Raises NotExact where an operator does not reproduce the model; what cancels is judged by its terms."""
+        c = self.certificate
+        if not error <= c.tolerance * (1 + 2 * bias.norm().item() / (output.norm().item() or 1)):
             raise NotExact(
                 f"An operator must reproduce the model to {c.tolerance:.0e} in {c.precision}",
-                f"{op.reconstruction:.1e} from {source} to {target}", HIDDEN,
+                f"{error:.1e} {where}", HIDDEN,
             )  # fmt: skip
-        return op
 
     def _rows(self, position: int | Sequence[int] | None) -> list[int]:
         T = len(self.ids)
