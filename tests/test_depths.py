@@ -28,6 +28,7 @@ FAMILIES = (
     "mamba",
     "falcon_h1",
     "longcat_flash",
+    "bloom",
 )
 _RUNS: dict[str, sc.Run] = {}
 
@@ -191,6 +192,28 @@ def test_a_depth_that_is_not_reproduced_is_refused() -> None:
         sc.layers(run, 2, readout=None)
 
 
+def test_what_comes_before_the_first_layer() -> None:
+    """Granite scales its embeddings, OPT projects them: the stream is not theirs plus parts."""
+    for family, own in (("granite", {"embedding_multiplier": 12.0}), ("opt", {"word_embed_proj_dim": 16})):
+        run = sc.freeze(model_of(family, **own), prompt())
+        assert not run.inside.additive(0)
+        assert run.inside.additive(1)
+        for method in ("forward", "reverse"):
+            assert max(depth.reconstruction for depth in sc.layers(run, 2, method=method).depths) <= 1e-12
+
+
+def test_a_small_attention_in_a_parallel_block() -> None:
+    """In the model's own 16 bits the stream before it and after it are nearly the same."""
+    lm = model_of("gpt_neox", dtype=torch.bfloat16)
+    with torch.no_grad():
+        for layer in lm.model.gpt_neox.layers:
+            layer.attention.dense.weight.mul_(0.05)
+    inside = sc.freeze(lm, prompt(), precision="float32").inside
+    for one, other in zip(sweep.forward(inside, 10), sweep.reverse(inside, 10), strict=True):
+        for part, J in one.items():
+            torch.testing.assert_close(J, other[part], rtol=0, atol=1e-5 * float(J.norm()))
+
+
 # ------------------------------------------------------------------------------------------- tables
 
 
@@ -250,6 +273,9 @@ def test_refusals() -> None:
             sc.layers(run, **{"k": 2, **wrong})
     with pytest.raises(NoPoint, match="members of a module list"):
         sc.layers(run_of("cpmant"), 2)
+    with pytest.raises(NoPoint, match="k = 2 or more"):
+        sc.layers(run, 1).path()
+    assert "path" not in sc.layers(run, 1).tables()
     some = sc.layers(run, 2, all_tokens=False)
     assert some.depths[0].whole is None
     with pytest.raises(NoPoint, match="all_tokens=True"):

@@ -118,6 +118,15 @@ def test_which_parts_a_layer_has(family: str, parts: list[str], length: int) -> 
     assert run.inside.parts(0) == parts
 
 
+def test_chunks_and_as_many_tokens_as_heads() -> None:
+    """The last token of a prompt may be alone in its chunk; heads and tokens may be as many."""
+    assert sc.freeze(model_of("llama4_text"), prompt()[:5]).inside.parts(0) == ["attn", "mlp"]
+    run = sc.freeze(model_of("xlnet"), prompt()[:4])
+    assert not any(".heads" in name for name in run.points)
+    assert run.inside.parts(0) == ["attn", "mlp"]
+    assert "layers.0.attn.heads.3" in sc.freeze(model_of("llama"), prompt()[:4]).points
+
+
 # ------------------------------------------------------------------------------------------- exact
 
 

@@ -56,6 +56,11 @@ class Layers:
     depths: list[Depth] = field(repr=False)
     couplings: list[float]
 
+    @property
+    def predicted(self) -> int:
+        """The token that the model predicts at the position."""
+        return int(self.run.logits[self.position].argmax())
+
     def depth(self, layer: int, part: str = STREAM, span: str = "cumulative") -> Depth:
         """One of the depths. Raises NoPoint."""
         for depth in self.depths:
@@ -117,7 +122,9 @@ class Layers:
         path plot): a row for each layer and vector, with x and y their products with the last layer's first and second.
         """
         streams = [(d.layer, f) for d, f in self._whole() if (d.part, d.span) == (STREAM, "cumulative")]
-        plane = streams[-1][1].U[:, :2]
+        plane = streams[-1][1].U[:, :2] if streams else torch.zeros(0, 0)
+        if plane.shape[1] < 2:
+            raise NoPoint("A path takes two vectors of each cumulative stream", "fewer", "Use k = 2 or more.")
         rows = [(layer, i, *(plane.T @ u).tolist()) for layer, f in streams for i, u in enumerate(f.U[:, :2].T)]
         return pd.DataFrame(rows, columns=["layer", "vector", "x", "y"])
 
@@ -125,7 +132,7 @@ class Layers:
         """The first layer at which a token, by default the predicted one, is among the `top` words of U₀: a row for
         each part, span and token of the prompt (all together: position missing); layer missing where it never is.
         """
-        wanted = self.run.prediction[0].id if token is None else self.run.lm.token(token)
+        wanted = self.predicted if token is None else self.run.lm.token(token)
         found: dict[tuple[str, str, int | None], int | None] = {}
         for d, t, f in self._each():
             best = decode(self.run.lm, f.U[:, :1], "output", top)[0]
@@ -154,7 +161,7 @@ class Layers:
             "first_seen": self.first_seen(),
         }
         spans = {depth.span for depth in self.depths}
-        if "cumulative" in spans and self.depths[0].whole is not None:
+        if "cumulative" in spans and self.depths[0].whole is not None and len(self.depths[0].whole.S) > 1:
             found["path"] = self.path()
         return {**found, **({"coupling": self.coupling()} if self.couplings else {})}
 
@@ -200,7 +207,7 @@ def layers(
         raise BadArgument("A readout of all layers is norm, or None", repr(readout), "Choose one of them.")
     if not spans or not set(spans) <= set(SPANS):
         raise BadArgument(f"Spans are {' and '.join(SPANS)}", repr(spans), "Choose from them.")
-    d = min(inside.graph[name].shape[1] for name in ("embed", "layers.0"))
+    d = min(inside.graph[name].shape[1] for name in ("embed", "norm", *(f"layers.{i}" for i in range(count))))
     if not isinstance(k, int) or not 1 <= k <= d:
         raise BadArgument(f"Blocks have 1 to {d} singular triplets", f"k = {k}", "Choose k in between.")
     if not isinstance(position, int) or not -T <= position < T:
@@ -219,7 +226,9 @@ def layers(
         if "layerwise" in spans:
             own = layerwise(inside, i, position)
             blocks = [*blocks[-1:], *_added(own, position)]
-            couplings += [_mismatch(blocks[0], blocks[1], k)] if len(blocks) == 2 else []
+            couplings += (
+                [_mismatch(blocks[0], blocks[1], k)] if len(blocks) == 2 and blocks[0].shape == blocks[1].shape else []
+            )
             depths += _depths(run, reading, i, "layerwise", own, k, all_tokens)
         report("layers", i + 1, count)
     return Layers(run, position, readout, chosen.method, depths, couplings)
@@ -284,7 +293,7 @@ class Reading:
         reading = cls(inside, position, tails, rows)
         own, (tail, row) = inside.values["norm"][position], rows[f"layers.{len(layers) - 1}"]
         error = relative(tails[tail].values["norm"][row], own)
-        if not error <= 1e2 * torch.finfo(inside.network.lm.dtype).eps:
+        if not error <= 8 * torch.finfo(inside.network.lm.dtype).eps:
             raise NoPoint(
                 "The readout of all layers needs a final norm right after the last layer, of each position alone",
                 f"another value there ({error:.1e})", "Use readout=None, or run.operator(..., readout='norm').",

@@ -111,25 +111,37 @@ class Inside:
         parts = sum((self.values[f"layers.{i}.{kind}"] for kind in self.parts(i)), start)
         return relative(parts, self.values[f"layers.{i}"]) <= 32 * torch.finfo(self.network.lm.dtype).eps
 
+    def additive(self, i: int) -> bool:
+        """Whether the stream after a layer is that after the layer before, or the embeddings, plus the layer's parts: a
+        plain layer that nothing comes before, such as a scale or a norm of the embeddings.
+        """
+        if not self.plain(i):
+            return False
+        start, before = self.layers[i].start, f"layers.{i - 1}" if i else "embed"
+        if start == (self.layers[i - 1].site.step if i else -1):
+            return True
+        x, y = self.graph[before], None if start is None else self._rows.get(start)
+        if y is None or x.shape != y.shape:
+            return False
+        v = torch.randn(x.numel(), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
+        return relative(Graph(x, y.flatten()).forward(v), v) <= 32 * torch.finfo(v.dtype).eps
+
     def middle(self, i: int) -> tuple[Tensor, bool] | None:
         """Of a layer that ends in a part that mixes no tokens: the stream that this part is computed from, and whether
         the layer's other parts are in it already, as they are not where blocks are parallel. None of other layers.
         """
-        parts, start = self.parts(i), self._start(i)
-        found = (
-            [part for part in self.layers[i].parts if part.site.step in self.points[f"layers.{i}.mlp"].steps]
-            if ("mlp" in parts)
-            else []
-        )
-        if len(found) != 1 or len(found[0].bases) != 1 or start is None:
+        layer, parts = self.layers[i], self.parts(i)
+        steps = self.points[f"layers.{i}.mlp"].steps if "mlp" in parts else ()
+        found = [part for part in layer.parts if part.site.step in steps]
+        if len(found) != 1 or len(found[0].bases) != 1 or layer.start is None:
             return None
         (base,) = found[0].bases
-        stream = self.values["embed"] if base < 0 else self._steps[base]
-        others = sum((self.values[f"layers.{i}.{part}"] for part in parts[:-1]), start)
-        for value, mixed in ((others, True), (start, False)):
-            if relative(value, stream) <= 32 * torch.finfo(self.network.lm.dtype).eps:
-                return (self.graph["embed"] if base < 0 else self._rows[base]), mixed
-        return None
+        start = self.graph["embed"] if layer.start < 0 else self._rows[layer.start]
+        if base == layer.start:
+            return start, False
+        others = sum((self.graph[f"layers.{i}.{part}"].detach() for part in parts[:-1]), start.detach())
+        close = relative(others, self._rows[base]) <= 32 * torch.finfo(others.dtype).eps
+        return (self._rows[base], True) if close else None
 
     def _start(self, i: int) -> Tensor | None:
         """The model's own stream before a layer."""
@@ -210,6 +222,7 @@ class Inside:
             network, step = self.network, self[name].steps[0]
             x = network.input.detach()
             named, threads = replayed(network.lm, network.recording, x, network.precision, self.threads, {step: taken})
+            self._lacking.clear()  # each is as large as all points together
             self._lacking[source] = _named(self.points, threads, {**named, "embed": x}, cut=True)
         return self._lacking[source]
 
@@ -309,9 +322,12 @@ def _kind(part: Part, x: Tensor, threads: dict[int, Tensor]) -> str:
     rows = threads[part.site.step]
     bases = [x if base < 0 else threads[base] for base in part.bases]
     weights = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(rows)
-    with torch.inference_mode(False), torch.enable_grad():
-        slopes = torch.autograd.grad(rows[-1] @ weights, bases, retain_graph=True, allow_unused=True)
-    mixes = any(slope is not None and bool(slope[:-1].any()) for slope in slopes)
+    mixes = False
+    for row in range(max(0, len(rows) - 3), len(rows)):  # in chunks, one alone may see itself only
+        with torch.inference_mode(False), torch.enable_grad():
+            slopes = torch.autograd.grad(rows[row] @ weights, bases, retain_graph=True, allow_unused=True)
+        others = [torch.cat([slope[:row], slope[row + 1 :]]) for slope in slopes if slope is not None]
+        mixes = mixes or any(bool(other.any()) for other in others)
     return ("attn" if part.attends else "mixer") if mixes else "mlp"
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from secant.rules import ADDITIONS, ROWS, converted, divided, dropout, layer_norm, linear, multiplied, rms_norm
 from secant.tape import Step
 
@@ -198,11 +200,20 @@ class Stream:
         sources = [step for step in reached if step in attending]
         heads = None
         if len(sources) == 1 and not around:
-            shape = self.steps[sources[0]].shape
-            places = [i for i, n in enumerate(shape[:-1]) if n == self.tokens]
-            if len(shape) >= 3 and places:
-                heads = Site(sources[0], len(shape) - 2 if len(shape) - 2 in places else places[-1])
+            heads = self._heads(sources[0])
         return Part(Site(top, axis), bool(attending), tuple(sorted(bases)), heads)
+
+    def _heads(self, step: int) -> Site | None:
+        """Where what all heads make of the values has its tokens: before the width, but of an einsum, which may give any
+        order, the one dimension that fits.
+        """
+        node = self.steps[step]
+        places = [i for i, n in enumerate(node.shape[:-1]) if n == self.tokens]
+        if len(node.shape) < 3 or not places:
+            return None
+        if node.function is torch.einsum:
+            return Site(step, places[0]) if len(places) == 1 else None
+        return Site(step, places[-1]) if places[-1] == len(node.shape) - 2 else None
 
 
 def _adds(node: Step) -> bool:

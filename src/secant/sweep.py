@@ -94,7 +94,7 @@ def reverse_cost(inside: Inside) -> Plan:
 def targets(inside: Inside, i: int) -> list[str]:
     """The points of a layer whose operators are computed; a plain layer's stream is their sum."""
     parts = [f"layers.{i}.{part}" for part in inside.parts(i)]
-    return parts if inside.plain(i) else [*parts, f"layers.{i}"]
+    return parts if inside.additive(i) else [*parts, f"layers.{i}"]
 
 
 def before(inside: Inside, i: int) -> str:
@@ -124,7 +124,7 @@ def is_chain(inside: Inside) -> bool:
 
 def separate(inside: Inside, i: int) -> bool:
     """Whether a layer is the stream plus what mixes tokens plus, last, one part that does not."""
-    return inside.plain(i) and inside.middle(i) is not None
+    return inside.additive(i) and inside.middle(i) is not None
 
 
 def operators(inside: Inside, position: int, method: str) -> Iterator[Matrices]:
@@ -184,7 +184,7 @@ def forward(inside: Inside, position: int) -> Iterator[Matrices]:
 def _through(inside: Inside, i: int, H: Tensor, position: int, places: slice) -> tuple[dict[str, Tensor], Tensor]:
     """What a layer's parts make of H at the position, `[columns, n]`, and H after it at the places wanted."""
     x, at = inside.graph[before(inside, i)], position - places.start
-    kinds, middle = inside.parts(i), inside.middle(i) if inside.plain(i) else None
+    kinds, middle = inside.parts(i), inside.middle(i) if inside.additive(i) else None
     if middle is None:
         here = slice(position, position + 1)
         out = {part: _swept(inside, x, f"layers.{i}.{part}", H, here)[:, 0] for part in kinds}

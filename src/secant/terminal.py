@@ -92,7 +92,7 @@ def _token_table(e: Explanation, width: int) -> Table:
 
 def show_layers(out: Console, layers: Layers, highlight: Sequence[str] | None = None) -> None:
     """Each layer's spectrum and words, then the word that each token's block writes by each depth."""
-    marked = {w.replace("·", " ").strip() for w in highlight or [layers.run.prediction[0].token]}
+    marked = {w.replace("·", " ").strip() for w in highlight or [layers.run.lm.text(layers.predicted)]}
     rows = layers.to_pandas()
     together = rows[rows["position"].isna()].set_index(["layer", "part", "span"])
     words = layers.words(top=6)
