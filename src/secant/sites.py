@@ -204,8 +204,8 @@ class Stream:
         return Part(Site(top, axis), bool(attending), tuple(sorted(bases)), heads)
 
     def _heads(self, step: int) -> Site | None:
-        """Where what all heads make of the values has its tokens: before the width, but of an einsum, which may give any
-        order, the one dimension that fits.
+        """Where what all heads make of the values has its tokens: before the width, but of an einsum, which may give
+        any order, the one dimension that fits.
         """
         node = self.steps[step]
         places = [i for i, n in enumerate(node.shape[:-1]) if n == self.tokens]
