@@ -386,6 +386,14 @@ def test_a_point_that_is_not_reproduced_is_refused() -> None:
         run.operator(target="layers.1")
 
 
+def test_ends_are_checked_at_every_position_too() -> None:
+    run = sc.freeze(model_of("llama"), prompt())
+    run.hidden[3].mul_(1.001)
+    with pytest.raises(NotExact, match="from embed to norm"):
+        run.operator(position=3)
+    assert run.operator(position=4).reconstruction <= 1e-12
+
+
 def test_the_model_is_as_it_was() -> None:
     lm = model_of("gemma2")
     before, hooks = lm.logits(prompt()), [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.model.modules()]

@@ -135,8 +135,11 @@ class Run:
         how = {"convention": c.convention, "dtype": c.dtype, "precision": c.precision, "versions": c.versions}
         about = {**where, "position": rows[0] if isinstance(position, int) else rows, "logits": ids, **how}
         if source == "embed" and target in self.network.points and readout is None:
-            return self.network.operator(target, rows, ids, about)
-        op = self.inside.operator(source, target, rows, ids, readout, about)
+            op = self.network.operator(target, rows, ids, about)
+            if (target, rows) == ("norm", [len(self.ids) - 1]):
+                return op  # which the certificate is of
+        else:
+            op = self.inside.operator(source, target, rows, ids, readout, about)
         self.certify(op.reconstruction, op.bias, op.output, f"from {source} to {target}")
         return op
 
