@@ -17,6 +17,7 @@ from secant import sweep
 from secant.depths import _mismatch
 from secant.errors import BadArgument, NoPoint, NotExact, TooLarge
 from secant.points import Inside
+from secant.resources import limited
 
 FAMILIES = (
     "llama",
@@ -142,12 +143,16 @@ def test_memory_decides_too() -> None:
     inside = sc.freeze(model_of("llama", num_hidden_layers=8), prompt()).inside
     forward, reverse = sweep.forward_cost(inside), sweep.reverse_cost(inside)
     assert forward.memory > reverse.memory
-    assert sweep.plan(inside, max_memory=forward.memory).method == "forward"
-    assert sweep.plan(inside, max_memory=reverse.memory).method == "reverse"
-    with pytest.raises(TooLarge, match=r"matrices of one layer must fit in memory; got .* GiB to work in"):
-        sweep.plan(inside, max_memory=reverse.memory / 2)
-    with pytest.raises(TooLarge):
-        sweep.plan(inside, "forward", max_memory=reverse.memory)
+    with limited(forward.memory):
+        assert sweep.plan(inside).method == "forward"
+    with limited(reverse.memory):
+        assert sweep.plan(inside).method == "reverse"
+        with pytest.raises(TooLarge):
+            sweep.plan(inside, "forward")
+    with pytest.raises(TooLarge, match=r"matrices of one layer must fit in memory; got .* KiB to work in"):
+        sc.layers(run_of("llama"), max_memory=reverse.memory / 8)
+    with pytest.raises(BadArgument, match="Memory is a number of bytes, or a size; got 'much'"):
+        sc.layers(run_of("llama"), max_memory="much")
 
 
 @pytest.mark.parametrize("method", ["forward", "reverse"])

@@ -19,13 +19,14 @@ MODULES = {path.stem: ast.parse(path.read_text()) for path in SOURCE.glob("*.py"
 # what each module may import of the package; a module not named here may import all but cli and terminal
 ALLOWED = {
     "errors": set(),
+    "resources": {"errors"},
     "files": {"errors"},
     "forms": set(),
     "weights": {"errors"},
     "rules": {"errors", "forms", "hooks", "weights"},
     "tape": {"errors", "forms", "rules"},
     "precision": {"forms", "rules"},
-    "operator": {"errors", "files"},
+    "operator": {"errors", "files", "resources"},
     "hooks": set(),
     "model": {"errors", "hooks", "weights"},
     "loading": {"errors", "model", "weights"},
@@ -36,8 +37,8 @@ ALLOWED = {
     "tail": {"forms", "hooks", "network", "operator", "sites", "tape"},
     "points": {"errors", "network", "operator", "sites", "tail", "tape"},
     "run": {"errors", "model", "network", "operator", "rules", "points", "tape", "weights"},
-    "sweep": {"errors", "operator", "points"},
-    "depths": {"decoding", "errors", "operator", "points", "run", "spectra", "sweep", "tail"},
+    "sweep": {"errors", "operator", "points", "resources"},
+    "depths": {"decoding", "errors", "operator", "points", "resources", "run", "spectra", "sweep", "tail"},
     "terminal": {"decoding", "depths", "explanation", "run"},
 }
 
@@ -51,6 +52,13 @@ def imports(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return found
+
+
+def test_annotated_shapes_are_checked(request: pytest.FixtureRequest) -> None:
+    """In every module that has any; that a wrong shape is caught is the decorator's own affair."""
+    checked = request.config.getoption("jaxtyping_packages").split(",")
+    annotated = {f"secant.{name}" for name, tree in MODULES.items() if "jaxtyping" in imports(tree)}
+    assert set(checked) == annotated | {"beartype.beartype"}
 
 
 @pytest.mark.parametrize("name", MODULES)

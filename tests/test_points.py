@@ -296,6 +296,23 @@ def test_several_positions_are_each_one_after_the_other() -> None:
     assert not every.dense().view(LENGTH, 32, LENGTH, 32)[2, :, 3:].any()
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon_h1", "gpt_neox", "bert"])
+def test_from_the_norm_on(family: str) -> None:
+    """The final norm is a source too: what comes after it is the head, position by position."""
+    run = run_of(family)
+    head, T = run.lm.head.weight.detach(), LENGTH
+    op = run.operator("norm", "logits", position=3)
+    scale = getattr(run.lm.model.config, "lm_head_multiplier", 1.0)
+    if family != "bert":  # whose head comes after a dense layer and a norm
+        close(op.dense()[:, 3], head * scale)
+    assert not op.dense()[:, torch.arange(T) != 3].any()
+    assert op.reconstruction <= 1e-14
+    whole = op @ run.operator(target="norm", position=None)
+    direct = run.operator(target="logits", position=3)
+    close(whole.dense(), direct.dense())
+    close(whole.bias, direct.bias, direct.output)
+
+
 def test_chosen_logits() -> None:
     run = run_of("gpt2")
     chosen = run.operator(target="logits", position=[1, -1], tokens=[7, 3])

@@ -20,6 +20,7 @@ from secant.decoding import decode
 from secant.errors import BadArgument, NoPoint
 from secant.operator import Graph, relative, wide
 from secant.points import Inside
+from secant.resources import limited
 from secant.run import Run
 from secant.spectra import SVD, leading
 from secant.sweep import STREAM, Matrices, before, layerwise, operators, plan
@@ -188,14 +189,14 @@ def layers(
     spans: Sequence[str] = SPANS,
     method: str = "auto",
     all_tokens: bool = True,
-    max_memory: float | None = None,
+    max_memory: float | str | None = None,
     progress: Progress | None = None,
 ) -> Layers:
     """Every layer x part x span of a run at one position: the leading k triplets of each token's block, and of all.
 
     `readout`: "norm" reads each point through the final norm, held at the point's own value; None takes it as it is.
     `all_tokens`: also of all blocks side by side. `method`: of the cumulative ones, forward, reverse, or auto, the
-    cheaper one that fits (see secant.sweep). `max_memory`: bytes to work in, by default half of
+    cheaper one that fits (see secant.sweep). `max_memory`: bytes to work in, or such as "4GiB"; by default half of
     what is free. `progress(what, done, all)` is called as the work goes on.
     Raises NoPoint where the network has no layers, BadArgument, TooLarge, and NotExact.
     """
@@ -212,8 +213,23 @@ def layers(
         raise BadArgument(f"Blocks have 1 to {d} singular triplets", f"k = {k}", "Choose k in between.")
     if not isinstance(position, int) or not -T <= position < T:
         raise BadArgument(f"A position is one of the prompt's {T} tokens", f"{position}", f"Use 0 to {T - 1}.")
-    position %= T
-    chosen = plan(inside, method, max_memory)
+    with limited(max_memory):
+        return _layers(run, k, position % T, readout, spans, method, all_tokens, progress)
+
+
+def _layers(
+    run: Run,
+    k: int,
+    position: int,
+    readout: str | None,
+    spans: Sequence[str],
+    method: str,
+    all_tokens: bool,
+    progress: Progress | None,
+) -> Layers:
+    """All layers, of arguments that are as they should be."""
+    inside, count = run.inside, len(run.inside.layers)
+    chosen = plan(inside, method)
     reading = Reading.of(inside, position, readout is not None)
     sweep = operators(inside, position, chosen.method) if "cumulative" in spans else None
     report = progress or (lambda what, done, of: None)
@@ -243,12 +259,18 @@ def _depths(run: Run, reading: Reading, i: int, span: str, found: Matrices, k: i
     for part in sorted(found, key=lambda part: part == STREAM):
         name = f"layers.{i}" if part == STREAM else f"layers.{i}.{part}"
         J, b, y = reading.read(name, found[part], without[name][reading.position])
-        error = relative(torch.einsum("otd,td->o", wide(J), wide(x)) + wide(b), y)
+        error = relative(_applied(J, x) + wide(b), y)
         run.certify(error, b, y, f"from {source} to {name}")
         blocks = leading(J.movedim(1, 0), y, k)
         whole = leading(J.flatten(1)[None], y, k)[0] if all_tokens else None
         depths.append(Depth(i, part, span, blocks, whole, error))
     return depths
+
+
+def _applied(J: Float[Tensor, "n T d"], x: Float[Tensor, "T d"]) -> Float[Tensor, " n"]:
+    """J x in float64, some rows at a time."""
+    v = wide(x).flatten()
+    return torch.cat([wide(rows).flatten(1) @ v for rows in J.split(64)])
 
 
 def _added(own: Matrices, position: int) -> list[Tensor]:

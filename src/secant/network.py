@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -184,6 +185,11 @@ class Network:
         biases, _ = replayed(lm, recording, torch.zeros_like(x), precision)
         return cls(lm, recording, precision, leaf, points, {name: b.detach() for name, b in biases.items()})
 
+    @cached_property
+    def largest(self) -> int:
+        """Numbers in the largest tensor that a pass makes of each vector."""
+        return self.recording.tape.largest(self.recording.steps.values())
+
     def replay(self, v: Float[Tensor, "T d"]) -> dict[str, Tensor]:
         """The held network's value at each point, `[T, n]`, for other embeddings. Raises ReplayMismatch."""
         points, _ = replayed(self.lm, self.recording, v.detach().to(self.input), self.precision)
@@ -202,7 +208,7 @@ class Network:
             return values[target][list(rows)][:, chosen].flatten()
 
         with torch.inference_mode(False), torch.enable_grad():
-            graph = Graph(self.input, at(self.points))
+            graph = Graph(self.input, at(self.points), self.largest)
         output = at(self.recording.values).to(self.precision)
         return Operator(graph, self.input.detach(), output, at(self.biases), about or {})
 

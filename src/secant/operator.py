@@ -24,9 +24,16 @@ from torch import Tensor
 
 from secant.errors import BadArgument, DamagedFile, ReplayMismatch
 from secant.files import replacing
+from secant.resources import allowance, in_parts
 
 CHUNK = 256
-"""Most rows of J that one batched backward pass computes."""
+"""Most vectors that one batched pass takes."""
+
+ALIVE = 4
+"""Tensors of the size of the largest that a pass keeps at once, for each vector."""
+
+PASS = 2**30
+"""Most bytes that a pass makes, however much there is: more vectors at once gain nothing."""
 
 
 @runtime_checkable
@@ -44,19 +51,30 @@ class Products(Protocol):
 
 @dataclass(frozen=True)
 class Graph:
-    """Products with the Jacobian of `y` by `x`, from the autograd graph that joins them; y is affine in x."""
+    """Products with the Jacobian of `y` by `x`, from the autograd graph that joins them; y is affine in x.
+
+    `largest`: numbers in the largest tensor that a pass makes of each vector. As many vectors go through at once as
+    there is memory for.
+    """
 
     x: Tensor
     y: Tensor
+    largest: int = 0
 
     def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
         """J v, as the derivative of u ↦ Jᵀ u, which is linear."""
         u, gradient = self._twice
-        return _pulled(gradient, u, v)
+        return in_parts(lambda columns: _pulled(gradient, u, columns), v, self.at_once)
 
     def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
         """Jᵀ u"""
-        return _pulled(self.y, self.x, u)
+        return in_parts(lambda columns: _pulled(self.y, self.x, columns), u, self.at_once)
+
+    @property
+    def at_once(self) -> int:
+        """How many vectors go through together."""
+        each = ALIVE * max(self.largest, self.x.numel(), self.y.numel()) * self.x.element_size()
+        return max(1, min(CHUNK, int(min(PASS, allowance(self.x.device) / 2) // each)))
 
     @cached_property
     def _twice(self) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ the constant of its output projection (J. Golden, TMLR 2025, arXiv 2505.24293, s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.errors import NoPoint
-from secant.network import Network, record, replayed
+from secant.network import Network, Recording, record, replayed
 from secant.operator import Columns, Composed, Graph, Operator, relative
-from secant.sites import Layer, Part, layers, token_axis
+from secant.sites import Layer, Part, Site, layers, token_axis
 from secant.tail import Tail
 from secant.tape import Step, by_token
 
@@ -67,10 +68,12 @@ class Inside:
         lm, recording, precision = network.lm, network.recording, network.precision
         found = layers(recording.tape.steps, recording.calls, len(recording.ids))
         axes = dict(_threads(found, recording.tape.steps, len(recording.ids)))
+        norm = _norm(recording)
+        axes = {site.step: site.axis for site in norm} | axes
         own = record(lm, recording.ids, network.input.detach().to(lm.dtype), recording.convention, precision, axes)
         named, threads = replayed(lm, recording, network.input, precision, axes)
         zero, zeros = replayed(lm, recording, torch.zeros_like(network.input), precision, axes)
-        points = _points(found, _kinds(network, found, threads), threads, recording.tape.steps)
+        points = _points(found, _kinds(network, found, threads), threads, recording.tape.steps, norm)
         steps = {step: by_token(value, axes[step]).to(precision) for step, value in own.made.items()}
         values = {name: value.to(precision) for name, value in own.values.items()}
         x = network.input
@@ -178,7 +181,7 @@ class Inside:
             return values[target][rows][:, chosen].flatten()
 
         with torch.inference_mode(False), torch.enable_grad():
-            graph = Graph(leaf, at(self.graph))
+            graph = Graph(leaf, at(self.graph), self.network.largest)
         return Operator(graph, self.value(source), at(self.values), at(self.without(source)), about or {})
 
     def value(self, name: str) -> Float[Tensor, "T n"]:
@@ -235,7 +238,7 @@ class Inside:
 
         all_heads = self.graph[heads]
         with torch.inference_mode(False), torch.enable_grad():
-            first = Graph(self._leaf(source), at(self.graph))
+            first = Graph(self._leaf(source), at(self.graph), self.network.largest)
             rest = Graph(all_heads, self.graph[f"{point.stem}.attn"][rows].flatten())
         places = torch.arange(all_heads.numel(), device=all_heads.device).view(all_heads.shape)
         then = Columns(rest, places[rows][:, point.columns].flatten(), places.numel())
@@ -289,6 +292,13 @@ def summary(names: Sequence[str]) -> str:
 # ------------------------------------------------------------------------------------------------ finding them
 
 
+def _norm(recording: Recording) -> list[Site]:
+    """Where the final norm is, if it is a row for each token."""
+    step, T = recording.steps["norm"], len(recording.ids)
+    shape = recording.tape.steps[step].shape
+    return [Site(step, axis) for axis in [token_axis(shape, T)] if axis is not None and math.prod(shape[:-1]) == T]
+
+
 def _threads(found: Sequence[Layer], steps: Sequence[Step], tokens: int) -> Iterator[tuple[int, int]]:
     """The steps whose output is a row for each token and is wanted, and the dimension that counts tokens."""
     for layer in found:
@@ -332,7 +342,11 @@ def _kind(part: Part, x: Tensor, threads: dict[int, Tensor]) -> str:
 
 
 def _points(
-    found: Sequence[Layer], kinds: list[list[str]], threads: dict[int, Tensor], steps: Sequence[Step]
+    found: Sequence[Layer],
+    kinds: list[list[str]],
+    threads: dict[int, Tensor],
+    steps: Sequence[Step],
+    norm: Sequence[Site],
 ) -> dict[str, Point]:
     """Every point by name, in order."""
     points = [Point("embed", ())]
@@ -346,7 +360,9 @@ def _points(
                     names = (f"layers.{i}.attn.heads.{h}" for h in range(width // d))
                     points += [Point(n, (), i, slice(h * d, (h + 1) * d)) for h, n in enumerate(names)]
         points.append(Point(f"layers.{i}", (layer.site.step,), i))
-    return {point.name: point for point in (*points, Point("norm", ()), Point("logits", ()))}
+    return {
+        point.name: point for point in (*points, Point("norm", tuple(site.step for site in norm)), Point("logits", ()))
+    }
 
 
 def _named(
@@ -355,9 +371,7 @@ def _named(
     """Values by name from those by step; `cut`: without their graph."""
     with torch.inference_mode(False), torch.enable_grad():
         found = {
-            n: known[n] if n in known else _total([rows[s] for s in p.steps])
-            for n, p in points.items()
-            if not p.columns
+            n: _total([rows[s] for s in p.steps]) if p.steps else known[n] for n, p in points.items() if not p.columns
         }
     return {name: value.detach() for name, value in found.items()} if cut else found
 

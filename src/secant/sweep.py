@@ -9,8 +9,6 @@ vectors for each part and each layer below it. Neither holds more than one layer
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,6 +19,7 @@ from torch import Tensor
 from secant.errors import BadArgument, TooLarge
 from secant.operator import CHUNK, Graph, Operator
 from secant.points import Inside
+from secant.resources import allowance, bytes_in_words
 
 METHODS = ("auto", "forward", "reverse")
 STREAM = "residual"
@@ -38,8 +37,8 @@ class Plan:
     memory: float
 
 
-def plan(inside: Inside, method: str = "auto", max_memory: float | None = None) -> Plan:
-    """The cheaper way that fits into memory, or the one that is asked for. Raises BadArgument, TooLarge."""
+def plan(inside: Inside, method: str = "auto") -> Plan:
+    """The cheaper way that fits into the allowed memory, or the one asked for. Raises BadArgument, TooLarge."""
     if method not in METHODS:
         raise BadArgument(f"A method is one of {', '.join(METHODS)}", repr(method), "Choose one of them.")
     chained = method != "reverse" and is_chain(inside)
@@ -49,25 +48,16 @@ def plan(inside: Inside, method: str = "auto", max_memory: float | None = None) 
             "one that does not", "Use method='reverse', or 'auto'.",
         )  # fmt: skip
     ways = [reverse_cost(inside)] + ([forward_cost(inside)] if chained else [])
-    room = budget(inside.graph["embed"].device) if max_memory is None else max_memory
+    room = allowance(inside.graph["embed"].device)
     fitting = [way for way in ways if method in ("auto", way.method) and way.memory <= room]
     if not fitting:
         least = min(way.memory for way in ways if method in ("auto", way.method))
         raise TooLarge(
             "The matrices of one layer must fit in memory",
-            f"{least / 2**30:.2g} GiB for them and {room / 2**30:.2g} GiB to work in",
+            f"{bytes_in_words(least)} for them and {bytes_in_words(room)} to work in",
             "Shorten the prompt, allow more with max_memory, or use run.operator() and its products.",
         )
     return min(fitting, key=lambda way: way.vectors)
-
-
-def budget(device: torch.device) -> float:
-    """Half of the memory that is free."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / 2
-    if device.type == "cpu" and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
-    return float("inf")
 
 
 def forward_cost(inside: Inside) -> Plan:
@@ -76,7 +66,7 @@ def forward_cost(inside: Inside) -> Plan:
     width = max(inside.graph[f"layers.{i}"].shape[1] for i in range(len(inside.layers)))
     shares = [SMALL + (1 - SMALL) / T if separate(inside, i) else 1.0 for i in range(len(inside.layers))]
     size = inside.graph["embed"].element_size()
-    return Plan("forward", T * d * sum(shares), size * (2.2 * T * width * T * d + 6 * width * T * d + T * width**2))
+    return Plan("forward", T * d * sum(shares), size * (2.2 * T * width * T * d + T * width**2) + _spectra(inside))
 
 
 SMALL = 0.4
@@ -85,10 +75,20 @@ SMALL = 0.4
 
 def reverse_cost(inside: Inside) -> Plan:
     """D vectors for each part, through each layer below."""
-    T, d = inside.graph["embed"].shape
     width = max(inside.graph[f"layers.{i}"].shape[1] for i in range(len(inside.layers)))
     vectors = float(sum(width * len(targets(inside, i)) * (i + 1) for i in range(len(inside.layers))))
-    return Plan("reverse", vectors, inside.graph["embed"].element_size() * 6.0 * width * T * d)
+    return Plan("reverse", vectors, _spectra(inside))
+
+
+def _spectra(inside: Inside) -> float:
+    """Bytes of one layer's matrices, with the stream before it, one as it is read, and what its spectrum takes."""
+    T, d = inside.graph["embed"].shape
+    size = inside.graph["embed"].element_size()
+    widths = [
+        [inside.graph[n].shape[1] for n in (*targets(inside, i), f"layers.{i}")] for i in range(len(inside.layers))
+    ]
+    most = max(map(max, widths))
+    return float(T * d) * (size * (max(map(sum, widths)) + 2 * most) + 2 * max(size, 4) * most)
 
 
 def targets(inside: Inside, i: int) -> list[str]:
@@ -162,7 +162,7 @@ def rows(inside: Inside, source: str, names: list[str], i: int, position: int) -
     with torch.inference_mode(False), torch.enable_grad():
         y = torch.cat([inside.graph[name][position] for name in names])
     nothing = torch.zeros_like(y).detach()
-    J = Operator(Graph(x, y), x.detach(), nothing, nothing).dense(min(at_once(inside), len(y)))
+    J = Operator(Graph(x, y, inside.network.largest), x.detach(), nothing, nothing).dense(CHUNK)
     parts = J.split([inside.graph[name].shape[1] for name in names])
     return {_part(name, i): part for name, part in zip(names, parts, strict=True)}
 
@@ -221,16 +221,5 @@ def _swept(inside: Inside, x: Tensor, target: str, H: Tensor, places: slice) -> 
     y = inside.graph[target]
     whole = places == slice(0, len(y))
     with torch.inference_mode(False), torch.enable_grad():
-        graph = Graph(x, y.flatten() if whole else y[places].flatten())
-    out = H.new_empty(len(H), places.stop - places.start, y.shape[1])
-    step = at_once(inside)
-    for start in range(0, len(H), step):
-        part = H[start : start + step].flatten(1)
-        out[start : start + step] = graph.forward(part.T).T.view(len(part), *out.shape[1:])
-    return out
-
-
-def at_once(inside: Inside) -> int:
-    """How many vectors go through the network together: fewer where it makes large tensors of each."""
-    largest = max((math.prod(step.shape) for step in inside.network.recording.tape.steps), default=1)
-    return max(1, min(CHUNK, 2**28 // (largest * inside.graph["embed"].element_size())))
+        graph = Graph(x, y.flatten() if whole else y[places].flatten(), inside.network.largest)
+    return graph.forward(H.flatten(1).T).T.view(len(H), places.stop - places.start, y.shape[1])

@@ -13,6 +13,7 @@ of the model is touched.
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from abc import abstractmethod
 from collections import Counter
@@ -90,6 +91,16 @@ class Tape:
             "linear" if s.form is None else f"{name_of(s.function)}: {kind_of(s.form)}" for s in self.steps
         )
         return dict(sorted(counts.items()))
+
+    def largest(self, ends: Iterable[int]) -> int:
+        """Numbers in the largest tensor on the way from the input to the output of some steps."""
+        reached, stack = set[int](), [*ends]
+        while stack:
+            step = stack.pop()
+            if step >= 0 and step not in reached:
+                reached.add(step)
+                stack += self.steps[step].parents
+        return max((math.prod(self.steps[step].shape) for step in reached), default=0)
 
     @property
     def nbytes(self) -> int:
