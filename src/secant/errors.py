@@ -62,3 +62,7 @@ class OutputFailed(SecantError):
 
 class DamagedFile(SecantError):
     """A file is not what its name promises."""
+
+
+class NotConverged(SecantError):
+    """A solver did not reach its tolerance within its limit."""

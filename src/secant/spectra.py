@@ -2,32 +2,36 @@
 
 Columns of U are left singular vectors (directions written at the output), columns of V right ones (directions read
 at the input). A pair's sign is free; it is chosen so that y·u >= 0 for the operator's output y (J. Golden, TMLR 2025,
-arXiv 2505.24293, section 3.2).
+arXiv 2505.24293, section 3.2). How they are found is chosen by what it costs (secant.costs); whichever way it was, the
+residuals of every triplet are measured, and are within the tolerance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.errors import BadArgument
-from secant.operator import Operator
+from secant.costs import TOGETHER, Way, of_matrices, pace, ways
+from secant.errors import BadArgument, NotConverged, TooLarge
+from secant.operator import CHUNK, Matrix, Operator, relative, wide
+from secant.resources import allowance, announce, bytes_in_words, limited
+from secant.solvers import SOLVERS, Blocks, Formed, Found, Impatient, Stack, Wanted, Whole
 
-SOLVERS = ("auto", "dense", "krylov")
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-12}
-"""Largest residual of a Krylov triplet, in units of σ₁."""
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest residual of a triplet, in units of σ₁, by the type in which products are computed."""
 
-STEPS = 5
-"""Blocks in a Krylov space before it is restarted."""
+PATIENCE = 60
+"""Passes that the cheapest solver of a matrix that is there may take, before LAPACK decomposes it."""
 
-RESTARTS = 6
-TOGETHER = 8
-"""Blocks of tokens that are decomposed together."""
+TURN = 0.1
+"""Singular vectors that may be turned into each other by more than this, in radians, are reported as a block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +39,9 @@ class SVD:
     """Leading singular triplets: `J V = U S` to within `residuals`.
 
     `residuals`: the larger of ‖J v - σ u‖ and ‖Jᵀ u - σ v‖ for each triplet, in the units of σ. `frobenius`: ‖J‖_F
-    of the whole operator. `products` counts vectors multiplied by J or Jᵀ, `passes` the batched passes they took.
+    of the whole operator, and `spread` its standard error, 0 where J was formed. `following`: the next singular value,
+    or an estimate of it; 0 where there is none. `noise`: rounding of J itself, in the units of σ. `products` counts
+    vectors multiplied by J or Jᵀ, `passes` the batched passes they took.
     """
 
     U: Float[Tensor, "d_out k"] = field(repr=False)
@@ -46,11 +52,46 @@ class SVD:
     solver: str
     products: int
     passes: int
+    spread: float = 0.0
+    following: float = 0.0
+    noise: float = 0.0
 
     @property
     def stable_rank(self) -> float:
         """‖J‖_F² / σ₁²: how many directions matter; 0 for a zero operator."""
         return (self.frobenius / self.S[0].item()) ** 2 if self.S[0] > 0 else 0.0
+
+    @property
+    def energy(self) -> Float[Tensor, " k"]:
+        """The share of ‖J‖_F² in the first triplet, the first two, and so on; of a zero operator 1."""
+        total = max(self.frobenius**2, wide(self.S).square().sum().item())
+        return wide(self.S).square().cumsum(0) / total if total else torch.ones(len(self.S), dtype=torch.float64)
+
+    @property
+    def blocks(self) -> list[range]:
+        """Triplets that belong together: near-equal singular values, whose single vectors mean nothing.
+
+        Neighbours are apart where the gap between them is at least ten times what their values are uncertain by:
+        residuals and rounding turn their vectors by no more than a tenth then (C. Davis and W. Kahan, 1970). The last
+        block may go on beyond those that were kept; `complete` says so.
+        """
+        starts = [0, *(i for i in range(1, len(self.S)) if self._apart(i)), len(self.S)]
+        return [range(lo, hi) for lo, hi in pairwise(starts)]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last block ends with the last triplet."""
+        return self._apart(len(self.S))
+
+    def _apart(self, i: int) -> bool:
+        """Whether triplet i and the one before it are told from each other."""
+        S = [*self.S.tolist(), self.following]
+        uncertain = max(self.residuals[max(0, i - 1) : i + 1].max().item(), self.noise)
+        return S[i - 1] - S[i] > uncertain / TURN
+
+    def reconstruction(self, x: Float[Tensor, "T d_in"]) -> Float[Tensor, "k d_out"]:
+        """Σ_i u_i σ_i (v_i·x) of the first triplet, the first two, and so on: what they make of an input."""
+        return (self.U * (self.S * (self.V.T @ x.to(self.V).flatten()))).cumsum(1).T
 
 
 Progress = Callable[[int, int], None]
@@ -58,26 +99,38 @@ Progress = Callable[[int, int], None]
 
 @overload
 def svd(
-    op: Operator, k: int = ..., *, per_token: Literal[False] = ..., solver: str = ..., progress: Progress | None = ...
-) -> SVD: ...
+    op: Operator, k: int = ..., *, per_token: Literal[False] = ..., solver: str = ..., tol: float | None = ...,
+    seed: int = ..., start: SVD | Sequence[SVD] | None = ..., max_memory: float | str | None = ...,
+    progress: Progress | None = ...,
+) -> SVD: ...  # fmt: skip
 @overload
 def svd(
-    op: Operator, k: int = ..., *, per_token: Literal[True], solver: str = ..., progress: Progress | None = ...
-) -> list[SVD]: ...
+    op: Operator, k: int = ..., *, per_token: Literal[True], solver: str = ..., tol: float | None = ...,
+    seed: int = ..., start: SVD | Sequence[SVD] | None = ..., max_memory: float | str | None = ...,
+    progress: Progress | None = ...,
+) -> list[SVD]: ...  # fmt: skip
 def svd(
     op: Operator,
     k: int = 8,
     *,
     per_token: bool = False,
     solver: str = "auto",
+    tol: float | None = None,
+    seed: int = 0,
+    start: SVD | Sequence[SVD] | None = None,
+    max_memory: float | str | None = None,
     progress: Progress | None = None,
 ) -> SVD | list[SVD]:
     """The leading k singular triplets of an operator, largest first, or a list with those of each token's block.
 
-    J is formed. `solver`: "dense" is LAPACK, "krylov" a block Krylov method with residuals of at most 1e-4 σ₁ in
-    float32 and 1e-12 σ₁ in float64, "auto" the cheaper one for the size.
-    `progress(blocks done, blocks)` is called as they are finished. Blocks take their signs from the output of the whole
-    operator. Raises BadArgument for a k that the shape does not have.
+    `solver`: "dense" (LAPACK) and "gram" (eigenvectors of J Jᵀ, refined) form J; "krylov" (block Krylov with restarts)
+    and "propack" know it by products, or as it is if it is there; "auto" is the cheapest that fits, by what products
+    and matrix multiplications cost here. `tol`: largest residual, in units of σ₁; by default TOLERANCE of the
+    operator's type. `seed`: of the first block; `start`: an SVD of a like operator to begin from, or one for each
+    token. `max_memory`: bytes to work in, or such as "4GiB"; by default half of what is free. What takes more than a
+    minute, or more than half of the free memory, is announced beforehand. `progress(blocks done, blocks)` is called as
+    they are finished. Blocks take their signs from the output of the whole operator.
+    Raises BadArgument, NotConverged (at any triplet, for any solver but dense), and TooLarge.
 
     >>> import torch
     >>> J = torch.tensor([[[0.0, 2.0]], [[-3.0, 0.0]]])  # (d_out, T, d_in)
@@ -85,23 +138,27 @@ def svd(
     >>> f.S.tolist(), f.V[:, 0].tolist()
     ([3.0, 2.0], [1.0, 0.0])
     """
-    if solver not in SOLVERS:
-        raise BadArgument(f"A solver is one of {', '.join(SOLVERS)}", repr(solver), "Choose one of them.")
+    if solver not in ("auto", *SOLVERS):
+        raise BadArgument(f"A solver is one of auto, {', '.join(SOLVERS)}", repr(solver), "Choose one of them.")
     T, d_in = op.input.shape
     most = min(op.shape[0], d_in if per_token else T * d_in)
-    if not 1 <= k <= most:
+    if not isinstance(k, int) or not 1 <= k <= most:
         raise BadArgument(
             f"An operator of this shape has 1 to {most} singular triplets", f"k = {k}", "Choose k in between."
         )
-    J = op.dense()
-    if not per_token:
-        return leading(J.flatten(1)[None], op.output, k, solver)[0]
-    found: list[SVD] = []
-    for start in range(0, T, TOGETHER):
-        found += leading(J[:, start : start + TOGETHER].movedim(1, 0), op.output, k, solver)
-        if progress:
-            progress(len(found), T)
-    return found
+    if tol is not None and not 0 < tol < 1:
+        raise BadArgument("A tolerance is a share of the largest singular value", f"tol = {tol}", "Use such as 1e-6.")
+    with limited(max_memory):
+        tokens = T if per_token else None
+        begin = _started(start, tokens, d_in if per_token else T * d_in)
+        wanted = Wanted(k, TOLERANCE[op.bias.dtype] if tol is None else tol, seed=seed, start=begin)
+        if isinstance(op.products, Matrix):
+            found = _formed(op, wanted, tokens, solver, progress)
+        elif solver == "auto":
+            found = _automatic(op, wanted, tokens, progress)
+        else:
+            found = _chosen(op, wanted, tokens, solver, progress)
+    return found if per_token else found[0]
 
 
 def stable_rank(op: Operator, per_token: bool = False) -> float | list[float]:
@@ -111,92 +168,165 @@ def stable_rank(op: Operator, per_token: bool = False) -> float | list[float]:
     return svd(op, 1).stable_rank
 
 
-def leading(
-    J: Float[Tensor, "n d_out d_in"], y: Float[Tensor, " d_out"], k: int, solver: str = "auto", seed: int = 0
-) -> list[SVD]:
-    """The leading k triplets of each of several matrices, in float32 at least, signed by y.
+def captured(op: Operator, f: SVD | Sequence[SVD]) -> Float[Tensor, " k"]:
+    """‖Σ_t J_t^(i) x_t + b - y‖ / ‖y‖ with the first i triplets, i from 1: of the whole, or of each token's block.
 
-    "krylov" is a block Krylov method, all matrices together, restarted until residuals are at most TOLERANCE σ₁
-    (Musco and Musco, NeurIPS 2015, algorithm 2); what does not get there in time is left to LAPACK, as
-    "dense" is and, by "auto", small matrices are. `seed`: of its first block.
+    How much of the output the leading triplets make. Raises BadArgument where there are not as many SVDs as tokens.
     """
-    J = J.to(torch.promote_types(J.dtype, torch.float32))
-    if solver == "krylov" or (solver == "auto" and 4 * STEPS * _width(k) <= min(J.shape[1:])):
-        return _krylov(J, y, k, seed)
-    return _dense(J, y, k)
+    x, y = op.input, wide(op.output)
+    if isinstance(f, SVD):
+        parts = wide(f.reconstruction(x))
+    elif len(f) == len(x):
+        parts = torch.stack([wide(g.reconstruction(own[None])) for g, own in zip(f, x, strict=True)]).sum(0)
+    else:
+        raise BadArgument(f"An operator on {len(x)} tokens has as many blocks", f"{len(f)} SVDs", "Give one of each.")
+    return torch.tensor([relative(part + wide(op.bias), y) for part in parts], dtype=torch.float64)
 
 
-def _width(k: int) -> int:
-    """Columns in a block: some more than are wanted."""
-    return k + max(4, k // 2)
+def leading(J: Float[Tensor, "n d_out d_in"], y: Float[Tensor, " d_out"], k: int) -> list[SVD]:
+    """The leading k triplets of each of several matrices that are there, in float32 at least, signed by y."""
+    return _of_matrices(J, y, Wanted(k, TOLERANCE[torch.promote_types(J.dtype, torch.float32)]), "auto")
 
 
-def _dense(J: Float[Tensor, "n d_out d_in"], y: Float[Tensor, " d_out"], k: int) -> list[SVD]:
-    """All of each matrix decomposed by LAPACK."""
-    U, S, Vh = torch.linalg.svd(J, full_matrices=False)
-    return _results(J, y, U[:, :, :k], S[:, :k], Vh[:, :k].mH, "dense", min(J.shape[1:]), 1)
-
-
-def _krylov(J: Float[Tensor, "n d_out d_in"], y: Float[Tensor, " d_out"], k: int, seed: int) -> list[SVD]:
-    """Subspaces of J Jᵀ grown from a random block, Rayleigh-Ritz in them, and again from there where needed."""
-    n, d_out, d_in = J.shape
-    width = min(_width(k), d_out, d_in)
-    start = torch.randn(d_in, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    V = start.to(J).expand(n, d_in, width)
-    open_ = torch.arange(n, device=J.device)
-    found: dict[int, SVD] = {}
-    for restart in range(RESTARTS):
-        A = J[open_]
-        U, S, V = _ritz(A, V, width)
-        tried = _results(
-            A, y, U[:, :, :k], S[:, :k], V[:, :, :k], "krylov", 2 * STEPS * width * (restart + 1), 2 * STEPS
-        )
-        done = [bool((f.residuals <= TOLERANCE[A.dtype] * f.S[0]).all()) for f in tried]
-        found.update({i: f for i, f, good in zip(open_.tolist(), tried, done, strict=True) if good})
-        left = torch.tensor([not good for good in done], device=J.device)
-        open_, V = open_[left], V[left]
-        if not len(open_):
-            break
-    if len(open_):
-        found.update(zip(open_.tolist(), _dense(J[open_], y, k), strict=True))
-    return [found[i] for i in range(n)]
-
-
-def _ritz(A: Tensor, V: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The leading triplets of A within the block Krylov space of A Aᵀ from A V."""
-    most = min(A.shape[1:])
-    Q = _orthonormal(A @ V, A[:, :, :0])
-    rows = A.mT @ Q  # A ≈ Q rowsᵀ
-    last = rows
-    while Q.shape[2] < min(STEPS * width, most):
-        more = _orthonormal((A @ last)[:, :, : most - Q.shape[2]], Q)
-        Q, last = torch.cat([Q, more], 2), A.mT @ more
-        rows = torch.cat([rows, last], 2)
-    P, R = torch.linalg.qr(rows)
-    u, S, vh = torch.linalg.svd(R)
-    return Q @ vh.mT[:, :, :width], S[:, :width], P @ u[:, :, :width]
-
-
-def _orthonormal(W: Tensor, Q: Tensor) -> Tensor:
-    """A basis of W beside Q; the second time makes it so to rounding."""
-    for _ in range(2):
-        W = torch.linalg.qr(W - Q @ (Q.mT @ W)).Q
-    return W
-
-
-def _results(
-    J: Tensor, y: Tensor, U: Tensor, S: Tensor, V: Tensor, solver: str, products: int, passes: int
+def _of_matrices(
+    J: Float[Tensor, "n d_out d_in"], y: Float[Tensor, " d_out"], wanted: Wanted, solver: str
 ) -> list[SVD]:
-    U, V = _signed(U, V, y.to(J))
-    residuals = torch.maximum((J @ V - U * S[:, None]).norm(dim=1), (J.mT @ U - V * S[:, None]).norm(dim=1))
-    norms = torch.linalg.matrix_norm(J).tolist()
-    return [SVD(U[i], S[i], V[i], residuals[i], norm, solver, products, passes) for i, norm in enumerate(norms)]
+    """By one solver, or the cheapest, which, if it does not converge soon, is LAPACK after all."""
+    stack = Formed(J)
+    if solver != "auto":
+        return _signed(SOLVERS[solver].solve(stack, wanted), y, solver, J.dtype)
+    solver = min(of_matrices(stack.shape, wanted, stack.like), key=lambda way: way.seconds).solver
+    try:
+        return _signed(SOLVERS[solver].solve(stack, replace(wanted, limit=PATIENCE)), y, solver, J.dtype)
+    except NotConverged:
+        return _signed(SOLVERS["dense"].solve(stack, wanted), y, "dense", J.dtype)
 
 
-def _signed(U: Tensor, V: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _by_tokens(op: Operator, wanted: Wanted, tokens: int | None, few: int) -> Iterator[tuple[slice, Wanted]]:
+    """Groups of blocks, with what is wanted of each; of the whole, one of one."""
+    for start in range(0, tokens or 1, few):
+        group = slice(start, min(start + few, tokens or 1))
+        yield group, replace(wanted, start=None if wanted.start is None else wanted.start[group])
+
+
+def _formed(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
+    """Of J, which is formed, or there."""
+    J = op.dense()
+    found: list[SVD] = []
+    for group, own in _by_tokens(op, wanted, tokens, TOGETHER):
+        blocks = J[:, group].movedim(1, 0) if tokens else J.flatten(1)[None]
+        found += _of_matrices(blocks, op.output, own, solver)
+        if progress:
+            progress(len(found), tokens or 1)
+    return found
+
+
+def _by_products(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
+    """Without J. Raises NotConverged, and Impatient where another way is cheaper."""
+    found: list[SVD] = []
+    for group, own in _by_tokens(op, wanted, tokens, max(1, CHUNK // wanted.width)):
+        stack: Stack
+        if tokens:
+            stack = Blocks(op.products, op.shape, tokens, range(tokens)[group], op.bias)
+        else:
+            stack = Whole(op.products, op.shape, op.bias)
+        found += _signed(SOLVERS[solver].solve(stack, own), op.output, solver, op.bias.dtype)
+        if progress:
+            progress(len(found), tokens or 1)
+    return found
+
+
+def _automatic(op: Operator, wanted: Wanted, tokens: int | None, progress: Progress | None) -> list[SVD]:
+    """The cheapest way that fits. Krylov spaces are left for J where they converge so slowly that it is cheaper."""
+    device = op.bias.device
+    measured = pace(op, max(2, min(wanted.width, op.shape[0] // 32)))
+    room = allowance(device)
+    every = ways(op, wanted, tokens, measured)
+    fitting = [way for way in every if way.memory <= room]
+    if not fitting:
+        raise _too_large(min(every, key=lambda way: way.memory), room)
+    best = min(fitting, key=lambda way: way.seconds)
+    formed = min((way for way in fitting if way.form), key=lambda way: way.seconds, default=None)
+    announce(_saying(op, best, tokens), best.seconds, best.memory, device)
+    if best.form:
+        return _formed(op, wanted, tokens, "auto", progress)
+    if formed is None:
+        return _by_products(op, wanted, tokens, "krylov", progress)
+    try:
+        patient = _Patience(best.seconds / wanted.cycles, formed.seconds, wanted.tolerance)
+        return _by_products(op, replace(wanted, patience=patient), tokens, "krylov", progress)
+    except (Impatient, NotConverged):
+        announce(_saying(op, formed, tokens), formed.seconds, formed.memory, device)
+        return _formed(op, wanted, tokens, "auto", progress)
+
+
+@dataclass
+class _Patience:
+    """Whether Krylov spaces may go on: while what they still need, at the rate of late, is less than another way."""
+
+    cycle: float
+    other: float
+    tolerance: float
+    seen: list[float] = field(default_factory=list)
+
+    def __call__(self, passes: int, worst: float) -> bool:
+        self.seen.append(worst)
+        if len(self.seen) == 1:
+            return self.cycle <= self.other
+        gained = math.log(self.seen[-2] / worst) if worst < self.seen[-2] else 0.0
+        needed = math.log(worst / self.tolerance) / gained if gained > 0 else math.inf
+        return math.ceil(needed) * self.cycle <= self.other
+
+
+def _chosen(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
+    """By a solver that was asked for. Raises NotConverged and TooLarge."""
+    form, device = SOLVERS[solver].formed, op.bias.device
+    measured = pace(op, max(2, min(wanted.width, op.shape[0] // 32)))
+    name = solver if form else "krylov"
+    way = next(w for w in ways(op, wanted, tokens, measured) if w.form == form and w.solver == name)
+    if way.memory > allowance(device):
+        raise _too_large(way, allowance(device))
+    announce(_saying(op, way, tokens), way.seconds, way.memory, device)
+    return (_formed if form else _by_products)(op, wanted, tokens, solver, progress)
+
+
+def _saying(op: Operator, way: Way, tokens: int | None) -> str:
+    what = f"{tokens} blocks of {op.shape[0]} x {op.shape[1] // tokens}" if tokens else f"{op.shape[0]} x {op.shape[1]}"
+    return f"SVD of {what}, {'forming J' if way.form else 'by products'}"
+
+
+def _too_large(way: Way, room: float) -> TooLarge:
+    return TooLarge(
+        "An SVD must fit in the memory that it may use", f"{bytes_in_words(way.memory)} and {bytes_in_words(room)}",
+        "Use solver='auto' or 'krylov', fewer triplets, a shorter prompt, or allow more with max_memory.",
+    )  # fmt: skip
+
+
+def _started(start: SVD | Sequence[SVD] | None, tokens: int | None, width: int) -> Tensor | None:
+    """Right vectors to begin from, `[n, d_in, k]`. Raises BadArgument."""
+    if start is None:
+        return None
+    given = [start] if isinstance(start, SVD) else list(start)
+    V = [f.V for f in given]
+    if len(V) != (tokens or 1) or len({v.shape for v in V}) != 1 or len(V[0]) != width:
+        raise BadArgument(
+            "A start is an SVD of an operator of the same shape, or one for each token",
+            f"{len(V)}, of {len(V[0])} numbers", "Leave it out, or give such as svd returned.",
+        )  # fmt: skip
+    return torch.stack(V)
+
+
+def _signed(found: list[Found], y: Tensor, solver: str, dtype: torch.dtype) -> list[SVD]:
     """Signs such that y·u >= 0; where it is 0, such that the largest entry of u is positive."""
-    along = y @ U
-    largest = U.gather(-2, U.abs().argmax(-2, keepdim=True))[..., 0, :]
-    sign = torch.where(along == 0, largest, along).sign()
-    sign = torch.where(sign == 0, 1, sign)[..., None, :]
-    return U * sign, V * sign
+    made = []
+    for f in found:
+        along = y.to(f.U) @ f.U
+        largest = f.U.gather(0, f.U.abs().argmax(0, keepdim=True))[0]
+        sign = torch.where(along == 0, largest, along).sign()
+        sign = torch.where(sign == 0, 1, sign)
+        k = f.U.shape[1]
+        S, following = f.S[:k], f.S[k].item() if len(f.S) > k else 0.0
+        noise = torch.finfo(dtype).eps * S[0].item()
+        U, V = f.U * sign, f.V * sign
+        made.append(SVD(U, S, V, f.residuals, f.norm, solver, f.products, f.passes, f.spread, following, noise))
+    return made
