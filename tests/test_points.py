@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from helpers import assert_matches, real
 from torch import Tensor, nn
 
 import secant as sc
-from secant.errors import BadArgument, BadPrompt, NoPoint, NotExact
+from secant.errors import BadArgument, BadPrompt, NoPoint, NotExact, integer
 from secant.network import replayed
 
 FAMILIES = (
@@ -362,16 +363,78 @@ def test_points_that_do_not_exist() -> None:
     ("source", "target"),
     [
         ("layers.1", "layers.0"),
-        ("layers.1", "layers.1"),
         ("norm", "layers.2"),
-        ("embed", "embed"),
+        ("layers.1.attn.heads.0", "layers.1.attn.heads.1"),
         ("layers.0.mlp", "layers.0.attn"),
         ("logits", "norm"),
     ],
 )
 def test_a_source_comes_first(source: str, target: str) -> None:
-    with pytest.raises(NoPoint, match=f"comes before its target; got {source} to {target}"):
+    with pytest.raises(NoPoint, match=f"A target is computed from its source; got {source} to {target}"):
         run_of("llama").operator(source, target)
+
+
+@pytest.mark.parametrize("point", ["embed", "layers.1", "norm", "layers.0.attn"])
+def test_from_a_point_to_itself_is_the_identity(point: str) -> None:
+    op = run_of("llama").operator(point, point, position=3)
+    close(op.dense(), torch.eye(LENGTH * 32, dtype=torch.float64).view(LENGTH, 32, LENGTH, 32)[3])
+    assert not op.bias.any()
+    assert op.reconstruction == 0
+
+
+def test_the_stream_is_a_sum_of_operators() -> None:
+    """Written as a researcher would: the identity, then every part; sum() works."""
+    run = run_of("llama")
+    parts = [run.operator(target=f"layers.{i}.{part}", position=5) for i in range(3) for part in ("attn", "mlp")]
+    total, whole = sum([run.operator("embed", "embed", 5), *parts]), run.operator(target="layers.2", position=5)
+    close(total.dense(), whole.dense())
+    close(total.bias, whole.bias, whole.output)
+    close(total.output, whole.output)
+    assert total.reconstruction <= 1e-14
+
+
+def test_multiples() -> None:
+    op = run_of("llama").operator(target="layers.1")
+    assert_matches(2 * op - op * 0.5, 1.5 * op.dense().flatten(1))
+    assert_matches(-op, -op.dense().flatten(1))
+    assert (2 * op - op * 0.5).reconstruction <= 1e-14
+    zero = op - op
+    assert not zero.dense().any()
+    with pytest.raises(TypeError):
+        op * op
+
+
+def test_operators_that_do_not_meet_are_refused() -> None:
+    """Sizes alone do not say so: each of these would give a wrong answer."""
+    run, between = run_of("llama"), run_of("llama").operator
+    then = between("layers.1", "norm")
+    backwards = list(range(LENGTH))[::-1]
+    for first in (
+        between(target="layers.0", position=None),
+        between(target="layers.1", position=None, readout="norm"),
+        between(target="layers.1", position=backwards),
+        sc.freeze(run.lm, prompt()[::-1]).operator(target="layers.1", position=None),
+    ):
+        with pytest.raises(BadArgument, match="begins where its first one ends"):
+            then @ first
+    for other in (between(), sc.freeze(run.lm, prompt()[::-1]).operator("layers.1", "norm")):
+        with pytest.raises(BadArgument, match="one shape and one input; got two inputs"):
+            then + other
+        with pytest.raises(BadArgument, match="one shape and one input; got two inputs"):
+            then - other
+
+
+@pytest.mark.parametrize("given", [1.0, "last", True, torch.tensor([0, 2]), None, slice(3)])
+def test_a_position_is_a_whole_number(given: object) -> None:
+    with pytest.raises(BadArgument, match=rf"A rule; got n = {re.escape(repr(given))}, a .*Use -11 to 10"):
+        integer(given, -11, 10, "A rule", "n = ")
+
+
+def test_positions_of_other_kinds() -> None:
+    run = run_of("llama")
+    assert run.operator(target="layers.1", position=torch.tensor(2)).about["position"] == 2
+    assert run.operator(target="layers.1", position=slice(0, 3)).about["position"] == [0, 1, 2]
+    assert run.operator(target="layers.1", position=(0, -1)).about["position"] == [0, 10]
 
 
 def test_what_does_not_meet_is_refused() -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.decoding import decode
-from secant.errors import BadArgument, NoPoint
+from secant.errors import BadArgument, NoPoint, integer
 from secant.operator import Graph, relative, wide
 from secant.points import Inside
 from secant.resources import limited
@@ -110,7 +110,8 @@ class Layers:
         rows: list[tuple[Any, ...]] = []
         for d, t, f in self._each():
             for side in ("output", "input") if t is not None else ("output",):
-                directions = (f.U if side == "output" else f.V)[:, :vectors]
+                some = min(vectors, int((f.S > 0).sum()))  # a zero block has no directions
+                directions = (f.U if side == "output" else f.V)[:, :some]
                 for i, words in enumerate(decode(self.run.lm, directions, side, top)):
                     rows += [
                         (d.layer, d.part, d.span, t, i, side, r, w.token, w.id, w.score) for r, w in enumerate(words)
@@ -136,10 +137,10 @@ class Layers:
         wanted = self.predicted if token is None else self.run.lm.token(token)
         found: dict[tuple[str, str, int | None], int | None] = {}
         for d, t, f in self._each():
-            best = decode(self.run.lm, f.U[:, :1], "output", top)[0]
             key = (d.part, d.span, t)
-            if found.setdefault(key, None) is None and any(word.id == wanted for word in best):
-                found[key] = d.layer
+            if found.setdefault(key, None) is None and f.S[0] > 0:
+                best = decode(self.run.lm, f.U[:, :1], "output", top)[0]
+                found[key] = d.layer if any(word.id == wanted for word in best) else None
         rows = [(*key, layer) for key, layer in found.items()]
         table = pd.DataFrame(rows, columns=["part", "span", "position", "layer"])
         return table.astype({"position": "Int64", "layer": "Int64"})
@@ -200,6 +201,8 @@ def layers(
     what is free. `progress(what, done, all)` is called as the work goes on.
     Raises NoPoint where the network has no layers, BadArgument, TooLarge, and NotExact.
     """
+    if not isinstance(run, Run):
+        raise BadArgument("layers takes a Run", type(run).__name__, "Make one with sc.freeze(lm, prompt).")
     inside = run.inside
     T, count = inside.tokens, len(inside.layers)
     if not count:
@@ -209,12 +212,10 @@ def layers(
     if not spans or not set(spans) <= set(SPANS):
         raise BadArgument(f"Spans are {' and '.join(SPANS)}", repr(spans), "Choose from them.")
     d = min(inside.graph[name].shape[1] for name in ("embed", "norm", *(f"layers.{i}" for i in range(count))))
-    if not isinstance(k, int) or not 1 <= k <= d:
-        raise BadArgument(f"Blocks have 1 to {d} singular triplets", f"k = {k}", "Choose k in between.")
-    if not isinstance(position, int) or not -T <= position < T:
-        raise BadArgument(f"A position is one of the prompt's {T} tokens", f"{position}", f"Use 0 to {T - 1}.")
+    k = integer(k, 1, d, f"Blocks have 1 to {d} singular triplets", "k = ")
+    position = integer(position, -T, T - 1, f"A position is one of the prompt's {T} tokens") % T
     with limited(max_memory):
-        return _layers(run, k, position % T, readout, spans, method, all_tokens, progress)
+        return _layers(run, k, position, readout, spans, method, all_tokens, progress)
 
 
 def _layers(

@@ -1,5 +1,8 @@
 """What can go wrong, one class per cause; every message gives the rule, what came, and what to do next."""
 
+from operator import index
+from typing import Any
+
 
 class SecantError(Exception):
     """Base of every error that secant raises on purpose: one line, ready to show to a user."""
@@ -66,3 +69,17 @@ class DamagedFile(SecantError):
 
 class NotConverged(SecantError):
     """A solver did not reach its tolerance within its limit."""
+
+
+def integer(value: Any, least: int, most: int, rule: str, name: str = "") -> int:
+    """A whole number between two bounds. Raises BadArgument, with a rule that says what has them."""
+    todo = f"Use {least} to {most}."
+    try:
+        found = index(value)
+    except TypeError:
+        found = None
+    if found is None or isinstance(value, bool):
+        raise BadArgument(rule, f"{name}{value!r}, a {type(value).__name__}", todo)
+    if not least <= found <= most:
+        raise BadArgument(rule, f"{name}{found}", todo)
+    return found

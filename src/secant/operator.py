@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from secant.errors import BadArgument, DamagedFile, ReplayMismatch
+from secant.errors import BadArgument, DamagedFile, ReplayMismatch, integer
 from secant.files import replacing
 from secant.resources import allowance, in_parts
 
@@ -260,31 +260,68 @@ class Operator:
                 f"A composition's second operator takes what its first one gives, {first.shape[0]} numbers",
                 f"one that takes {self.shape[1]}", "Choose points that follow each other.",
             )  # fmt: skip
+        if not self._same(first.output, self.input):
+            raise BadArgument(
+                "A composition's second operator begins where its first one ends", "two values of one shape",
+                "Give the first one at all positions (position=None), to the second one's source, of the same run.",
+            )  # fmt: skip
         products = Composed(first.products, self.products)
         bias = self.products.forward(first.bias.to(self.bias)[:, None])[:, 0] + self.bias
         return Operator(products, first.input, self.output, bias, {"first": first.about, "then": self.about})
 
     def __add__(self, other: Operator) -> Operator:
         """The sum of two operators on the same input: of their J, their constants and their outputs."""
-        return self._combined(other, 1)
+        return self._combined(1.0, other, 1.0)
+
+    def __radd__(self, other: int) -> Operator:
+        """So that `sum` works, which begins with 0."""
+        return self if other == 0 else NotImplemented
 
     def __sub__(self, other: Operator) -> Operator:
         """The difference of two operators on the same input."""
-        return self._combined(other, -1)
+        return self._combined(1.0, other, -1.0)
 
-    def _combined(self, other: Operator, sign: int) -> Operator:
-        if self.shape != other.shape or self.input.shape != other.input.shape:
+    def __mul__(self, factor: int | float) -> Operator:
+        """A multiple: of J, of the constant and of the output."""
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            return NotImplemented
+        return self._combined(float(factor), self, 0.0)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Operator:
+        """Minus the operator."""
+        return self * -1.0
+
+    def _combined(self, one: float, other: Operator, another: float) -> Operator:
+        """`one` times this operator and `another` times the other one."""
+        if not isinstance(other, Operator):
+            return NotImplemented
+        if self.shape != other.shape or not self._same(self.input, other.input):
+            got = f"{self.shape} and {other.shape}" if self.shape != other.shape else "two inputs of one shape"
             raise BadArgument(
-                "Operators that are added have one shape", f"{self.shape} and {other.shape}",
-                "Choose points of one width, from one source.",
+                "Operators that are added have one shape and one input", got,
+                "Choose points of one width, from one source of one run.",
             )  # fmt: skip
+        terms = tuple((factor, op) for factor, op in ((one, self), (another, other)) if factor)
         return Operator(
-            Summed(((1.0, self.products), (float(sign), other.products))),
+            Summed(tuple((factor, op.products) for factor, op in terms) or ((0.0, self.products),)),
             self.input,
-            self.output + sign * other.output,
-            self.bias + sign * other.bias,
-            {"sum" if sign > 0 else "difference": [self.about, other.about]},
+            one * self.output + another * other.output,
+            one * self.bias + another * other.bias,
+            {"sum": [{"times": factor, **op.about} for factor, op in terms]},
         )
+
+    def _same(self, one: Tensor, other: Tensor) -> bool:
+        """Whether two values are those of one point, to rounding."""
+        eps = torch.finfo(self.bias.dtype).eps
+        return one.numel() == other.numel() and relative(one.flatten(), other.flatten()) <= min(0.1, 1e3 * eps)
+
+    def __repr__(self) -> str:
+        """Where it is from and to, and its shape."""
+        a = self.about
+        where = f"{a['source']} to {a['target']}, position {a['position']}, " if "source" in a else ""
+        return f"Operator({where}{self.shape[0]} x {self.input.shape[0]} * {self.input.shape[1]}, {self.bias.dtype})"
 
     @cached_property
     def reconstruction(self) -> float:
@@ -316,8 +353,7 @@ class Operator:
     def block(self, t: int) -> Operator:
         """J_t, the part that token t plays: an operator of shape (d_out, d_in), without a bias. Raises BadArgument."""
         T, d_in = self.input.shape
-        if not -T <= t < T:
-            raise BadArgument(f"A block is one of the {T} tokens", f"t = {t}", f"Use 0 to {T - 1}.")
+        t = integer(t, -T, T - 1, f"A block is one of the {T} tokens", "t = ")
         columns = Columns(self.products, torch.arange(d_in, device=self.bias.device) + t % T * d_in, T * d_in)
         own = self.input[t % T]
         output = columns.forward(own[:, None])[:, 0]
@@ -379,7 +415,8 @@ def _multiplied(product: Callable[[Tensor], Tensor], v: Tensor, size: int, like:
     """The product with one vector or many; numbers in another dtype or on another device are moved."""
     if not isinstance(v, Tensor) or v.ndim not in (1, 2) or v.shape[0] != size:
         got = f"shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
-        raise BadArgument(f"{rule} ({size}) in a torch tensor", got, "Reshape it, or give many as columns.")
+        todo = "Reshape it, or give many as columns." if isinstance(v, Tensor) else "Convert it with torch.as_tensor."
+        raise BadArgument(f"{rule} ({size}) in a torch tensor", got, todo)
     if v.is_complex():
         raise BadArgument("Operators are real", "complex numbers", "Apply it to the real and imaginary parts.")
     v = v.detach().to(like)

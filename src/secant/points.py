@@ -172,7 +172,9 @@ class Inside:
         point, leaf = self[target], self._leaf(source)
         heads = f"{point.stem}.attn.heads"
         if self._apart(self.graph[heads if point.columns else target], leaf):
-            raise NoPoint("A source comes before its target", f"{source} to {target}", "Swap them, or choose others.")
+            raise NoPoint(
+                "A target is computed from its source", f"{source} to {target}", "Choose a source that it reads."
+            )
         if point.columns:
             return self._to_head(source, point, positions, about)
         rows, chosen = list(positions), slice(None) if ids is None else list(ids)
@@ -210,7 +212,7 @@ class Inside:
     def _apart(self, y: Tensor, x: Tensor) -> bool:
         """Whether y does not come from x."""
         with torch.inference_mode(False), torch.enable_grad():
-            return y is x or torch.autograd.grad(y.sum(), x, allow_unused=True, retain_graph=True)[0] is None
+            return y is not x and torch.autograd.grad(y.sum(), x, allow_unused=True, retain_graph=True)[0] is None
 
     def without(self, source: str) -> dict[str, Tensor]:
         """Every point with the source at zero: of the embeddings the network at 0, of others the rest of the pass."""

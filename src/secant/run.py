@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from secant.errors import BadArgument, ModelRefused, NotExact
+from secant.errors import BadArgument, ModelRefused, NotExact, integer
 from secant.model import LM, Prompt, dtype_of, versions
 from secant.network import Network, explained, noting_head, record, running
 from secant.operator import Graph, Operator, relative, wide
@@ -116,7 +116,7 @@ class Run:
         self,
         source: str = "embed",
         target: str = "norm",
-        position: int | Sequence[int] | None = -1,
+        position: SupportsIndex | Sequence[SupportsIndex] | slice | None = -1,
         *,
         readout: str | None = None,
         tokens: Sequence[str | SupportsIndex] | None = None,
@@ -133,7 +133,8 @@ class Run:
         c = self.certificate
         where = {"model": self.lm.name, "tokens": self.tokens, "source": source, "target": target, "readout": readout}
         how = {"convention": c.convention, "dtype": c.dtype, "precision": c.precision, "versions": c.versions}
-        about = {**where, "position": rows[0] if isinstance(position, int) else rows, "logits": ids, **how}
+        alone = hasattr(position, "__index__")
+        about = {**where, "position": rows[0] if alone else rows, "logits": ids, **how}
         if source == "embed" and target in self.network.points and readout is None:
             op = self.network.operator(target, rows, ids, about)
             if (target, rows) == ("norm", [len(self.ids) - 1]):
@@ -152,15 +153,18 @@ class Run:
                 f"{error:.1e} {where}", HIDDEN,
             )  # fmt: skip
 
-    def _rows(self, position: int | Sequence[int] | None) -> list[int]:
+    def _rows(self, position: SupportsIndex | Sequence[SupportsIndex] | slice | None) -> list[int]:
         T = len(self.ids)
-        given = range(T) if position is None else [position] if isinstance(position, int) else list(position)
-        for row in given:
-            if not isinstance(row, int) or not -T <= row < T:
-                raise BadArgument(f"A position is one of the prompt's {T} tokens", f"{row}", f"Use 0 to {T - 1}.")
-        if not given:
-            raise BadArgument("An operator has at least one position", "none", f"Use 0 to {T - 1}.")
-        return [row % T for row in given]
+        if isinstance(position, slice):
+            position = range(T)[position]
+        given: Sequence[SupportsIndex | str]
+        if isinstance(position, Sequence) and not isinstance(position, str):
+            given = position
+        else:
+            given = range(T) if position is None else [position]
+        if not len(given):
+            raise BadArgument("An operator has at least one position", "none", f"Use {-T} to {T - 1}.")
+        return [integer(row, -T, T - 1, f"A position is one of the prompt's {T} tokens") % T for row in given]
 
     def _ids(self, tokens: Sequence[str | SupportsIndex] | None, target: str) -> list[int] | None:
         if tokens is None:
@@ -169,7 +173,7 @@ class Run:
             raise BadArgument(
                 "Only logits are those of tokens", f"tokens for {target}", "Choose logits, or leave them out."
             )
-        if isinstance(tokens, str) or not len(tokens):
+        if isinstance(tokens, str) or not isinstance(tokens, Sequence) or not tokens:
             raise BadArgument("Tokens are a list of some", repr(tokens), 'Give, for instance, [" the"].')
         return [self.lm.token(token) for token in tokens]
 

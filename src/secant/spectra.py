@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.costs import TOGETHER, Way, of_matrices, pace, ways
-from secant.errors import BadArgument, NotConverged, TooLarge
+from secant.errors import BadArgument, NotConverged, TooLarge, integer
 from secant.operator import CHUNK, Matrix, Operator, relative, wide
 from secant.resources import allowance, announce, bytes_in_words, limited
 from secant.solvers import SOLVERS, Blocks, Formed, Found, Impatient, Stack, Wanted, Whole
@@ -142,10 +142,7 @@ def svd(
         raise BadArgument(f"A solver is one of auto, {', '.join(SOLVERS)}", repr(solver), "Choose one of them.")
     T, d_in = op.input.shape
     most = min(op.shape[0], d_in if per_token else T * d_in)
-    if not isinstance(k, int) or not 1 <= k <= most:
-        raise BadArgument(
-            f"An operator of this shape has 1 to {most} singular triplets", f"k = {k}", "Choose k in between."
-        )
+    k = integer(k, 1, most, f"An operator of this shape has 1 to {most} singular triplets", "k = ")
     if tol is not None and not 0 < tol < 1:
         raise BadArgument("A tolerance is a share of the largest singular value", f"tol = {tol}", "Use such as 1e-6.")
     with limited(max_memory):
