@@ -63,16 +63,21 @@ class Pace:
         return self.call * math.ceil(vectors / at_once) + self.vector * vectors
 
 
-def pace(op: Operator, columns: int) -> Pace:
-    """What a product with one vector takes, and with so many."""
-    took: dict[int, float] = {}
-    for count in (1, 1, columns):  # the first builds the graph of the adjoint
+def pace(op: Operator) -> Pace:
+    """What a product with one vector takes, and with some more."""
+
+    def took(count: int) -> float:
         u = torch.randn(op.shape[0], count, generator=torch.Generator().manual_seed(0)).to(op.bias)
         start = time.perf_counter()
-        op.products.forward(op.products.adjoint(u))[0, 0].item()
-        took[count] = (time.perf_counter() - start) / 2
-    each = max(0.0, took[columns] - took[1]) / (columns - 1)
-    return Pace(max(0.0, took[1] - each), each)
+        op.products.adjoint(u)[0, 0].item()
+        return time.perf_counter() - start
+
+    took(1)  # warms up
+    one, count = took(1), 4
+    while (several := took(count)) < 2 * one and count < CHUNK:  # as long as the weights are read, vectors are free
+        count *= 4
+    each = max(0.0, several - one) / (count - 1)
+    return Pace(max(0.0, one - each), each)
 
 
 def ways(op: Operator, wanted: Wanted, tokens: int | None, pace: Pace) -> list[Way]:
@@ -86,7 +91,7 @@ def ways(op: Operator, wanted: Wanted, tokens: int | None, pace: Pace) -> list[W
         Way(way.solver, True, way.seconds + forming, way.memory + J)
         for way in of_matrices((n, d_out, d_in), wanted, like)
     ]
-    own, width = SOLVERS["krylov"], wanted.width
+    own, width = SOLVERS["krylov"], wanted.block
     few = max(1, min(n, CHUNK // width))
     algebra = own.operations(d_out, d_in, wanted) / multiplications(like.device, like.dtype)
     seconds = pace.seconds(n * own.vectors(d_out, d_in, wanted), few * width) + n * algebra + CALLS * math.ceil(n / few)

@@ -19,10 +19,12 @@ from torch import Tensor
 from secant.errors import BadArgument, NotConverged
 from secant.operator import CHUNK, Products, wide
 
-STEPS = 5
+STEPS = 8
 """Blocks in a Krylov space before it is restarted."""
 
-SAMPLES = 16
+TINY = 1e-30
+
+SAMPLES = 8
 """Random vectors for ‖J‖_F of what is left outside a Krylov space."""
 
 
@@ -173,17 +175,22 @@ class Wanted:
 
     @property
     def width(self) -> int:
-        """Vectors in a block: some more than are wanted."""
+        """Ritz vectors that a restart keeps: some more than are wanted."""
         return self.k + max(4, self.k // 2)
+
+    @property
+    def block(self) -> int:
+        """Vectors in a block: as many as are wanted, so that equal singular values are all found."""
+        return max(self.k, 4)
 
     def space(self, d_out: int, d_in: int) -> int:
         """Columns of a Krylov space."""
-        return min(self.steps * self.width, d_out, d_in)
+        return min(max(self.steps * self.block, self.width + self.block), d_out, d_in)
 
     @property
-    def cycles(self) -> int:
-        """How often a space is expected to be grown, where there is nothing else to go by."""
-        return 2 if self.tolerance >= 1e-6 else 4
+    def expected(self) -> int:
+        """How many blocks it is expected to take, where there is nothing else to go by."""
+        return 11 if self.tolerance >= 1e-6 else 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,11 +211,7 @@ class Found:
 
 
 class Impatient(Exception):
-    """Another way is cheaper by now; `V` are the right vectors so far."""
-
-    def __init__(self, V: Tensor) -> None:
-        self.V = V
-        super().__init__()
+    """Another way is cheaper by now."""
 
 
 # ------------------------------------------------------------------------------------------------ solvers
@@ -229,54 +232,55 @@ def gram(stack: Stack, wanted: Wanted) -> list[Found]:
         V = J.mT @ torch.linalg.eigh(J @ J.mT).eigenvectors[:, :, -wanted.width :].flip(2)
     else:
         V = torch.linalg.eigh(J.mT @ J).eigenvectors[:, :, -wanted.width :].flip(2)
-    return krylov(stack, replace(wanted, start=V, steps=2))
+    return krylov(stack, replace(wanted, start=V, steps=3))
 
 
 def krylov(stack: Stack, wanted: Wanted) -> list[Found]:
     """Block Krylov spaces of J Jᵀ, Rayleigh-Ritz in them, and thick restarts until residuals are small enough.
 
-    C. Musco and C. Musco, NeurIPS 2015, algorithm 2; a restart keeps the leading Ritz vectors, and goes on from their
-    residuals. ‖J‖_F is that within the space, exactly, and of what is left outside by random vectors (Hutch++;
-    R. A. Meyer et al., SOSA 2021, arXiv 2010.09649). Raises NotConverged.
+    C. Musco and C. Musco, NeurIPS 2015, algorithm 2, with the space kept orthonormal and restarted as by J. Baglama and
+    L. Reichel, SIAM J. Sci. Comput. 27 (2005): the leading Ritz vectors stay, and the block of their residuals follows.
+    What J leaves of a Ritz vector outside the space is known from the block that comes next; products show whether it
+    is so. ‖J‖_F is that within the space, exactly, and of what is left outside by random vectors (Hutch++; R. A. Meyer
+    et al., SOSA 2021, arXiv 2010.09649). Raises NotConverged.
     """
     n, d_out, d_in = stack.shape
-    width, most = min(wanted.width, d_out, d_in), min(d_out, d_in)
-    A, k = Counted(stack), wanted.k
+    most, A, k = min(d_out, d_in), Counted(stack), wanted.k
+    every = 3 if isinstance(stack, Formed) else 1  # how often to look: products with a matrix are cheap
     open_, found = list(range(n)), dict[int, Found]()
-    V = _start(stack, wanted, width)
-    Q = _orthonormal(A.forward(V, open_), stack.like.new_zeros(n, d_out, 0))
-    rows = last = A.adjoint(Q, open_)  # Qᵀ J, transposed
+    Q, rows = stack.like.new_zeros(n, d_out, 0), stack.like.new_zeros(n, d_in, 0)
+    more = _orthonormal(A.forward(_start(stack, wanted), open_)[:, :, :most], Q)
+    grown = 0
     while True:
-        while Q.shape[2] < wanted.space(d_out, d_in):
-            more = _orthonormal(A.forward(last, open_)[:, :, : most - Q.shape[2]], Q)
-            last = A.adjoint(more, open_)
-            Q, rows = torch.cat([Q, more], 2), torch.cat([rows, last], 2)
-        P, R = torch.linalg.qr(rows)
-        u, S, vh = torch.linalg.svd(R)
-        U, V = Q @ vh.mT[:, :, :width], P @ u[:, :, :width]
-        JV = A.forward(V, open_)
-        off = (JV - U * S[:, None, :width]).norm(dim=1)
-        worst = off[:, :k].amax(1) / torch.where(S[:, 0] > 0, S[:, 0], 1)
-        done = worst <= wanted.tolerance
-        if done.any():
-            ready = done.nonzero().flatten().tolist()
-            own = [open_[i] for i in ready]
-            back = A.adjoint(U[ready][:, :, :k].contiguous(), own)
-            off = torch.maximum(off[ready, :k], (back - V[ready][:, :, :k] * S[ready, None, :k]).norm(dim=1))
-            norms = _norms(A, own, Q[ready], rows[ready], wanted.seed)
-            for i, j, residuals, (norm, spread) in zip(ready, own, off, norms, strict=True):
-                found[j] = Found(
-                    U[i, :, :k], S[i, : min(k + 1, width)], V[i, :, :k], residuals, norm, spread, A.products, A.passes
-                )
-        left = (~done).nonzero().flatten().tolist()
+        last = A.adjoint(more, open_)
+        Q, rows = torch.cat([Q, more], 2), torch.cat([rows, last], 2)  # Qᵀ J is rows, transposed
+        W = A.forward(last, open_)
+        more = _orthonormal(W[:, :, : most - Q.shape[2]], Q)
+        grown += 1
+        full = Q.shape[2] + last.shape[2] > wanted.space(d_out, d_in) or Q.shape[2] == most
+        if not full and (Q.shape[2] < 4 * k or grown % every):
+            continue
+        u, S, vh = torch.linalg.svd(torch.linalg.qr(rows, mode="r").R)
+        width = min(max(wanted.width, wanted.space(d_out, d_in) // 2), Q.shape[2])
+        off = (more.mT @ W @ vh.mT[:, -last.shape[2] :, :k]).norm(dim=1) / S[:, :k].clamp_min(TINY)
+        worst = off.amax(1) / S[:, 0].clamp_min(TINY)
+        tried = (worst <= wanted.tolerance).nonzero().flatten().tolist()
+        if tried:
+            own = [open_[i] for i in tried]
+            P = torch.linalg.qr(rows[tried]).Q
+            U, V = Q[tried] @ vh.mT[tried, :, :width], P @ u[tried, :, :width]
+            for i, f in zip(tried, _shown(A, own, wanted, U, S[tried], V, Q[tried], rows[tried]), strict=True):
+                worst[i] = f.residuals.max() / S[i, 0].clamp_min(TINY)
+                if worst[i] <= wanted.tolerance:
+                    found[open_[i]] = f
+        left = [i for i, j in enumerate(open_) if j not in found]
         if not left:
             return [found[i] for i in range(n)]
         open_ = [open_[i] for i in left]
-        _go_on(A, float(worst.max()), wanted, V[left])
-        U, S, V, JV = U[left], S[left], V[left], JV[left]
-        more = _orthonormal(JV[:, :, : most - width], U)
-        last = A.adjoint(more, open_)
-        Q, rows = torch.cat([U, more], 2), torch.cat([V * S[:, None, :width], last], 2)
+        _go_on(A, float(worst[left].max()), wanted)
+        Q, rows, more = Q[left], rows[left], more[left]
+        if full:
+            Q, rows = Q @ vh.mT[left, :, :width], rows @ vh.mT[left, :, :width]
 
 
 def propack(stack: Stack, wanted: Wanted) -> list[Found]:
@@ -329,15 +333,15 @@ SOLVERS = {
         gram,
         vectors=lambda d_out, d_in, wanted: 6 * wanted.width,
         operations=lambda d_out, d_in, wanted: (
-            SLOWER * _cubes(d_out, d_in, 3.0, 2 / SLOWER) + _grown(d_out, d_in, replace(wanted, steps=2))
+            SLOWER * _cubes(d_out, d_in, 3.0, 2 / SLOWER) + _grown(d_out, d_in, replace(wanted, steps=3))
         ),
         kept=lambda d_out, d_in, wanted: 4 * min(d_out, d_in) ** 2 + 8 * (d_out + d_in) * wanted.width,
         formed=True,
     ),
     "krylov": Solver(
         krylov,
-        vectors=lambda d_out, d_in, wanted: 2 * wanted.cycles * wanted.space(d_out, d_in),
-        operations=lambda d_out, d_in, wanted: wanted.cycles * _grown(d_out, d_in, wanted),
+        vectors=lambda d_out, d_in, wanted: 2 * min(wanted.expected * wanted.block, 2 * min(d_out, d_in)),
+        operations=lambda d_out, d_in, wanted: wanted.expected / wanted.steps * _grown(d_out, d_in, wanted),
         kept=lambda d_out, d_in, wanted: 4 * (d_out + d_in) * wanted.space(d_out, d_in),
     ),
     "propack": Solver(
@@ -357,14 +361,16 @@ def _there(stack: Stack) -> Tensor:
     return stack.J
 
 
-def _start(stack: Stack, wanted: Wanted, width: int) -> Tensor:
-    """The first block: what is given, filled up or cut to the width with random vectors."""
+def _start(stack: Stack, wanted: Wanted) -> Tensor:
+    """The first block: what is given, filled up with random vectors, or those alone."""
     n, _, d_in = stack.shape
-    drawn = torch.randn(d_in, width, generator=torch.Generator().manual_seed(wanted.seed), dtype=torch.float64)
-    start = drawn.to(stack.like).expand(n, d_in, width)
+    generator = torch.Generator().manual_seed(wanted.seed)
+    drawn = torch.randn(d_in, min(wanted.block, d_in), generator=generator, dtype=torch.float64)
+    start = drawn.to(stack.like).expand(n, -1, -1)
     if wanted.start is not None:
-        given = wanted.start.to(stack.like)[:, :, :width]
-        start = torch.cat([given, start[:, :, : width - given.shape[2]]], 2)
+        given = wanted.start.to(stack.like)
+        fresh = max(4, wanted.block - given.shape[2])  # what is given may be a space that J does not leave
+        start = torch.cat([given, start[:, :, :fresh]], 2)
     return start
 
 
@@ -378,7 +384,7 @@ def _orthonormal(W: Tensor, Q: Tensor) -> Tensor:
     return W
 
 
-def _go_on(A: Counted, worst: float, wanted: Wanted, V: Tensor) -> None:
+def _go_on(A: Counted, worst: float, wanted: Wanted) -> None:
     """Raise NotConverged at the limit, and Impatient where another way is cheaper."""
     if A.passes >= wanted.limit or not np.isfinite(worst):
         raise NotConverged(
@@ -387,22 +393,42 @@ def _go_on(A: Counted, worst: float, wanted: Wanted, V: Tensor) -> None:
             "Use solver='dense', a larger tol, or a higher precision.",
         )
     if wanted.patience is not None and not wanted.patience(A.passes, worst):
-        raise Impatient(V)
+        raise Impatient
 
 
-def _norms(A: Counted, own: list[int], Q: Tensor, rows: Tensor, seed: int) -> list[tuple[float, float]]:
-    """‖J‖_F of each matrix and its standard error: within the space, and outside by random signs."""
+def _shown(
+    A: Counted, own: list[int], wanted: Wanted, U: Tensor, S: Tensor, V: Tensor, Q: Tensor, rows: Tensor
+) -> list[Found]:
+    """Triplets with their residuals, from products, and what random vectors show of the rest of J."""
+    k = wanted.k
+    z = _outside(A, Q, wanted.seed)
+    JV, JU = A.forward(V[:, :, :k].contiguous(), own), A.adjoint(torch.cat([U[:, :, :k], z], 2), own)
+    forth, back = JV - U[:, :, :k] * S[:, None, :k], JU[:, :, :k] - V[:, :, :k] * S[:, None, :k]
+    off = torch.maximum(forth.norm(dim=1), back.norm(dim=1))
+    norms = _norms(A, own, rows, JU[:, :, k:])
+    return [
+        Found(U[i, :, :k], S[i, : k + 1], V[i, :, :k], off[i], *norms[i], A.products, A.passes) for i in range(len(own))
+    ]
+
+
+def _outside(A: Counted, Q: Tensor, seed: int) -> Tensor:
+    """Random signs, without what is in the space; none where J is there, or the space is all there is."""
+    samples = 0 if isinstance(A.stack, Formed) or Q.shape[2] == min(A.shape[1:]) else SAMPLES
+    signs = torch.randint(0, 2, (Q.shape[1], samples), generator=torch.Generator().manual_seed(seed + 1)) * 2 - 1
+    z = signs.to(Q).expand(len(Q), -1, -1)
+    return z - Q @ (Q.mT @ z)
+
+
+def _norms(A: Counted, own: list[int], rows: Tensor, others: Tensor) -> list[tuple[float, float]]:
+    """‖J‖_F of each matrix and its standard error, from Qᵀ J and from products with random vectors outside of Q."""
     if isinstance(A.stack, Formed):
         return [(norm, 0.0) for norm in torch.linalg.matrix_norm(A.stack.only(own).J).tolist()]
     inside = wide(torch.linalg.matrix_norm(rows)).square()
-    if Q.shape[2] == min(A.shape[1:]):
+    if not others.shape[2]:
         return [(norm, 0.0) for norm in inside.sqrt().tolist()]
-    signs = torch.randint(0, 2, (Q.shape[1], SAMPLES), generator=torch.Generator().manual_seed(seed + 1)) * 2 - 1
-    z = signs.to(Q).expand(len(Q), -1, -1)
-    z = z - Q @ (Q.mT @ z)
-    each = wide(A.adjoint(z, own)).square().sum(1)
+    each = wide(others).square().sum(1)
     norms = (inside + each.mean(1)).sqrt()
-    spreads = each.std(1) / SAMPLES**0.5 / (2 * norms.clamp_min(torch.finfo(norms.dtype).tiny))
+    spreads = each.std(1) / SAMPLES**0.5 / (2 * norms.clamp_min(TINY))
     return list(zip(norms.tolist(), spreads.tolist(), strict=True))
 
 
@@ -435,13 +461,11 @@ def _bidiagonalised(A: Counted, wanted: Wanted) -> Found:
         ) from error
     order = np.argsort(-s)
     U, S, V = (torch.as_tensor(a.copy()).to(A.like) for a in (u[:, order], s[order], vt[order].T))
-    JV, JU = A.forward(V[None], [0])[0], A.adjoint(U[None], [0])[0]
-    off = torch.maximum((JV - U * S).norm(dim=0), (JU - V * S).norm(dim=0))
-    worst = float(off.max() / S[0]) if S[0] > 0 else 0.0
+    (f,) = _shown(A, [0], wanted, U[None], S[None], V[None], U[None], (V * S)[None])
+    worst = float(f.residuals.max() / S[0]) if S[0] > 0 else 0.0
     if not worst <= wanted.tolerance:
         raise NotConverged(
             f"Residuals must be at most {wanted.tolerance:.0e} of the largest singular value", f"{worst:.1e}",
             "Use solver='krylov' or 'dense', or a larger tol.",
         )  # fmt: skip
-    ((norm, spread),) = _norms(A, [0], torch.linalg.qr(U).Q[None], (V * S)[None], wanted.seed)
-    return Found(U, S, V, off, norm, spread, A.products, A.passes)
+    return f

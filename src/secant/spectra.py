@@ -9,6 +9,7 @@ residuals of every triplet are measured, and are within the tolerance.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -221,7 +222,7 @@ def _formed(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progr
 def _by_products(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
     """Without J. Raises NotConverged, and Impatient where another way is cheaper."""
     found: list[SVD] = []
-    for group, own in _by_tokens(op, wanted, tokens, max(1, CHUNK // wanted.width)):
+    for group, own in _by_tokens(op, wanted, tokens, max(1, CHUNK // wanted.block)):
         stack: Stack
         if tokens:
             stack = Blocks(op.products, op.shape, tokens, range(tokens)[group], op.bias)
@@ -236,7 +237,7 @@ def _by_products(op: Operator, wanted: Wanted, tokens: int | None, solver: str, 
 def _automatic(op: Operator, wanted: Wanted, tokens: int | None, progress: Progress | None) -> list[SVD]:
     """The cheapest way that fits. Krylov spaces are left for J where they converge so slowly that it is cheaper."""
     device = op.bias.device
-    measured = pace(op, max(2, min(wanted.width, op.shape[0] // 32)))
+    measured = pace(op)
     room = allowance(device)
     every = ways(op, wanted, tokens, measured)
     fitting = [way for way in every if way.memory <= room]
@@ -250,7 +251,7 @@ def _automatic(op: Operator, wanted: Wanted, tokens: int | None, progress: Progr
     if formed is None:
         return _by_products(op, wanted, tokens, "krylov", progress)
     try:
-        patient = _Patience(best.seconds / wanted.cycles, formed.seconds, wanted.tolerance)
+        patient = _Patience(formed.seconds, wanted.tolerance)
         return _by_products(op, replace(wanted, patience=patient), tokens, "krylov", progress)
     except (Impatient, NotConverged):
         announce(_saying(op, formed, tokens), formed.seconds, formed.memory, device)
@@ -259,26 +260,33 @@ def _automatic(op: Operator, wanted: Wanted, tokens: int | None, progress: Progr
 
 @dataclass
 class _Patience:
-    """Whether Krylov spaces may go on: while what they still need, at the rate of late, is less than another way."""
+    """Whether Krylov spaces may go on: while what they still need, at the rate of late, is less than another way takes.
 
-    cycle: float
+    Residuals fall slowly at first, and faster later: nothing is judged before a third of the other way's time is gone.
+    """
+
     other: float
     tolerance: float
-    seen: list[float] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+    seen: list[tuple[int, float]] = field(default_factory=list)
 
     def __call__(self, passes: int, worst: float) -> bool:
-        self.seen.append(worst)
-        if len(self.seen) == 1:
-            return self.cycle <= self.other
-        gained = math.log(self.seen[-2] / worst) if worst < self.seen[-2] else 0.0
-        needed = math.log(worst / self.tolerance) / gained if gained > 0 else math.inf
-        return math.ceil(needed) * self.cycle <= self.other
+        if self.seen and passes < self.seen[-1][0]:
+            self.seen.clear()  # the next group
+        self.seen.append((passes, worst))
+        spent = time.perf_counter() - self.began
+        if spent < self.other / 3 or len(self.seen) < 4:
+            return True
+        (before, then), (now, last) = self.seen[-4], self.seen[-1]
+        rate = math.log(then / last) / (now - before) if last < then else 0.0
+        needed = math.log(last / self.tolerance) / rate if rate else math.inf
+        return needed * spent / now <= self.other
 
 
 def _chosen(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
     """By a solver that was asked for. Raises NotConverged and TooLarge."""
     form, device = SOLVERS[solver].formed, op.bias.device
-    measured = pace(op, max(2, min(wanted.width, op.shape[0] // 32)))
+    measured = pace(op)
     name = solver if form else "krylov"
     way = next(w for w in ways(op, wanted, tokens, measured) if w.form == form and w.solver == name)
     if way.memory > allowance(device):
