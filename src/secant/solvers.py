@@ -240,47 +240,37 @@ def krylov(stack: Stack, wanted: Wanted) -> list[Found]:
 
     C. Musco and C. Musco, NeurIPS 2015, algorithm 2, with the space kept orthonormal and restarted as by J. Baglama and
     L. Reichel, SIAM J. Sci. Comput. 27 (2005): the leading Ritz vectors stay, and the block of their residuals follows.
-    What J leaves of a Ritz vector outside the space is known from the block that comes next; products show whether it
-    is so. ‖J‖_F is that within the space, exactly, and of what is left outside by random vectors (Hutch++; R. A. Meyer
-    et al., SOSA 2021, arXiv 2010.09649). Raises NotConverged.
+    J and Jᵀ of every vector of the space are kept, so that residuals are known from products that were made anyway.
+    ‖J‖_F is that within the space, exactly, and of what is left outside by random vectors (Hutch++; R. A. Meyer et al.,
+    SOSA 2021, arXiv 2010.09649). Raises NotConverged.
     """
     n, d_out, d_in = stack.shape
-    most, A, k = min(d_out, d_in), Counted(stack), wanted.k
+    most, A, k, size = min(d_out, d_in), Counted(stack), wanted.k, wanted.space(d_out, d_in)
     every = 3 if isinstance(stack, Formed) else 1  # how often to look: products with a matrix are cheap
     open_, found = list(range(n)), dict[int, Found]()
-    Q, rows = stack.like.new_zeros(n, d_out, 0), stack.like.new_zeros(n, d_in, 0)
-    more = _orthonormal(A.forward(_start(stack, wanted), open_)[:, :, :most], Q)
-    grown = 0
+    space = _Space(stack.like, n, d_out, d_in, size)
+    more = _orthonormal(A.forward(_start(stack, wanted), open_)[:, :, :most], space.Q)
+    z, grown = _signs(A, wanted.seed), 0
+    back, Jz = A.adjoint(torch.cat([more, z], 2), open_).tensor_split([more.shape[2]], 2)
     while True:
-        last = A.adjoint(more, open_)
-        Q, rows = torch.cat([Q, more], 2), torch.cat([rows, last], 2)  # Qᵀ J is rows, transposed
-        W = A.forward(last, open_)
-        more = _orthonormal(W[:, :, : most - Q.shape[2]], Q)
-        grown += 1
-        full = Q.shape[2] + last.shape[2] > wanted.space(d_out, d_in) or Q.shape[2] == most
-        if not full and (Q.shape[2] < 4 * k or grown % every):
-            continue
-        u, S, vh = torch.linalg.svd(torch.linalg.qr(rows, mode="r").R)
-        width = min(max(wanted.width, wanted.space(d_out, d_in) // 2), Q.shape[2])
-        off = (more.mT @ W @ vh.mT[:, -last.shape[2] :, :k]).norm(dim=1) / S[:, :k].clamp_min(TINY)
-        worst = off.amax(1) / S[:, 0].clamp_min(TINY)
-        tried = (worst <= wanted.tolerance).nonzero().flatten().tolist()
-        if tried:
-            own = [open_[i] for i in tried]
-            P = torch.linalg.qr(rows[tried]).Q
-            U, V = Q[tried] @ vh.mT[tried, :, :width], P @ u[tried, :, :width]
-            for i, f in zip(tried, _shown(A, own, wanted, U, S[tried], V, Q[tried], rows[tried]), strict=True):
-                worst[i] = f.residuals.max() / S[i, 0].clamp_min(TINY)
-                if worst[i] <= wanted.tolerance:
-                    found[open_[i]] = f
-        left = [i for i, j in enumerate(open_) if j not in found]
-        if not left:
-            return [found[i] for i in range(n)]
-        open_ = [open_[i] for i in left]
-        _go_on(A, float(worst[left].max()), wanted)
-        Q, rows, more = Q[left], rows[left], more[left]
+        back = back if not grown else A.adjoint(more, open_)
+        forth = A.forward(back, open_)
+        space.add(more, back, forth)
+        grown, left_over = grown + 1, most - space.Q.shape[2]
+        full = space.Q.shape[2] + more.shape[2] > size or not left_over
+        if full or (space.Q.shape[2] >= 4 * k and grown % every == 0):
+            worst, done = _look(A, space, wanted, open_, z, Jz)
+            found.update({open_[i]: f for i, f in done.items()})
+            left = [i for i in range(len(open_)) if i not in done]
+            if not left:
+                return [found[i] for i in range(n)]
+            _go_on(A, max(worst[i] for i in left), wanted)
+            if done:
+                open_, forth = [open_[i] for i in left], forth[left]
+                space = space.only(left)
+        more = _orthonormal(forth[:, :, :left_over], space.Q)
         if full:
-            Q, rows = Q @ vh.mT[left, :, :width], rows @ vh.mT[left, :, :width]
+            space.shrink(max(wanted.width, size // 2))
 
 
 def propack(stack: Stack, wanted: Wanted) -> list[Found]:
@@ -396,40 +386,102 @@ def _go_on(A: Counted, worst: float, wanted: Wanted) -> None:
         raise Impatient
 
 
-def _shown(
-    A: Counted, own: list[int], wanted: Wanted, U: Tensor, S: Tensor, V: Tensor, Q: Tensor, rows: Tensor
-) -> list[Found]:
-    """Triplets with their residuals, from products, and what random vectors show of the rest of J."""
+class _Space:
+    """An orthonormal Q of each matrix, with JᵀQ (`back`) and J JᵀQ (`forth`), in memory that is taken once."""
+
+    def __init__(self, like: Tensor, n: int, d_out: int, d_in: int, size: int) -> None:
+        self._all = [like.new_zeros(n, size, d) for d in (d_out, d_in, d_out)]  # a vector after the other
+        self._used = 0
+
+    @property
+    def Q(self) -> Float[Tensor, "n d_out m"]:
+        """The basis."""
+        return self._all[0][:, : self._used].mT
+
+    @property
+    def back(self) -> Float[Tensor, "n d_in m"]:
+        """JᵀQ"""
+        return self._all[1][:, : self._used].mT
+
+    @property
+    def forth(self) -> Float[Tensor, "n d_out m"]:
+        """J JᵀQ"""
+        return self._all[2][:, : self._used].mT
+
+    def add(self, *more: Tensor) -> None:
+        """More columns of each."""
+        width = more[0].shape[2]
+        for all_, columns in zip(self._all, more, strict=True):
+            all_[:, self._used : self._used + width] = columns.mT
+        self._used += width
+
+    def shrink(self, width: int) -> None:
+        """To the leading left Ritz vectors."""
+        width = min(width, self._used)
+        turn = self.ritz()[2][:, :width]
+        for all_ in self._all:
+            all_[:, :width] = turn @ all_[:, : self._used]
+        self._used = width
+
+    def only(self, which: list[int]) -> _Space:
+        """Some of the matrices."""
+        left = object.__new__(_Space)
+        left._all, left._used = [all_[which] for all_ in self._all], self._used
+        return left
+
+    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
+        """R = u S vh, where back = P R: left Ritz vectors are Q vhᵀ, right ones P u."""
+        return torch.linalg.svd(torch.linalg.qr(self.back, mode="r").R)
+
+
+def _look(
+    A: Counted, space: _Space, wanted: Wanted, open_: list[int], z: Tensor, Jz: Tensor
+) -> tuple[list[float], dict[int, Found]]:
+    """The largest residual of each matrix, in σ₁, and what is found of those where it is small enough.
+
+    `z`, `Jz`: random signs for each matrix, and Jᵀ of them.
+    """
     k = wanted.k
-    z = _outside(A, Q, wanted.seed)
-    JV, JU = A.forward(V[:, :, :k].contiguous(), own), A.adjoint(torch.cat([U[:, :, :k], z], 2), own)
-    forth, back = JV - U[:, :, :k] * S[:, None, :k], JU[:, :, :k] - V[:, :, :k] * S[:, None, :k]
-    off = torch.maximum(forth.norm(dim=1), back.norm(dim=1))
-    norms = _norms(A, own, rows, JU[:, :, k:])
-    return [
-        Found(U[i, :, :k], S[i, : k + 1], V[i, :, :k], off[i], *norms[i], A.products, A.passes) for i in range(len(own))
-    ]
+    u, S, vh = space.ritz()
+    largest = S[:, :1].clamp_min(TINY)
+    turn, values = vh.mT[:, :, :k], S[:, None, :k]
+    U = space.Q @ turn
+    off = (space.forth @ turn / values.clamp_min(TINY) - U * values).norm(dim=1) / largest
+    small = S[:, :k] < 1e-3 * largest  # there a division loses digits, and products have to show it
+    worst = torch.where(small, 0, off).amax(1)
+    done = {}
+    for i in (worst <= wanted.tolerance).nonzero().flatten().tolist():
+        JU = space.back[i] @ turn[i]
+        V = torch.linalg.qr(space.back[i]).Q @ u[i, :, :k]
+        again = small[i].any()
+        JV = A.forward(V[None], [open_[i]])[0] if again else space.forth[i] @ turn[i] / S[i, :k]
+        residuals = torch.maximum((JV - U[i] * S[i, :k]).norm(dim=0), (JU - V * S[i, :k]).norm(dim=0))
+        worst[i] = residuals.max() / largest[i, 0]
+        if worst[i] <= wanted.tolerance:
+            j = open_[i]
+            norm, spread = _norm(A, j, space.Q[i], space.back[i], z[j], Jz[j])
+            done[i] = Found(U[i], S[i, : k + 1], V, residuals, norm, spread, A.products, A.passes)
+    return worst.tolist(), done
 
 
-def _outside(A: Counted, Q: Tensor, seed: int) -> Tensor:
-    """Random signs, without what is in the space; none where J is there, or the space is all there is."""
-    samples = 0 if isinstance(A.stack, Formed) or Q.shape[2] == min(A.shape[1:]) else SAMPLES
-    signs = torch.randint(0, 2, (Q.shape[1], samples), generator=torch.Generator().manual_seed(seed + 1)) * 2 - 1
-    z = signs.to(Q).expand(len(Q), -1, -1)
-    return z - Q @ (Q.mT @ z)
+def _signs(A: Counted, seed: int) -> Tensor:
+    """Random signs at the output, to estimate ‖J‖_F with; none where J is there."""
+    samples = 0 if isinstance(A.stack, Formed) else SAMPLES
+    n, d_out, _ = A.shape
+    signs = torch.randint(0, 2, (d_out, samples), generator=torch.Generator().manual_seed(seed + 1)) * 2 - 1
+    return signs.to(A.like).expand(n, -1, -1)
 
 
-def _norms(A: Counted, own: list[int], rows: Tensor, others: Tensor) -> list[tuple[float, float]]:
-    """‖J‖_F of each matrix and its standard error, from Qᵀ J and from products with random vectors outside of Q."""
+def _norm(A: Counted, own: int, Q: Tensor, back: Tensor, z: Tensor, Jz: Tensor) -> tuple[float, float]:
+    """‖J‖_F of a matrix and its standard error: within a space, and outside by Jᵀ of random signs (`Jz`)."""
     if isinstance(A.stack, Formed):
-        return [(norm, 0.0) for norm in torch.linalg.matrix_norm(A.stack.only(own).J).tolist()]
-    inside = wide(torch.linalg.matrix_norm(rows)).square()
-    if not others.shape[2]:
-        return [(norm, 0.0) for norm in inside.sqrt().tolist()]
-    each = wide(others).square().sum(1)
-    norms = (inside + each.mean(1)).sqrt()
-    spreads = each.std(1) / SAMPLES**0.5 / (2 * norms.clamp_min(TINY))
-    return list(zip(norms.tolist(), spreads.tolist(), strict=True))
+        return torch.linalg.matrix_norm(A.stack.J[own]).item(), 0.0
+    inside = wide(back.norm()).square().item()
+    if Q.shape[1] == min(A.shape[1:]):
+        return inside**0.5, 0.0
+    each = wide(Jz - back @ (Q.T @ z)).square().sum(0)
+    norm = (inside + each.mean().item()) ** 0.5
+    return norm, each.std().item() / len(each) ** 0.5 / (2 * norm) if norm else 0.0
 
 
 def _formed(J: Tensor, U: Tensor, S: Tensor, V: Tensor, products: list[int], passes: int) -> list[Found]:
@@ -461,7 +513,11 @@ def _bidiagonalised(A: Counted, wanted: Wanted) -> Found:
         ) from error
     order = np.argsort(-s)
     U, S, V = (torch.as_tensor(a.copy()).to(A.like) for a in (u[:, order], s[order], vt[order].T))
-    (f,) = _shown(A, [0], wanted, U[None], S[None], V[None], U[None], (V * S)[None])
+    JV, JU = A.forward(V[None], [0])[0], A.adjoint(U[None], [0])[0]
+    off = torch.maximum((JV - U * S).norm(dim=0), (JU - V * S).norm(dim=0))
+    z = _signs(A, wanted.seed)
+    norm, spread = _norm(A, 0, U, JU, z[0], A.adjoint(z, [0])[0])
+    f = Found(U, S, V, off, norm, spread, A.products, A.passes)
     worst = float(f.residuals.max() / S[0]) if S[0] > 0 else 0.0
     if not worst <= wanted.tolerance:
         raise NotConverged(

@@ -262,7 +262,7 @@ def _automatic(op: Operator, wanted: Wanted, tokens: int | None, progress: Progr
 class _Patience:
     """Whether Krylov spaces may go on: while what they still need, at the rate of late, is less than another way takes.
 
-    Residuals fall slowly at first, and faster later: nothing is judged before a third of the other way's time is gone.
+    Residuals fall slowly at first, and faster later: nothing is judged before most of the other way's time is gone.
     """
 
     other: float
@@ -275,7 +275,7 @@ class _Patience:
             self.seen.clear()  # the next group
         self.seen.append((passes, worst))
         spent = time.perf_counter() - self.began
-        if spent < self.other / 3 or len(self.seen) < 4:
+        if spent < 0.8 * self.other or len(self.seen) < 4:
             return True
         (before, then), (now, last) = self.seen[-4], self.seen[-1]
         rate = math.log(then / last) / (now - before) if last < then else 0.0

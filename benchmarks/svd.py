@@ -1,0 +1,117 @@
+"""Claim: leading triplets the cheapest way: whole operator (d 1024, 8 layers, T 32) at least 5 times as fast as J and
+its SVD by LAPACK, with at most a tenth of the additional memory; each token's block (d 2048, 4 layers, T 4) at least
+twice as fast; and nowhere on a grid of d, T and k slower than 1.2 times the better of dense and Krylov.
+
+Llama layout, random weights, float32, top 8. Memory is the peak of the process above what it was before, measured in a
+process for each side. Beside each time: what `svd` would have announced, as a share of what it took.
+
+    python benchmarks/svd.py [CASE]  # whole, blocks, grid; all of them without one
+"""
+
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import secant as sc
+from secant.costs import pace, ways
+from secant.solvers import Wanted
+from secant.spectra import TOLERANCE
+
+
+def operator(d: int, layers: int, T: int) -> sc.Operator:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=d, intermediate_size=d * 8 // 3 // 64 * 64, num_hidden_layers=layers, vocab_size=1000,
+        num_attention_heads=d // 64, num_key_value_heads=d // 64, max_position_embeddings=4096,
+    )  # fmt: skip
+    lm = sc.LM(LlamaForCausalLM(config).eval().requires_grad_(False))
+    return sc.freeze(lm, [i % 999 + 1 for i in range(T)]).operator()
+
+
+def timed(op: sc.Operator, k: int, per_token: bool, solver: str) -> float:
+    start = time.perf_counter()
+    sc.svd(op, k, per_token=per_token, solver=solver)
+    return time.perf_counter() - start
+
+
+def expected(op: sc.Operator, k: int, per_token: bool) -> float:
+    """Seconds of the cheapest way, as they are announced."""
+    wanted = Wanted(k, TOLERANCE[op.bias.dtype])
+    return min(way.seconds for way in ways(op, wanted, len(op.input) if per_token else None, pace(op)))
+
+
+def peak(d: int, layers: int, T: int, per_token: bool, solver: str) -> float:
+    """Bytes above those before, in this process."""
+    op = operator(d, layers, T)
+    op.T @ torch.ones(d, 2)  # what products take is there
+    process, most, done = psutil.Process(), 0, threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.002):
+            most = max(most, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    sc.svd(op, 8, per_token=per_token, solver=solver)
+    done.set()
+    watcher.join()
+    return most - before
+
+
+def case(name: str, d: int, layers: int, T: int, per_token: bool, claim: float) -> None:
+    op = operator(d, layers, T)
+    seconds = {solver: timed(op, 8, per_token, solver) for solver in ("auto", "dense")}
+    said = expected(op, 8, per_token)
+    memory = {}
+    for solver in seconds:
+        arguments = [sys.executable, __file__, "peak", str(d), str(layers), str(T), str(int(per_token)), solver]
+        memory[solver] = float(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout.split()[-1])
+    print(f"{name}: d {d}, {layers} layers, T {T}, top 8, float32, {torch.get_num_threads()} threads")
+    for solver, s in seconds.items():
+        print(f"  {solver:<6}{s:8.2f} s   {memory[solver] / 2**20:7.0f} MiB more")
+    print(f"  announced / taken  {said / seconds['auto']:.2f}")
+    print(f"dense / auto: time    {seconds['dense'] / seconds['auto']:.1f}  (claim: at least {claim:.0f})")
+    print(f"auto / dense: memory  {memory['auto'] / memory['dense']:.2f}" + (
+        "  (claim: at most 0.10)" if not per_token else ""
+    ))  # fmt: skip
+
+
+def grid() -> None:
+    print(f"grid: 4 layers, float32, {torch.get_num_threads()} threads, medians of 3; seconds")
+    print("     d    T   k  blocks     auto    dense   krylov  auto / better")
+    worst = 0.0
+    for d, T in ((128, 2), (128, 16), (256, 8), (512, 2), (512, 16), (1024, 4)):
+        op = operator(d, 4, T)
+        for k in (1, 8, 32):
+            for per_token in (False, True):
+                took = {
+                    solver: statistics.median(timed(op, k, per_token, solver) for _ in range(3))
+                    for solver in ("auto", "dense", "krylov")
+                }
+                ratio = took["auto"] / min(took["dense"], took["krylov"])
+                worst = max(worst, ratio)
+                numbers = "".join(f"{s:9.3f}" for s in took.values())
+                print(f"{d:6} {T:4} {k:3}  {'each' if per_token else 'all':>6}{numbers}  {ratio:13.2f}", flush=True)
+    print(f"auto / better of the two, worst  {worst:.2f}  (claim: at most 1.2)")
+
+
+if __name__ == "__main__":
+    asked = sys.argv[1:]
+    if asked[:1] == ["peak"]:
+        d, layers, T, per_token = map(int, asked[1:5])
+        print(peak(d, layers, T, bool(per_token), asked[5]))
+    else:
+        if not asked or "whole" in asked:
+            case("whole", 1024, 8, 32, False, 5)
+        if not asked or "blocks" in asked:
+            case("blocks", 2048, 4, 4, True, 2)
+        if not asked or "grid" in asked:
+            grid()
