@@ -251,9 +251,9 @@ def krylov(stack: Stack, wanted: Wanted) -> list[Found]:
     space = _Space(stack.like, n, d_out, d_in, size)
     more = _orthonormal(A.forward(_start(stack, wanted), open_)[:, :, :most], space.Q)
     z, grown = _signs(A, wanted.seed), 0
-    back, Jz = A.adjoint(torch.cat([more, z], 2), open_).tensor_split([more.shape[2]], 2)
+    Jz = A.adjoint(z, open_) if z.shape[2] else z
     while True:
-        back = back if not grown else A.adjoint(more, open_)
+        back = A.adjoint(more, open_)
         forth = A.forward(back, open_)
         space.add(more, back, forth)
         grown, left_over = grown + 1, most - space.Q.shape[2]
