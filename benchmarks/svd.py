@@ -19,7 +19,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import secant as sc
-from secant.costs import pace, ways
+from secant import costs
+from secant.costs import counted, ways
+from secant.resources import multiplications
 from secant.solvers import Wanted
 from secant.spectra import TOLERANCE
 
@@ -44,8 +46,9 @@ def timed(op: sc.Operator, k: int, per_token: bool, solver: str) -> float:
 
 def expected(op: sc.Operator, k: int, per_token: bool) -> float:
     """Seconds of the cheapest way, as they are announced."""
-    wanted = Wanted(k, TOLERANCE[op.bias.dtype])
-    return min(way.seconds for way in ways(op, wanted, len(op.input) if per_token else None, pace(op)))
+    every = ways(op, Wanted(k, TOLERANCE[op.bias.dtype]), len(op.input) if per_token else None)
+    best = min(every, key=lambda way: way.cost(counted(op)))
+    return best.cost(costs.timed(op), multiplications(op.bias.device, op.bias.dtype))
 
 
 def peak(d: int, layers: int, T: int, per_token: bool, solver: str) -> float:
@@ -89,6 +92,7 @@ def grid() -> None:
     print(f"grid: 4 layers, float32, {torch.get_num_threads()} threads, medians of 3; seconds")
     print("     d    T   k  blocks     auto    dense   krylov  auto / better")
     worst = 0.0
+    timed(operator(128, 4, 2), 8, True, "auto")  # warms up
     for d, T in ((128, 2), (128, 16), (256, 8), (512, 2), (512, 16), (1024, 4)):
         op = operator(d, 4, T)
         for k in (1, 8, 32):

@@ -33,14 +33,14 @@ ALLOWED = {
     "solvers": {"errors", "operator"},
     "costs": {"operator", "resources", "solvers"},
     "spectra": {"costs", "errors", "operator", "resources", "solvers"},
-    "decoding": {"errors", "model"},
+    "decoding": {"errors", "model", "operator"},
     "network": {"errors", "forms", "hooks", "model", "operator", "precision", "rules", "sites", "tape", "weights"},
     "sites": {"rules", "tape"},
     "tail": {"forms", "hooks", "network", "operator", "sites", "tape"},
     "points": {"errors", "network", "operator", "sites", "tail", "tape"},
     "run": {"errors", "model", "network", "operator", "rules", "points", "tape", "weights"},
     "sweep": {"errors", "operator", "points", "resources"},
-    "depths": {"decoding", "errors", "operator", "points", "resources", "run", "spectra", "sweep", "tail"},
+    "depths": {"costs", "decoding", "errors", "operator", "points", "resources", "run", "spectra", "sweep", "tail"},
     "terminal": {"decoding", "depths", "explanation", "run"},
 }
 

@@ -16,121 +16,11 @@ from safetensors.torch import load_file
 
 import secant as sc
 from secant.errors import BadArgument, BadPrompt, OutputFailed, TooLarge
-from secant.operator import Operator
 
 
 @pytest.fixture(scope="module")
 def run() -> sc.Run:
     return sc.freeze(model_of("gpt2", "sdpa"), prompt())
-
-
-def operator_of(J: torch.Tensor, T: int = 1) -> Operator:
-    return Operator.from_dense(J.reshape(len(J), T, -1), torch.ones(T, J.shape[1] // T, dtype=J.dtype))
-
-
-# ------------------------------------------------------------------------------------------- spectra
-
-
-def spectrum(values: np.ndarray, shape: tuple[int, int] = (20, 30)) -> torch.Tensor:
-    """A matrix with these singular values."""
-    rng = np.random.default_rng(0)
-    U, V = (np.linalg.qr(rng.normal(size=(n, len(values))))[0] for n in shape)
-    return torch.from_numpy(U * values @ V.T)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        np.ones(20),
-        np.arange(1, 21) ** -0.5,
-        2.0 ** -np.arange(20),
-        np.r_[3.0, 2.0, np.zeros(18)],
-        np.r_[2, 2, 2, np.ones(17)],
-    ],
-    ids=["flat", "slow", "fast", "rank-deficient", "clustered"],
-)
-def test_svd_against_numpy(values: np.ndarray) -> None:
-    J = spectrum(values)
-    f = sc.svd(operator_of(J), 20)
-    np.testing.assert_allclose(f.S, np.sort(values)[::-1], atol=1e-13)
-    np.testing.assert_allclose(f.U @ torch.diag(f.S) @ f.V.T, J, atol=1e-13)
-    np.testing.assert_allclose(f.U.T @ f.U, np.eye(20), atol=1e-12)
-    assert f.residuals.max() < 1e-12
-    assert f.stable_rank == pytest.approx((values**2).sum() / values.max() ** 2)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        np.ones(120),
-        np.arange(1, 121) ** -0.5,
-        2.0 ** -np.arange(120),
-        np.r_[3, 2, np.zeros(118)],
-        np.r_[2, 2, 2, np.ones(117)],
-        np.zeros(120),
-    ],
-    ids=["flat", "slow", "fast", "rank-deficient", "clustered", "zero"],
-)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_krylov_against_numpy(values: np.ndarray, dtype: torch.dtype) -> None:
-    J = spectrum(values, (120, 150)).to(dtype)
-    both = torch.stack([J[:, :75], J[:, 75:]], 1)
-    op = Operator.from_dense(both, torch.ones(2, 75, dtype=dtype))
-    f, tolerance = sc.svd(op, 4, solver="krylov"), 1e-12 if dtype == torch.float64 else 1e-4
-    np.testing.assert_allclose(f.S, np.sort(values)[::-1][:4], atol=1e-12 if dtype == torch.float64 else 3e-5)
-    assert (f.residuals <= tolerance * max(1.0, f.S[0].item())).all()
-    torch.testing.assert_close(J @ f.V, f.U * f.S, rtol=0, atol=2 * tolerance)
-    np.testing.assert_allclose(f.V.T @ f.V, np.eye(4), atol=1e-4)
-    each = sc.svd(op, 4, per_token=True, solver="krylov")
-    for t, g in enumerate(each):
-        exact = np.linalg.svd(both[:, t].double(), compute_uv=False)
-        np.testing.assert_allclose(g.S, exact[:4], atol=1e-12 if dtype == torch.float64 else 3e-5)
-        assert g.stable_rank == pytest.approx((exact**2).sum() / exact[0] ** 2 if exact[0] else 0, rel=1e-4)
-    again = sc.svd(op, 4, solver="krylov")
-    assert torch.equal(f.V, again.V)
-
-
-def test_svd_of_zero() -> None:
-    f = sc.svd(operator_of(torch.zeros(4, 6)), 3)
-    assert f.S.tolist() == [0, 0, 0]
-    assert f.stable_rank == 0
-    assert f.U.isfinite().all()
-    assert (f.U.norm(dim=0) - 1).abs().max() < 1e-6
-
-
-def test_blocks_are_numpys_and_point_along_the_output(run: sc.Run) -> None:
-    op = run.operator()
-    J = op.dense()
-    for t, f in enumerate(sc.svd(op, 5, per_token=True)):
-        np.testing.assert_allclose(f.S, np.linalg.svd(J[:, t], compute_uv=False)[:5], rtol=1e-12)
-        torch.testing.assert_close(J[:, t] @ f.V, f.U * f.S, rtol=0, atol=1e-11)
-        assert (op.output @ f.U >= 0).all()
-        assert f.stable_rank == pytest.approx(float((J[:, t].norm() / f.S[0]) ** 2))
-    whole = sc.svd(op, 4)
-    np.testing.assert_allclose(whole.S, np.linalg.svd(J.flatten(1), compute_uv=False)[:4], rtol=1e-12)
-    assert whole.V.shape == (LENGTH * 32, 4)
-
-
-def test_stable_rank_divides_by_its_own_largest(run: sc.Run) -> None:
-    """Trap 6 of the reference code: all tokens divided by token 0's σ₁."""
-    op = run.operator()
-    S = np.linalg.svd(op.dense().flatten(1), compute_uv=False)
-    assert sc.stable_rank(op) == pytest.approx((S**2).sum() / S[0] ** 2)
-    each = sc.stable_rank(op, per_token=True)
-    assert each == pytest.approx([f.stable_rank for f in sc.svd(op, 1, per_token=True)])
-
-
-def test_svd_of_low_precision_is_taken_in_float32() -> None:
-    op = sc.freeze(model_of("llama", "sdpa", torch.bfloat16), prompt()).operator()
-    assert sc.svd(op, 2).S.dtype == torch.float32
-
-
-def test_svd_refuses(run: sc.Run) -> None:
-    for bad in (0, 33):
-        with pytest.raises(BadArgument, match=f"1 to 32 singular triplets; got k = {bad}"):
-            sc.svd(run.operator(), bad)
-    with pytest.raises(BadArgument, match="solver"):
-        sc.svd(run.operator(), 1, solver="magic")
 
 
 # ------------------------------------------------------------------------------------------- words
@@ -271,10 +161,9 @@ def test_no_room_leaves_nothing_behind(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_jacobian_that_does_not_fit_is_refused_beforehand(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sysconf", lambda name: 1000 if name == "SC_AVPHYS_PAGES" else 4)
-    with pytest.raises(TooLarge, match="J of 64 x 8 x 64 numbers must fit"):
-        sc.explain(lm, "The bridge out of Marin is the")
+def test_memory_that_does_not_suffice_is_said_beforehand(lm: sc.LM) -> None:
+    with pytest.raises(TooLarge, match=r"must fit in the memory that it may use; got .* and 1\.0 KiB"):
+        sc.explain(lm, "The bridge out of Marin is the", max_memory="1KiB")
 
 
 def test_the_same_answer_twice(lm: sc.LM, explanation: sc.Explanation) -> None:

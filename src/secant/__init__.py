@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secant.attribution import Attribution, attribute
-    from secant.decoding import Word, decode
+    from secant.decoding import Null, Word, decode, largest, null
     from secant.depths import Depth, Layers, layers
     from secant.errors import NoRule, NotExact, SecantError
     from secant.explanation import Explanation, explain
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from secant.model import LM
     from secant.operator import Operator
     from secant.run import Certificate, Prediction, Run, freeze
-    from secant.spectra import SVD, stable_rank, svd
+    from secant.spectra import SVD, captured, stable_rank, svd
 
 __version__ = "0.1.0"
 
@@ -26,8 +26,8 @@ _WHERE = {
     "loading": ["load"],
     "run": ["freeze", "Run", "Prediction", "Certificate"],
     "operator": ["Operator"],
-    "spectra": ["svd", "SVD", "stable_rank"],
-    "decoding": ["decode", "Word"],
+    "spectra": ["svd", "SVD", "stable_rank", "captured"],
+    "decoding": ["decode", "Word", "null", "Null", "largest"],
     "attribution": ["attribute", "Attribution"],
     "explanation": ["explain", "Explanation"],
     "depths": ["layers", "Layers", "Depth"],
@@ -43,17 +43,21 @@ __all__ = [
     "Layers",
     "NoRule",
     "NotExact",
+    "Null",
     "Operator",
     "Prediction",
     "Run",
     "SecantError",
     "Word",
     "attribute",
+    "captured",
     "decode",
     "explain",
     "freeze",
+    "largest",
     "layers",
     "load",
+    "null",
     "stable_rank",
     "svd",
 ]

@@ -130,6 +130,9 @@ def explain(
     highlight: Annotated[
         list[str] | None, typer.Option(help="A word to mark in the layers' map; may be given again. The predicted one.")
     ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Memory to work in, such as 4GiB; by default half of what is free.")
+    ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Send the prompt as a user's chat message.")] = False,
     seed: SeedOption = 0,
     allow_remote_code: RemoteOption = False,
@@ -138,14 +141,20 @@ def explain(
 ) -> None:
     """Explain the next token: what each token of the prompt contributes, exactly, and what its block decodes to."""
     import secant as sc
+    from secant.errors import BadPrompt
     from secant.files import check
 
     if out is not None:
         check(out)
+    if highlight and not layers:
+        raise sc.SecantError("Words are marked in the map of layers", "--highlight without --layers", "Add --layers.")
     lm = sc.load(
         model, dtype=dtype and dtype.value, device=device, attention=attention,
         allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
     )  # fmt: skip
+    for word in highlight or ():
+        if not any(text.strip() == word.replace("·", " ").strip() for text in lm.texts):
+            raise BadPrompt("A word to mark is a token of the vocabulary", repr(word), "Give another.")
     with _progress() as progress:
         explanation = sc.explain(
             lm,
@@ -155,6 +164,7 @@ def explain(
             precision=precision and precision.value,
             seed=seed,
             layers=layers,
+            max_memory=max_memory,
             progress=progress,
         )
     if out is not None:

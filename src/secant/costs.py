@@ -1,7 +1,8 @@
-"""What each way to leading singular triplets costs, in seconds and bytes: from shapes, and from what was measured here.
+"""What each way to leading singular triplets costs: what the cheapest is, and how many seconds and bytes it takes.
 
-A way forms J first, or knows it by products. Vectors that go through the network are counted at a pace that is timed on
-the operator itself, dense algebra at the speed of a matrix product on this machine.
+A way forms J first, or knows it by products. It is counted in passes through the network, vectors in them, and
+operations of dense algebra. Which is cheapest is decided in operations, from shapes alone, so that the same command
+takes the same way twice; what is announced beforehand is in seconds, at the pace of products that are timed here.
 """
 
 from __future__ import annotations
@@ -13,58 +14,55 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secant.operator import CHUNK, Operator
-from secant.resources import multiplications
+from secant.operator import ALIVE, CHUNK, Columns, Composed, Graph, Operator, Products, Summed
+from secant.resources import announce, multiplications
 from secant.solvers import SLOW, SOLVERS, Wanted
 
-CALLS = 3e-3
-"""Seconds that a solver takes however small its matrices are."""
+READ = 17.0
+"""Operations of a matrix product in the time in which a byte is read: close to this on CPUs and GPUs."""
+
+CALLS = 7e8
+"""Operations in the time that a solver takes however small its matrices are."""
 
 TOGETHER = 8
 """Blocks of tokens that are decomposed together, where J is there."""
 
-
-@dataclass(frozen=True)
-class Way:
-    """A solver, whether J is formed first, seconds, and bytes beside those of the operator."""
-
-    solver: str
-    form: bool
-    seconds: float
-    memory: float
-
-
-def of_matrices(shape: tuple[int, int, int], wanted: Wanted, like: Tensor) -> list[Way]:
-    """Ways to the triplets of n matrices that are there."""
-    n, d_out, d_in = shape
-    speed, size = multiplications(like.device, like.dtype), like.element_size()
-    return [
-        Way(
-            name,
-            False,
-            n * (s.operations(d_out, d_in, wanted) + SLOW * 2 * d_out * d_in * s.vectors(d_out, d_in, wanted)) / speed
-            + CALLS * math.ceil(n / TOGETHER),
-            min(n, TOGETHER) * s.kept(d_out, d_in, wanted) * size,
-        )
-        for name, s in SOLVERS.items()
-        if name != "propack"  # an oracle, never the cheapest
-    ]
+QUICK = 20.0
+"""Seconds, by count, below which nothing is timed: nothing will have to be announced."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that a batched pass through the network takes, and each vector in it."""
+    """What a batched pass through the network takes, and each vector in it: operations, or seconds."""
 
     call: float
     vector: float
 
-    def seconds(self, vectors: float, at_once: int) -> float:
-        """For so many vectors, so many at once."""
-        return self.call * math.ceil(vectors / at_once) + self.vector * vectors
+
+@dataclass(frozen=True)
+class Way:
+    """A solver, whether J is formed first, passes, vectors, operations of dense algebra, and bytes."""
+
+    solver: str
+    form: bool
+    passes: float
+    vectors: float
+    operations: float
+    memory: float
+
+    def cost(self, pace: Pace, speed: float = 1.0) -> float:
+        """Operations; or seconds, of a pace in seconds and a speed in operations a second."""
+        return self.passes * pace.call + self.vectors * pace.vector + self.operations / speed
 
 
-def pace(op: Operator) -> Pace:
-    """What a product with one vector takes, and with some more."""
+def counted(op: Operator) -> Pace:
+    """The pace of an operator's products in operations: weights are read once a pass, and used for each token."""
+    weights = _weights(op.products)
+    return Pace(READ * weights * op.bias.element_size(), 2.0 * weights * len(op.input))
+
+
+def timed(op: Operator) -> Pace:
+    """The pace of an operator's products in seconds, as measured."""
 
     def took(count: int) -> float:
         u = torch.randn(op.shape[0], count, generator=torch.Generator().manual_seed(0)).to(op.bias)
@@ -80,20 +78,83 @@ def pace(op: Operator) -> Pace:
     return Pace(max(0.0, one - each), each)
 
 
-def ways(op: Operator, wanted: Wanted, tokens: int | None, pace: Pace) -> list[Way]:
-    """Ways to those of an operator, or of so many of its blocks, at the pace of its products."""
-    (d_out, n_in), size = op.shape, op.bias.element_size()
-    like = op.bias.new_empty(0, dtype=torch.promote_types(op.bias.dtype, torch.float32))
-    n, d_in = (tokens, n_in // len(op.input)) if tokens else (1, n_in)
+def said(what: str, op: Operator, way: Way) -> None:
+    """Announce a way beforehand, where it takes long or much."""
+    speed = multiplications(op.bias.device, op.bias.dtype)
+    seconds = way.cost(counted(op)) / speed
+    if seconds > QUICK:
+        seconds = way.cost(timed(op), speed)
+    announce(what, seconds, way.memory, op.bias.device)
+
+
+def of_matrices(shape: tuple[int, int, int], wanted: Wanted, like: Tensor, solver: str = "auto") -> list[Way]:
+    """Ways to the triplets of n matrices that are there; by one solver if it is named.
+
+    Where most triplets are wanted, LAPACK is the only sensible one; PROPACK never is the cheapest.
+    """
+    n, d_out, d_in = shape
+    few = ("gram", "krylov") if 6 * wanted.width <= min(d_out, d_in) else ()
+    found = []
+    for name in ("dense", *few) if solver == "auto" else (solver,):
+        own = SOLVERS[name]
+        products = SLOW * 2 * d_out * d_in * own.vectors(d_out, d_in, wanted)
+        operations = n * (own.operations(d_out, d_in, wanted) + products) + CALLS * math.ceil(n / TOGETHER)
+        memory = min(n, TOGETHER) * own.kept(d_out, d_in, wanted) * like.element_size()
+        found.append(Way(name, False, 0, 0, operations, memory))
+    return found
+
+
+def ways(op: Operator, wanted: Wanted, tokens: int | None, solver: str = "auto") -> list[Way]:
+    """Ways to those of an operator, or of so many of its blocks; by a solver if it is named."""
+    found = []
+    if solver == "auto" or SOLVERS[solver].formed:
+        found += _formed(op, wanted, tokens, solver)
+    if solver == "auto" or not SOLVERS[solver].formed:
+        found.append(_by_products(op, wanted, tokens, "krylov" if solver == "auto" else solver))
+    return found
+
+
+def _formed(op: Operator, wanted: Wanted, tokens: int | None, solver: str) -> list[Way]:
+    (d_out, n_in), size, like, n = op.shape, op.bias.element_size(), _like(op), tokens or 1
     J = d_out * n_in * (size + (like.element_size() if size < 4 else 0) * min(n, TOGETHER) / n)
-    forming = pace.seconds(d_out, min(d_out, CHUNK))
-    formed = [
-        Way(way.solver, True, way.seconds + forming, way.memory + J)
-        for way in of_matrices((n, d_out, d_in), wanted, like)
-    ]
-    own, width = SOLVERS["krylov"], wanted.block
-    few = max(1, min(n, CHUNK // width))
-    algebra = own.operations(d_out, d_in, wanted) / multiplications(like.device, like.dtype)
-    seconds = pace.seconds(n * own.vectors(d_out, d_in, wanted), few * width) + n * algebra + CALLS * math.ceil(n / few)
-    memory = few * own.kept(d_out, d_in, wanted) * like.element_size() + 2 * few * width * n_in * size
-    return [*formed, Way("krylov", False, seconds, memory)]
+    at_once = min(d_out, op.chunk, _at_once(op))
+    passes, pass_ = math.ceil(d_out / at_once), at_once * _each(op)
+    there = of_matrices((n, d_out, n_in // n), wanted, like, solver)
+    return [Way(w.solver, True, passes, d_out, w.operations, max(w.memory, pass_) + J) for w in there]
+
+
+def _by_products(op: Operator, wanted: Wanted, tokens: int | None, solver: str) -> Way:
+    (d_out, n_in), like, n = op.shape, _like(op), tokens or 1
+    own, few, size = SOLVERS[solver], max(1, min(n, CHUNK // wanted.block)), n_in // n
+    together, vectors = few * wanted.block, n * own.vectors(d_out, size, wanted)
+    at_once = min(together, _at_once(op))
+    memory = few * own.kept(d_out, size, wanted) * like.element_size() + at_once * _each(op)
+    columns = 2 * together * n_in * op.bias.element_size() if tokens else 0  # each as long as all tokens
+    operations = n * own.operations(d_out, size, wanted) + CALLS * math.ceil(n / few)
+    return Way(solver, False, math.ceil(vectors / at_once), vectors, operations, memory + columns)
+
+
+def _like(op: Operator) -> Tensor:
+    return op.bias.new_empty(0, dtype=torch.promote_types(op.bias.dtype, torch.float32))
+
+
+def _weights(products: Products) -> float:
+    """Numbers that a vector is multiplied with."""
+    if isinstance(products, Graph):
+        return products.weights
+    if isinstance(products, Columns):
+        return _weights(products.of)
+    if isinstance(products, Composed):
+        return _weights(products.first) + _weights(products.then)
+    return sum(_weights(term) for _, term in products.terms) if isinstance(products, Summed) else 0.0
+
+
+def _at_once(op: Operator) -> int:
+    """How many vectors go through the network together."""
+    return op.products.at_once if isinstance(op.products, Graph) else CHUNK
+
+
+def _each(op: Operator) -> float:
+    """Bytes that a pass makes of each vector."""
+    largest = op.products.largest if isinstance(op.products, Graph) else 0
+    return ALIVE * max(largest, *op.shape) * op.bias.element_size()

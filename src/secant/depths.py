@@ -7,7 +7,7 @@ singular triplets, token by token and for all tokens together (J. Golden, TMLR 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
 
@@ -16,19 +16,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secant.costs import Way, said
 from secant.decoding import decode
 from secant.errors import BadArgument, NoPoint, integer
-from secant.operator import Graph, relative, wide
+from secant.operator import CHUNK, Graph, relative, wide
 from secant.points import Inside
 from secant.resources import limited
 from secant.run import Run
-from secant.spectra import SVD, leading
-from secant.sweep import STREAM, Matrices, before, layerwise, operators, plan
+from secant.spectra import SVD, Progress, leading
+from secant.sweep import STREAM, Matrices, before, layerwise, operators, plan, targets
 from secant.tail import Tail, together
 
 SPANS = ("cumulative", "layerwise")
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,6 +230,10 @@ def _layers(
     """All layers, of arguments that are as they should be."""
     inside, count = run.inside, len(run.inside.layers)
     chosen = plan(inside, method)
+    rows = sum(inside.graph[name].shape[1] for i in range(count) for name in targets(inside, i))
+    vectors = (chosen.vectors * ("cumulative" in spans) + rows * ("layerwise" in spans)) / count
+    way = Way(chosen.method, True, vectors / CHUNK, vectors, 0, chosen.memory)
+    said(f"All {count} layers, {chosen.method} sweep", run.operator(), way)
     reading = Reading.of(inside, position, readout is not None)
     sweep = operators(inside, position, chosen.method) if "cumulative" in spans else None
     report = progress or (lambda what, done, of: None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,9 +17,9 @@ from secant.attribution import Attribution, attribute
 from secant.decoding import Word, decode
 from secant.depths import Layers
 from secant.depths import layers as every_layer
-from secant.errors import TooLarge
 from secant.files import replacing
 from secant.model import LM, Prompt
+from secant.resources import limited
 from secant.run import Run, freeze
 from secant.spectra import SVD, svd
 
@@ -143,41 +142,22 @@ def explain(
     precision: str | torch.dtype | None = None,
     seed: int = 0,
     layers: bool = False,
+    max_memory: float | str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Explanation:
     """Freeze a model at a prompt and look inside: exact contributions, each token's spectrum, and its words.
 
     `k`: singular triplets of each block; `top`: words of each vector; `layers`: also at every depth, as `secant.layers`
-    does; the rest as in `freeze`. J is formed in memory,
-    d_out x T x d_in numbers. `progress(what, done, all)` is called as the work goes on.
-    Raises what `freeze` raises, and TooLarge where J does not fit.
+    does; `max_memory`: bytes to work in, or such as "4GiB", by default half of what is free; the rest as in `freeze`.
+    `progress(what, done, all)` is called as the work goes on. Raises what `freeze`, `svd` and `layers` raise.
     """
-    report = progress or (lambda what, done, of: None)
     run = freeze(lm, prompt, convention=convention, precision=precision, ordinary=True, top=max(top, 10), seed=seed)
     attribution = attribute(run)
     op = run.operator()
-    T, d = op.input.shape
-    _fits(op.shape[0] * op.shape[1] * op.bias.element_size(), f"J of {op.shape[0]} x {T} x {d} numbers", op.bias.device)
-    solid = op.solidified(progress=lambda done, of: report("Jacobian, rows", done, of))
-    svds = svd(solid, min(k, d), per_token=True, progress=lambda done, of: report("spectra, tokens", done, of))
+    with limited(max_memory):
+        svds = svd(op, k, per_token=True, progress=progress)
     outputs = [decode(lm, f.U, "output", top) for f in svds]
     inputs = [decode(lm, f.V, "input", top) for f in svds]
-    norms = torch.linalg.vector_norm(torch.einsum("otd,td->to", solid.dense(), op.input), dim=1)
-    del solid
-    depths = every_layer(run, min(k, d), progress=report) if layers else None
+    norms = torch.linalg.vector_norm(op.parts(), dim=1)
+    depths = every_layer(run, k, max_memory=max_memory, progress=progress) if layers else None
     return Explanation(run, attribution, svds, outputs, inputs, norms.tolist(), depths)
-
-
-def _fits(size: int, what: str, device: torch.device) -> None:
-    """Raise TooLarge where so many bytes, with as much again to work in, are more than there is free."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    elif device.type == "cpu" and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
-        return
-    if 2 * size > free:
-        raise TooLarge(
-            f"{what} must fit in memory twice", f"{size / 2**30:.1f} GiB and {free / 2**30:.1f} GiB free",
-            "Shorten the prompt, or use products with run.operator(), which never form J.",
-        )  # fmt: skip

@@ -215,7 +215,12 @@ class LM:
     @cached_property
     def vocabulary(self) -> dict[str, int]:
         """The id of each token text; where two tokens read the same, the lower id."""
-        return {self.text(i): i for i in reversed(range(self.size))}
+        return {text: self.size - 1 - i for i, text in enumerate(reversed(self.texts))}
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The text of each token."""
+        return [self.text(i) for i in range(self.size)]
 
     def ready(self) -> None:
         """Raises TrainingMode unless the whole model is in evaluation mode, BadArgument under autocast and where

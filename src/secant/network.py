@@ -185,10 +185,16 @@ class Network:
         biases, _ = replayed(lm, recording, torch.zeros_like(x), precision)
         return cls(lm, recording, precision, leaf, points, {name: b.detach() for name, b in biases.items()})
 
+    def graph(self, x: Tensor, y: Tensor) -> Graph:
+        """Products between two tensors of the graph, with what a pass through the network takes."""
+        return Graph(x, y, *self._size)
+
     @cached_property
-    def largest(self) -> int:
-        """Numbers in the largest tensor that a pass makes of each vector."""
-        return self.recording.tape.largest(self.recording.steps.values())
+    def _size(self) -> tuple[int, int]:
+        """Numbers in the largest tensor that a pass makes of each vector, and weights that it is multiplied with."""
+        embedding = self.lm.model.get_input_embeddings().weight.numel()
+        weights = sum(p.numel() for p in self.lm.model.parameters()) - embedding
+        return self.recording.tape.largest(self.recording.steps.values()), weights
 
     def replay(self, v: Float[Tensor, "T d"]) -> dict[str, Tensor]:
         """The held network's value at each point, `[T, n]`, for other embeddings. Raises ReplayMismatch."""
@@ -208,7 +214,7 @@ class Network:
             return values[target][list(rows)][:, chosen].flatten()
 
         with torch.inference_mode(False), torch.enable_grad():
-            graph = Graph(self.input, at(self.points), self.largest)
+            graph = self.graph(self.input, at(self.points))
         output = at(self.recording.values).to(self.precision)
         return Operator(graph, self.input.detach(), output, at(self.biases), about or {})
 

@@ -29,7 +29,7 @@ from secant.resources import allowance, in_parts
 CHUNK = 256
 """Most vectors that one batched pass takes."""
 
-ALIVE = 4
+ALIVE = 3
 """Tensors of the size of the largest that a pass keeps at once, for each vector."""
 
 PASS = 2**30
@@ -53,13 +53,14 @@ class Products(Protocol):
 class Graph:
     """Products with the Jacobian of `y` by `x`, from the autograd graph that joins them; y is affine in x.
 
-    `largest`: numbers in the largest tensor that a pass makes of each vector. As many vectors go through at once as
-    there is memory for.
+    `largest`: numbers in the largest tensor that a pass makes of each vector; `weights`: how many it is multiplied
+    with. As many vectors go through at once as there is memory for.
     """
 
     x: Tensor
     y: Tensor
     largest: int = 0
+    weights: int = 0
 
     def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
         """J v, as the derivative of u ↦ Jᵀ u, which is linear."""
@@ -329,6 +330,11 @@ class Operator:
         J = self.products.forward(self.input.reshape(-1, 1))[:, 0]
         return relative(wide(J) + wide(self.bias), self.output)
 
+    @property
+    def chunk(self) -> int:
+        """Rows of J that are computed at once, where nothing else is asked for."""
+        return max(8, min(CHUNK, 2**21 // self.shape[1]))
+
     def dense(
         self, chunk: int | None = None, progress: Callable[[int, int], None] | None = None
     ) -> Float[Tensor, "d_out T d_in"]:
@@ -338,7 +344,7 @@ class Operator:
         rows = self.shape[0]
         if chunk is not None and chunk < 1:
             raise BadArgument("A chunk has at least one row", f"{chunk}", "Leave it out, or give a positive number.")
-        chunk = chunk or max(8, min(CHUNK, 2**21 // self.shape[1]))
+        chunk = chunk or self.chunk
         identity = torch.eye(min(chunk, rows), dtype=self.bias.dtype, device=self.bias.device)
         J = self.bias.new_empty(self.shape)
         for start in range(0, rows, chunk):
@@ -349,6 +355,19 @@ class Operator:
             if progress:
                 progress(start + width, rows)
         return J.reshape(rows, *self.input.shape)
+
+    def parts(self) -> Float[Tensor, "T d_out"]:
+        """J_t x_t, what each token makes of the output: output = Σ parts + bias. One product for each token."""
+        T, d_in = self.input.shape
+        few = max(1, min(CHUNK, 2**26 // (T * d_in)))
+        found = []
+        for start in range(0, T, few):
+            tokens = range(start, min(start + few, T))
+            columns = self.input.new_zeros(T, d_in, len(tokens))
+            for i, t in enumerate(tokens):
+                columns[t, :, i] = self.input[t]
+            found.append(self.products.forward(columns.view(T * d_in, -1)).T)
+        return torch.cat(found)
 
     def block(self, t: int) -> Operator:
         """J_t, the part that token t plays: an operator of shape (d_out, d_in), without a bias. Raises BadArgument."""

@@ -183,7 +183,7 @@ class Inside:
             return values[target][rows][:, chosen].flatten()
 
         with torch.inference_mode(False), torch.enable_grad():
-            graph = Graph(leaf, at(self.graph), self.network.largest)
+            graph = self.network.graph(leaf, at(self.graph))
         return Operator(graph, self.value(source), at(self.values), at(self.without(source)), about or {})
 
     def value(self, name: str) -> Float[Tensor, "T n"]:
@@ -240,7 +240,7 @@ class Inside:
 
         all_heads = self.graph[heads]
         with torch.inference_mode(False), torch.enable_grad():
-            first = Graph(self._leaf(source), at(self.graph), self.network.largest)
+            first = self.network.graph(self._leaf(source), at(self.graph))
             rest = Graph(all_heads, self.graph[f"{point.stem}.attn"][rows].flatten())
         places = torch.arange(all_heads.numel(), device=all_heads.device).view(all_heads.shape)
         then = Columns(rest, places[rows][:, point.columns].flatten(), places.numel())

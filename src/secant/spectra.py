@@ -9,7 +9,6 @@ residuals of every triplet are measured, and are within the tolerance.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -19,10 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.costs import TOGETHER, Way, of_matrices, pace, ways
+from secant.costs import TOGETHER, Way, counted, of_matrices, said, ways
 from secant.errors import BadArgument, NotConverged, TooLarge, integer
 from secant.operator import CHUNK, Matrix, Operator, relative, wide
-from secant.resources import allowance, announce, bytes_in_words, limited
+from secant.resources import allowance, bytes_in_words, limited
 from secant.solvers import SOLVERS, Blocks, Formed, Found, Impatient, Stack, Wanted, Whole
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -63,6 +62,11 @@ class SVD:
         return (self.frobenius / self.S[0].item()) ** 2 if self.S[0] > 0 else 0.0
 
     @property
+    def stable_rank_spread(self) -> float:
+        """Standard error of the stable rank; 0 where J was formed."""
+        return 2 * self.stable_rank * self.spread / self.frobenius if self.frobenius else 0.0
+
+    @property
     def energy(self) -> Float[Tensor, " k"]:
         """The share of ‖J‖_F² in the first triplet, the first two, and so on; of a zero operator 1."""
         total = max(self.frobenius**2, wide(self.S).square().sum().item())
@@ -95,7 +99,7 @@ class SVD:
         return (self.U * (self.S * (self.V.T @ x.to(self.V).flatten()))).cumsum(1).T
 
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[str, int, int], None]
 
 
 @overload
@@ -129,8 +133,8 @@ def svd(
     and matrix multiplications cost here. `tol`: largest residual, in units of σ₁; by default TOLERANCE of the
     operator's type. `seed`: of the first block; `start`: an SVD of a like operator to begin from, or one for each
     token. `max_memory`: bytes to work in, or such as "4GiB"; by default half of what is free. What takes more than a
-    minute, or more than half of the free memory, is announced beforehand. `progress(blocks done, blocks)` is called as
-    they are finished. Blocks take their signs from the output of the whole operator.
+    minute, or more than half of the free memory, is announced beforehand. `progress(what, done, all)` is called as the
+    work goes on. Blocks take their signs from the output of the whole operator.
     Raises BadArgument, NotConverged (at any triplet, for any solver but dense), and TooLarge.
 
     >>> import torch
@@ -193,7 +197,7 @@ def _of_matrices(
     stack = Formed(J)
     if solver != "auto":
         return _signed(SOLVERS[solver].solve(stack, wanted), y, solver, J.dtype)
-    solver = min(of_matrices(stack.shape, wanted, stack.like), key=lambda way: way.seconds).solver
+    solver = min(of_matrices(stack.shape, wanted, stack.like), key=lambda way: way.operations).solver
     try:
         return _signed(SOLVERS[solver].solve(stack, replace(wanted, limit=PATIENCE)), y, solver, J.dtype)
     except NotConverged:
@@ -209,13 +213,13 @@ def _by_tokens(op: Operator, wanted: Wanted, tokens: int | None, few: int) -> It
 
 def _formed(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
     """Of J, which is formed, or there."""
-    J = op.dense()
+    report = progress or (lambda what, done, of: None)
+    J = op.dense(progress=lambda done, of: report("rows of J", done, of))
     found: list[SVD] = []
     for group, own in _by_tokens(op, wanted, tokens, TOGETHER):
         blocks = J[:, group].movedim(1, 0) if tokens else J.flatten(1)[None]
         found += _of_matrices(blocks, op.output, own, solver)
-        if progress:
-            progress(len(found), tokens or 1)
+        report("spectra", len(found), tokens or 1)
     return found
 
 
@@ -228,33 +232,44 @@ def _by_products(op: Operator, wanted: Wanted, tokens: int | None, solver: str, 
             stack = Blocks(op.products, op.shape, tokens, range(tokens)[group], op.bias)
         else:
             stack = Whole(op.products, op.shape, op.bias)
-        found += _signed(SOLVERS[solver].solve(stack, own), op.output, solver, op.bias.dtype)
+        found += _signed(SOLVERS[solver].solve(stack, _heard(own, progress)), op.output, solver, op.bias.dtype)
         if progress:
-            progress(len(found), tokens or 1)
+            progress("spectra", len(found), tokens or 1)
     return found
+
+
+def _heard(wanted: Wanted, progress: Progress | None) -> Wanted:
+    """The same, with its passes reported; how many there will be is a guess."""
+    if progress is None:
+        return wanted
+    patience, report = wanted.patience, progress
+
+    def go_on(passes: int, worst: float) -> bool:
+        report("passes", passes, max(2 * wanted.expected, passes + 1))
+        return patience is None or patience(passes, worst)
+
+    return replace(wanted, patience=go_on)
 
 
 def _automatic(op: Operator, wanted: Wanted, tokens: int | None, progress: Progress | None) -> list[SVD]:
     """The cheapest way that fits. Krylov spaces are left for J where they converge so slowly that it is cheaper."""
-    device = op.bias.device
-    measured = pace(op)
-    room = allowance(device)
-    every = ways(op, wanted, tokens, measured)
+    pace, room = counted(op), allowance(op.bias.device)
+    every = ways(op, wanted, tokens)
     fitting = [way for way in every if way.memory <= room]
     if not fitting:
         raise _too_large(min(every, key=lambda way: way.memory), room)
-    best = min(fitting, key=lambda way: way.seconds)
-    formed = min((way for way in fitting if way.form), key=lambda way: way.seconds, default=None)
-    announce(_saying(op, best, tokens), best.seconds, best.memory, device)
+    best = min(fitting, key=lambda way: way.cost(pace))
+    formed = min((way for way in fitting if way.form), key=lambda way: way.cost(pace), default=None)
+    said(_what(op, best, tokens), op, best)
     if best.form:
         return _formed(op, wanted, tokens, "auto", progress)
     if formed is None:
         return _by_products(op, wanted, tokens, "krylov", progress)
     try:
-        patient = _Patience(formed.seconds, wanted.tolerance)
-        return _by_products(op, replace(wanted, patience=patient), tokens, "krylov", progress)
+        patience = _Patience(best.cost(pace) / (2 * wanted.expected), formed.cost(pace), wanted.tolerance)
+        return _by_products(op, replace(wanted, patience=patience), tokens, "krylov", progress)
     except (Impatient, NotConverged):
-        announce(_saying(op, formed, tokens), formed.seconds, formed.memory, device)
+        said(_what(op, formed, tokens), op, formed)
         return _formed(op, wanted, tokens, "auto", progress)
 
 
@@ -262,40 +277,36 @@ def _automatic(op: Operator, wanted: Wanted, tokens: int | None, progress: Progr
 class _Patience:
     """Whether Krylov spaces may go on: while what they still need, at the rate of late, is less than another way takes.
 
-    Residuals fall slowly at first, and faster later: nothing is judged before most of the other way's time is gone.
+    Residuals fall slowly at first, and faster later: nothing is judged before most of the other way's cost is spent.
     """
 
+    each: float
     other: float
     tolerance: float
-    began: float = field(default_factory=time.perf_counter)
     seen: list[tuple[int, float]] = field(default_factory=list)
 
     def __call__(self, passes: int, worst: float) -> bool:
         if self.seen and passes < self.seen[-1][0]:
             self.seen.clear()  # the next group
         self.seen.append((passes, worst))
-        spent = time.perf_counter() - self.began
-        if spent < 0.8 * self.other or len(self.seen) < 4:
+        if passes * self.each < 0.8 * self.other or len(self.seen) < 4:
             return True
         (before, then), (now, last) = self.seen[-4], self.seen[-1]
         rate = math.log(then / last) / (now - before) if last < then else 0.0
         needed = math.log(last / self.tolerance) / rate if rate else math.inf
-        return needed * spent / now <= self.other
+        return needed * self.each <= self.other
 
 
 def _chosen(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
     """By a solver that was asked for. Raises NotConverged and TooLarge."""
-    form, device = SOLVERS[solver].formed, op.bias.device
-    measured = pace(op)
-    name = solver if form else "krylov"
-    way = next(w for w in ways(op, wanted, tokens, measured) if w.form == form and w.solver == name)
-    if way.memory > allowance(device):
-        raise _too_large(way, allowance(device))
-    announce(_saying(op, way, tokens), way.seconds, way.memory, device)
-    return (_formed if form else _by_products)(op, wanted, tokens, solver, progress)
+    (way,) = ways(op, wanted, tokens, solver)
+    if way.memory > allowance(op.bias.device):
+        raise _too_large(way, allowance(op.bias.device))
+    said(_what(op, way, tokens), op, way)
+    return (_formed if way.form else _by_products)(op, wanted, tokens, solver, progress)
 
 
-def _saying(op: Operator, way: Way, tokens: int | None) -> str:
+def _what(op: Operator, way: Way, tokens: int | None) -> str:
     what = f"{tokens} blocks of {op.shape[0]} x {op.shape[1] // tokens}" if tokens else f"{op.shape[0]} x {op.shape[1]}"
     return f"SVD of {what}, {'forming J' if way.form else 'by products'}"
 

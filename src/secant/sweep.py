@@ -162,7 +162,7 @@ def rows(inside: Inside, source: str, names: list[str], i: int, position: int) -
     with torch.inference_mode(False), torch.enable_grad():
         y = torch.cat([inside.graph[name][position] for name in names])
     nothing = torch.zeros_like(y).detach()
-    J = Operator(Graph(x, y, inside.network.largest), x.detach(), nothing, nothing).dense(CHUNK)
+    J = Operator(inside.network.graph(x, y), x.detach(), nothing, nothing).dense(CHUNK)
     parts = J.split([inside.graph[name].shape[1] for name in names])
     return {_part(name, i): part for name, part in zip(names, parts, strict=True)}
 
@@ -221,5 +221,5 @@ def _swept(inside: Inside, x: Tensor, target: str, H: Tensor, places: slice) -> 
     y = inside.graph[target]
     whole = places == slice(0, len(y))
     with torch.inference_mode(False), torch.enable_grad():
-        graph = Graph(x, y.flatten() if whole else y[places].flatten(), inside.network.largest)
+        graph = inside.network.graph(x, y.flatten() if whole else y[places].flatten())
     return graph.forward(H.flatten(1).T).T.view(len(H), places.stop - places.start, y.shape[1])

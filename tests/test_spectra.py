@@ -1,0 +1,428 @@
+"""Spectra: every solver against numpy, by products and on J; what it costs, what it says, and when it gives up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from families import LENGTH, model_of, prompt
+from torch import Tensor
+
+import secant as sc
+from secant import costs, resources, solvers, spectra
+from secant.errors import BadArgument, NotConverged, TooLarge
+from secant.operator import Matrix, Operator
+from secant.resources import in_parts, limited
+from secant.solvers import Blocks, Wanted, Whole
+
+
+@pytest.fixture(scope="module")
+def run() -> sc.Run:
+    return sc.freeze(model_of("llama"), prompt())
+
+
+def operator_of(J: torch.Tensor, T: int = 1) -> Operator:
+    return Operator.from_dense(J.reshape(len(J), T, -1), torch.ones(T, J.shape[1] // T, dtype=J.dtype))
+
+
+def spectrum(values: np.ndarray, shape: tuple[int, int]) -> torch.Tensor:
+    """A matrix with these singular values."""
+    rng = np.random.default_rng(0)
+    U, V = (np.linalg.qr(rng.normal(size=(n, len(values))))[0] for n in shape)
+    return torch.from_numpy(U * values @ V.T)
+
+
+class Hidden:
+    """Products with a matrix that nobody is shown."""
+
+    def __init__(self, J: Tensor) -> None:
+        self._J, self.vectors, self.passes = J, 0, 0
+
+    def forward(self, v: Tensor) -> Tensor:
+        self.vectors, self.passes = self.vectors + v.shape[1], self.passes + 1
+        return self._J @ v
+
+    def adjoint(self, u: Tensor) -> Tensor:
+        self.vectors, self.passes = self.vectors + u.shape[1], self.passes + 1
+        return self._J.T @ u
+
+
+def hidden(J: torch.Tensor, T: int = 1) -> Operator:
+    """The same operator, known by its products alone."""
+    op = operator_of(J, T)
+    return Operator(Hidden(J), op.input, op.output, op.bias)
+
+
+N = 120
+SPECTRA = {
+    "flat": np.ones(N),
+    "slow": np.arange(1, N + 1) ** -0.5,
+    "fast": 2.0 ** -np.arange(N),
+    "faster": 10.0 ** -np.arange(N),
+    "rank-deficient": np.r_[3.0, 2.0, np.zeros(N - 2)],
+    "clustered": np.r_[2.0, 2.0, 2.0, np.ones(N - 3)],
+    "near-equal": np.r_[2.0, 2.0 - 1e-9, 2.0 - 2e-9, np.linspace(1, 0, N - 3)],
+    "zero": np.zeros(N),
+}
+
+# ------------------------------------------------------------------------------------------- solvers
+
+
+@pytest.mark.parametrize("kind", SPECTRA)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("solver", ["dense", "gram", "krylov", "by products", "propack", "auto"])
+def test_every_solver_against_numpy(solver: str, dtype: torch.dtype, kind: str) -> None:
+    """All triplets of a few, each of the blocks too; residuals are measured again here."""
+    values = SPECTRA[kind]
+    J = spectrum(values, (N, 150)).to(dtype)
+    op, name = (hidden(J, 2), "krylov") if solver == "by products" else (operator_of(J, 2), solver)
+    f, tolerance = sc.svd(op, 4, solver=name), 1e-12 if dtype == torch.float64 else 1e-4
+    largest = max(values.max(), 1e-300)
+    np.testing.assert_allclose(f.S, np.sort(values)[::-1][:4], atol=largest * (1e-12 if tolerance < 1e-6 else 2e-5))
+    off = torch.maximum((J @ f.V - f.U * f.S).norm(dim=0), (J.T @ f.U - f.V * f.S).norm(dim=0))
+    assert (off <= tolerance * largest).all()
+    torch.testing.assert_close(f.residuals, off, rtol=0, atol=200 * torch.finfo(dtype).eps * largest)
+    for side in (f.U, f.V):
+        np.testing.assert_allclose(side.T @ side, np.eye(4), atol=1e-9 if dtype == torch.float64 else 1e-4)
+    assert (op.output @ f.U >= -1e-6 * largest).all()
+    exact = float((values**2).sum() ** 0.5)
+    assert abs(f.frobenius - exact) <= 6 * f.spread + 1e-4 * exact
+    assert f.solver in solvers.SOLVERS
+    blocks = sc.svd(op, 3, per_token=True, solver=name)
+    for t, g in enumerate(blocks):
+        own = J.view(N, 2, 75)[:, t].double()
+        exact_S = np.linalg.svd(own, compute_uv=False)
+        np.testing.assert_allclose(g.S, exact_S[:3], atol=largest * (1e-12 if tolerance < 1e-6 else 2e-5))
+        assert g.residuals.max() <= tolerance * max(g.S[0].item(), 1e-300)
+        assert abs(g.frobenius - np.linalg.norm(exact_S)) <= 6 * g.spread + 1e-4 * largest
+        assert g.V.shape == (75, 3)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("solver", ["dense", "gram", "krylov", "propack", "auto"])
+def test_the_held_network_by_every_solver(run: sc.Run, solver: str, per_token: bool) -> None:
+    op = run.operator()
+    J = op.dense()
+    found = sc.svd(op, 4, solver=solver, per_token=per_token)
+    for t, f in enumerate(found if per_token else [found]):
+        own = J[:, t] if per_token else J.flatten(1)
+        np.testing.assert_allclose(f.S, np.linalg.svd(own, compute_uv=False)[:4], rtol=1e-11)
+        torch.testing.assert_close(own @ f.V, f.U * f.S, rtol=0, atol=1e-11 * float(f.S[0]))
+        assert (op.output @ f.U >= 0).all()
+
+
+def test_all_triplets() -> None:
+    J = spectrum(np.arange(1.0, 21), (20, 30))
+    for solver in ("dense", "krylov", "auto"):
+        f = sc.svd(operator_of(J), 20, solver=solver)
+        torch.testing.assert_close(f.U @ torch.diag(f.S) @ f.V.T, J, rtol=0, atol=1e-11)
+        assert f.stable_rank == pytest.approx(7.175)
+        assert f.following == 0
+        assert f.complete
+    with pytest.raises(BadArgument, match="PROPACK finds fewer than all 20 triplets; got k = 20"):
+        sc.svd(operator_of(J), 20, solver="propack")
+
+
+def test_products_and_passes_are_counted() -> None:
+    op = hidden(spectrum(SPECTRA["slow"], (N, 150)))
+    f = sc.svd(op, 4, solver="krylov")
+    assert (op.products.vectors, op.products.passes) == (f.products, f.passes)
+    assert f.products < 2 * N
+
+
+def test_what_does_not_converge_is_an_error() -> None:
+    op = hidden(spectrum(1 - 1e-7 * np.arange(N), (N, 150)).float())
+    with pytest.raises(NotConverged, match=r"at most 1e-30 of the largest singular value; got .* after 30\d passes"):
+        sc.svd(op, 4, solver="krylov", tol=1e-30)
+    with pytest.raises(NotConverged, match="Residuals must be at most 1e-30"):
+        sc.svd(operator_of(op.products._J), 4, solver="propack", tol=1e-30)
+    assert sc.svd(op, 4, solver="dense").solver == "dense"
+
+
+def test_a_looser_tolerance_takes_fewer_products() -> None:
+    op = hidden(spectrum(SPECTRA["slow"], (N, 150)))
+    loose, tight = (sc.svd(op, 4, solver="krylov", tol=tol) for tol in (1e-2, 1e-10))
+    assert loose.products < tight.products
+    assert loose.residuals.max() <= 1e-2 * loose.S[0]
+    assert tight.residuals.max() <= 1e-10 * tight.S[0]
+
+
+def test_a_start_saves_products() -> None:
+    J = spectrum(SPECTRA["slow"], (N, 150))
+    first = sc.svd(hidden(J, 2), 4, solver="krylov")
+    near = hidden(J + 1e-6 * spectrum(np.ones(N), (N, 150)), 2)
+    cold, warm = sc.svd(near, 4, solver="krylov", tol=1e-5), sc.svd(near, 4, solver="krylov", tol=1e-5, start=first)
+    assert warm.products < cold.products
+    torch.testing.assert_close(warm.S, cold.S, rtol=1e-8, atol=0)
+    each = sc.svd(near, 3, per_token=True, solver="krylov", start=sc.svd(hidden(J, 2), 3, per_token=True))
+    assert len(each) == 2
+    for bad in (each, sc.svd(operator_of(J[:, :75]), 3)):
+        with pytest.raises(BadArgument, match="A start is an SVD of an operator of the same shape"):
+            sc.svd(near, 4, start=bad)
+
+
+def test_a_start_that_leads_nowhere_misses_nothing() -> None:
+    """Exact singular vectors, but not the leading ones: a space that J does not leave."""
+    J = spectrum(np.r_[5.0, 4.0, 3.0, 2.0, 1.0, np.zeros(N - 5)], (N, 150))
+    U, S, Vh = torch.linalg.svd(J, full_matrices=False)
+    wrong = spectra.SVD(U[:, 2:4], S[2:4], Vh[2:4].T, S[2:4] * 0, 1.0, "dense", 0, 0)
+    torch.testing.assert_close(sc.svd(hidden(J), 2, solver="krylov", start=wrong).S, S[:2])
+
+
+def test_the_same_seed_gives_the_same_answer(run: sc.Run) -> None:
+    op = run.operator()
+    for solver in ("krylov", "propack", "auto"):
+        one, two, other = (sc.svd(op, 4, solver=solver, seed=seed) for seed in (0, 0, 1))
+        assert torch.equal(one.U, two.U)
+        assert torch.equal(one.V, two.V)
+        torch.testing.assert_close(one.S, other.S, rtol=1e-11, atol=0)
+
+
+def test_16_bits() -> None:
+    """J is formed in 16 bits and decomposed in float32; by products it is as good as products in 16 bits are."""
+    for dtype, tolerance in ((torch.bfloat16, 5e-2), (torch.float16, 1e-2)):
+        op = sc.freeze(model_of("llama", "sdpa", dtype), prompt()).operator()
+        f = sc.svd(op, 2)
+        assert f.S.dtype == torch.float32
+        exact = np.linalg.svd(op.dense().flatten(1).float(), compute_uv=False)
+        np.testing.assert_allclose(f.S, exact[:2], rtol=1e-4)
+        g = sc.svd(op, 2, solver="krylov")
+        np.testing.assert_allclose(g.S, exact[:2], rtol=tolerance)
+        assert f.noise == pytest.approx(torch.finfo(dtype).eps * f.S[0].item())
+
+
+# ------------------------------------------------------------------------------------------- what is found
+
+
+def test_near_equal_values_are_a_block() -> None:
+    J = spectrum(np.r_[9.0, 5.0, 5.0, 5.0, 3.0, 2.0, 2.0, np.linspace(1, 0, N - 7)], (N, 150))
+    for solver in ("dense", "krylov"):
+        f = sc.svd(operator_of(J), 6, solver=solver)
+        assert f.blocks == [range(1), range(1, 4), range(4, 5), range(5, 6)]
+        assert not f.complete  # the sixth is one of two
+        assert sc.svd(operator_of(J), 5, solver=solver).complete
+    apart = sc.svd(operator_of(spectrum(SPECTRA["slow"], (N, 150))), 4)
+    assert apart.blocks == [range(i, i + 1) for i in range(4)]
+
+
+def test_a_block_is_what_residuals_could_turn() -> None:
+    """At a loose tolerance less can be told apart."""
+    values = np.r_[2.0, 1.999, np.linspace(1, 0, N - 2)]
+    op = operator_of(spectrum(values, (N, 150)))
+    assert sc.svd(op, 2).blocks == [range(1), range(1, 2)]
+    f = sc.svd(op, 2)
+    loose = spectra.SVD(f.U, f.S, f.V, f.S * 1e-3, f.frobenius, "krylov", 0, 0, following=1.0)
+    assert loose.blocks == [range(2)]
+
+
+def test_energy_and_what_the_leading_triplets_make_of_the_output(run: sc.Run) -> None:
+    op = run.operator()
+    J, x = op.dense().flatten(1), op.input.flatten()
+    U, S, Vh = torch.linalg.svd(J, full_matrices=False)
+    f = sc.svd(op, 5)
+    torch.testing.assert_close(f.energy, S[:5].square().cumsum(0) / S.square().sum(), rtol=1e-10, atol=0)
+    made = [(U[:, :i] * S[:i]) @ (Vh[:i] @ x) + op.bias for i in range(1, 6)]
+    expected = [float((y - op.output).norm() / op.output.norm()) for y in made]
+    np.testing.assert_allclose(sc.captured(op, f), expected, rtol=1e-8)
+    every = sc.svd(op, 32, per_token=True)
+    share = sc.captured(op, every)
+    assert len(share) == 32
+    assert share[-1] <= 1e-12
+    assert share[0] > 0.01
+    with pytest.raises(BadArgument, match="as many blocks; got 3 SVDs"):
+        sc.captured(op, every[:3])
+    assert sc.svd(operator_of(torch.zeros(4, 6)), 2).energy.tolist() == [1, 1]
+
+
+def test_error_bars_hold() -> None:
+    """Of 60 estimates of ‖J‖_F without J, two thirds are within one standard error or so, and all within six."""
+    J = spectrum(SPECTRA["slow"], (N, 150))
+    exact = float(J.norm())
+    off = []
+    for seed in range(60):
+        f = sc.svd(hidden(J), 2, solver="krylov", tol=1e-2, seed=seed)
+        assert 0 < f.spread < 0.1 * exact
+        off.append(abs(f.frobenius - exact) / f.spread)
+    assert 0.4 < np.mean(np.array(off) <= 1) < 0.9
+    assert max(off) < 6
+    assert abs(f.stable_rank - (exact / float(f.S[0])) ** 2) <= 6 * f.stable_rank_spread + 1e-2
+
+
+def test_svd_of_zero() -> None:
+    for op in (operator_of(torch.zeros(4, 6)), hidden(torch.zeros(40, 60))):
+        f = sc.svd(op, 3)
+        assert f.S.tolist() == [0, 0, 0]
+        assert f.stable_rank == 0
+        assert f.U.isfinite().all()
+        assert (f.U.norm(dim=0) - 1).abs().max() < 1e-6
+        assert f.blocks == [range(3)]
+
+
+def test_stable_rank_divides_by_its_own_largest(run: sc.Run) -> None:
+    """Trap 6 of the reference code: all tokens divided by token 0's σ₁."""
+    op = run.operator()
+    S = np.linalg.svd(op.dense().flatten(1), compute_uv=False)
+    assert sc.stable_rank(op) == pytest.approx((S**2).sum() / S[0] ** 2)
+    each = sc.stable_rank(op, per_token=True)
+    assert each == pytest.approx([f.stable_rank for f in sc.svd(op, 1, per_token=True)])
+
+
+def test_svd_refuses(run: sc.Run) -> None:
+    for bad in (0, 33):
+        with pytest.raises(BadArgument, match=f"1 to 32 singular triplets; got k = {bad}"):
+            sc.svd(run.operator(), bad)
+    with pytest.raises(BadArgument, match="A solver is one of auto, dense, gram, krylov, propack; got 'magic'"):
+        sc.svd(run.operator(), 1, solver="magic")
+    with pytest.raises(BadArgument, match="tol = 0"):
+        sc.svd(run.operator(), 1, tol=0.0)
+
+
+# ------------------------------------------------------------------------------------------- what it costs
+
+
+@pytest.fixture
+def large() -> sc.Operator:
+    """Wide enough that products are cheaper than J."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
+    return sc.freeze(model_of("llama", dtype=torch.float32, **sizes), prompt()).operator()
+
+
+def test_auto_forms_j_or_not_by_cost(large: sc.Operator, run: sc.Run) -> None:
+    pace = costs.counted(large)
+    for k, formed in ((2, False), (64, True)):
+        wanted = Wanted(k, 1e-4)
+        best = min(costs.ways(large, wanted, None), key=lambda way: way.cost(pace))
+        assert best.form == formed
+    assert sc.svd(large, 2).spread > 0  # J was not formed
+    assert sc.svd(large, 64).spread == 0
+    assert sc.svd(run.operator(), 2).spread == 0
+
+
+def test_auto_goes_over_to_j_where_products_do_not_converge(
+    monkeypatch: pytest.MonkeyPatch, large: sc.Operator
+) -> None:
+    monkeypatch.setattr(spectra._Patience, "__call__", lambda self, passes, worst: False)
+    f = sc.svd(large, 2)
+    assert f.spread == 0
+    np.testing.assert_allclose(f.S, np.linalg.svd(large.dense().flatten(1), compute_uv=False)[:2], rtol=1e-4)
+
+
+def test_patience() -> None:
+    patience = spectra._Patience(each=1.0, other=20.0, tolerance=1e-4)
+    assert all(patience(passes, 0.1) for passes in range(3, 15, 2))  # nothing is judged so early
+    assert not patience(17, 0.1)
+    falling = spectra._Patience(each=1.0, other=20.0, tolerance=1e-4)
+    assert all(falling(passes, 10.0 ** -(passes / 5)) for passes in range(3, 19, 2))
+
+
+def test_memory_decides(large: sc.Operator) -> None:
+    with pytest.raises(TooLarge, match=r"must fit in the memory that it may use; got .* and 1\.0 KiB"):
+        sc.svd(large, 2, max_memory=1024)
+    with pytest.raises(TooLarge, match="fewer triplets, a shorter prompt, or allow more with max_memory"):
+        sc.svd(large, 2, solver="dense", max_memory="100KiB")
+    assert sc.svd(large, 2, max_memory="1GiB").S.shape == (2,)
+
+
+def test_chunks_follow_the_memory_that_is_allowed(large: sc.Operator) -> None:
+    graph = large.products
+    with limited("1GiB"):
+        most = graph.at_once
+    with limited("1MiB"):
+        few = graph.at_once
+        J = large.dense()
+    assert few < most
+    torch.testing.assert_close(J, large.dense(), rtol=1e-4, atol=1e-4)
+
+
+def test_out_of_memory_is_halved_and_tried_again() -> None:
+    asked: list[int] = []
+
+    def product(limit: int, kind: type[Exception], text: str) -> Callable[[Tensor], Tensor]:
+        def double(columns: Tensor) -> Tensor:
+            asked.append(columns.shape[1])
+            if columns.shape[1] > limit:
+                raise kind(text)
+            return 2 * columns
+
+        return double
+
+    x = torch.randn(3, 20)
+    for kind, text in (
+        (RuntimeError, "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2.00 GiB"),
+        (MemoryError, ""),
+    ):
+        asked.clear()
+        assert torch.equal(in_parts(product(5, kind, text), x, 16), 2 * x)
+        assert asked == [16, 8, 4, 4, 4, 4, 4]
+        with pytest.raises(TooLarge, match="One vector must have room in a pass"):
+            in_parts(product(0, kind, text), x, 16)
+    with pytest.raises(RuntimeError, match="another"):
+        in_parts(product(0, RuntimeError, "another"), x, 16)
+
+
+def test_long_work_is_announced(
+    large: sc.Operator, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with caplog.at_level(logging.WARNING, "secant"):
+        sc.svd(large, 2)
+    assert not caplog.records
+    monkeypatch.setattr(resources, "LONG", 0.0)
+    with caplog.at_level(logging.WARNING, "secant"):
+        sc.svd(large, 2)
+        sc.svd(large, 2, solver="dense")
+        sc.svd(large, 2, per_token=True)
+    said = [record.message for record in caplog.records]
+    assert "SVD of 256 x 2816, by products: about" in said[0]
+    assert "SVD of 256 x 2816, forming J: about" in said[1]
+    assert "SVD of 11 blocks of 256 x 256, forming J: about" in said[2]
+    assert "of memory (" in said[0]
+    caplog.clear()
+    monkeypatch.setattr(resources, "LONG", 60.0)
+    monkeypatch.setattr(resources, "free", lambda device: 1e6)
+    with caplog.at_level(logging.WARNING, "secant"):
+        sc.svd(large, 2, solver="dense", max_memory="1GiB")
+    assert "(977 KiB free)" in caplog.records[0].message
+
+
+@pytest.mark.parametrize(("solver", "per_token"), [("dense", False), ("krylov", False), ("gram", True)])
+def test_memory_is_estimated_within_a_factor_of_two(solver: str, per_token: bool) -> None:
+    """What the profiler sees allocated at once, above what was there before."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
+    op = sc.freeze(model_of("llama", dtype=torch.float32, **sizes), [i % 90 for i in range(64)]).operator()
+    (way,) = costs.ways(op, Wanted(8, 1e-4), 64 if per_token else None, solver)
+    sc.svd(op, 8, solver=solver, per_token=per_token)
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        sc.svd(op, 8, solver=solver, per_token=per_token)
+    now = most = 0
+    events = sorted(
+        (e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()
+    )
+    for event in events:
+        now += event.nbytes()
+        most = max(most, now)
+    assert 0.5 <= way.memory / most <= 2.0
+
+
+def test_blocks_by_products_are_those_of_j(run: sc.Run) -> None:
+    op = run.operator()
+    J = op.dense()
+    stack = Blocks(op.products, op.shape, LENGTH, [0, 4, 10], op.bias)
+    V, U = torch.randn(3, 32, 5, dtype=torch.float64), torch.randn(3, 32, 5, dtype=torch.float64)
+    own = J[:, [0, 4, 10]].movedim(1, 0)
+    torch.testing.assert_close(stack.forward(V), own @ V)
+    torch.testing.assert_close(stack.adjoint(U), own.mT @ U)
+    torch.testing.assert_close(stack.only([1]).forward(V[:1]), own[1:2] @ V[:1])
+    whole = Whole(op.products, op.shape, op.bias)
+    torch.testing.assert_close(whole.adjoint(U[:1])[0], J.flatten(1).T @ U[0])
+
+
+def test_what_each_token_makes_of_the_output(run: sc.Run) -> None:
+    op = run.operator()
+    expected = torch.einsum("otd,td->to", op.dense(), op.input)
+    torch.testing.assert_close(op.parts(), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(op.parts().sum(0) + op.bias, op.output, rtol=0, atol=1e-12)
+    assert isinstance(op.solidified().products, Matrix)
