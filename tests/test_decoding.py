@@ -137,8 +137,6 @@ def test_largest_of_a_block_knows_its_token() -> None:
     table = sc.largest(run.lm, run.operator().block(4), "rows", count=2, top=1)
     assert set(table["position"]) == {4}
     assert len(table) == 2
-    with pytest.raises(BadArgument, match="Largest are columns or rows; got 'diagonals'"):
-        sc.largest(run.lm, run.operator(), "diagonals")
     with pytest.raises(BadArgument, match=f"There are {32 * LENGTH} rows; got count = 0"):
         sc.largest(run.lm, run.operator(), "rows", count=0)
     with pytest.raises(BadArgument, match="Directions on the output side"):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
+from families import model_of
 from helpers import recorded, replayed
 from torch import Tensor
 
-from secant import rules
+import secant as sc
+from secant import forms, rules
 from secant.errors import NoRule, TrainingMode
 from secant.forms import Chosen, Constant, Scaled, tensors
 
@@ -383,3 +387,47 @@ def test_forms_say_what_they_hold() -> None:
     held = [t for step in tape.steps if step.form is not None for t in tensors(tuple(vars(step.form).values()))]
     assert held
     assert not any(t.requires_grad for t in held)
+
+
+@pytest.mark.parametrize("masked", ["causal", "boolean", "added", "one row", "none"])
+@pytest.mark.parametrize("block", [1, 40, 10**6])
+def test_a_pattern_in_blocks_of_rows(masked: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P v and Pᵀ u are those of the whole pattern, whatever the blocks, for one vector and many, with grouped keys."""
+    monkeypatch.setattr(forms, "PATTERN", block)
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 4, 9, 5, dtype=torch.float64), torch.randn(1, 2, 9, 5, dtype=torch.float64)
+    allowed = torch.rand(1, 1, 9, 9) < 0.7
+    allowed[..., 3, :] = False  # a row that attends nothing
+    mask = {
+        "boolean": allowed,
+        "added": torch.randn(1, 1, 9, 9, dtype=torch.float64),
+        "one row": torch.rand(1, 1, 1, 9) < 0.7,
+    }.get(masked)
+    form = forms.Attended(q, k, mask, masked == "causal", 0.3, 2)
+    scores = (q * 0.3) @ k.repeat_interleave(2, 1).mT
+    if masked == "causal":
+        scores = scores.masked_fill(~torch.ones(9, 9).tril().bool(), -torch.inf)
+    elif mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    P = torch.softmax(scores, -1).nan_to_num(0)
+    v, u = torch.randn(1, 4, 9, 3, dtype=torch.float64), torch.randn(7, 1, 4, 9, 3, dtype=torch.float64)
+    torch.testing.assert_close(form.mix(v, False), P @ v, rtol=0, atol=1e-14)
+    torch.testing.assert_close(form.mix(v, True), P.mT @ v, rtol=0, atol=1e-14)
+    torch.testing.assert_close(form.mix(u, False), P @ u, rtol=0, atol=1e-14)
+    torch.testing.assert_close(form.mix(u, True), P.mT @ u, rtol=0, atol=1e-14)
+    last = torch.zeros_like(v)
+    last[..., -1, :] = v[..., -1, :]
+    torch.testing.assert_close(form.mix(last, True), P.mT @ last, rtol=0, atol=1e-14)
+
+
+def test_no_pattern_is_kept() -> None:
+    """Of a long prompt a run keeps nothing of heads x T x T numbers, nor of T x T: memory is linear in T."""
+    T = 300
+    lm = model_of("llama", "sdpa", torch.float32, max_position_embeddings=512)
+    run = sc.freeze(lm, [i % 90 for i in range(T)])
+    run.operator() @ torch.ones(T * 32)
+    gc.collect()
+    largest = max(t.untyped_storage().nbytes() // t.element_size() for t in gc.get_objects() if type(t) is torch.Tensor)
+    held = max(t.numel() for s in run.tape.steps if s.form is not None for t in forms.held_tensors(s.form))
+    assert held < T * T
+    assert largest < T * T

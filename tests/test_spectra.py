@@ -320,7 +320,7 @@ def test_patience() -> None:
 
 def test_memory_decides(large: sc.Operator) -> None:
     with pytest.raises(TooLarge, match=r"must fit in the memory that it may use; got .* and 1\.0 KiB"):
-        sc.svd(large, 2, max_memory=1024)
+        sc.svd(large, 2, max_memory=1024.0)
     with pytest.raises(TooLarge, match="fewer triplets, a shorter prompt, or allow more with max_memory"):
         sc.svd(large, 2, solver="dense", max_memory="100KiB")
     assert sc.svd(large, 2, max_memory="1GiB").S.shape == (2,)

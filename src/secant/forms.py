@@ -258,6 +258,10 @@ class Standardised:
         return (y if self.bias is None else y + self.bias).to(call.args[0].dtype)
 
 
+PATTERN = 2**24
+"""Numbers of an attention's pattern that are made at a time."""
+
+
 @dataclass(frozen=True)
 class Attended:
     """Attention with its pattern held. Queries and keys are kept, never the pattern of T x T numbers a head."""
@@ -284,17 +288,29 @@ class Attended:
             columns = v.movedim(0, -2)
             return self.mix(columns.flatten(-2), transpose).unflatten(-1, columns.shape[-2:]).movedim(-2, 0)
         length, keys = self.query.shape[-2], self.key.shape[-2]
-        step = max(1, 2**24 // (self.query.shape[:-2].numel() * keys))
+        step = max(1, PATTERN // (self.query.shape[:-2].numel() * keys))
         blocks = [(lo, min(lo + step, length)) for lo in range(0, length, step)]
-        if transpose:
-            parts = (self.pattern(lo, hi).mT.to(v.dtype) @ v[..., lo:hi, :] for lo, hi in blocks)
-            return sum(parts, start=next(parts))
-        return torch.cat([self.pattern(lo, hi).to(v.dtype) @ v for lo, hi in blocks], dim=-2)
+        if not transpose:
+            out = [self.pattern(lo, hi).to(v.dtype) @ v[..., : self._reach(hi), :] for lo, hi in blocks]
+            return torch.cat(out, dim=-2)
+        total = v.new_zeros(*v.shape[:-2], keys, v.shape[-1])
+        for lo, hi in blocks:
+            if v[
+                ..., lo:hi, :
+            ].any():  # where one position is looked at, there is nothing in most rows of the last layer
+                total[..., : self._reach(hi), :] += self.pattern(lo, hi).mT.to(v.dtype) @ v[..., lo:hi, :]
+        return total
+
+    def _reach(self, hi: int) -> int:
+        """How many keys there are up to the last that a row before `hi` attends."""
+        return min(hi, self.key.shape[-2]) if self.causal else self.key.shape[-2]
 
     def pattern(self, lo: int, hi: int) -> Tensor:
-        """Rows lo to hi of the pattern, (..., heads, hi - lo, keys); a row sums to 1, or to 0 where all is masked."""
+        """Rows lo to hi of the pattern, (..., heads, hi - lo, keys up to the last that they attend); a row sums to 1,
+        or to 0 where all is masked.
+        """
         wide = torch.promote_types(self.query.dtype, torch.float32)
-        key = self.key.to(wide)
+        key = self.key[..., : self._reach(hi), :].to(wide)
         key = key.repeat_interleave(self.groups, dim=-3) if self.groups > 1 else key
         scores = (self.query[..., lo:hi, :].to(wide) * self.scale) @ key.mT
         if self.causal:
@@ -302,6 +318,7 @@ class Attended:
             scores = scores.masked_fill(rows < torch.arange(key.shape[-2], device=key.device), -torch.inf)
         if self.mask is not None:
             mask = self.mask if self.mask.shape[-2] == 1 else self.mask[..., lo:hi, :]
+            mask = mask if mask.shape[-1] == 1 else mask[..., : key.shape[-2]]
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
         empty = (scores == -torch.inf).all(-1, keepdim=True)
         return torch.softmax(scores.masked_fill(empty, 0), -1).masked_fill(empty, 0)

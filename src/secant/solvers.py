@@ -428,7 +428,7 @@ class _Space:
     def shrink(self, width: int) -> None:
         """To the leading left Ritz vectors."""
         width = min(width, self._used)
-        turn = self.ritz()[2][:, :width]
+        turn = self.ritz()[1][:, :, :width].mT
         for all_ in self._all:
             all_[:, :width] = turn @ all_[:, : self._used]
         self._used = width
@@ -439,9 +439,18 @@ class _Space:
         left._all, left._used = [all_[which] for all_ in self._all], self._used
         return left
 
-    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
-        """R = u S vh, where back = P R: left Ritz vectors are Q vhᵀ, right ones P u."""
-        return torch.linalg.svd(torch.linalg.qr(self.back, mode="r").R)
+    def ritz(self) -> tuple[Tensor, Tensor]:
+        """Singular values of JᵀQ, and its right singular vectors, in columns: left Ritz vectors are Q times those.
+
+        In float32 from its Gram matrix in float64, in which squares lose nothing; long columns would lose digits in QR.
+        """
+        if self.back.dtype == torch.float64:
+            _, S, vh = torch.linalg.svd(torch.linalg.qr(self.back, mode="r").R)
+            return S, vh.mT
+        rows = self._all[1][:, : self._used]
+        parts = (part.double() for part in rows.split(2**16, dim=2))
+        values, vectors = torch.linalg.eigh(sum(part @ part.mT for part in parts))
+        return values.flip(1).clamp_min(0).sqrt().to(rows), vectors.flip(2).to(rows)
 
 
 def _look(
@@ -452,9 +461,9 @@ def _look(
     `z`, `Jz`: random signs for each matrix, and Jᵀ of them.
     """
     k = wanted.k
-    u, S, vh = space.ritz()
+    S, turn = space.ritz()
     largest = S[:, :1].clamp_min(TINY)
-    turn, values = vh.mT[:, :, :k], S[:, None, :k]
+    turn, values = turn[:, :, :k], S[:, None, :k]
     U = space.Q @ turn
     off = (space.forth @ turn / values.clamp_min(TINY) - U * values).norm(dim=1) / largest
     small = S[:, :k] < 1e-3 * largest  # there a division loses digits, and products have to show it
@@ -462,7 +471,7 @@ def _look(
     done = {}
     for i in (worst <= wanted.tolerance).nonzero().flatten().tolist():
         JU = space.back[i] @ turn[i]
-        V = torch.linalg.qr(space.back[i]).Q @ u[i, :, :k]
+        V = _unit(JU)
         again = small[i].any()
         JV = A.forward(V[None], [open_[i]])[0] if again else space.forth[i] @ turn[i] / S[i, :k]
         residuals = torch.maximum((JV - U[i] * S[i, :k]).norm(dim=0), (JU - V * S[i, :k]).norm(dim=0))
@@ -472,6 +481,13 @@ def _look(
             norm, spread = _norm(A, j, space.Q[i], space.back[i], z[j], Jz[j])
             done[i] = Found(U[i], S[i, : k + 1], V, residuals, norm, spread, A.products, A.passes)
     return worst.tolist(), done
+
+
+def _unit(JU: Tensor) -> Tensor:
+    """Orthogonal columns made orthonormal, those that are zero too."""
+    Q, R = torch.linalg.qr(JU.double())
+    sign = R.diagonal().sign()
+    return (Q * torch.where(sign == 0, 1, sign)).to(JU)
 
 
 def _signs(A: Counted, seed: int) -> Tensor:
