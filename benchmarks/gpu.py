@@ -47,7 +47,8 @@ TYPES = {"3b": torch.float32, "8b": torch.bfloat16, "14b": torch.float64, "70b":
 def model(name: str, small: bool, device: torch.device) -> sc.LM:
     config = SHAPES[name]
     if small:
-        config = type(config).from_dict({**config.to_dict(), **SMALL})
+        own = {key: value for key, value in config.to_dict().items() if key != "layer_types"}
+        config = type(config).from_dict({**own, **SMALL})
     layers = config.num_hidden_layers
     if name == "70b":
         config.num_hidden_layers = 1  # the others are copies of it, in 4 bits

@@ -83,6 +83,23 @@ def test_explain_with_out(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "tensors.safetensors").exists()
 
 
+def test_memory_to_work_in(folder: Path) -> None:
+    line = refused("explain", PROMPT, "-m", folder, "--max-memory", "10KiB")
+    assert "must fit in the memory that it may use; got" in line
+    assert "and 10.0 KiB" in line
+    line = refused("explain", PROMPT, "-m", folder, "--max-memory", "plenty")
+    assert "Memory is a number of bytes, or a size; got 'plenty'. Write it like 4GiB or 500MB." in line
+    result = CliRunner().invoke(app, ["explain", PROMPT, "-m", str(folder), "--max-memory", "1GiB"])
+    assert result.exit_code == 0
+
+
+def test_words_to_mark_are_words(folder: Path) -> None:
+    line = refused("explain", PROMPT, "-m", folder, "--layers", "--highlight", "zzqq")
+    assert "A word to mark is a token of the vocabulary; got 'zzqq'" in line
+    assert "Add --layers" in refused("explain", PROMPT, "-m", folder, "--highlight", "Golden")
+    assert "singular triplets; got k = 5000" in refused("explain", PROMPT, "-m", folder, "-k", 5000)
+
+
 def test_explain_every_layer(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = secant("explain", PROMPT, "--model", folder, "--layers", "--highlight", "Golden", "--out", out, "-k", 2)

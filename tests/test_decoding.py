@@ -140,4 +140,4 @@ def test_largest_of_a_block_knows_its_token() -> None:
     with pytest.raises(BadArgument, match=f"There are {32 * LENGTH} rows; got count = 0"):
         sc.largest(run.lm, run.operator(), "rows", count=0)
     with pytest.raises(BadArgument, match="Directions on the output side"):
-        sc.largest(run.lm, Operator.from_dense(torch.randn(7, 2, 3), torch.ones(2, 3)))
+        sc.largest(run.lm, Operator.from_dense(torch.randn(7, 2, 3), torch.ones(2, 3)), count=2)

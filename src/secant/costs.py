@@ -21,6 +21,9 @@ from secant.solvers import SLOW, SOLVERS, Wanted
 READ = 17.0
 """Operations of a matrix product in the time in which a byte is read: close to this on CPUs and GPUs."""
 
+STARTED = {"cpu": 1e9, "cuda": 3e11}
+"""Operations in the time in which Python starts a pass through the network: some milliseconds."""
+
 CALLS = 7e8
 """Operations in the time that a solver takes however small its matrices are."""
 
@@ -58,7 +61,8 @@ class Way:
 def counted(op: Operator) -> Pace:
     """The pace of an operator's products in operations: weights are read once a pass, and used for each token."""
     weights = _weights(op.products)
-    return Pace(READ * weights * op.bias.element_size(), 2.0 * weights * len(op.input))
+    started = STARTED.get(op.bias.device.type, STARTED["cuda"])
+    return Pace(READ * weights * op.bias.element_size() + started, 2.0 * weights * len(op.input))
 
 
 def timed(op: Operator) -> Pace:

@@ -158,7 +158,7 @@ class Layers:
         found = {
             "layers": self.to_pandas(),
             "spectra": self.spectra(),
-            "layer_words": self.words(),
+            "layer_words": self.words(vectors=max(len(f.S) for _, _, f in self._each())),
             "first_seen": self.first_seen(),
         }
         spans = {depth.span for depth in self.depths}

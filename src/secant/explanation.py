@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from secant.attribution import Attribution, attribute
-from secant.decoding import Word, decode
+from secant.decoding import Side, Word, decode, null
 from secant.depths import Layers
 from secant.depths import layers as every_layer
 from secant.files import replacing
@@ -59,15 +59,16 @@ class Explanation:
         )
 
     def words(self) -> pd.DataFrame:
-        """A row for each decoded word; vectors and ranks count from 0."""
+        """A row for each decoded word; vectors, ranks and blocks (of near-equal singular values) count from 0."""
+        of = [{i: b for b, block in enumerate(f.blocks) for i in block} for f in self.svds]
         rows = [
-            (t, self.run.tokens[t], i, self.svds[t].S[i].item(), side, rank, word.token, word.id, word.score)
+            (t, self.run.tokens[t], i, of[t][i], self.svds[t].S[i].item(), side, rank, w.token, w.id, w.score, w.z)
             for side, decoded in (("output", self.outputs), ("input", self.inputs))
             for t, vectors in enumerate(decoded)
             for i, words in enumerate(vectors)
-            for rank, word in enumerate(words)
+            for rank, w in enumerate(words)
         ]
-        names = ["position", "token", "vector", "sigma", "side", "rank", "word", "id", "score"]
+        names = ["position", "token", "vector", "block", "sigma", "side", "rank", "word", "id", "score", "z"]
         return pd.DataFrame(rows, columns=names)
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,6 +76,7 @@ class Explanation:
         tokens = self.to_pandas().drop(columns=["output", "input"]).to_dict("records")
         for row, f, out, into in zip(tokens, self.svds, self.outputs, self.inputs, strict=True):
             row["singular_values"] = f.S.tolist()
+            row["blocks"] = [list(block) for block in f.blocks]
             row["output"] = [[asdict(w) for w in words] for words in out]
             row["input"] = [[asdict(w) for w in words] for words in into]
         constant = self.attribution.constant
@@ -156,8 +158,14 @@ def explain(
     op = run.operator()
     with limited(max_memory):
         svds = svd(op, k, per_token=True, progress=progress)
-    outputs = [decode(lm, f.U, "output", top) for f in svds]
-    inputs = [decode(lm, f.V, "input", top) for f in svds]
+    outputs, inputs = _decoded(lm, svds, "output", top, seed), _decoded(lm, svds, "input", top, seed)
     norms = torch.linalg.vector_norm(op.parts(), dim=1)
     depths = every_layer(run, k, max_memory=max_memory, progress=progress) if layers else None
     return Explanation(run, attribution, svds, outputs, inputs, norms.tolist(), depths)
+
+
+def _decoded(lm: LM, svds: list[SVD], side: Side, top: int, seed: int) -> list[list[list[Word]]]:
+    """The words of each token's singular vectors, beside what random directions decode to; none of a zero block's."""
+    directions = torch.cat([f.U if side == "output" else f.V for f in svds], dim=1)
+    words = iter(decode(lm, directions, side, top, null=null(lm, side, top, seed=seed)))
+    return [[own if sigma > 0 else [] for sigma, own in zip(f.S.tolist(), words, strict=False)] for f in svds]

@@ -55,10 +55,12 @@ def show_explanation(out: Console, e: Explanation) -> None:
     target = visible(e.attribution.target)
     sign = "" if e.attribution.logit > 0 else " The logit is negative: a positive share lowers it."
     remainder = abs(e.attribution.total - e.attribution.logit)
+    together = any(len(f.blocks[0]) > 1 for f in e.svds)
+    several = " ≈: the next is near-equal, and a vector alone means nothing." if together else ""
     legend = (
         f"share: of the logit of {target} ({e.attribution.logit:.4f}); the shares sum to it to {remainder:.0e}. "
         "σ₁: largest singular value of the token's block J, R: its stable rank. "
-        f"writes, reads: what its first left and right singular vectors decode to.{sign}"
+        f"writes, reads: what its first left and right singular vectors decode to.{several}{sign}"
     )
     out.print(Text(legend, style="dim"))
 
@@ -83,7 +85,10 @@ def _token_table(e: Explanation, width: int) -> Table:
     largest = max(rows["share"], key=abs)
     for t, row in rows.iterrows():
         bold = "bold" if row["share"] == largest else ""
-        cells = [Text(_number(row[name], name), style=bold if name == "share" else "") for _, name, _ in numbers]
+        shown = {name: _number(row[name], name) for _, name, _ in numbers}
+        if "sigma" in shown and len(e.svds[t].blocks[0]) > 1:
+            shown["sigma"] = f"≈{shown['sigma']}"
+        cells = [Text(shown[name], style=bold if name == "share" else "") for _, name, _ in numbers]
         words = (_words(e.outputs[t][0], writes), _words(e.inputs[t][0], reads))
         table.add_row(str(t), Text(visible(e.run.tokens[t])), *cells, *words)
     table.add_row("", Text("constants", style="italic"), f"{e.attribution.share(e.attribution.constant):.1%}")
