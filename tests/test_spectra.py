@@ -283,10 +283,10 @@ def test_svd_refuses(run: sc.Run) -> None:
 # ------------------------------------------------------------------------------------------- what it costs
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def large() -> sc.Operator:
     """Wide enough that products are cheaper than J."""
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
+    sizes = {"hidden_size": 384, "intermediate_size": 4096, "num_attention_heads": 6, "num_key_value_heads": 6}
     return sc.freeze(model_of("llama", dtype=torch.float32, **sizes), prompt()).operator()
 
 
@@ -376,9 +376,9 @@ def test_long_work_is_announced(
         sc.svd(large, 2, solver="dense")
         sc.svd(large, 2, per_token=True)
     said = [record.message for record in caplog.records]
-    assert "SVD of 256 x 2816, by products: about" in said[0]
-    assert "SVD of 256 x 2816, forming J: about" in said[1]
-    assert "SVD of 11 blocks of 256 x 256, forming J: about" in said[2]
+    assert "SVD of 384 x 4224, by products: about" in said[0]
+    assert "SVD of 384 x 4224, forming J: about" in said[1]
+    assert "SVD of 11 blocks of 384 x 384, forming J: about" in said[2]
     assert "of memory (" in said[0]
     caplog.clear()
     monkeypatch.setattr(resources, "LONG", 60.0)
