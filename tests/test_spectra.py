@@ -251,6 +251,29 @@ def test_error_bars_hold() -> None:
     assert abs(f.stable_rank - (exact / float(f.S[0])) ** 2) <= 6 * f.stable_rank_spread + 1e-2
 
 
+def test_norms_without_j(run: sc.Run) -> None:
+    """Of the whole and of each block, from the same products; the mean of many is right, and so is the error bar."""
+    op = run.operator()
+    exact = op.dense().square().sum((0, 2))
+    every = sc.frobenius(op, per_token=True, samples=400)
+    for f, true in zip(every, exact.tolist(), strict=True):
+        assert abs(f.value - true) <= 5 * f.spread
+        assert f.spread < 0.2 * true
+    whole = sc.frobenius(op, samples=400)
+    assert whole.value == pytest.approx(sum(f.value for f in every))
+    assert abs(whole.value - float(exact.sum())) <= 5 * whole.spread
+    assert sc.frobenius(op, samples=300) == sc.frobenius(op, samples=300)
+    there = sc.frobenius(op.solidified(), per_token=True)
+    np.testing.assert_allclose([f.value for f in there], exact, rtol=1e-12)
+    assert {f.spread for f in there} == {0.0}
+    off = [
+        abs((f := sc.frobenius(op, samples=30, seed=seed)).value - float(exact.sum())) / f.spread for seed in range(60)
+    ]
+    assert 0.5 < np.mean(np.array(off) <= 1) < 0.85
+    with pytest.raises(BadArgument, match="samples = 1"):
+        sc.frobenius(op, samples=1)
+
+
 def test_svd_of_zero() -> None:
     for op in (operator_of(torch.zeros(4, 6)), hidden(torch.zeros(40, 60))):
         f = sc.svd(op, 3)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from secant.model import LM
     from secant.operator import Operator
     from secant.run import Certificate, Prediction, Run, freeze
-    from secant.spectra import SVD, captured, stable_rank, svd
+    from secant.spectra import SVD, Estimate, captured, frobenius, stable_rank, svd
 
 __version__ = "0.1.0"
 
@@ -26,7 +26,7 @@ _WHERE = {
     "loading": ["load"],
     "run": ["freeze", "Run", "Prediction", "Certificate"],
     "operator": ["Operator"],
-    "spectra": ["svd", "SVD", "stable_rank", "captured"],
+    "spectra": ["svd", "SVD", "stable_rank", "captured", "frobenius", "Estimate"],
     "decoding": ["decode", "Word", "null", "Null", "largest"],
     "attribution": ["attribute", "Attribution"],
     "explanation": ["explain", "Explanation"],
@@ -39,6 +39,7 @@ __all__ = [
     "Attribution",
     "Certificate",
     "Depth",
+    "Estimate",
     "Explanation",
     "Layers",
     "NoRule",
@@ -54,6 +55,7 @@ __all__ = [
     "decode",
     "explain",
     "freeze",
+    "frobenius",
     "largest",
     "layers",
     "load",

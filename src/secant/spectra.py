@@ -170,6 +170,42 @@ def stable_rank(op: Operator, per_token: bool = False) -> float | list[float]:
     return svd(op, 1).stable_rank
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A number known from random vectors, and its standard error; 0 where it is exact."""
+
+    value: float
+    spread: float
+
+
+@overload
+def frobenius(op: Operator, *, per_token: Literal[False] = ..., samples: int = ..., seed: int = ...) -> Estimate: ...
+@overload
+def frobenius(op: Operator, *, per_token: Literal[True], samples: int = ..., seed: int = ...) -> list[Estimate]: ...
+def frobenius(op: Operator, *, per_token: bool = False, samples: int = 64, seed: int = 0) -> Estimate | list[Estimate]:
+    """‖J‖_F² of an operator, or a list with ‖J_t‖_F² of each token's block, without J: E ‖Jᵀz‖², z random signs.
+
+    All blocks come from the same `samples` products (M. F. Hutchinson, Commun. Stat. 18 (1989)). Of the whole, an SVD
+    knows ‖J‖_F more closely (`SVD.frobenius`, `SVD.spread`). Raises BadArgument.
+    """
+    samples = integer(samples, 2, 10**6, "An estimate takes some random vectors", "samples = ")
+    T, d_in = op.input.shape
+    if isinstance(op.products, Matrix):
+        squares = wide(op.dense()).square().sum((0, 2))
+        exact = [Estimate(value, 0.0) for value in squares.tolist()]
+        return exact if per_token else Estimate(squares.sum().item(), 0.0)
+    signs = torch.randint(0, 2, (op.shape[0], samples), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    each = []
+    for some in signs.to(op.bias).split(CHUNK, dim=1):
+        products = op.products.adjoint(some).view(T, d_in, -1)
+        each.append(torch.stack([wide(own).square().sum(0) for own in products]))
+    squares = torch.cat(each, dim=1)
+    squares = squares if per_token else squares.sum(0, keepdim=True)
+    spreads = squares.std(1) / samples**0.5
+    found = [Estimate(*pair) for pair in zip(squares.mean(1).tolist(), spreads.tolist(), strict=True)]
+    return found if per_token else found[0]
+
+
 def captured(op: Operator, f: SVD | Sequence[SVD]) -> Float[Tensor, " k"]:
     """‖Σ_t J_t^(i) x_t + b - y‖ / ‖y‖ with the first i triplets, i from 1: of the whole, or of each token's block.
 
