@@ -16,7 +16,8 @@ from secant import costs, resources, solvers, spectra
 from secant.errors import BadArgument, NotConverged, TooLarge
 from secant.operator import Matrix, Operator
 from secant.resources import in_parts, limited
-from secant.solvers import Blocks, Wanted, Whole
+from secant.solvers import Wanted
+from secant.stacks import Blocks, Whole
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from secant.costs import TOGETHER, Way, counted, of_matrices, said, ways
 from secant.errors import BadArgument, NotConverged, TooLarge, integer
 from secant.operator import CHUNK, Matrix, Operator, relative, wide
 from secant.resources import allowance, bytes_in_words, limited
-from secant.solvers import SOLVERS, Blocks, Formed, Found, Impatient, Stack, Wanted, Whole
+from secant.solvers import SOLVERS, Found, Impatient, Wanted
+from secant.stacks import Blocks, Formed, Stack, Whole
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest residual of a triplet, in units of σ₁, by the type in which products are computed."""
