@@ -143,6 +143,16 @@ def test_what_does_not_converge_is_an_error() -> None:
     assert sc.svd(op, 4, solver="dense").solver == "dense"
 
 
+def test_numbers_that_are_not_finite() -> None:
+    J = spectrum(SPECTRA["slow"], (N, 150))
+    J[3, 4] = torch.nan
+    for solver in ("auto", "dense", "krylov"):
+        with pytest.raises(BadArgument, match="An operator has finite numbers"):
+            sc.svd(operator_of(J), 2, solver=solver)
+    with pytest.raises(NotConverged, match="Products with J must be finite"):
+        sc.svd(hidden(J), 2, solver="krylov")
+
+
 def test_a_looser_tolerance_takes_fewer_products() -> None:
     op = hidden(spectrum(SPECTRA["slow"], (N, 150)))
     loose, tight = (sc.svd(op, 4, solver="krylov", tol=tol) for tol in (1e-2, 1e-10))

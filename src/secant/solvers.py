@@ -131,6 +131,8 @@ def krylov(stack: Stack, wanted: Wanted) -> list[Found]:
     while True:
         back = A.adjoint(more, open_)
         forth = A.forward(back, open_)
+        if not forth.isfinite().all():
+            raise NotConverged("Products with J must be finite", "NaN or infinity", "Use a wider precision.")
         space.add(more, back, forth)
         grown, left_over = grown + 1, most - space.Q.shape[2]
         full = space.Q.shape[2] + more.shape[2] > size or not left_over

@@ -156,6 +156,8 @@ def svd(
         begin = _started(start, tokens, d_in if per_token else T * d_in)
         wanted = Wanted(k, TOLERANCE[op.bias.dtype] if tol is None else tol, seed=seed, start=begin)
         if isinstance(op.products, Matrix):
+            if not op.products.matrix.isfinite().all():
+                raise BadArgument("An operator has finite numbers", "NaN or infinity", "Look where J is from.")
             found = _formed(op, wanted, tokens, solver, progress)
         elif solver == "auto":
             found = _automatic(op, wanted, tokens, progress)
