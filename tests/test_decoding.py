@@ -100,6 +100,25 @@ def test_a_null_is_of_the_same_settings(lm: sc.LM) -> None:
             sc.decode(lm, u, **{"side": "output", "top": 4, **how}, null=null)
 
 
+def test_a_null_of_few_tokens(lm: sc.LM) -> None:
+    """Fewer words than were asked for, in the null too."""
+    three = {lm.text(i) for i in (3, 5, 8)}.__contains__
+    null = sc.null(lm, "output", 8, keep=three)
+    (words,) = sc.decode(lm, torch.randn(32), "output", 8, keep=three, null=null)
+    assert len(words) == 3
+    assert all(word.z is not None for word in words)
+
+
+def test_norms_are_taken_in_float32() -> None:
+    lm = model_of("llama", dtype=torch.float16)
+    J = torch.full((32, 2, 32), 2e4, dtype=torch.float16)
+    J[:, 1] = 1e4
+    table = sc.largest(lm, Operator.from_dense(J, torch.ones(2, 32, dtype=torch.float16)), count=40, top=1)
+    assert np.isfinite(table["norm"]).all()
+    assert (np.diff(table["norm"]) <= 0).all()
+    assert set(table["position"][:32]) == {0}
+
+
 def test_bad_settings(lm: sc.LM) -> None:
     with pytest.raises(BadArgument, match="has some words; got top = 0"):
         sc.decode(lm, torch.randn(32), "output", 0)

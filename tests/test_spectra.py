@@ -164,8 +164,8 @@ def test_a_looser_tolerance_takes_fewer_products() -> None:
 def test_a_start_saves_products() -> None:
     J = spectrum(SPECTRA["slow"], (N, 150))
     first = sc.svd(hidden(J, 2), 4, solver="krylov")
-    near = hidden(J + 1e-6 * spectrum(np.ones(N), (N, 150)), 2)
-    cold, warm = sc.svd(near, 4, solver="krylov", tol=1e-5), sc.svd(near, 4, solver="krylov", tol=1e-5, start=first)
+    near = hidden(J + 1e-10 * spectrum(np.ones(N), (N, 150)), 2)
+    cold, warm = (sc.svd(near, 4, solver="krylov", tol=1e-9, start=start) for start in (None, first))
     assert warm.products < cold.products
     torch.testing.assert_close(warm.S, cold.S, rtol=1e-8, atol=0)
     each = sc.svd(near, 3, per_token=True, solver="krylov", start=sc.svd(hidden(J, 2), 3, per_token=True))
@@ -181,6 +181,60 @@ def test_a_start_that_leads_nowhere_misses_nothing() -> None:
     U, S, Vh = torch.linalg.svd(J, full_matrices=False)
     wrong = spectra.SVD(U[:, 2:4], S[2:4], Vh[2:4].T, S[2:4] * 0, 1.0, "dense", 0, 0)
     torch.testing.assert_close(sc.svd(hidden(J), 2, solver="krylov", start=wrong).S, S[:2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_start_from_before_something_larger_came(dtype: torch.dtype) -> None:
+    values = np.r_[1.2, 1.0, np.full(N - 2, 0.9)]
+    J = spectrum(values, (N, 150)).to(dtype)
+    U, S, Vh = torch.linalg.svd(J, full_matrices=False)
+    old = spectra.SVD(U[:, 1:2], S[1:2], Vh[1:2].T, S[1:2] * 0, 1.0, "dense", 0, 0)
+    f = sc.svd(hidden(J), 1, solver="krylov", start=old)
+    assert f.S[0].item() == pytest.approx(1.2, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(40, 16), (16, 40), (40, 40), (9, 5)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_blocks_of_few_columns(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """Spaces that are all there is; many tokens, in groups."""
+    d_out, d_in = shape
+    J = torch.randn(d_out, 70, d_in, generator=torch.Generator().manual_seed(1)).to(dtype)
+    op = hidden(J.flatten(1), 70)
+    tolerance = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 6e-2}[dtype]
+    for k in (1, 3, 4):
+        for t, f in enumerate(sc.svd(op, k, per_token=True, solver="krylov")):
+            exact = np.linalg.svd(J[:, t].double(), compute_uv=False)
+            np.testing.assert_allclose(f.S, exact[:k], rtol=tolerance)
+
+
+@pytest.mark.parametrize("solver", ["dense", "gram", "krylov", "by products", "auto"])
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1e12, 1e25])
+def test_numbers_of_any_size(size: float, solver: str) -> None:
+    """In float32, whose squares reach from 1e-45 to 3e38."""
+    J = spectrum(SPECTRA["slow"], (N, 150))
+    small = (J * size).float()
+    op, name = (hidden(small, 2), "krylov") if solver == "by products" else (operator_of(small, 2), solver)
+    f, g = sc.svd(op, 4, solver=name), sc.svd(op, 4, solver=name, per_token=True)[1]
+    np.testing.assert_allclose(f.S.double() / size, SPECTRA["slow"][:4], rtol=3e-5)
+    off = (J @ f.V.double() - f.U.double() * f.S.double() / size).norm(dim=0)
+    assert off.max() <= 2e-4
+    assert f.stable_rank == pytest.approx(float((SPECTRA["slow"] ** 2).sum()), rel=0.1)
+    exact = np.linalg.svd(J.view(N, 2, 75)[:, 1], compute_uv=False)
+    np.testing.assert_allclose(g.S.double() / size, exact[:4], rtol=3e-5)
+
+
+def test_two_numbers_in_a_matrix_of_zeros() -> None:
+    J = torch.zeros(40, 40, dtype=torch.float64)
+    J[0, 0] = J[1, 1] = 1
+    f = sc.svd(hidden(J), 4, solver="krylov")
+    np.testing.assert_allclose(f.S, [1, 1, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(f.U.T @ f.U, np.eye(4), atol=1e-9)
+
+
+def test_costs_of_a_block_are_those_of_the_network(run: sc.Run) -> None:
+    op = run.operator()
+    assert costs.counted(op.block(3)) == costs.counted(op)
+    assert costs.counted(2 * op).vector == costs.counted(op).vector
 
 
 def test_the_same_seed_gives_the_same_answer(run: sc.Run) -> None:
@@ -312,6 +366,11 @@ def test_svd_refuses(run: sc.Run) -> None:
         sc.svd(run.operator(), 1, solver="magic")
     with pytest.raises(BadArgument, match="tol = 0"):
         sc.svd(run.operator(), 1, tol=0.0)
+    with pytest.raises(BadArgument, match="A start is an SVD, or one for each token"):
+        sc.svd(run.operator(), 1, start=[])
+    with pytest.raises(BadArgument, match="A seed is a whole number"):
+        sc.svd(run.operator(), 1, seed=2**64 - 1)
+    assert sc.svd(run.operator(), 1, max_memory=1e16).S.shape == (1,)
 
 
 # ------------------------------------------------------------------------------------------- what it costs

@@ -60,9 +60,9 @@ class Way:
 
 def counted(op: Operator) -> Pace:
     """The pace of an operator's products in operations: weights are read once a pass, and used for each token."""
-    weights = _weights(op.products)
+    weights, work, _ = _size(op.products)
     started = STARTED.get(op.bias.device.type, STARTED["cuda"])
-    return Pace(READ * weights * op.bias.element_size() + started, 2.0 * weights * len(op.input))
+    return Pace(READ * weights * op.bias.element_size() + started, 2.0 * work)
 
 
 def timed(op: Operator) -> Pace:
@@ -142,15 +142,19 @@ def _like(op: Operator) -> Tensor:
     return op.bias.new_empty(0, dtype=torch.promote_types(op.bias.dtype, torch.float32))
 
 
-def _weights(products: Products) -> float:
-    """Numbers that a vector is multiplied with."""
+def _size(products: Products) -> tuple[float, float, float]:
+    """Weights that products read, those times the tokens that they are used for, and the largest tensor of a vector."""
     if isinstance(products, Graph):
-        return products.weights
+        return products.weights, products.weights * len(products.x), products.largest
+    parts: tuple[Products, ...] = ()
     if isinstance(products, Columns):
-        return _weights(products.of)
-    if isinstance(products, Composed):
-        return _weights(products.first) + _weights(products.then)
-    return sum(_weights(term) for _, term in products.terms) if isinstance(products, Summed) else 0.0
+        parts = (products.of,)
+    elif isinstance(products, Composed):
+        parts = (products.first, products.then)
+    elif isinstance(products, Summed):
+        parts = tuple(term for _, term in products.terms)
+    weights, work, largest = zip(*map(_size, parts), strict=True) if parts else ((0.0,), (0.0,), (0.0,))
+    return sum(weights), sum(work), max(largest)
 
 
 def _at_once(op: Operator) -> int:
@@ -160,5 +164,4 @@ def _at_once(op: Operator) -> int:
 
 def _each(op: Operator) -> float:
     """Bytes that a pass makes of each vector."""
-    largest = op.products.largest if isinstance(op.products, Graph) else 0
-    return ALIVE * max(largest, *op.shape) * op.bias.element_size()
+    return ALIVE * max(_size(op.products)[2], *op.shape) * op.bias.element_size()

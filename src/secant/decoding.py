@@ -53,6 +53,7 @@ class Null:
     metric: Metric
     centered: bool
     keep: Callable[[str], bool] | None
+    top: int
     mean: Float[Tensor, " top"]
     std: Float[Tensor, " top"]
     words: list[list[Word]] = field(repr=False)
@@ -85,7 +86,7 @@ def decode(
     table = lm.unembedding if side == "output" else lm.embedding
     top = min(integer(top, 1, 10**9, "A direction has some words", "top = "), len(table))
     if null is not None and (
-        (null.side, null.metric, null.centered, null.keep) != (side, metric, centered, keep) or len(null.mean) < top
+        (null.side, null.metric, null.centered, null.keep) != (side, metric, centered, keep) or null.top < top
     ):
         raise BadArgument(
             "A null is of the same side, metric, centring, filter, and as many words", repr(null), "Make one anew."
@@ -136,7 +137,7 @@ def null(
     words = decode(lm, drawn, side, top, metric=metric, centered=centered, keep=keep)
     fewest = min(map(len, words))
     scores = torch.tensor([[word.score for word in own[:fewest]] for own in words], dtype=torch.float64)
-    return Null(side, metric or METRICS[side], centered, keep, scores.mean(0), scores.std(0), words)
+    return Null(side, metric or METRICS[side], centered, keep, top, scores.mean(0), scores.std(0), words)
 
 
 def largest(
@@ -154,7 +155,8 @@ def largest(
     J = op.dense()
     d_out, T, d_in = J.shape
     vectors = J.movedim(0, 2).reshape(T * d_in, d_out) if of == "columns" else J.reshape(d_out * T, d_in)
-    norms = torch.linalg.vector_norm(vectors, dim=1)
+    wide = torch.promote_types(vectors.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(vectors, dim=1, dtype=wide)
     norms, places = norms.sort(descending=True, stable=True)
     count = integer(count, 1, len(norms), f"There are {len(norms)} {of}", "count = ")
     words = decode(lm, vectors[places[:count]].T, "output" if of == "columns" else "input", top)
@@ -181,7 +183,7 @@ def _words(lm: LM, scores: Float[Tensor, " vocabulary"], top: int, length: float
         if score == -torch.inf:
             break
         z = None
-        if null is not None and length > 0:
+        if null is not None and length > 0 and place < len(null.mean):
             z = ((score / length - null.mean[place]) / null.std[place]).item()
         words.append(Word(lm.text(i), i, score, z))
     return words

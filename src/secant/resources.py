@@ -58,6 +58,8 @@ def size_of(memory: float | str) -> float:
     >>> size_of("1.5KiB"), size_of("2 GB"), size_of(100)
     (1536.0, 2000000000.0, 100.0)
     """
+    if isinstance(memory, int | float) and not isinstance(memory, bool) and 0 < memory < math.inf:
+        return float(memory)
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?b)?", str(memory).strip().lower())
     if not found or float(found[1]) <= 0:
         raise BadArgument("Memory is a number of bytes, or a size", repr(memory), "Write it like 4GiB or 500MB.")

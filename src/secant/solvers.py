@@ -17,7 +17,7 @@ from torch import Tensor
 
 from secant.errors import BadArgument, NotConverged
 from secant.operator import wide
-from secant.stacks import Counted, Formed, Stack
+from secant.stacks import Counted, Formed, Stack, power
 
 STEPS = 8
 """Blocks in a Krylov space before it is restarted."""
@@ -36,7 +36,7 @@ class Wanted:
     """The leading k triplets, with residuals of at most `tolerance` σ₁, in at most `limit` batched passes.
 
     `start`: right vectors to begin from, of each matrix; without it they are drawn with `seed`. `steps`: blocks in a
-    Krylov space before it is restarted.
+    Krylov space before it is restarted; `least`: how many it has before it is looked at.
     `patience(passes, worst)`: whether to go on, given the largest residual so far, in σ₁; None: always.
     """
 
@@ -47,6 +47,7 @@ class Wanted:
     start: Float[Tensor, "n d_in w"] | None = None
     patience: Callable[[int, float], bool] | None = None
     steps: int = STEPS
+    least: int = 1
 
     @property
     def width(self) -> int:
@@ -96,13 +97,14 @@ def lapack(stack: Stack, wanted: Wanted) -> list[Found]:
     """All of each matrix decomposed by LAPACK."""
     J, k = _there(stack), wanted.k
     U, S, Vh = torch.linalg.svd(J, full_matrices=False)
-    V, every = Vh.mH, torch.full((len(J),), min(J.shape[1:]))
-    return _formed(J, U[:, :, :k], S[:, : k + 1], V[:, :, :k], every.tolist(), 1)
+    products = [min(J.shape[1:])] * len(J)
+    return _formed(J, U[:, :, :k], S[:, : k + 1], Vh.mH[:, :, :k], S, products, 1)
 
 
 def gram(stack: Stack, wanted: Wanted) -> list[Found]:
     """Eigenvectors of J Jᵀ or Jᵀ J, whose squares cost half of the digits, refined as by `krylov` from there."""
     J = _there(stack)
+    J = J * power(J)[:, None, None]
     if J.shape[1] <= J.shape[2]:
         V = J.mT @ torch.linalg.eigh(J @ J.mT).eigenvectors[:, :, -wanted.width :].flip(2)
     else:
@@ -122,6 +124,9 @@ def krylov(stack: Stack, wanted: Wanted) -> list[Found]:
     n, d_out, d_in = stack.shape
     most, A, k, start = min(d_out, d_in), Counted(stack), wanted.k, _start(stack, wanted)
     size = min(max(wanted.space(d_out, d_in), wanted.width + start.shape[2]), most)
+    if size == most:  # the space would be all there is
+        return _all(A, wanted)
+    A.rescale(start)
     every = 3 if isinstance(stack, Formed) else 1  # how often to look: products with a matrix are cheap
     open_, found = list(range(n)), dict[int, Found]()
     space = _Space(stack.like, n, d_out, d_in, size)
@@ -134,9 +139,9 @@ def krylov(stack: Stack, wanted: Wanted) -> list[Found]:
         if not forth.isfinite().all():
             raise NotConverged("Products with J must be finite", "NaN or infinity", "Use a wider precision.")
         space.add(more, back, forth)
-        grown, left_over = grown + 1, most - space.Q.shape[2]
-        full = space.Q.shape[2] + more.shape[2] > size or not left_over
-        if full or (space.Q.shape[2] >= 4 * k and grown % every == 0):
+        grown += 1
+        full = space.Q.shape[2] + more.shape[2] > size
+        if grown >= wanted.least and (full or (space.Q.shape[2] >= 4 * k and grown % every == 0)):
             worst, done = _look(A, space, wanted, open_, z, Jz)
             found.update({open_[i]: f for i, f in done.items()})
             left = [i for i in range(len(open_)) if i not in done]
@@ -146,7 +151,7 @@ def krylov(stack: Stack, wanted: Wanted) -> list[Found]:
             if done:
                 open_, forth = [open_[i] for i in left], forth[left]
                 space = space.only(left)
-        more = _orthonormal(forth[:, :, :left_over], space.Q)
+        more = _orthonormal(forth, space.Q)
         if full:
             space.shrink(min(max(wanted.width, size // 2), size - more.shape[2]))
 
@@ -165,7 +170,7 @@ def propack(stack: Stack, wanted: Wanted) -> list[Found]:
     for i in range(n):
         A = Counted(stack.only([i]))
         V = _bidiagonalised(A, wanted)
-        (f,) = krylov(A.stack, replace(wanted, start=V[None], steps=3))
+        (f,) = krylov(A.stack, replace(wanted, start=V[None]))
         found.append(replace(f, products=f.products + A.products, passes=f.passes + A.passes))
     return found
 
@@ -233,6 +238,18 @@ SOLVERS = {
 # ------------------------------------------------------------------------------------------------ parts of them
 
 
+def _all(A: Counted, wanted: Wanted) -> list[Found]:
+    """By LAPACK, of matrices so small that a space would be all of them; by products they are multiplied out."""
+    if isinstance(A.stack, Formed):
+        return lapack(A.stack, wanted)
+    n, d_out, d_in = A.shape
+    basis = torch.eye(min(d_out, d_in)).to(A.like).expand(n, -1, -1).contiguous()
+    J = A.adjoint(basis, range(n)).mT if d_out <= d_in else A.forward(basis, range(n))
+    if not J.isfinite().all():
+        raise NotConverged("Products with J must be finite", "NaN or infinity", "Use a wider precision.")
+    return [replace(f, products=A.products, passes=A.passes) for f in lapack(Formed(J), wanted)]
+
+
 def _there(stack: Stack) -> Tensor:
     assert isinstance(stack, Formed), "svd forms J for these"
     return stack.J
@@ -246,18 +263,22 @@ def _start(stack: Stack, wanted: Wanted) -> Tensor:
     start = drawn.to(stack.like).expand(n, -1, -1)
     if wanted.start is not None:
         given = wanted.start.to(stack.like)
-        fresh = max(4, wanted.block - given.shape[2])  # what is given may be a space that J does not leave
+        fresh = max(4, wanted.block // 2)  # what is given may be a space that J does not leave
         start = torch.cat([given, start[:, :, :fresh]], 2)
     return start
 
 
 def _orthonormal(W: Tensor, Q: Tensor) -> Tensor:
     """A basis of W beside Q: the second time makes it so to rounding, the next ones where there was little but that."""
-    for again in range(6):
+    for again in range(10):
         inside = Q.mT @ W
         if again > 1 and not (inside.abs() > 8 * torch.finfo(W.dtype).eps).any():
             break
-        W = torch.linalg.qr(W - Q @ inside).Q
+        W = W - Q @ inside
+        gone = torch.linalg.vector_norm(W, dim=1, keepdim=True) <= (0.5 if again else 0.0)
+        if gone.any():  # nothing new, or rounding alone: any other direction
+            W = torch.where(gone, torch.randn(W.shape[1:], generator=torch.Generator().manual_seed(again)).to(W), W)
+        W = torch.linalg.qr(W).Q
     return W
 
 
@@ -343,7 +364,7 @@ def _look(
     turn, values = turn[:, :, :k], S[:, None, :k]
     U = space.Q @ turn
     off = (space.forth @ turn / values.clamp_min(TINY) - U * values).norm(dim=1) / largest
-    small = S[:, :k] < 1e-3 * largest  # there a division loses digits, and products have to show it
+    small = S[:, :k] < 0.03 * largest  # there a division loses digits, and products have to show it
     worst = torch.where(small, 0, off).amax(1)
     done = {}
     for i in (worst <= wanted.tolerance).nonzero().flatten().tolist():
@@ -356,7 +377,9 @@ def _look(
         if worst[i] <= wanted.tolerance:
             j = open_[i]
             norm, spread = _norm(A, j, space.Q[i], space.back[i], z[j], Jz[j])
-            done[i] = Found(U[i], S[i, : k + 1], V, residuals, norm, spread, A.products, A.passes)
+            c = A.scale[j].item()
+            own = (U[i], S[i, : k + 1] / c, V, residuals / c, norm / c, spread / c)
+            done[i] = Found(*own, A.products, A.passes)
     return worst.tolist(), done
 
 
@@ -378,7 +401,7 @@ def _signs(A: Counted, seed: int) -> Tensor:
 def _norm(A: Counted, own: int, Q: Tensor, back: Tensor, z: Tensor, Jz: Tensor) -> tuple[float, float]:
     """‖J‖_F of a matrix and its standard error: within a space, and outside by Jᵀ of random signs (`Jz`)."""
     if isinstance(A.stack, Formed):
-        return torch.linalg.matrix_norm(A.stack.J[own]).item(), 0.0
+        return (torch.linalg.matrix_norm(A.stack.J[own] * A.scale[own])).item(), 0.0
     inside = wide(back.norm()).square().item()
     if Q.shape[1] == min(A.shape[1:]):
         return inside**0.5, 0.0
@@ -387,11 +410,11 @@ def _norm(A: Counted, own: int, Q: Tensor, back: Tensor, z: Tensor, Jz: Tensor) 
     return norm, each.std().item() / len(each) ** 0.5 / (2 * norm) if norm else 0.0
 
 
-def _formed(J: Tensor, U: Tensor, S: Tensor, V: Tensor, products: list[int], passes: int) -> list[Found]:
+def _formed(J: Tensor, U: Tensor, S: Tensor, V: Tensor, every: Tensor, products: list[int], passes: int) -> list[Found]:
     """What was found of matrices that are there."""
     k = U.shape[2]
     off = torch.maximum((J @ V - U * S[:, None, :k]).norm(dim=1), (J.mT @ U - V * S[:, None, :k]).norm(dim=1))
-    norms = torch.linalg.matrix_norm(J).tolist()
+    norms = wide(every).square().sum(1).sqrt().tolist()
     return [Found(U[i], S[i], V[i], off[i], norms[i], 0.0, products[i], passes) for i in range(len(J))]
 
 

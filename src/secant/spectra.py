@@ -28,6 +28,9 @@ from secant.stacks import Blocks, Formed, Stack, Whole
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest residual of a triplet, in units of σ₁, by the type in which products are computed."""
 
+WARM = 4
+"""Blocks that join a start before its triplets are believed: what is larger has to show."""
+
 PATIENCE = 60
 """Passes that the cheapest solver of a matrix that is there may take, before LAPACK decomposes it."""
 
@@ -86,8 +89,10 @@ class SVD:
 
     @property
     def complete(self) -> bool:
-        """Whether the last block ends with the last triplet."""
-        return self._apart(len(self.S))
+        """Whether the last block ends with the last triplet, as far as is known: without J, equal values beyond as many
+        as were looked for stay unseen.
+        """
+        return len(self.S) == min(len(self.U), len(self.V)) or self._apart(len(self.S))
 
     def _apart(self, i: int) -> bool:
         """Whether triplet i and the one before it are told from each other."""
@@ -149,15 +154,15 @@ def svd(
     T, d_in = op.input.shape
     most = min(op.shape[0], d_in if per_token else T * d_in)
     k = integer(k, 1, most, f"An operator of this shape has 1 to {most} singular triplets", "k = ")
-    if tol is not None and not 0 < tol < 1:
+    seed = integer(seed, 0, 2**62, "A seed is a whole number", "seed = ")
+    if tol is not None and not (isinstance(tol, float | int) and 0 < tol < 1):
         raise BadArgument("A tolerance is a share of the largest singular value", f"tol = {tol}", "Use such as 1e-6.")
     with limited(max_memory):
         tokens = T if per_token else None
         begin = _started(start, tokens, d_in if per_token else T * d_in)
         wanted = Wanted(k, TOLERANCE[op.bias.dtype] if tol is None else tol, seed=seed, start=begin)
+        wanted = wanted if begin is None else replace(wanted, least=WARM)
         if isinstance(op.products, Matrix):
-            if not op.products.matrix.isfinite().all():
-                raise BadArgument("An operator has finite numbers", "NaN or infinity", "Look where J is from.")
             found = _formed(op, wanted, tokens, solver, progress)
         elif solver == "auto":
             found = _automatic(op, wanted, tokens, progress)
@@ -233,6 +238,8 @@ def _of_matrices(
     J: Float[Tensor, "n d_out d_in"], y: Float[Tensor, " d_out"], wanted: Wanted, solver: str
 ) -> list[SVD]:
     """By one solver, or the cheapest, which, if it does not converge soon, is LAPACK after all."""
+    if not J.isfinite().all():
+        raise BadArgument("An operator has finite numbers", "NaN or infinity", "Look where J is from.")
     stack = Formed(J)
     if solver != "auto":
         return _signed(SOLVERS[solver].solve(stack, wanted), y, solver, J.dtype)
@@ -361,7 +368,9 @@ def _started(start: SVD | Sequence[SVD] | None, tokens: int | None, width: int) 
     """Right vectors to begin from, `[n, d_in, k]`. Raises BadArgument."""
     if start is None:
         return None
-    given = [start] if isinstance(start, SVD) else list(start)
+    given = list(start) if isinstance(start, Sequence) else [start]
+    if not given or not all(isinstance(f, SVD) for f in given):
+        raise BadArgument("A start is an SVD, or one for each token", type(start).__name__, "Give what svd returned.")
     V = [f.V for f in given]
     if len(V) != (tokens or 1) or len({v.shape for v in V}) != 1 or len(V[0]) != width:
         raise BadArgument(

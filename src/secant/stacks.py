@@ -120,18 +120,34 @@ class Blocks:
 
 
 class Counted:
-    """A stack that counts the vectors that each matrix was multiplied by, and the batched passes that it took."""
+    """A stack that counts the vectors that each matrix was multiplied by, and the batched passes that it took.
+
+    Each matrix times `scale`, a power of two, so that squares of very small or large numbers are numbers too.
+    """
 
     def __init__(self, stack: Stack) -> None:
         self.stack, self.shape, self.like = stack, stack.shape, stack.like
+        self.scale = stack.like.new_ones(stack.shape[0])
         self.products = self.passes = 0
+
+    def rescale(self, V: Float[Tensor, "n d_in w"]) -> None:
+        """Choose the scale, by one vector of each."""
+        images = self.forward(V[:, :, -1:].contiguous(), range(self.shape[0]))
+        self.scale = power(images)
 
     def forward(self, V: Float[Tensor, "n d_in w"], which: Sequence[int]) -> Float[Tensor, "n d_out w"]:
         """J v of some of the matrices."""
         self.products, self.passes = self.products + V.shape[2], self.passes + 1
-        return self.stack.only(which).forward(V)
+        return self.stack.only(which).forward(V) * self.scale[list(which), None, None]
 
     def adjoint(self, U: Float[Tensor, "n d_out w"], which: Sequence[int]) -> Float[Tensor, "n d_in w"]:
         """Jᵀ u of some of the matrices."""
         self.products, self.passes = self.products + U.shape[2], self.passes + 1
-        return self.stack.only(which).adjoint(U)
+        return self.stack.only(which).adjoint(U) * self.scale[list(which), None, None]
+
+
+def power(J: Float[Tensor, "n d_out w"]) -> Float[Tensor, " n"]:
+    """Of each matrix the power of two that takes its largest number near 1; of zeros 1."""
+    largest = J.abs().amax((1, 2))
+    exponent = torch.frexp(largest).exponent.clamp(-120, 120)
+    return torch.where(largest > 0, torch.exp2(-exponent.to(J)), 1)
