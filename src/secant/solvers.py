@@ -126,11 +126,10 @@ def krylov(stack: Stack, wanted: Wanted) -> list[Found]:
     size = min(max(wanted.space(d_out, d_in), wanted.width + start.shape[2]), most)
     if size == most:  # the space would be all there is
         return _all(A, wanted)
-    A.rescale(start)
     every = 3 if isinstance(stack, Formed) else 1  # how often to look: products with a matrix are cheap
     open_, found = list(range(n)), dict[int, Found]()
     space = _Space(stack.like, n, d_out, d_in, size)
-    more = _orthonormal(A.forward(start, open_)[:, :, :most], space.Q)
+    more = _orthonormal(A.first(start), space.Q)
     z, grown = _signs(A, wanted.seed), 0
     Jz = A.adjoint(z, open_) if z.shape[2] else z
     while True:

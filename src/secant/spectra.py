@@ -243,7 +243,9 @@ def _of_matrices(
     stack = Formed(J)
     if solver != "auto":
         return _signed(SOLVERS[solver].solve(stack, wanted), y, solver, J.dtype)
-    solver = min(of_matrices(stack.shape, wanted, stack.like), key=lambda way: way.operations).solver
+    every, room = of_matrices(stack.shape, wanted, stack.like), allowance(J.device)
+    fitting = [way for way in every if way.memory <= room] or [min(every, key=lambda way: way.memory)]
+    solver = min(fitting, key=lambda way: way.operations).solver
     try:
         return _signed(SOLVERS[solver].solve(stack, replace(wanted, limit=PATIENCE)), y, solver, J.dtype)
     except NotConverged:

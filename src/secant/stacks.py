@@ -130,10 +130,11 @@ class Counted:
         self.scale = stack.like.new_ones(stack.shape[0])
         self.products = self.passes = 0
 
-    def rescale(self, V: Float[Tensor, "n d_in w"]) -> None:
-        """Choose the scale, by one vector of each."""
-        images = self.forward(V[:, :, -1:].contiguous(), range(self.shape[0]))
+    def first(self, V: Float[Tensor, "n d_in w"]) -> Float[Tensor, "n d_out w"]:
+        """J v of all of them, by which the scale is chosen."""
+        images = self.forward(V, range(self.shape[0]))
         self.scale = power(images)
+        return images * self.scale[:, None, None]
 
     def forward(self, V: Float[Tensor, "n d_in w"], which: Sequence[int]) -> Float[Tensor, "n d_out w"]:
         """J v of some of the matrices."""
