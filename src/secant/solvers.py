@@ -23,6 +23,7 @@ STEPS = 8
 """Blocks in a Krylov space before it is restarted."""
 
 TINY = 1e-30
+"""In place of a singular value of 0, where it divides."""
 
 SAMPLES = 8
 """Random vectors for ‖J‖_F of what is left outside a Krylov space."""
@@ -402,8 +403,6 @@ def _norm(A: Counted, own: int, Q: Tensor, back: Tensor, z: Tensor, Jz: Tensor) 
     if isinstance(A.stack, Formed):
         return (torch.linalg.matrix_norm(A.stack.J[own] * A.scale[own])).item(), 0.0
     inside = wide(back.norm()).square().item()
-    if Q.shape[1] == min(A.shape[1:]):
-        return inside**0.5, 0.0
     each = wide(Jz - back @ (Q.T @ z)).square().sum(0)
     norm = (inside + each.mean().item()) ** 0.5
     return norm, each.std().item() / len(each) ** 0.5 / (2 * norm) if norm else 0.0

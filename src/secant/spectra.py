@@ -135,8 +135,8 @@ def svd(
     """The leading k singular triplets of an operator, largest first, or a list with those of each token's block.
 
     `solver`: "dense" (LAPACK) and "gram" (eigenvectors of J Jᵀ, refined) form J; "krylov" (block Krylov with restarts)
-    and "propack" know it by products, or as it is if it is there; "auto" is the cheapest that fits, by what products
-    and matrix multiplications cost here. `tol`: largest residual, in units of σ₁; by default TOLERANCE of the
+    and "propack" know it by products, or as it is if it is there; "auto" is the cheapest that fits, by counts of
+    operations, and so the same each time. `tol`: largest residual, in units of σ₁; by default TOLERANCE of the
     operator's type. `seed`: of the first block; `start`: an SVD of a like operator to begin from, or one for each
     token. `max_memory`: bytes to work in, or such as "4GiB"; by default half of what is free. What takes more than a
     minute, or more than half of the free memory, is announced beforehand. `progress(what, done, all)` is called as the
