@@ -17,7 +17,7 @@ from secant.errors import BadArgument, NotConverged, TooLarge
 from secant.operator import Matrix, Operator
 from secant.resources import in_parts, limited
 from secant.solvers import Wanted
-from secant.stacks import Blocks, Whole
+from secant.stacks import Blocks, Whole, parts
 
 
 @pytest.fixture(scope="module")
@@ -516,6 +516,6 @@ def test_blocks_by_products_are_those_of_j(run: sc.Run) -> None:
 def test_what_each_token_makes_of_the_output(run: sc.Run) -> None:
     op = run.operator()
     expected = torch.einsum("otd,td->to", op.dense(), op.input)
-    torch.testing.assert_close(op.parts(), expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(op.parts().sum(0) + op.bias, op.output, rtol=0, atol=1e-12)
+    torch.testing.assert_close(parts(op), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(parts(op).sum(0) + op.bias, op.output, rtol=0, atol=1e-12)
     assert isinstance(op.solidified().products, Matrix)

@@ -86,6 +86,7 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _explained(error: BaseException) -> tuple[int, str]:
     from secant.errors import SecantError
+    from secant.resources import is_out_of_memory
 
     said = " ".join(str(error).split())
     if isinstance(error, SecantError):
@@ -94,7 +95,7 @@ def _explained(error: BaseException) -> tuple[int, str]:
         return 2, "A run ends when it is done; got an interrupt. Nothing half-written is left; start it again."
     if isinstance(error, OSError):
         return 2, f"Output must have somewhere to go; got {error.strerror or said}. Make room, or write elsewhere."
-    if isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said:
+    if is_out_of_memory(error):
         return 2, f"A run must fit in memory; got {said[:200]}. Shorten the prompt or load a smaller dtype."
     return 1, f"An error that secant does not expect; got {type(error).__name__}: {said[:300]}. Run again with --debug."
 

@@ -22,6 +22,7 @@ from secant.model import LM, Prompt
 from secant.resources import limited
 from secant.run import Run, freeze
 from secant.spectra import SVD, svd
+from secant.stacks import parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +160,7 @@ def explain(
     with limited(max_memory):
         svds = svd(op, k, per_token=True, progress=progress)
     outputs, inputs = _decoded(lm, svds, "output", top, seed), _decoded(lm, svds, "input", top, seed)
-    norms = torch.linalg.vector_norm(op.parts(), dim=1)
+    norms = torch.linalg.vector_norm(parts(op), dim=1)
     depths = every_layer(run, k, max_memory=max_memory, progress=progress) if layers else None
     return Explanation(run, attribution, svds, outputs, inputs, norms.tolist(), depths)
 

@@ -23,6 +23,7 @@ from secant.hooks import answering, before, seen_whole
 from secant.model import COMPILED, LM
 from secant.operator import Graph, Operator
 from secant.precision import Precision
+from secant.resources import is_out_of_memory
 from secant.rules import whole
 from secant.sites import LayerCall
 from secant.tape import Record, Replay, Tape, WithoutParameters
@@ -97,10 +98,8 @@ def explained(kind: type[SecantError], rule: str, advice: str) -> Iterator[None]
     """Say of an error that is not ours, and not for want of memory, what it means here."""
     try:
         yield
-    except (SecantError, MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
-        if "allocate" in str(error):  # how torch says on a CPU that memory is full
+        if isinstance(error, SecantError) or is_out_of_memory(error):
             raise
         if type(error).__module__.startswith("torch._dynamo"):
             raise ModelRefused(*COMPILED) from error

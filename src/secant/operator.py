@@ -356,19 +356,6 @@ class Operator:
                 progress(start + width, rows)
         return J.reshape(rows, *self.input.shape)
 
-    def parts(self) -> Float[Tensor, "T d_out"]:
-        """J_t x_t, what each token makes of the output: output = Σ parts + bias. One product for each token."""
-        T, d_in = self.input.shape
-        few = max(1, min(CHUNK, 2**26 // (T * d_in)))
-        found = []
-        for start in range(0, T, few):
-            tokens = range(start, min(start + few, T))
-            columns = self.input.new_zeros(T, d_in, len(tokens))
-            for i, t in enumerate(tokens):
-                columns[t, :, i] = self.input[t]
-            found.append(self.products.forward(columns.view(T * d_in, -1)).T)
-        return torch.cat(found)
-
     def block(self, t: int) -> Operator:
         """J_t, the part that token t plays: an operator of shape (d_out, d_in), without a bias. Raises BadArgument."""
         T, d_in = self.input.shape

@@ -89,9 +89,14 @@ def time_in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def is_large(seconds: float, memory: float, device: torch.device) -> bool:
+    """Whether work takes more than a minute, or more than half of the memory that is free."""
+    return seconds > LONG or memory > free(device) / 2
+
+
 def announce(what: str, seconds: float, memory: float, device: torch.device) -> None:
-    """Say what work will take, where that is more than a minute, or more than half of the memory that is free."""
-    if seconds > LONG or memory > free(device) / 2:
+    """Say what work will take, where that is large."""
+    if is_large(seconds, memory, device):
         _LOGGER.warning(
             "%s: about %s, %s of memory (%s free)",
             what, time_in_words(seconds), bytes_in_words(memory), bytes_in_words(free(device)),
@@ -103,6 +108,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(s in str(error) for s in ("out of memory", "can't allocate memory"))
     )
+
+
+@contextmanager
+def room(what: str, todo: str) -> Iterator[None]:
+    """Say of an error for want of memory, from whatever library, what had no room. Raises TooLarge."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TooLarge(f"{what} must fit in memory", " ".join(str(error).split())[:160] or "none left", todo) from error
 
 
 def in_parts(product: Callable[[Tensor], Tensor], columns: Tensor, most: int) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -18,10 +18,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secant.errors import BadArgument, ModelRefused, NotExact, integer
+from secant.forecast import foretell
 from secant.model import LM, Prompt, dtype_of, versions
 from secant.network import Network, explained, noting_head, record, running
 from secant.operator import Graph, Operator, relative, wide
 from secant.points import Inside
+from secant.resources import room
 from secant.rules import CONVENTIONS
 from secant.tape import Tape, WithoutParameters
 from secant.weights import untouched
@@ -194,7 +196,8 @@ def freeze(
     `precision`: evaluate the held network in this type, above the model's own; the recorded pass stays as it is.
     `ordinary`: measure the ordinary Jacobian beside it. `tolerance`: largest errors, instead of TOLERANCE.
     `seed`: of the random input that affinity is measured at. `top`: how many predictions.
-    Raises BadPrompt, BadArgument, TrainingMode, NoRule, ReplayMismatch, and NotExact above tolerance.
+    What takes more than a minute, or more than half of the free memory, is announced beforehand. Raises BadPrompt,
+    BadArgument, TrainingMode, NoRule, ReplayMismatch, TooLarge where memory is full, and NotExact above tolerance.
     """
     if not isinstance(lm, LM):
         raise BadArgument("freeze takes an LM", type(lm).__name__, "Make one with sc.load or sc.LM.")
@@ -205,6 +208,27 @@ def freeze(
     system = _precision(lm, precision)
     if top < 1:
         raise BadArgument("At least one prediction is kept", f"top = {top}", "Choose 1 or more.")
+    how: dict[str, Any] = {"tolerance": tolerance, "top": top, "seed": seed}
+
+    def frozen(tokens: Sequence[int], ordinary: bool = False) -> Run:
+        return _frozen(lm, list(tokens), convention, system, ordinary=ordinary, **how)
+
+    with room("Freezing a prompt", "Shorten it, load a smaller dtype, or give it a device with more memory."):
+        foretell(ids, lambda tokens: frozen(tokens).network.recording, lm.dtype)
+        return frozen(ids, ordinary)
+
+
+def _frozen(
+    lm: LM,
+    ids: list[int],
+    convention: str,
+    system: torch.dtype,
+    ordinary: bool,
+    tolerance: float | None,
+    top: int,
+    seed: int,
+) -> Run:
+    """The run of these tokens, of arguments that are as they should be."""
     with running(lm, lm.dtype), explained(ModelRefused, "A model must run at the prompt by itself", "Mend the model."):
         x, plain = lm.embed(ids), lm.logits(ids)
     stock = _stock_error(lm, ids, plain) if lm.dtype == torch.float64 else None

@@ -22,7 +22,7 @@ from secant.costs import TOGETHER, Way, counted, of_matrices, said, ways
 from secant.errors import BadArgument, NotConverged, TooLarge, integer
 from secant.operator import CHUNK, Matrix, Operator, relative, wide
 from secant.resources import allowance, bytes_in_words, limited
-from secant.solvers import SOLVERS, Found, Impatient, Wanted
+from secant.solvers import SOLVERS, Found, Impatient, Wanted, signs
 from secant.stacks import Blocks, Formed, Stack, Whole
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -202,9 +202,8 @@ def frobenius(op: Operator, *, per_token: bool = False, samples: int = 64, seed:
         squares = wide(op.dense()).square().sum((0, 2))
         exact = [Estimate(value, 0.0) for value in squares.tolist()]
         return exact if per_token else Estimate(squares.sum().item(), 0.0)
-    signs = torch.randint(0, 2, (op.shape[0], samples), generator=torch.Generator().manual_seed(seed)) * 2 - 1
     each = []
-    for some in signs.to(op.bias).split(CHUNK, dim=1):
+    for some in signs(op.shape[0], samples, seed, op.bias).split(CHUNK, dim=1):
         products = op.products.adjoint(some).view(T, d_in, -1)
         each.append(torch.stack([wide(own).square().sum(0) for own in products]))
     squares = torch.cat(each, dim=1)

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.operator import CHUNK, Products
+from secant.errors import NotConverged
+from secant.operator import CHUNK, Operator, Products
 
 
 @runtime_checkable
@@ -110,13 +111,19 @@ class Blocks:
 
     def _grouped(self, product: Callable[[list[int], Tensor], Tensor], vectors: Tensor) -> Tensor:
         """A few tokens at a time: a column is as long as all of them."""
-        few = max(1, CHUNK // vectors.shape[2])
+        few = max(1, min(CHUNK // vectors.shape[2], 2**26 // (self._whole[1] * vectors.shape[2])))
         parts = [product(self._tokens[i : i + few], vectors[i : i + few]) for i in range(0, len(vectors), few)]
         return torch.cat(parts).to(self.like)
 
     def only(self, which: Sequence[int]) -> Blocks:
         """Some of the blocks."""
         return Blocks(self._products, self._whole, self._T, [self._tokens[i] for i in which], self._taken)
+
+
+def parts(op: Operator) -> Float[Tensor, "T d_out"]:
+    """J_t x_t, what each token makes of the output: output = Σ parts + bias. One product for each token."""
+    T = len(op.input)
+    return Blocks(op.products, op.shape, T, range(T), op.bias).forward(op.input[:, :, None])[:, :, 0].to(op.bias)
 
 
 class Counted:
@@ -139,12 +146,19 @@ class Counted:
     def forward(self, V: Float[Tensor, "n d_in w"], which: Sequence[int]) -> Float[Tensor, "n d_out w"]:
         """J v of some of the matrices."""
         self.products, self.passes = self.products + V.shape[2], self.passes + 1
-        return self.stack.only(which).forward(V) * self.scale[list(which), None, None]
+        return _finite(self.stack.only(which).forward(V) * self.scale[list(which), None, None])
 
     def adjoint(self, U: Float[Tensor, "n d_out w"], which: Sequence[int]) -> Float[Tensor, "n d_in w"]:
         """Jᵀ u of some of the matrices."""
         self.products, self.passes = self.products + U.shape[2], self.passes + 1
-        return self.stack.only(which).adjoint(U) * self.scale[list(which), None, None]
+        return _finite(self.stack.only(which).adjoint(U) * self.scale[list(which), None, None])
+
+
+def _finite(products: Tensor) -> Tensor:
+    """The products. Raises NotConverged at NaN and infinity."""
+    if not products.isfinite().all():
+        raise NotConverged("Products with J must be finite", "NaN or infinity", "Use a wider precision.")
+    return products
 
 
 def power(J: Float[Tensor, "n d_out w"]) -> Float[Tensor, " n"]:

@@ -94,13 +94,17 @@ class Tape:
 
     def largest(self, ends: Iterable[int]) -> int:
         """Numbers in the largest tensor on the way from the input to the output of some steps."""
+        return max((math.prod(step.shape) for step in self.path(ends)), default=0)
+
+    def path(self, ends: Iterable[int]) -> list[Step]:
+        """The steps on the way from the input to the output of some."""
         reached, stack = set[int](), [*ends]
         while stack:
             step = stack.pop()
             if step >= 0 and step not in reached:
                 reached.add(step)
                 stack += self.steps[step].parents
-        return max((math.prod(self.steps[step].shape) for step in reached), default=0)
+        return [self.steps[step] for step in sorted(reached)]
 
     @property
     def nbytes(self) -> int:
