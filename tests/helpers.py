@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from secant.operator import Operator
-from secant.tape import Record, Replay, Tape
+from secant.replay import Replay
+from secant.tape import Record, Tape
 
 REAL = Path(os.environ.get("SECANT_TEST_MODELS", Path(__file__).parents[2] / "shared" / "models"))
 

@@ -239,3 +239,30 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
     )
     assert result.stderr.strip() == "[]"
     assert result.stdout
+
+
+def test_attribute(tmp_path: Path) -> None:
+    arguments = ["attribute", PROMPT, "--target", " Golden", "--versus", " Tower"]
+    result = CliRunner().invoke(app, [*arguments, "--flow", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "logit   ·Golden over ·Tower" in result.stdout
+    assert any(line.split()[:2] == ["4", "·Marin"] for line in lines)
+    for part in ("layers.6.mlp", "layers.5.attn.heads.", "straight to the logit", "part               ·The"):
+        assert part in result.stdout
+    found = sorted(path.name for path in (tmp_path / "out").iterdir())
+    tables = [f"{name}.{kind}" for name in ("contributions", "flow") for kind in ("csv", "parquet")]
+    assert found == ["attribution.json", *tables]
+    said = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert said["total"] == pytest.approx(said["logit"], rel=1e-4)
+    assert {row["kind"] for row in said["contributions"]} == {"token", "embed", "layer", "head"}
+    assert "vocabulary" in refused("attribute", PROMPT, "--target", " Xyzzy")
+
+
+def test_explain_steps() -> None:
+    result = CliRunner().invoke(app, ["explain", "The capital of France is", "--steps", "5"])
+    assert result.exit_code == 0, result.output
+    assert "generated" in result.stdout
+    assert "It ended at the end of text." in " ".join(result.stdout.split())
+    assert max(map(len, result.stdout.splitlines())) <= 100

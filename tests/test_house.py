@@ -26,6 +26,8 @@ ALLOWED = {
     "rules": {"errors", "forms", "hooks", "weights"},
     "tape": {"errors", "forms", "rules"},
     "precision": {"forms", "rules"},
+    "replay": {"errors", "forms", "rules", "tape"},
+    "attribution": {"errors", "files", "network", "operator", "points", "replay", "run"},
     "operator": {"errors", "files", "resources"},
     "hooks": set(),
     "model": {"errors", "hooks", "weights"},
@@ -42,6 +44,7 @@ ALLOWED = {
         "model",
         "operator",
         "precision",
+        "replay",
         "resources",
         "rules",
         "sites",
@@ -50,8 +53,8 @@ ALLOWED = {
     },
     "forecast": {"errors", "network", "resources", "rules", "tape"},
     "sites": {"rules", "tape"},
-    "tail": {"forms", "hooks", "network", "operator", "sites", "tape"},
-    "points": {"errors", "network", "operator", "sites", "tail", "tape"},
+    "tail": {"forms", "hooks", "network", "operator", "replay", "sites", "tape"},
+    "points": {"errors", "network", "operator", "replay", "sites", "tail", "tape"},
     "run": {
         "errors",
         "forecast",
@@ -66,7 +69,8 @@ ALLOWED = {
     },
     "sweep": {"errors", "operator", "points", "resources"},
     "depths": {"costs", "decoding", "errors", "operator", "points", "resources", "run", "spectra", "sweep", "tail"},
-    "terminal": {"decoding", "depths", "explanation", "run"},
+    "generation": {"attribution", "errors", "run"},
+    "terminal": {"attribution", "decoding", "depths", "explanation", "generation", "run"},
 }
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from secant.depths import Depth, Layers, layers
     from secant.errors import NoRule, NotExact, SecantError
     from secant.explanation import Explanation, explain
+    from secant.generation import Steps, follow
     from secant.loading import load
     from secant.model import LM
     from secant.operator import Operator
@@ -29,6 +30,7 @@ _WHERE = {
     "spectra": ["svd", "SVD", "stable_rank", "captured", "frobenius", "Estimate"],
     "decoding": ["decode", "Word", "null", "Null", "largest"],
     "attribution": ["attribute", "Attribution"],
+    "generation": ["follow", "Steps"],
     "explanation": ["explain", "Explanation"],
     "depths": ["layers", "Layers", "Depth"],
 }
@@ -49,11 +51,13 @@ __all__ = [
     "Prediction",
     "Run",
     "SecantError",
+    "Steps",
     "Word",
     "attribute",
     "captured",
     "decode",
     "explain",
+    "follow",
     "freeze",
     "frobenius",
     "largest",

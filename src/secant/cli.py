@@ -59,6 +59,8 @@ AttentionOption = Annotated[str | None, typer.Option(help="The attention impleme
 RemoteOption = Annotated[bool, typer.Option("--allow-remote-code", help="Run code that comes with the model.")]
 PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Read pickled weights.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+ConventionOption = Annotated[Convention, typer.Option(help="What a gated product holds.")]
+ChatOption = Annotated[bool, typer.Option("--chat", help="Send the prompt as a user's chat message.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of the random input at which affinity is measured.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -122,19 +124,22 @@ def explain(
     k: Annotated[int, typer.Option("-k", min=1, help="Singular vectors of each token's block to keep.")] = 4,
     dtype: DtypeOption = None,
     precision: PrecisionOption = None,
-    convention: Annotated[Convention, typer.Option(help="What a gated product holds.")] = Convention.gate,
+    convention: ConventionOption = Convention.gate,
     device: DeviceOption = None,
     attention: AttentionOption = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="Also look at every layer: what is written by each depth.")
     ] = False,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Follow the model's own continuation: so many tokens, each decomposed.")
+    ] = 1,
     highlight: Annotated[
         list[str] | None, typer.Option(help="A word to mark in the layers' map; may be given again. The predicted one.")
     ] = None,
     max_memory: Annotated[
         str | None, typer.Option(help="Memory to work in, such as 4GiB; by default half of what is free.")
     ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Send the prompt as a user's chat message.")] = False,
+    chat: ChatOption = False,
     seed: SeedOption = 0,
     allow_remote_code: RemoteOption = False,
     allow_pickle: PickleOption = False,
@@ -165,6 +170,7 @@ def explain(
             precision=precision and precision.value,
             seed=seed,
             layers=layers,
+            steps=steps,
             max_memory=max_memory,
             progress=progress,
         )
@@ -173,13 +179,68 @@ def explain(
     if json_:
         typer.echo(json.dumps(explanation.to_dict(), ensure_ascii=False))
         return
-    from secant.terminal import console, show_explanation, show_layers
+    from secant.terminal import console, show_explanation, show_layers, show_steps
 
     show_explanation(console(), explanation)
     if explanation.layers is not None:
         show_layers(console(), explanation.layers, highlight)
+    if explanation.steps is not None:
+        show_steps(console(), explanation.steps)
     if out is not None:
         typer.echo(f"Tables and tensors are in {out}", err=True)
+
+
+@app.command()
+@reported
+def attribute(
+    prompt: Annotated[str, typer.Argument(help="The prompt.")],
+    target: Annotated[str | None, typer.Option(help="The token to explain; by default the predicted one.")] = None,
+    versus: Annotated[str | None, typer.Option(help="Another token, whose logit is taken off.")] = None,
+    flow: Annotated[bool, typer.Option("--flow", help="Also what each token makes of each part.")] = False,
+    model: ModelOption = "atlas",
+    out: Annotated[Path | None, typer.Option(help="Also write the tables to this folder.")] = None,
+    json_: JsonOption = False,
+    dtype: DtypeOption = None,
+    precision: PrecisionOption = None,
+    convention: ConventionOption = Convention.gate,
+    device: DeviceOption = None,
+    attention: AttentionOption = None,
+    chat: ChatOption = False,
+    seed: SeedOption = 0,
+    allow_remote_code: RemoteOption = False,
+    allow_pickle: PickleOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """A token's logit as an exact sum: over tokens, over layers, heads and constants."""
+    import secant as sc
+    from secant.files import check
+
+    if out is not None:
+        check(out)
+    lm = sc.load(
+        model, dtype=dtype and dtype.value, device=device, attention=attention,
+        allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
+    )  # fmt: skip
+    run = sc.freeze(
+        lm,
+        [{"role": "user", "content": prompt}] if chat else prompt,
+        convention=convention.value,
+        precision=precision and precision.value,
+        seed=seed,
+    )
+    attribution = sc.attribute(run, target, versus, flow=flow)
+    if out is not None:
+        attribution.save(out)
+    if json_:
+        typer.echo(json.dumps(attribution.to_dict(), ensure_ascii=False))
+        return
+    from secant.terminal import console, show_attribution, show_flow
+
+    show_attribution(console(), attribution)
+    if flow:
+        show_flow(console(), attribution, run.tokens)
+    if out is not None:
+        typer.echo(f"Tables are in {out}", err=True)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from secant.decoding import Side, Word, decode, null
 from secant.depths import Layers
 from secant.depths import layers as every_layer
 from secant.files import replacing
+from secant.generation import Steps, follow
 from secant.model import LM, Prompt
 from secant.resources import limited
 from secant.run import Run, freeze
@@ -40,10 +41,11 @@ class Explanation:
     inputs: list[list[list[Word]]] = field(repr=False)
     norms: list[float] = field(repr=False)
     layers: Layers | None = None
+    steps: Steps | None = None
 
     def to_pandas(self) -> pd.DataFrame:
         """A row for each token: its contribution to the predicted logit, its share, ‖J_t x_t‖, σ₁, stable rank."""
-        contributions = self.attribution.table["contribution"].tolist()[:-1]
+        contributions = self.attribution.of("token")["contribution"].tolist()
         return pd.DataFrame(
             {
                 "position": range(len(self.svds)),
@@ -93,6 +95,9 @@ class Explanation:
         if self.layers is not None:
             tables = self.layers.tables()
             said["layers"] = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
+        if self.steps is not None:
+            table = self.steps.to_pandas()
+            said["steps"] = {"ended": self.steps.ended, "rows": json.loads(table.to_json(orient="records"))}
         return _without_nan(said)
 
     def save(self, folder: str | Path) -> None:
@@ -120,7 +125,8 @@ class Explanation:
             new.mkdir()
             (new / "explanation.json").write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
             layers = {} if self.layers is None else self.layers.tables()
-            for name, table in {"tokens": self.to_pandas(), "words": self.words(), **layers}.items():
+            steps = {} if self.steps is None else {"steps": self.steps.to_pandas()}
+            for name, table in {"tokens": self.to_pandas(), "words": self.words(), **layers, **steps}.items():
                 table.to_parquet(new / f"{name}.parquet")
                 table.to_csv(new / f"{name}.csv", index=False)
             save_file({k: t.contiguous().clone() for k, t in tensors.items()}, new / "tensors.safetensors", about)
@@ -145,24 +151,27 @@ def explain(
     precision: str | torch.dtype | None = None,
     seed: int = 0,
     layers: bool = False,
+    steps: int = 1,
     max_memory: float | str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Explanation:
     """Freeze a model at a prompt and look inside: exact contributions, each token's spectrum, and its words.
 
     `k`: singular triplets of each block; `top`: words of each vector; `layers`: also at every depth, as `secant.layers`
-    does; `max_memory`: bytes to work in, or such as "4GiB", by default half of what is free; the rest as in `freeze`.
-    `progress(what, done, all)` is called as the work goes on. Raises what `freeze`, `svd` and `layers` raise.
+    does; `steps`: so many tokens of the model's own continuation, as `follow` does; `max_memory`: bytes to work in, or
+    such as "4GiB", by default half of what is free; the rest as in `freeze`. `progress(what, done, all)` is called as
+    the work goes on. Raises what `freeze`, `svd`, `layers` and `follow` raise.
     """
     run = freeze(lm, prompt, convention=convention, precision=precision, ordinary=True, top=max(top, 10), seed=seed)
-    attribution = attribute(run)
+    attribution = attribute(run, parts=False)
     op = run.operator()
     with limited(max_memory):
         svds = svd(op, k, per_token=True, progress=progress)
     outputs, inputs = _decoded(lm, svds, "output", top, seed), _decoded(lm, svds, "input", top, seed)
     norms = torch.linalg.vector_norm(parts(op), dim=1)
     depths = every_layer(run, k, max_memory=max_memory, progress=progress) if layers else None
-    return Explanation(run, attribution, svds, outputs, inputs, norms.tolist(), depths)
+    further = follow(run, steps, progress=progress) if steps != 1 else None
+    return Explanation(run, attribution, svds, outputs, inputs, norms.tolist(), depths, further)
 
 
 def _decoded(lm: LM, svds: list[SVD], side: Side, top: int, seed: int) -> list[list[list[Word]]]:

@@ -23,10 +23,11 @@ from secant.hooks import answering, before, seen_whole
 from secant.model import COMPILED, LM
 from secant.operator import Graph, Operator
 from secant.precision import Precision
+from secant.replay import Constants, Injected, Replay
 from secant.resources import is_out_of_memory
 from secant.rules import whole
 from secant.sites import LayerCall
-from secant.tape import Record, Replay, Tape, WithoutParameters
+from secant.tape import Record, Tape, WithoutParameters
 from secant.weights import untouched
 
 
@@ -225,16 +226,40 @@ def replayed(
     precision: torch.dtype,
     threads: Mapping[int, int] | None = None,
     less: Mapping[int, Tensor] | None = None,
+    given: Mapping[int, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
     """Run the model with what the tape holds: its points by name and those of `threads` by step, `[T, n]`, on the graph
-    from x if it has one. `threads` and `less` are as in Replay.
+    from x if it has one. `threads`, `less` and `given` are as in Replay.
     """
-    upcast = precision != lm.dtype
-    mode = Replay(recording.tape, recording.steps.values(), precision if upcast else None, threads, less)
+    mode = Replay(recording.tape, recording.steps.values(), _cast(lm, precision), threads, less, given)
+    return _through(mode, lm, recording, x, precision), {step: mode.points[step] for step in threads or ()}
+
+
+def injected(
+    lm: LM,
+    recording: Recording,
+    x: Float[Tensor, "T d"],
+    precision: torch.dtype,
+    threads: Mapping[int, int] | None = None,
+    given: Mapping[int, Tensor] | None = None,
+) -> tuple[dict[str, Tensor], list[Injected]]:
+    """What `replayed` makes, and the constants that its steps add."""
+    mode = Constants(recording.tape, recording.steps.values(), _cast(lm, precision), threads, None, given)
+    return _through(mode, lm, recording, x, precision), mode.injected
+
+
+def _cast(lm: LM, precision: torch.dtype) -> torch.dtype | None:
+    """The type that coefficients are cast to, if it is not the model's own."""
+    return precision if precision != lm.dtype else None
+
+
+def _through(
+    mode: Replay, lm: LM, recording: Recording, x: Float[Tensor, "T d"], precision: torch.dtype
+) -> dict[str, Tensor]:
+    """The norm and the logits of a replay."""
     moving = mode.enter(x.to(precision))
-    with running(lm, precision, upcast), mode:
+    with running(lm, precision, precision != lm.dtype), mode:
         lm.forward(recording.ids, moving)
     with torch.inference_mode(False), torch.enable_grad():
         norm, logits = (mode.points[recording.steps[name]] for name in ("norm", "logits"))
-        named = {"norm": streams(norm, len(recording.ids))[recording.stream], "logits": logits[0]}
-    return named, {step: mode.points[step] for step in threads or ()}
+        return {"norm": streams(norm, len(recording.ids))[recording.stream], "logits": logits[0]}

@@ -20,11 +20,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.errors import NoPoint
-from secant.network import Network, Recording, record, replayed
+from secant.network import Network, Recording, injected, record, replayed
 from secant.operator import Columns, Composed, Graph, Operator, relative
+from secant.replay import Injected, by_token
 from secant.sites import Layer, Part, Site, layers, token_axis
 from secant.tail import Tail
-from secant.tape import Step, by_token
+from secant.tape import Step
 
 PARTS = ("attn", "mixer", "mlp")
 
@@ -58,6 +59,7 @@ class Inside:
     biases: dict[str, Tensor] = field(repr=False)
     values: dict[str, Tensor] = field(repr=False)
     threads: dict[int, int] = field(repr=False)  # step and the dimension of its output that counts tokens
+    zeros: dict[int, Tensor] = field(repr=False)  # the network at zero, by step
     _rows: dict[int, Tensor] = field(repr=False)  # on the graph, by step
     _steps: dict[int, Tensor] = field(repr=False)  # the model's own values by step
     _lacking: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
@@ -85,6 +87,7 @@ class Inside:
             _named(points, zeros, {**zero, "embed": torch.zeros_like(x)}, cut=True),
             _named(points, steps, {**values, "embed": x}, cut=True),
             axes,
+            {step: value.detach() for step, value in zeros.items()},
             threads,
             steps,
         )
@@ -101,6 +104,29 @@ class Inside:
     def tokens(self) -> int:
         """How many tokens the prompt has."""
         return len(self.network.recording.ids)
+
+    def rows(self, name: str) -> list[Tensor]:
+        """The tensors of the graph, `[T, n]`, that add up to a point; those of a part are what the stream takes in."""
+        steps = self[name].steps
+        return [self._rows[step] for step in steps] if steps else [self.graph[name]]
+
+    def apart(
+        self,
+    ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor], tuple[dict[str, Tensor], list[Injected]]]:
+        """The network cut open where its parts are added: what stands in for each part by name, the norm and logits
+        that are made of these and the embeddings alone; and both with nothing going in, and the constants then added.
+        """
+        network, names = self.network, [n for n, p in self.points.items() if p.steps and n.rpartition(".")[2] in PARTS]
+        steps = [step for name in names for step in self.points[name].steps]
+        axes = {step: self.threads[step] for step in steps}
+        with torch.inference_mode(False):
+            given = {step: self._rows[step].detach().clone().requires_grad_() for step in steps}
+            zeros = {step: torch.zeros_like(leaf).requires_grad_() for step, leaf in given.items()}
+        about = (network.lm, network.recording)
+        named, _ = replayed(*about, network.input, network.precision, axes, given=given)
+        x = torch.zeros_like(network.input)
+        constants = injected(*about, x, network.precision, axes, zeros)
+        return {name: [given[step] for step in self.points[name].steps] for name in names}, named, constants
 
     def parts(self, i: int) -> list[str]:
         """The parts that a layer has: attn, mixer, mlp."""

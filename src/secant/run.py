@@ -88,6 +88,8 @@ class Run:
     certificate: Certificate
     input: Float[Tensor, "T d"] = field(repr=False)
     network: Network = field(repr=False)
+    tolerance: float | None = field(default=None, repr=False)  # as freeze was given it
+    seed: int = field(default=0, repr=False)
 
     @property
     def hidden(self) -> Float[Tensor, "T d"]:
@@ -113,6 +115,24 @@ class Run:
     def points(self) -> list[str]:
         """The names of the points of this network."""
         return list(self.inside.points)
+
+    def next(self, token: str | SupportsIndex | None = None) -> Run:
+        """The run of the prompt with one more token, by default the predicted one, frozen and certified likewise.
+
+        Raises what `freeze` raises, BadPrompt at the end of the model's context among it.
+        """
+        c = self.certificate
+        more = self.prediction[0].id if token is None else self.lm.token(token)
+        return freeze(
+            self.lm,
+            [*self.ids, more],
+            convention=c.convention,
+            precision=c.precision,
+            ordinary=c.ordinary is not None,
+            tolerance=self.tolerance,
+            top=len(self.prediction),
+            seed=self.seed,
+        )
 
     def operator(
         self,
@@ -256,7 +276,7 @@ def _frozen(
     )
     _refuse(certificate)
     predictions = _predictions(lm, recording.values["logits"][-1], top)
-    return Run(lm, ids, [lm.text(i) for i in ids], predictions, certificate, x, network)
+    return Run(lm, ids, [lm.text(i) for i in ids], predictions, certificate, x, network, tolerance, seed)
 
 
 def _precision(lm: LM, precision: str | torch.dtype | None) -> torch.dtype:

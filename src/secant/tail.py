@@ -19,8 +19,9 @@ from secant.forms import mapped, tensors
 from secant.hooks import answering
 from secant.network import Network, as_far_as_the_head, noting_head, running, streams
 from secant.operator import Columns, Graph, Operator
+from secant.replay import Replay, of_tokens
 from secant.sites import Layer
-from secant.tape import Record, Replay, of_tokens
+from secant.tape import Record
 
 
 @dataclass(frozen=True, eq=False)

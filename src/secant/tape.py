@@ -17,7 +17,7 @@ import math
 import sys
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
-from secant.errors import NoPoint, NoRule, ReplayMismatch
+from secant.errors import NoPoint, NoRule
 from secant.forms import (
     Attended,
     Call,
@@ -198,7 +198,7 @@ class _Live(torch.autograd.Function):
         raise AssertionError("a recording is not differentiated: its replays are")
 
 
-class _Mode(TorchFunctionMode):
+class Mode(TorchFunctionMode):
     """What recording and replaying share: what is live, which calls are steps, and how they write in place."""
 
     def __init__(self, tape: Tape) -> None:
@@ -255,7 +255,7 @@ class _Mode(TorchFunctionMode):
         """Run one call with a live tensor in it. `plain`: its arguments as a plain pass has them, if not these."""
 
 
-class Record(_Mode):
+class Record(Mode):
     """Run a model on a live input as it is, and note on a tape what each call holds.
 
     `head`: the unembedding; what it is first applied to is kept as `before_head`. `precision`: compute
@@ -405,94 +405,6 @@ class Record(_Mode):
             f"{name_of(func)} in {module}",
             "Add its name to a row of secant.rules.TABLE (docs/extend.md says how), or report the model's type.",
         )
-
-
-class Replay(_Mode):
-    """Run the same model on any live input with the coefficients of a tape held.
-
-    `points` maps each wanted step to the tensor that it made, once the model has run. `threads` maps steps to the
-    dimension of their output that counts tokens: the point is then `[T, n]`, and whatever the model makes of that
-    output, it makes of the point. `less`: what is taken off at some threads.
-    Raises ReplayMismatch where the model takes another course than it did when it was recorded.
-    """
-
-    def __init__(
-        self,
-        tape: Tape,
-        wanted: Iterable[int] = (),
-        precision: torch.dtype | None = None,
-        threads: Mapping[int, int] | None = None,
-        less: Mapping[int, Tensor] | None = None,
-    ) -> None:
-        super().__init__(tape)
-        self.threads, self.less = threads or {}, less or {}
-        self.points: dict[int, Any] = dict.fromkeys((*wanted, *self.threads))
-        self.precision = precision
-        self.count = 0
-
-    def step(self, func: Any, args: Any, kwargs: Any, into: Tensor | None, plain: Any) -> Any:
-        """Run one call with a live tensor in it."""
-        number = self.count
-        if number >= len(self.tape.steps) or self.tape.steps[number].function != func:
-            self._mismatch(name_of(func))
-        form = self.tape.steps[number].form
-        self.count += 1
-        args, kwargs = without_leaves(args), without_leaves(kwargs)
-        if form is None:
-            out = func(*args, **kwargs)
-        else:
-            if self.precision is not None:
-                form = changed(form, self._cast)
-            out = form(functional(func, args, kwargs))
-            out = out if into is None else into.copy_(out)
-        if number in self.threads:
-            out = self._threaded(number, out if into is None else into, into)
-        elif number in self.points:
-            self.points[number] = out
-        for made in tensors(out if into is None else into):
-            self.known[made] = None
-        return out
-
-    def _threaded(self, number: int, out: Tensor, into: Tensor | None) -> Tensor:
-        """The same output, made of the point."""
-        axis = self.threads[number]
-        point = by_token(out, axis)
-        if number in self.less:
-            point = point - self.less[number]
-        self.points[number] = point
-        through = of_tokens(point, out.shape, axis).clone()
-        return through if into is None else into.copy_(through)
-
-    def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.precision) if tensor.is_floating_point() else tensor
-
-    def _mismatch(self, got: str) -> None:
-        steps = self.tape.steps
-        expected = "the end" if self.count >= len(steps) else f"{name_of(steps[self.count].function)}"
-        module = steps[min(self.count, len(steps) - 1)].module if steps else "the model"
-        raise ReplayMismatch(
-            f"A replay must take the recorded course: step {self.count} was {expected} in {module}",
-            got,
-            "The model's course depends on its input beyond what is held, or it was changed after the recording.",
-        )
-
-    def __exit__(self, exc_type: Any, exc: Any, trace: Any) -> None:
-        super().__exit__(exc_type, exc, trace)
-        if exc_type is None and self.count != len(self.tape.steps):
-            self._mismatch("the end")
-
-
-def by_token(tensor: Tensor, axis: int) -> Tensor:
-    """A row for each token, `[T, n]`, of a tensor whose dimension `axis` counts them; memory of its own."""
-    rows = tensor.movedim(axis, 0) if any(n != 1 for n in tensor.shape[:axis]) else tensor
-    return rows.reshape(tensor.shape[axis], -1).clone()
-
-
-def of_tokens(rows: Tensor, shape: Sequence[int], axis: int) -> Tensor:
-    """The tensor of this shape whose rows by token these are: the inverse of `by_token`."""
-    if all(n == 1 for n in shape[:axis]):
-        return rows.view(shape)  # no transposition, after which batched products would not fold into one
-    return rows.view(shape[axis], *(n for i, n in enumerate(shape) if i != axis)).movedim(0, axis)
 
 
 def _floats(value: Any) -> bool:

@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from secant.attribution import Attribution
 from secant.decoding import Word
 from secant.depths import Layers
 from secant.explanation import Explanation
+from secant.generation import Steps
 from secant.run import Certificate
 
 
@@ -93,6 +95,123 @@ def _token_table(e: Explanation, width: int) -> Table:
         table.add_row(str(t), Text(visible(e.run.tokens[t])), *cells, *words)
     table.add_row("", Text("constants", style="italic"), f"{e.attribution.share(e.attribution.constant):.1%}")
     return table
+
+
+def show_attribution(out: Console, a: Attribution, heads: int = 8) -> None:
+    """The two sums of a logit, by tokens and constants and by what writes to the stream; the heads that matter most."""
+    versus = "" if a.versus is None else f" over {visible(a.versus)}"
+    out.print()
+    out.print(Text.assemble(("logit   ", "dim"), (visible(a.target), "bold"), versus, f"   {a.logit:.4f}"))
+    out.print()
+    origin = a.table[a.table["kind"].isin(["token", "constant"])]
+    _contributions(out, "where it comes from, by all paths", origin, a)
+    if a.direct is None:
+        return
+    writers = a.table[a.table["kind"].isin(["embed", "layer", "outside"])]
+    out.print()
+    _contributions(out, "what writes it, straight to the logit", writers, a)
+    mixed = a.of("head")
+    if len(mixed):
+        out.print()
+        most = mixed.reindex(mixed["contribution"].abs().sort_values(ascending=False, kind="stable").index)[:heads]
+        rest = f" that matter most, of {mixed['head'].notna().sum()}" if len(mixed) > heads else ""
+        _contributions(out, f"heads{rest}, straight to the logit", most, a)
+    remainder = max(abs(a.total - a.logit), abs(a.direct - a.logit))
+    legend = (
+        f"Both sums are the logit to {remainder:.0e}; heads add up to their layer's attention. All paths: what the "
+        "part adds, taken through later parts too; those overlap, and do not add up."
+    )
+    out.print()
+    out.print(Text(legend, style="dim"))
+
+
+def _contributions(out: Console, title: str, rows: pd.DataFrame, a: Attribution) -> None:
+    """A line for each row: its contribution, its share, and a bar; constants of many modules are one line."""
+    direct = "straight" in title
+    constants = rows[rows["kind"].isin(["constant", "outside"])]
+    shown = [
+        (_place(r), visible(r.name), r.contribution, r.all_paths)
+        for r in rows.drop(constants.index).itertuples(index=False)
+    ]
+    if len(constants):
+        where = f" of {len(constants)} modules" if len(constants) > 1 else ""
+        shown.append(("", f"constants{where}", constants["contribution"].sum(), constants["all_paths"].sum()))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), title=title, title_justify="left")
+    table.title_style = "dim"
+    table.add_column("", justify="right", style="dim", no_wrap=True)
+    table.add_column("", no_wrap=True, max_width=28)
+    table.add_column("logit", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
+    if direct:
+        table.add_column("all paths", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    largest = max((abs(row[2]) for row in shown), default=0.0)
+    for place, name, contribution, through in shown:
+        cells = [
+            f"{contribution:.3f}",
+            _number(a.share(contribution), "share"),
+            *([f"{through:.3f}"] if direct else []),
+        ]
+        bar = round(20 * abs(contribution) / largest) if largest else 0
+        style = "" if contribution >= 0 else "red"
+        table.add_row(place, Text(name), *cells, Text(("█" if contribution >= 0 else "▒") * bar, style=style))
+    out.print(table)
+
+
+def _place(row: Any) -> str:
+    """A token's position; nothing of what is named by its place."""
+    return "" if pd.isna(row.position) else str(row.position)
+
+
+def show_flow(out: Console, a: Attribution, tokens: Sequence[str]) -> None:
+    """Part x token: what each token makes of each part, straight to the logit."""
+    assert a.flow is not None, "it was asked for"
+    rows = a.flow[(a.flow["path"] == "direct") & a.flow["head"].isna()]
+    cells = rows.pivot_table("contribution", "name", "position", sort=False)
+    fitting = max(1, (out.width - 15) // 10)
+    for start in range(0, len(tokens), fitting):
+        places = range(start, min(start + fitting, len(tokens)))
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+        table.add_column("part", style="dim", no_wrap=True)
+        for t in places:
+            table.add_column(Text(visible(tokens[t])), justify="right", no_wrap=True, width=8)
+        for name in cells.index:
+            own = [cells.loc[name, t] for t in places]
+            table.add_row(name, *(Text(f"{v:.3f}", style="" if abs(v) >= 0.05 * abs(a.logit) else "dim") for v in own))
+        out.print()
+        out.print(table)
+
+
+def show_steps(out: Console, steps: Steps) -> None:
+    """Generated token x token before it: shares of the logit, in percent."""
+    shares, width = steps.shares(), 9
+    fitting = max(1, (out.width - 34) // (width + 2))
+    for start in range(0, shares.shape[1], fitting):
+        places = range(start, min(start + fitting, shares.shape[1]))
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+        table.add_column("", justify="right", style="dim", no_wrap=True)
+        table.add_column("generated", no_wrap=True, width=12)
+        table.add_column("p", justify="right", no_wrap=True)
+        table.add_column("exact to", justify="right", no_wrap=True)
+        for t in places:
+            style = "" if t < steps.prompt else "italic"
+            table.add_column(Text(visible(steps.tokens[t]), style=style), justify="right", no_wrap=True, width=width)
+        for number, step in enumerate(steps.steps):
+            row = shares.iloc[number]
+            largest = row.abs().idxmax()
+            cells = [
+                Text("" if pd.isna(row[t]) else _number(row[t], "share"), style="bold" if t == largest else "")
+                for t in places
+            ]
+            p = step.prediction
+            error = f"{step.certificate.reconstruction:.0e}"
+            table.add_row(str(number), Text(visible(p.token)), f"{p.probability:.0%}", error, *cells)
+        out.print()
+        out.print(table)
+    out.print()
+    ended = "" if steps.ended == "steps" else f" It ended at the {steps.ended}."
+    legend = f"Each row: the share of the generated token's logit that each token before it contributes.{ended}"
+    out.print(Text(legend, style="dim"))
 
 
 def show_layers(out: Console, layers: Layers, highlight: Sequence[str] | None = None) -> None:

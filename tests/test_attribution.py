@@ -1,0 +1,171 @@
+"""A logit is the sum of what tokens, parts, heads and constants contribute, each found a second way."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from families import LENGTH, model_of, prompt
+
+import secant as sc
+from secant import attribution as module
+from secant.errors import BadPrompt, NotExact
+
+PLAIN = ("llama", "gpt2", "gemma3_text", "gptj")  # whose stream is a sum
+OTHER = ("bert", "olmo2", "bloom", "gemma4_text", "mamba", "jamba", "mixtral", "deepseek_v4")  # norms, scales, mixers
+
+
+@pytest.fixture(scope="module", params=PLAIN)
+def run(request: pytest.FixtureRequest) -> sc.Run:
+    return sc.freeze(model_of(request.param, "sdpa" if request.param != "gptj" else "eager"), prompt())
+
+
+@pytest.mark.parametrize("family", PLAIN + OTHER)
+def test_both_sums_are_the_logit_and_the_flow_crosses_them(family: str) -> None:
+    run = sc.freeze(model_of(family), prompt())
+    for target, versus in ((None, None), (5, None), (5, 90)):
+        a = sc.attribute(run, target, versus, flow=versus is None)
+        chosen = run.prediction[0].id if target is None else target
+        true = float(run.logits[-1, chosen]) - (0 if versus is None else float(run.logits[-1, versus]))
+        close = {"abs": 1e-13 * a.table["contribution"].abs().sum(), "rel": 0}
+        assert a.logit == pytest.approx(true, abs=1e-13)
+        assert a.total == pytest.approx(true, **close)
+        assert a.direct == pytest.approx(true, **close)
+        origin, writers = (
+            a.table[a.table["kind"].isin(kinds)] for kinds in (("token", "constant"), ("embed", "layer", "outside"))
+        )
+        assert a.total == pytest.approx(origin["contribution"].sum(), **close)
+        assert a.direct == pytest.approx(writers["contribution"].sum(), **close)
+        assert a.of("token")["position"].tolist() == list(range(LENGTH))
+        if a.flow is not None:
+            crossed(a, close)
+
+
+def crossed(a: sc.Attribution, close: dict[str, float]) -> None:
+    """Of the flow, every margin: tokens, parts and heads, on both paths."""
+    assert a.flow is not None
+    whole = a.flow[a.flow["head"].isna()]
+    direct = whole[whole["path"] == "direct"].groupby("position", dropna=False)["contribution"].sum()
+    assert direct.tolist()[:-1] == pytest.approx(a.of("token")["contribution"].tolist(), **close)
+    outside = a.of("outside")["contribution"].sum()
+    assert direct.tolist()[-1] + outside == pytest.approx(a.constant, **close)
+    margins = a.flow.groupby(["name", "path"])["contribution"].sum()
+    for row in a.table[a.table["kind"].isin(["embed", "layer"]) | a.table["head"].notna()].itertuples():
+        assert margins[row.name, "direct"] == pytest.approx(row.contribution, **close)
+        assert margins[row.name, "all"] == pytest.approx(row.all_paths, **close)
+
+
+def test_parts_by_operators(run: sc.Run) -> None:
+    """Straight to the logit: the map of what comes after the last layer. By all paths: the operator from the part."""
+    a, inside = sc.attribute(run, 11, flow=True), run.inside
+    last = run.operator(f"layers.{len(inside.layers) - 1}", "logits", tokens=[11])
+    for row in a.of("layer").itertuples():
+        value = inside.values[row.name]
+        assert row.contribution == pytest.approx(float(last @ value), abs=1e-11)
+        assert row.all_paths == pytest.approx(float(run.operator(row.name, "logits", tokens=[11]) @ value), abs=1e-11)
+        op = run.operator("embed", row.name, None)
+        N = last.dense()[0].flatten()
+        own = a.flow[(a.flow["name"] == row.name) & (a.flow["path"] == "direct")]["contribution"].tolist()
+        expected = [float(N @ op.block(t).output) for t in range(LENGTH)] + [float(N @ op.bias)]
+        assert own == pytest.approx(expected, abs=1e-11)
+
+
+def test_heads_add_up_to_their_attention(run: sc.Run) -> None:
+    a = sc.attribute(run, 11)
+    heads, layers = a.of("head"), a.of("layer").set_index("name")
+    count = run.lm.model.config.num_attention_heads
+    assert len(heads[heads["head"].notna()]) == count * len(run.inside.layers)
+    for i in range(len(run.inside.layers)):
+        for column in ("contribution", "all_paths"):
+            own = heads[heads["layer"] == i][column].sum()
+            assert own == pytest.approx(layers.loc[f"layers.{i}.attn", column], abs=1e-11)
+    head = run.inside.value("layers.1.attn.heads.1")
+    last = run.operator(f"layers.{len(run.inside.layers) - 1}", "logits", tokens=[11])
+    found = heads.set_index("name").loc["layers.1.attn.heads.1", "contribution"]
+    assert found == pytest.approx(float(last @ head), abs=1e-11)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "opt", "bert", "mamba", "rwkv", "blt", "roc_bert"])
+def test_constants_by_module_are_the_bias(family: str) -> None:
+    """Each module's constant alone: the bias of a network in which all others are zero."""
+    lm = model_of(family)
+    run = sc.freeze(lm, prompt())
+    a = sc.attribute(run, 11, parts=False)
+    b = run.operator(target="logits", tokens=[11]).bias.item()
+    assert a.constant == pytest.approx(b, abs=1e-12 * a.of("constant")["contribution"].abs().sum())
+    assert len(a.of("constant"))
+    names = dict(lm.model.named_modules())
+    assert all(name in names for name in a.of("constant")["name"])
+
+
+def test_a_bias_contributes_what_it_is_times_its_slope() -> None:
+    """Of GPT-2's last block, from its weights: the output projection's bias goes straight to the norm."""
+    run = sc.freeze(model_of("gpt2"), prompt())
+    a = sc.attribute(run, 11, parts=False).of("constant").set_index("name")["contribution"]
+    count = len(run.inside.layers)
+    last = run.operator(f"layers.{count - 1}", "logits", tokens=[11]).block(-1)
+    bias = run.lm.model.transformer.h[count - 1].mlp.c_proj.bias.detach()
+    assert a[f"transformer.h.{count - 1}.mlp.c_proj"] == pytest.approx(float(last @ bias), abs=1e-12)
+
+
+def test_a_contribution_is_that_of_its_block(run: sc.Run) -> None:
+    op, a = run.operator(target="logits", tokens=[11]), sc.attribute(run, 11)
+    expected = [float(op.block(t).output) for t in range(LENGTH)]
+    assert a.of("token")["contribution"].tolist() == pytest.approx(expected, abs=1e-11)
+    assert list(a.table.columns) == ["kind", "name", "position", "layer", "head", "contribution", "all_paths"]
+
+
+def test_sums_of_lower_precisions() -> None:
+    run = sc.freeze(model_of("llama", dtype=torch.float32), prompt())
+    a = sc.attribute(run, flow=True)
+    assert a.total == pytest.approx(a.logit, rel=1e-4)
+    assert a.direct == pytest.approx(a.logit, rel=1e-4)
+    half = sc.freeze(model_of("gpt2", dtype=torch.bfloat16), prompt(), precision="float32")
+    b = sc.attribute(half, flow=True)
+    assert b.direct == pytest.approx(b.logit, abs=0.1 * b.table["contribution"].abs().sum())
+
+
+def test_a_sum_that_is_not_the_logit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = sc.freeze(model_of("gpt2"), prompt())
+    monkeypatch.setattr(module, "_by_module", lambda *arguments: [])
+    with pytest.raises(NotExact, match="add up to the logit"):
+        sc.attribute(run, 11)
+
+
+def test_contributions_to_a_logit_of_zero() -> None:
+    lm = model_of("llama", "sdpa")
+    with torch.no_grad():
+        lm.head.weight.zero_()
+    a = sc.attribute(sc.freeze(lm, prompt()))
+    assert a.logit == a.total == a.direct == 0
+    assert np.isnan(a.share(1.0))
+    said = sc.explain(lm, prompt()).to_dict()
+    assert said["tokens"][0]["share"] is None
+    json.dumps(said, allow_nan=False)
+
+
+def test_contributions_survive_a_capped_and_scaled_logit() -> None:
+    """Gemma caps its logits: the held ratio keeps the sum exact."""
+    lm = model_of("gemma3_text", "sdpa", final_logit_softcapping=2.0)
+    a = sc.attribute(sc.freeze(lm, prompt()))
+    assert a.logit <= 2.0
+    assert abs(a.total - a.logit) <= 1e-12
+    assert abs(a.direct - a.logit) <= 1e-12
+
+
+def test_no_such_target(lm: sc.LM) -> None:
+    with pytest.raises(BadPrompt, match="'Silver'"):
+        sc.attribute(sc.freeze(lm, "In Marin people cross the"), "Silver")
+
+
+def test_what_does_not_take_part_is_left_alone() -> None:
+    """A run is as it was; the same call gives the same table."""
+    run = sc.freeze(model_of("llama"), prompt())
+    before = run.operator().dense()
+    one, two = (sc.attribute(run, 5, 90, flow=True) for _ in range(2))
+    pd.testing.assert_frame_equal(one.table, two.table)
+    pd.testing.assert_frame_equal(one.flow, two.flow)
+    assert torch.equal(run.operator().dense(), before)
