@@ -169,3 +169,13 @@ def test_what_does_not_take_part_is_left_alone() -> None:
     pd.testing.assert_frame_equal(one.table, two.table)
     pd.testing.assert_frame_equal(one.flow, two.flow)
     assert torch.equal(run.operator().dense(), before)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_mode_does_not_matter(mode: type) -> None:
+    lm = model_of("gpt2")
+    expected = sc.attribute(sc.freeze(lm, prompt()), 5, flow=True)
+    with mode():
+        found = sc.attribute(sc.freeze(lm, prompt()), 5, flow=True)
+    pd.testing.assert_frame_equal(found.table, expected.table)
+    pd.testing.assert_frame_equal(found.flow, expected.flow)

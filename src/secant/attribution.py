@@ -114,7 +114,13 @@ def attribute(
     """
     chosen = run.prediction[0].id if target is None else run.lm.token(target)
     other = None if versus is None else run.lm.token(versus)
-    e = torch.zeros_like(run.network.points["logits"][-1])
+    with torch.inference_mode(False), torch.enable_grad():
+        return _attributed(run, chosen, other, parts or flow, flow)
+
+
+def _attributed(run: Run, chosen: int, other: int | None, parts: bool, flow: bool) -> Attribution:
+    """The attribution to one token's logit, less another's."""
+    e = torch.zeros_like(run.network.points["logits"][-1]).detach()
     e[chosen] = 1
     if other is not None:
         e[other] -= 1
@@ -122,7 +128,7 @@ def attribute(
     rows = _by_origin(run, e)
     total = sum(row["contribution"] for row in rows)
     direct, flows = None, None
-    if parts or flow:
+    if parts:
         writers = _Writers.of(run.inside, e)
         written = writers.rows()
         direct = sum(row["contribution"] for row in written if row["kind"] != "head")
@@ -130,9 +136,8 @@ def attribute(
         flows = writers.flow(run.tokens) if flow else None
     _certify(run, logit, [sum_ for sum_ in (total, direct) if sum_ is not None], [row["contribution"] for row in rows])
     table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("position", "layer", "head"), "Int64"))
-    return Attribution(
-        run.lm.text(chosen), None if other is None else run.lm.text(other), logit, total, direct, table, flows
-    )
+    name = None if other is None else run.lm.text(other)
+    return Attribution(run.lm.text(chosen), name, logit, total, direct, table, flows)
 
 
 def _certify(run: Run, logit: float, sums: Sequence[float], terms: Sequence[float]) -> None:
@@ -154,15 +159,13 @@ def _dot(g: Tensor | None, x: Tensor) -> float:
 
 def _slopes(y: Tensor, inputs: Sequence[Any]) -> list[Tensor | None]:
     """The derivative of a number by tensors or edges of its graph."""
-    with torch.inference_mode(False), torch.enable_grad():
-        return list(torch.autograd.grad(y, inputs, retain_graph=True, allow_unused=True)) if inputs else []
+    return list(torch.autograd.grad(y, inputs, retain_graph=True, allow_unused=True)) if inputs else []
 
 
 def _by_origin(run: Run, e: Float[Tensor, " vocabulary"]) -> list[dict[str, Any]]:
     """By tokens, and by the modules whose constants take part, by all paths."""
     network = run.network
-    with torch.inference_mode(False), torch.enable_grad():
-        (gradient,) = _slopes(network.points["logits"][-1] @ e, [network.input])
+    (gradient,) = _slopes(network.points["logits"][-1] @ e, [network.input])
     x = network.input.detach()
     tokens = [0.0] * len(x) if gradient is None else (wide(gradient) * wide(x)).sum(1).tolist()
     rows = [_row("token", name, c, position=t) for t, (name, c) in enumerate(zip(run.tokens, tokens, strict=True))]
@@ -172,10 +175,8 @@ def _by_origin(run: Run, e: Float[Tensor, " vocabulary"]) -> list[dict[str, Any]
 
 def _by_module(kind: str, logits: Tensor, e: Tensor, constants: Sequence[Injected]) -> list[dict[str, Any]]:
     """What the constants of each module contribute; those that do not reach the logit are left out."""
-    with torch.inference_mode(False), torch.enable_grad():
-        y = logits @ e
     found: dict[str, float] = defaultdict(float)
-    for constant, slope in zip(constants, _slopes(y, [c.edge for c in constants]), strict=True):
+    for constant, slope in zip(constants, _slopes(logits @ e, [c.edge for c in constants]), strict=True):
         found[constant.module] += _dot(slope, constant.value)
     return [_row(kind, module, c) for module, c in found.items() if c]
 
@@ -222,8 +223,7 @@ class _Writers:
         tensors = [rows for name in names for rows in inside.rows(name)]
         mixed = [name for name in names if f"{name}.heads" in inside.points]
         heads = [inside.graph[f"{name}.heads"] for name in mixed]
-        with torch.inference_mode(False), torch.enable_grad():
-            whole, straight = inside.graph["logits"][-1] @ e, cut["logits"][-1] @ e
+        whole, straight = inside.graph["logits"][-1] @ e, cut["logits"][-1] @ e
         every = _slopes(whole, [*tensors, *heads])
         direct = _slopes(straight, [inside.graph["embed"], *(leaf for leaves in given.values() for leaf in leaves)])
         direct += [_pulled(inside, name, direct[owners.index(name)]) for name in mixed]
@@ -278,8 +278,7 @@ class _Writers:
         """What each token, and the constants, make of each part and head, taken to the logit by each path."""
         x = self.inside.network.input
         T, d = x.shape
-        with torch.inference_mode(False), torch.enable_grad():
-            graph = self.inside.network.graph(x, torch.cat([t.flatten() for t in self.tensors]))
+        graph = self.inside.network.graph(x, torch.cat([t.flatten() for t in self.tensors]))
         found: dict[_Key, list[float]] = defaultdict(list)
         for start in range(0, T, graph.at_once):
             places = range(start, min(start + graph.at_once, T))
