@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from secant.ablation import Ablation, ablate, ablations
     from secant.attribution import Attribution, attribute
     from secant.decoding import Null, Word, decode, largest, null
     from secant.depths import Depth, Layers, layers
@@ -31,6 +32,7 @@ _WHERE = {
     "decoding": ["decode", "Word", "null", "Null", "largest"],
     "attribution": ["attribute", "Attribution"],
     "generation": ["follow", "Steps"],
+    "ablation": ["ablate", "ablations", "Ablation"],
     "explanation": ["explain", "Explanation"],
     "depths": ["layers", "Layers", "Depth"],
 }
@@ -38,6 +40,7 @@ _WHERE = {
 __all__ = [
     "LM",
     "SVD",
+    "Ablation",
     "Attribution",
     "Certificate",
     "Depth",
@@ -53,6 +56,8 @@ __all__ = [
     "SecantError",
     "Steps",
     "Word",
+    "ablate",
+    "ablations",
     "attribute",
     "captured",
     "decode",

@@ -23,7 +23,7 @@ from secant.hooks import answering, before, seen_whole
 from secant.model import COMPILED, LM
 from secant.operator import Graph, Operator
 from secant.precision import Precision
-from secant.replay import Constants, Injected, Replay
+from secant.replay import Altered, Constants, Injected, Replay
 from secant.resources import is_out_of_memory
 from secant.rules import whole
 from secant.sites import LayerCall
@@ -149,7 +149,10 @@ def record(
     hidden = streams(mode.before_head.detach(), len(ids))
     stream = _leading(lm, hidden, logits[0])
     values = {"norm": hidden[stream], "logits": logits[0].detach()}
-    return Recording(list(ids), mode.tape, values, steps, convention, calls, stream, mode.values)
+    made = {
+        step: value for step, value in mode.values.items() if value is not None
+    }  # not so where the course is another
+    return Recording(list(ids), mode.tape, values, steps, convention, calls, stream, made)
 
 
 def _leading(lm: LM, hidden: Tensor, logits: Tensor) -> int:
@@ -233,6 +236,15 @@ def replayed(
     """
     mode = Replay(recording.tape, recording.steps.values(), _cast(lm, precision), threads, less, given)
     return _through(mode, lm, recording, x, precision), {step: mode.points[step] for step in threads or ()}
+
+
+def altered(lm: LM, recording: Recording, threads: Mapping[int, int], given: Mapping[int, Tensor]) -> Tensor:
+    """The logits of the model itself, `[T, vocabulary]`, with the outputs of some steps replaced."""
+    mode = Altered(recording.tape, threads, given)
+    with running(lm, lm.dtype):
+        moving = mode.enter(lm.embed(recording.ids))
+        with mode:
+            return lm.forward(recording.ids, moving)[0].detach()
 
 
 def injected(

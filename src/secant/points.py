@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.errors import NoPoint
+from secant.errors import NoPoint, ReplayMismatch
 from secant.network import Network, Recording, injected, record, replayed
 from secant.operator import Columns, Composed, Graph, Operator, relative
 from secant.replay import Injected, by_token
@@ -73,6 +73,10 @@ class Inside:
         norm = _norm(recording)
         axes = {site.step: site.axis for site in norm} | axes
         own = record(lm, recording.ids, network.input.detach().to(lm.dtype), recording.convention, precision, axes)
+        if [step.function for step in own.tape.steps] != [step.function for step in recording.tape.steps]:
+            raise ReplayMismatch(
+                "A model must take its recorded course", "another one", "It was changed since: freeze the prompt again."
+            )
         named, threads = replayed(lm, recording, network.input, precision, axes)
         zero, zeros = replayed(lm, recording, torch.zeros_like(network.input), precision, axes)
         points = _points(found, _kinds(network, found, threads), threads, recording.tape.steps, norm)
@@ -109,6 +113,10 @@ class Inside:
         """The tensors of the graph, `[T, n]`, that add up to a point; those of a part are what the stream takes in."""
         steps = self[name].steps
         return [self._rows[step] for step in steps] if steps else [self.graph[name]]
+
+    def own(self, step: int) -> Tensor:
+        """The model's own value of a step, a row for each token."""
+        return self._steps[step]
 
     def apart(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from secant.errors import ReplayMismatch
-from secant.forms import changed, live, mapped, tensors
+from secant.forms import Constant, changed, live, mapped, tensors
 from secant.rules import ROWS
 from secant.tape import Mode, Tape, functional, name_of, without_leaves
 
@@ -90,6 +90,42 @@ class Replay(Mode):
         super().__exit__(exc_type, exc, trace)
         if exc_type is None and self.count != len(self.tape.steps):
             self._mismatch("the end")
+
+
+class Altered(Mode):
+    """Run the model as it is, nothing held, with the outputs of some steps replaced: `given` are by step, `[T, n]`, and
+    `threads` say which dimension of each counts tokens.
+
+    Up to the last of them the model takes its recorded course, or ReplayMismatch is raised; from there on its own.
+    """
+
+    def __init__(self, tape: Tape, threads: Mapping[int, int], given: Mapping[int, Tensor]) -> None:
+        super().__init__(tape)
+        self.threads, self.given = threads, given
+        self.last, self.count = max(given), 0
+
+    def step(self, func: Any, args: Any, kwargs: Any, into: Tensor | None, plain: Any) -> Any:
+        """Run one call with a live tensor in it."""
+        number = self.count
+        if number > self.last:
+            return func(*args, **kwargs)
+        recorded = self.tape.steps[number].function
+        if recorded != func:
+            raise ReplayMismatch(
+                f"The model must take its recorded course: step {number} was {name_of(recorded)}",
+                name_of(func), "Freeze the prompt again; the model was changed after that.",
+            )  # fmt: skip
+        self.count += 1
+        out = func(*without_leaves(args), **without_leaves(kwargs))
+        if isinstance(self.tape.steps[number].form, Constant):
+            return mapped(out, Tensor.detach)  # as it was recorded: nothing is left live of it
+        made = out if into is None else into
+        if number in self.given:
+            given = of_tokens(self.given[number].to(made), made.shape, self.threads[number])
+            out = made = given.clone() if into is None else into.copy_(given)
+        for tensor in tensors(made):
+            self.known[tensor] = None
+        return out
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ class Run:
         Raises NoPoint, BadArgument for a position that the prompt does not have, BadPrompt for a token that the
         vocabulary does not have, and NotExact where a point's own reconstruction is above tolerance.
         """
-        rows, ids = self._rows(position), self._ids(tokens, readout or target)
+        rows, ids = self.rows(position), self._ids(tokens, readout or target)
         c = self.certificate
         where = {"model": self.lm.name, "tokens": self.tokens, "source": source, "target": target, "readout": readout}
         how = {"convention": c.convention, "dtype": c.dtype, "precision": c.precision, "versions": c.versions}
@@ -175,7 +175,8 @@ class Run:
                 f"{error:.1e} {where}", HIDDEN,
             )  # fmt: skip
 
-    def _rows(self, position: SupportsIndex | Sequence[SupportsIndex] | slice | None) -> list[int]:
+    def rows(self, position: SupportsIndex | Sequence[SupportsIndex] | slice | None) -> list[int]:
+        """The positions that are meant, from 0; None: all. Raises BadArgument for one that the prompt does not have."""
         T = len(self.ids)
         if isinstance(position, slice):
             position = range(T)[position]

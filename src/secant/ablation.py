@@ -1,0 +1,167 @@
+"""Ablation: take a token, head, attention or MLP out, in the held network and in the model itself, side by side.
+
+In the held network everything else stays as it was, so that the answer is exactly what the linear system says, y + J Δ.
+In the model itself patterns, gates and norms answer to the change. Where the two agree, the linear system predicts; how
+often they do is a question of measurement, not of definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import SupportsIndex
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secant.errors import BadArgument, NoPoint, integer
+from secant.network import altered, replayed, running
+from secant.points import PARTS, Inside, Point
+from secant.run import Run
+
+BY = ("zero", "mean")
+
+
+@dataclass(frozen=True, eq=False)
+class Ablation:
+    """The last position's logits before, as the held network has them, and as the model itself has them.
+
+    `what` was taken out at `positions`, or another token put there.
+    """
+
+    run: Run = field(repr=False)
+    what: str
+    by: str
+    positions: list[int]
+    before: Float[Tensor, " vocabulary"] = field(repr=False)
+    held: Float[Tensor, " vocabulary"] = field(repr=False)
+    real: Float[Tensor, " vocabulary"] = field(repr=False)
+
+    def change(self, target: str | SupportsIndex | None = None) -> tuple[float, float]:
+        """How much a token's logit changes, by default the predicted one's: in the held network, and in the model."""
+        chosen = self.run.prediction[0].id if target is None else self.run.lm.token(target)
+        return tuple((after[chosen] - self.before[chosen]).item() for after in (self.held, self.real))  # type: ignore[return-value]
+
+    def to_pandas(self, top: int = 10) -> pd.DataFrame:
+        """A row for each token that is among the `top` best before, held or real: logits and probabilities of each."""
+        every = {"before": self.before, "held": self.held, "real": self.real}
+        best = dict.fromkeys(
+            i for logits in every.values() for i in logits.topk(min(top, len(logits))).indices.tolist()
+        )
+        rows: dict[str, list[object]] = {"token": [self.run.lm.text(i) for i in best], "id": list(best)}
+        for name, logits in every.items():
+            rows[name] = [logits[i].item() for i in best]
+            rows[f"{name}_probability"] = [torch.softmax(logits, 0)[i].item() for i in best]
+        return pd.DataFrame(rows)
+
+
+def ablate(
+    run: Run,
+    what: str | SupportsIndex,
+    by: str | SupportsIndex = "zero",
+    *,
+    position: SupportsIndex | Sequence[SupportsIndex] | slice | None = None,
+    reference: Sequence[Run] = (),
+) -> Ablation:
+    """Take something out of a run: a token (its position), or a part or head by the name of its point.
+
+    `by`: "zero"; "mean", over the positions of the runs in `reference`, by default this one's; for a token also another
+    token's text or id, which then stands there. `position`: where a part or head is taken out, by default everywhere.
+    A token's embedding is what changes; another token also changes what else the model makes of ids.
+    Raises NoPoint, BadArgument, BadPrompt, and ReplayMismatch where the model was changed since.
+    """
+    if not isinstance(what, str):
+        return _token(
+            run, integer(what, -len(run.ids), len(run.ids) - 1, "A token is one of the prompt's"), by, reference
+        )
+    inside, rows = run.inside, run.rows(position)
+    point = inside[what]
+    if what in ("embed", "norm", "logits") or (point.columns is None and what.rpartition(".")[2] not in PARTS):
+        raise NoPoint(
+            "What is taken out is a token by its position, or a part or head of a layer", repr(what),
+            "Give, for instance, 3, 'layers.0.mlp' or 'layers.0.attn.heads.1'.",
+        )  # fmt: skip
+    if by not in BY:
+        raise BadArgument("A part or head is ablated by zero or mean", repr(by), "Choose one of them.")
+    whole = inside[f"{point.stem}.attn.heads"] if point.columns else point
+    given = {
+        step: _replaced(inside, point, step, rows, _mean(by, reference or [run], whole, step)) for step in whole.steps
+    }
+    threads = {step: inside.threads[step] for step in given}
+    network = run.network
+    held, _ = replayed(run.lm, network.recording, network.input, network.precision, threads, given=given)
+    real = altered(run.lm, network.recording, threads, given)
+    return Ablation(run, what, str(by), rows, run.logits[-1], held["logits"][-1].detach(), real[-1])
+
+
+def _mean(by: str | SupportsIndex, reference: Sequence[Run], whole: Point, step: int) -> Tensor | None:
+    """The mean of one step's rows over all positions of some runs; None for zero."""
+    if by == "zero":
+        return None
+    place = whole.steps.index(step)
+    rows = []
+    for run in reference:
+        point = run.inside[whole.name]
+        rows.append(run.inside.own(point.steps[place]))
+    return torch.cat(rows).mean(0)
+
+
+def _replaced(inside: Inside, point: Point, step: int, rows: Sequence[int], mean: Tensor | None) -> Tensor:
+    """The model's own rows of a step with some of them, or a head's columns of these, at zero or at a mean."""
+    own, columns = inside.own(step).detach().clone(), point.columns or slice(None)
+    block = own[list(rows)]
+    block[:, columns] = 0 if mean is None else mean[columns].to(block)
+    own[list(rows)] = block
+    return own.requires_grad_()  # or what is made of it would be no part of the recorded course
+
+
+def _token(run: Run, position: int, by: str | SupportsIndex, reference: Sequence[Run]) -> Ablation:
+    """A token's embedding taken out, or another token put in its place."""
+    lm, network, t = run.lm, run.network, position % len(run.ids)
+    ids, x = list(run.ids), run.input.clone()
+    if by in BY:
+        x[t] = 0 if by == "zero" else torch.cat([r.input for r in reference or [run]]).mean(0)
+        with running(lm, lm.dtype):
+            real = lm.forward(ids, x)[0, -1].detach()
+    else:
+        ids[t] = lm.token(by)
+        with running(lm, lm.dtype):
+            x[t] = lm.embed(ids)[t]
+            real = lm.logits(ids)[-1]
+    held = network.replay(x)["logits"][-1]
+    return Ablation(run, f"token {t}", lm.text(ids[t]) if by not in BY else str(by), [t], run.logits[-1], held, real)
+
+
+def ablations(
+    run: Run,
+    by: str = "zero",
+    *,
+    kinds: Sequence[str] = ("token", "layer", "head"),
+    target: str | SupportsIndex | None = None,
+    reference: Sequence[Run] = (),
+    progress: Callable[[str, int, int], None] | None = None,
+) -> pd.DataFrame:
+    """Every token, part and head taken out by itself: a row each, with kind, name, position, layer, head, and how much
+    the target's logit changes in the held network (`held`) and in the model (`real`). Raises what `ablate` raises.
+    """
+    if not kinds or not set(kinds) <= {"token", "layer", "head"}:
+        raise BadArgument("Kinds are token, layer and head", repr(kinds), "Choose from them.")
+    named = [p for p in run.inside.points.values() if p.layer is not None] if {"layer", "head"} & set(kinds) else []
+    found: list[tuple[str, str | int, Point | None]] = []
+    if "token" in kinds:
+        found += [("token", t, None) for t in range(len(run.ids))]
+    found += [("layer", p.name, p) for p in named if "layer" in kinds and p.name.rpartition(".")[2] in PARTS]
+    found += [("head", p.name, p) for p in named if "head" in kinds and p.columns]
+    rows = []
+    for number, (kind, what, point) in enumerate(found):
+        held, real = ablate(run, what, by, reference=reference).change(target)
+        head = int(point.name.rpartition(".")[2]) if point is not None and point.columns else None
+        name = run.tokens[what] if isinstance(what, int) else what
+        position = what if isinstance(what, int) else None
+        rows.append((kind, name, position, point.layer if point else None, head, held, real))
+        if progress:
+            progress("ablations", number + 1, len(found))
+    table = pd.DataFrame(rows, columns=["kind", "name", "position", "layer", "head", "held", "real"])
+    return table.astype(dict.fromkeys(("position", "layer", "head"), "Int64"))
