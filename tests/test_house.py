@@ -70,6 +70,7 @@ ALLOWED = {
     "sweep": {"errors", "operator", "points", "resources"},
     "depths": {"costs", "decoding", "errors", "operator", "points", "resources", "run", "spectra", "sweep", "tail"},
     "ablation": {"errors", "network", "points", "run"},
+    "removal": {"attribution", "errors", "network", "operator", "run"},
     "generation": {"attribution", "errors", "run"},
     "terminal": {"attribution", "decoding", "depths", "explanation", "generation", "run"},
 }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from secant.loading import load
     from secant.model import LM
     from secant.operator import Operator
+    from secant.removal import Faithfulness, faithfulness
     from secant.run import Certificate, Prediction, Run, freeze
     from secant.spectra import SVD, Estimate, captured, frobenius, stable_rank, svd
 
@@ -33,6 +34,7 @@ _WHERE = {
     "attribution": ["attribute", "Attribution"],
     "generation": ["follow", "Steps"],
     "ablation": ["ablate", "ablations", "Ablation"],
+    "removal": ["faithfulness", "Faithfulness"],
     "explanation": ["explain", "Explanation"],
     "depths": ["layers", "Layers", "Depth"],
 }
@@ -46,6 +48,7 @@ __all__ = [
     "Depth",
     "Estimate",
     "Explanation",
+    "Faithfulness",
     "Layers",
     "NoRule",
     "NotExact",
@@ -62,6 +65,7 @@ __all__ = [
     "captured",
     "decode",
     "explain",
+    "faithfulness",
     "follow",
     "freeze",
     "frobenius",

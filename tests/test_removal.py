@@ -1,0 +1,152 @@
+"""What happens when tokens are taken away, against passes of the model one by one; and mechanisms that are known."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+import torch
+from families import LENGTH, model_of, prompt
+
+import secant as sc
+from secant import removal
+from secant.errors import BadArgument, BadPrompt
+
+sys.path.append(str(Path(__file__).parents[1] / "tools" / "atlas"))
+from corpus import read_questions
+
+
+@pytest.fixture(scope="module")
+def run() -> sc.Run:
+    return sc.freeze(model_of("llama"), prompt())
+
+
+def logit(run: sc.Run, ids: list[int], target: int) -> float:
+    return float(run.lm.logits(ids)[-1, target])
+
+
+def test_curves_are_passes_of_shorter_prompts(run: sc.Run) -> None:
+    scores = [float(s) for s in np.random.default_rng(0).permutation(LENGTH)]
+    f = sc.faithfulness(run, 11, methods=(), scores={"own": scores})
+    order = [int(i) for i in np.argsort([-s for s in scores], kind="stable")]
+    gone = [logit(run, [run.ids[t] for t in range(LENGTH) if t not in order[:j]], 11) for j in range(LENGTH)]
+    only = [logit(run, [run.ids[t] for t in range(LENGTH) if t in order[:j]], 11) for j in range(1, LENGTH)]
+    curves = f.curves[f.curves["value"] == "logit"]
+    removed, kept = (curves[curves["order"] == order_]["result"].tolist() for order_ in ("remove", "keep"))
+    close = {"abs": 1e-5}  # a batch is summed in another order, and stock norms are in float32
+    assert removed == pytest.approx(gone, **close)
+    assert kept == pytest.approx(only, **close)
+    (row,) = f.table[f.table["value"] == "logit"].to_dict("records")
+    assert row["comprehensiveness"] == pytest.approx(gone[0] - np.mean(gone[1:]), **close)
+    assert row["sufficiency"] == pytest.approx(gone[0] - np.mean(only), **close)
+    assert row["area"] == pytest.approx((sum(gone) - (gone[0] + gone[-1]) / 2) / (LENGTH - 1), **close)
+    alone = [gone[0] - logit(run, [run.ids[s] for s in range(LENGTH) if s != t], 11) for t in range(LENGTH)]
+    assert f.scores["left_out"].tolist() == pytest.approx(alone, **close)
+    assert row["correlation"] == pytest.approx(scipy.stats.spearmanr(scores, alone).statistic)
+
+
+def test_scores_that_are_what_happens_correlate_wholly(run: sc.Run) -> None:
+    first = sc.faithfulness(run, 11, methods=("random",))
+    again = sc.faithfulness(run, 11, methods=(), scores={"true": first.scores["left_out"].tolist()})
+    assert again.table["correlation"].iloc[0] == pytest.approx(1)
+
+
+def test_another_token_stands_in(run: sc.Run) -> None:
+    f = sc.faithfulness(run, 11, methods=(), scores={"own": list(range(LENGTH))}, replace=7)
+    ids = [*run.ids[:-1], 7]
+    one = f.curves[(f.curves["order"] == "remove") & (f.curves["tokens"] == 1) & (f.curves["value"] == "logit")]
+    assert one["result"].iloc[0] == pytest.approx(logit(run, ids, 11), abs=1e-5)
+
+
+def test_positions_that_stay(folder: Path) -> None:
+    """A first token that begins every text stays by default."""
+    run = sc.freeze(sc.load(folder), "In Marin people cross the")
+    assert run.tokens[0] == "<s>"
+    f = sc.faithfulness(run, methods=("secant",))
+    assert 0 not in f.scores["position"].tolist()
+    g = sc.faithfulness(run, methods=("secant",), keep=())
+    assert 0 in g.scores["position"].tolist()
+
+
+def test_methods_by_their_own_identities() -> None:
+    """Integrated gradients are complete; a rollout is a distribution; the rest by hand."""
+    lm = model_of("gpt2")
+    run = sc.freeze(lm, prompt())
+    f = sc.faithfulness(run, 11, methods=list(removal.METHODS))
+    scores = {method: own["score"].to_numpy() for method, own in f.scores.groupby("method")}
+    with torch.no_grad():
+        zero = float(lm.forward(run.ids, torch.zeros_like(run.input))[0, -1, 11])
+    assert scores["integrated gradients"].sum() == pytest.approx(float(run.logits[-1, 11]) - zero, rel=0.05)
+    assert scores["attention rollout"].sum() == pytest.approx(1)
+    assert (scores["attention rollout"] >= 0).all()
+    h = 1e-6
+    x = run.input.clone()
+    x[3] *= 1 + h
+    with torch.no_grad():
+        slope = (float(lm.forward(run.ids, x)[0, -1, 11]) - float(run.logits[-1, 11])) / h
+    assert scores["gradient x input"][3] == pytest.approx(slope, rel=1e-3)
+    own = sc.attribute(run, 11).of("token")["contribution"].to_numpy()
+    assert scores["secant"] == pytest.approx(own)
+
+
+def test_it_repeats(run: sc.Run) -> None:
+    one, two, other = (sc.faithfulness(run, 11, seed=seed) for seed in (0, 0, 1))
+    pd.testing.assert_frame_equal(one.table, two.table)
+    assert one.scores["score"].tolist() != other.scores["score"].tolist()
+
+
+def test_refusals(run: sc.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadArgument, match="Methods are secant"):
+        sc.faithfulness(run, methods=("lime",))
+    with pytest.raises(BadArgument, match="score for each"):
+        sc.faithfulness(run, methods=(), scores={"own": [1.0]})
+    with pytest.raises(BadArgument, match="At least two tokens"):
+        sc.faithfulness(sc.freeze(run.lm, [1]))
+    with pytest.raises(BadPrompt, match="0 to"):
+        sc.faithfulness(run, replace=10**6)
+    with pytest.raises(BadArgument, match="only eager"):
+        sc.faithfulness(sc.freeze(model_of("llama", "sdpa"), prompt()), methods=("attention rollout",))
+    there = builtins.__import__
+
+    def missing(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("captum"):
+            raise ImportError(name)
+        return there(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(sc.SecantError, match=r"secant\[captum\]"):
+        sc.faithfulness(run, methods=("integrated gradients",))
+
+
+# ------------------------------------------------------------------------------------------- known mechanisms
+
+
+@pytest.fixture(scope="module")
+def atlas() -> sc.LM:
+    return sc.load("atlas")
+
+
+def leading(lm: sc.LM, question: Any) -> int:
+    """The token that contributes most to the predicted one."""
+    run = sc.freeze(lm, question.prompt)
+    rows = sc.attribute(run, parts=False).of("token")
+    return run.ids[int(rows["contribution"].idxmax())]
+
+
+def test_the_subject_leads_its_capital(atlas: sc.LM) -> None:
+    asked = [q for q in read_questions() if (q.split, q.relation) == ("fact", "capital")][::10]
+    assert len(asked) >= 30
+    names = [{*atlas.encode(q.subject), *atlas.encode(f" {q.subject}")} for q in asked]
+    assert sum(leading(atlas, q) in name for q, name in zip(asked, names, strict=True)) == len(asked)
+
+
+def test_the_copied_token_leads_its_copy(atlas: sc.LM) -> None:
+    asked = [q for q in read_questions() if (q.split, q.relation) in (("context", "copy"), ("context", "repeat"))][::13]
+    assert len(asked) >= 30
+    assert sum(leading(atlas, q) == atlas.encode(q.answers[0])[0] for q in asked) >= len(asked) - 1  # 30 of 31
