@@ -74,6 +74,26 @@ def test_exact_or_refused(kind: str, table: dict[str, dict[str, str]]) -> None:
         assert torch.equal(run.logits, plain.model(input_ids=torch.tensor([prompt()]), use_cache=False).logits[0])
 
 
+def test_a_logit_is_what_it_is_made_of(kind: str, table: dict[str, dict[str, str]]) -> None:
+    """Both sums, their crossing, and heads, of a network of every kind."""
+    if table[kind]["result"] != "exact":
+        pytest.skip("no run to attribute")
+    if table[kind]["transformers"] != transformers.__version__:
+        pytest.skip(f"the table is of transformers {table[kind]['transformers']}")
+    a = sc.attribute(sc.freeze(model_of(kind), prompt()), 11, flow=True)
+    close = {"abs": 1e-12 * a.table["contribution"].abs().sum(), "rel": 0}
+    assert a.total == pytest.approx(a.logit, **close)
+    assert a.direct == pytest.approx(a.logit, **close)
+    assert a.flow is not None
+    whole = a.flow[a.flow["head"].isna() & (a.flow["path"] == "direct")]
+    by_token = whole.groupby("position", dropna=False)["contribution"].sum().tolist()
+    assert by_token[:-1] == pytest.approx(a.of("token")["contribution"].tolist(), **close)
+    assert by_token[-1] + a.of("outside")["contribution"].sum() == pytest.approx(a.constant, **close)
+    heads, layers = a.of("head").groupby("layer")["contribution"].sum(), a.of("layer").set_index("name")["contribution"]
+    for layer, own in heads.items():
+        assert own == pytest.approx(layers[f"layers.{layer}.attn"], **close)
+
+
 def test_every_registered_type_is_run_or_excluded(table: dict[str, dict[str, str]]) -> None:
     registered = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     assert len(EXCLUDED) <= 20

@@ -1,0 +1,50 @@
+"""Prompts that several studies use: of Atlas' held-out list, chat lines, and SQL without its last column."""
+
+import sys
+from itertools import product
+from pathlib import Path
+from random import Random
+
+sys.path.append(str(Path(__file__).parents[1] / "tools" / "atlas"))
+from corpus import read_questions
+
+THINGS = (
+    "music food rain nature the_weather the_night stories the_park people friends dreams books games art walking cats",
+    "dogs the_sun snow school work birds flowers the_sea trees movies summer winter your_job",
+)
+ASKED = (
+    "do you like {}?", "how do you feel about {}?", "what do you think about {}?", "does {} make you happy?",
+    "do you enjoy {}?",
+)  # fmt: skip
+COLUMNS = ("region", "city", "channel", "product", "status", "tier", "segment", "plan", "priority", "source", "carrier")
+SUMMED = ("SUM ( price )", "COUNT ( * )", "AVG ( total )", "MAX ( qty )", "SUM ( spend )")
+TABLES = ("sales", "orders", "customers", "items")
+
+
+def facts(count: int, seed: int = 0) -> list[str]:
+    """Held-out questions of Atlas, drawn evenly over its relations."""
+    by_relation: dict[str, list[str]] = {}
+    for question in read_questions():
+        by_relation.setdefault(question.relation, []).append(question.prompt)
+    random = Random(seed)
+    shuffled = [random.sample(own, len(own)) for own in by_relation.values()]
+    longest = max(map(len, shuffled))
+    return [own[i] for i in range(longest) for own in shuffled if i < len(own)][:count]
+
+
+def chat(count: int, seed: int = 0) -> list[str]:
+    """Questions about everyday things, between the marks of a chat."""
+    lines = [
+        f"[inst] {asked.format(thing.replace('_', ' '))} [/inst]"
+        for asked, thing in product(ASKED, " ".join(THINGS).split())
+    ]
+    return Random(seed).sample(lines, min(count, len(lines)))
+
+
+def sql(count: int, seed: int = 0) -> list[str]:
+    """Queries that lack the column they group by, which is the one that they select."""
+    every = [f"SELECT {c} , {s} FROM {t} GROUP BY" for c, s, t in product(COLUMNS, SUMMED, TABLES)]
+    return Random(seed).sample(every, min(count, len(every)))
+
+
+SETS = {"facts": facts, "chat": chat, "sql": sql}
