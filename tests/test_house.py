@@ -64,6 +64,8 @@ ALLOWED = {
         "tape",
         "weights",
     },
+    "passes": {"errors", "hooks"},
+    "steering": {"errors", "forms", "hooks", "model", "passes", "run", "tail"},
     "sweep": {"errors", "operator", "points", "resources"},
     "depths": {"costs", "decoding", "errors", "operator", "points", "resources", "run", "spectra", "sweep", "tail"},
     "terminal": {"decoding", "depths", "explanation", "run"},

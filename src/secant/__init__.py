@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from secant.operator import Operator
     from secant.run import Certificate, Prediction, Run, freeze
     from secant.spectra import SVD, Estimate, captured, frobenius, stable_rank, svd
+    from secant.steering import steer
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ _WHERE = {
     "attribution": ["attribute", "Attribution"],
     "explanation": ["explain", "Explanation"],
     "depths": ["layers", "Layers", "Depth"],
+    "steering": ["steer"],
 }
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "load",
     "null",
     "stable_rank",
+    "steer",
     "svd",
 ]
 
