@@ -68,7 +68,10 @@ ALLOWED = {
     "steering": {"errors", "forms", "hooks", "model", "passes", "run", "tail"},
     "sweep": {"errors", "operator", "points", "resources"},
     "depths": {"costs", "decoding", "errors", "operator", "points", "resources", "run", "spectra", "sweep", "tail"},
-    "terminal": {"decoding", "depths", "explanation", "run"},
+    "continuations": {"errors", "model", "operator"},
+    "tradeoff": {"continuations", "errors", "files", "model", "run", "steering"},
+    "figures": {"errors", "tradeoff"},
+    "terminal": {"continuations", "decoding", "depths", "explanation", "run", "tradeoff"},
 }
 
 

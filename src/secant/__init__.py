@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from secant.run import Certificate, Prediction, Run, freeze
     from secant.spectra import SVD, Estimate, captured, frobenius, stable_rank, svd
     from secant.steering import steer
+    from secant.tradeoff import Sweep, steering_sweep
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ _WHERE = {
     "explanation": ["explain", "Explanation"],
     "depths": ["layers", "Layers", "Depth"],
     "steering": ["steer"],
+    "tradeoff": ["steering_sweep", "Sweep"],
 }
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "Prediction",
     "Run",
     "SecantError",
+    "Sweep",
     "Word",
     "attribute",
     "captured",
@@ -64,6 +67,7 @@ __all__ = [
     "null",
     "stable_rank",
     "steer",
+    "steering_sweep",
     "svd",
 ]
 

@@ -60,9 +60,9 @@ class Form:
 
 
 FORMS = {
-    "mixture": Form(mixed, True, 0.0, 1.0, (0.1, 0.25, 0.5, 0.75, 0.9)),
-    "additive": Form(added, True, -math.inf, math.inf, (0.25, 0.5, 1.0, 2.0, 4.0)),
-    "activation": Form(added, False, -math.inf, math.inf, (0.25, 0.5, 1.0, 2.0, 4.0)),
+    "mixture": Form(mixed, True, 0.0, 1.0, (0.2, 0.4, 0.5, 0.6, 0.7, 0.8)),
+    "additive": Form(added, True, -math.inf, math.inf, (0.5, 1.0, 1.25, 1.5, 2.0, 3.0)),
+    "activation": Form(added, False, -math.inf, math.inf, (0.5, 1.0, 1.25, 1.5, 2.0, 3.0)),
 }
 """Each form by its name."""
 
