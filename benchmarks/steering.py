@@ -6,7 +6,7 @@ Every layer x a grid of strengths, greedily. For each form the setting with the 
 95 % interval by bootstrap; beside it the highest rate at any price, on the half that it was chosen on. Atlas goes on
 from held-out questions; any other model from the beginnings of children's stories.
 
-    python benchmarks/steering.py [--model atlas] [--out FOLDER]
+    python benchmarks/steering.py [--model atlas] [--concept TEXT --word WORD] [--out FOLDER]
 """
 
 import argparse
@@ -47,7 +47,7 @@ def task(model: str) -> tuple[list[str], str, list[str], int]:
         free = [p for p in prompts if not any(word in p for word in words)]
         return free[:: len(free) // 120][:120], "The capital of Japan is", words, 10
     stories = [opening.format(name) for opening, name in product(OPENINGS, NAMES)]
-    return stories, "One day, a big dragon came. The dragon", ["dragon", "dragons"], 30
+    return stories, "Once upon a time, there was a cat. The cat", ["cat", "cats"], 30
 
 
 def of(sweep: sc.Sweep, form: str) -> sc.Sweep:
@@ -55,9 +55,10 @@ def of(sweep: sc.Sweep, form: str) -> sc.Sweep:
     return replace(sweep, table=sweep.table[sweep.table["form"].isin([form, "unsteered"])])
 
 
-def main(model: str, out: Path | None) -> None:
+def main(model: str, concept: str | None, words: list[str] | None, out: Path | None) -> None:
     lm = sc.load(model)
-    prompts, concept, words, tokens = task(model)
+    prompts, usual, its_words, tokens = task(model)
+    concept, words = (concept, words) if concept and words else (usual, its_words)
     run = sc.freeze(lm, concept)
     how = {"words": words, "tokens": tokens}
     sweep = sc.steering_sweep(lm, prompts[::2], run, forms=FORMS, **how)
@@ -90,6 +91,8 @@ def main(model: str, out: Path | None) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="atlas")
+    parser.add_argument("--concept")
+    parser.add_argument("--word", action="append")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    main(args.model, args.out)
+    main(args.model, args.concept, args.word, args.out)

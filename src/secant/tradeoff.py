@@ -103,15 +103,16 @@ def steering_sweep(
 
     `layers`: all by default. `strengths`: by default those of each form's own grid; 0 is always there. `words`: what
     counts as the concept; by default the words of its text, of three letters or more, that stand in no prompt.
-    `tokens`: most in a continuation. Greedy, or with `sample` drawn as the model's own settings say; `seed`: of the samples, the
-    same at every setting, and of the bootstrap. `progress(what, done, all)` is called as the work goes on.
+    `tokens`: most in a continuation. Greedy, or with `sample` drawn as the model's own settings say; `seed`: of the
+    samples, the same at every setting, and of the bootstrap. `progress(what, done, all)` is called as work goes on.
 
     Raises BadArgument, BadPrompt, NoPoint, and what `freeze` raises.
     """
     run = concept_of(lm, concept)
     rows = encoded(lm, prompts, tokens)
-    about = text_of(lm, run.ids)
-    found = _words(words, about, [text_of(lm, row) for row in rows])
+    about = concept if isinstance(concept, str) else text_of(lm, run.ids)
+    texts = [prompt if isinstance(prompt, str) else text_of(lm, row) for prompt, row in zip(prompts, rows, strict=True)]
+    found = _words(words, about, texts)
     settings = Settings(lm.name, about, found, tokens, sample, seed)
     every = range(max(1, len(run.inside.layers)))  # of none, aimed says so
     chosen = [aimed(run, layer).layer for layer in (every if layers is None else layers)]
@@ -124,12 +125,12 @@ def steering_sweep(
         where: Row = {"form": form, "layer": layer, "strength": strength}
         continuations = weighed(lm, rows, new)
         hits = [bool(pattern.search(c.text)) for c in continuations]
-        texts = [
-            {**where, "prompt": i, "text": text_of(lm, rows[i]), "continuation": c.text, "found": hit,
+        said = [
+            {**where, "prompt": i, "text": texts[i], "continuation": c.text, "found": hit,
              "perplexity": c.perplexity, "tokens": len(c.ids)}
             for i, (c, hit) in enumerate(zip(continuations, hits, strict=True))
         ]  # fmt: skip
-        return {**where, **_rate(hits, seed), **_cost(continuations)}, texts
+        return {**where, **_rate(hits, seed), **_cost(continuations)}, said
 
     def each() -> Iterator[tuple[Row, list[Row]]]:
         yield row(PLAIN, None, 0.0, continued(lm, rows, tokens, sample=sample, seed=seed, groups=groups))
@@ -142,12 +143,12 @@ def steering_sweep(
 
     report = progress or (lambda what, done, of: None)
     table: list[Row] = []
-    texts: list[Row] = []
+    said: list[Row] = []
     for one, own in each():
         table.append(one)
-        texts += own
+        said += own
         report("settings", len(table), 1 + len(chosen) * len(plans))
-    whole, each_text = (pd.DataFrame(part).astype({"layer": "Int64"}) for part in (table, texts))
+    whole, each_text = (pd.DataFrame(part).astype({"layer": "Int64"}) for part in (table, said))
     return Sweep(settings, whole, each_text)
 
 
