@@ -11,6 +11,7 @@ import pytest
 import torch
 from families import model_of, prompt
 from torch import Tensor, nn
+from transformers import CompileConfig
 
 import secant as sc
 from secant.errors import BadArgument, NoPoint, SecantError
@@ -252,6 +253,20 @@ def test_states_that_can_not_be_followed_are_refused() -> None:
         with pytest.raises(BadArgument, match="use_cache=False"):
             generated(run.lm, ids)
         assert generated(run.lm, ids, use_cache=False)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
+@pytest.mark.parametrize("form", ["mixture", "activation"])
+def test_a_generation_that_compiles_itself_is_refused(form: str) -> None:
+    """As it does on a GPU with a static cache."""
+    run, (ids,) = sc.freeze(model_of("llama", dtype=torch.float32), prompt(4)), ids_of(5)
+    how = CompileConfig(backend="eager", fullgraph=False)
+    how._compile_all_devices = True
+    with (
+        sc.steer(run.lm, run, layer=LAYER, strength=0.5, form=form),
+        pytest.raises(BadArgument, match="a compiled one"),
+    ):
+        generated(run.lm, ids, cache_implementation="static", compile_config=how)
 
 
 def test_masks_that_say_nothing_of_padding_are_refused() -> None:

@@ -60,7 +60,9 @@ class Passes:
         self.calls = 0
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A pass begins. Raises BadArgument where it goes on from a cache whose sums are not known."""
+        """A pass begins. Raises BadArgument where it goes on from a cache whose sums are not known, or is compiled."""
+        if torch.compiler.is_compiling():
+            raise BadArgument("A steered pass is plain torch", "a compiled one", "Generate with disable_compile=True.")
         self.given, self.calls = None, 0
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         if self.blocks is not None:
