@@ -194,6 +194,21 @@ def test_beams_are_followed(family: str) -> None:
         assert cached == generated(run.lm, *rows, tokens=14, num_beams=4, use_cache=False)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # of peft
+def test_an_adapted_model_is_followed() -> None:
+    """Its generate calls the model inside the wrapper; what calls the wrapper calls that as well."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj"])
+    lm, (ids,) = LM(peft.get_peft_model(model_of("llama").model, config).eval()), ids_of(6)
+    run, logits = sc.freeze(lm, prompt(4)), lm.logits(ids)
+    how = {"input_ids": torch.tensor([ids]), "max_new_tokens": 9, "do_sample": False, "num_beams": 2}
+    with sc.steer(lm, run, layer=LAYER, strength=0.6):
+        cached, uncached = (lm.model.generate(**how, use_cache=c, eos_token_id=None) for c in (True, False))
+        assert not torch.equal(lm.logits(ids), logits)
+    assert torch.equal(cached, uncached)
+    assert not torch.equal(cached, lm.model.generate(**how, eos_token_id=None))
+
+
 def test_samples_are_the_same_with_a_cache_and_without() -> None:
     run, rows, results = run_of("llama"), ids_of(4, 7), []
     for cache in (True, False):
