@@ -67,12 +67,26 @@ ALLOWED = {
         "tape",
         "weights",
     },
+    "passes": {"errors", "hooks"},
+    "steering": {"errors", "forms", "hooks", "model", "passes", "run", "tail"},
     "sweep": {"errors", "operator", "points", "resources"},
     "depths": {"costs", "decoding", "errors", "operator", "points", "resources", "run", "spectra", "sweep", "tail"},
+    "continuations": {"errors", "model", "operator"},
+    "tradeoff": {"continuations", "errors", "files", "model", "run", "steering"},
+    "figures": {"errors", "tradeoff"},
     "ablation": {"errors", "network", "points", "run"},
     "removal": {"attribution", "errors", "network", "operator", "run"},
     "generation": {"attribution", "errors", "run"},
-    "terminal": {"attribution", "decoding", "depths", "explanation", "generation", "run"},
+    "terminal": {
+        "attribution",
+        "continuations",
+        "decoding",
+        "depths",
+        "explanation",
+        "generation",
+        "run",
+        "tradeoff",
+    },
 }
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from secant.removal import Faithfulness, faithfulness
     from secant.run import Certificate, Prediction, Run, freeze
     from secant.spectra import SVD, Estimate, captured, frobenius, stable_rank, svd
+    from secant.steering import steer
+    from secant.tradeoff import Sweep, steering_sweep
 
 __version__ = "0.1.0"
 
@@ -37,6 +39,8 @@ _WHERE = {
     "removal": ["faithfulness", "Faithfulness"],
     "explanation": ["explain", "Explanation"],
     "depths": ["layers", "Layers", "Depth"],
+    "steering": ["steer"],
+    "tradeoff": ["steering_sweep", "Sweep"],
 }
 
 __all__ = [
@@ -58,6 +62,7 @@ __all__ = [
     "Run",
     "SecantError",
     "Steps",
+    "Sweep",
     "Word",
     "ablate",
     "ablations",
@@ -74,6 +79,8 @@ __all__ = [
     "load",
     "null",
     "stable_rank",
+    "steer",
+    "steering_sweep",
     "svd",
 ]
 

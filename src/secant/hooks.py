@@ -13,17 +13,17 @@ Answer = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 
 
 @contextmanager
-def answering(modules: Iterable[nn.Module], answer: Answer) -> Iterator[None]:
+def answering(modules: Iterable[nn.Module], answer: Answer, always: bool = False) -> Iterator[None]:
     """Let `answer(module, args, kwargs, output)` stand for the output of these modules; None keeps what it is.
 
-    Only in this thread; nothing is left of it afterwards.
+    Only in this thread; nothing is left of it afterwards. `always`: it is called with None where a module raises, too.
     """
     thread = threading.get_ident()
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         return answer(module, args, kwargs, output) if threading.get_ident() == thread else None
 
-    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in modules]
+    handles = [module.register_forward_hook(hook, with_kwargs=True, always_call=always) for module in modules]
     try:
         yield
     finally:

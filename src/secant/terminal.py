@@ -13,11 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from secant.attribution import Attribution
+from secant.continuations import Continuation
 from secant.decoding import Word
 from secant.depths import Layers
 from secant.explanation import Explanation
 from secant.generation import Steps
 from secant.run import Certificate
+from secant.tradeoff import Sweep
 
 
 def console(width: int = 100) -> Console:
@@ -349,3 +351,64 @@ def show_architectures(out: Console, rows: Sequence[dict[str, str]]) -> None:
             out.print(Text(f"{row['type']} is {row['result']}: {row['reason']}"))
     results = [row["result"] for row in rows]
     out.print(Text(" · ".join(f"{results.count(r)} {r}" for r in dict.fromkeys(results)), style="dim"))
+
+
+def show_steered(out: Console, prompt: str, plain: Continuation, steered: Continuation, how: str) -> None:
+    """Two continuations side by side, with their perplexities under the model as it is."""
+    out.print()
+    out.print(Text("prompt  ", style="dim") + Text(_line(prompt)))
+    out.print()
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
+    for heading in ("unsteered", how):
+        table.add_column(heading, ratio=1, overflow="fold")
+    table.add_row(*(Text(_line(c.text)) for c in (plain, steered)))
+    table.add_row(*(Text(f"perplexity {_number(c.perplexity, 'perplexity')}", style="dim") for c in (plain, steered)))
+    out.print(table)
+
+
+def show_sweep(out: Console, sweep: Sweep, most: float = 2.0) -> None:
+    """A line for each setting, and the best trade-off, with what it says."""
+    settings, best, plain = sweep.settings, sweep.best(most), sweep.plain
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
+    table.add_column("form", no_wrap=True)
+    for heading in ("layer", "strength", "rate", "95 %", "perplexity"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for i, row in sweep.table.iterrows():
+        layer = "" if pd.isna(row["layer"]) else str(row["layer"])
+        between = f"{row['low']:.0%} to {row['high']:.0%}"
+        cells = (layer, f"{row['strength']:g}", f"{row['rate']:.0%}", between, _number(row["perplexity"], "perplexity"))
+        table.add_row(row["form"], *cells, style="bold" if best is not None and i == best.name else "")
+    out.print()
+    out.print(Text("concept  ", style="dim") + Text(_line(settings.concept)))
+    out.print(Text("words    ", style="dim") + Text(_line(", ".join(settings.words))))
+    out.print()
+    out.print(table)
+    out.print()
+    if best is None:
+        out.print(
+            f"None says the words more often than the unsteered model ({plain['rate']:.0%}) at a perplexity of at most "
+            f"{most:g} times its own."
+        )
+    else:
+        where = f"{best['form']}, layer {best['layer']}, strength {best['strength']:g}"
+        times = best["perplexity"] / plain["perplexity"]
+        out.print(
+            f"Best at {most:g} times the perplexity or less: {where}: {best['rate']:.0%} against {plain['rate']:.0%}, "
+            f"at {times:.2f} times."
+        )
+        texts = sweep.texts
+        for key in ("form", "layer", "strength"):
+            texts = texts[texts[key] == best[key]]
+        said = texts[texts["found"]].iloc[0]
+        out.print(Text("for instance  ", style="dim") + Text(_line(said["text"] + said["continuation"])))
+    several = "" if plain["prompts"] == 1 else "s"
+    legend = (
+        f"{plain['prompts']} prompt{several}, at most {settings.tokens} tokens each. rate: continuations with one of "
+        "the words, and its interval by bootstrap; perplexity: of the continuations, under the unsteered model."
+    )
+    out.print(Text(legend, style="dim"))
+
+
+def _line(text: str) -> str:
+    """A text on one line, spaces as they are, everything else so that it can be seen."""
+    return " ".join(visible(word) for word in text.strip(" ").split(" "))

@@ -1,0 +1,121 @@
+"""Does an operator steer better than plain activation addition? Question: how often do a concept's words come, at what
+perplexity of the continuations under the unsteered model, for both operator forms and for the baseline?
+
+Every layer x a grid of strengths, greedily. For each form the setting with the highest rate at a perplexity of at most
+2, 10 and 100 times the unsteered is chosen on one half of the prompts (every second) and measured on the other, with a
+95 % interval by bootstrap; last, the highest rate at any price. Before that, where a points: its cosine with c, the
+concept's own stream, at the last token of each prompt. Atlas goes on from held-out questions; any other model from the
+beginnings of children's stories.
+
+    python benchmarks/steering.py [--model atlas] [--concept TEXT --word WORD] [--out FOLDER]
+"""
+
+import argparse
+import math
+import sys
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import torch
+
+import secant as sc
+from secant.passes import accumulated
+from secant.steering import Aim
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tools" / "atlas"))
+from corpus import read_questions  # noqa: E402
+
+MOST = (2.0, 10.0, 100.0)
+FORMS = ("mixture", "additive", "activation")
+NAMES = ("Lily", "Tom", "Tim", "Sue", "Ben", "Mia", "Max", "Anna", "Sam", "Lucy", "Jack", "Sara")
+OPENINGS = (
+    "Once upon a time, there was a little girl named {}. She",
+    "One day, {} went to the park. There",
+    "{} was very sad because",
+    "{} and mom were in the kitchen. They",
+    "It was a sunny day and {} wanted to",
+    "{} had a big box. In the box",
+    "In the morning, {} saw a",
+    "{} liked to play with",
+    "{} found a small",
+    "The friend of {} said,",
+)
+
+
+def task(model: str) -> tuple[list[str], str, list[str], int]:
+    """Prompts, a concept, its words, and how long continuations are."""
+    if model == "atlas":
+        words = ["Tokyo", "Japan", "Japanese"]
+        prompts = [q.prompt for q in read_questions()]
+        free = [p for p in prompts if not any(word in p for word in words)]
+        return free[:: len(free) // 120][:120], "The capital of Japan is", words, 10
+    stories = [opening.format(name) for opening, name in product(OPENINGS, NAMES)]
+    return stories, "Once upon a time, there was a cat. The cat", ["cat", "cats"], 30
+
+
+def of(sweep: sc.Sweep, form: str) -> sc.Sweep:
+    """One form's rows alone, and the unsteered one."""
+    return replace(sweep, table=sweep.table[sweep.table["form"].isin([form, "unsteered"])])
+
+
+def directions(lm: sc.LM, run: sc.Run, prompts: list[str]) -> None:
+    """The cosine of a and c at the last token, layer by layer."""
+    print("| layer | cos(a, c), mean | least | greatest |\n|---|---|---|---|")
+    for layer in range(len(run.inside.layers)):
+        aim, found = Aim(run, layer), []
+        for prompt in prompts:
+            x = lm.embed(lm.encode(prompt))[None]
+            real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+            a, _ = accumulated(aim.blocks, x, real, real.new_zeros(1, dtype=torch.long))
+            found.append(torch.nn.functional.cosine_similarity(a[0, -1], aim.stream, dim=0).item())
+        print(f"| {layer} | {sum(found) / len(found):.2f} | {min(found):.2f} | {max(found):.2f} |")
+    print()
+
+
+def main(model: str, concept: str | None, words: list[str] | None, out: Path | None) -> None:
+    lm = sc.load(model)
+    prompts, usual, its_words, tokens = task(model)
+    concept, words = (concept, words) if concept and words else (usual, its_words)
+    run = sc.freeze(lm, concept)
+    how = {"words": words, "tokens": tokens}
+    directions(lm, run, prompts[::2])
+    sweep = sc.steering_sweep(lm, prompts[::2], run, forms=FORMS, **how)
+    if out is not None:
+        sweep.save(out)
+    plain = sweep.plain
+    print(
+        f"concept {concept!r}, words {', '.join(words)}, {len(prompts) // 2} prompts to choose on, as many to measure"
+    )
+    print(f"unsteered: rate {plain['rate']:.0%}, perplexity {plain['perplexity']:.3g}\n")
+    head = ("form", "perplexity at most", "layer", "strength", "chosen: rate", "at", "measured: rate", "95 %", "at")
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    measured: dict[int, sc.Sweep] = {}
+    for form, most in product(FORMS, (*MOST, math.inf)):
+        best = of(sweep, form).best(most)
+        limit = "any" if math.isinf(most) else f"{most:g}x"
+        if best is None:
+            print(f"| {form} | {limit} | none is above the unsteered |" + " |" * (len(head) - 3))
+            continue
+        if best.name not in measured:
+            where = {"layers": [best["layer"]], "strengths": [best["strength"]], "forms": [form]}
+            measured[best.name] = sc.steering_sweep(lm, prompts[1::2], run, **where, **how)
+        again = measured[best.name]
+        row, times = again.table.iloc[1], best["perplexity"] / plain["perplexity"]
+        cells = (
+            form, limit, best["layer"], f"{best['strength']:g}", f"{best['rate']:.0%}", f"{times:.3g}x",
+            f"{row['rate']:.0%}", f"{row['low']:.0%} to {row['high']:.0%}",
+            f"{row['perplexity'] / again.plain['perplexity']:.3g}x",
+        )  # fmt: skip
+        print("| " + " | ".join(map(str, cells)) + " |")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="atlas")
+    parser.add_argument("--concept")
+    parser.add_argument("--word", action="append")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    main(args.model, args.concept, args.word, args.out)

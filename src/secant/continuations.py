@@ -1,0 +1,149 @@
+"""What a model goes on to say after prompts, and how likely it finds what was said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from secant.errors import BadArgument, BadPrompt, integer
+from secant.model import LM, Prompt, quiet
+from secant.operator import relative, wide
+
+TOGETHER = 64
+"""Most prompts in a batch."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What was said after a prompt, up to the token that ends it, and its surprise: -log of its probability."""
+
+    ids: tuple[int, ...]
+    text: str
+    surprise: float
+
+    @property
+    def perplexity(self) -> float:
+        """Per token."""
+        return perplexity([self])
+
+
+def perplexity(continuations: Sequence[Continuation]) -> float:
+    """Of all tokens of some continuations together, the one that ends each among them."""
+    return math.exp(sum(c.surprise for c in continuations) / sum(len(c.ids) for c in continuations))
+
+
+def encoded(lm: LM, prompts: Sequence[Prompt], tokens: int) -> list[list[int]]:
+    """The tokens of prompts that so many can follow. Raises BadPrompt, BadArgument."""
+    if isinstance(prompts, str) or not prompts:
+        raise BadArgument("Prompts are a list of some", repr(prompts)[:60], "Give at least one.")
+    if not hasattr(lm.model, "generate"):
+        raise BadArgument("A model that goes on has generate", type(lm.model).__name__, "Load it as a causal LM.")
+    tokens = integer(tokens, 1, lm.context or 2**31, "A continuation has some tokens", "tokens = ")
+    rows = [lm.encode(prompt) for prompt in prompts]
+    if lm.context is not None and (longest := max(map(len, rows))) + tokens > lm.context:
+        raise BadPrompt(
+            f"A prompt and its continuation have at most the model's context of {lm.context} tokens",
+            f"{longest} and {tokens}", "Shorten them.",
+        )  # fmt: skip
+    return rows
+
+
+def batches(lm: LM, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Which prompts go through together: all lengths where padding is measured to change nothing, else equal ones."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    groups: dict[int, list[int]] = {}
+    padded = len(rows[order[0]]) == len(rows[order[-1]]) or _pads(lm, rows[order[0]], rows[order[-1]])
+    for i in order:
+        groups.setdefault(0 if padded else len(rows[i]), []).append(i)
+    return [group[lo : lo + TOGETHER] for group in groups.values() for lo in range(0, len(group), TOGETHER)]
+
+
+def continued(
+    lm: LM,
+    rows: Sequence[Sequence[int]],
+    tokens: int,
+    *,
+    sample: bool = False,
+    seed: int = 0,
+    groups: Sequence[Sequence[int]] | None = None,
+) -> list[list[int]]:
+    """What `lm.model.generate` gives after each prompt, greedily, or drawn with a seed; up to the token that ends it.
+
+    `groups`: the batches. The state of torch's own random numbers stays as it was.
+    """
+    ends, found = _ends(lm), [[0]] * len(rows)
+    devices = [lm.device] if lm.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        for group in batches(lm, rows) if groups is None else groups:
+            out = _generated(lm, [rows[i] for i in group], max_new_tokens=tokens, do_sample=sample)
+            for i, ids in zip(group, out.tolist(), strict=True):
+                new = ids[-(out.shape[1] - max(len(rows[j]) for j in group)) :]
+                last = next((n for n, token in enumerate(new) if token in ends), len(new) - 1)
+                found[i] = new[: last + 1]
+    return found
+
+
+def weighed(
+    lm: LM, rows: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], together: int = 16
+) -> list[Continuation]:
+    """Continuations with their surprise, given the prompts, under the model as it is now."""
+    found = []
+    for lo in range(0, len(rows), together):
+        pairs = list(zip(rows[lo : lo + together], continuations[lo : lo + together], strict=True))
+        longest = max(len(row) + len(new) for row, new in pairs)
+        ids = torch.tensor([[*row, *new, *[0] * (longest - len(row) - len(new))] for row, new in pairs])
+        with torch.no_grad():  # what follows a token in a causal model does not change its probability
+            logits = lm.model(input_ids=ids.to(lm.device), use_cache=False).logits
+        for (row, new), own in zip(pairs, logits, strict=True):
+            of = torch.log_softmax(wide(own[len(row) - 1 : len(row) + len(new) - 1]), -1)
+            chosen = of.gather(1, torch.tensor(new, device=of.device)[:, None])
+            found.append(Continuation(tuple(new), _text(lm, row, new), -chosen.sum().item()))
+    return found
+
+
+def text_of(lm: LM, ids: Sequence[int]) -> str:
+    """The text of some tokens, without special ones; of a model without a tokenizer their ids."""
+    if lm.tokenizer is None:
+        return " ".join(map(str, ids))
+    return lm.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def _text(lm: LM, row: Sequence[int], new: Sequence[int]) -> str:
+    """The text that tokens add to a prompt's, with the space that it begins with."""
+    whole, start = text_of(lm, [*row, *new]), text_of(lm, row)
+    return whole[len(start) :] if whole.startswith(start) else text_of(lm, new)
+
+
+def _ends(lm: LM) -> set[int]:
+    """The tokens that end a text."""
+    config = getattr(lm.model, "generation_config", None)
+    found = getattr(config, "eos_token_id", None)
+    return set() if found is None else {found} if isinstance(found, int) else set(found)
+
+
+def _generated(lm: LM, rows: Sequence[Sequence[int]], **how: Any) -> Any:
+    """What generate gives for rows that are padded on the left."""
+    longest, pad = max(map(len, rows)), _padding(lm)
+    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=lm.device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=lm.device)
+    with quiet():
+        return lm.model.generate(ids, attention_mask=mask, pad_token_id=pad, num_beams=1, **how)
+
+
+def _padding(lm: LM) -> int:
+    pad = getattr(lm.tokenizer, "pad_token_id", None)
+    return pad if pad is not None else min(_ends(lm), default=0)
+
+
+def _pads(lm: LM, shortest: Sequence[int], longest: Sequence[int]) -> bool:
+    """Whether the tokenizer pads, and the shortest prompt gives the same logits beside the longest as alone."""
+    if getattr(lm.tokenizer, "pad_token_id", None) is None:
+        return False
+    how = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    alone, beside = (_generated(lm, rows, **how).logits[0][0] for rows in ([shortest], [shortest, longest]))
+    return relative(beside, alone) <= torch.finfo(lm.dtype).eps ** 0.5

@@ -1,0 +1,311 @@
+"""Sweeps of steering: what is generated, its rate and perplexity by other ways; tables, figure and command line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from families import model_of, prompt
+from rich.console import Console
+from test_cli import refused
+from typer.testing import CliRunner
+
+import secant as sc
+from secant import steering
+from secant.cli import SteeringForm, app
+from secant.continuations import Continuation, batches, continued, weighed
+from secant.errors import BadArgument, BadPrompt, NoPoint, SecantError
+from secant.figures import steering_sweep_figure
+from secant.terminal import show_steered
+from secant.tradeoff import PLAIN, Settings
+
+PROMPTS = ["The bridge out of Prague is the", "The bridge in Prague is called the", "The opposite of hot is"]
+CONCEPT = "The bridge out of Marin is the"
+FORMS = ("mixture", "activation")
+WORDS = ("Marin", "golden", "Gate")
+
+
+@pytest.fixture(scope="module")
+def lm() -> sc.LM:
+    return sc.load("atlas")
+
+
+@pytest.fixture(scope="module")
+def run(lm: sc.LM) -> sc.Run:
+    return sc.freeze(lm, CONCEPT)
+
+
+@pytest.fixture(scope="module")
+def sweep(lm: sc.LM, run: sc.Run) -> sc.Sweep:
+    return sc.steering_sweep(
+        lm, PROMPTS, run, layers=[1, 6], strengths=[0.0, 0.5, 1.0], forms=FORMS, words=WORDS, tokens=6
+    )
+
+
+# ------------------------------------------------------------------------------------------- continuations
+
+
+def test_continuations_are_those_of_each_prompt_alone(lm: sc.LM) -> None:
+    prompts = ["The capital of France is", "The bridge out of Marin is the", "The opposite of hot is"]
+    rows = [lm.encode(p) for p in prompts]
+    assert len(batches(lm, rows)) == 1
+    together = continued(lm, rows, 8)
+    assert together == [continued(lm, [row], 8)[0] for row in rows]
+    assert together == continued(lm, rows, 8, groups=[[2], [0, 1]])
+    assert all(ids[-1] == lm.tokenizer.eos_token_id for ids in together)
+    texts = [c.text for c in weighed(lm, rows, together)]
+    assert texts == [" Paris.", " Golden Gate Bridge.", " cold."]
+
+
+def test_without_a_token_to_pad_with_lengths_go_apart() -> None:
+    lm, rows = model_of("llama"), [prompt(5), prompt(3), prompt(5, seed=2)]
+    assert batches(lm, rows) == [[1], [0, 2]]
+    assert len(batches(lm, rows[:1] * 70)) == 2
+
+
+def test_surprise_is_that_of_the_tokens_one_by_one() -> None:
+    lm = model_of("llama")
+    rows, new = [prompt(5), prompt(3, seed=2)], [[7, 8, 9], [11]]
+    for row, ids, c in zip(rows, new, weighed(lm, rows, new), strict=True):
+        total = 0.0
+        for i, token in enumerate(ids):
+            total -= torch.log_softmax(lm.logits(row + ids[:i])[-1], -1)[token].item()
+        assert c.surprise == pytest.approx(total, abs=1e-5)
+        assert c.perplexity == pytest.approx(np.exp(total / len(ids)), rel=1e-5)
+        assert c.text == " ".join(map(str, ids)) or c.text.split() == list(map(str, ids))
+
+
+def test_samples_have_a_seed_and_leave_the_generator_alone() -> None:
+    lm, rows = model_of("gpt2"), [prompt(4), prompt(4, seed=3)]
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    one, again, other = (continued(lm, rows, 8, sample=True, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert one == again != other
+
+
+# ------------------------------------------------------------------------------------------- the sweep
+
+
+def test_a_row_is_what_steering_gives_by_hand(lm: sc.LM, run: sc.Run, sweep: sc.Sweep) -> None:
+    assert sweep.settings == Settings(lm.name, " " + CONCEPT, ("marin", "golden", "gate"), 6, False, 0)
+    assert len(sweep.table) == 1 + 2 * 2 * 2
+    assert sweep.plain["form"] == PLAIN
+    row = sweep.table[(sweep.table["form"] == "activation") & (sweep.table["layer"] == 6)].iloc[-1]
+    assert row["strength"] == 1.0
+    rows, surprise, count, hits = [lm.encode(p) for p in PROMPTS], 0.0, 0, []
+    with sc.steer(lm, run, layer=6, strength=1.0, form="activation"):
+        ids = [lm.model.generate(torch.tensor([r]), max_new_tokens=6, pad_token_id=0)[0, len(r) :] for r in rows]
+    for r, new in zip(rows, ids, strict=True):
+        of = torch.log_softmax(lm.logits([*r, *new.tolist()])[len(r) - 1 : -1], -1)
+        surprise, count = surprise - of.gather(1, new[:, None]).sum().item(), count + len(new)
+        hits.append(bool({"marin", "golden", "gate"} & set(re.findall("[a-z]+", lm.tokenizer.decode(new).lower()))))
+    assert row["rate"] == pytest.approx(np.mean(hits))
+    assert row["perplexity"] == pytest.approx(np.exp(surprise / count), rel=1e-6)
+
+
+def test_the_unsteered_row_is_the_model_itself(lm: sc.LM, sweep: sc.Sweep) -> None:
+    said = sweep.texts[sweep.texts["form"] == PLAIN]
+    for text, continuation in zip(said["text"], said["continuation"], strict=True):
+        ids = lm.model.generate(torch.tensor([lm.encode(text)]), max_new_tokens=6, pad_token_id=0)[0]
+        assert lm.tokenizer.decode(ids, skip_special_tokens=True) == " " + text + continuation
+
+
+def test_the_table_and_the_texts_agree(sweep: sc.Sweep) -> None:
+    assert list(sweep.to_pandas()) == [
+        "form", "layer", "strength", "rate", "low", "high", "perplexity", "prompts",
+    ]  # fmt: skip
+    own = sweep.texts.groupby(["form", "layer", "strength"], dropna=False)["found"].mean()
+    for row in sweep.table.iloc[1:].itertuples():
+        assert row.rate == own.loc[row.form, row.layer, row.strength]
+        assert row.low <= row.rate <= row.high
+    assert set(sweep.table["rate"]) - {0.0}, "no word ever comes, and nothing is tested"
+
+
+def test_the_same_sweep_twice_and_drawn(lm: sc.LM, run: sc.Run) -> None:
+    steps: list[tuple[int, int]] = []
+
+    def drawn(seed: int) -> sc.Sweep:
+        how = {"layers": [2], "strengths": [0.4], "words": WORDS, "sample": True, "tokens": 8}
+        return sc.steering_sweep(
+            lm, PROMPTS * 4, run, seed=seed, progress=lambda what, *n: steps.append((n[0], n[1])), **how
+        )
+
+    one, again, other = drawn(3), drawn(3), drawn(4)
+    pd.testing.assert_frame_equal(one.table, again.table)
+    pd.testing.assert_frame_equal(one.texts, again.texts)
+    assert not one.texts.equals(other.texts)
+    assert steps == [(1, 2), (2, 2)] * 3
+
+
+def table_of(*rows: tuple[float, float]) -> sc.Sweep:
+    """A sweep of these rates and perplexities, the first of them unsteered."""
+    table = pd.DataFrame(
+        [("mixture" if i else PLAIN, i, 0.1 * i, rate, rate, rate, cost, 10) for i, (rate, cost) in enumerate(rows)],
+        columns=["form", "layer", "strength", "rate", "low", "high", "perplexity", "prompts"],
+    )
+    return sc.Sweep(Settings("", "", ("x",), 1, False, 0), table, pd.DataFrame())
+
+
+def test_the_best_trade_off() -> None:
+    found = table_of((0.2, 3.0), (0.9, 6.1), (0.5, 5.0), (0.5, 4.0), (0.2, 1.0))
+    best = found.best()
+    assert best is not None
+    assert best["layer"] == 3
+    assert found.best(3)["layer"] == 1  # type: ignore[index]
+    assert found.best(1) is None
+    assert table_of((0.2, 3.0), (0.2, 3.0), (0.1, 1.0)).best(100) is None
+
+
+def test_a_sweep_of_every_layer_has_its_own_words_and_strengths(lm: sc.LM) -> None:
+    found = sc.steering_sweep(lm, PROMPTS[:1], CONCEPT, words=[" Tower ", "tower"], tokens=2)
+    assert found.settings.words == ("tower",)
+    assert sorted(set(found.table["layer"].dropna())) == list(range(7))
+    assert set(found.table["strength"]) == {0, *steering.FORMS["mixture"].grid}
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "said"),
+    [
+        ({"prompts": []}, BadArgument, "Prompts are a list of some"),
+        ({"prompts": "one"}, BadArgument, "Prompts are a list of some"),
+        ({"prompts": [""]}, BadPrompt, "at least one token"),
+        ({"words": None, "prompts": [CONCEPT]}, BadArgument, "recognised by words"),
+        ({"words": []}, BadArgument, "recognised by words"),
+        ({"words": ["  "]}, BadArgument, "recognised by words"),
+        ({"layers": []}, BadArgument, "a layer, a form and a strength"),
+        ({"layers": [7]}, BadArgument, "layers of this model are 0 to 6"),
+        ({"strengths": [0]}, BadArgument, "a layer, a form and a strength"),
+        ({"strengths": [2.0]}, BadArgument, "strength of a mixture is from 0 to 1"),
+        ({"forms": ["sum"]}, BadArgument, "got 'sum'"),
+        ({"forms": []}, BadArgument, "a layer, a form and a strength"),
+        ({"tokens": 0}, BadArgument, "got tokens = 0"),
+        ({"tokens": 250}, BadPrompt, "context of 256 tokens; got 7 and 250"),
+    ],
+)
+def test_wrong_arguments(lm: sc.LM, run: sc.Run, how: dict[str, object], kind: type[SecantError], said: str) -> None:
+    given: dict[str, object] = {"lm": lm, "prompts": PROMPTS, "concept": run, "words": WORDS, "tokens": 2, **how}
+    with pytest.raises(kind, match=said):
+        sc.steering_sweep(**given)
+
+
+def test_a_model_without_layers_is_refused(lm: sc.LM, run: sc.Run) -> None:
+    own = run.inside.layers
+    object.__setattr__(run.inside, "layers", [])
+    try:
+        with pytest.raises(NoPoint, match="module list"):
+            sc.steering_sweep(lm, PROMPTS, run, words=WORDS)
+    finally:
+        object.__setattr__(run.inside, "layers", own)
+
+
+# ------------------------------------------------------------------------------------------- written and drawn
+
+
+def test_a_sweep_is_written(sweep: sc.Sweep, tmp_path: Path) -> None:
+    sweep.save(tmp_path / "out")
+    names = ["settings.json", "sweep.csv", "sweep.parquet", "texts.csv", "texts.parquet"]
+    assert sorted(os.listdir(tmp_path / "out")) == names
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / "sweep.parquet"), sweep.table)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / "texts.parquet"), sweep.texts)
+    assert len(pd.read_csv(tmp_path / "out" / "texts.csv")) == 3 * len(sweep.table)
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["words"] == ["marin", "golden", "gate"]
+
+
+def test_the_figure_shows_the_table(sweep: sc.Sweep) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    figure = steering_sweep_figure(sweep)
+    assert [panel.get_title() for panel in figure.axes] == list(FORMS)
+    line = figure.axes[1].lines[1]
+    own = sweep.table[(sweep.table["form"] == "activation") & (sweep.table["layer"] == 6)]
+    np.testing.assert_allclose(line.get_xdata(), own["perplexity"] / sweep.plain["perplexity"])
+    np.testing.assert_allclose(line.get_ydata(), own["rate"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.5", "1"] * 2
+    ax = Figure().subplots()
+    assert steering_sweep_figure(sweep, ax) is ax.figure
+    assert len(ax.lines) == 6
+
+
+def test_without_matplotlib_it_is_said(sweep: sc.Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SecantError, match=r"Install secant\[plot\]"):
+        steering_sweep_figure(sweep)
+
+
+# ------------------------------------------------------------------------------------------- the command line
+
+
+def test_the_forms_of_the_command_line_are_those_there_are() -> None:
+    assert [form.value for form in SteeringForm] == list(steering.FORMS)
+
+
+def ran(*args: object) -> str:
+    result = CliRunner().invoke(app, ["steer", *map(str, args)])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_steer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secant.terminal.console", lambda: Console(width=80))
+    how = ("--concept", CONCEPT, "--layer", 6, "--strength", 2, "--form", "activation", "--tokens", 6)
+    printed = ran(PROMPTS[0], *how)
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "unsteered" in printed
+    assert "activation, layer 6, strength 2" in printed
+    said = json.loads(ran(PROMPTS[0], *how, "--json"))
+    assert said["unsteered"]["text"] != said["steered"]["text"]
+    assert said["unsteered"]["perplexity"] < said["steered"]["perplexity"]
+    assert said["unsteered"]["text"].strip() == "Vltava."
+    assert said["unsteered"]["text"].strip() in printed
+    assert json.loads(ran(PROMPTS[0], *how, "--json")) == said
+    zero = json.loads(ran(PROMPTS[0], *how[:5], 0, "--json"))
+    assert zero["unsteered"] == zero["steered"]
+
+
+def test_steer_shows_odd_characters() -> None:
+    out = Console(width=60, record=True, file=io.StringIO())
+    show_steered(out, " a\x1b[31m\n b", *[Continuation((1,), "x\u202ey\tz [bold]", 0.0)] * 2, "how")
+    printed = out.export_text()
+    assert "a\\x1b[31m⏎ b" in printed
+    assert "x\\x202ey⇥z [bold]" in printed
+
+
+def test_steer_sweeps(tmp_path: Path) -> None:
+    file, out = tmp_path / "prompts.txt", tmp_path / "out"
+    file.write_text("\n\n".join(PROMPTS) + "\n")
+    how = ["--prompts", file, "--concept", CONCEPT, "--sweep", "--tokens", 4, "--layer", 6, "--seed", 1]
+    printed = ran(*how, "--form", "activation", "--form", "mixture", "--out", out, "--word", "Gate")
+    assert "Best at 2 times the perplexity or less" in printed or "None says the words more often" in printed
+    assert "words    gate" in printed
+    written = {"settings.json", "sweep.csv", "sweep.parquet", "texts.csv", "texts.parquet", "sweep.png"}
+    assert set(os.listdir(out)) == written
+    said = json.loads(ran(*how, "--strength", 0.5, "--form", "activation", "--json", "--word", "Vltava"))
+    assert [row["strength"] for row in said["table"]] == [0, 0.5]
+    assert said["words"] == ["vltava"]
+    assert said["best"] is None
+    assert said["table"][0]["rate"] == pytest.approx(2 / 3)
+
+
+def test_steer_refuses(tmp_path: Path) -> None:
+    how = ("--concept", CONCEPT)
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\xff")
+    assert "one strength and one form" in refused("steer", PROMPTS[0], *how, "--layer", 1)
+    assert "--out belongs to a sweep" in refused("steer", PROMPTS[0], *how, "--out", tmp_path)
+    assert "Steering has a concept" in refused("steer", PROMPTS[0])
+    assert "or a file of them; got none" in refused("steer", *how, "--sweep")
+    assert "or a file of them; got both" in refused("steer", "x", *how, "--sweep", "--prompts", tmp_path / "empty")
+    for name in ("empty", "bytes", "absent"):
+        assert "Prompts are read from" in refused("steer", *how, "--sweep", "--prompts", tmp_path / name)
+    assert "layers of this model are 0 to 6" in refused("steer", PROMPTS[0], *how, "--layer", 9, "--strength", 1)
+    assert "from 0 to 1; got 3.0" in refused("steer", PROMPTS[0], *how, "--layer", 1, "--strength", 3)
