@@ -66,7 +66,9 @@ ALLOWED = {
     },
     "sweep": {"errors", "operator", "points", "resources"},
     "depths": {"costs", "decoding", "errors", "operator", "points", "resources", "run", "spectra", "sweep", "tail"},
-    "terminal": {"decoding", "depths", "explanation", "run"},
+    "neighbourhood": {"errors", "files", "model", "network", "operator", "resources", "run", "spectra"},
+    "screening": {"decoding", "depths", "errors", "files", "model", "rules", "run", "spectra", "sweep"},
+    "terminal": {"decoding", "depths", "explanation", "run", "screening"},
 }
 
 

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from secant.explanation import Explanation, explain
     from secant.loading import load
     from secant.model import LM
+    from secant.neighbourhood import Reach, reach
     from secant.operator import Operator
     from secant.run import Certificate, Prediction, Run, freeze
+    from secant.screening import Screening, screen
     from secant.spectra import SVD, Estimate, captured, frobenius, stable_rank, svd
 
 __version__ = "0.1.0"
@@ -31,6 +33,8 @@ _WHERE = {
     "attribution": ["attribute", "Attribution"],
     "explanation": ["explain", "Explanation"],
     "depths": ["layers", "Layers", "Depth"],
+    "neighbourhood": ["reach", "Reach"],
+    "screening": ["screen", "Screening"],
 }
 
 __all__ = [
@@ -47,7 +51,9 @@ __all__ = [
     "Null",
     "Operator",
     "Prediction",
+    "Reach",
     "Run",
+    "Screening",
     "SecantError",
     "Word",
     "attribute",
@@ -60,6 +66,8 @@ __all__ = [
     "layers",
     "load",
     "null",
+    "reach",
+    "screen",
     "stable_rank",
     "svd",
 ]
