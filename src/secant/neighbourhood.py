@@ -66,7 +66,7 @@ def reach(
     run: Run,
     other: Prompt | Swap,
     *,
-    steps: int | Sequence[float] = 11,
+    steps: int | Sequence[float | int] = 11,
     k: int = 4,
     progress: Progress | None = None,
 ) -> Reach:
@@ -164,7 +164,7 @@ def _other(run: Run, other: Prompt | Swap) -> list[int]:
     return ids
 
 
-def _alphas(steps: int | Sequence[float]) -> list[float]:
+def _alphas(steps: int | Sequence[float | int]) -> list[float]:
     """From 0 to 1. Raises BadArgument."""
     if isinstance(steps, Sequence) and not isinstance(steps, str) and len(steps):
         if all(isinstance(a, float | int) and 0 <= a <= 1 for a in steps):

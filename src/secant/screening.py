@@ -117,7 +117,7 @@ def screen(
     top: int = 8,
     position: int = -1,
     samples: int = 10_000,
-    level: float = 0.05,
+    level: float | int = 0.05,
     convention: str = "gate",
     seed: int = 0,
     progress: Progress | None = None,
@@ -292,7 +292,7 @@ def _text(lm: LM, prompt: Prompt) -> str:
     return " ".join(str(part.get("content", part)) if isinstance(part, dict) else str(part) for part in given)
 
 
-def _check(lm: LM, prompts: Sequence[Prompt], lexicon: Sequence[str], level: float, convention: str) -> None:
+def _check(lm: LM, prompts: Sequence[Prompt], lexicon: Sequence[str], level: float | int, convention: str) -> None:
     """Raises BadArgument."""
     if not isinstance(lm, LM):
         raise BadArgument("screen takes an LM", type(lm).__name__, "Make one with sc.load or sc.LM.")
