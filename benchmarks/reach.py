@@ -1,12 +1,13 @@
-"""How far does a prompt's linear system reach? Held and ordinary Jacobian on the way to another prompt, and how J turns.
+"""How far does a prompt's linear system reach? Held and ordinary Jacobian on the way to another prompt; how J turns.
 
 Between pairs of prompts of the same length, and between a prompt and the same with one token swapped for a random one:
 errors of the held network, of the ordinary Jacobian's tangent and of no change at all, in norms of the true y(α), at
 α = 0.1, 0.25, 0.5 and 1 of the way in embedding space; angles of y, and mean principal angles of the spans of the first
-four left and right singular vectors. Medians with bootstrap intervals of 95 %; of shares, where it says so, means.
+four left and right singular vectors; how often one beats another, and how often the held network and the first prompt
+give the network's next token. Medians (of how often, shares) with bootstrap intervals of 95 %.
 Prompts of Atlas are from its held-out list; of other models, plain sentences. `--markdown` prints tables.
 
-    python benchmarks/reach.py [--model atlas] [--prompts 60] [--markdown]
+    python benchmarks/reach.py [--model atlas] [--prompts 60] [--convention gate] [--markdown]
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import typer
 import secant as sc
 
 sys.path.append(str(Path(__file__).parents[1] / "tools" / "atlas"))
-from corpus import read_questions  # noqa: E402
+from corpus import read_questions
 
 ALPHAS = (0.1, 0.25, 0.5, 1.0)
 K, SEED, RESAMPLES = 4, 0, 2000
@@ -31,7 +32,13 @@ NAMES = {
     "held_error": "held", "ordinary_error": "ordinary", "still_error": "no change", "y_angle": "angle of y",
     "u_mean": "of U", "v_mean": "of V", "u_angle": "of U, largest", "j_distance": "J moves",
 }  # fmt: skip
-SHARES = {"ordinary_better": "ordinary beats held", "held_helps": "held beats no change", "agrees": "same token, held"}
+ANGLES = ("angle of y", "of U", "of V", "of U, largest")
+SHARES = {
+    "ordinary_better": "ordinary beats held",
+    "held_helps": "held beats no change",
+    "agrees": "token, held",
+    "kept": "token, no change",
+}
 SENTENCES = [
     f"{opening} {who} {did} {what}"
     for opening in ("Once upon a time", "One day", "In the morning", "Then")
@@ -69,10 +76,12 @@ def swaps(lm: sc.LM, starts: list[list[int]]) -> list[tuple[list[int], tuple[int
     return [(ids, (random.randrange(1, len(ids)), random.randrange(lm.size))) for ids in starts]
 
 
-def measured(lm: sc.LM, start: list[int], other: list[int] | tuple[int, int]) -> pd.DataFrame:
+def measured(lm: sc.LM, start: list[int], other: list[int] | tuple[int, int], convention: str) -> pd.DataFrame:
     """One way."""
-    table = sc.reach(sc.freeze(lm, start), other, steps=ALPHAS, k=K).to_pandas()
+    run = sc.freeze(lm, start, convention=convention)
+    table = sc.reach(run, other, steps=ALPHAS, k=K).to_pandas()
     return table.assign(
+        kept=table["predicted"] == run.prediction[0].token,
         ordinary_better=table["ordinary_error"] < table["held_error"],
         held_helps=table["held_error"] < table["still_error"],
         agrees=table["predicted"] == table["held_predicted"],
@@ -95,10 +104,11 @@ def summary(tables: list[pd.DataFrame]) -> pd.DataFrame:
         cells = {}
         for name, shown in (NAMES | SHARES).items():
             values = interval(own[name].to_numpy(dtype=float), name in SHARES)
-            form = "{:.0f}° [{:.0f}, {:.0f}]" if shown.startswith(("angle", "of")) else "{:.2f} [{:.2f}, {:.2f}]"
             if name in SHARES:
-                form, values = "{:.0f}% [{:.0f}, {:.0f}]", tuple(100 * v for v in values)
-            cells[shown] = form.format(*values)
+                cells[shown] = "{:.0%} [{:.0%}, {:.0%}]".format(*values)
+            else:
+                form = "{:.0f}° [{:.0f}, {:.0f}]" if shown in ANGLES else "{:.3f} [{:.3f}, {:.3f}]"
+                cells[shown] = form.format(*values)
         rows[alpha] = cells
     return pd.DataFrame(rows).T.rename_axis("α").reset_index()
 
@@ -106,13 +116,14 @@ def summary(tables: list[pd.DataFrame]) -> pd.DataFrame:
 def main(
     model: Annotated[str, typer.Option(help="A folder, or a name.")] = "atlas",
     prompts: Annotated[int, typer.Option(help="How many pairs, and as many swaps.")] = 60,
+    convention: Annotated[str, typer.Option(help="What a gated product holds.")] = "gate",
     markdown: Annotated[bool, typer.Option(help="Print tables in Markdown.")] = False,
 ) -> None:
     lm = sc.load(model, dtype="float64")
     chosen = pairs(lm, prompts)
     for what, ways in (("pairs of prompts", chosen), ("token swaps", swaps(lm, [one for one, _ in chosen]))):
-        found = summary([measured(lm, *way) for way in ways])
-        print(f"\n{Path(lm.name).name}, {len(ways)} {what}\n")
+        found = summary([measured(lm, *way, convention) for way in ways])
+        print(f"\n{Path(lm.name).name}, {len(ways)} {what}, convention {convention}\n")
         if markdown:
             rows = [list(found.columns), ["---"] * len(found.columns), *found.astype(str).to_numpy().tolist()]
             print("\n".join("| " + " | ".join(row) + " |" for row in rows))
