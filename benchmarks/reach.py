@@ -59,7 +59,10 @@ def pairs(lm: sc.LM, count: int) -> list[tuple[list[int], list[int]]]:
     by_length: dict[int, list[list[int]]] = {}
     texts = prompts_of(lm)
     for text in random.sample(texts, min(len(texts), 12 * count)):
-        ids = lm.encode(text)
+        try:
+            ids = lm.encode(text)
+        except sc.SecantError:  # a word that the model does not know
+            continue
         by_length.setdefault(len(ids), []).append(ids)
     found: list[tuple[list[int], list[int]]] = []
     while len(found) < count:

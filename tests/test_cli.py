@@ -228,7 +228,9 @@ def test_wrong_options_are_refused() -> None:
 # ------------------------------------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize("args", [["--help"], ["explain", "--help"], ["verify", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["explain", "--help"], ["verify", "--help"], ["screen", "--help"], ["--version"]]
+)
 def test_help_imports_nothing_heavy(args: list[str]) -> None:
     code = (
         "import sys\nfrom secant.cli import app\ntry:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n"
