@@ -64,6 +64,8 @@ def pairs(lm: sc.LM, count: int) -> list[tuple[list[int], list[int]]]:
         except sc.SecantError:  # a word that the model does not know
             continue
         by_length.setdefault(len(ids), []).append(ids)
+    if sum(len(same) * (len(same) - 1) for same in by_length.values()) < 2 * count:
+        raise typer.BadParameter(f"there are not {count} pairs of prompts of the same length that the model knows")
     found: list[tuple[list[int], list[int]]] = []
     while len(found) < count:
         one = random.choice([ids for same in by_length.values() if len(same) > 1 for ids in same])
