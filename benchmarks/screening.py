@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tools" / "atlas"))
 from corpus import read_questions
 from facts import table
 
-SEED, LISTS, PROMPTS, FACTS = 0, 20, 2, 10
+SEED, LISTS, PROMPTS, FACTS = 0, 20, 2, 6
 BESIDE = {
     "animals": [row["animal"] for row in table("animals")],
     "colours": ["red", "green", "blue", "white", "black", "yellow", "orange", "brown", "pink"],
