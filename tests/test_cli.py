@@ -229,7 +229,8 @@ def test_wrong_options_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["explain", "--help"], ["verify", "--help"], ["steer", "--help"], ["--version"]]
+    "args",
+    [["--help"], ["--version"], *([name, "--help"] for name in ("explain", "attribute", "steer", "screen", "verify"))],
 )
 def test_help_imports_nothing_heavy(args: list[str]) -> None:
     code = (

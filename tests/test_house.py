@@ -71,6 +71,8 @@ ALLOWED = {
     "steering": {"errors", "forms", "hooks", "model", "passes", "run", "tail"},
     "sweep": {"errors", "operator", "points", "resources"},
     "depths": {"costs", "decoding", "errors", "operator", "points", "resources", "run", "spectra", "sweep", "tail"},
+    "neighbourhood": {"errors", "files", "model", "network", "operator", "resources", "run", "spectra"},
+    "screening": {"decoding", "depths", "errors", "files", "model", "rules", "run", "spectra", "sweep"},
     "continuations": {"errors", "model", "operator"},
     "tradeoff": {"continuations", "errors", "files", "model", "run", "steering"},
     "figures": {"errors", "tradeoff"},
@@ -85,6 +87,7 @@ ALLOWED = {
         "explanation",
         "generation",
         "run",
+        "screening",
         "tradeoff",
     },
 }

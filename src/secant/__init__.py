@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from secant.generation import Steps, follow
     from secant.loading import load
     from secant.model import LM
+    from secant.neighbourhood import Reach, reach
     from secant.operator import Operator
     from secant.removal import Faithfulness, faithfulness
     from secant.run import Certificate, Prediction, Run, freeze
+    from secant.screening import Screening, screen
     from secant.spectra import SVD, Estimate, captured, frobenius, stable_rank, svd
     from secant.steering import steer
     from secant.tradeoff import Sweep, steering_sweep
@@ -41,6 +43,8 @@ _WHERE = {
     "depths": ["layers", "Layers", "Depth"],
     "steering": ["steer"],
     "tradeoff": ["steering_sweep", "Sweep"],
+    "neighbourhood": ["reach", "Reach"],
+    "screening": ["screen", "Screening"],
 }
 
 __all__ = [
@@ -59,7 +63,9 @@ __all__ = [
     "Null",
     "Operator",
     "Prediction",
+    "Reach",
     "Run",
+    "Screening",
     "SecantError",
     "Steps",
     "Sweep",
@@ -78,6 +84,8 @@ __all__ = [
     "layers",
     "load",
     "null",
+    "reach",
+    "screen",
     "stable_rank",
     "steer",
     "steering_sweep",

@@ -1,15 +1,16 @@
-"""Writing results so that nothing half-written is ever left behind."""
+"""Reading lists, and writing results so that nothing half-written is ever left behind."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from secant.errors import OutputFailed
+from secant.errors import BadArgument, DamagedFile, OutputFailed
 
 
 def check(folder: str | Path) -> None:
@@ -20,6 +21,28 @@ def check(folder: str | Path) -> None:
         raise _failed(path, NotADirectoryError(20, "Not a directory"))
     if not os.access(there, os.W_OK):
         raise _failed(path, PermissionError(13, "Permission denied"))
+
+
+def lines(path: str | Path, what: str) -> list[str]:
+    """The lines of a text file in UTF-8, or of standard input for "-", without those that are blank.
+
+    `what` they are, for errors. Raises BadArgument where there is no such file, DamagedFile where it is no such text.
+    """
+    rule, where = f"{what} are the lines of a text file", "standard input" if str(path) == "-" else str(path)
+    try:
+        raw = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise BadArgument(rule, f"{where}: {error.strerror or error}", "Give a file that can be read.") from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DamagedFile(rule, f"{where}, which is not in UTF-8", "Save it as UTF-8.") from error
+    if "\0" in text:
+        raise DamagedFile(rule, f"{where}, which is no text", "Give a text file.")
+    found = [line for line in text.splitlines() if line.strip()]
+    if not found:
+        raise DamagedFile(rule, f"{where}, which is empty", "Write one to a line.")
+    return found
 
 
 @contextmanager

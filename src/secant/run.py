@@ -316,6 +316,11 @@ def _stock_error(lm: LM, ids: Sequence[int], logits: Tensor) -> float | None:
 
 def ordinary_error(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"], y: Float[Tensor, " d"]) -> float:
     """‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J' of the last hidden state: the baseline that fails."""
+    return relative(tangent(lm, ids, x).forward(x.detach().reshape(-1, 1))[:, 0], y)
+
+
+def tangent(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"]) -> Graph:
+    """Products with the ordinary Jacobian J' of the last hidden state by the embeddings x."""
     watch = WithoutParameters(lm.head)
     with running(lm, lm.dtype), sdpa_kernel(SDPBackend.MATH):
         leaf = x.detach().clone().requires_grad_()
@@ -323,8 +328,7 @@ def ordinary_error(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"], y: Float
         with noting_head(lm, watch), watch:
             lm.forward(ids, moving)
         assert watch.before_head is not None, "record has found it"
-        graph = Graph(leaf, watch.before_head[0, -1])
-    return relative(graph.forward(leaf.detach().reshape(-1, 1))[:, 0], y)
+        return Graph(leaf, watch.before_head[0, -1])
 
 
 def _refuse(c: Certificate) -> None:

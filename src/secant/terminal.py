@@ -20,6 +20,7 @@ from secant.explanation import Explanation
 from secant.generation import Steps
 from secant.run import Certificate
 from secant.tradeoff import Sweep
+from secant.screening import Screening
 
 
 def console(width: int = 100) -> Console:
@@ -271,6 +272,61 @@ def _marked(word: str, marked: set[str]) -> Text:
     """A word, marked where it is one of those looked for."""
     shown = visible(word.strip() or word)
     return Text(f"▸{shown}", style="bold") if word.strip() in marked else Text(shown)
+
+
+SHOWN = 12
+"""Flagged vectors of one prompt that are shown; all are in the tables."""
+
+
+def show_screening(out: Console, s: Screening) -> None:
+    """The flagged vectors of each prompt, those of smallest q first; how many there are, and what chance gives."""
+    for (_, prompt), rows in s.table.groupby(["number", "prompt"], sort=False):
+        flagged = rows[rows["flagged"]].sort_values(["q", "rank", "second"], kind="stable")
+        out.print()
+        out.print(Text(_readable(prompt), style="bold" if len(flagged) else ""))
+        if len(flagged):
+            out.print(_flagged(flagged[:SHOWN], out.width))
+        more = f", {SHOWN} shown" if len(flagged) > SHOWN else ""
+        out.print(Text(f"{len(flagged)} of {len(rows)} vectors flagged{more}", style="dim"))
+    for row in s.refused.to_dict("records"):
+        out.print()
+        out.print(Text(f"{_readable(row['prompt'])}: refused. {row['reason']}", style="red"))
+    out.print()
+    tests = len(s.table)
+    summary = (
+        f"{len(s.flagged)} of {tests} vectors flagged at a false discovery rate of {s.level:g}. A listed word is among "
+        f"the first {s.top} of {s.found:.1%} of the vectors, and of {s.chance:.2%} of {s.samples} random directions, "
+        f"which is {s.chance * tests:.1f} of {tests}."
+    )
+    if s.needed > 1:
+        summary += f" With so many tests, {s.needed} have to beat all random directions to be flagged: see --samples."
+    if s.unknown:
+        words = ", ".join(map(_readable, s.unknown[:SHOWN])) + (" …" if len(s.unknown) > SHOWN else "")
+        summary += f" Of the list, {len(s.unknown)} are not one token of this model: {words}."
+    legend = (
+        " rank: how many tokens score higher. token: whose block it is; all: of all tokens together. "
+        "≈: a near-equal vector is next to it, and one alone means nothing."
+    )
+    out.print(Text(summary + (legend if len(s.flagged) else ""), style="dim"))
+
+
+def _readable(text: Any) -> str:
+    """A text with its spaces as they are, and what else does not print in sight."""
+    return " ".join(visible(part) for part in str(text).split(" "))
+
+
+def _flagged(rows: pd.DataFrame, width: int) -> Table:
+    """A line for each vector."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    for name in ("layer", "token", "vector", "word", "rank", "q"):
+        table.add_column(name, justify="left" if name in ("token", "word") else "right", no_wrap=True, max_width=16)
+    table.add_column("writes (U)", no_wrap=True, width=max(8, width - 64))
+    for row in rows.to_dict("records"):
+        token = Text("all", style="italic") if pd.isna(row["position"]) else Text(visible(row["token"]))
+        vector = f"{row['vector']}" if row["alone"] else f"≈{row['vector']}"
+        cells = (str(row["layer"]), token, vector, Text(_readable(row["word"])), str(row["rank"]), f"{row['q']:.1g}")
+        table.add_row(*cells, Text(row["decoded"]))
+    return table
 
 
 def _certified(c: Certificate) -> str:

@@ -1,0 +1,140 @@
+"""How far does a prompt's linear system reach? Held and ordinary Jacobian on the way to another prompt; how J turns.
+
+Between pairs of prompts of the same length, and between a prompt and the same with one token swapped for a random one:
+errors of the held network, of the ordinary Jacobian's tangent and of no change at all, in norms of the true y(α), at
+α = 0.1, 0.25, 0.5 and 1 of the way in embedding space; angles of y, and mean principal angles of the spans of the first
+four left and right singular vectors; how often one beats another, and how often the held network and the first prompt
+give the network's next token. Medians (of how often, shares) with bootstrap intervals of 95 %.
+Prompts of Atlas are from its held-out list; of other models, plain sentences. `--markdown` prints tables.
+
+    python benchmarks/reach.py [--model atlas] [--prompts 60] [--convention gate] [--markdown]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from random import Random
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import typer
+
+import secant as sc
+
+sys.path.append(str(Path(__file__).parents[1] / "tools" / "atlas"))
+from corpus import read_questions
+
+ALPHAS = (0.1, 0.25, 0.5, 1.0)
+K, SEED, RESAMPLES = 4, 0, 2000
+NAMES = {
+    "held_error": "held", "ordinary_error": "ordinary", "still_error": "no change", "y_angle": "angle of y",
+    "u_mean": "of U", "v_mean": "of V", "u_angle": "of U, largest", "j_distance": "J moves",
+}  # fmt: skip
+ANGLES = ("angle of y", "of U", "of V", "of U, largest")
+SHARES = {
+    "ordinary_better": "ordinary beats held",
+    "held_helps": "held beats no change",
+    "agrees": "token, held",
+    "kept": "token, no change",
+}
+SENTENCES = [
+    f"{opening} {who} {did} {what}"
+    for opening in ("Once upon a time", "One day", "In the morning", "Then")
+    for who in ("the little dog", "a big bird", "my friend", "the old man")
+    for did in ("saw", "wanted", "found", "loved")
+    for what in ("a red ball and", "the green tree because", "some food in the", "a song about the")
+]
+
+
+def prompts_of(lm: sc.LM) -> list[str]:
+    """Texts that a model can be asked to go on with."""
+    return [question.prompt for question in read_questions()] if lm.name == "atlas" else SENTENCES
+
+
+def pairs(lm: sc.LM, count: int) -> list[tuple[list[int], list[int]]]:
+    """Pairs of different prompts of the same length, drawn at random."""
+    random = Random(SEED)
+    by_length: dict[int, list[list[int]]] = {}
+    texts = prompts_of(lm)
+    for text in random.sample(texts, min(len(texts), 12 * count)):
+        try:
+            ids = lm.encode(text)
+        except sc.SecantError:  # a word that the model does not know
+            continue
+        by_length.setdefault(len(ids), []).append(ids)
+    if sum(len(same) * (len(same) - 1) for same in by_length.values()) < 2 * count:
+        raise typer.BadParameter(f"there are not {count} pairs of prompts of the same length that the model knows")
+    found: list[tuple[list[int], list[int]]] = []
+    while len(found) < count:
+        one = random.choice([ids for same in by_length.values() if len(same) > 1 for ids in same])
+        other = random.choice(by_length[len(one)])
+        if one != other and (one, other) not in found:
+            found.append((one, other))
+    return found
+
+
+def swaps(lm: sc.LM, starts: list[list[int]]) -> list[tuple[list[int], tuple[int, int]]]:
+    """One token of each prompt, not the first, for another one of the vocabulary."""
+    random = Random(SEED)
+    return [(ids, (random.randrange(1, len(ids)), random.randrange(lm.size))) for ids in starts]
+
+
+def measured(lm: sc.LM, start: list[int], other: list[int] | tuple[int, int], convention: str) -> pd.DataFrame:
+    """One way."""
+    run = sc.freeze(lm, start, convention=convention)
+    table = sc.reach(run, other, steps=ALPHAS, k=K).to_pandas()
+    return table.assign(
+        kept=table["predicted"] == run.prediction[0].token,
+        ordinary_better=table["ordinary_error"] < table["held_error"],
+        held_helps=table["held_error"] < table["still_error"],
+        agrees=table["predicted"] == table["held_predicted"],
+    )
+
+
+def interval(values: np.ndarray, mean: bool) -> tuple[float, float, float]:
+    """The median (or mean), and the middle 95 % of that of resamples."""
+    statistic = np.mean if mean else np.median
+    drawn = np.random.default_rng(SEED).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(statistic(values[drawn], axis=1), (0.025, 0.975))
+    return float(statistic(values)), float(low), float(high)
+
+
+def summary(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """A row each α: every column as "median [low, high]"."""
+    every = pd.concat(tables)
+    rows = {}
+    for alpha, own in every.groupby("alpha"):
+        cells = {}
+        for name, shown in (NAMES | SHARES).items():
+            values = interval(own[name].to_numpy(dtype=float), name in SHARES)
+            if name in SHARES:
+                cells[shown] = "{:.0%} [{:.0%}, {:.0%}]".format(*values)
+            else:
+                form = "{:.0f}° [{:.0f}, {:.0f}]" if shown in ANGLES else "{:.3f} [{:.3f}, {:.3f}]"
+                cells[shown] = form.format(*values)
+        rows[alpha] = cells
+    return pd.DataFrame(rows).T.rename_axis("α").reset_index()
+
+
+def main(
+    model: Annotated[str, typer.Option(help="A folder, or a name.")] = "atlas",
+    prompts: Annotated[int, typer.Option(help="How many pairs, and as many swaps.")] = 60,
+    convention: Annotated[str, typer.Option(help="What a gated product holds.")] = "gate",
+    markdown: Annotated[bool, typer.Option(help="Print tables in Markdown.")] = False,
+) -> None:
+    lm = sc.load(model, dtype="float64")
+    chosen = pairs(lm, prompts)
+    for what, ways in (("pairs of prompts", chosen), ("token swaps", swaps(lm, [one for one, _ in chosen]))):
+        found = summary([measured(lm, *way, convention) for way in ways])
+        print(f"\n{Path(lm.name).name}, {len(ways)} {what}, convention {convention}\n")
+        if markdown:
+            rows = [list(found.columns), ["---"] * len(found.columns), *found.astype(str).to_numpy().tolist()]
+            print("\n".join("| " + " | ".join(row) + " |" for row in rows))
+        else:
+            print(found.set_index("α").T.to_string())
+
+
+if __name__ == "__main__":
+    typer.run(main)
