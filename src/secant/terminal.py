@@ -19,8 +19,8 @@ from secant.depths import Layers
 from secant.explanation import Explanation
 from secant.generation import Steps
 from secant.run import Certificate
-from secant.tradeoff import Sweep
 from secant.screening import Screening
+from secant.tradeoff import Sweep
 
 
 def console(width: int = 100) -> Console:
