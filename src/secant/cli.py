@@ -6,16 +6,32 @@ are one line on stderr and exit code 2; `--debug` shows the traceback.
 
 from __future__ import annotations
 
-import functools
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from secant.options import (
+    AttentionOption,
+    ChatOption,
+    Convention,
+    ConventionOption,
+    DebugOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    PickleOption,
+    PrecisionOption,
+    RemoteOption,
+    SeedOption,
+    SteeringForm,
+    loaded,
+    progressing,
+    reported,
+)
 
 if TYPE_CHECKING:
     from secant.model import LM
@@ -29,87 +45,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-class Dtype(StrEnum):
-    """Floating-point types by name."""
-
-    float64 = "float64"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Convention(StrEnum):
-    """What a gated product holds."""
-
-    gate = "gate"
-    up = "up"
-    half = "half"
-
-
-class SteeringForm(StrEnum):
-    """How a concept's operator is put into the stream."""
-
-    mixture = "mixture"
-    additive = "additive"
-    activation = "activation"
-
-
-ModelOption = Annotated[
-    str,
-    typer.Option("--model", "-m", help="A folder, a name on the Hugging Face hub, or atlas, which ships with secant."),
-]
-DtypeOption = Annotated[Dtype | None, typer.Option(help="Load the model in this type; its own by default.")]
-PrecisionOption = Annotated[
-    Dtype | None, typer.Option(help="Evaluate the linear system in this type, above the model's own.")
-]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps …")]
-AttentionOption = Annotated[str | None, typer.Option(help="The attention implementation: eager or sdpa.")]
-RemoteOption = Annotated[bool, typer.Option("--allow-remote-code", help="Run code that comes with the model.")]
-PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Read pickled weights.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-ConventionOption = Annotated[Convention, typer.Option(help="What a gated product holds.")]
-ChatOption = Annotated[bool, typer.Option("--chat", help="Send the prompt as a user's chat message.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of the random input at which affinity is measured.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-
-def reported(command: Callable[..., Any]) -> Callable[..., Any]:
-    """End a command that fails with one line on stderr: exit code 2, or 1 for an error in secant itself."""
-
-    @functools.wraps(command)
-    def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
-        from secant.errors import SecantError
-
-        try:
-            command(*args, debug=debug, **kwargs)
-        except (typer.Exit, BrokenPipeError):
-            raise
-        except (SecantError, KeyboardInterrupt, Exception) as error:
-            if debug:
-                raise
-            code, line = _explained(error)
-            typer.echo(f"secant: {line}", err=True)
-            raise typer.Exit(code) from None
-
-    return run
-
-
-def _explained(error: BaseException) -> tuple[int, str]:
-    from secant.errors import SecantError
-    from secant.resources import is_out_of_memory
-
-    said = " ".join(str(error).split())
-    if isinstance(error, SecantError):
-        return 2, said
-    if isinstance(error, KeyboardInterrupt):
-        return 2, "A run ends when it is done; got an interrupt. Nothing half-written is left; start it again."
-    if isinstance(error, OSError):
-        return 2, f"Output must have somewhere to go; got {error.strerror or said}. Make room, or write elsewhere."
-    if is_out_of_memory(error):
-        return 2, f"A run must fit in memory; got {said[:200]}. Shorten the prompt or load a smaller dtype."
-    return 1, f"An error that secant does not expect; got {type(error).__name__}: {said[:300]}. Run again with --debug."
 
 
 @app.callback(invoke_without_command=True)
@@ -164,14 +99,11 @@ def explain(
         check(out)
     if highlight and not layers:
         raise sc.SecantError("Words are marked in the map of layers", "--highlight without --layers", "Add --layers.")
-    lm = sc.load(
-        model, dtype=dtype and dtype.value, device=device, attention=attention,
-        allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
-    )  # fmt: skip
+    lm = loaded(model, dtype, device, attention, allow_remote_code, allow_pickle)
     for word in highlight or ():
         if not any(text.strip() == word.replace("·", " ").strip() for text in lm.texts):
             raise BadPrompt("A word to mark is a token of the vocabulary", repr(word), "Give another.")
-    with _progress() as progress:
+    with progressing() as progress:
         explanation = sc.explain(
             lm,
             [{"role": "user", "content": prompt}] if chat else prompt,
@@ -227,10 +159,7 @@ def attribute(
 
     if out is not None:
         check(out)
-    lm = sc.load(
-        model, dtype=dtype and dtype.value, device=device, attention=attention,
-        allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
-    )  # fmt: skip
+    lm = loaded(model, dtype, device, attention, allow_remote_code, allow_pickle)
     run = sc.freeze(
         lm,
         [{"role": "user", "content": prompt}] if chat else prompt,
@@ -282,11 +211,8 @@ def screen(
     if out is not None:
         check(out)
     texts, words = lines(prompts, "Prompts"), lines(lexicon, "Words to screen for")
-    lm = sc.load(
-        model, dtype=dtype and dtype.value, device=device, attention=attention,
-        allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
-    )  # fmt: skip
-    with _progress() as progress:
+    lm = loaded(model, dtype, device, attention, allow_remote_code, allow_pickle)
+    with progressing() as progress:
         screening = sc.screen(
             lm, texts, words, k=k, top=top, position=position, samples=samples, level=level,
             convention=convention.value, seed=seed, progress=progress,
@@ -334,12 +260,9 @@ def verify(
     chosen: list[Any] = dtype or ([None] if packed else list(Dtype))  # packed weights have a type of their own
     held = convention or list(Convention)
     rows: list[dict[str, Any]] = []
-    with _progress() as progress:
+    with progressing() as progress:
         for wanted in chosen:
-            lm = sc.load(
-                model, dtype=wanted and wanted.value, device=device, attention=attention,
-                allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
-            )  # fmt: skip
+            lm = loaded(model, wanted, device, attention, allow_remote_code, allow_pickle)
             ids = _random_tokens(lm, seed) if prompt is None else lm.encode(prompt)
             order, name = list(Dtype), Dtype(str(lm.dtype).removeprefix("torch."))
             wider = precision.value if precision and order.index(precision) < min(2, order.index(name)) else None
@@ -407,7 +330,7 @@ def steer(
     json_: JsonOption = False,
     dtype: DtypeOption = None,
     precision: PrecisionOption = None,
-    convention: Annotated[Convention, typer.Option(help="What a gated product holds.")] = Convention.gate,
+    convention: ConventionOption = Convention.gate,
     device: DeviceOption = None,
     attention: AttentionOption = None,
     allow_remote_code: RemoteOption = False,
@@ -432,15 +355,12 @@ def steer(
             )  # fmt: skip
     if out is not None:
         check(out)
-    lm = sc.load(
-        model, dtype=dtype and dtype.value, device=device, attention=attention,
-        allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
-    )  # fmt: skip
+    lm = loaded(model, dtype, device, attention, allow_remote_code, allow_pickle)
     run = sc.freeze(lm, concept, convention=convention.value, precision=precision and precision.value)
     forms = [each.value for each in form or (SteeringForm if sweep else [SteeringForm.mixture])]
     how: dict[str, Any] = {"tokens": tokens, "sample": sample, "seed": seed}
     if sweep:
-        with _progress() as progress:
+        with progressing() as progress:
             found = sc.steering_sweep(
                 lm, texts, run, layers=layer, strengths=strength, forms=forms, words=word, progress=progress, **how
             )
@@ -453,19 +373,11 @@ def steer(
 def _prompts(prompt: str | None, file: Path | None) -> list[str]:
     """The prompt, or those of a file."""
     from secant.errors import BadPrompt
+    from secant.files import lines
 
     if (prompt is None) == (file is None):
         raise BadPrompt("Steering has a prompt, or a file of them", "both" if prompt else "none", "Give one of them.")
-    if file is None:
-        return [prompt or ""]
-    try:
-        found = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeError) as error:
-        said = getattr(error, "strerror", None) or "bytes that are not UTF-8"
-        raise BadPrompt(f"Prompts are read from {file}", said, "Give a text file, a prompt a line.") from None
-    if not found:
-        raise BadPrompt(f"Prompts are read from {file}", "none", "Give a text file, a prompt a line.")
-    return found
+    return [prompt or ""] if file is None else lines(file, "Prompts")
 
 
 def _show_sweep(sweep: Sweep, out: Path | None, json_: bool) -> None:
@@ -527,23 +439,6 @@ def _random_tokens(lm: LM, seed: int) -> list[int]:
 
     length = min(8, lm.context or 8)
     return torch.randint(lm.size, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress bars on stderr, gone when they are done; nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(what: str, done: int, of: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=of)
-            bars.update(tasks[what], completed=done)
-
-        yield report
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ def continued(
 
     `groups`: the batches. The state of torch's own random numbers stays as it was.
     """
-    ends, found = _ends(lm), [[0]] * len(rows)
+    ends, found = lm.ends, [[0]] * len(rows)
     devices = [lm.device] if lm.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
@@ -119,13 +119,6 @@ def _text(lm: LM, row: Sequence[int], new: Sequence[int]) -> str:
     return whole[len(start) :] if whole.startswith(start) else text_of(lm, new)
 
 
-def _ends(lm: LM) -> set[int]:
-    """The tokens that end a text."""
-    config = getattr(lm.model, "generation_config", None)
-    found = getattr(config, "eos_token_id", None)
-    return set() if found is None else {found} if isinstance(found, int) else set(found)
-
-
 def _generated(lm: LM, rows: Sequence[Sequence[int]], **how: Any) -> Any:
     """What generate gives for rows that are padded on the left."""
     longest, pad = max(map(len, rows)), _padding(lm)
@@ -137,7 +130,7 @@ def _generated(lm: LM, rows: Sequence[Sequence[int]], **how: Any) -> Any:
 
 def _padding(lm: LM) -> int:
     pad = getattr(lm.tokenizer, "pad_token_id", None)
-    return pad if pad is not None else min(_ends(lm), default=0)
+    return pad if pad is not None else min(lm.ends, default=0)
 
 
 def _pads(lm: LM, shortest: Sequence[int], longest: Sequence[int]) -> bool:

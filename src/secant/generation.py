@@ -81,12 +81,11 @@ def follow(
     """
     steps = integer(steps, 1, 10**6, "A continuation has at least one step", "steps = ")
     prompt, found, ended = len(run.ids), list[Step](), "steps"
-    stops = _ends(run)
     while True:
         found.append(Step(run.prediction[0], run.certificate, attribute(run, parts=parts)))
         if progress:
             progress("steps", len(found), steps)
-        if run.prediction[0].id in stops:
+        if run.prediction[0].id in run.lm.ends:
             ended = "end of text"
         elif len(found) < steps:
             if run.lm.context is None or len(run.ids) < run.lm.context:
@@ -94,10 +93,3 @@ def follow(
                 continue
             ended = "context"
         return Steps([*run.tokens, run.prediction[0].token], prompt, found, ended)
-
-
-def _ends(run: Run) -> set[int]:
-    """The tokens that end a text, as the model's own generation has them."""
-    config = getattr(run.lm.model, "generation_config", None) or run.lm.model.config
-    ends = getattr(config, "eos_token_id", None)
-    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)

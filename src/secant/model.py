@@ -101,6 +101,13 @@ class LM:
         return self.model.config._attn_implementation or "own"
 
     @property
+    def ends(self) -> set[int]:
+        """The tokens that end a text, as the model's own generation has them."""
+        config = getattr(self.model, "generation_config", None) or self.model.config
+        found = getattr(config, "eos_token_id", None)
+        return set() if found is None else {found} if isinstance(found, int) else set(found)
+
+    @property
     def context(self) -> int | None:
         """The longest prompt that the model takes, if it says so."""
         config = self.model.config.get_text_config()

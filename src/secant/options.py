@@ -1,0 +1,130 @@
+"""What the commands share: their options, how a model is loaded for them, progress, and how an error ends one."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from secant.model import LM
+
+
+class Dtype(StrEnum):
+    """Floating-point types by name."""
+
+    float64 = "float64"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Convention(StrEnum):
+    """What a gated product holds."""
+
+    gate = "gate"
+    up = "up"
+    half = "half"
+
+
+class SteeringForm(StrEnum):
+    """How a concept's operator is put into the stream."""
+
+    mixture = "mixture"
+    additive = "additive"
+    activation = "activation"
+
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", "-m", help="A folder, a name on the Hugging Face hub, or atlas, which ships with secant."),
+]
+DtypeOption = Annotated[Dtype | None, typer.Option(help="Load the model in this type; its own by default.")]
+PrecisionOption = Annotated[
+    Dtype | None, typer.Option(help="Evaluate the linear system in this type, above the model's own.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps …")]
+AttentionOption = Annotated[str | None, typer.Option(help="The attention implementation: eager or sdpa.")]
+RemoteOption = Annotated[bool, typer.Option("--allow-remote-code", help="Run code that comes with the model.")]
+PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Read pickled weights.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+ConventionOption = Annotated[Convention, typer.Option(help="What a gated product holds.")]
+ChatOption = Annotated[bool, typer.Option("--chat", help="Send the prompt as a user's chat message.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the random input at which affinity is measured.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def reported(command: Callable[..., Any]) -> Callable[..., Any]:
+    """End a command that fails with one line on stderr: exit code 2, or 1 for an error in secant itself."""
+
+    @functools.wraps(command)
+    def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
+        from secant.errors import SecantError
+
+        try:
+            command(*args, debug=debug, **kwargs)
+        except (typer.Exit, BrokenPipeError):
+            raise
+        except (SecantError, KeyboardInterrupt, Exception) as error:
+            if debug:
+                raise
+            code, line = _explained(error)
+            typer.echo(f"secant: {line}", err=True)
+            raise typer.Exit(code) from None
+
+    return run
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    from secant.errors import SecantError
+    from secant.resources import is_out_of_memory
+
+    said = " ".join(str(error).split())
+    if isinstance(error, SecantError):
+        return 2, said
+    if isinstance(error, KeyboardInterrupt):
+        return 2, "A run ends when it is done; got an interrupt. Nothing half-written is left; start it again."
+    if isinstance(error, OSError):
+        return 2, f"Output must have somewhere to go; got {error.strerror or said}. Make room, or write elsewhere."
+    if is_out_of_memory(error):
+        return 2, f"A run must fit in memory; got {said[:200]}. Shorten the prompt or load a smaller dtype."
+    return 1, f"An error that secant does not expect; got {type(error).__name__}: {said[:300]}. Run again with --debug."
+
+
+def loaded(
+    model: str,
+    dtype: Dtype | None,
+    device: str | None,
+    attention: str | None,
+    allow_remote_code: bool,
+    allow_pickle: bool,
+) -> LM:
+    """The model that a command's options name."""
+    import secant as sc
+
+    return sc.load(
+        model, dtype=dtype and dtype.value, device=device, attention=attention,
+        allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
+    )  # fmt: skip
+
+
+@contextmanager
+def progressing() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars on stderr, gone when they are done; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=of)
+            bars.update(tasks[what], completed=done)
+
+        yield report
