@@ -7,6 +7,8 @@ are one line on stderr and exit code 2; `--debug` shows the traceback.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +36,7 @@ from secant.options import (
 )
 
 if TYPE_CHECKING:
+    from secant.explanation import Explanation
     from secant.model import LM
     from secant.run import Run
     from secant.tradeoff import Sweep
@@ -64,7 +67,9 @@ def secant(
 def explain(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
     model: ModelOption = "atlas",
-    out: Annotated[Path | None, typer.Option(help="Also write the tables and tensors to this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the tables, the tensors and a page, report.html, to this folder.")
+    ] = None,
     json_: JsonOption = False,
     k: Annotated[int, typer.Option("-k", min=1, help="Singular vectors of each token's block to keep.")] = 4,
     dtype: DtypeOption = None,
@@ -116,8 +121,9 @@ def explain(
             max_memory=max_memory,
             progress=progress,
         )
-    if out is not None:
-        explanation.save(out)
+        if out is not None:
+            explanation.save(out)
+            page = _reported(explanation, out, max_memory, progress)
     if json_:
         typer.echo(json.dumps(explanation.to_dict(), ensure_ascii=False))
         return
@@ -129,7 +135,18 @@ def explain(
     if explanation.steps is not None:
         show_steps(console(), explanation.steps)
     if out is not None:
-        typer.echo(f"Tables and tensors are in {out}", err=True)
+        typer.echo(f"Tables and tensors are in {out}{page}", err=True)
+
+
+def _reported(
+    explanation: Explanation, out: Path, max_memory: str | None, progress: Callable[[str, int, int], None]
+) -> str:
+    """Write the page too, and say where it is, or on stderr why there is none."""
+    if find_spec("plotly") is None:
+        typer.echo("There is no page: it needs plotly. pip install 'secant[report]'", err=True)
+        return ""
+    explanation.report(out / "report.html", max_memory=max_memory, progress=progress)
+    return f"; the page is {out / 'report.html'}"
 
 
 @app.command()

@@ -17,10 +17,11 @@ from secant.attribution import Attribution, attribute
 from secant.decoding import Side, Word, decode, null
 from secant.depths import Layers
 from secant.depths import layers as every_layer
+from secant.evidence import gathered
 from secant.files import replacing
 from secant.generation import Steps, follow
 from secant.model import LM, Prompt
-from secant.resources import limited
+from secant.resources import limited, peak, timed
 from secant.run import Run, freeze
 from secant.spectra import SVD, svd
 from secant.stacks import parts
@@ -42,6 +43,8 @@ class Explanation:
     norms: list[float] = field(repr=False)
     layers: Layers | None = None
     steps: Steps | None = None
+    seconds: dict[str, float] = field(default_factory=dict, repr=False)
+    memory: int | None = field(default=None, repr=False)
 
     def to_pandas(self) -> pd.DataFrame:
         """A row for each token: its contribution to the predicted logit, its share, ‖J_t x_t‖, σ₁, stable rank."""
@@ -131,6 +134,28 @@ class Explanation:
                 table.to_csv(new / f"{name}.csv", index=False)
             save_file({k: t.contiguous().clone() for k, t in tensors.items()}, new / "tensors.safetensors", about)
 
+    def report(
+        self,
+        path: str | Path,
+        *,
+        max_memory: float | str | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        """Write one page of HTML with all of it, and with sums against other predictions, by layer and by head, J as an
+        image, and y beside what rebuilds it; it needs no network.
+
+        `max_memory` and `progress` as in `explain`. Raises SecantError where plotly is not installed, OutputFailed, and
+        what `attribute` raises.
+        """
+        from secant.report.document import html, library
+        from secant.report.page import contents
+
+        plotly = library()  # before there is any work
+        top = max((len(words) for words in (*self.outputs[-1], *self.inputs[-1])), default=0) or 8
+        evidence = gathered(self.run, top, seed=self.run.seed, max_memory=max_memory, progress=progress)
+        with replacing(path) as new:
+            new.write_text(html(contents(self, evidence), plotly), encoding="utf-8", newline="\n")
+
 
 def _without_nan(tree: Any) -> Any:
     """The same with null for numbers that there are none of, such as a share of a logit of 0; JSON has no NaN."""
@@ -162,16 +187,27 @@ def explain(
     such as "4GiB", by default half of what is free; the rest as in `freeze`. `progress(what, done, all)` is called as
     the work goes on. Raises what `freeze`, `svd`, `layers` and `follow` raise.
     """
-    run = freeze(lm, prompt, convention=convention, precision=precision, ordinary=True, top=max(top, 10), seed=seed)
-    attribution = attribute(run, parts=False)
+    seconds: dict[str, float] = {}
+    with timed("freezing", seconds):
+        run = freeze(lm, prompt, convention=convention, precision=precision, ordinary=True, top=max(top, 10), seed=seed)
+    with timed("contributions", seconds):
+        attribution = attribute(run, parts=False)
     op = run.operator()
-    with limited(max_memory):
+    with timed("spectra", seconds), limited(max_memory):
         svds = svd(op, k, per_token=True, progress=progress)
-    outputs, inputs = _decoded(lm, svds, "output", top, seed), _decoded(lm, svds, "input", top, seed)
+    with timed("words", seconds):
+        outputs, inputs = _decoded(lm, svds, "output", top, seed), _decoded(lm, svds, "input", top, seed)
     norms = torch.linalg.vector_norm(parts(op), dim=1)
-    depths = every_layer(run, k, max_memory=max_memory, progress=progress) if layers else None
-    further = follow(run, steps, progress=progress) if steps != 1 else None
-    return Explanation(run, attribution, svds, outputs, inputs, norms.tolist(), depths, further)
+    depths, further = None, None
+    if layers:
+        with timed("layers", seconds):
+            depths = every_layer(run, k, max_memory=max_memory, progress=progress)
+    if steps != 1:
+        with timed("steps", seconds):
+            further = follow(run, steps, progress=progress)
+    return Explanation(
+        run, attribution, svds, outputs, inputs, norms.tolist(), depths, further, seconds, peak(lm.device)
+    )
 
 
 def _decoded(lm: LM, svds: list[SVD], side: Side, top: int, seed: int) -> list[list[list[Word]]]:
