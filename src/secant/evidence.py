@@ -66,7 +66,7 @@ def gathered(
     op = run.operator()
     with torch.inference_mode(False), torch.enable_grad(), limited(max_memory):
         image = imaged(op, progress)
-        rebuilt = wide((op @ op.input)) + wide(op.bias)
+        rebuilt = wide(op @ op.input) + wide(op.bias)
         slope = tangent(run.lm, run.ids, run.input)
         ordinary = wide(slope.forward(run.input.detach().reshape(-1, 1))[:, 0])
     d = len(op.bias)

@@ -33,10 +33,10 @@ def library() -> str:
 
 
 def embedded(contents: Any) -> str:
-    """Contents as JSON in which no character means anything to HTML.
+    r"""Contents as JSON in which no character means anything to HTML.
 
     >>> embedded(["</script>", "&amp;"])
-    '["\\\\u003c/script\\\\u003e","\\\\u0026amp;"]'
+    '["\\u003c/script\\u003e","\\u0026amp;"]'
     """
     return json.dumps(contents, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(UNSAFE)
 

@@ -231,6 +231,7 @@
     fill($("view"), ...maps.map((m, i) => make("option", { value: String(i) }, `${NAMES[m.part] || m.part}, ${m.span === "cumulative" ? "from the embeddings" : "the layer alone"}`)));
     $("view").addEventListener("change", (event) => go({ map: Number(event.target.value) }));
     const at = (node) => [Number(node.parentNode.dataset.row), node.cellIndex - 1];
+    $("map").style.minWidth = `${3.6 + 6.4 * T}rem`; // columns of one width: marking a word lays nothing out anew
     $("map").addEventListener("click", (event) => {
       const node = event.target.closest("td");
       if (!node) return;
@@ -412,7 +413,7 @@
         const of = new Map(own.map((h) => [`${h.layer} ${h.head}`, h.direct]));
         const z = down.map((l) => across.map((h) => of.get(`${l} ${h}`) ?? null));
         const most = Math.max(...own.map((h) => Math.abs(h.direct))) || 1;
-        const map = { type: "heatmap", x: across, y: down, z, zmin: -most, zmax: most, colorscale: [[0, c.negative], [0.5, c.surface], [1, c.positive]], xgap: 1, ygap: 1, hovertemplate: "layer %{y}, head %{x}: %{z:.3f}<extra></extra>", colorbar: { thickness: 10, outlinewidth: 0 }, ...(own.length <= 200 ? { texttemplate: "%{z:.2f}", textfont: { size: 10 } } : {}) };
+        const map = { type: "heatmap", x: across, y: down, z, zmin: -most, zmax: most, colorscale: [[0, c.minus], [0.5, c.surface], [1, c.plus]], xgap: 1, ygap: 1, hovertemplate: "layer %{y}, head %{x}: %{z:.3f}<extra></extra>", colorbar: { thickness: 10, outlinewidth: 0 }, ...(own.length <= 200 ? { texttemplate: "%{z:.2f}", textfont: { size: 10, color: c.ink } } : {}) };
         return [[map], layout(c, axis(c, "head", { dtick: Math.max(1, Math.ceil(across.length / 16)), showgrid: false }), axis(c, "layer", { dtick: Math.max(1, Math.ceil(down.length / 16)), showgrid: false }))];
       },
     },

@@ -1,0 +1,80 @@
+"""Claim: the page of a 512-token prompt is painted within 3 s, and answers a click within 200 ms.
+
+A small random Llama, all layers. The page is opened in Debian's chromium, and timed by the browser itself: the first
+contentful paint, when its tables are there, and from a click (on a token, a cell of the map, the depth; a key in the
+search) to the next painted frame, the worst of several.
+
+    python benchmarks/page.py [TOKENS]
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from playwright.sync_api import Page, sync_playwright
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import secant as sc
+
+CHROMIUM = Path("/usr/bin/chromium")
+LAYERS, D = 6, 64
+UNTIL_PAINTED = """
+async ([find, act]) => {
+  const node = [...document.querySelectorAll(find)].at(-3) ?? document.querySelector(find);
+  if (act === "depth") { node.value = node.value === "1" ? "2" : "1"; }
+  if (act === "find") { node.value = node.value === "1" ? "2" : "1"; }
+  const start = performance.now();
+  if (act === "click") node.click(); else node.dispatchEvent(new Event("input", { bubbles: true }));
+  await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+  return performance.now() - start;
+}
+"""
+
+
+def written(path: Path, tokens: int) -> None:
+    """The page of a random model at a random prompt."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=D, intermediate_size=2 * D, num_hidden_layers=LAYERS, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=500, max_position_embeddings=1024,
+    )  # fmt: skip
+    lm = sc.LM(LlamaForCausalLM(config).eval(), name="random")
+    explanation = sc.explain(lm, torch.randint(0, 500, (tokens,)).tolist(), layers=True)
+    start = time.perf_counter()
+    explanation.report(path)
+    print(f"  report                  {time.perf_counter() - start:8.1f} s, {path.stat().st_size / 1e6:.2f} MB")
+
+
+def timed(page: Page, find: str, act: str, rounds: int = 7) -> float:
+    """The worst of several, in milliseconds."""
+    page.locator(find).first.scroll_into_view_if_needed()
+    page.wait_for_timeout(500)
+    return max(page.evaluate(UNTIL_PAINTED, [find, act]) for _ in range(rounds))
+
+
+def main(tokens: int) -> None:
+    if not CHROMIUM.exists():
+        sys.exit(f"This takes a browser at {CHROMIUM}.")
+    print(f"{tokens} tokens, {LAYERS} layers, d {D}")
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        path = Path(folder) / "report.html"
+        written(path, tokens)
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(path.as_uri(), wait_until="load")
+        page.wait_for_timeout(500)
+        paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        ready = page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
+        print(f"  first paint             {paint:8.0f} ms  (claim: at most 3000)")
+        print(f"  all of it               {ready:8.0f} ms")
+        ways = {"token": (".tok", "click"), "cell": ("#map td", "click"), "depth": ("#depth", "depth"),
+                "search": ("#find", "find"), "switch": (".switch", "click")}  # fmt: skip
+        for name, (find, act) in ways.items():
+            print(f"  {name:<24}{timed(page, find, act):8.0f} ms  (claim: at most 200)")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 512)
