@@ -16,7 +16,7 @@
   const cell = (text) => make("td", { class: "number" }, text);
   const fill = (node, ...children) => node.replaceChildren(...children);
   const row = (...cells) => make("tr", {}, ...cells);
-  const head = (...names) => make("thead", {}, row(...names.map((name, i) => make("th", { scope: "col", class: i ? "number" : null }, name))));
+  const head = (...names) => make("thead", {}, row(...names.map((name, i) => (name ? make("th", { scope: "col", class: i ? "number" : null }, name) : make("td")))));
   const body = (rows) => make("tbody", {}, ...rows);
 
   // ------------------------------------------------------------------------------------------- numbers
@@ -165,7 +165,7 @@
     const rows = own.map((x, t) => row(make("td", { class: "number" }, String(t)), make("td", {}, word(tokens[t].text)), cell(String(tokens[t].id)), cell(signed(x)), cell(share(x, whole)), cell(number(blocks[t].norm)), cell(number(blocks[t].S[0])), cell(number(blocks[t].rank))));
     if (state.view !== "layer") rows.push(row(make("td"), make("td", {}, "constants"), make("td"), cell(signed(s.constant)), cell(share(s.constant, whole)), make("td"), make("td"), make("td")));
     const names = head("", "token", "id", "contribution", "share", "‖J x‖", "σ₁", "stable rank");
-    names.querySelectorAll("th")[1].className = "";
+    names.querySelector("th").className = "";
     fill($("numbers"), names, body(rows));
   }
 
@@ -429,7 +429,10 @@
         const map = { type: "heatmap", z, y: image.map((_, r) => Math.floor((r * shape[0]) / image.length)), colorscale: "Cividis", reversescale: !dark, hoverinfo: "z", colorbar: { thickness: 10, outlinewidth: 0 } };
         const lines = T > 64 ? [] : tokens.slice(1).map((_, t) => ({ type: "line", x0: (t + 1) * C - 0.5, x1: (t + 1) * C - 0.5, y0: 0, y1: 1, yref: "paper", line: { color: c.surface, width: 2 } }));
         const own = { type: "rect", x0: state.token * C - 0.5, x1: (state.token + 1) * C - 0.5, y0: 0, y1: 1, yref: "paper", line: { color: c.ink, width: 2 } };
-        const name = (t) => (texts[tokens[t].text].length > 12 ? texts[tokens[t].text].slice(0, 11) + "…" : texts[tokens[t].text]);
+        const name = (t) => {
+          const signs = [...texts[tokens[t].text]];
+          return signs.length > 12 ? signs.slice(0, 11).join("") + "…" : signs.join("");
+        };
         return [[map], layout(c, axis(c, "token", { tickvals: at.map((t) => t * C + (C - 1) / 2), ticktext: at.map((t) => label(name(t))), showgrid: false }), axis(c, "unit of y", { autorange: "reversed", showgrid: false }), { shapes: [...lines, own] })];
       },
     },

@@ -180,8 +180,8 @@ def _depths(layers: Layers, evidence: Evidence, texts: Texts) -> dict[str, Any]:
     together: list[list[Entry]] = [[] for _ in stream]
     for w in words.itertuples(index=False):
         side, null = nulls[w.side]
-        z = (w.score - null.mean[w.rank].item()) / null.std[w.rank].item()
-        entry: Entry = [texts.place(w.word), brief(w.score), brief(z)]
+        z = (w.score - null.mean[w.rank]) / null.std[w.rank]
+        entry: Entry = [texts.place(w.word), brief(w.score), brief(z.item())]
         if not pd.isna(w.position):
             blocks[where[w.layer]][w.position][side][w.vector].append(entry)
         elif w.vector == 0:
