@@ -179,3 +179,18 @@ def test_the_callers_mode_does_not_matter(mode: type) -> None:
         found = sc.attribute(sc.freeze(lm, prompt()), 5, flow=True)
     pd.testing.assert_frame_equal(found.table, expected.table)
     pd.testing.assert_frame_equal(found.flow, expected.flow)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_flow_is_the_same_by_tokens_and_by_names(family: str) -> None:
+    """Long prompts take a product with Jᵀ for each name, in place of one with J for each token."""
+    run = sc.freeze(model_of(family, "sdpa"), prompt())
+    e = torch.zeros_like(run.logits[-1])
+    e[5] = 1
+    with torch.enable_grad():
+        writers = module._Writers.of(run.inside, e)
+        graph = run.network.graph(run.network.input, torch.cat([t.flatten() for t in writers.tensors]))
+        pushed, pulled = writers._pushed(graph), writers._pulled_back(graph)
+    assert list(pushed) == list(pulled)
+    for key, values in pushed.items():
+        assert pulled[key] == pytest.approx(values, rel=1e-10, abs=1e-12)

@@ -181,6 +181,9 @@ def _by_module(kind: str, logits: Tensor, e: Tensor, constants: Sequence[Injecte
     return [_row(kind, module, c) for module, c in found.items() if c]
 
 
+_Key = tuple[str, int | None, int | None, str]
+
+
 @dataclass(frozen=True)
 class _Term:
     """What a name adds to the logit on a path: the derivative by some columns of one of the tensors that write."""
@@ -192,6 +195,11 @@ class _Term:
     tensor: int
     slope: Tensor | None
     columns: slice | None = None
+
+    @property
+    def key(self) -> _Key:
+        """What its contribution is counted under."""
+        return self.name, self.layer, self.head, self.path
 
     def of(self, made: Float[Tensor, "T n c"]) -> list[float]:
         """Its contribution, where the tensor is each of c others."""
@@ -246,7 +254,7 @@ class _Writers:
         """The contributions of all names by path, where the tensors are each of c others."""
         found: dict[_Key, list[float]] = {}
         for term in self.terms:
-            key, own = (term.name, term.layer, term.head, term.path), term.of(made[term.tensor])
+            key, own = term.key, term.of(made[term.tensor])
             found[key] = [a + b for a, b in zip(found[key], own, strict=True)] if key in found else own
         return found
 
@@ -277,18 +285,9 @@ class _Writers:
     def flow(self, tokens: Sequence[str]) -> pd.DataFrame:
         """What each token, and the constants, make of each part and head, taken to the logit by each path."""
         x = self.inside.network.input
-        T, d = x.shape
+        T, names = len(x), {term.key for term in self.terms}
         graph = self.inside.network.graph(x, torch.cat([t.flatten() for t in self.tensors]))
-        found: dict[_Key, list[float]] = defaultdict(list)
-        for start in range(0, T, graph.at_once):
-            places = range(start, min(start + graph.at_once, T))
-            columns = x.new_zeros(T, d, len(places))
-            for i, t in enumerate(places):
-                columns[t, :, i] = x[t].detach()
-            made = graph.forward(columns.view(T * d, -1)).split([t.numel() for t in self.tensors])
-            shaped = [part.view(*t.shape, -1) for part, t in zip(made, self.tensors, strict=True)]
-            for key, values in self.weighed(shaped).items():
-                found[key] += values
+        found = self._pulled_back(graph) if len(names) < T else self._pushed(graph)
         constants = self.weighed([zero[:, :, None] for zero in self.zeros])
         rows = [
             (name, path, t, token, layer, head, value)
@@ -300,8 +299,38 @@ class _Writers:
         table = pd.DataFrame(rows, columns=["name", "path", "position", "token", "layer", "head", "contribution"])
         return table.astype(dict.fromkeys(("position", "layer", "head"), "Int64"))
 
+    def _pushed(self, graph: Graph) -> dict[_Key, list[float]]:
+        """What each token makes of each name, from a product with J for each token."""
+        x = self.inside.network.input
+        T, d = x.shape
+        found: dict[_Key, list[float]] = defaultdict(list)
+        for start in range(0, T, graph.at_once):
+            places = range(start, min(start + graph.at_once, T))
+            columns = x.new_zeros(T, d, len(places))
+            for i, t in enumerate(places):
+                columns[t, :, i] = x[t].detach()
+            made = graph.forward(columns.view(T * d, -1)).split([t.numel() for t in self.tensors])
+            shaped = [part.view(*t.shape, -1) for part, t in zip(made, self.tensors, strict=True)]
+            for key, values in self.weighed(shaped).items():
+                found[key] += values
+        return found
 
-_Key = tuple[str, int | None, int | None, str]
+    def _pulled_back(self, graph: Graph) -> dict[_Key, list[float]]:
+        """The same from a product with Jᵀ for each name, of which a long prompt has fewer than tokens."""
+        x = self.inside.network.input
+        keys = list(dict.fromkeys(term.key for term in self.terms))
+        found: dict[_Key, list[float]] = {}
+        for start in range(0, len(keys), graph.at_once):
+            some = {key: i for i, key in enumerate(keys[start : start + graph.at_once])}
+            slopes = [t.new_zeros(*t.shape, len(some)) for t in self.tensors]
+            for term in self.terms:
+                if term.key in some and term.slope is not None:
+                    chosen = term.columns or slice(None)
+                    slopes[term.tensor][:, chosen, some[term.key]] += term.slope[:, chosen]
+            pulled = graph.adjoint(torch.cat([s.flatten(0, 1) for s in slopes])).view(*x.shape, -1)
+            values = torch.einsum("td,tdk->kt", wide(x), wide(pulled))
+            found |= dict(zip(some, values.tolist(), strict=True))
+        return found
 
 
 def _heads(inside: Inside, name: str) -> list[Point]:

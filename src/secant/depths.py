@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import pandas as pd
 import torch
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.costs import Way, said
-from secant.decoding import decode
+from secant.decoding import AT_ONCE, Side, Word, decode
 from secant.errors import BadArgument, NoPoint, integer
 from secant.operator import CHUNK, Graph, relative, wide
 from secant.points import Inside
@@ -28,6 +28,7 @@ from secant.sweep import STREAM, Matrices, before, layerwise, operators, plan, t
 from secant.tail import Tail, together
 
 SPANS = ("cumulative", "layerwise")
+SIDES: tuple[Side, Side] = ("output", "input")
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,17 +107,30 @@ class Layers:
         V of a layerwise operator is a direction of the stream before the layer; its words are the embeddings that it
         is nearest to.
         """
-        rows: list[tuple[Any, ...]] = []
-        for d, t, f in self._each():
-            for side in ("output", "input") if t is not None else ("output",):
-                some = min(vectors, int((f.S > 0).sum()))  # a zero block has no directions
-                directions = (f.U if side == "output" else f.V)[:, :some]
-                for i, words in enumerate(decode(self.run.lm, directions, side, top)):
-                    rows += [
-                        (d.layer, d.part, d.span, t, i, side, r, w.token, w.id, w.score) for r, w in enumerate(words)
-                    ]
+        asked: list[tuple[Depth, int | None, Side, Tensor]] = [
+            (d, t, side, (f.U if side == "output" else f.V)[:, : min(vectors, int((f.S > 0).sum()))])
+            for d, t, f in self._each()  # a zero block has no directions
+            for side in (SIDES if t is not None else SIDES[:1])
+        ]
+        decoded = {side: self._decoded([U for *_, own, U in asked if own == side], side, top) for side in SIDES}
+        rows = [
+            (d.layer, d.part, d.span, t, i, side, r, w.token, w.id, w.score)
+            for d, t, side, directions in asked
+            for i in range(directions.shape[1])
+            for r, w in enumerate(next(decoded[side]))
+        ]
         names = ["layer", "part", "span", "position", "vector", "side", "rank", "word", "id", "score"]
         return pd.DataFrame(rows, columns=names).astype({"position": "Int64"})
+
+    def _decoded(self, directions: Sequence[Tensor], side: Side, top: int) -> Iterator[list[Word]]:
+        """The words of each column of some matrices, so many of them at once as are decoded together."""
+        some: list[Tensor] = []
+        for columns, following in zip(directions, [*directions[1:], None], strict=True):
+            some.append(columns)
+            last = following is None or len(following) != len(columns)
+            if last or sum(c.shape[1] for c in some) >= AT_ONCE:
+                yield from decode(self.run.lm, torch.cat(some, 1), side, top)
+                some = []
 
     def path(self) -> pd.DataFrame:
         """Where the top two left vectors of each depth's stream point in the plane of the last depth's (the paper's

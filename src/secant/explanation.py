@@ -197,7 +197,8 @@ def explain(
         svds = svd(op, k, per_token=True, progress=progress)
     with timed("words", seconds):
         outputs, inputs = _decoded(lm, svds, "output", top, seed), _decoded(lm, svds, "input", top, seed)
-    norms = torch.linalg.vector_norm(parts(op), dim=1)
+    with timed("norms", seconds):
+        norms = torch.linalg.vector_norm(parts(op), dim=1)
     depths, further = None, None
     if layers:
         with timed("layers", seconds):
