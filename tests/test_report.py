@@ -254,6 +254,7 @@ def test_hostile_texts_are_data(hostile: Written) -> None:
         ("\t\x00", "⇥\\x00"),
         ("\u202eabc", "\\x202eabc"),
         ("\u0301", "◌\u0301"),
+        ("\u2028", "\\x2028"),
         ("中文", "中文"),
     ],
 )
@@ -418,7 +419,7 @@ def test_axe_finds_nothing(browser: Browser, made: Written, theme: str, width: i
 
 
 def test_nothing_of_a_hostile_tokenizer_runs(browser: Browser, hostile: Written) -> None:
-    with opened(browser, hostile, "#token=0&layer=1&find=<b>", viewport={"width": 500, "height": 800}) as tab:
+    with opened(browser, hostile, "#token=0&layer=1&find=<b>", viewport={"width": 390, "height": 800}) as tab:
         for t in range(0, len(HOSTILE), 3):
             token(tab, t).click()
         scrolled_through(tab)

@@ -33,7 +33,8 @@ def visible(token: str) -> str:
     """A token so that every character of it can be seen: spaces, line ends, and what does not print."""
     shown = {" ": "·", "\n": "⏎", "\t": "⇥"}
     return "".join(
-        shown.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zs") else c)
+        shown.get(c)
+        or (f"\\x{ord(c):02x}" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp") else c)
         for c in token
     )
 

@@ -24,7 +24,8 @@
   const minus = (text) => text.replace("-", "−");
   const number = (x, digits = 4) => (x === null || x === undefined ? "–" : minus(Math.abs(x) >= 1e-4 || x === 0 ? String(Number(x.toPrecision(digits))) : x.toExponential(1)));
   const fixed = (x, places = 2) => (x === null || x === undefined ? "–" : minus(x.toFixed(places)));
-  const signed = (x) => (x === null || x === undefined ? "–" : (x >= 0 ? "+" : "") + fixed(x, Math.abs(x) < 10 ? 2 : 1));
+  const short = (x) => (x === 0 || x >= 0.1 ? x.toFixed(x < 10 ? 2 : 1) : x >= 1e-4 ? String(Number(x.toPrecision(2))) : minus(x.toExponential(0)));
+  const signed = (x) => (x === null || x === undefined ? "–" : (x < 0 ? "−" : "+") + short(Math.abs(x)));
   const share = (x, whole) => (whole ? minus(((100 * x) / whole).toFixed(1)) + " %" : "–");
   const error = (x) => (x === null || x === undefined ? "–" : minus(x.toExponential(1)));
   const size = (bytes) => (bytes >= 2 ** 30 ? (bytes / 2 ** 30).toFixed(1) + " GiB" : (bytes / 2 ** 20).toFixed(0) + " MiB");
@@ -68,7 +69,6 @@
     else if (location.hash !== address()) location.hash = address();
   }
   window.addEventListener("hashchange", () => {
-    if (location.hash === "#prompt") return; // the way past the bar
     const before = state;
     state = read();
     if (JSON.stringify(before) !== JSON.stringify(state)) draw(before);
@@ -413,7 +413,7 @@
         const of = new Map(own.map((h) => [`${h.layer} ${h.head}`, h.direct]));
         const z = down.map((l) => across.map((h) => of.get(`${l} ${h}`) ?? null));
         const most = Math.max(...own.map((h) => Math.abs(h.direct))) || 1;
-        const map = { type: "heatmap", x: across, y: down, z, zmin: -most, zmax: most, colorscale: [[0, c.minus], [0.5, c.surface], [1, c.plus]], xgap: 1, ygap: 1, hovertemplate: "layer %{y}, head %{x}: %{z:.3f}<extra></extra>", colorbar: { thickness: 10, outlinewidth: 0 }, ...(own.length <= 200 ? { texttemplate: "%{z:.2f}", textfont: { size: 10, color: c.ink } } : {}) };
+        const map = { type: "heatmap", x: across, y: down, z, zmin: -most, zmax: most, colorscale: [[0, c.minus], [0.5, c.surface], [1, c.plus]], xgap: 1, ygap: 1, hovertemplate: "layer %{y}, head %{x}: %{z:.3f}<extra></extra>", colorbar: { thickness: 10, outlinewidth: 0 }, ...(own.length <= 200 ? { texttemplate: "%{z:.2g}", textfont: { size: 10, color: c.ink } } : {}) };
         return [[map], layout(c, axis(c, "head", { dtick: Math.max(1, Math.ceil(across.length / 16)), showgrid: false }), axis(c, "layer", { dtick: Math.max(1, Math.ceil(down.length / 16)), showgrid: false }))];
       },
     },
@@ -554,6 +554,10 @@
   state = read();
   draw(null);
 
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the address keeps its state
+    $("prompt").focus();
+  });
   $("before").addEventListener("click", () => go({ token: state.token - 1 }));
   $("after").addEventListener("click", () => go({ token: state.token + 1 }));
   $("depth")?.addEventListener("input", (event) => go({ layer: layers[Number(event.target.value)] ?? null }, true));
