@@ -451,6 +451,16 @@ def test_one_token(browser: Browser, lm: sc.LM, tmp_path: Path) -> None:
         scrolled_through(tab)
 
 
+def test_a_long_prompt_shows_what_is_chosen(browser: Browser, lm: sc.LM, tmp_path: Path) -> None:
+    page = written(sc.explain(lm, [2 + i % 30 for i in range(60)], k=1), tmp_path)
+    with opened(browser, page, "#token=59", viewport={"width": 300, "height": 800}) as tab:
+        strip, own = tab.locator("#tokens").bounding_box(), token(tab, 59).bounding_box()
+        assert strip is not None
+        assert own is not None
+        assert strip["y"] <= own["y"] <= strip["y"] + strip["height"] - own["height"] + 1
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_a_logit_of_zero(browser: Browser, tmp_path: Path) -> None:
     lm = model_of("llama", "sdpa", torch.float64)
     with torch.no_grad():

@@ -185,6 +185,12 @@
     $("depth-name").textContent = name;
   }
 
+  function scrollTokens() {
+    const strip = $("tokens");
+    const { offsetTop: top, offsetHeight: height } = buttons[state.token];
+    if (top < strip.scrollTop || top + height > strip.scrollTop + strip.clientHeight) strip.scrollTop = top - strip.clientHeight / 2;
+  }
+
   // ------------------------------------------------------------------------------------------- the block
 
   const chosen = (t = state.token) => (state.layer === null ? blocks[t] : depths.blocks[layers.indexOf(state.layer)][t]);
@@ -393,7 +399,7 @@
           const own = depths.path.filter((p) => p.vector === v);
           return { type: "scatter", mode: "lines+markers+text", name: `vector ${v}`, x: own.map((p) => p.x), y: own.map((p) => p.y), text: own.map((p) => String(p.layer)), textposition: "top center", hoverinfo: "text", line: { color: COLOURS[v], dash: DASHES[v] }, marker: { symbol: v ? "square" : "circle", size: 7 } };
         });
-        return [lines, layout(c, axis(c, "along the last u₀", { range: [-1.15, 1.15] }), axis(c, "along the last u₁", { range: [-1.15, 1.15] }), { showlegend: true, margin: { l: 50, r: 15, t: 40, b: 40 } })];
+        return [lines, layout(c, axis(c, "along the last u₀", { range: [-1.3, 1.3] }), axis(c, "along the last u₁", { range: [-1.3, 1.3] }), { showlegend: true, margin: { l: 50, r: 15, t: 40, b: 40 } })];
       },
     },
     parts: {
@@ -422,11 +428,14 @@
       draw(c) {
         const { cells: image, shape } = data.image;
         const C = image[0][0].length;
-        const z = image.map((line) => line.flat());
+        const values = image.map((line) => line.flat());
+        const z = values.map((line) => line.map((v) => (v > 0 ? Math.log10(v) : null)));
+        const most = Math.max(...z.map((line) => Math.max(...line.map((v) => v ?? -Infinity))));
+        const decades = [0, 0.5, 1, 1.5, 2].map((down) => most - down);
         const dark = matchMedia("(prefers-color-scheme: dark)").matches ? state.theme !== "light" : state.theme === "dark";
         const step = Math.max(1, Math.ceil(T / 16));
         const at = tokens.map((_, t) => t).filter((t) => t % step === 0);
-        const map = { type: "heatmap", z, y: image.map((_, r) => Math.floor((r * shape[0]) / image.length)), colorscale: "Cividis", reversescale: !dark, hoverinfo: "z", colorbar: { thickness: 10, outlinewidth: 0 } };
+        const map = { type: "heatmap", z, zmin: most - 2, zmax: most, text: values.map((line) => line.map((v) => number(v, 3))), y: image.map((_, r) => Math.floor((r * shape[0]) / image.length)), colorscale: "Cividis", reversescale: !dark, hoverinfo: "text", colorbar: { thickness: 10, outlinewidth: 0, tickvals: decades, ticktext: decades.map((v) => number(10 ** v, 2)) } };
         const lines = T > 64 ? [] : tokens.slice(1).map((_, t) => ({ type: "line", x0: (t + 1) * C - 0.5, x1: (t + 1) * C - 0.5, y0: 0, y1: 1, yref: "paper", line: { color: c.surface, width: 2 } }));
         const own = { type: "rect", x0: state.token * C - 0.5, x1: (state.token + 1) * C - 0.5, y0: 0, y1: 1, yref: "paper", line: { color: c.ink, width: 2 } };
         const name = (t) => {
@@ -491,7 +500,7 @@
 
   function drawRest() {
     const [d, , width] = data.image.shape;
-    $("image-says").textContent = `J, ${d} x ${T} tokens x ${width}: root mean square of each rectangle of ${data.image.cells.length} x ${data.image.cells[0][0].length} a token; the frame is the chosen token's block.`;
+    $("image-says").textContent = `J, ${d} x ${T} tokens x ${width}: root mean square of each rectangle of ${data.image.cells.length} x ${data.image.cells[0][0].length} a token, two decades of it; the frame is the chosen token's block.`;
     const off = data.certificate.ordinary === null ? "" : ` The ordinary Jacobian, without b, is off by ${(100 * data.certificate.ordinary).toFixed(0)} %.`;
     const some = data.rebuilt.units.length < d ? `${data.rebuilt.units.length} of ${d}` : `all ${d}`;
     $("rebuilt-says").textContent = `y against J x + b, ${some} units: on the line to ${error(data.certificate.reconstruction)}.${off}`;
@@ -534,6 +543,7 @@
     }
     if (changed("token", "layer")) drawChosen();
     if (changed("view", "versus") || (state.view === "layer" && changed("layer"))) drawTokens();
+    if (changed("token")) scrollTokens();
     if (changed("token", "layer")) drawBlock();
     if (maps.length) {
       if (changed("map")) drawMap();
