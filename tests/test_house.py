@@ -76,9 +76,9 @@ ALLOWED = {
     "continuations": {"errors", "model", "operator"},
     "tradeoff": {"continuations", "errors", "files", "model", "run", "steering"},
     "figures": {"errors", "tradeoff"},
-    "ablation": {"errors", "network", "points", "run"},
+    "ablation": {"errors", "network", "operator", "points", "run"},
     "removal": {"attribution", "errors", "network", "operator", "run"},
-    "generation": {"attribution", "errors", "run"},
+    "generation": {"attribution", "continuations", "errors", "run"},
     "terminal": {
         "attribution",
         "continuations",

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from secant.decoding import AT_ONCE, decode
 from secant.depths import Depth, layers
-from secant.errors import BadArgument, BadPrompt, SecantError, integer
+from secant.errors import BadArgument, BadPrompt, SecantError, integer, seeded
 from secant.files import replacing
 from secant.model import LM, Prompt
 from secant.rules import CONVENTIONS
@@ -147,7 +147,7 @@ def screen(
     k = integer(k, 1, d, f"Blocks have 1 to {d} singular triplets", "k = ")
     top = integer(top, 1, lm.size, "A direction has some words", "top = ")
     samples = integer(samples, 1, 10**7, "A null takes some random directions", "samples = ")
-    seed = integer(seed, 0, 2**62, "A seed is a whole number", "seed = ")
+    seed = seeded(seed)
     lm.ready()
     known, unknown = looked_up(lm, lexicon)
     report = progress or (lambda what, done, of: None)

@@ -142,12 +142,14 @@ def _contributions(out: Console, title: str, rows: pd.DataFrame, a: Attribution)
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), title=title, title_justify="left")
     table.title_style = "dim"
     table.add_column("", justify="right", style="dim", no_wrap=True)
+    narrow = out.width < 72
     table.add_column("", no_wrap=True, max_width=28)
     table.add_column("logit", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
     if direct:
         table.add_column("all paths", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    if not narrow:
+        table.add_column("", no_wrap=True)
     largest = max((abs(row[2]) for row in shown), default=0.0)
     for place, name, contribution, through in shown:
         cells = [
@@ -157,7 +159,8 @@ def _contributions(out: Console, title: str, rows: pd.DataFrame, a: Attribution)
         ]
         bar = round(20 * abs(contribution) / largest) if largest else 0
         style = "" if contribution >= 0 else "red"
-        table.add_row(place, Text(name), *cells, Text(("█" if contribution >= 0 else "▒") * bar, style=style))
+        drawn = [] if narrow else [Text(("█" if contribution >= 0 else "▒") * bar, style=style)]
+        table.add_row(place, Text(name), *cells, *drawn)
     out.print(table)
 
 
