@@ -50,8 +50,8 @@ def crossed(a: sc.Attribution, close: dict[str, float]) -> None:
     whole = a.flow[a.flow["head"].isna()]
     direct = whole[whole["path"] == "direct"].groupby("position", dropna=False)["contribution"].sum()
     assert direct.tolist()[:-1] == pytest.approx(a.of("token")["contribution"].tolist(), **close)
-    outside = a.of("outside")["contribution"].sum()
-    assert direct.tolist()[-1] + outside == pytest.approx(a.constant, **close)
+    assert direct.tolist()[-1] == pytest.approx(a.constant, **close)
+    assert direct.sum() == pytest.approx(a.logit, **close)
     margins = a.flow.groupby(["name", "path"])["contribution"].sum()
     for row in a.table[a.table["kind"].isin(["embed", "layer"]) | a.table["head"].notna()].itertuples():
         assert margins[row.name, "direct"] == pytest.approx(row.contribution, **close)

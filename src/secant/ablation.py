@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.errors import BadArgument, NoPoint, integer
+from secant.errors import BadArgument, BadPrompt, NoPoint, integer
 from secant.network import altered, replayed, running
 from secant.operator import wide
 from secant.points import PARTS, Inside, Point
@@ -142,7 +142,10 @@ def _token(run: Run, position: int, by: str | SupportsIndex, reference: Sequence
         with running(lm, lm.dtype):
             real = lm.forward(ids, x)[0, -1].detach()
     else:
-        ids[t] = lm.token(by)
+        try:
+            ids[t] = lm.token(by)
+        except BadPrompt as error:
+            raise BadPrompt("A token is ablated by zero, mean, or another token", error.got, error.todo) from error
         with running(lm, lm.dtype):
             x[t] = lm.embed(ids)[t]
             real = lm.logits(ids)[-1]

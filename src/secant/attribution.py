@@ -46,7 +46,8 @@ class Attribution:
     logit) and *outside* (constants outside parts, by module). Those of kind *head* add up to their layer's attention.
     `all_paths`: the same by all paths, through later parts too, and through what the part itself adds later (RWKV's).
     `total` is the first sum, `direct` the second; both are `logit`, the model's own, to within rounding. `flow` crosses
-    them: a row for each part or head, path (direct, all) and token, the constants' share with position missing.
+    them: a row for each part or head, path (direct, all) and token, the constants' share with position missing; the
+    rows of path direct that are no heads add up to the logit, constants outside parts (*outside*) among them.
     """
 
     target: str
@@ -300,6 +301,8 @@ class _Writers:
                 [*range(T), None], [*tokens, None], values + constants[name, layer, head, path], strict=True
             )
         ]
+        beside = sum(row["contribution"] for row in self.outside)
+        rows.append(("outside", "direct", None, None, None, None, beside))
         table = pd.DataFrame(rows, columns=["name", "path", "position", "token", "layer", "head", "contribution"])
         return table.astype(dict.fromkeys(("position", "layer", "head"), "Int64"))
 

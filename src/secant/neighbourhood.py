@@ -44,7 +44,7 @@ class Reach:
     network that was frozen at α.
     """
 
-    run: Run
+    run: Run = field(repr=False)
     ids: list[int] = field(repr=False)
     tokens: list[str]
     k: int

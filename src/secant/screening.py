@@ -303,6 +303,10 @@ def _check(lm: LM, prompts: Sequence[Prompt], lexicon: Sequence[str], level: flo
     if odd := [word for word in lexicon if not isinstance(word, str) or not word.strip()]:
         raise BadArgument("A list to screen for has words", repr(odd[0]), "Leave out what is none.")
     if isinstance(level, bool) or not isinstance(level, float | int) or not 0 < level < 1:
-        raise BadArgument("A level is a share of false ones among those flagged", f"level = {level}", "Use 0.05.")
+        raise BadArgument(
+            "A level is the share of false ones among those flagged, above 0 and below 1",
+            f"level = {level}",
+            "Use 0.05.",
+        )
     if convention not in CONVENTIONS:
         raise BadArgument(f"A convention is one of {', '.join(CONVENTIONS)}", repr(convention), "Choose one of them.")
