@@ -107,9 +107,9 @@ ALLOWED = {
         "spectra",
         "terminal",
     },
-    "ablation": {"errors", "network", "points", "run"},
+    "ablation": {"errors", "network", "operator", "points", "run"},
     "removal": {"attribution", "errors", "network", "operator", "run"},
-    "generation": {"attribution", "errors", "run"},
+    "generation": {"attribution", "continuations", "errors", "run"},
     "terminal": {
         "attribution",
         "continuations",

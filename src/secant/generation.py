@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from secant.attribution import Attribution, attribute
+from secant.continuations import added
 from secant.errors import integer
 from secant.run import Certificate, Prediction, Run
 
@@ -27,7 +28,8 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """A continuation, a step each token. `tokens` are those of the prompt and then the generated ones.
+    """A continuation, a step each token. `tokens` are those of the prompt and then the generated ones; `text`: what the
+    generated ones add to the prompt's text, without special tokens.
 
     `ended`: why there are no more steps: their number, the end of text, or the model's context.
     """
@@ -35,12 +37,8 @@ class Steps:
     tokens: list[str]
     prompt: int
     steps: list[Step] = field(repr=False)
+    text: str
     ended: str
-
-    @property
-    def text(self) -> str:
-        """What was generated, token after token."""
-        return "".join(step.prediction.token for step in self.steps)
 
     def to_pandas(self) -> pd.DataFrame:
         """One table of all steps' attributions: step, generated token, its probability, reconstruction error, and the
@@ -92,4 +90,6 @@ def follow(
                 run = run.next()
                 continue
             ended = "context"
-        return Steps([*run.tokens, run.prediction[0].token], prompt, found, ended)
+        ids = [step.prediction.id for step in found]
+        text = added(run.lm, run.ids[:prompt], ids)
+        return Steps([*run.tokens, run.prediction[0].token], prompt, found, text, ended)

@@ -19,7 +19,7 @@ from secant.generation import Steps
 from secant.spectra import SVD
 from secant.terminal import visible
 
-WORDS = 24_000
+WORDS = 20_000
 """Decoded words of all depths that a page has room for; long prompts get fewer of each vector."""
 
 Entry = list[float | int | None]  # a word's place among the texts, its score, and its z
