@@ -6,6 +6,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
@@ -51,6 +52,15 @@ def shown(token: str) -> str:
     return f"\N{DOTTED CIRCLE}{text}" if text and unicodedata.category(text[0]).startswith("M") else text
 
 
+def named(model: str) -> str:
+    """A model's name for a page that may be shown to others: of a folder, its own name and not where it is.
+
+    >>> named("/home/me/models/tiny"), named("Qwen/Qwen3-4B")
+    ('tiny', 'Qwen/Qwen3-4B')
+    """
+    return PurePath(model).name if PurePath(model).is_absolute() else model
+
+
 def brief(number: float | None, digits: int = 4) -> float | None:
     """A number to so many digits; None where there is none."""
     return None if number is None or not math.isfinite(number) else float(f"{number:.{digits}g}")
@@ -60,7 +70,7 @@ def contents(e: Explanation, evidence: Evidence) -> dict[str, Any]:
     """All that the page shows. What an explanation does not have is None."""
     texts, run = Texts(), e.run
     page = {
-        "model": run.lm.name,
+        "model": named(run.lm.name),
         "tokens": [{"text": texts.place(token), "id": i} for token, i in zip(run.tokens, run.ids, strict=True)],
         "prediction": [{**asdict(p), "token": texts.place(p.token)} for p in run.prediction],
         "certificate": asdict(run.certificate),
