@@ -19,11 +19,10 @@ from test_cli import refused
 from typer.testing import CliRunner
 
 import secant as sc
-from secant import steering
+from secant import figures, steering
 from secant.cli import SteeringForm, app
 from secant.continuations import Continuation, batches, continued, weighed
 from secant.errors import BadArgument, BadPrompt, NoPoint, SecantError
-from secant.figures import steering_sweep_figure
 from secant.terminal import show_steered
 from secant.tradeoff import PLAIN, Settings
 
@@ -224,7 +223,7 @@ def test_the_figure_shows_the_table(sweep: sc.Sweep) -> None:
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
-    figure = steering_sweep_figure(sweep)
+    figure = figures.steering(sweep)
     assert [panel.get_title() for panel in figure.axes] == list(FORMS)
     line = figure.axes[1].lines[1]
     own = sweep.table[(sweep.table["form"] == "activation") & (sweep.table["layer"] == 6)]
@@ -232,14 +231,14 @@ def test_the_figure_shows_the_table(sweep: sc.Sweep) -> None:
     np.testing.assert_allclose(line.get_ydata(), own["rate"])
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.5", "1"] * 2
     ax = Figure().subplots()
-    assert steering_sweep_figure(sweep, ax) is ax.figure
+    assert figures.steering(sweep, ax) is ax.figure
     assert len(ax.lines) == 6
 
 
 def test_without_matplotlib_it_is_said(sweep: sc.Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SecantError, match=r"Install secant\[plot\]"):
-        steering_sweep_figure(sweep)
+        figures.steering(sweep)
 
 
 # ------------------------------------------------------------------------------------------- the command line

@@ -385,15 +385,12 @@ def _show_sweep(sweep: Sweep, out: Path | None, json_: bool) -> None:
     from dataclasses import asdict
     from importlib.util import find_spec
 
-    from secant.files import replacing
-
     if out is not None:
         sweep.save(out)
         if find_spec("matplotlib"):
-            from secant.figures import steering_sweep_figure
+            from secant.figures import save, steering
 
-            with replacing(out / "sweep.png") as new:
-                steering_sweep_figure(sweep).savefig(new, dpi=150)
+            save(steering(sweep), out / "sweep.png")
     if json_:
         best = sweep.best()
         table = json.loads(sweep.table.to_json(orient="records"))
