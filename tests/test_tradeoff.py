@@ -211,7 +211,7 @@ def test_a_model_without_layers_is_refused(lm: sc.LM, run: sc.Run) -> None:
 
 def test_a_sweep_is_written(sweep: sc.Sweep, tmp_path: Path) -> None:
     sweep.save(tmp_path / "out")
-    names = ["settings.json", "sweep.csv", "sweep.parquet", "texts.csv", "texts.parquet"]
+    names = ["columns.csv", "settings.json", "sweep.csv", "sweep.parquet", "texts.csv", "texts.parquet"]
     assert sorted(os.listdir(tmp_path / "out")) == names
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / "sweep.parquet"), sweep.table)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / "texts.parquet"), sweep.texts)
@@ -286,7 +286,7 @@ def test_steer_sweeps(tmp_path: Path) -> None:
     printed = ran(*how, "--form", "activation", "--form", "mixture", "--out", out, "--word", "Gate")
     assert "Best at 2 times the perplexity or less" in printed or "None says the words more often" in printed
     assert "words    gate" in printed
-    written = {"settings.json", "sweep.csv", "sweep.parquet", "texts.csv", "texts.parquet", "sweep.png"}
+    written = {"settings.json", "sweep.csv", "sweep.parquet", "texts.csv", "texts.parquet", "sweep.png", "columns.csv"}
     assert set(os.listdir(out)) == written
     said = json.loads(ran(*how, "--strength", 0.5, "--form", "activation", "--json", "--word", "Vltava"))
     assert [row["strength"] for row in said["table"]] == [0, 0.5]

@@ -34,6 +34,7 @@ from secant.options import (
 )
 
 if TYPE_CHECKING:
+    from secant.explanation import Explanation
     from secant.model import LM
     from secant.run import Run
     from secant.tradeoff import Sweep
@@ -85,6 +86,9 @@ def explain(
         str | None, typer.Option(help="Memory to work in, such as 4GiB; by default half of what is free.")
     ] = None,
     chat: ChatOption = False,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="With --out, also draw: PNG and PDF, in its folder figures.")
+    ] = False,
     seed: SeedOption = 0,
     allow_remote_code: RemoteOption = False,
     allow_pickle: PickleOption = False,
@@ -97,6 +101,8 @@ def explain(
 
     if out is not None:
         check(out)
+    if figures:
+        _check_figures(out)
     if highlight and not layers:
         raise sc.SecantError("Words are marked in the map of layers", "--highlight without --layers", "Add --layers.")
     lm = loaded(model, dtype, device, attention, allow_remote_code, allow_pickle)
@@ -118,6 +124,8 @@ def explain(
         )
     if out is not None:
         explanation.save(out)
+        if figures:
+            _draw(explanation, out / "figures")
     if json_:
         typer.echo(json.dumps(explanation.to_dict(), ensure_ascii=False))
         return
@@ -130,6 +138,26 @@ def explain(
         show_steps(console(), explanation.steps)
     if out is not None:
         typer.echo(f"Tables and tensors are in {out}", err=True)
+
+
+def _check_figures(out: Path | None) -> None:
+    """Raises SecantError where figures have no place, or nothing to draw them."""
+    from secant.errors import SecantError
+    from secant.figures.style import drawing
+
+    if out is None:
+        raise SecantError("Figures are written to a folder", "--figures without --out", "Add --out.")
+    with drawing():
+        pass
+
+
+def _draw(explanation: Explanation, folder: Path) -> None:
+    """Every figure of an explanation, as PNG and as PDF."""
+    from secant.figures import explained, save
+
+    for name, figure in explained(explanation).items():
+        for suffix in ("png", "pdf"):
+            save(figure, folder / f"{name}.{suffix}")
 
 
 @app.command()

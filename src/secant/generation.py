@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pandas as pd
 
 from secant.attribution import Attribution, attribute
 from secant.errors import integer
 from secant.run import Certificate, Prediction, Run
+from secant.tables import saving
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,11 @@ class Steps:
             for step in self.steps
         ]
         return pd.DataFrame(rows, columns=range(len(self.tokens) - 1))
+
+    def save(self, folder: str | Path) -> None:
+        """Write steps (.parquet and .csv) and columns.csv. Raises OutputFailed."""
+        with saving(folder, {"steps": self.to_pandas()}):
+            pass
 
 
 def follow(
