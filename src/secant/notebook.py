@@ -88,7 +88,9 @@ def explanation(e: Any) -> str:
     top = max((abs(v) for v in e.to_pandas()["contribution"]), default=0.0)
     rows = []
     for t, row in enumerate(e.to_pandas().itertuples(index=False)):
-        words = [" ".join(visible(w.token.strip() or w.token) for w in side[t][0]) for side in (e.outputs, e.inputs)]
+        words = [
+            " ".join(visible(w.token.strip() or w.token) for w in side[t][0][:5]) for side in (e.outputs, e.inputs)
+        ]
         numbers = (_number(row.norm), _number(row.sigma), _number(row.stable_rank))
         bar = _bar(row.contribution, top)
         rows.append((str(t), visible(row.token), _percent(row.share), bar, *numbers, *words))
@@ -155,5 +157,5 @@ def _shown(
 
 
 def _escaped(text: str) -> str:
-    """Text as HTML shows it."""
-    return text if isinstance(text, _Bar) else html.escape(text)
+    """Text as HTML shows it, spaces as they are and everything else so that it can be seen."""
+    return text if isinstance(text, _Bar) else html.escape(" ".join(map(visible, text.split(" "))))

@@ -75,9 +75,10 @@ def _ends(panel: Any, values: Sequence[float], numbers: Sequence[str]) -> tuple[
 
 
 def _logit(a: Attribution) -> str:
-    """What is added up."""
-    versus = "" if a.versus is None else f" over {clipped(shown(a.versus))}"
-    return f"logit of {clipped(shown(a.target))}{versus}, {a.logit:.4g} in all"
+    """What is added up, on two lines where that is long."""
+    of, over = f"logit of {clipped(shown(a.target))}", "" if a.versus is None else f"over {clipped(shown(a.versus))}"
+    apart = "\n" if len(of + over) > 22 else " "
+    return f"{of}{apart if over else ''}{over}, {a.logit:.4g} in all"
 
 
 @drawn

@@ -7,7 +7,7 @@ pyplot, so that none stays open and no backend is chosen.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -76,6 +76,9 @@ FONTS = (
 )  # fmt: skip
 """Where glyphs are looked for, in this order, among the fonts that are installed. Colour emoji can't be drawn."""
 
+NEW = "new"
+"""The label of a figure that is not laid out yet."""
+
 FORMATS: dict[str, dict[str, None]] = {
     ".png": {"Software": None},
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -101,12 +104,18 @@ def drawing() -> Iterator[None]:
 
 
 def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
-    """The function, drawing in the style."""
+    """The function, drawing in the style; a new figure is laid out once and for all, so that its files repeat."""
 
     @functools.wraps(function)
     def draw(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with drawing():
-            return function(*args, **kwargs)
+            figure = function(*args, **kwargs)
+            if figure.get_label() == NEW:
+                figure.set_label("")
+                for _ in range(2):  # the second time, from sizes that are about right
+                    figure.draw_without_rendering()
+                figure.set_layout_engine("none")
+            return figure
 
     return draw
 
@@ -136,10 +145,10 @@ def panels(given: Any, count: int, columns: int, height: float, **how: Any) -> t
         raise BadArgument("A figure is one or two columns wide", repr(columns), "Use columns=1 or columns=2.")
     if given is None:
         down, across = (1, count) if columns == 2 else (count, 1)
-        figure = Figure(figsize=(WIDTH[columns], height * down), layout="constrained")
+        figure = Figure(figsize=(WIDTH[columns], height * down), layout="constrained", label=NEW)
         axes = list(figure.subplots(down, across, squeeze=False, **how).flat)
     else:
-        axes = [given] if isinstance(given, Axes) else list(given)
+        axes = list(given) if isinstance(given, Iterable) else [given]
         if len(axes) != count or not all(isinstance(ax, Axes) for ax in axes):
             what = "one of matplotlib's axes" if count == 1 else f"{count} of matplotlib's axes"
             raise BadArgument(f"This is drawn in {what}", f"{len(axes)}", "Give as many, or none.")

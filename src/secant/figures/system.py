@@ -117,12 +117,14 @@ def _grouped(matrix: torch.Tensor, size: int) -> torch.Tensor:
 
 
 @drawn
-def spectra(e: Explanation, ax: Any = None, *, vectors: int = 2, columns: int = 2) -> Figure:
+def spectra(e: Explanation, ax: Any = None, *, vectors: int | None = None, columns: int = 2) -> Figure:
     """Each token's leading singular values, and what their vectors decode to: written (U) and read (V).
 
-    A value that is near-equal to a neighbour has a grey bar: its vector alone means nothing. Raises BadArgument.
+    Of the first `vectors` of each, by default two where there are two. A value that is near-equal to a neighbour has a
+    grey bar: its vector alone means nothing. Raises BadArgument.
     """
     kept = min(len(f.S) for f in e.svds)
+    vectors = min(2, kept) if vectors is None else vectors
     vectors = integer(vectors, 1, kept, f"The explanation has {kept} singular vectors of each token", "vectors = ")
     rows = [(t, i) for t in range(len(e.svds)) for i in range(vectors)]
     figure, (panel,) = panels(ax, 1, columns, 0.75 + style.ROW * len(rows))
