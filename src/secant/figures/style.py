@@ -112,8 +112,7 @@ def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
             figure = function(*args, **kwargs)
             if figure.get_label() == NEW:
                 figure.set_label("")
-                for _ in range(2):  # the second time, from sizes that are about right
-                    figure.draw_without_rendering()
+                figure.draw_without_rendering()
                 figure.set_layout_engine("none")
             return figure
 
