@@ -240,7 +240,7 @@ def plain(axis: Any) -> None:
 
     low, high = axis.get_view_interval()
     if high < 50 * low:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else range(1, 10)))
     axis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
     axis.set_minor_formatter(NullFormatter())
 
