@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from families import model_of, prompt
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
@@ -73,11 +74,20 @@ def odd(e: sc.Explanation, a: Attribution | None = None) -> sc.Explanation:
 # ------------------------------------------------------------------------------------------- what is drawn
 
 
-def test_reconstruction(whole: sc.Explanation) -> None:
-    figure = figures.reconstruction(whole.run)
-    op = whole.run.operator()
+@pytest.fixture(scope="module")
+def constant() -> sc.Run:
+    """Of a model with constants."""
+    return sc.freeze(model_of("gpt2"), prompt(5))
+
+
+@pytest.mark.parametrize("which", ["whole", "constant"])
+def test_reconstruction(which: str, request: pytest.FixtureRequest) -> None:
+    run = request.getfixturevalue(which)
+    run = run.run if which == "whole" else run
+    figure = figures.reconstruction(run)
+    op = run.operator()
     y = op.output.numpy()
-    slope = tangent(whole.run.lm, whole.run.ids, whole.run.input).forward(op.input.reshape(-1, 1))[:, 0]
+    slope = tangent(run.lm, run.ids, run.input).forward(op.input.reshape(-1, 1))[:, 0]
     _, held, ordinary = figure.axes[0].lines
     np.testing.assert_array_equal(held.get_xdata(), y)
     np.testing.assert_allclose(held.get_ydata(), y, rtol=0, atol=1e-12)
@@ -189,6 +199,22 @@ def test_bars_add_up_to_the_logit(contributions: Attribution) -> None:
     assert len(figures.attribution(replace(a, direct=None)).axes) == 1
 
 
+def test_constants_have_a_bar_and_a_column(constant: sc.Run) -> None:
+    a = sc.attribute(constant, flow=True)
+    assert abs(a.constant) > 1e-3
+    for panel in figures.attribution(a).axes:
+        labels = [text.get_text() for text in panel.get_yticklabels()]
+        assert labels[-1] == "constants"
+        widths = [bar.get_width() for bar in panel.containers[0]]
+        assert sum(widths) == pytest.approx(a.logit)
+        if len(labels) == 6:
+            assert widths[-1] == pytest.approx(a.constant)
+    (image,) = figures.flow(a).axes[0].images
+    cells = np.asarray(image.get_array())
+    assert np.abs(cells[:, -1]).max() > 1e-3
+    np.testing.assert_allclose(cells[1:].sum(1), a.of("layer")["contribution"], atol=1e-10)
+
+
 def test_the_map_adds_up_to_the_logit(contributions: Attribution) -> None:
     (image,) = figures.flow(contributions).axes[0].images
     cells = np.asarray(image.get_array())
@@ -219,7 +245,9 @@ def test_curves_of_one_result_and_of_several(judged: list[sc.Faithfulness]) -> N
     assert (at[0], mean[0]) == (0, 0)
     band = panel.collections[0].get_paths()[0].vertices
     error = np.std(each, axis=0, ddof=1) / np.sqrt(2)
-    assert band[:, 1].max() == pytest.approx((mean + error).max())
+    for a, m, s in zip(at, mean, error, strict=True):
+        ends = band[band[:, 0] == a, 1]
+        assert (ends.min(), ends.max()) == pytest.approx((m - s, m + s))
 
 
 def test_errors_on_the_way(ways: list[sc.Reach]) -> None:
