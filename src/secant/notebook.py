@@ -142,7 +142,7 @@ def _shown(
     parts += [f"<div><small>{_escaped(name)}</small> {_escaped(value)}</div>" for name, value in facts.items()]
     if rows:
         lines = [headings, *rows[:MOST]]
-        parts.append('<table style="border-collapse:collapse;border:none">')
+        parts.append('<table style="border-collapse:collapse;border:none;color:inherit;font:inherit">')
         for n, line in enumerate(lines):
             tag = "td" if n else "th"
             cells = [
