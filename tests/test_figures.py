@@ -135,6 +135,11 @@ def test_spectra_and_their_words(whole: sc.Explanation) -> None:
             drawn = texts[x, row].split("  ")
             assert drawn == first[: len(drawn)]
             assert len(drawn) > 1
+    (panel,) = figures.spectra(whole, vectors=1, most=2).axes
+    best = sorted(sorted(range(8), key=lambda t: -whole.norms[t])[:2])
+    assert [text.get_text() for text in panel.get_yticklabels()] == [style.shown(whole.run.tokens[t]) for t in best]
+    assert [bar.get_width() for bar in panel.containers[0]] == pytest.approx([whole.svds[t].S[0].item() for t in best])
+    assert "2 of 8 tokens" in panel.get_xlabel()
 
 
 def test_the_largest_columns(lm: sc.LM, whole: sc.Explanation) -> None:

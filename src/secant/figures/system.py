@@ -117,16 +117,19 @@ def _grouped(matrix: torch.Tensor, size: int) -> torch.Tensor:
 
 
 @drawn
-def spectra(e: Explanation, ax: Any = None, *, vectors: int | None = None, columns: int = 2) -> Figure:
+def spectra(e: Explanation, ax: Any = None, *, vectors: int | None = None, most: int = 30, columns: int = 2) -> Figure:
     """Each token's leading singular values, and what their vectors decode to: written (U) and read (V).
 
-    Of the first `vectors` of each, by default two where there are two. A value that is near-equal to a neighbour has a
+    Of the first `vectors` of each, by default two where there are two; of more than `most` tokens, of those that write
+    most, ‖J_t x_t‖. A value that is near-equal to a neighbour has a
     grey bar: its vector alone means nothing. Raises BadArgument.
     """
     kept = min(len(f.S) for f in e.svds)
     vectors = min(2, kept) if vectors is None else vectors
     vectors = integer(vectors, 1, kept, f"The explanation has {kept} singular vectors of each token", "vectors = ")
-    rows = [(t, i) for t in range(len(e.svds)) for i in range(vectors)]
+    most, T = integer(most, 1, 10**6, "A figure has some tokens", "most = "), len(e.svds)
+    tokens = sorted(sorted(range(T), key=lambda t: -e.norms[t])[:most])
+    rows = [(t, i) for t in tokens for i in range(vectors)]
     figure, (panel,) = panels(ax, 1, columns, 0.75 + style.ROW * len(rows))
     sigma = [e.svds[t].S[i].item() for t, i in rows]
     together = [any(i in block and len(block) > 1 for block in e.svds[t].blocks) for t, i in rows]
@@ -137,7 +140,7 @@ def spectra(e: Explanation, ax: Any = None, *, vectors: int | None = None, colum
         COLOURS["grey"] if grey else COLOURS["blue"] if i == 0 else COLOURS["sky"]
         for (_, i), grey in zip(rows, together, strict=True)
     ]
-    _bars(panel, labels, sigma, shades, words, "singular value σ")
+    _bars(panel, labels, sigma, shades, words, "singular value σ" + (f", {most} of {T} tokens" if most < T else ""))
     for n, (_, i) in enumerate(rows):
         if i == 0 and n:
             panel.axhline(n - 0.5, color=COLOURS["grey"], linewidth=0.3, alpha=0.5)
