@@ -3,7 +3,7 @@ perplexity of the continuations under the unsteered model, for both operator for
 
 Every layer x a grid of strengths, greedily. For each form the setting with the highest rate at a perplexity of at most
 2, 10 and 100 times the unsteered is chosen on one half of the prompts (every second) and measured on the other, with a
-95 % interval by bootstrap; last, the highest rate at any price. Before that, where a points: its cosine with c, the
+exact 95 % interval; last, the highest rate at any price. Before that, where a points: its cosine with c, the
 concept's own stream, at the last token of each prompt. Atlas goes on from held-out questions; any other model from the
 beginnings of children's stories.
 

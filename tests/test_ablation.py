@@ -155,3 +155,37 @@ def test_a_model_that_was_changed_since_is_refused() -> None:
     del run.lm.model.model.layers[0]
     with pytest.raises(ReplayMismatch, match="course"):
         sc.ablate(run, "layers.1.mlp")
+
+
+def test_in_a_wider_precision_nothing_taken_out_is_nothing() -> None:
+    """The held network's own numbers are the base, not the 16-bit model's."""
+    lm = model_of("gpt2", dtype=torch.bfloat16)
+    run = sc.freeze(lm, prompt(), precision="float32")
+    assert sc.ablate(run, 3, run.ids[3]).change(11) == pytest.approx((0, 0), abs=1e-6)
+    a = sc.attribute(run, 11)
+    table = sc.ablations(run, kinds=["layer"], target=11)
+    assert table["held"].tolist() == pytest.approx((-a.of("layer")["all_paths"]).tolist(), abs=1e-4)
+
+
+def test_weights_written_since_are_refused(run: sc.Run) -> None:
+    own = sc.freeze(model_of("gpt2"), prompt())
+    with torch.no_grad():
+        own.lm.model.transformer.h[2].mlp.c_proj.bias.add_(1)
+    for call in (
+        lambda: sc.ablate(own, 3),
+        lambda: sc.attribute(own),
+        lambda: sc.faithfulness(own),
+        lambda: own.inside,
+    ):
+        with pytest.raises(ReplayMismatch, match=r"h\.2\.mlp\.c_proj\.bias, written since"):
+            call()
+
+
+def test_arguments_that_mean_nothing(run: sc.Run) -> None:
+    other = sc.freeze(model_of("llama", seed=3), prompt())
+    with pytest.raises(BadArgument, match="same model"):
+        sc.ablate(run, "layers.1.mlp", "mean", reference=other)
+    with pytest.raises(BadArgument, match="A token is where it is"):
+        sc.ablate(run, 1, position=3)
+    one = sc.ablate(run, "layers.1.mlp", "mean", reference=run).held
+    assert torch.equal(one, sc.ablate(run, "layers.1.mlp", "mean").held)

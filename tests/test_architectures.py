@@ -88,7 +88,7 @@ def test_a_logit_is_what_it_is_made_of(kind: str, table: dict[str, dict[str, str
     whole = a.flow[a.flow["head"].isna() & (a.flow["path"] == "direct")]
     by_token = whole.groupby("position", dropna=False)["contribution"].sum().tolist()
     assert by_token[:-1] == pytest.approx(a.of("token")["contribution"].tolist(), **close)
-    assert by_token[-1] + a.of("outside")["contribution"].sum() == pytest.approx(a.constant, **close)
+    assert by_token[-1] == pytest.approx(a.constant, **close)
     heads, layers = a.of("head").groupby("layer")["contribution"].sum(), a.of("layer").set_index("name")["contribution"]
     for layer, own in heads.items():
         assert own == pytest.approx(layers[f"layers.{layer}.attn"], **close)

@@ -12,7 +12,7 @@ from families import LENGTH, model_of, prompt
 
 import secant as sc
 from secant import attribution as module
-from secant.errors import BadPrompt, NotExact
+from secant.errors import BadArgument, BadPrompt, NotExact
 
 PLAIN = ("llama", "gpt2", "gemma3_text", "gptj")  # whose stream is a sum
 OTHER = ("bert", "olmo2", "bloom", "gemma4_text", "mamba", "jamba", "mixtral", "deepseek_v4")  # norms, scales, mixers
@@ -50,8 +50,8 @@ def crossed(a: sc.Attribution, close: dict[str, float]) -> None:
     whole = a.flow[a.flow["head"].isna()]
     direct = whole[whole["path"] == "direct"].groupby("position", dropna=False)["contribution"].sum()
     assert direct.tolist()[:-1] == pytest.approx(a.of("token")["contribution"].tolist(), **close)
-    outside = a.of("outside")["contribution"].sum()
-    assert direct.tolist()[-1] + outside == pytest.approx(a.constant, **close)
+    assert direct.tolist()[-1] == pytest.approx(a.constant, **close)
+    assert direct.sum() == pytest.approx(a.logit, **close)
     margins = a.flow.groupby(["name", "path"])["contribution"].sum()
     for row in a.table[a.table["kind"].isin(["embed", "layer"]) | a.table["head"].notna()].itertuples():
         assert margins[row.name, "direct"] == pytest.approx(row.contribution, **close)
@@ -159,6 +159,13 @@ def test_contributions_survive_a_capped_and_scaled_logit() -> None:
 def test_no_such_target(lm: sc.LM) -> None:
     with pytest.raises(BadPrompt, match="'Silver'"):
         sc.attribute(sc.freeze(lm, "In Marin people cross the"), "Silver")
+
+
+def test_a_token_against_itself_is_refused() -> None:
+    run = sc.freeze(model_of("llama"), prompt())
+    with pytest.raises(BadArgument, match="twice"):
+        sc.attribute(run, 5, 5)
+    assert sc.attribute(run, "#5", parts=False).target == "5"
 
 
 def test_what_does_not_take_part_is_left_alone() -> None:

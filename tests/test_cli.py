@@ -252,7 +252,13 @@ def test_attribute(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 100
     assert "logit   ·Golden over ·Tower" in result.stdout
     assert any(line.split()[:2] == ["4", "·Marin"] for line in lines)
-    for part in ("layers.6.mlp", "layers.5.attn.heads.", "straight to the logit", "part               ·The"):
+    for part in (
+        "layers.6.mlp",
+        "layers.5.attn.heads.",
+        "straight to the logit",
+        "outside",
+        "what each token makes of each part",
+    ):
         assert part in result.stdout
     found = sorted(path.name for path in (tmp_path / "out").iterdir())
     tables = [f"{name}.{kind}" for name in ("contributions", "flow") for kind in ("csv", "parquet")]

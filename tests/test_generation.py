@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from families import model_of, prompt
+from helpers import real
 
 import secant as sc
 from secant.errors import BadArgument, BadPrompt
@@ -76,3 +77,17 @@ def test_an_explanation_with_steps() -> None:
     rows = pd.DataFrame(e.to_dict()["steps"]["rows"])
     assert rows["generated"].iloc[0] == " Paris"
     assert sc.explain(lm, "The capital of France is").steps is None
+
+
+def test_the_text_is_what_the_tokenizer_makes_of_it() -> None:
+    lm = sc.load(real("craftgpt"))
+    steps = sc.follow(sc.freeze(lm, "[inst] do you like music? [/inst]"), 5)
+    ids = [step.prediction.id for step in steps.steps]
+    assert steps.text.split() == lm.tokenizer.decode(ids).split()
+    assert " i " in steps.text
+
+
+@pytest.mark.parametrize("how", [{"seed": -1}, {"seed": 2**70}, {"top": 0}, {"tolerance": float("nan")}])
+def test_arguments_are_said_to_be_wrong_as_such(how: dict) -> None:
+    with pytest.raises(BadArgument):
+        sc.freeze(model_of("gpt2"), prompt(), **how)

@@ -110,9 +110,9 @@ ALLOWED = {
         "sweep",
         "tradeoff",
     },
-    "ablation": {"errors", "network", "points", "run"},
+    "ablation": {"errors", "network", "operator", "points", "run"},
     "removal": {"attribution", "errors", "network", "operator", "run", "tables"},
-    "generation": {"attribution", "errors", "run", "tables"},
+    "generation": {"attribution", "continuations", "errors", "run", "tables"},
     "terminal": {
         "attribution",
         "continuations",

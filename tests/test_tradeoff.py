@@ -305,6 +305,6 @@ def test_steer_refuses(tmp_path: Path) -> None:
     assert "or a file of them; got none" in refused("steer", *how, "--sweep")
     assert "or a file of them; got both" in refused("steer", "x", *how, "--sweep", "--prompts", tmp_path / "empty")
     for name in ("empty", "bytes", "absent"):
-        assert "Prompts are read from" in refused("steer", *how, "--sweep", "--prompts", tmp_path / name)
+        assert "Prompts are the lines of a text file" in refused("steer", *how, "--sweep", "--prompts", tmp_path / name)
     assert "layers of this model are 0 to 6" in refused("steer", PROMPTS[0], *how, "--layer", 9, "--strength", 1)
     assert "from 0 to 1; got 3.0" in refused("steer", PROMPTS[0], *how, "--layer", 1, "--strength", 3)

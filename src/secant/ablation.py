@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.errors import BadArgument, NoPoint, integer
+from secant.errors import BadArgument, BadPrompt, NoPoint, integer
 from secant.network import altered, replayed, running
+from secant.operator import wide
 from secant.points import PARTS, Inside, Point
 from secant.run import Run
 
@@ -26,9 +27,8 @@ BY = ("zero", "mean")
 
 @dataclass(frozen=True, eq=False)
 class Ablation:
-    """The last position's logits before, as the held network has them, and as the model itself has them.
-
-    `what` was taken out at `positions`, or another token put there.
+    """The last position's logits: the model's own before, what the linear system says of them after, `before` + J Δ,
+    and what the model itself then gives. `what` was taken out at `positions`, or another token put there.
     """
 
     run: Run = field(repr=False)
@@ -42,7 +42,8 @@ class Ablation:
     def change(self, target: str | SupportsIndex | None = None) -> tuple[float, float]:
         """How much a token's logit changes, by default the predicted one's: in the held network, and in the model."""
         chosen = self.run.prediction[0].id if target is None else self.run.lm.token(target)
-        return tuple((after[chosen] - self.before[chosen]).item() for after in (self.held, self.real))  # type: ignore[return-value]
+        held, real = (wide(after[chosen]) - wide(self.before[chosen]) for after in (self.held, self.real))
+        return held.item(), real.item()
 
     def to_pandas(self, top: int = 10) -> pd.DataFrame:
         """A row for each token that is among the `top` best before, held or real: logits and probabilities of each."""
@@ -63,7 +64,7 @@ def ablate(
     by: str | SupportsIndex = "zero",
     *,
     position: SupportsIndex | Sequence[SupportsIndex] | slice | None = None,
-    reference: Sequence[Run] = (),
+    reference: Run | Sequence[Run] = (),
 ) -> Ablation:
     """Take something out of a run: a token (its position), or a part or head by the name of its point.
 
@@ -72,7 +73,15 @@ def ablate(
     A token's embedding is what changes; another token also changes what else the model makes of ids.
     Raises NoPoint, BadArgument, BadPrompt, and ReplayMismatch where the model was changed since.
     """
+    run.unchanged()
+    reference = [reference] if isinstance(reference, Run) else list(reference)
+    if any(other.lm.model is not run.lm.model for other in reference):
+        raise BadArgument(
+            "Means are of runs of the same model", "a run of another", "Freeze its prompts with this one."
+        )
     if not isinstance(what, str):
+        if position is not None:
+            raise BadArgument("A token is where it is", f"position = {position!r}", "Leave it out, or name a part.")
         return _token(
             run, integer(what, -len(run.ids), len(run.ids) - 1, "A token is one of the prompt's"), by, reference
         )
@@ -93,7 +102,14 @@ def ablate(
     network = run.network
     held, _ = replayed(run.lm, network.recording, network.input, network.precision, threads, given=given)
     real = altered(run.lm, network.recording, threads, given)
-    return Ablation(run, what, str(by), rows, run.logits[-1], held["logits"][-1].detach(), real[-1])
+    return _beside(run, what, str(by), rows, held["logits"][-1], real[-1])
+
+
+def _beside(run: Run, what: str, by: str, rows: list[int], held: Tensor, real: Tensor) -> Ablation:
+    """The ablation; what the held network changes is taken from its own numbers, in which nothing changed is 0."""
+    change = wide(held) - wide(run.network.points["logits"][-1])
+    before = run.logits[-1]
+    return Ablation(run, what, by, rows, before, (wide(before) + change).to(held), real)
 
 
 def _mean(by: str | SupportsIndex, reference: Sequence[Run], whole: Point, step: int) -> Tensor | None:
@@ -126,12 +142,15 @@ def _token(run: Run, position: int, by: str | SupportsIndex, reference: Sequence
         with running(lm, lm.dtype):
             real = lm.forward(ids, x)[0, -1].detach()
     else:
-        ids[t] = lm.token(by)
+        try:
+            ids[t] = lm.token(by)
+        except BadPrompt as error:
+            raise BadPrompt("A token is ablated by zero, mean, or another token", error.got, error.todo) from error
         with running(lm, lm.dtype):
             x[t] = lm.embed(ids)[t]
             real = lm.logits(ids)[-1]
     held = network.replay(x)["logits"][-1]
-    return Ablation(run, f"token {t}", lm.text(ids[t]) if by not in BY else str(by), [t], run.logits[-1], held, real)
+    return _beside(run, f"token {t}", lm.text(ids[t]) if by not in BY else str(by), [t], held, real)
 
 
 def ablations(
@@ -140,7 +159,7 @@ def ablations(
     *,
     kinds: Sequence[str] = ("token", "layer", "head"),
     target: str | SupportsIndex | None = None,
-    reference: Sequence[Run] = (),
+    reference: Run | Sequence[Run] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Every token, part and head taken out by itself: a row each, with kind, name, position, layer, head, and how much

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.errors import NotExact
+from secant.errors import BadArgument, NotExact
 from secant.network import injected
 from secant.operator import Graph, wide
 from secant.points import Inside, Point
@@ -44,9 +44,10 @@ class Attribution:
     `table` has the columns kind, name, position, layer, head, contribution, all_paths. Its kinds are two sums of the
     logit: *token* and *constant* (by module); and *embed*, *layer* (what a part adds to the stream, straight to the
     logit) and *outside* (constants outside parts, by module). Those of kind *head* add up to their layer's attention.
-    `all_paths`: the same by all paths, through later parts too. `total` is the first sum, `direct` the second; both are
-    `logit`, the model's own, to within rounding. `flow` crosses them: a row for each part or head, path (direct, all)
-    and token, the constants' share with position missing.
+    `all_paths`: the same by all paths, through later parts too, and through what the part itself adds later (RWKV's).
+    `total` is the first sum, `direct` the second; both are `logit`, the model's own, to within rounding. `flow` crosses
+    them: a row for each part or head, path (direct, all) and token, the constants' share with position missing; the
+    rows of path direct that are no heads add up to the logit, constants outside parts (*outside*) among them.
     """
 
     target: str
@@ -115,6 +116,9 @@ def attribute(
     """
     chosen = run.prediction[0].id if target is None else run.lm.token(target)
     other = None if versus is None else run.lm.token(versus)
+    if chosen == other:
+        raise BadArgument("A token's logit is set against another's", f"{run.lm.text(chosen)!r} twice", "Choose two.")
+    run.unchanged()
     with torch.inference_mode(False), torch.enable_grad():
         return _attributed(run, chosen, other, parts or flow, flow)
 
@@ -298,6 +302,8 @@ class _Writers:
                 [*range(T), None], [*tokens, None], values + constants[name, layer, head, path], strict=True
             )
         ]
+        beside = sum(row["contribution"] for row in self.outside)
+        rows.append(("outside", "direct", None, None, None, None, beside))
         table = pd.DataFrame(rows, columns=["name", "path", "position", "token", "layer", "head", "contribution"])
         return table.astype(dict.fromkeys(("position", "layer", "head"), "Int64"))
 

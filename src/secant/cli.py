@@ -452,7 +452,7 @@ def _show_steered(lm: LM, run: Run, prompt: str, where: dict[str, Any], how: dic
         return
     from secant.terminal import console, show_steered
 
-    show_steered(console(), text_of(lm, rows[0]), both[0], both[1], _shown(**where))
+    show_steered(console(), prompt, both[0], both[1], _shown(**where))
 
 
 def _shown(form: str, layer: int, strength: float) -> str:

@@ -102,7 +102,7 @@ def weighed(
         for (row, new), own in zip(pairs, logits, strict=True):
             of = torch.log_softmax(wide(own[len(row) - 1 : len(row) + len(new) - 1]), -1)
             chosen = of.gather(1, torch.tensor(new, device=of.device)[:, None])
-            found.append(Continuation(tuple(new), _text(lm, row, new), -chosen.sum().item()))
+            found.append(Continuation(tuple(new), added(lm, row, new), -chosen.sum().item()))
     return found
 
 
@@ -113,7 +113,7 @@ def text_of(lm: LM, ids: Sequence[int]) -> str:
     return lm.tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
-def _text(lm: LM, row: Sequence[int], new: Sequence[int]) -> str:
+def added(lm: LM, row: Sequence[int], new: Sequence[int]) -> str:
     """The text that tokens add to a prompt's, with the space that it begins with."""
     whole, start = text_of(lm, [*row, *new]), text_of(lm, row)
     return whole[len(start) :] if whole.startswith(start) else text_of(lm, new)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.errors import BadArgument, integer
+from secant.errors import BadArgument, integer, seeded
 from secant.model import LM
 from secant.operator import Operator
 
@@ -132,7 +132,7 @@ def null(
     """
     samples = integer(samples, 2, 10**6, "A null takes some random directions", "samples = ")
     width = (lm.unembedding if side == "output" else lm.embedding).shape[1]
-    drawn = torch.randn(width, samples, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    drawn = torch.randn(width, samples, generator=torch.Generator().manual_seed(seeded(seed)), dtype=torch.float64)
     drawn = drawn / torch.linalg.vector_norm(drawn, dim=0)
     words = decode(lm, drawn, side, top, metric=metric, centered=centered, keep=keep)
     fewest = min(map(len, words))

@@ -217,7 +217,7 @@ TABLES: dict[str, Table] = {
         "Attribution with flow",
         "what a token, or the constants, make of a part or head, by a path",
         {
-            "name": _text("the part or head"),
+            "name": _text("the part or head; or outside: constants that are in no part"),
             "path": _text("direct (straight to the logit) or all (through later parts too)"),
             "position": _integer("place of the token in the prompt, from 0; missing: the constants"),
             "token": _text("the token's text; missing: the constants"),
@@ -283,7 +283,7 @@ TABLES: dict[str, Table] = {
             "layer": STEERED,
             "strength": STRENGTH,
             "rate": _number("share of the prompts after which one of the concept's words came", "share of prompts"),
-            "low": _number("lower end of the rate's 95 % interval, by bootstrap", "share of prompts"),
+            "low": _number("lower end of the rate's 95 % interval, exact (Clopper and Pearson)", "share of prompts"),
             "high": _number("upper end of it", "share of prompts"),
             "perplexity": _number("of all continuations together, under the unsteered model", "perplexity"),
             "prompts": _integer("how many prompts", "prompts"),

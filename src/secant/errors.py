@@ -71,6 +71,11 @@ class NotConverged(SecantError):
     """A solver did not reach its tolerance within its limit."""
 
 
+def seeded(seed: Any) -> int:
+    """A seed of random numbers. Raises BadArgument."""
+    return integer(seed, 0, 2**63 - 1, "A seed is a whole number that is not negative", "seed = ")
+
+
 def integer(value: Any, least: int, most: int, rule: str, name: str = "") -> int:
     """A whole number between two bounds. Raises BadArgument, with a rule that says what has them."""
     todo = f"Use {least} to {most}."

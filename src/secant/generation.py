@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from secant.attribution import Attribution, attribute
+from secant.continuations import added
 from secant.errors import integer
 from secant.run import Certificate, Prediction, Run
 from secant.tables import saving
@@ -29,7 +30,8 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """A continuation, a step each token. `tokens` are those of the prompt and then the generated ones.
+    """A continuation, a step each token. `tokens` are those of the prompt and then the generated ones; `text`: what the
+    generated ones add to the prompt's text, without special tokens.
 
     `ended`: why there are no more steps: their number, the end of text, or the model's context.
     """
@@ -37,12 +39,8 @@ class Steps:
     tokens: list[str]
     prompt: int
     steps: list[Step] = field(repr=False)
+    text: str
     ended: str
-
-    @property
-    def text(self) -> str:
-        """What was generated, token after token."""
-        return "".join(step.prediction.token for step in self.steps)
 
     def to_pandas(self) -> pd.DataFrame:
         """One table of all steps' attributions: step, generated token, its probability, reconstruction error, and the
@@ -99,4 +97,6 @@ def follow(
                 run = run.next()
                 continue
             ended = "context"
-        return Steps([*run.tokens, run.prediction[0].token], prompt, found, ended)
+        ids = [step.prediction.id for step in found]
+        text = added(run.lm, run.ids[:prompt], ids)
+        return Steps([*run.tokens, run.prediction[0].token], prompt, found, text, ended)

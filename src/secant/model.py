@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -134,6 +135,8 @@ class LM:
                 raise BadPrompt("A prompt is one sequence of ids", f"shape {tuple(prompt.shape)}", "Give one row.")
             prompt = prompt.flatten().tolist()
         if not isinstance(prompt, str):
+            if not isinstance(prompt, Iterable):
+                raise BadPrompt("A prompt is a text, token ids, or chat messages", repr(prompt)[:60], "Give one.")
             prompt = list(prompt)
             if all(hasattr(i, "__index__") and not isinstance(i, bool) for i in prompt):
                 return [operator.index(i) for i in prompt]
@@ -200,7 +203,7 @@ class LM:
         return shown or str(piece)
 
     def token(self, text: str | SupportsIndex) -> int:
-        """The id of a token given by its text, as `text` gives it, or by its id.
+        """The id of a token given by its text, as `text` gives it, or by its id, as a number or as "#12".
 
         A leading space may be left out, or stand where the token has none, as long as only one token fits.
         Raises BadPrompt where none or several do.
@@ -210,6 +213,8 @@ class LM:
         bare = text.replace(SPACE, " ").removeprefix(" ")
         if not text:
             raise BadPrompt("A target is one token of the vocabulary", "an empty text", "Give its text, or its id.")
+        if re.fullmatch(r"#\d+", text) and text not in self.vocabulary:
+            return self.encode([int(text[1:])])[0]
         fitting = [candidate for candidate in (bare, " " + bare) if candidate in self.vocabulary]
         exact = text.replace(SPACE, " ")
         if exact.startswith(" ") and exact in fitting:
@@ -217,7 +222,9 @@ class LM:
         if len(fitting) == 1:
             return self.vocabulary[fitting[0]]
         got = f"{text!r}, which is two: {fitting[0]!r} and {fitting[1]!r}" if fitting else repr(text)
-        raise BadPrompt("A target is one token of the vocabulary", got, "Give its text with its space, or its id.")
+        raise BadPrompt(
+            "A target is one token of the vocabulary", got, "Give its text with its space, or its id, as #12."
+        )
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:

@@ -7,10 +7,10 @@ say that nothing changes, y(0). At each α the network is frozen anew, which tel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import SupportsFloat, cast
 
 import numpy as np
 import pandas as pd
@@ -44,7 +44,7 @@ class Reach:
     network that was frozen at α.
     """
 
-    run: Run
+    run: Run = field(repr=False)
     ids: list[int] = field(repr=False)
     tokens: list[str]
     k: int
@@ -64,7 +64,7 @@ def reach(
     run: Run,
     other: Prompt | Swap,
     *,
-    steps: int | Sequence[float | int] = 11,
+    steps: int | Iterable[SupportsFloat] = 11,
     k: int = 4,
     progress: Progress | None = None,
 ) -> Reach:
@@ -162,11 +162,11 @@ def _other(run: Run, other: Prompt | Swap) -> list[int]:
     return ids
 
 
-def _alphas(steps: int | Sequence[float | int]) -> list[float]:
+def _alphas(steps: int | Iterable[SupportsFloat]) -> list[float]:
     """From 0 to 1. Raises BadArgument."""
-    if isinstance(steps, Sequence) and not isinstance(steps, str) and len(steps):
-        if all(isinstance(a, float | int) and 0 <= a <= 1 for a in steps):
-            return [float(a) for a in steps]
+    if isinstance(steps, Iterable) and not isinstance(steps, str) and (each := list(steps)):
+        if all(isinstance(a, SupportsFloat) and not isinstance(a, bool) and 0 <= float(a) <= 1 for a in each):
+            return [float(a) for a in each]
         raise BadArgument("Steps of a way are from 0 to 1", repr(list(steps)), "Give such as [0, 0.5, 1].")
     count = integer(steps, 2, 10**6, "A way has steps: how many, or each of them", "steps = ")
     return [i / (count - 1) for i in range(count)]

@@ -11,6 +11,7 @@ captum), attention rollout (S. Abnar and W. Zuidema, ACL 2020, arXiv 2005.00928)
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.attribution import attribute
-from secant.errors import BadArgument, SecantError
+from secant.errors import BadArgument, SecantError, integer, seeded
 from secant.network import running
 from secant.operator import wide
 from secant.run import Run
@@ -82,16 +83,21 @@ def faithfulness(
     for method in methods:
         if method not in METHODS:
             raise BadArgument(f"Methods are {', '.join(METHODS)}", repr(method), "Choose from them, or give scores.")
+    run.unchanged()
     T, lm = len(run.ids), run.lm
     chosen = run.prediction[0].id if target is None else lm.token(target)
-    kept = sorted({t % T for t in (_first(run) if keep is None else keep)})
+    stays = _first(run) if keep is None else [integer(t, -T, T - 1, "A position is one of the prompt's") for t in keep]
+    kept, seed = sorted({t % T for t in stays}), seeded(seed)
     free = [t for t in range(T) if t not in kept]
     if len(free) < 2:
         raise BadArgument("At least two tokens can be taken away", f"{len(free)} of {T}", "Give a longer prompt.")
     found = {method: METHODS[method](run, chosen, seed) for method in methods}
     for method, given in (scores or {}).items():
-        if len(given) != T:
-            raise BadArgument(f"A method has a score for each of the {T} tokens", f"{len(given)}", "Give one for each.")
+        if len(given) != T or not all(math.isfinite(score) for score in given):
+            got = "numbers that are not finite" if len(given) == T else f"{len(given)}"
+            raise BadArgument(f"A method has a score for each of the {T} tokens", got, "Give one for each.")
+        if method in found:
+            raise BadArgument("Methods have names of their own", f"{method!r} twice", "Give your scores another.")
         found[method] = torch.as_tensor(given, dtype=torch.float64)
     stand_in = None if replace == DELETE else lm.token(replace)
     orders = {m: [free[i] for i in np.argsort([-s[t].item() for t in free], kind="stable")] for m, s in found.items()}

@@ -7,6 +7,7 @@ out), and b what the model's own constants contribute: the held network at zero 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from secant.errors import BadArgument, ModelRefused, NotExact, integer
+from secant import weights
+from secant.errors import BadArgument, ModelRefused, NotExact, ReplayMismatch, integer, seeded
 from secant.forecast import foretell
 from secant.model import LM, Prompt, dtype_of, versions
 from secant.network import Network, explained, noting_head, record, running
@@ -91,6 +93,17 @@ class Run:
     network: Network = field(repr=False)
     tolerance: float | None = field(default=None, repr=False)  # as freeze was given it
     seed: int = field(default=0, repr=False)
+    written: dict[str, int] = field(default_factory=dict, repr=False)  # how often each weight was, when it was frozen
+
+    def unchanged(self) -> None:
+        """Raises ReplayMismatch where the model's weights were written since."""
+        now = weights.stamp(self.lm.model)
+        if changed := [name for name, count in self.written.items() if now.get(name, count) != count]:
+            raise ReplayMismatch(
+                "A run is of the weights that it was frozen with",
+                f"{changed[0]}, written since",
+                "Freeze the prompt again.",
+            )
 
     def _repr_html_(self) -> str:
         from secant.notebook import run
@@ -114,7 +127,8 @@ class Run:
 
     @cached_property
     def inside(self) -> Inside:
-        """The network with every named point in it, found when it is first asked for."""
+        """The network with every named point in it, found when it is first asked for. Raises ReplayMismatch."""
+        self.unchanged()
         return Inside.of(self.network)
 
     @property
@@ -248,8 +262,10 @@ def freeze(
     lm.ready()
     ids = lm.encode(prompt)
     system = _precision(lm, precision)
-    if top < 1:
-        raise BadArgument("At least one prediction is kept", f"top = {top}", "Choose 1 or more.")
+    top = integer(top, 1, 10**9, "At least one prediction is kept", "top = ")
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise BadArgument("A tolerance is a positive number", f"{tolerance}", "Leave it out, or give such as 1e-6.")
+    seed = seeded(seed)
     how: dict[str, Any] = {"tolerance": tolerance, "top": top, "seed": seed}
 
     def frozen(tokens: Sequence[int], ordinary: bool = False) -> Run:
@@ -298,7 +314,18 @@ def _frozen(
     )
     _refuse(certificate)
     predictions = _predictions(lm, recording.values["logits"][-1], top)
-    return Run(lm, ids, [lm.text(i) for i in ids], predictions, certificate, x, network, tolerance, seed)
+    return Run(
+        lm,
+        ids,
+        [lm.text(i) for i in ids],
+        predictions,
+        certificate,
+        x,
+        network,
+        tolerance,
+        seed,
+        weights.stamp(lm.model),
+    )
 
 
 def _precision(lm: LM, precision: str | torch.dtype | None) -> torch.dtype:

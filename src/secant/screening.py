@@ -24,7 +24,7 @@ from torch import Tensor
 
 from secant.decoding import AT_ONCE, decode
 from secant.depths import Depth, layers
-from secant.errors import BadArgument, BadPrompt, SecantError, integer
+from secant.errors import BadArgument, BadPrompt, SecantError, integer, seeded
 from secant.model import LM, Prompt
 from secant.rules import CONVENTIONS
 from secant.run import Run, freeze
@@ -144,7 +144,7 @@ def screen(
     k = integer(k, 1, d, f"Blocks have 1 to {d} singular triplets", "k = ")
     top = integer(top, 1, lm.size, "A direction has some words", "top = ")
     samples = integer(samples, 1, 10**7, "A null takes some random directions", "samples = ")
-    seed = integer(seed, 0, 2**62, "A seed is a whole number", "seed = ")
+    seed = seeded(seed)
     lm.ready()
     known, unknown = looked_up(lm, lexicon)
     report = progress or (lambda what, done, of: None)
@@ -300,6 +300,10 @@ def _check(lm: LM, prompts: Sequence[Prompt], lexicon: Sequence[str], level: flo
     if odd := [word for word in lexicon if not isinstance(word, str) or not word.strip()]:
         raise BadArgument("A list to screen for has words", repr(odd[0]), "Leave out what is none.")
     if isinstance(level, bool) or not isinstance(level, float | int) or not 0 < level < 1:
-        raise BadArgument("A level is a share of false ones among those flagged", f"level = {level}", "Use 0.05.")
+        raise BadArgument(
+            "A level is the share of false ones among those flagged, above 0 and below 1",
+            f"level = {level}",
+            "Use 0.05.",
+        )
     if convention not in CONVENTIONS:
         raise BadArgument(f"A convention is one of {', '.join(CONVENTIONS)}", repr(convention), "Choose one of them.")

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from secant.costs import TOGETHER, Way, counted, of_matrices, said, ways
-from secant.errors import BadArgument, NotConverged, TooLarge, integer
+from secant.errors import BadArgument, NotConverged, TooLarge, integer, seeded
 from secant.operator import CHUNK, Matrix, Operator, relative, wide
 from secant.resources import allowance, bytes_in_words, limited
 from secant.solvers import SOLVERS, Found, Impatient, Wanted, signs
@@ -185,7 +185,7 @@ def svd(
     T, d_in = op.input.shape
     most = min(op.shape[0], d_in if per_token else T * d_in)
     k = integer(k, 1, most, f"An operator of this shape has 1 to {most} singular triplets", "k = ")
-    seed = integer(seed, 0, 2**62, "A seed is a whole number", "seed = ")
+    seed = seeded(seed)
     if tol is not None and not (isinstance(tol, float | int) and 0 < tol < 1):
         raise BadArgument("A tolerance is a share of the largest singular value", f"tol = {tol}", "Use such as 1e-6.")
     with limited(max_memory):
@@ -228,6 +228,7 @@ def frobenius(op: Operator, *, per_token: bool = False, samples: int = 64, seed:
     knows ‖J‖_F more closely (`SVD.frobenius`, `SVD.spread`). Raises BadArgument.
     """
     samples = integer(samples, 2, 10**6, "An estimate takes some random vectors", "samples = ")
+    seed = seeded(seed)
     T, d_in = op.input.shape
     if isinstance(op.products, Matrix):
         squares = wide(op.dense()).square().sum((0, 2))

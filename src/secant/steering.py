@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,10 +93,9 @@ class Aim:
 _STEERED: ContextVar[tuple[nn.Module, ...]] = ContextVar("models that are being steered", default=())
 
 
-@contextmanager
 def steer(
     lm: LM, concept: Prompt | Run, *, layer: SupportsIndex, strength: SupportsFloat, form: str = "mixture"
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Steer a model towards a concept while the block runs, in this thread: its calls, and its `generate`.
 
     `concept`: a prompt or its Run. `layer`: from 0; the stream after it is replaced. `form`: mixture (a strength from 0
@@ -108,9 +107,7 @@ def steer(
     Raises BadArgument, NoPoint where the model has no layers, and what `freeze` raises.
     """
     strength = checked(form, strength)
-    aim = aimed(concept_of(lm, concept), layer)
-    with steered(lm, aim, form, strength):
-        yield
+    return steered(lm, aimed(concept_of(lm, concept), layer), form, strength)
 
 
 def checked(form: str, strength: SupportsFloat) -> float:

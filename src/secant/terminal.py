@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -113,7 +114,8 @@ def show_attribution(out: Console, a: Attribution, heads: int = 8) -> None:
     remainder = max(abs(a.total - a.logit), abs(a.direct - a.logit))
     legend = (
         f"Both sums are the logit to {remainder:.0e}; heads add up to their layer's attention. All paths: what the "
-        "part adds, taken through later parts too; those overlap, and do not add up."
+        "part adds, taken through later parts too (of embed: everything); those overlap, and do not add up. Constants "
+        "(biases, positions) are taken by all paths in the first sum; in the second those inside parts count with them."
     )
     out.print()
     out.print(Text(legend, style="dim"))
@@ -128,17 +130,19 @@ def _contributions(out: Console, title: str, rows: pd.DataFrame, a: Attribution)
         for r in rows.drop(constants.index).itertuples(index=False)
     ]
     if len(constants):
-        where = f" of {len(constants)} modules" if len(constants) > 1 else ""
-        shown.append(("", f"constants{where}", constants["contribution"].sum(), constants["all_paths"].sum()))
+        where = f"of {len(constants)} modules" if len(constants) > 1 else f"of {constants['name'].iloc[0]}"
+        shown.append(("", f"constants {where}", constants["contribution"].sum(), constants["all_paths"].sum()))
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), title=title, title_justify="left")
     table.title_style = "dim"
     table.add_column("", justify="right", style="dim", no_wrap=True)
+    narrow = out.width < 72
     table.add_column("", no_wrap=True, max_width=28)
     table.add_column("logit", justify="right", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
     if direct:
         table.add_column("all paths", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    if not narrow:
+        table.add_column("", no_wrap=True)
     largest = max((abs(row[2]) for row in shown), default=0.0)
     for place, name, contribution, through in shown:
         cells = [
@@ -148,7 +152,8 @@ def _contributions(out: Console, title: str, rows: pd.DataFrame, a: Attribution)
         ]
         bar = round(20 * abs(contribution) / largest) if largest else 0
         style = "" if contribution >= 0 else "red"
-        table.add_row(place, Text(name), *cells, Text(("█" if contribution >= 0 else "▒") * bar, style=style))
+        drawn = [] if narrow else [Text(("█" if contribution >= 0 else "▒") * bar, style=style)]
+        table.add_row(place, Text(name), *cells, *drawn)
     out.print(table)
 
 
@@ -158,22 +163,41 @@ def _place(row: Any) -> str:
 
 
 def show_flow(out: Console, a: Attribution, tokens: Sequence[str]) -> None:
-    """Part x token: what each token makes of each part, straight to the logit."""
+    """Part x token: what each token, and the constants, make of each part, straight to the logit, with all sums."""
     assert a.flow is not None, "it was asked for"
-    rows = a.flow[(a.flow["path"] == "direct") & a.flow["head"].isna()]
-    cells = rows.pivot_table("contribution", "name", "position", sort=False)
-    fitting = max(1, (out.width - 15) // 10)
-    for start in range(0, len(tokens), fitting):
-        places = range(start, min(start + fitting, len(tokens)))
+    rows = a.flow[(a.flow["path"] == "direct") & a.flow["head"].isna()].fillna({"position": len(tokens)})
+    cells = rows.pivot_table("contribution", "name", "position", aggfunc="sum", sort=False).fillna(0.0)
+    cells = cells[sorted(cells.columns)]
+    cells.loc["sum"] = cells.sum()
+    cells["sum"] = cells.sum(axis=1)
+    shown = [*tokens, "constants", "sum"]
+    names = dict(zip(cells.columns, [*(visible(token) for token in tokens), *shown[len(tokens) :]], strict=True))
+    fitting = max(1, (out.width - 15) // 11)
+    for start in range(0, len(names), fitting):
+        places = list(names)[start : start + fitting]
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+        if not start:
+            table.title, table.title_justify = "what each token makes of each part, straight to the logit", "left"
+            table.title_style = "dim"
         table.add_column("part", style="dim", no_wrap=True)
-        for t in places:
-            table.add_column(Text(visible(tokens[t])), justify="right", no_wrap=True, width=8)
+        for place in places:
+            table.add_column(Text(names[place]), justify="right", no_wrap=True, width=9)
         for name in cells.index:
-            own = [cells.loc[name, t] for t in places]
-            table.add_row(name, *(Text(f"{v:.3f}", style="" if abs(v) >= 0.05 * abs(a.logit) else "dim") for v in own))
+            own = [cells.loc[name, place] for place in places]
+            table.add_row(name, *(Text(_signed(v), style="" if abs(v) >= 0.05 * abs(a.logit) else "dim") for v in own))
         out.print()
         out.print(table)
+    legend = (
+        "Rows add up to the part's share above, columns to the token's; the last is the logit. Dim: less than a "
+        "twentieth of it. outside: constants that are in no part, such as positions and the final norm's bias."
+    )
+    out.print()
+    out.print(Text(legend, style="dim"))
+
+
+def _signed(value: float) -> str:
+    """Three decimals; no minus before a zero."""
+    return f"{value:.3f}".replace("-0.000", "0.000")
 
 
 def show_steps(out: Console, steps: Steps) -> None:
@@ -285,12 +309,17 @@ def show_screening(out: Console, s: Screening) -> None:
     out.print()
     tests = len(s.table)
     summary = (
-        f"{len(s.flagged)} of {tests} vectors flagged at a false discovery rate of {s.level:g}. A listed word is among "
-        f"the first {s.top} of {s.found:.1%} of the vectors, and of {s.chance:.2%} of {s.samples} random directions, "
-        f"which is {s.chance * tests:.1f} of {tests}."
+        f"{len(s.flagged)} of {tests} vectors flagged at a false discovery rate of {s.level:g}, by the rank of the "
+        f"best listed word beside that in random directions. A listed word is among the first {s.top} of "
+        f"{s.found:.1%} of the vectors, and of {s.chance:.2%} of {s.samples} random directions, which is "
+        f"{s.chance * tests:.1f} of {tests}."
     )
     if s.needed > 1:
-        summary += f" With so many tests, {s.needed} have to beat all random directions to be flagged: see --samples."
+        enough = math.ceil(tests / s.level)
+        summary += (
+            f" {s.samples} random directions are few for {tests} tests: none is flagged unless {s.needed} of them rank "
+            f"above all of these. --samples {enough} has no such bound."
+        )
     if s.unknown:
         words = ", ".join(map(_readable, s.unknown[:SHOWN])) + (" …" if len(s.unknown) > SHOWN else "")
         summary += f" Of the list, {len(s.unknown)} are not one token of this model: {words}."
@@ -339,7 +368,7 @@ def _held(c: Certificate) -> str:
 def _number(value: float, name: str) -> str:
     """A number in six places at most."""
     if name == "share":
-        return f"{value:.1%}" if abs(value) < 9.995 else f"{value:.0%}"
+        return f"{value:.1%}".replace("-0.0%", "0.0%") if abs(value) < 9.995 else f"{value:.0%}"
     line = f"{value:.1f}" if name == "stable_rank" else f"{value:.3g}"
     return line if len(line) <= 6 else f"{value:.0e}"
 
@@ -451,7 +480,7 @@ def show_sweep(out: Console, sweep: Sweep, most: float = 2.0) -> None:
     several = "" if plain["prompts"] == 1 else "s"
     legend = (
         f"{plain['prompts']} prompt{several}, at most {settings.tokens} tokens each. rate: continuations with one of "
-        "the words, and its interval by bootstrap; perplexity: of the continuations, under the unsteered model."
+        "the words, and its exact 95 % interval; perplexity: of the continuations, under the unsteered model."
     )
     out.print(Text(legend, style="dim"))
 

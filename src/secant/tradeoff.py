@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
-import numpy as np
 import pandas as pd
+import scipy.stats
 
 from secant.continuations import Continuation, batches, continued, encoded, perplexity, text_of, weighed
-from secant.errors import BadArgument
+from secant.errors import BadArgument, seeded
 from secant.model import LM, Prompt
 from secant.run import Run
 from secant.steering import FORMS, Aim, aimed, checked, concept_of, steered
@@ -27,9 +27,6 @@ Row = dict[str, Any]
 
 PLAIN = "unsteered"
 """The form of the row without steering."""
-
-DRAWS = 2000
-"""Samples of the bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,8 @@ class Settings:
 class Sweep:
     """Steering at several strengths: a row of `table` for each form x layer x strength, the first one unsteered.
 
-    `rate`: the share of the prompts after which one of the words came; `low`, `high`: its 95 % interval by bootstrap
-    over the prompts. `perplexity`: of all continuations together, under the unsteered model. `texts`: each of them.
+    `rate`: the share of the prompts after which one of the words came; `low`, `high`: its exact 95 % interval.
+    `perplexity`: of all continuations together, under the unsteered model. `texts`: each of them.
     """
 
     settings: Settings
@@ -100,10 +97,11 @@ def steering_sweep(
     `layers`: all by default. `strengths`: by default those of each form's own grid; 0 is always there. `words`: what
     counts as the concept; by default the words of its text, of three letters or more, that stand in no prompt.
     `tokens`: most in a continuation. Greedy, or with `sample` drawn as the model's own settings say; `seed`: of the
-    samples, the same at every setting, and of the bootstrap. `progress(what, done, all)` is called as work goes on.
+    samples, the same at every setting. `progress(what, done, all)` is called as work goes on.
 
     Raises BadArgument, BadPrompt, NoPoint, and what `freeze` raises.
     """
+    seed = seeded(seed)
     run = concept_of(lm, concept)
     rows = encoded(lm, prompts, tokens)
     about = concept if isinstance(concept, str) else text_of(lm, run.ids)
@@ -126,7 +124,7 @@ def steering_sweep(
              "perplexity": c.perplexity, "tokens": len(c.ids)}
             for i, (c, hit) in enumerate(zip(continuations, hits, strict=True))
         ]  # fmt: skip
-        return {**where, **_rate(hits, seed), **_cost(continuations)}, said
+        return {**where, **_rate(hits), **_cost(continuations)}, said
 
     def each() -> Iterator[tuple[Row, list[Row]]]:
         yield row(PLAIN, None, 0.0, continued(lm, rows, tokens, sample=sample, seed=seed, groups=groups))
@@ -177,12 +175,10 @@ def _pattern(words: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words), re.IGNORECASE)
 
 
-def _rate(hits: Sequence[bool], seed: int) -> Row:
-    """The share of hits with its interval: of hits drawn again from these, as often as there are."""
-    rate, n = sum(hits) / len(hits), len(hits)
-    drawn = np.random.default_rng(seed).binomial(n, rate, DRAWS) / n
-    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
-    return {"rate": rate, "low": low, "high": high}
+def _rate(hits: Sequence[bool]) -> Row:
+    """The share of hits with its exact interval (C. Clopper and E. Pearson, Biometrika 26, 1934)."""
+    between = scipy.stats.binomtest(sum(hits), len(hits)).proportion_ci(0.95, method="exact")
+    return {"rate": sum(hits) / len(hits), "low": float(between.low), "high": float(between.high)}
 
 
 def _cost(continuations: Sequence[Continuation]) -> Row:

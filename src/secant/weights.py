@@ -20,6 +20,12 @@ def kind_of(module: nn.Module) -> str:
 # ------------------------------------------------------------------------------------------------ where they are
 
 
+def stamp(model: nn.Module) -> dict[str, int]:
+    """How often each weight was written, of those that are in memory and that torch counts it of."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: t._version for name, t in named if not t.is_meta and not t.is_inference()}
+
+
 @contextmanager
 def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Leave parameters, buffers and other tensors that these modules keep as they were, whatever is assigned."""

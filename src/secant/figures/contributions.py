@@ -98,7 +98,7 @@ def flow(a: Attribution, ax: Any = None, *, path: str = "direct", columns: int =
     cells = {
         (r.name, None if pd.isna(r.position) else r.position): r.contribution for r in rows.itertuples(index=False)
     }
-    image = [[cells[name, place] for place in places] for name in names]
+    image = [[cells.get((name, place), 0.0) for place in places] for name in names]  # only constants are outside
     figure, (panel,) = panels(ax, 1, columns, 1.3 + style.ROW * len(names))
     end = max(abs(value) for row in image for value in row) or 1.0
     drawn = panel.imshow(image, cmap=style.DIVERGING, vmin=-end, vmax=end, aspect="auto", interpolation="nearest")
