@@ -13,7 +13,7 @@ from secant.notebook import MOST
 from secant.readable import visible
 
 PROMPT = "The bridge out of Marin is the"
-HOSTILE = "<script>alert('1')</script>&\"<img src=x onerror=y>\x1b[31m\u202e"
+HOSTILE = "<script>alert('1')</script>&\"<img src=x onerror=y>\x1b[31m\u202e\u2028"
 
 
 class Parsed(HTMLParser):
@@ -70,7 +70,7 @@ def test_no_script_and_every_text_is_escaped(shown: list[object]) -> None:
         parsed = Parsed(text)
         assert {tag for tag, _ in parsed.tags} <= {"div", "strong", "small", "table", "tr", "th", "td", "span"}
         assert {name for _, attributes in parsed.tags for name in attributes} <= {"style", "class"}
-        assert not {"\x1b", "\u202e"} & set(text)
+        assert not {"\x1b", "\u202e", "\u2028"} & set(text)
         if not isinstance(result, sc.SVD):
             assert any(visible(HOSTILE) in said for said in parsed.texts)
         assert "mathjax_ignore" in text

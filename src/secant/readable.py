@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 SIGNS = {" ": "·", "\n": "⏎", "\t": "⇥"}
-UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zs")
+UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp")
 """Categories of characters that print nothing."""
 
 
