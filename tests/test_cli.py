@@ -262,7 +262,7 @@ def test_attribute(tmp_path: Path) -> None:
         assert part in result.stdout
     found = sorted(path.name for path in (tmp_path / "out").iterdir())
     tables = [f"{name}.{kind}" for name in ("contributions", "flow") for kind in ("csv", "parquet")]
-    assert found == ["attribution.json", *tables]
+    assert found == ["attribution.json", "columns.csv", *tables]
     said = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert said["total"] == pytest.approx(said["logit"], rel=1e-4)
     assert {row["kind"] for row in said["contributions"]} == {"token", "embed", "layer", "head"}

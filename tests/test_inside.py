@@ -82,7 +82,8 @@ def test_the_trained_model_is_explained(explanation: sc.Explanation) -> None:
 def test_everything_is_written(explanation: sc.Explanation, tmp_path: Path) -> None:
     explanation.save(tmp_path / "out")
     explanation.save(tmp_path / "out")  # again, over the first
-    names = ["explanation.json", "tensors.safetensors", "tokens.csv", "tokens.parquet", "words.csv", "words.parquet"]
+    names = ["columns.csv", "explanation.json", "tensors.safetensors"]
+    names += [f"{name}.{kind}" for name in ("tokens", "words") for kind in ("csv", "parquet")]
     assert sorted(os.listdir(tmp_path / "out")) == names
     assert os.listdir(tmp_path) == ["out"]
     said = json.loads((tmp_path / "out" / "explanation.json").read_text())

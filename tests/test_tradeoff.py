@@ -19,11 +19,10 @@ from test_cli import refused
 from typer.testing import CliRunner
 
 import secant as sc
-from secant import steering
+from secant import figures, steering
 from secant.cli import SteeringForm, app
 from secant.continuations import Continuation, batches, continued, weighed
 from secant.errors import BadArgument, BadPrompt, NoPoint, SecantError
-from secant.figures import steering_sweep_figure
 from secant.terminal import show_steered
 from secant.tradeoff import PLAIN, Settings
 
@@ -212,7 +211,7 @@ def test_a_model_without_layers_is_refused(lm: sc.LM, run: sc.Run) -> None:
 
 def test_a_sweep_is_written(sweep: sc.Sweep, tmp_path: Path) -> None:
     sweep.save(tmp_path / "out")
-    names = ["settings.json", "sweep.csv", "sweep.parquet", "texts.csv", "texts.parquet"]
+    names = ["columns.csv", "settings.json", "sweep.csv", "sweep.parquet", "texts.csv", "texts.parquet"]
     assert sorted(os.listdir(tmp_path / "out")) == names
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / "sweep.parquet"), sweep.table)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / "texts.parquet"), sweep.texts)
@@ -224,7 +223,7 @@ def test_the_figure_shows_the_table(sweep: sc.Sweep) -> None:
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
-    figure = steering_sweep_figure(sweep)
+    figure = figures.steering(sweep)
     assert [panel.get_title() for panel in figure.axes] == list(FORMS)
     line = figure.axes[1].lines[1]
     own = sweep.table[(sweep.table["form"] == "activation") & (sweep.table["layer"] == 6)]
@@ -232,14 +231,14 @@ def test_the_figure_shows_the_table(sweep: sc.Sweep) -> None:
     np.testing.assert_allclose(line.get_ydata(), own["rate"])
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.5", "1"] * 2
     ax = Figure().subplots()
-    assert steering_sweep_figure(sweep, ax) is ax.figure
+    assert figures.steering(sweep, ax) is ax.figure
     assert len(ax.lines) == 6
 
 
 def test_without_matplotlib_it_is_said(sweep: sc.Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SecantError, match=r"Install secant\[plot\]"):
-        steering_sweep_figure(sweep)
+        figures.steering(sweep)
 
 
 # ------------------------------------------------------------------------------------------- the command line
@@ -287,7 +286,7 @@ def test_steer_sweeps(tmp_path: Path) -> None:
     printed = ran(*how, "--form", "activation", "--form", "mixture", "--out", out, "--word", "Gate")
     assert "Best at 2 times the perplexity or less" in printed or "None says the words more often" in printed
     assert "words    gate" in printed
-    written = {"settings.json", "sweep.csv", "sweep.parquet", "texts.csv", "texts.parquet", "sweep.png"}
+    written = {"settings.json", "sweep.csv", "sweep.parquet", "texts.csv", "texts.parquet", "sweep.png", "columns.csv"}
     assert set(os.listdir(out)) == written
     said = json.loads(ran(*how, "--strength", 0.5, "--form", "activation", "--json", "--word", "Vltava"))
     assert [row["strength"] for row in said["table"]] == [0, 0.5]

@@ -27,12 +27,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.errors import BadArgument, NotExact
-from secant.files import replacing
 from secant.network import injected
 from secant.operator import Graph, wide
 from secant.points import Inside, Point
 from secant.replay import Injected
 from secant.run import HIDDEN, Run
+from secant.tables import saving
 
 COLUMNS = ["kind", "name", "position", "layer", "head", "contribution", "all_paths"]
 
@@ -75,6 +75,11 @@ class Attribution:
         """The table."""
         return self.table.copy()
 
+    def _repr_html_(self) -> str:
+        from secant.notebook import attribution
+
+        return attribution(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         tables = {"contributions": self.table} | ({} if self.flow is None else {"flow": self.flow})
@@ -88,14 +93,10 @@ class Attribution:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write attribution.json and its tables as contributions and flow (.parquet and .csv). Raises OutputFailed."""
-        with replacing(folder) as new:
-            new.mkdir()
+        """Write attribution.json, contributions and flow (.parquet and .csv), columns.csv. Raises OutputFailed."""
+        tables = {"contributions": self.table} | ({} if self.flow is None else {"flow": self.flow})
+        with saving(folder, tables) as new:
             (new / "attribution.json").write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
-            for name, table in {"contributions": self.table, "flow": self.flow}.items():
-                if table is not None:
-                    table.to_parquet(new / f"{name}.parquet")
-                    table.to_csv(new / f"{name}.csv", index=False)
 
 
 def attribute(

@@ -90,6 +90,9 @@ def explain(
         str | None, typer.Option(help="Memory to work in, such as 4GiB; by default half of what is free.")
     ] = None,
     chat: ChatOption = False,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="With --out, also draw: PNG and PDF, in its folder figures.")
+    ] = False,
     seed: SeedOption = 0,
     allow_remote_code: RemoteOption = False,
     allow_pickle: PickleOption = False,
@@ -102,6 +105,8 @@ def explain(
 
     if out is not None:
         check(out)
+    if figures:
+        _check_figures(out)
     if highlight and not layers:
         raise sc.SecantError("Words are marked in the map of layers", "--highlight without --layers", "Add --layers.")
     lm = loaded(model, dtype, device, attention, allow_remote_code, allow_pickle)
@@ -124,6 +129,8 @@ def explain(
         if out is not None:
             explanation.save(out)
             page = _reported(explanation, out, max_memory, progress)
+            if figures:
+                _draw(explanation, out / "figures")
     if json_:
         typer.echo(json.dumps(explanation.to_dict(), ensure_ascii=False))
         return
@@ -147,6 +154,26 @@ def _reported(
         return ""
     explanation.report(out / "report.html", max_memory=max_memory, progress=progress)
     return f"; the page is {out / 'report.html'}"
+
+
+def _check_figures(out: Path | None) -> None:
+    """Raises SecantError where figures have no place, or nothing to draw them."""
+    from secant.errors import SecantError
+    from secant.figures.style import drawing
+
+    if out is None:
+        raise SecantError("Figures are written to a folder", "--figures without --out", "Add --out.")
+    with drawing():
+        pass
+
+
+def _draw(explanation: Explanation, folder: Path) -> None:
+    """Every figure of an explanation, as PNG and as PDF."""
+    from secant.figures import explained, save
+
+    for name, figure in explained(explanation).items():
+        for suffix in ("png", "pdf"):
+            save(figure, folder / f"{name}.{suffix}")
 
 
 @app.command()
@@ -402,15 +429,12 @@ def _show_sweep(sweep: Sweep, out: Path | None, json_: bool) -> None:
     from dataclasses import asdict
     from importlib.util import find_spec
 
-    from secant.files import replacing
-
     if out is not None:
         sweep.save(out)
         if find_spec("matplotlib"):
-            from secant.figures import steering_sweep_figure
+            from secant.figures import save, steering
 
-            with replacing(out / "sweep.png") as new:
-                steering_sweep_figure(sweep).savefig(new, dpi=150)
+            save(steering(sweep), out / "sweep.png")
     if json_:
         best = sweep.best()
         table = json.loads(sweep.table.to_json(orient="records"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import SupportsIndex
 
 import pandas as pd
@@ -25,6 +26,7 @@ from secant.resources import limited
 from secant.run import Run
 from secant.spectra import SVD, Progress, leading
 from secant.sweep import STREAM, Matrices, before, layerwise, operators, plan, targets
+from secant.tables import saving
 from secant.tail import Tail, together
 
 SPANS = ("cumulative", "layerwise")
@@ -179,6 +181,11 @@ class Layers:
         if "cumulative" in spans and self.depths[0].whole is not None and len(self.depths[0].whole.S) > 1:
             found["path"] = self.path()
         return {**found, **({"coupling": self.coupling()} if self.couplings else {})}
+
+    def save(self, folder: str | Path) -> None:
+        """Write all tables (.parquet and .csv) and columns.csv. Raises OutputFailed."""
+        with saving(folder, self.tables()):
+            pass
 
     def _whole(self) -> list[tuple[Depth, SVD]]:
         """The operators of all tokens. Raises NoPoint where they were left out."""

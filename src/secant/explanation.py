@@ -25,6 +25,7 @@ from secant.resources import limited, peak, timed
 from secant.run import Run, freeze
 from secant.spectra import SVD, svd
 from secant.stacks import parts
+from secant.tables import saving
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +78,11 @@ class Explanation:
         names = ["position", "token", "vector", "block", "sigma", "side", "rank", "word", "id", "score", "z"]
         return pd.DataFrame(rows, columns=names)
 
+    def _repr_html_(self) -> str:
+        from secant.notebook import explanation
+
+        return explanation(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the tensors, ready for JSON."""
         tokens = self.to_pandas().drop(columns=["output", "input"]).to_dict("records")
@@ -104,9 +110,8 @@ class Explanation:
         return _without_nan(said)
 
     def save(self, folder: str | Path) -> None:
-        """Write explanation.json, tokens and words (.parquet and .csv), those of layers, and tensors.safetensors.
-
-        Raises OutputFailed.
+        """Write explanation.json, tokens, words, the tables of layers and steps (.parquet and .csv), columns.csv and
+        tensors.safetensors. Raises OutputFailed.
         """
         tensors = {
             "U": torch.stack([f.U for f in self.svds]),
@@ -124,14 +129,10 @@ class Explanation:
             "output": "d_out: y, the final-normed hidden state",
             "bias": "d_out: b; y = sum of J_t x_t + b",
         }
-        with replacing(folder) as new:
-            new.mkdir()
+        layers = {} if self.layers is None else self.layers.tables()
+        steps = {} if self.steps is None else {"steps": self.steps.to_pandas()}
+        with saving(folder, {"tokens": self.to_pandas(), "words": self.words(), **layers, **steps}) as new:
             (new / "explanation.json").write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
-            layers = {} if self.layers is None else self.layers.tables()
-            steps = {} if self.steps is None else {"steps": self.steps.to_pandas()}
-            for name, table in {"tokens": self.to_pandas(), "words": self.words(), **layers, **steps}.items():
-                table.to_parquet(new / f"{name}.parquet")
-                table.to_csv(new / f"{name}.csv", index=False)
             save_file({k: t.contiguous().clone() for k, t in tensors.items()}, new / "tensors.safetensors", about)
 
     def report(

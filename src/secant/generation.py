@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pandas as pd
 
@@ -15,6 +16,7 @@ from secant.attribution import Attribution, attribute
 from secant.continuations import added
 from secant.errors import integer
 from secant.run import Certificate, Prediction, Run
+from secant.tables import saving
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,11 @@ class Steps:
             for step in self.steps
         ]
         return pd.DataFrame(rows, columns=range(len(self.tokens) - 1))
+
+    def save(self, folder: str | Path) -> None:
+        """Write steps (.parquet and .csv) and columns.csv. Raises OutputFailed."""
+        with saving(folder, {"steps": self.to_pandas()}):
+            pass
 
 
 def follow(

@@ -20,13 +20,13 @@ from scipy.linalg import subspace_angles
 from torch import Tensor
 
 from secant.errors import BadArgument, BadPrompt, integer
-from secant.files import replacing
 from secant.model import Prompt
 from secant.network import Network, record, running
 from secant.operator import Operator, relative, wide
 from secant.resources import allowance
 from secant.run import Run, tangent
 from secant.spectra import SVD, Progress, svd
+from secant.tables import saving
 
 Swap = tuple[int, str | int]
 
@@ -55,11 +55,9 @@ class Reach:
         return self.table
 
     def save(self, folder: str | Path) -> None:
-        """Write reach.parquet and reach.csv. Raises OutputFailed."""
-        with replacing(folder) as new:
-            new.mkdir()
-            self.table.to_parquet(new / "reach.parquet")
-            self.table.to_csv(new / "reach.csv", index=False)
+        """Write reach (.parquet and .csv) and columns.csv. Raises OutputFailed."""
+        with saving(folder, {"reach": self.table}):
+            pass
 
 
 def reach(

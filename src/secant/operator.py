@@ -324,6 +324,11 @@ class Operator:
         where = f"{a['source']} to {a['target']}, position {a['position']}, " if "source" in a else ""
         return f"Operator({where}{self.shape[0]} x {self.input.shape[0]} * {self.input.shape[1]}, {self.bias.dtype})"
 
+    def _repr_html_(self) -> str:
+        from secant.notebook import operator
+
+        return operator(self)
+
     @cached_property
     def reconstruction(self) -> float:
         """‖J input + bias - output‖ / ‖output‖: how far the operator is from giving what the model itself has there."""

@@ -10,10 +10,12 @@ captum), attention rollout (S. Abnar and W. Zuidema, ACL 2020, arXiv 2005.00928)
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import SupportsIndex
 
 import numpy as np
@@ -29,6 +31,7 @@ from secant.errors import BadArgument, SecantError, integer, seeded
 from secant.network import running
 from secant.operator import wide
 from secant.run import Run
+from secant.tables import saving
 
 DELETE = "delete"
 
@@ -52,6 +55,12 @@ class Faithfulness:
     def to_pandas(self) -> pd.DataFrame:
         """The table."""
         return self.table.copy()
+
+    def save(self, folder: str | Path) -> None:
+        """Write faithfulness, curves, scores (.parquet and .csv), columns.csv, target.json. Raises OutputFailed."""
+        tables = {"faithfulness": self.table, "curves": self.curves, "scores": self.scores}
+        with saving(folder, tables) as new:
+            (new / "target.json").write_text(json.dumps({"target": self.target}, ensure_ascii=False))
 
 
 def faithfulness(

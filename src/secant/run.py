@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, SupportsIndex
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -104,6 +105,11 @@ class Run:
                 "Freeze the prompt again.",
             )
 
+    def _repr_html_(self) -> str:
+        from secant.notebook import run
+
+        return run(self)
+
     @property
     def hidden(self) -> Float[Tensor, "T d"]:
         """The final-normed hidden states."""
@@ -129,6 +135,21 @@ class Run:
     def points(self) -> list[str]:
         """The names of the points of this network."""
         return list(self.inside.points)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each position: its token and id, and what the model says comes next: token, probability, logit."""
+        logits = wide(self.logits)
+        best = logits.argmax(1).tolist()
+        return pd.DataFrame(
+            {
+                "position": range(len(self.ids)),
+                "token": self.tokens,
+                "id": self.ids,
+                "predicted": [self.lm.text(i) for i in best],
+                "probability": torch.softmax(logits, 1).amax(1).numpy(),
+                "logit": logits.amax(1).numpy(),
+            }
+        )
 
     def next(self, token: str | SupportsIndex | None = None) -> Run:
         """The run of the prompt with one more token, by default the predicted one, frozen and certified likewise.

@@ -25,12 +25,12 @@ from torch import Tensor
 from secant.decoding import AT_ONCE, decode
 from secant.depths import Depth, layers
 from secant.errors import BadArgument, BadPrompt, SecantError, integer, seeded
-from secant.files import replacing
 from secant.model import LM, Prompt
 from secant.rules import CONVENTIONS
 from secant.run import Run, freeze
 from secant.spectra import SVD, Progress
 from secant.sweep import STREAM
+from secant.tables import saving
 
 COLUMNS = {
     "number": "int64", "prompt": "str", "layer": "int64", "position": "Int64", "token": "object", "vector": "int64",
@@ -98,14 +98,11 @@ class Screening:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write screening, refused and lexicon (.parquet and .csv). Raises OutputFailed."""
+        """Write screening, refused and lexicon (.parquet and .csv), and columns.csv. Raises OutputFailed."""
         words = [(word, i) for word, ids in self.lexicon.items() for i in ids] + [(word, None) for word in self.unknown]
         lexicon = pd.DataFrame(words, columns=["word", "id"]).astype({"id": "Int64"})
-        with replacing(folder) as new:
-            new.mkdir()
-            for name, table in {"screening": self.table, "refused": self.refused, "lexicon": lexicon}.items():
-                table.to_parquet(new / f"{name}.parquet")
-                table.to_csv(new / f"{name}.csv", index=False)
+        with saving(folder, {"screening": self.table, "refused": self.refused, "lexicon": lexicon}):
+            pass
 
 
 def screen(

@@ -8,14 +8,18 @@ residuals of every triplet are measured, and are within the tolerance.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal, overload
 
+import pandas as pd
 import torch
 from jaxtyping import Float
+from safetensors.torch import save_file
 from torch import Tensor
 
 from secant.costs import TOGETHER, Way, counted, of_matrices, said, ways
@@ -24,6 +28,7 @@ from secant.operator import CHUNK, Matrix, Operator, relative, wide
 from secant.resources import allowance, bytes_in_words, limited
 from secant.solvers import SOLVERS, Found, Impatient, Wanted, signs
 from secant.stacks import Blocks, Formed, Stack, Whole
+from secant.tables import saving
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest residual of a triplet, in units of σ₁, by the type in which products are computed."""
@@ -93,6 +98,32 @@ class SVD:
         as were looked for stay unseen.
         """
         return len(self.S) == min(len(self.U), len(self.V)) or self._apart(len(self.S))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each triplet: its block of near-equal singular values, σ, energy so far, residual."""
+        block = {i: b for b, own in enumerate(self.blocks) for i in own}
+        return pd.DataFrame(
+            {
+                "vector": range(len(self.S)),
+                "block": [block[i] for i in range(len(self.S))],
+                "sigma": wide(self.S).numpy(),
+                "energy": wide(self.energy).numpy(),
+                "residual": wide(self.residuals).numpy(),
+            }
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write svd (.parquet and .csv), columns.csv, and U, S, V as tensors.safetensors. Raises OutputFailed."""
+        about = {"solver": self.solver, "products": self.products, "passes": self.passes, "frobenius": self.frobenius}
+        tensors = {"U": self.U, "S": self.S, "V": self.V, "residuals": self.residuals}
+        with saving(folder, {"svd": self.to_pandas()}) as new:
+            tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+            save_file(tensors, new / "tensors.safetensors", {"secant": json.dumps(about)})
+
+    def _repr_html_(self) -> str:
+        from secant.notebook import svd
+
+        return svd(self)
 
     def _apart(self, i: int) -> bool:
         """Whether triplet i and the one before it are told from each other."""

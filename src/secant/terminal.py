@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from secant.decoding import Word
 from secant.depths import Layers
 from secant.explanation import Explanation
 from secant.generation import Steps
+from secant.readable import visible
 from secant.run import Certificate
 from secant.screening import Screening
 from secant.tradeoff import Sweep
@@ -28,16 +28,6 @@ def console(width: int = 100) -> Console:
     """Standard output; so many columns where it is no terminal."""
     out = Console(highlight=False)
     return out if out.is_terminal else Console(highlight=False, width=width)
-
-
-def visible(token: str) -> str:
-    """A token so that every character of it can be seen: spaces, line ends, and what does not print."""
-    shown = {" ": "·", "\n": "⏎", "\t": "⇥"}
-    return "".join(
-        shown.get(c)
-        or (f"\\x{ord(c):02x}" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp") else c)
-        for c in token
-    )
 
 
 def show_explanation(out: Console, e: Explanation) -> None:

@@ -18,10 +18,10 @@ import scipy.stats
 
 from secant.continuations import Continuation, batches, continued, encoded, perplexity, text_of, weighed
 from secant.errors import BadArgument, seeded
-from secant.files import replacing
 from secant.model import LM, Prompt
 from secant.run import Run
 from secant.steering import FORMS, Aim, aimed, checked, concept_of, steered
+from secant.tables import saving
 
 Row = dict[str, Any]
 
@@ -73,13 +73,9 @@ class Sweep:
         return self.table.copy()
 
     def save(self, folder: str | Path) -> None:
-        """Write sweep and texts (.parquet and .csv), and settings.json. Raises OutputFailed."""
-        with replacing(folder) as new:
-            new.mkdir()
+        """Write sweep and texts (.parquet and .csv), columns.csv, and settings.json. Raises OutputFailed."""
+        with saving(folder, {"sweep": self.table, "texts": self.texts}) as new:
             (new / "settings.json").write_text(json.dumps(asdict(self.settings), indent=1, ensure_ascii=False))
-            for name, table in {"sweep": self.table, "texts": self.texts}.items():
-                table.to_parquet(new / f"{name}.parquet")
-                table.to_csv(new / f"{name}.csv", index=False)
 
 
 def steering_sweep(

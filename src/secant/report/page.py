@@ -17,8 +17,8 @@ from secant.depths import Layers
 from secant.evidence import Evidence
 from secant.explanation import Explanation
 from secant.generation import Steps
+from secant.readable import visible
 from secant.spectra import SVD
-from secant.terminal import visible
 
 WORDS = 20_000
 """Decoded words of all depths that a page has room for; long prompts get fewer of each vector."""

@@ -1,0 +1,368 @@
+"""The data dictionary: what each column of each table that secant writes holds.
+
+One table of data. `secant.tables` writes by it, with each column's type, unit and meaning beside the numbers, and
+`python tools/tables.py` makes docs/tables.md of it. A `{i}` in a name stands for 0, 1, 2, …
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Column(NamedTuple):
+    """A column: its type (integer, number, text or truth), its unit, and what it means."""
+
+    type: str
+    unit: str
+    meaning: str
+
+
+class Table(NamedTuple):
+    """A table: what writes it, what a row is, and its columns."""
+
+    of: str
+    row: str
+    columns: dict[str, Column]
+
+
+def _integer(meaning: str, unit: str = "") -> Column:
+    return Column("integer", unit, meaning)
+
+
+def _number(meaning: str, unit: str = "") -> Column:
+    return Column("number", unit, meaning)
+
+
+def _text(meaning: str) -> Column:
+    return Column("text", "", meaning)
+
+
+LOGIT, SIGMA, RELATIVE, DEGREES = "logit", "output / input", "share of a norm", "degrees"
+
+POSITION = _integer("place of the token in the prompt, from 0")
+TOGETHER = _integer("place of the token whose block it is, from 0; missing: all tokens together")
+TOKEN = _text("the token's text")
+LAYER = _integer("the layer, from 0")
+PART = _text("residual (the stream after the layer), or what adds to it: attn, mlp or mixer")
+SPAN = _text("cumulative (from the embeddings) or layerwise (from the stream before the layer)")
+VECTOR = _integer("which singular vector, from 0, largest σ first")
+BLOCK = _integer("which group of near-equal singular values the vector is in; a vector of several means nothing alone")
+SIDE = _text("output (a left vector, what is written) or input (a right vector, what is read)")
+RANK = _integer("place among the decoded words, from 0")
+WORD = _text("the decoded token's text")
+WORD_ID = _integer("the decoded token's id in the vocabulary")
+SCORE = _number(
+    "how well the word fits the unit vector: at the output a logit, at the input a cosine", "logit or cosine"
+)
+KIND = _text(
+    "token, constant (these two sum to the logit); embed, layer, outside (these three too); head (of its layer)"
+)
+NAME = _text("the token's text, the part's name, or the module that the constant is of")
+PLACE = _integer("place of the token in the prompt, from 0; missing where it is no token")
+OF_LAYER = _integer("the layer, from 0; missing where it is of none")
+HEAD = _integer("the attention head, from 0; missing where it is none")
+CONTRIBUTION = _number("what it adds to the logit: of tokens and constants by all paths, of parts straight", LOGIT)
+ALL_PATHS = _number("what it adds to the logit by all paths, through later parts too; these overlap", LOGIT)
+METHOD = _text("the method that the scores are of")
+VALUE = _text("logit or log-probability, of the target")
+FORM = _text("how it was steered: mixture, additive, activation; or unsteered")
+STEERED = _integer("the layer that was steered, from 0; missing where none was")
+STRENGTH = _number("strength of steering; 0 leaves the model as it is")
+NUMBER = _integer("number of the prompt, from 0")
+PROMPT = _text("the prompt")
+
+TABLES: dict[str, Table] = {
+    "tokens": Table(
+        "Explanation",
+        "a token of the prompt",
+        {
+            "position": POSITION,
+            "token": TOKEN,
+            "id": _integer("its id in the vocabulary"),
+            "contribution": _number("what the token adds to the predicted token's logit, by all paths", LOGIT),
+            "share": _number("contribution as a share of the logit; missing where that is 0", "share of the logit"),
+            "norm": _number("‖J_t x_t‖: what the token writes to the final hidden state", "hidden state"),
+            "sigma": _number("σ₁, the largest singular value of the token's block J_t", SIGMA),
+            "stable_rank": _number("‖J_t‖_F² / σ₁²: how many directions matter", "directions"),
+            "output": _text("words of the first left singular vector, best first"),
+            "input": _text("words of the first right singular vector, best first"),
+        },
+    ),
+    "words": Table(
+        "Explanation",
+        "a decoded word of a singular vector of a token's block",
+        {
+            "position": POSITION,
+            "token": TOKEN,
+            "vector": VECTOR,
+            "block": BLOCK,
+            "sigma": _number("the vector's singular value", SIGMA),
+            "side": SIDE,
+            "rank": RANK,
+            "word": WORD,
+            "id": WORD_ID,
+            "score": SCORE,
+            "z": _number(
+                "how far the score is above the same rank in what random directions decode to", "its deviations"
+            ),
+        },
+    ),
+    "steps": Table(
+        "Explanation with steps",
+        "a contribution to the logit of a generated token",
+        {
+            "step": _integer("which generated token, from 0"),
+            "generated": _text("its text"),
+            "probability": _number("its probability", "probability"),
+            "logit": _number("its logit, which the contributions of tokens and constants sum to", LOGIT),
+            "reconstruction": _number("‖J x + b - y‖ / ‖y‖ of the system at this step", RELATIVE),
+            "kind": KIND,
+            "name": NAME,
+            "position": PLACE,
+            "layer": OF_LAYER,
+            "head": HEAD,
+            "contribution": CONTRIBUTION,
+            "all_paths": ALL_PATHS,
+        },
+    ),
+    "layers": Table(
+        "Explanation with layers",
+        "an operator: layer x part x span x token, and of all tokens together",
+        {
+            "layer": LAYER,
+            "part": PART,
+            "span": SPAN,
+            "position": TOGETHER,
+            "token": TOKEN,
+            "stable_rank": _number("‖J‖_F² / σ₀²: how many directions matter", "directions"),
+            "frobenius": _number("‖J‖_F", SIGMA),
+            "sigma_{i}": _number("the singular value σ_i", SIGMA),
+            "reconstruction": _number("‖J x + b - y‖ / ‖y‖ of the whole operator at this depth", RELATIVE),
+        },
+    ),
+    "spectra": Table(
+        "Explanation with layers",
+        "a singular value of such an operator",
+        {
+            "layer": LAYER,
+            "part": PART,
+            "span": SPAN,
+            "position": TOGETHER,
+            "vector": VECTOR,
+            "sigma": _number("the singular value σ_i", SIGMA),
+            "normalized": _number("σ_i / σ₀", "ratio"),
+        },
+    ),
+    "layer_words": Table(
+        "Explanation with layers",
+        "a decoded word of a singular vector of such an operator",
+        {
+            "layer": LAYER,
+            "part": PART,
+            "span": SPAN,
+            "position": TOGETHER,
+            "vector": VECTOR,
+            "side": SIDE,
+            "rank": RANK,
+            "word": WORD,
+            "id": WORD_ID,
+            "score": SCORE,
+        },
+    ),
+    "first_seen": Table(
+        "Explanation with layers",
+        "part x span x token, and all tokens together",
+        {
+            "part": PART,
+            "span": SPAN,
+            "position": TOGETHER,
+            "layer": _integer("the first layer at which the predicted token is the first word of U₀; missing: never"),
+        },
+    ),
+    "path": Table(
+        "Explanation with layers",
+        "one of the top two left vectors of the stream, cumulative, all tokens together",
+        {
+            "layer": LAYER,
+            "vector": VECTOR,
+            "x": _number("its product with the last layer's first left vector", "cosine"),
+            "y": _number("its product with the last layer's second left vector", "cosine"),
+        },
+    ),
+    "coupling": Table(
+        "Explanation with layers",
+        "a layer and the next",
+        {
+            "layer": LAYER,
+            "next": _integer("the layer after it"),
+            "mismatch": _number(
+                "‖U'ᵀ J V' - S‖ / ‖S‖ with the next layer's vectors: 0 the same, about 1 unrelated", "ratio"
+            ),
+        },
+    ),
+    "contributions": Table(
+        "Attribution",
+        "something that contributes to the logit",
+        {
+            "kind": KIND,
+            "name": NAME,
+            "position": PLACE,
+            "layer": OF_LAYER,
+            "head": HEAD,
+            "contribution": CONTRIBUTION,
+            "all_paths": ALL_PATHS,
+        },
+    ),
+    "flow": Table(
+        "Attribution with flow",
+        "what a token, or the constants, make of a part or head, by a path",
+        {
+            "name": _text("the part or head; or outside: constants that are in no part"),
+            "path": _text("direct (straight to the logit) or all (through later parts too)"),
+            "position": _integer("place of the token in the prompt, from 0; missing: the constants"),
+            "token": _text("the token's text; missing: the constants"),
+            "layer": OF_LAYER,
+            "head": HEAD,
+            "contribution": _number("what it adds to the logit by the path", LOGIT),
+        },
+    ),
+    "svd": Table(
+        "SVD",
+        "a singular triplet",
+        {
+            "vector": VECTOR,
+            "block": BLOCK,
+            "sigma": _number("the singular value", SIGMA),
+            "energy": _number("share of ‖J‖_F² in the triplets up to this one", "share"),
+            "residual": _number("the larger of ‖J v - σ u‖ and ‖Jᵀ u - σ v‖", SIGMA),
+        },
+    ),
+    "faithfulness": Table(
+        "Faithfulness",
+        "a method and a value",
+        {
+            "method": METHOD,
+            "value": VALUE,
+            "comprehensiveness": _number(
+                "what is lost on average as the best tokens are removed: more is better", "value"
+            ),
+            "sufficiency": _number("what is missing on average where only the best are kept: less is better", "value"),
+            "area": _number("mean height of the curve of removal: less is better", "value"),
+            "correlation": _number(
+                "Spearman's, of scores with leave-one-out; missing where one is constant", "correlation"
+            ),
+        },
+    ),
+    "curves": Table(
+        "Faithfulness",
+        "a method, a value, an order and a number of tokens",
+        {
+            "method": METHOD,
+            "value": VALUE,
+            "order": _text("remove (the best tokens are removed) or keep (only these are kept)"),
+            "tokens": _integer("how many tokens were removed or kept", "tokens"),
+            "result": _number("the value that is left", "value"),
+        },
+    ),
+    "scores": Table(
+        "Faithfulness",
+        "a method and a token that can be removed",
+        {
+            "method": METHOD,
+            "position": POSITION,
+            "token": TOKEN,
+            "score": _number("the method's score", "the method's own"),
+            "left_out": _number("what the token's absence alone takes from the logit", LOGIT),
+        },
+    ),
+    "sweep": Table(
+        "Sweep",
+        "a form x layer x strength; the first one is unsteered",
+        {
+            "form": FORM,
+            "layer": STEERED,
+            "strength": STRENGTH,
+            "rate": _number("share of the prompts after which one of the concept's words came", "share of prompts"),
+            "low": _number("lower end of the rate's 95 % interval, exact (Clopper and Pearson)", "share of prompts"),
+            "high": _number("upper end of it", "share of prompts"),
+            "perplexity": _number("of all continuations together, under the unsteered model", "perplexity"),
+            "prompts": _integer("how many prompts", "prompts"),
+        },
+    ),
+    "texts": Table(
+        "Sweep",
+        "a continuation: form x layer x strength x prompt",
+        {
+            "form": FORM,
+            "layer": STEERED,
+            "strength": STRENGTH,
+            "prompt": NUMBER,
+            "text": PROMPT,
+            "continuation": _text("what was generated"),
+            "found": Column("truth", "", "whether one of the concept's words came"),
+            "perplexity": _number("of the continuation, under the unsteered model", "perplexity"),
+            "tokens": _integer("how many tokens were generated", "tokens"),
+        },
+    ),
+    "reach": Table(
+        "Reach",
+        "a step on the way from one prompt to another",
+        {
+            "alpha": _number("how far: 0 the prompt, 1 the other", "share of the way"),
+            "held_error": _number("‖ŷ - y(α)‖ / ‖y(α)‖ of the held network", RELATIVE),
+            "ordinary_error": _number("the same of the ordinary Jacobian's tangent", RELATIVE),
+            "still_error": _number("the same of no change", RELATIVE),
+            "predicted": _text("the network's next token at α"),
+            "held_predicted": _text("the held network's"),
+            "y_angle": _number("angle between y(α) and y(0)", DEGREES),
+            "u_angle": _number(
+                "largest principal angle between the spans of the first left vectors at α and at 0", DEGREES
+            ),
+            "u_mean": _number("mean of these angles", DEGREES),
+            "v_angle": _number("largest principal angle between the spans of the first right vectors", DEGREES),
+            "v_mean": _number("mean of these angles", DEGREES),
+            "gap": _number("1 - σ_{k+1} / σ_k of J(α): where it is small, the spans mean little", "ratio"),
+            "j_distance": _number("‖J(α) - J(0)‖ / ‖J(0)‖; missing where J does not fit in memory", RELATIVE),
+            "reconstruction": _number("‖J x + b - y‖ / ‖y‖ of the network that was frozen at α", RELATIVE),
+        },
+    ),
+    "screening": Table(
+        "Screening",
+        "a test: a singular vector of the stream",
+        {
+            "number": NUMBER,
+            "prompt": PROMPT,
+            "layer": LAYER,
+            "position": TOGETHER,
+            "token": TOKEN,
+            "vector": VECTOR,
+            "block": BLOCK,
+            "alone": Column("truth", "", "whether it is alone in its block; or else means nothing by itself"),
+            "sigma": _number("the vector's singular value", SIGMA),
+            "word": _text("the listed word that comes first"),
+            "rank": _integer("how many tokens score higher than it", "tokens"),
+            "second": _integer("the same of the next listed word; missing where there is one word", "tokens"),
+            "hits": _integer("how many listed words are among the decoded ones", "words"),
+            "decoded": _text("the decoded words, best first"),
+            "p": _number("share of random directions in which the list comes as far up", "probability"),
+            "q": _number("p corrected for all tests (Benjamini and Hochberg)", "false discovery rate"),
+            "flagged": Column("truth", "", "whether q is at most the level"),
+        },
+    ),
+    "refused": Table(
+        "Screening",
+        "a prompt that could not be screened",
+        {
+            "number": NUMBER,
+            "prompt": PROMPT,
+            "error": _text("the kind of error"),
+            "reason": _text("what it says"),
+        },
+    ),
+    "lexicon": Table(
+        "Screening",
+        "a word of the list and a token that it stands for",
+        {"word": _text("the word"), "id": _integer("the token's id in the vocabulary; missing: the word is no token")},
+    ),
+}
+"""Every table by the name of its file."""

@@ -1,0 +1,115 @@
+"""What a logit is made of: bars of tokens and parts, and tokens x parts as a map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from secant.attribution import Attribution
+from secant.errors import BadArgument, integer
+from secant.figures import style
+from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CONSTANTS = "constants"
+PATHS = {"direct": "straight to the logit", "all": "by all paths"}
+
+
+@drawn
+def attribution(a: Attribution, axes: Any = None, *, most: int = 40, columns: int | None = None) -> Figure:
+    """A logit as its two sums: by where it comes from (tokens), and by what writes it (parts), if it has that.
+
+    A new figure is a column wide for each. Of more than `most` tokens or parts, those of largest size have a bar, and
+    what the others add up to has one.
+    """
+    most = integer(most, 1, 10**6, "A figure has some bars", "most = ")
+    sums = [("where it comes from", ["token", "constant"])]
+    if a.direct is not None:
+        sums.append((f"what writes it, {PATHS['direct']}", ["embed", "layer", "outside"]))
+    bars = [(title, _bars(a.table[a.table["kind"].isin(kinds)], most)) for title, kinds in sums]
+    rows = max(len(found) for _, found in bars)
+    figure, found = panels(axes, len(bars), columns or len(bars), 0.95 + style.ROW * rows)
+    for panel, (title, own) in zip(found, bars, strict=True):
+        values = [value for _, value in own]
+        colours = [COLOURS["blue"] if value >= 0 else COLOURS["orange"] for value in values]
+        drawn = panel.barh(range(len(own)), values, color=colours, height=0.75)
+        numbers = [style.number(value) for value in values]
+        panel.bar_label(drawn, numbers, padding=2, fontsize=style.SMALL)
+        panel.axvline(0, color=COLOURS["black"], linewidth=0.6)
+        named(panel, "y", [name for name, _ in own])
+        panel.tick_params(axis="y", length=0)
+        panel.spines["left"].set_visible(False)
+        panel.set(xlim=_ends(panel, values, numbers), ylim=(len(own) - 0.5, -0.5), title=title)
+        panel.set_xlabel(_logit(a), parse_math=False)
+    return figure
+
+
+def _bars(table: pd.DataFrame, most: int) -> list[tuple[str, float]]:
+    """Names and contributions: what has a place in order, then the constants as one, then the others as one."""
+    constants = table["kind"].isin(["constant", "outside"])
+    rows = table[~constants]
+    kept = rows["contribution"].abs().sort_values(ascending=False, kind="stable").index[:most]
+    found = [
+        (clipped(shown(row.name) if row.kind == "token" else row.name), row.contribution)
+        for row in rows[rows.index.isin(kept)].itertuples(index=False)
+    ]
+    if constants.any():
+        found.append((CONSTANTS, float(table[constants]["contribution"].sum())))
+    if len(rows) > most:
+        found.append((f"{len(rows) - most} others", float(rows[~rows.index.isin(kept)]["contribution"].sum())))
+    return found
+
+
+def _ends(panel: Any, values: Sequence[float], numbers: Sequence[str]) -> tuple[float, float]:
+    """From where to where bars go, with room for the numbers at their ends."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    widest = 6 + max(style.width_of(number, style.SMALL) for number in numbers)
+    room = 0.7 * panel.figure.get_figwidth() * 72 * panel.get_position().width
+    each = (high - low or 1.0) / max(1.0, room - 2 * widest) * widest
+    return low - (each if low < 0 else 0), high + each
+
+
+def _logit(a: Attribution) -> str:
+    """What is added up, on two lines where that is long."""
+    of, over = f"logit of {clipped(shown(a.target))}", "" if a.versus is None else f"over {clipped(shown(a.versus))}"
+    apart = "\n" if len(of + over) > 22 else " "
+    return f"{of}{apart if over else ''}{over}, {a.logit:.4g} in all"
+
+
+@drawn
+def flow(a: Attribution, ax: Any = None, *, path: str = "direct", columns: int = 2) -> Figure:
+    """What each token, and the constants, make of each part: a map whose sum is the logit, where the path is direct.
+
+    Raises BadArgument where the attribution has no flow, or no such path.
+    """
+    if a.flow is None:
+        raise BadArgument("A map of tokens and parts needs their flow", "none", "Use attribute(run, flow=True).")
+    if path not in PATHS:
+        raise BadArgument(f"A path is {' or '.join(PATHS)}", repr(path), "Choose one of them.")
+    rows = a.flow[(a.flow["path"] == path) & a.flow["head"].isna()]
+    names = list(dict.fromkeys(rows["name"]))
+    tokens = rows[rows["position"].notna()].drop_duplicates("position").sort_values("position")
+    places = [*tokens["position"], None]
+    cells = {
+        (r.name, None if pd.isna(r.position) else r.position): r.contribution for r in rows.itertuples(index=False)
+    }
+    image = [[cells.get((name, place), 0.0) for place in places] for name in names]  # only constants are outside
+    figure, (panel,) = panels(ax, 1, columns, 1.3 + style.ROW * len(names))
+    end = max(abs(value) for row in image for value in row) or 1.0
+    drawn = panel.imshow(image, cmap=style.DIVERGING, vmin=-end, vmax=end, aspect="auto", interpolation="nearest")
+    named(panel, "y", names)
+    labels, every = [*(clipped(shown(token), 12) for token in tokens["token"]), CONSTANTS], math.ceil(len(places) / 40)
+    angle = style.upright(panel, labels)
+    panel.set_xticks(range(0, len(labels), every), labels[::every], parse_math=False, rotation=angle)
+    panel.axvline(len(labels) - 1.5, color=COLOURS["black"], linewidth=0.6)
+    panel.tick_params(length=0)
+    for side in panel.spines.values():
+        side.set_visible(False)
+    bar = figure.colorbar(drawn, ax=panel, fraction=0.05, pad=0.02)
+    bar.set_label(f"{_logit(a)},\n{PATHS[path]}", parse_math=False, fontsize=style.SMALL + 0.5)
+    return figure

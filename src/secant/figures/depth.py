@@ -1,0 +1,155 @@
+"""What is written by each depth: spectra, stable ranks and the way of the leading directions, layer by layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from secant.depths import Layers
+from secant.errors import BadArgument
+from secant.figures import style
+from secant.figures.style import COLOURS, drawn, panels
+from secant.sweep import STREAM
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PARTS = {STREAM: "blue", "attn": "orange", "mlp": "green", "mixer": "purple"}
+"""The colour of each part of a layer."""
+
+DASHES = {"cumulative": "-", "layerwise": "--"}
+
+
+@drawn
+def layer_spectra(layers: Layers, axes: Any = None, *, columns: int = 2) -> Figure:
+    """The leading singular values of all tokens' blocks, σ_i / σ_0, a line for each layer: a panel for each span."""
+    table = _together(layers.spectra())
+    spans = list(dict.fromkeys(table["span"]))
+    figure, found = panels(axes, len(spans), columns, 2.2, sharey=True)
+    count = int(table["layer"].max()) + 1
+    colours = _ramp(count)
+    for panel, span in zip(found, spans, strict=True):
+        for layer, rows in table[table["span"] == span].groupby("layer"):
+            panel.plot(rows["vector"], rows["normalized"], marker=".", color=colours(layer))
+        panel.set(title=span, xlabel="i", ylim=(0, 1.05))
+        panel.set_xticks(sorted(set(table["vector"])))
+    found[0].set_ylabel("σᵢ / σ₀")
+    _key(figure, found, count)
+    return figure
+
+
+@drawn
+def path(layers: Layers, ax: Any = None, *, columns: int = 1) -> Figure:
+    """Where the top two left vectors of each depth point in the plane of the last depth's; numbers are layers."""
+    table = layers.path()
+    figure, (panel,) = panels(ax, 1, columns, 3.2)
+    turn = np.linspace(0, 2 * np.pi, 200)
+    panel.plot(np.cos(turn), np.sin(turn), ":", color=COLOURS["grey"], linewidth=0.6)
+    last = int(table["layer"].max())
+    placed: list[tuple[float, float]] = []
+    for vector, colour, marker in ((0, "blue", "o"), (1, "orange", "s")):
+        own = table[table["vector"] == vector].sort_values("layer")
+        panel.plot(
+            own["x"], own["y"], "-", marker=marker, markersize=3, color=COLOURS[colour], label=f"U{'₀₁'[vector]}"
+        )
+        _numbered(panel, own[["x", "y", "layer"]].to_numpy(), COLOURS[colour], last, placed)
+    panel.set(xlabel="along the last layer's U₀", ylabel="along the last layer's U₁", aspect="equal")
+    panel.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15))
+    panel.legend(loc="lower left")
+    return figure
+
+
+def _numbered(
+    panel: Any, points: np.ndarray[Any, Any], colour: str, last: int, placed: list[tuple[float, float]]
+) -> None:
+    """The layer at each point that is not close to one that has its number, the last ones first."""
+    for x, y, layer in points[::-1]:
+        if all(np.hypot(x - a, y - b) > 0.16 for a, b in placed):
+            placed.append((x, y))
+            where = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": style.SMALL}
+            panel.annotate(f"{layer:.0f}", (x, y), color=colour, fontweight="bold" if layer == last else None, **where)
+
+
+@drawn
+def stable_ranks(layers: Layers, ax: Any = None, *, columns: int = 1) -> Figure:
+    """The stable rank by depth of all tokens' blocks together: the stream and its parts, cumulative and layerwise."""
+    table = _together(layers.to_pandas())
+    figure, (panel,) = panels(ax, 1, columns, 2.4)
+    for (part, span), rows in table.groupby(["part", "span"], sort=False):
+        own = rows.sort_values("layer")
+        panel.plot(
+            own["layer"],
+            own["stable_rank"],
+            DASHES[span],
+            marker=".",
+            color=COLOURS[PARTS[part]],
+            label=f"{part}, {span}",
+        )
+    panel.set(xlabel="layer", ylabel="stable rank", yscale="log")
+    style.plain(panel.yaxis)
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside upper center", ncols=2, handlelength=2.2) if ax is None else panel.legend()
+    return figure
+
+
+@drawn
+def stable_rank_distribution(table: pd.DataFrame, ax: Any = None, *, columns: int = 1) -> Figure:
+    """The stable rank of each position's block over many prompts: a table with the columns position, stable_rank.
+
+    Boxes are quartiles with the median, whiskers reach the 5th and 95th percentile, diamonds are means. Raises
+    BadArgument for another table.
+    """
+    missing = {"position", "stable_rank"} - set(table)
+    rows = table if missing else table[table["position"].notna()]
+    if missing or rows.empty:
+        got = f"one without {', '.join(sorted(missing))}" if missing else "no rows with a position"
+        raise BadArgument("Stable ranks are a table of position and stable_rank", got, "Give one row for each block.")
+    figure, (panel,) = panels(ax, 1, columns, 2.4)
+    groups = {int(t): own["stable_rank"].to_numpy(float) for t, own in rows.groupby("position")}
+    lines = {"color": COLOURS["blue"], "linewidth": 0.8}
+    panel.boxplot(
+        list(groups.values()), positions=list(groups), whis=(5, 95), showfliers=False, showmeans=True, widths=0.6,
+        boxprops=lines, whiskerprops=lines, capprops=lines, medianprops={"color": COLOURS["blue"], "linewidth": 1.4},
+        meanprops={"marker": "D", "markersize": 3, "markerfacecolor": COLOURS["orange"], "markeredgecolor": "none"},
+        manage_ticks=False,
+    )  # fmt: skip
+    sizes = sorted({len(own) for own in groups.values()})
+    each = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    panel.set(xlabel=f"position of the token ({each} prompts)", ylabel="stable rank", yscale="log")
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    style.plain(panel.yaxis)
+    return figure
+
+
+def _together(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of all tokens together. Raises BadArgument where they were left out."""
+    rows = table[table["position"].isna()]
+    if "vector" in table:
+        rows = rows[rows["part"] == STREAM]
+    if rows.empty:
+        raise BadArgument(
+            "This is drawn of all tokens together", "layers without them", "Use layers(run, all_tokens=True)."
+        )
+    return rows
+
+
+def _ramp(count: int) -> Any:
+    """The colour of each of so many layers."""
+    import matplotlib
+
+    colours = matplotlib.colormaps[style.RAMP]
+    return lambda layer: colours(0.92 * layer / max(1, count - 1))
+
+
+def _key(figure: Figure, axes: list[Any], count: int) -> None:
+    """A colour bar of layers."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    colours = _ramp(count)
+    shades = ListedColormap([colours(i) for i in range(count)])
+    scale = ScalarMappable(BoundaryNorm(np.arange(count + 1) - 0.5, count), shades)
+    step = -(-count // 8)
+    figure.colorbar(scale, ax=axes, label="layer", ticks=range(0, count, step), fraction=0.05, pad=0.02)

@@ -1,0 +1,200 @@
+"""The linear system of one prompt: whether it gives y, what J looks like, and what its parts decode to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from secant.errors import BadArgument, integer
+from secant.explanation import Explanation
+from secant.figures import style
+from secant.figures.style import COLOURS, clipped, drawn, fitting, named, panels, shown, word
+from secant.operator import Operator, wide
+from secant.run import Run, tangent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BARS = 0.3
+"""The share of its axes that bars with words beside them take."""
+
+PIXELS = 1500
+"""Entries of a side of J that are drawn each by itself; beyond, means of neighbours are."""
+
+
+@drawn
+def reconstruction(run: Run, axes: Any = None, *, columns: int = 2) -> Figure:
+    """Is J x + b the model's y? Each of its numbers against the model's, and how large the errors are.
+
+    Beside it the ordinary Jacobian's J' x. Errors are relative to the root mean square of y; those of exactly 0 are
+    counted in the legend. Two panels. Raises SecantError where matplotlib is not installed, as every figure does.
+    """
+    figure, (scatter, errors) = panels(axes, 2, columns, 2.4 if columns == 2 else 1.8)
+    op = run.operator()
+    x, y = op.input.reshape(-1, 1), wide(op.output).numpy()
+    held = (wide(op.products.forward(x)[:, 0]) + wide(op.bias)).numpy()
+    ordinary = wide(tangent(run.lm, run.ids, run.input).forward(run.input.detach().reshape(-1, 1))[:, 0]).numpy()
+    both = {"J x + b": (held, "blue", "o"), "ordinary J′ x": (ordinary, "orange", "x")}
+    size = float(np.sqrt(np.mean(y**2)))
+    relative = {name: np.abs(found - y) / size for name, (found, *_) in both.items()}
+    low, high = min(y.min(), ordinary.min()), max(y.max(), ordinary.max())
+    ends = (low - 0.05 * (high - low), high + 0.05 * (high - low))
+    scatter.axline((0, 0), slope=1, color=COLOURS["grey"], linewidth=0.6, zorder=0)
+    positive = np.concatenate([error[error > 0] for error in relative.values()])
+    bins = np.logspace(math.floor(np.log10(positive.min())), math.ceil(np.log10(positive.max())), 60)
+    for name, (found, colour, marker) in both.items():
+        scatter.plot(y, found, marker, color=COLOURS[colour], markersize=2.5, markeredgewidth=0.6, label=name)
+        zeros = int((relative[name] == 0).sum())
+        label = f"{name} ({zeros} exact)" if zeros else name
+        errors.hist(relative[name][relative[name] > 0], bins, color=COLOURS[colour], alpha=0.8, label=label)
+    scatter.set(xlabel="y, the model's", ylabel="from the linear system", xlim=ends, ylim=ends)
+    scatter.legend(loc="upper left", handletextpad=0.2)
+    errors.set(xscale="log", xlabel="error / root mean square of y", ylabel=f"how many of {len(y)}")
+    style.plain(errors.xaxis)
+    errors.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2, columnspacing=1.0)
+    return figure
+
+
+@drawn
+def jacobian(op: Operator, ax: Any = None, *, quantile: float = 0.99, columns: int = 2) -> Figure:
+    """J as an image, the blocks of the tokens side by side; colours end at a quantile of |J|, and beyond they stay.
+
+    A side of J with more than PIXELS entries is drawn as means of neighbours; the colour bar says of how many. Raises
+    BadArgument where the quantile is not above 0 and at most 1.
+    """
+    if not 0 < quantile <= 1:
+        raise BadArgument("A quantile is above 0 and at most 1", repr(quantile), "Use 0.99.")
+    figure, (panel,) = panels(ax, 1, columns, 2.6)
+    d_out, T, d_in = op.shape[0], *op.input.shape
+    rows, across = math.ceil(d_out / PIXELS), math.ceil(d_in * T / PIXELS)
+    image = _means(op, rows, across)
+    end = float(np.quantile(np.abs(image), quantile)) or float(np.abs(image).max()) or 1.0
+    extent = (-0.5, T * d_in - 0.5, d_out - 0.5, -0.5)
+    drawn = panel.imshow(
+        image, cmap=style.DIVERGING, vmin=-end, vmax=end, aspect="auto", extent=extent, interpolation="nearest"
+    )
+    for t in range(1, T):
+        panel.axvline(t * d_in - 0.5, color=COLOURS["black"], linewidth=0.4)
+    tokens = op.about.get("tokens", [""] * T)
+    if "token" in op.about:
+        tokens = [tokens[op.about["token"]]]
+    labels = [clipped(shown(token), 12) if len(tokens) == T else str(t) for t, token in enumerate(tokens)]
+    every = math.ceil(T / 40)
+    panel.set_xticks(
+        [(t + 0.5) * d_in - 0.5 for t in range(0, T, every)], labels[::every], parse_math=False,
+        rotation=style.upright(panel, labels), fontsize=style.SMALL if T > 12 else None,
+    )  # fmt: skip
+    panel.tick_params(axis="x", length=0)
+    panel.set(xlabel=f"input: {T} tokens of {d_in} numbers", ylabel=f"output: {d_out} numbers")
+    bar = figure.colorbar(drawn, ax=panel, extend="both" if quantile < 1 else "neither", fraction=0.05, pad=0.02)
+    means = f"means of {rows} x {across} entries of J; " if rows * across > 1 else "entries of J; "
+    bar.set_label(f"{means}colours end at\nthe {quantile:.4g} quantile of their size", fontsize=style.SMALL + 0.5)
+    bar.ax.tick_params(labelsize=style.SMALL)
+    return figure
+
+
+def _means(op: Operator, rows: int, across: int) -> np.ndarray[Any, Any]:
+    """Means of so many rows x columns of J, which is computed some rows at a time."""
+    d_out = op.shape[0]
+    found = []
+    step = rows * max(1, op.chunk // rows)
+    for start in range(0, d_out, step):
+        places = torch.arange(start, min(start + step, d_out))
+        u = op.bias.new_zeros(d_out, len(places))
+        u[places, torch.arange(len(places))] = 1
+        found.append(_grouped(_grouped(wide(op.T @ u).T, rows).T, across).T)
+    return torch.cat(found).numpy()
+
+
+def _grouped(matrix: torch.Tensor, size: int) -> torch.Tensor:
+    """Means of so many rows each, of what is left in the last."""
+    return matrix if size == 1 else torch.stack([some.mean(0) for some in matrix.split(size)])
+
+
+@drawn
+def spectra(e: Explanation, ax: Any = None, *, vectors: int | None = None, most: int = 30, columns: int = 2) -> Figure:
+    """Each token's leading singular values, and what their vectors decode to: written (U) and read (V).
+
+    Of the first `vectors` of each, by default two where there are two; of more than `most` tokens, of those that write
+    most, ‖J_t x_t‖. A value that is near-equal to a neighbour has a
+    grey bar: its vector alone means nothing. Raises BadArgument.
+    """
+    kept = min(len(f.S) for f in e.svds)
+    vectors = min(2, kept) if vectors is None else vectors
+    vectors = integer(vectors, 1, kept, f"The explanation has {kept} singular vectors of each token", "vectors = ")
+    most, T = integer(most, 1, 10**6, "A figure has some tokens", "most = "), len(e.svds)
+    tokens = sorted(sorted(range(T), key=lambda t: -e.norms[t])[:most])
+    rows = [(t, i) for t in tokens for i in range(vectors)]
+    figure, (panel,) = panels(ax, 1, columns, 0.75 + style.ROW * len(rows))
+    sigma = [e.svds[t].S[i].item() for t, i in rows]
+    together = [any(i in block and len(block) > 1 for block in e.svds[t].blocks) for t, i in rows]
+    labels = [clipped(shown(e.run.tokens[t])) if i == 0 else "" for t, i in rows]
+    sides = {"writes (U)": e.outputs, "reads (V)": e.inputs}
+    words = {name: [[word(w.token) for w in side[t][i]] for t, i in rows] for name, side in sides.items()}
+    shades = [
+        COLOURS["grey"] if grey else COLOURS["blue"] if i == 0 else COLOURS["sky"]
+        for (_, i), grey in zip(rows, together, strict=True)
+    ]
+    _bars(panel, labels, sigma, shades, words, "singular value σ" + (f", {most} of {T} tokens" if most < T else ""))
+    for n, (_, i) in enumerate(rows):
+        if i == 0 and n:
+            panel.axhline(n - 0.5, color=COLOURS["grey"], linewidth=0.3, alpha=0.5)
+    return figure
+
+
+@drawn
+def largest(table: pd.DataFrame, ax: Any = None, *, tokens: Sequence[str] | None = None, columns: int = 2) -> Figure:
+    """The largest columns (or rows) of J and what they decode to: of a table that `secant.largest` made.
+
+    `tokens`: those of the prompt, to name positions by. Raises BadArgument for another table.
+    """
+    missing = {"rank", "position", "unit", "norm", "word"} - set(table)
+    if missing or table.empty:
+        raise BadArgument(
+            "The largest columns or rows are a table of secant.largest",
+            f"one without {', '.join(sorted(missing)) or 'rows'}", "Make it with sc.largest(lm, op).",
+        )  # fmt: skip
+    groups = [rows for _, rows in table.groupby("rank", sort=True)]
+    figure, (panel,) = panels(ax, 1, columns, 0.75 + style.ROW * len(groups))
+    first = [rows.iloc[0] for rows in groups]
+    labels = [
+        f"{clipped(shown(tokens[row['position']])) if tokens is not None else row['position']}, {row['unit']}"
+        for row in first
+    ]
+    words = {"decodes to": [[word(w) for w in rows["word"]] for rows in groups]}
+    _bars(panel, labels, [row["norm"] for row in first], COLOURS["blue"], words, "norm")
+    panel.set_ylabel("token, unit" if tokens is not None else "position, unit")
+    return figure
+
+
+def _bars(
+    panel: Any, labels: Sequence[str], values: Sequence[float], colour: Any, words: Mapping[str, list[list[str]]],
+    name: str,
+) -> None:  # fmt: skip
+    """A bar for each row, and to its right as many words as fit."""
+    from matplotlib.ticker import MaxNLocator
+
+    top, size = max(values) or 1.0, style.SMALL + 0.5
+    panel.barh(range(len(values)), values, color=colour, height=0.75)
+    named(panel, "y", labels)
+    panel.set(ylim=(len(values) - 0.5, -0.5), xlim=(0, top / BARS))
+    panel.set_xticks([tick for tick in MaxNLocator(4).tick_values(0, top) if tick <= top])
+    panel.set_xlabel(name, loc="left")
+    panel.spines["bottom"].set_bounds(0, top)
+    panel.tick_params(axis="y", length=0)
+    share = (1 - BARS) / len(words)
+    points = panel.figure.get_figwidth() * 72
+    beside = points - max(style.width_of(label, 7) for label in labels) - 24
+    room = min(beside, points * panel.get_position().width) * share - 10
+    at = panel.get_yaxis_transform()  # across in shares of the axes, down in rows
+    for place, (heading, rows) in enumerate(words.items()):
+        left = BARS + 0.02 + place * share
+        panel.text(left, -0.75, heading, transform=at, color=COLOURS["grey"], va="bottom", fontsize=size)
+        for n, own in enumerate(rows):
+            line = fitting(own, room, size)
+            panel.text(left, n, line, transform=at, va="center_baseline", fontsize=size, parse_math=False)

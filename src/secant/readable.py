@@ -1,0 +1,14 @@
+"""Tokens as a person can read them, wherever they are shown."""
+
+from __future__ import annotations
+
+import unicodedata
+
+SIGNS = {" ": "·", "\n": "⏎", "\t": "⇥"}
+UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp")
+"""Categories of characters that print nothing."""
+
+
+def visible(token: str) -> str:
+    """A token so that every character of it can be seen: spaces, line ends, and what does not print."""
+    return "".join(SIGNS.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) in UNSEEN else c) for c in token)

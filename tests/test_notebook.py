@@ -1,0 +1,119 @@
+"""Results in a notebook: well-formed HTML without scripts, every text escaped, the numbers of the result in it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+import secant as sc
+from secant.notebook import MOST
+from secant.readable import visible
+
+PROMPT = "The bridge out of Marin is the"
+HOSTILE = "<script>alert('1')</script>&\"<img src=x onerror=y>\x1b[31m\u202e\u2028"
+
+
+class Parsed(HTMLParser):
+    """The tags and texts of HTML, which must be well formed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open.append(tag)
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        if self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def shown(lm: sc.LM, explanation: sc.Explanation) -> list[object]:
+    """One of each, with hostile texts."""
+    run = explanation.run
+    odd = replace(
+        run, tokens=[HOSTILE] * len(run.tokens), prediction=[replace(p, token=HOSTILE) for p in run.prediction],
+        lm=replace(lm, name=HOSTILE),
+    )  # fmt: skip
+    a = sc.attribute(run)
+    table = a.table.copy()
+    table["name"] = HOSTILE
+    a = replace(a, table=table, target=HOSTILE, versus=HOSTILE)
+    words = [[[replace(w, token=HOSTILE) for w in own] for own in vectors] for vectors in explanation.outputs]
+    op = replace(run.operator(), about={**run.operator().about, "tokens": odd.tokens, "model": HOSTILE})
+    e = replace(explanation, run=odd, attribution=a, outputs=words, inputs=words)
+    return [odd, op, explanation.svds[0], a, e]
+
+
+def test_no_script_and_every_text_is_escaped(shown: list[object]) -> None:
+    for result in shown:
+        text = result._repr_html_()  # type: ignore[attr-defined]
+        parsed = Parsed(text)
+        assert {tag for tag, _ in parsed.tags} <= {"div", "strong", "small", "table", "tr", "th", "td", "span"}
+        assert {name for _, attributes in parsed.tags for name in attributes} <= {"style", "class"}
+        assert not {"\x1b", "\u202e", "\u2028"} & set(text)
+        if not isinstance(result, sc.SVD):
+            assert any(visible(HOSTILE) in said for said in parsed.texts)
+        assert "mathjax_ignore" in text
+        assert len(text) < 40_000
+
+
+def test_it_takes_the_notebooks_own_colours(shown: list[object]) -> None:
+    for result in shown:
+        for tag, attributes in Parsed(result._repr_html_()).tags:  # type: ignore[attr-defined]
+            style = dict(part.split(":") for part in (attributes.get("style") or "").split(";") if part)
+            assert style.get("color") == ("inherit" if tag == "table" else None)
+            assert ("background" in style) == ("inline-block" in style.get("display", ""))
+
+
+def test_the_numbers_are_those_of_the_result(explanation: sc.Explanation) -> None:
+    rows = Parsed(explanation._repr_html_()).rows
+    table = explanation.to_pandas()
+    assert rows[0][:3] == ["", "token", "share"]
+    assert [row[1] for row in rows[1:]] == [*map(visible, explanation.run.tokens), "constants"]
+    assert [row[2] for row in rows[1:-1]] == [f"{share:.1%}" for share in table["share"]]
+    assert [row[5] for row in rows[1:-1]] == [f"{sigma:.4g}" for sigma in table["sigma"]]
+    a = sc.attribute(explanation.run)
+    rows = Parsed(a._repr_html_()).rows
+    assert sum(float(row[2]) for row in rows[1:] if row[0] in ("token", "constant")) == pytest.approx(a.logit, rel=1e-3)
+    f = explanation.svds[0]
+    assert [row[1] for row in Parsed(f._repr_html_()).rows[1:]] == [f"{s:.4g}" for s in f.S.tolist()]
+    rows = Parsed(explanation.run._repr_html_()).rows
+    assert [row[0] for row in rows[1:]] == [visible(p.token) for p in explanation.run.prediction]
+    texts = "".join(Parsed(explanation.run.operator()._repr_html_()).texts)
+    assert "embed" in texts
+    assert "norm" in texts
+
+
+def test_bars_are_as_long_as_what_they_show(explanation: sc.Explanation) -> None:
+    spans = [attributes["style"] for tag, attributes in Parsed(explanation._repr_html_()).tags if tag == "span"]
+    widths = [float(style.split("width:")[1].split("em")[0]) for style in spans if style]
+    sizes = explanation.to_pandas()["contribution"].abs()
+    assert widths[:-1] == pytest.approx(list(8 * sizes / sizes.max()), abs=0.01)
+
+
+def test_what_is_left_out_is_said(explanation: sc.Explanation) -> None:
+    a = explanation.attribution
+    table = pd.concat([a.of("token")] * 20, ignore_index=True)
+    parsed = Parsed(replace(a, table=table)._repr_html_())
+    assert len(parsed.rows) == MOST + 1
+    assert f"and {len(table) - MOST} more rows" in parsed.texts[-1]
