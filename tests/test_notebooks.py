@@ -1,0 +1,50 @@
+"""The notebooks of examples/ run from top to end, and what they keep is small and says nothing of where they ran."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import EXAMPLES
+
+nbformat = pytest.importorskip("nbformat")
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+
+
+SHAPE = """
+import sys
+sys.path.append({tools!r})
+from pathlib import Path
+import nbformat
+from notebooks import executed
+path = Path({path!r})
+def shape(notebook):
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [[(o.output_type, sorted(o.get("data", {{}}))) for o in cell.outputs] for cell in code]
+kept, again = shape(nbformat.read(path, as_version=4)), shape(executed(path))
+assert kept == again, (kept, again)
+"""
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run(path: Path) -> None:
+    """In a process of its own; they show what they kept, figures and tables and lines."""
+    script = SHAPE.format(tools=str(Path(__file__).parents[1] / "tools"), path=str(path))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_keep_little(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text) < 250_000
+    assert str(Path.home()) + os.sep not in text
+    assert str(Path(__file__).parents[1]) not in text
+    assert all(cell.outputs for cell in nbformat.read(path, as_version=4).cells[:3] if cell.cell_type == "code")
+
+
+def test_there_are_three() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["attribution_and_steering", "first_look", "layers_and_spectra"]
