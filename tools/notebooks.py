@@ -19,7 +19,9 @@ def executed(path: Path) -> nbformat.NotebookNode:
     os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
     notebook = nbformat.read(path, as_version=4)
     local = Config({"ConnectionFileMixin": {"transport": "ipc"}})
-    NotebookClient(notebook, kernel_name="python3", timeout=300, record_timing=False, config=local).execute()
+    NotebookClient(
+        notebook, kernel_name="python3", timeout=300, record_timing=False, coalesce_streams=True, config=local
+    ).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
