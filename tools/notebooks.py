@@ -9,7 +9,6 @@ from typing import Annotated
 import nbformat
 import typer
 from nbclient import NotebookClient
-from traitlets.config import Config
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -18,7 +17,6 @@ def executed(path: Path) -> nbformat.NotebookNode:
     """The notebook with new outputs; what is written to stderr is left out. Raises CellExecutionError."""
     os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
     notebook = nbformat.read(path, as_version=4)
-    local = Config({"ConnectionFileMixin": {"transport": "ipc"}})
     NotebookClient(
         notebook, kernel_name="python3", timeout=300, record_timing=False, coalesce_streams=True, config=local
     ).execute()
