@@ -17,9 +17,7 @@ def executed(path: Path) -> nbformat.NotebookNode:
     """The notebook with new outputs; what is written to stderr is left out. Raises CellExecutionError."""
     os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(
-        notebook, kernel_name="python3", timeout=300, record_timing=False, coalesce_streams=True, config=local
-    ).execute()
+    NotebookClient(notebook, kernel_name="python3", timeout=300, record_timing=False, coalesce_streams=True).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
