@@ -35,7 +35,7 @@ ALLOWED = {
     "tape": {"errors", "forms", "rules"},
     "precision": {"forms", "rules"},
     "replay": {"errors", "forms", "rules", "tape"},
-    "attribution": {"errors", "network", "notebook", "operator", "points", "replay", "run", "tables"},
+    "attribution": {"errors", "network", "stacks", "notebook", "operator", "points", "replay", "run", "tables"},
     "operator": {"errors", "files", "notebook", "resources"},
     "hooks": set(),
     "model": {"errors", "hooks", "weights"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,6 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def executed(path: Path) -> nbformat.NotebookNode:
     """The notebook with new outputs; what is written to stderr is left out. Raises CellExecutionError."""
-    os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, kernel_name="python3", timeout=300, record_timing=False, coalesce_streams=True).execute()
     for cell in notebook.cells:

@@ -32,6 +32,7 @@ from secant.operator import Graph, wide
 from secant.points import Inside, Point
 from secant.replay import Injected
 from secant.run import HIDDEN, Run
+from secant.stacks import Blocks
 from secant.tables import saving
 
 COLUMNS = ["kind", "name", "position", "layer", "head", "contribution", "all_paths"]
@@ -80,22 +81,24 @@ class Attribution:
 
         return attribution(self)
 
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Its tables by name: contributions, and flow if there is one."""
+        return {"contributions": self.table} | ({} if self.flow is None else {"flow": self.flow})
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
-        tables = {"contributions": self.table} | ({} if self.flow is None else {"flow": self.flow})
         return {
             "target": self.target,
             "versus": self.versus,
             "logit": self.logit,
             "total": self.total,
             "direct": self.direct,
-            **{name: json.loads(table.to_json(orient="records")) for name, table in tables.items()},
+            **{name: json.loads(table.to_json(orient="records")) for name, table in self.tables().items()},
         }
 
     def save(self, folder: str | Path) -> None:
         """Write attribution.json, contributions and flow (.parquet and .csv), columns.csv. Raises OutputFailed."""
-        tables = {"contributions": self.table} | ({} if self.flow is None else {"flow": self.flow})
-        with saving(folder, tables) as new:
+        with saving(folder, self.tables()) as new:
             (new / "attribution.json").write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
 
 
@@ -308,16 +311,14 @@ class _Writers:
 
     def _pushed(self, graph: Graph) -> dict[_Key, list[float]]:
         """What each token makes of each name, from a product with J for each token."""
-        x = self.inside.network.input
-        T, d = x.shape
+        x = self.inside.network.input.detach()
+        T, shape = len(x), (graph.y.numel(), x.numel())
         found: dict[_Key, list[float]] = defaultdict(list)
         for start in range(0, T, graph.at_once):
             places = range(start, min(start + graph.at_once, T))
-            columns = x.new_zeros(T, d, len(places))
-            for i, t in enumerate(places):
-                columns[t, :, i] = x[t].detach()
-            made = graph.forward(columns.view(T * d, -1)).split([t.numel() for t in self.tensors])
-            shaped = [part.view(*t.shape, -1) for part, t in zip(made, self.tensors, strict=True)]
+            columns = Blocks(graph, shape, T, places, x).forward(x[start : places.stop, :, None])[:, :, 0].T
+            made = columns.split([t.numel() for t in self.tensors])
+            shaped = [part.reshape(*t.shape, -1) for part, t in zip(made, self.tensors, strict=True)]
             for key, values in self.weighed(shaped).items():
                 found[key] += values
         return found

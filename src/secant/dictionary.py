@@ -71,6 +71,17 @@ STRENGTH = _number("strength of steering; 0 leaves the model as it is")
 NUMBER = _integer("number of the prompt, from 0")
 PROMPT = _text("the prompt")
 
+CONTRIBUTIONS = {
+    "kind": KIND,
+    "name": NAME,
+    "position": PLACE,
+    "layer": OF_LAYER,
+    "head": HEAD,
+    "contribution": CONTRIBUTION,
+    "all_paths": ALL_PATHS,
+}
+"""Columns of what contributes to a logit."""
+
 TABLES: dict[str, Table] = {
     "tokens": Table(
         "Explanation",
@@ -116,13 +127,7 @@ TABLES: dict[str, Table] = {
             "probability": _number("its probability", "probability"),
             "logit": _number("its logit, which the contributions of tokens and constants sum to", LOGIT),
             "reconstruction": _number("‖J x + b - y‖ / ‖y‖ of the system at this step", RELATIVE),
-            "kind": KIND,
-            "name": NAME,
-            "position": PLACE,
-            "layer": OF_LAYER,
-            "head": HEAD,
-            "contribution": CONTRIBUTION,
-            "all_paths": ALL_PATHS,
+            **CONTRIBUTIONS,
         },
     ),
     "layers": Table(
@@ -203,15 +208,7 @@ TABLES: dict[str, Table] = {
     "contributions": Table(
         "Attribution",
         "something that contributes to the logit",
-        {
-            "kind": KIND,
-            "name": NAME,
-            "position": PLACE,
-            "layer": OF_LAYER,
-            "head": HEAD,
-            "contribution": CONTRIBUTION,
-            "all_paths": ALL_PATHS,
-        },
+        CONTRIBUTIONS,
     ),
     "flow": Table(
         "Attribution with flow",

@@ -13,7 +13,7 @@ from secant.attribution import Attribution, attribute
 from secant.decoding import Null, null
 from secant.operator import Operator, wide
 from secant.resources import limited
-from secant.run import Run, tangent
+from secant.run import Run, ordinary_output
 
 OTHERS = 4
 """Predictions that the first one is compared with."""
@@ -66,13 +66,11 @@ def gathered(
     op = run.operator()
     with torch.inference_mode(False), torch.enable_grad(), limited(max_memory):
         image = imaged(op, progress)
-        rebuilt = wide(op @ op.input) + wide(op.bias)
-        slope = tangent(run.lm, run.ids, run.input)
-        ordinary = wide(slope.forward(run.input.detach().reshape(-1, 1))[:, 0])
+        ordinary = wide(ordinary_output(run.lm, run.ids, run.input))
     d = len(op.bias)
     units = sorted({i * d // min(d, POINTS) for i in range(min(d, POINTS))})
     return Evidence(
-        attribution, versus, image, (d, *op.input.shape), units, wide(op.output)[units], rebuilt[units],
+        attribution, versus, image, (d, *op.input.shape), units, wide(op.output)[units], op.rebuilt[units],
         ordinary[units], null(run.lm, "output", top, seed=seed), null(run.lm, "input", top, seed=seed),
     )  # fmt: skip
 
@@ -83,14 +81,11 @@ def imaged(op: Operator, progress: Callable[[str, int, int], None] | None = None
     R, C = min(rows, CELLS), min(width, CELLS, max(1, COLUMNS // T))
     row, column = torch.arange(rows) * R // rows, torch.arange(width) * C // width
     squares = torch.zeros(R, T, C, dtype=torch.float64)
-    for start in range(0, rows, op.chunk):
-        some = torch.arange(start, min(start + op.chunk, rows))
-        units = op.bias.new_zeros(rows, len(some))
-        units[some, torch.arange(len(some))] = 1
-        J = wide(op.T @ units).T.reshape(len(some), T, width)
+    for start, some in op.rows(op.chunk):
+        J, end = wide(some).view(-1, T, width), start + len(some)
         pooled = torch.zeros(len(some), T, C, dtype=torch.float64).index_add_(2, column, J.square())
-        squares.index_add_(0, row[some], pooled)
+        squares.index_add_(0, row[start:end], pooled)
         if progress:
-            progress("image", start + len(some), rows)
+            progress("image", end, rows)
     sizes = torch.bincount(row, minlength=R)[:, None, None] * torch.bincount(column, minlength=C)
     return (squares / sizes).sqrt()

@@ -167,6 +167,6 @@ def _alphas(steps: int | Iterable[SupportsFloat]) -> list[float]:
     if isinstance(steps, Iterable) and not isinstance(steps, str) and (each := list(steps)):
         if all(isinstance(a, SupportsFloat) and not isinstance(a, bool) and 0 <= float(a) <= 1 for a in each):
             return [float(a) for a in each]
-        raise BadArgument("Steps of a way are from 0 to 1", repr(list(steps)), "Give such as [0, 0.5, 1].")
+        raise BadArgument("Steps of a way are from 0 to 1", repr(each), "Give such as [0, 0.5, 1].")
     count = integer(steps, 2, 10**6, "A way has steps: how many, or each of them", "steps = ")
     return [i / (count - 1) for i in range(count)]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from secant.readable import visible
+from secant.readable import certified, visible
 
 POSITIVE, NEGATIVE = "#3d8fd1", "#d9702b"
 """Colours of bars."""
@@ -85,9 +85,9 @@ def explanation(e: Any) -> str:
     p, c = e.run.prediction[0], e.run.certificate
     facts = {"next token": f"{visible(p.token)} {p.probability:.1%}", "certificate": _certified(c)}
     constant = e.attribution.constant
-    top = max((abs(v) for v in e.to_pandas()["contribution"]), default=0.0)
-    rows = []
-    for t, row in enumerate(e.to_pandas().itertuples(index=False)):
+    table, rows = e.to_pandas(), []
+    top = max((abs(v) for v in table["contribution"]), default=0.0)
+    for t, row in enumerate(table.itertuples(index=False)):
         words = [
             " ".join(visible(w.token.strip() or w.token) for w in side[t][0][:5]) for side in (e.outputs, e.inputs)
         ]
@@ -101,10 +101,8 @@ def explanation(e: Any) -> str:
 
 
 def _certified(c: Any) -> str:
-    """A certificate in a line."""
-    equal = "forward bit-equal" if c.forward_equal else "forward differs"
-    errors = f"reconstruction {c.reconstruction:.1e} · affinity {c.affinity:.1e}"
-    return f"{equal} · {errors} · {c.dtype} · {c.attention} attention · convention {c.convention}"
+    """A certificate in a line, with how it was computed."""
+    return f"{certified(c)} · {c.dtype} · {c.attention} attention · convention {c.convention}"
 
 
 class _Bar(str):

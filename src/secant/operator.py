@@ -8,7 +8,7 @@ file is torch only and knows nothing of language models.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -332,8 +332,12 @@ class Operator:
     @cached_property
     def reconstruction(self) -> float:
         """‖J input + bias - output‖ / ‖output‖: how far the operator is from giving what the model itself has there."""
-        J = self.products.forward(self.input.reshape(-1, 1))[:, 0]
-        return relative(wide(J) + wide(self.bias), self.output)
+        return relative(self.rebuilt, self.output)
+
+    @cached_property
+    def rebuilt(self) -> Float[Tensor, " d_out"]:
+        """J input + bias, from one product, in float64."""
+        return wide(self.products.forward(self.input.reshape(-1, 1))[:, 0]) + wide(self.bias)
 
     @property
     def chunk(self) -> int:
@@ -346,20 +350,24 @@ class Operator:
         """J in full, computed `chunk` rows at a time; `progress(rows done, rows)` is called after each chunk."""
         if isinstance(self.products, Matrix):
             return self.products.matrix.reshape(len(self.bias), *self.input.shape)
-        rows = self.shape[0]
         if chunk is not None and chunk < 1:
             raise BadArgument("A chunk has at least one row", f"{chunk}", "Leave it out, or give a positive number.")
-        chunk = chunk or self.chunk
-        identity = torch.eye(min(chunk, rows), dtype=self.bias.dtype, device=self.bias.device)
         J = self.bias.new_empty(self.shape)
+        for start, rows in self.rows(chunk or self.chunk):
+            J[start : start + len(rows)] = rows
+            if progress:
+                progress(start + len(rows), len(J))
+        return J.reshape(len(J), *self.input.shape)
+
+    def rows(self, chunk: int) -> Iterator[tuple[int, Float[Tensor, "rows n_in"]]]:
+        """J some rows at a time, with the number of the first; none of them is kept."""
+        rows = self.shape[0]
+        identity = torch.eye(min(chunk, rows), dtype=self.bias.dtype, device=self.bias.device)
         for start in range(0, rows, chunk):
             width = min(chunk, rows - start)
             u = self.bias.new_zeros(rows, width)
             u[start : start + width] = identity[:width, :width]
-            J[start : start + width] = self.products.adjoint(u).T
-            if progress:
-                progress(start + width, rows)
-        return J.reshape(rows, *self.input.shape)
+            yield start, self.products.adjoint(u).T
 
     def block(self, t: int) -> Operator:
         """J_t, the part that token t plays: an operator of shape (d_out, d_in), without a bias. Raises BadArgument."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import Any
 
 SIGNS = {" ": "·", "\n": "⏎", "\t": "⇥"}
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp")
@@ -12,3 +13,9 @@ UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp")
 def visible(token: str) -> str:
     """A token so that every character of it can be seen: spaces, line ends, and what does not print."""
     return "".join(SIGNS.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) in UNSEEN else c) for c in token)
+
+
+def certified(c: Any) -> str:
+    """What a certificate says, in a line."""
+    equal = "forward bit-equal" if c.forward_equal else "forward differs"
+    return f"{equal} · reconstruction {c.reconstruction:.1e} · affinity {c.affinity:.1e}"

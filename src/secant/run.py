@@ -364,7 +364,12 @@ def _stock_error(lm: LM, ids: Sequence[int], logits: Tensor) -> float | None:
 
 def ordinary_error(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"], y: Float[Tensor, " d"]) -> float:
     """‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J' of the last hidden state: the baseline that fails."""
-    return relative(tangent(lm, ids, x).forward(x.detach().reshape(-1, 1))[:, 0], y)
+    return relative(ordinary_output(lm, ids, x), y)
+
+
+def ordinary_output(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"]) -> Float[Tensor, " d"]:
+    """J' x with the ordinary Jacobian J' of the last hidden state."""
+    return tangent(lm, ids, x).forward(x.detach().reshape(-1, 1))[:, 0]
 
 
 def tangent(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"]) -> Graph:

@@ -18,7 +18,7 @@ from secant.decoding import Word
 from secant.depths import Layers
 from secant.explanation import Explanation
 from secant.generation import Steps
-from secant.readable import visible
+from secant.readable import certified, visible
 from secant.run import Certificate
 from secant.screening import Screening
 from secant.tradeoff import Sweep
@@ -40,7 +40,7 @@ def show_explanation(out: Console, e: Explanation) -> None:
     summary = Table.grid(padding=(0, 2))
     summary.add_column(style="dim", no_wrap=True)
     summary.add_row("next token", Text("   ").join(guesses))
-    summary.add_row("certificate", _certified(c))
+    summary.add_row("certificate", certified(c))
     summary.add_row("", Text(_held(c), style="dim"))
     if c.ordinary is not None:
         summary.add_row("", Text(f"the ordinary Jacobian is off by {c.ordinary:.0%}", style="dim"))
@@ -184,7 +184,7 @@ def show_flow(out: Console, a: Attribution, tokens: Sequence[str]) -> None:
             table.add_column(Text(names[place]), justify="right", no_wrap=True, width=9)
         for name in cells.index:
             own = [cells.loc[name, place] for place in places]
-            table.add_row(name, *(Text(_signed(v), style="" if abs(v) >= 0.05 * abs(a.logit) else "dim") for v in own))
+            table.add_row(name, *(Text(f"{v:z.3f}", style="" if abs(v) >= 0.05 * abs(a.logit) else "dim") for v in own))
         out.print()
         out.print(table)
     legend = (
@@ -193,11 +193,6 @@ def show_flow(out: Console, a: Attribution, tokens: Sequence[str]) -> None:
     )
     out.print()
     out.print(Text(legend, style="dim"))
-
-
-def _signed(value: float) -> str:
-    """Three decimals; no minus before a zero."""
-    return f"{value:.3f}".replace("-0.000", "0.000")
 
 
 def show_steps(out: Console, steps: Steps) -> None:
@@ -349,15 +344,6 @@ def _flagged(rows: pd.DataFrame, width: int) -> Table:
     return table
 
 
-def _certified(c: Certificate) -> str:
-    parts = [
-        "forward bit-equal" if c.forward_equal else "forward differs",
-        f"reconstruction {c.reconstruction:.1e}",
-        f"affinity {c.affinity:.1e}",
-    ]
-    return " · ".join(parts)
-
-
 def _held(c: Certificate) -> str:
     precision = "" if c.precision == c.dtype else f", system in {c.precision}"
     live, linear = sum(c.operations.values()), c.operations.get("linear", 0)
@@ -368,7 +354,7 @@ def _held(c: Certificate) -> str:
 def _number(value: float, name: str) -> str:
     """A number in six places at most."""
     if name == "share":
-        return f"{value:.1%}".replace("-0.0%", "0.0%") if abs(value) < 9.995 else f"{value:.0%}"
+        return f"{value:z.1%}" if abs(value) < 9.995 else f"{value:.0%}"
     line = f"{value:.1f}" if name == "stable_rank" else f"{value:.3g}"
     return line if len(line) <= 6 else f"{value:.0e}"
 

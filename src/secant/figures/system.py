@@ -15,7 +15,7 @@ from secant.explanation import Explanation
 from secant.figures import style
 from secant.figures.style import COLOURS, clipped, drawn, fitting, named, panels, shown, word
 from secant.operator import Operator, wide
-from secant.run import Run, tangent
+from secant.run import Run, ordinary_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,9 +36,8 @@ def reconstruction(run: Run, axes: Any = None, *, columns: int = 2) -> Figure:
     """
     figure, (scatter, errors) = panels(axes, 2, columns, 2.4 if columns == 2 else 1.8)
     op = run.operator()
-    x, y = op.input.reshape(-1, 1), wide(op.output).numpy()
-    held = (wide(op.products.forward(x)[:, 0]) + wide(op.bias)).numpy()
-    ordinary = wide(tangent(run.lm, run.ids, run.input).forward(run.input.detach().reshape(-1, 1))[:, 0]).numpy()
+    y, held = wide(op.output).numpy(), op.rebuilt.numpy()
+    ordinary = wide(ordinary_output(run.lm, run.ids, run.input)).numpy()
     both = {"J x + b": (held, "blue", "o"), "ordinary J′ x": (ordinary, "orange", "x")}
     size = float(np.sqrt(np.mean(y**2)))
     relative = {name: np.abs(found - y) / size for name, (found, *_) in both.items()}
@@ -100,14 +99,8 @@ def jacobian(op: Operator, ax: Any = None, *, quantile: float = 0.99, columns: i
 
 def _means(op: Operator, rows: int, across: int) -> np.ndarray[Any, Any]:
     """Means of so many rows x columns of J, which is computed some rows at a time."""
-    d_out = op.shape[0]
-    found = []
-    step = rows * max(1, op.chunk // rows)
-    for start in range(0, d_out, step):
-        places = torch.arange(start, min(start + step, d_out))
-        u = op.bias.new_zeros(d_out, len(places))
-        u[places, torch.arange(len(places))] = 1
-        found.append(_grouped(_grouped(wide(op.T @ u).T, rows).T, across).T)
+    whole = rows * max(1, op.chunk // rows)  # no group is in two chunks
+    found = [_grouped(_grouped(wide(some), rows).T, across).T for _, some in op.rows(whole)]
     return torch.cat(found).numpy()
 
 
