@@ -8,7 +8,6 @@ process for each side. Beside each time: what `svd` would have announced, as a s
     python benchmarks/svd.py [CASE]  # whole, blocks, grid; all of them without one
 """
 
-import statistics
 import subprocess
 import sys
 import threading
@@ -42,6 +41,16 @@ def timed(op: sc.Operator, k: int, per_token: bool, solver: str) -> float:
     start = time.perf_counter()
     sc.svd(op, k, per_token=per_token, solver=solver)
     return time.perf_counter() - start
+
+
+def least(op: sc.Operator, k: int, per_token: bool) -> dict[str, float]:
+    """Seconds of each solver: the least of what it took, in turns, since what else the machine does only adds."""
+    took = {solver: float("inf") for solver in ("auto", "dense", "krylov")}
+    start, rounds = time.perf_counter(), 0
+    while rounds < 3 or (rounds < 15 and time.perf_counter() - start < 3):
+        took = {solver: min(before, timed(op, k, per_token, solver)) for solver, before in took.items()}
+        rounds += 1
+    return took
 
 
 def expected(op: sc.Operator, k: int, per_token: bool) -> float:
@@ -89,7 +98,7 @@ def case(name: str, d: int, layers: int, T: int, per_token: bool, claim: float) 
 
 
 def grid() -> None:
-    print(f"grid: 4 layers, float32, {torch.get_num_threads()} threads, medians of 3; seconds")
+    print(f"grid: 4 layers, float32, {torch.get_num_threads()} threads, the least of 3 to 15 turns; seconds")
     print("     d    T   k  blocks     auto    dense   krylov  auto / better")
     worst = 0.0
     timed(operator(128, 4, 2), 8, True, "auto")  # warms up
@@ -97,10 +106,7 @@ def grid() -> None:
         op = operator(d, 4, T)
         for k in (1, 8, 32):
             for per_token in (False, True):
-                took = {
-                    solver: statistics.median(timed(op, k, per_token, solver) for _ in range(3))
-                    for solver in ("auto", "dense", "krylov")
-                }
+                took = least(op, k, per_token)
                 ratio = took["auto"] / min(took["dense"], took["krylov"])
                 worst = max(worst, ratio)
                 numbers = "".join(f"{s:9.3f}" for s in took.values())

@@ -24,9 +24,6 @@ READ = 17.0
 STARTED = {"cpu": 1e9, "cuda": 3e11}
 """Operations in the time in which Python starts a pass through the network: some milliseconds."""
 
-CALLS = 7e8
-"""Operations in the time that a solver takes however small its matrices are."""
-
 TOGETHER = 8
 """Blocks of tokens that are decomposed together, where J is there."""
 
@@ -102,7 +99,7 @@ def of_matrices(shape: tuple[int, int, int], wanted: Wanted, like: Tensor, solve
     for name in ("dense", *few) if solver == "auto" else (solver,):
         own = SOLVERS[name]
         products = SLOW * 2 * d_out * d_in * own.vectors(d_out, d_in, wanted)
-        operations = n * (own.operations(d_out, d_in, wanted) + products) + CALLS * math.ceil(n / TOGETHER)
+        operations = n * (own.operations(d_out, d_in, wanted) + products) + own.started * math.ceil(n / TOGETHER)
         memory = min(n, TOGETHER) * own.kept(d_out, d_in, wanted) * like.element_size()
         found.append(Way(name, False, 0, 0, operations, memory))
     return found
@@ -134,7 +131,7 @@ def _by_products(op: Operator, wanted: Wanted, tokens: int | None, solver: str) 
     at_once = min(together, _at_once(op))
     memory = few * own.kept(d_out, size, wanted) * like.element_size() + at_once * _each(op)
     columns = 2 * together * n_in * op.bias.element_size() if tokens else 0  # each as long as all tokens
-    operations = n * own.operations(d_out, size, wanted) + CALLS * math.ceil(n / few)
+    operations = n * own.operations(d_out, size, wanted) + own.started * math.ceil(n / few)
     return Way(solver, False, math.ceil(vectors / at_once), vectors, operations, memory + columns)
 
 

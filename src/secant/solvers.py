@@ -177,13 +177,15 @@ def propack(stack: Stack, wanted: Wanted) -> list[Found]:
 @dataclass(frozen=True)
 class Solver:
     """A solver, and what one matrix costs it: vectors that J and Jᵀ are multiplied with, the other operations, as many
-    of a matrix product as take as long, and numbers that it keeps. `formed`: it needs J itself.
+    of a matrix product as take as long, and numbers that it keeps. `started`: operations in the time that it takes
+    however small its matrices are. `formed`: it needs J itself.
     """
 
     solve: Callable[[Stack, Wanted], list[Found]]
     vectors: Callable[[int, int, Wanted], float]
     operations: Callable[[int, int, Wanted], float]
     kept: Callable[[int, int, Wanted], float]
+    started: float
     formed: bool = False
 
 
@@ -208,6 +210,7 @@ SOLVERS = {
         vectors=lambda d_out, d_in, wanted: 2 * wanted.k,
         operations=lambda d_out, d_in, wanted: SLOWER * _cubes(d_out, d_in, 8.0, 4.0),
         kept=lambda d_out, d_in, wanted: 2 * d_out * d_in + _cubes(d_out, d_in, 0.0, 1.0) / max(d_out, d_in),
+        started=5e7,
         formed=True,
     ),
     "gram": Solver(
@@ -217,6 +220,7 @@ SOLVERS = {
             SLOWER * _cubes(d_out, d_in, 3.0, 2 / SLOWER) + _grown(d_out, d_in, replace(wanted, steps=3))
         ),
         kept=lambda d_out, d_in, wanted: 4 * min(d_out, d_in) ** 2 + 8 * (d_out + d_in) * wanted.width,
+        started=2e8,
         formed=True,
     ),
     "krylov": Solver(
@@ -224,12 +228,14 @@ SOLVERS = {
         vectors=lambda d_out, d_in, wanted: 2 * min(wanted.expected * wanted.block, 2 * min(d_out, d_in)),
         operations=lambda d_out, d_in, wanted: wanted.expected / wanted.steps * _grown(d_out, d_in, wanted),
         kept=lambda d_out, d_in, wanted: 4 * (d_out + d_in) * wanted.space(d_out, d_in),
+        started=6e8,
     ),
     "propack": Solver(
         propack,
         vectors=lambda d_out, d_in, wanted: 26 * wanted.k,
         operations=lambda d_out, d_in, wanted: SLOW * (40 * wanted.k) ** 2 * (d_out + d_in),
         kept=lambda d_out, d_in, wanted: 20 * wanted.k * (d_out + d_in),
+        started=6e8,
     ),
 }
 
