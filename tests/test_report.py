@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -267,7 +268,7 @@ def test_without_plotly(made: Written, folder: Path, tmp_path: Path, monkeypatch
     with pytest.raises(sc.SecantError, match=r"got an installation without it\. pip install 'secant\[report\]'"):
         made.explanation.report(tmp_path / "none.html")
     assert not (tmp_path / "none.html").exists()
-    monkeypatch.setattr("secant.cli.find_spec", lambda name: None)
+    monkeypatch.setattr(sys.modules["secant.cli.explain"], "find_spec", lambda name: None)
     out = tmp_path / "out"
     result = CliRunner().invoke(app, ["explain", PROMPT, "-m", str(folder), "--out", str(out), "--json"])
     assert result.exit_code == 0

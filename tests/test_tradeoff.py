@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 import secant as sc
 from secant import figures, steering
-from secant.cli import SteeringForm, app
+from secant.cli import app
+from secant.cli.options import SteeringForm
 from secant.continuations import Continuation, batches, continued, weighed
 from secant.errors import BadArgument, BadPrompt, NoPoint, SecantError
 from secant.terminal import show_steered

@@ -1,0 +1,146 @@
+"""`secant explain`"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secant.cli.options import (
+    AttentionOption,
+    ChatOption,
+    Convention,
+    ConventionOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    PickleOption,
+    PrecisionOption,
+    RemoteOption,
+    SeedOption,
+    loaded,
+    progressing,
+    reported,
+)
+
+if TYPE_CHECKING:
+    from secant.explanation import Explanation
+
+
+@reported
+def explain(
+    prompt: Annotated[str, typer.Argument(help="The prompt.")],
+    model: ModelOption = "atlas",
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the tables, the tensors and a page, report.html, to this folder.")
+    ] = None,
+    json_: JsonOption = False,
+    k: Annotated[int, typer.Option("-k", min=1, help="Singular vectors of each token's block to keep.")] = 4,
+    dtype: DtypeOption = None,
+    precision: PrecisionOption = None,
+    convention: ConventionOption = Convention.gate,
+    device: DeviceOption = None,
+    attention: AttentionOption = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Also look at every layer: what is written by each depth.")
+    ] = False,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Follow the model's own continuation: so many tokens, each decomposed.")
+    ] = 1,
+    highlight: Annotated[
+        list[str] | None, typer.Option(help="A word to mark in the layers' map; may be given again. The predicted one.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Memory to work in, such as 4GiB; by default half of what is free.")
+    ] = None,
+    chat: ChatOption = False,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="With --out, also draw: PNG and PDF, in its folder figures.")
+    ] = False,
+    seed: SeedOption = 0,
+    allow_remote_code: RemoteOption = False,
+    allow_pickle: PickleOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Explain the next token: what each token of the prompt contributes, exactly, and what its block decodes to."""
+    import secant as sc
+    from secant.errors import BadPrompt
+    from secant.files import check
+
+    if out is not None:
+        check(out)
+    if figures:
+        _check_figures(out)
+    if highlight and not layers:
+        raise sc.SecantError("Words are marked in the map of layers", "--highlight without --layers", "Add --layers.")
+    lm = loaded(model, dtype, device, attention, allow_remote_code, allow_pickle)
+    for word in highlight or ():
+        if not any(text.strip() == word.replace("·", " ").strip() for text in lm.texts):
+            raise BadPrompt("A word to mark is a token of the vocabulary", repr(word), "Give another.")
+    with progressing() as progress:
+        explanation = sc.explain(
+            lm,
+            [{"role": "user", "content": prompt}] if chat else prompt,
+            k=k,
+            convention=convention.value,
+            precision=precision and precision.value,
+            seed=seed,
+            layers=layers,
+            steps=steps,
+            max_memory=max_memory,
+            progress=progress,
+        )
+        if out is not None:
+            explanation.save(out)
+            page = _reported(explanation, out, max_memory, progress)
+            if figures:
+                _draw(explanation, out / "figures")
+    if json_:
+        typer.echo(json.dumps(explanation.to_dict(), ensure_ascii=False))
+        return
+    from secant.terminal import console, show_explanation, show_layers, show_steps
+
+    show_explanation(console(), explanation)
+    if explanation.layers is not None:
+        show_layers(console(), explanation.layers, highlight)
+    if explanation.steps is not None:
+        show_steps(console(), explanation.steps)
+    if out is not None:
+        typer.echo(f"Tables and tensors are in {out}{page}", err=True)
+
+
+def _reported(
+    explanation: Explanation, out: Path, max_memory: str | None, progress: Callable[[str, int, int], None]
+) -> str:
+    """Write the page too, and say where it is, or on stderr why there is none."""
+    if find_spec("plotly") is None:
+        typer.echo("There is no page: it needs plotly. pip install 'secant[report]'", err=True)
+        return ""
+    explanation.report(out / "report.html", max_memory=max_memory, progress=progress)
+    return f"; the page is {out / 'report.html'}"
+
+
+def _check_figures(out: Path | None) -> None:
+    """Raises SecantError where figures have no place, or nothing to draw them."""
+    from secant.errors import SecantError
+    from secant.figures.style import drawing
+
+    if out is None:
+        raise SecantError("Figures are written to a folder", "--figures without --out", "Add --out.")
+    with drawing():
+        pass
+
+
+def _draw(explanation: Explanation, folder: Path) -> None:
+    """Every figure of an explanation, as PNG and as PDF."""
+    from secant.figures import explained, save
+
+    for name, figure in explained(explanation).items():
+        for suffix in ("png", "pdf"):
+            save(figure, folder / f"{name}.{suffix}")

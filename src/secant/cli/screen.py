@@ -1,0 +1,73 @@
+"""`secant screen`"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secant.cli.options import (
+    AttentionOption,
+    Convention,
+    ConventionOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    PickleOption,
+    RemoteOption,
+    loaded,
+    progressing,
+    reported,
+)
+
+
+@reported
+def screen(
+    prompts: Annotated[str, typer.Argument(help="A text file with a prompt on each line, or - for standard input.")],
+    lexicon: Annotated[str, typer.Option("--lexicon", "-l", help="A text file with a word on each line.")],
+    model: ModelOption = "atlas",
+    out: Annotated[Path | None, typer.Option(help="Also write all tests as tables to this folder.")] = None,
+    json_: JsonOption = False,
+    k: Annotated[int, typer.Option("-k", min=1, help="Singular vectors of each block to test.")] = 2,
+    top: Annotated[int, typer.Option(min=1, help="Decoded words of each vector to look at.")] = 8,
+    position: Annotated[int, typer.Option(help="The position that is read; -1 is the last.")] = -1,
+    samples: Annotated[int, typer.Option(min=1, help="Random directions that vectors are compared with.")] = 10_000,
+    level: Annotated[float, typer.Option(help="The share of false ones among those flagged.")] = 0.05,
+    dtype: DtypeOption = None,
+    convention: ConventionOption = Convention.gate,
+    device: DeviceOption = None,
+    attention: AttentionOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random directions.")] = 0,
+    allow_remote_code: RemoteOption = False,
+    allow_pickle: PickleOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Look for words of a list in what each layer writes, with chance beside it. Exit code 2 if a prompt is refused."""
+    import secant as sc
+    from secant.files import check, lines
+
+    if out is not None:
+        check(out)
+    texts, words = lines(prompts, "Prompts"), lines(lexicon, "Words to screen for")
+    lm = loaded(model, dtype, device, attention, allow_remote_code, allow_pickle)
+    with progressing() as progress:
+        screening = sc.screen(
+            lm, texts, words, k=k, top=top, position=position, samples=samples, level=level,
+            convention=convention.value, seed=seed, progress=progress,
+        )  # fmt: skip
+    if out is not None:
+        screening.save(out)
+    if json_:
+        typer.echo(json.dumps({"model": lm.name, **screening.to_dict()}, ensure_ascii=False))
+    else:
+        from secant.terminal import console, show_screening
+
+        show_screening(console(), screening)
+        if out is not None:
+            typer.echo(f"Tables are in {out}", err=True)
+    if len(screening.refused):
+        raise typer.Exit(2)
