@@ -1,0 +1,1 @@
+"""Studies: many prompts, many models, many machines."""
