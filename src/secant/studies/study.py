@@ -99,7 +99,7 @@ def study(
     progress: Progress | None = None,
     **loading: Any,
 ) -> Study:
-    """Ask the same of many prompts, of one model or several, and keep every row: in `out`, a shard of prompts at a time.
+    """Ask the same of many prompts, of one model or several, and keep every row, in `out`, a shard at a time.
 
     `prompts`: texts, chat messages, a table with a column prompt, or what `secant.studies.prompts.read` reads of a
     file. `lm`: models in memory, or names and folders, which are loaded with `loading` (dtype, device, attention, …).

@@ -148,9 +148,7 @@ class Worker:
             "convention": self.work.settings.convention,
             "prompt": item.number,
             "category": item.category,
-            "precision": (self.work.settings.precision or str(self.lm.dtype).removeprefix("torch."))
-            if c is None
-            else c.precision,
+            "precision": self.work.settings.precision or str(self.lm.dtype).removeprefix("torch."),
             "run_forward_equal": None if c is None else c.forward_equal,
             "run_reconstruction": None if c is None else c.reconstruction,
             "run_affinity": None if c is None else c.affinity,
