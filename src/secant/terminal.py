@@ -21,6 +21,7 @@ from secant.generation import Steps
 from secant.readable import certified, visible
 from secant.run import Certificate
 from secant.screening import Screening
+from secant.studies.study import Study
 from secant.tradeoff import Sweep
 
 
@@ -323,6 +324,33 @@ def show_screening(out: Console, s: Screening) -> None:
         "≈: a near-equal vector is next to it, and one alone means nothing."
     )
     out.print(Text(summary + (legend if len(s.flagged) else ""), style="dim"))
+
+
+def show_study(out: Console, study: Study) -> None:
+    """Of each model and convention how many prompts went well and how exact they are; what failed, and why."""
+    if study.tables:
+        prompts = study.to_pandas()
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+        for name in ("model", "convention", "prompts", "failed", "forward", "reconstruction", "affinity"):
+            table.add_column(name, justify="left" if name in ("model", "convention", "forward") else "right")
+        for (model, convention), rows in prompts.groupby(["model", "convention"], sort=False):
+            well = rows[rows["reason"].isna()]
+            equal = "equal" if well["run_forward_equal"].astype(bool).all() else "not equal"
+            worst = [f"{well[c].max():.1e}" if len(well) else "" for c in ("run_reconstruction", "run_affinity")]
+            failed = len(rows) - len(well)
+            table.add_row(model, convention, f"{len(rows)}", f"{failed}", equal if len(well) else "", *worst)
+        out.print()
+        out.print(table)
+        out.print()
+        for reason, rows in list(study.failed.groupby("reason"))[:SHOWN]:
+            numbers = ", ".join(map(str, rows["prompt"].unique()[:5])) + (" …" if rows["prompt"].nunique() > 5 else "")
+            out.print(Text(f"failed: {numbers}: {_readable(reason)}", style="red"))
+        out.print(Text("reconstruction, affinity: the worst of all prompts, as certified", style="dim"))
+    if study.missing:
+        of = len(study.identity.names)
+        out.print(Text(f"{study.missing} of {of} shards are not there yet: run it again, or merge the other parts."))
+    else:
+        out.print(Text(f"All rows are in {study.folder / 'tables'}: {', '.join(study.tables)}", style="dim"))
 
 
 def _readable(text: Any) -> str:

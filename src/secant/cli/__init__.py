@@ -15,6 +15,7 @@ from secant.cli.attribute import attribute
 from secant.cli.explain import explain
 from secant.cli.screen import screen
 from secant.cli.steer import steer
+from secant.cli.study import merge, study
 from secant.cli.verify import verify
 
 app = typer.Typer(
@@ -38,7 +39,7 @@ def secant(
         raise typer.Exit
 
 
-for verb in (explain, attribute, screen, verify, architectures, steer):
+for verb in (explain, attribute, screen, verify, architectures, steer, study, merge):
     app.command()(verb)
 
 
