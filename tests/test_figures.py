@@ -143,8 +143,9 @@ def test_spectra_and_their_words(whole: sc.Explanation) -> None:
 
 
 def test_the_largest_columns(lm: sc.LM, whole: sc.Explanation) -> None:
-    table = sc.largest(lm, whole.run.operator(), "columns", 5)
-    (panel,) = figures.largest(table, tokens=whole.run.tokens).axes
+    found = sc.largest(lm, whole.run.operator(), "columns", 5)
+    table = found.table
+    (panel,) = figures.largest(found).axes
     first = table.drop_duplicates("rank")
     assert [bar.get_width() for bar in panel.containers[0]] == pytest.approx(list(first["norm"]))
     labels = [
@@ -152,6 +153,10 @@ def test_the_largest_columns(lm: sc.LM, whole: sc.Explanation) -> None:
     ]
     assert [text.get_text() for text in panel.get_yticklabels()] == labels
     assert panel.texts[1].get_text().startswith(first["word"].iloc[0].strip())
+    (panel,) = figures.largest(replace(found, table=table.assign(token=None))).axes
+    assert [text.get_text() for text in panel.get_yticklabels()] == [
+        f"{t}, {unit}" for t, unit in zip(first["position"], first["unit"], strict=True)
+    ]
 
 
 def test_depths(whole: sc.Explanation) -> None:
@@ -415,7 +420,6 @@ def test_wrong_arguments(whole: sc.Explanation, contributions: Attribution, judg
         (lambda: figures.path(layers, columns=3), "one or two columns"),
         (lambda: figures.spectra(whole, vectors=5), "4 singular vectors"),
         (lambda: figures.jacobian(whole.run.operator(), quantile=0), "quantile is above 0"),
-        (lambda: figures.largest(pd.DataFrame({"rank": []})), "a table of secant.largest"),
         (lambda: figures.flow(replace(contributions, flow=None)), "flow=True"),
         (lambda: figures.flow(contributions, path="back"), "direct or all"),
         (lambda: figures.attribution(contributions, most=0), "some bars"),

@@ -27,6 +27,9 @@ WIDTH = {1: 3.4, 2: 7.0}
 ROW = 0.155
 """Inches of a line of a figure that has one for each token or part."""
 
+MARGIN = 0.06
+"""Inches around what is drawn."""
+
 SMALL = 6.0
 """Points of the smallest text."""
 
@@ -131,21 +134,27 @@ def save(figure: Figure, path: str | Path, dpi: int = 300) -> None:
         figure.savefig(new, format=suffix[1:], dpi=dpi, metadata=FORMATS[suffix])
 
 
-def panels(given: Any, count: int, columns: int, height: float, **how: Any) -> tuple[Figure, list[Any]]:
+def panels(
+    given: Any, count: int, columns: int, height: float | Sequence[float], **how: Any
+) -> tuple[Figure, list[Any]]:
     """A figure and its axes: those that are given, or new ones, side by side in two columns of a paper, or else below
-    each other, each so high. `how`: of `Figure.subplots`.
+    each other, each so high (one height, or one of each). `how`: of `Figure.subplots`.
 
     Raises BadArgument where it is not so many axes, or where a paper has no such columns.
     """
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     if columns not in WIDTH:
         raise BadArgument("A figure is one or two columns wide", repr(columns), "Use columns=1 or columns=2.")
     if given is None:
         down, across = (1, count) if columns == 2 else (count, 1)
-        figure = Figure(figsize=(WIDTH[columns], height * down), layout="constrained", label=NEW)
-        axes = list(figure.subplots(down, across, squeeze=False, **how).flat)
+        high = [height] * count if isinstance(height, float) else list(height)
+        high = [max(high)] if down == 1 else high
+        engine = ConstrainedLayoutEngine(w_pad=MARGIN, h_pad=MARGIN)
+        figure = Figure(figsize=(WIDTH[columns], sum(high)), layout=engine, label=NEW)
+        axes = list(figure.subplots(down, across, squeeze=False, height_ratios=high, **how).flat)
     else:
         axes = list(given) if isinstance(given, Iterable) else [given]
         if len(axes) != count or not all(isinstance(ax, Axes) for ax in axes):
@@ -222,6 +231,14 @@ def width_of(text: str, size: float) -> float:
     )
 
 
+def keyed(figure: Figure, ax: Any, given: Any, columns: int) -> None:
+    """The legend of axes: above a new figure, where it covers nothing; inside of axes that were given."""
+    if given is None:
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=columns, handlelength=2.2)
+    else:
+        ax.legend()
+
+
 def upright(ax: Any, labels: Sequence[str], size: float = RC["xtick.labelsize"]) -> int:
     """The angle of labels below axes: upright where they would run into each other."""
     room = 0.9 * ax.figure.get_figwidth() * 72 * ax.get_position().width / max(1, len(labels))
@@ -236,11 +253,11 @@ def named(ax: Any, which: str, labels: Sequence[str], **how: Any) -> None:
 
 def plain(axis: Any) -> None:
     """Numbers of a logarithmic axis as people write them; between powers of ten too, where there are few of these."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    if high < 50 * low:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else range(1, 10)))
+    if high < 500 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else MaxNLocator(6, steps=(1, 2, 5, 10)))
     axis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
     axis.set_minor_formatter(NullFormatter())
 
