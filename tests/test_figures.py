@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from families import model_of, prompt
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 from test_cli import refused
@@ -361,6 +361,33 @@ def test_tokens_are_drawn_as_they_are(whole: sc.Explanation, monkeypatch: pytest
     assert len(dollars) > 20
     assert not any(text.get_parse_math() for text in dollars)
     style.glyphs.cache_clear()
+
+
+def test_what_reads_from_right_to_left_stays_in_its_place() -> None:
+    """Marks that print nothing are around it: or else the next word, or a number, would be drawn to its left."""
+    with style.drawing():
+        mark = "\N{LEFT-TO-RIGHT MARK}"
+        assert style.shown(" שלום") == f"{mark}·שלום{mark}"
+        assert style.shown("plain") == "plain"
+        assert style.clipped(style.shown("שלום"), 4) == f"{mark}שלום{mark}"
+        assert style.clipped(style.shown("שלום"), 3) == f"{mark}של…{mark}"
+        assert style.fitting([style.shown("שלום")], style.width_of("של…", 8), 8).endswith(f"…{mark}")
+        assert style.width_of(mark, 8) == 0
+        assert ord(mark) in style.glyphs()
+
+
+def test_a_font_that_was_installed_since_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Matplotlib's own list is of the day when it first ran; a file that is no font is passed over."""
+    (tmp_path / "none.ttf").write_bytes(b"none")
+    (tmp_path / "own.ttf").write_bytes(Path(findfont("DejaVu Sans Mono")).read_bytes())
+    found = [str(tmp_path / name) for name in ("none.ttf", "own.ttf")]
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: found)
+    monkeypatch.setattr(fontManager, "ttflist", [f for f in fontManager.ttflist if f.name != "DejaVu Sans Mono"])
+    monkeypatch.setattr(style, "FONTS", ("DejaVu Sans", "DejaVu Sans Mono"))
+    style.fonts.cache_clear()
+    assert style.fonts() == ("DejaVu Sans", "DejaVu Sans Mono")
+    monkeypatch.undo()
+    style.fonts.cache_clear()
 
 
 def test_words_fit() -> None:

@@ -90,7 +90,7 @@ def stable_ranks(layers: Layers, ax: Any = None, *, columns: int = 1) -> Figure:
     panel.set(xlabel="layer", ylabel="stable rank", yscale="log")
     style.plain(panel.yaxis)
     panel.xaxis.get_major_locator().set_params(integer=True)
-    style.keyed(figure, panel, ax, 2)
+    style.keyed(figure, panel, ax)
     return figure
 
 

@@ -60,7 +60,7 @@ def faithfulness(*results: Faithfulness, value: str = "logit", axes: Any = None,
             panel.xaxis.get_major_locator().set_params(integer=True)
     from_all = f"change of {value}, {len(results)} prompts" if len(results) > 1 else f"{value} of the target"
     found[0].set_ylabel(from_all)
-    style.keyed(figure, found[1], axes, 3)
+    style.keyed(figure, found[1], axes)
     return figure
 
 
@@ -109,7 +109,7 @@ def reach(*results: Reach, ax: Any = None, columns: int = 1) -> Figure:
             panel.plot(lines[0].index, lines[0], dashes, marker=".", color=COLOURS[colour], label=label)
     panel.set(xlabel="α, from the prompt (0) to the other (1)", ylabel="‖ŷ − y(α)‖ / ‖y(α)‖")
     panel.set_ylim(bottom=0)
-    style.keyed(figure, panel, ax, 1 if columns == 1 and len(results) > 1 else 3)
+    style.keyed(figure, panel, ax)
     return figure
 
 
@@ -148,7 +148,7 @@ def steering(sweep: Sweep, ax: Any = None, *, columns: int = 2) -> Figure:
         panel.plot([1], [plain["rate"]], "*", color=COLOURS["black"], markersize=8)
         style.plain(panel.xaxis)
     axes[0].set(ylabel="prompts with the concept's words", ylim=(-0.03, 1.03))
-    axes[-1].legend()
+    style.keyed(figure, axes[-1], ax)
     return figure
 
 

@@ -7,8 +7,9 @@ pyplot, so that none stays open and no backend is chosen.
 from __future__ import annotations
 
 import functools
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -78,6 +79,9 @@ FONTS = (
     "Unifont",
 )  # fmt: skip
 """Where glyphs are looked for, in this order, among the fonts that are installed. Colour emoji can't be drawn."""
+
+LEFT_TO_RIGHT = "\N{LEFT-TO-RIGHT MARK}"
+"""Prints nothing, and ends a run of text from right to left."""
 
 NEW = "new"
 """The label of a figure that is not laid out yet."""
@@ -171,9 +175,15 @@ def panels(
 
 @functools.cache
 def fonts() -> tuple[str, ...]:
-    """Those of FONTS that are installed; the first one comes with matplotlib."""
-    from matplotlib.font_manager import fontManager
+    """Those of FONTS that are installed; the first one comes with matplotlib.
 
+    Matplotlib keeps a list of fonts that it made when it first ran: those that were installed since are added to it.
+    """
+    from matplotlib.font_manager import findSystemFonts, fontManager
+
+    for file in {*findSystemFonts()} - {font.fname for font in fontManager.ttflist}:
+        with suppress(OSError, RuntimeError):  # a file that FreeType can't read, of which matplotlib's list has none
+            fontManager.addfont(file)
     installed = {font.name for font in fontManager.ttflist}
     return tuple(name for name in FONTS if name in installed)
 
@@ -192,7 +202,14 @@ def glyphs() -> frozenset[int]:
 def shown(token: str) -> str:
     """A token as it is drawn: every character visible, and in place of one that no font has, its code point."""
     drawn = "".join(c if ord(c) in glyphs() else f"\0U+{ord(c):04X}\0" for c in visible(token))  # has no zero itself
-    return drawn.replace("\0\0", " ").replace("\0", "")
+    return _apart(drawn.replace("\0\0", " ").replace("\0", ""))
+
+
+def _apart(text: str) -> str:
+    """The text so that, if it is read from right to left, what is around it stays where it is."""
+    own = text.replace(LEFT_TO_RIGHT, "")
+    reads = {unicodedata.bidirectional(c) for c in own}
+    return f"{LEFT_TO_RIGHT}{own}{LEFT_TO_RIGHT}" if reads & {"R", "AL"} else own
 
 
 def word(token: str) -> str:
@@ -202,7 +219,8 @@ def word(token: str) -> str:
 
 def clipped(text: str, length: int = 16) -> str:
     """A label of at most so many characters."""
-    return text if len(text) <= length else text[: length - 1] + "…"
+    own = text.replace(LEFT_TO_RIGHT, "")
+    return text if len(own) <= length else _apart(own[: length - 1] + "…")
 
 
 def fitting(words: Sequence[str], points: float, size: float) -> str:
@@ -218,7 +236,7 @@ def fitting(words: Sequence[str], points: float, size: float) -> str:
     first = words[0]
     while len(first) > 1 and width_of(first + "…", size) > points:
         first = first[:-1]
-    return first + "…"
+    return _apart(first + "…")
 
 
 def width_of(text: str, size: float) -> float:
@@ -231,12 +249,18 @@ def width_of(text: str, size: float) -> float:
     )
 
 
-def keyed(figure: Figure, ax: Any, given: Any, columns: int) -> None:
+def keyed(figure: Figure, ax: Any, given: Any) -> None:
     """The legend of axes: above a new figure, where it covers nothing; inside of axes that were given."""
-    if given is None:
-        figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=columns, handlelength=2.2)
-    else:
+    if given is not None:
         ax.legend()
+        return
+    handles, labels = ax.get_legend_handles_labels()
+    each = (
+        max(width_of(label, RC["legend.fontsize"]) for label in labels) + 5.5 * RC["legend.fontsize"]
+    )  # with its line
+    across = max(1, int(figure.get_figwidth() * 72 / each))
+    down = -(-len(labels) // across)
+    figure.legend(handles, labels, loc="outside upper center", ncols=-(-len(labels) // down), handlelength=2.2)
 
 
 def upright(ax: Any, labels: Sequence[str], size: float = RC["xtick.labelsize"]) -> int:
