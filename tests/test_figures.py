@@ -371,7 +371,8 @@ def test_what_reads_from_right_to_left_stays_in_its_place() -> None:
         assert style.shown("plain") == "plain"
         assert style.clipped(style.shown("שלום"), 4) == f"{mark}שלום{mark}"
         assert style.clipped(style.shown("שלום"), 3) == f"{mark}של…{mark}"
-        assert style.fitting([style.shown("שלום")], style.width_of("של…", 8), 8).endswith(f"…{mark}")
+        long = "שלום" * 4
+        assert style.fitting([style.shown(long)], style.width_of(long, 8) / 2, 8).endswith(f"…{mark}")
         assert style.width_of(mark, 8) == 0
         assert ord(mark) in style.glyphs()
 

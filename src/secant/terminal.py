@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any, cast
 
 import pandas as pd
 from rich.cells import cell_len
@@ -24,10 +27,25 @@ from secant.screening import Screening
 from secant.tradeoff import Sweep
 
 
+class _Trimmed(io.TextIOBase):
+    """Standard output without blanks at the ends of lines, which rich fills with them."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return sys.stdout.encoding
+
+    def write(self, text: str) -> int:
+        sys.stdout.write(re.sub(r" +(?=\n)", "", text))
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
 def console(width: int = 100) -> Console:
-    """Standard output; so many columns where it is no terminal."""
+    """Standard output; so many columns, and no blanks at the ends of lines, where it is no terminal."""
     out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=width)
+    return out if out.is_terminal else Console(highlight=False, width=width, file=cast("IO[str]", _Trimmed()))
 
 
 def show_explanation(out: Console, e: Explanation) -> None:
@@ -236,9 +254,11 @@ def show_layers(out: Console, layers: Layers, highlight: Sequence[str] | None = 
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     parts = [part for part in dict.fromkeys(rows["part"]) if part != "residual"]
     table.add_column("layer", justify="right", style="dim", no_wrap=True)
-    for heading in ("R", "R alone", "σ₁", *(f"R {part}" for part in parts)):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("writes by now (U₀)", no_wrap=True)
+    headings = ("R", "R alone", "σ₁", *(f"R {part}" for part in parts))
+    widths = [max(5, len(heading)) for heading in headings]
+    for heading, width in zip(headings, widths, strict=True):
+        table.add_column(heading, justify="right", no_wrap=True, width=width)
+    table.add_column("writes by now (U₀)", no_wrap=True, width=max(8, out.width - 7 - sum(w + 2 for w in widths)))
     streams = words[(words["part"] == "residual") & (words["span"] == "cumulative") & (words["side"] == "output")]
     for i in sorted(set(rows["layer"])):
         now, own = together.loc[(i, "residual", "cumulative")], together.loc[(i, "residual", "layerwise")]
