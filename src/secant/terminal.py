@@ -351,16 +351,23 @@ def _readable(text: Any) -> str:
 
 
 def _flagged(rows: pd.DataFrame, width: int) -> Table:
-    """A line for each vector."""
+    """A line for each vector; words take the room that is left."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
-    for name in ("layer", "token", "vector", "word", "rank", "q"):
-        table.add_column(name, justify="left" if name in ("token", "word") else "right", no_wrap=True, max_width=16)
-    table.add_column("writes (U)", no_wrap=True, width=max(8, width - 64))
+    lines = []
     for row in rows.to_dict("records"):
         token = Text("all", style="italic") if pd.isna(row["position"]) else Text(visible(row["token"]))
-        vector = f"{row['vector']}" if row["alone"] else f"≈{row['vector']}"
-        cells = (str(row["layer"]), token, vector, Text(_readable(row["word"])), str(row["rank"]), f"{row['q']:.1g}")
-        table.add_row(*cells, Text(row["decoded"]))
+        vector, word = f"{row['vector']}" if row["alone"] else f"≈{row['vector']}", Text(_readable(row["word"]))
+        lines.append(
+            (Text(str(row["layer"])), token, Text(vector), word, Text(str(row["rank"])), Text(f"{row['q']:.1g}"))
+        )
+    left = width
+    for i, name in enumerate(("layer", "token", "vector", "word", "rank", "q")):
+        own = min(16, max(cell_len(name), *(line[i].cell_len for line in lines)))
+        table.add_column(name, justify="left" if name in ("token", "word") else "right", no_wrap=True, width=own)
+        left -= own + 2
+    table.add_column("writes (U)", no_wrap=True, width=max(8, left))
+    for line, decoded in zip(lines, rows["decoded"], strict=True):
+        table.add_row(*line, Text(decoded))
     return table
 
 
