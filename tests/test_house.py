@@ -44,7 +44,7 @@ ALLOWED = {
     "solvers": {"errors", "operator", "stacks"},
     "costs": {"operator", "resources", "solvers"},
     "spectra": {"costs", "errors", "notebook", "operator", "resources", "solvers", "stacks", "tables"},
-    "decoding": {"errors", "model", "operator", "tables"},
+    "decoding": {"errors", "model", "notebook", "operator", "tables"},
     "network": {
         "errors",
         "forms",
@@ -123,7 +123,7 @@ ALLOWED = {
         "readable",
         "spectra",
     },
-    "ablation": {"errors", "network", "operator", "points", "run", "tables"},
+    "ablation": {"errors", "network", "notebook", "operator", "points", "run", "tables"},
     "removal": {"attribution", "errors", "network", "operator", "run", "tables"},
     "generation": {"attribution", "continuations", "errors", "run", "tables"},
     "terminal": {

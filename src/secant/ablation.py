@@ -86,6 +86,11 @@ class Ablations:
         """The table."""
         return self.table.copy()
 
+    def _repr_html_(self) -> str:
+        from secant.notebook import ablations
+
+        return ablations(self)
+
     def save(self, folder: str | Path) -> None:
         """Write ablations (.parquet and .csv), columns.csv, ablations.json (target, by). Raises OutputFailed."""
         with saving(folder, {"ablations": self.table}) as new:

@@ -157,6 +157,11 @@ class Largest:
         """The table."""
         return self.table.copy()
 
+    def _repr_html_(self) -> str:
+        from secant.notebook import largest
+
+        return largest(self)
+
     def save(self, folder: str | Path) -> None:
         """Write largest_columns, or largest_rows (.parquet and .csv), and columns.csv. Raises OutputFailed."""
         with saving(folder, {f"largest_{self.of}": self.table}):
