@@ -61,8 +61,10 @@ class Work:
         return compute
 
 
-SHARDS = [Shard(i, ("The bridge out of Marin is the", f"In {place} people cross the")) for i, place in
-          enumerate(("London", "Sydney", "Venice", "Prague", "Lisbon", "Budapest"))]
+SHARDS = [
+    Shard(i, ("The bridge out of Marin is the", f"In {place} people cross the"))
+    for i, place in enumerate(("London", "Sydney", "Venice", "Prague", "Lisbon", "Budapest"))
+]
 
 
 def test_bits(folder):
