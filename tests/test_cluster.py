@@ -1,96 +1,135 @@
-"""Ray's workers, on a cluster of this machine: the same bits, each shard once, also where workers die."""
+"""Ray's workers, on a cluster of this machine: the same bits, each shard once, also where a worker dies."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import psutil
 import pytest
-import torch
 
 import secant as sc
-from secant.errors import BadArgument, ModelNotFound
+from secant.errors import BadArgument, ModelNotFound, SecantError, TooLarge
 from secant.studies import cluster
+from secant.studies.analyses import Settings
 from secant.studies.cluster import on_ray
+from secant.studies.prompts import given
+from secant.studies.work import Computed, Shard, Source, Work
 
 ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster of this machine at a time
+
+PLACES = ("Marin", "London", "Sydney", "Venice", "Prague", "Lisbon")
+
+
+@pytest.fixture(scope="module")
+def work(folder: Path) -> Work:
+    return Work(Source(str(folder), dtype="float64"), "tiny", Settings(analyses=("spectra", "words")), tensors=True)
+
+
+@pytest.fixture(scope="module")
+def shards() -> list[Shard]:
+    items = given([f"{start} {place} people cross the" for place in PLACES for start in ("In", "From")])
+    return [Shard(i, tuple(items[2 * i : 2 * i + 2])) for i in range(len(PLACES))]
+
+
+@pytest.fixture
+def joined() -> Iterator[None]:
+    """Ray as a user would have started it."""
+    with cluster._joined(ray, 2):
+        yield
 
 
 @dataclass(frozen=True)
-class Shard:
-    number: int
-    items: tuple[str, ...]
+class Deadly(Work):
+    """Work whose workers are killed at a shard, as where memory is full."""
 
+    at: int = 1
 
-@dataclass(frozen=True)
-class Computed:
-    number: int
-    tables: dict[str, pd.DataFrame]
-    tensors: dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Work:
-    folder: Path
-    device: str | None = None
-    threads: int = 1
-    poison: int | None = None
-
-    def worker(self) -> Any:
-        torch.set_num_threads(self.threads)
-        lm = sc.load(self.folder, dtype="float64")
+    def worker(self) -> Callable[[Shard], Computed]:
+        own = super().worker()
 
         def compute(shard: Shard) -> Computed:
-            if shard.number == self.poison:
+            if shard.number == self.at:
                 os.kill(os.getpid(), signal.SIGKILL)
-            explained = [sc.explain(lm, prompt) for prompt in shard.items]
-            table = pd.concat([e.to_pandas() for e in explained], ignore_index=True)
-            return Computed(
-                shard.number, {"tokens": table}, {"y": torch.stack([e.run.operator().output for e in explained])}
-            )
+            return own(shard)
 
         return compute
 
 
-SHARDS = [
-    Shard(i, ("The bridge out of Marin is the", f"In {place} people cross the"))
-    for i, place in enumerate(("London", "Sydney", "Venice", "Prague", "Lisbon", "Budapest"))
-]
+def hands() -> list[psutil.Process]:
+    """Processes of workers; Ray calls them by their class."""
+    return [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::Hand")]
 
 
-def test_bits(folder):
-    work = Work(folder)
-    plain = {s.number: work.worker()(s) for s in SHARDS}
-    t = time.time()
-    seen = []
-    for done in on_ray(work, SHARDS, 2):
-        print(time.time() - t, done.number)
-        seen.append(done.number)
-        if len(seen) == 1:
-            (victim, *_) = [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::Hand")]
-            victim.kill()
-        pd.testing.assert_frame_equal(done.tables["tokens"], plain[done.number].tables["tokens"], check_exact=True)
-        assert torch.equal(done.tensors["y"], plain[done.number].tensors["y"])
-    print(time.time() - t)
-    assert sorted(seen) == list(range(6))
+def test_a_worker_that_is_killed_changes_no_bit(
+    work: Work, shards: list[Shard], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    worker, seen = work.worker(), []
+    for computed in on_ray(work, shards, 2):
+        if not seen:
+            listening = [c for p in psutil.Process().children(recursive=True) for c in p.net_connections()]
+            assert {c.laddr.ip.removeprefix("::ffff:") for c in listening if c.status == "LISTEN"} == {"127.0.0.1"}
+            hands()[0].kill()
+        seen.append(computed.number)
+        here = worker(shards[computed.number])
+        assert computed.tables.keys() == here.tables.keys()
+        for name, table in here.tables.items():
+            pd.testing.assert_frame_equal(computed.tables[name], table, check_exact=True)
+        assert (computed.tensors, computed.fingerprint) == (here.tensors, here.fingerprint)
+    assert sorted(seen) == list(range(len(shards)))
+    assert len([r for r in caplog.records if "a worker died" in r.getMessage()]) <= 1
     assert not ray.is_initialized()
+    assert not [p for p in psutil.Process().children(recursive=True) if p.name().startswith(("ray", "gcs"))]
+    assert capfd.readouterr().out == ""
 
 
-def test_err(folder):
-    t = time.time()
-    with pytest.raises(ModelNotFound) as e:
-        list(on_ray(Work(folder / "nowhere"), SHARDS, 1))
-    print(time.time() - t, e.value)
-    t = time.time()
-    with pytest.raises(sc.SecantError) as e:
-        list(on_ray(Work(folder, poison=1), SHARDS, 1))
-    print(time.time() - t, e.value)
+def test_in_a_cluster_that_is_there(
+    joined: None, work: Work, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays; its workers go, also of a study that is left; what is wrong arrives as one line."""
+    some = on_ray(work, shards)
+    assert next(some).tables["prompts"]["reason"].isna().all()
+    some.close()
+    with pytest.raises(ModelNotFound, match=r"^A model is a folder .*nowhere.* Check the path\.$") as failed:
+        list(on_ray(replace(work, source=Source("./nowhere")), shards, 1))
+    assert not isinstance(failed.value, ray.exceptions.RayError)
+    for wrong, said in (
+        ({"workers": 3}, "1 CPUs and 0 GPUs of one machine; got room for 2 of 3"),
+        ({"workers": 0}, "whole workers"),
+        ({"gpus": 1}, "1 of them with device None"),
+    ):
+        with pytest.raises(BadArgument, match=said):
+            next(on_ray(work, shards, **wrong))
+    for device, said in (("cuda", "0 CPUs|room for 0 of 1"), ("cuda:1", "device 'cuda:1'")):
+        with pytest.raises(BadArgument, match=said):
+            next(on_ray(replace(work, source=replace(work.source, device=device)), shards))
+    monkeypatch.setattr(cluster, "TRIES", 1)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with pytest.raises(TooLarge, match=r"got 1 that died at prompts from number 2 \("):
+        list(on_ray(Deadly(**{f: getattr(work, f) for f in Work.__dataclass_fields__}), shards, 1))
+    assert ray.is_initialized()
+
+
+def test_what_is_not_there(work: Work, shards: list[Shard], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(on_ray(work, [])) == []
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(SecantError, match=r"none at 127\.0\.0\.1:1 .*unset RAY_ADDRESS"):
+        next(on_ray(work, shards))
+    assert not ray.is_initialized()
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SecantError, match=r"pip install 'secant\[ray\]'"):
+        next(on_ray(work, shards))
+
+
+def test_workers_have_the_same_versions() -> None:
+    agreed: dict[str, str] = {}
+    cluster._alike(agreed, sc.model.versions())
+    cluster._alike(agreed, sc.model.versions())
+    with pytest.raises(BadArgument, match=r"torch .* and 1\.0\. Install"):
+        cluster._alike(agreed, {**agreed, "torch": "1.0"})

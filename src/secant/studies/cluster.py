@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from secant.errors import BadArgument, SecantError, integer
+from secant.errors import BadArgument, SecantError, TooLarge, integer
+from secant.loading import ATLAS
 from secant.model import versions
 
 if TYPE_CHECKING:
@@ -43,8 +47,8 @@ def on_ray(
     there are as many `workers` as have room. The cluster is Ray's if it is initialised, or that of RAY_ADDRESS; else
     one of this machine, which ends with the study. A worker that dies is replaced, and its shard computed again.
 
-    Raises SecantError where Ray is not installed, a cluster can't be reached, or a shard's worker dies three times;
-    BadArgument where workers have no room; and what a worker raises.
+    Raises SecantError where Ray is not installed, a cluster can't be reached, or a worker does not start; BadArgument
+    where workers have no room, TooLarge where a shard's worker dies three times; and what a worker raises.
     """
     if not shards:
         return
@@ -60,12 +64,20 @@ def on_ray(
                 f"room for {there} of {workers or 1}", "Ask for less, or start more machines first.",
             )  # fmt: skip
         made = ray.remote(max_restarts=-1, **each)(Hand)
-        hands = [made.remote(work) for _ in range(min(workers or there, len(shards)))]
+        hands = [made.remote(_everywhere(work)) for _ in range(min(workers or there, len(shards)))]
         try:
             yield from _in_turn(ray, hands, deque(shards))
         finally:
             for hand in hands:
                 ray.kill(hand)
+
+
+def _everywhere(work: Work) -> Work:
+    """The same with the folder's whole path: workers start in folders of their own."""
+    folder = Path(work.source.name).expanduser()
+    if work.source.name == ATLAS or not folder.is_dir():
+        return work
+    return replace(work, source=replace(work.source, name=str(folder.absolute())))
 
 
 class Hand:
@@ -106,10 +118,17 @@ def _in_turn(ray: Any, hands: Sequence[Any], todo: deque[Shard]) -> Iterator[Com
                 raise _own(error) from None
             except ray.exceptions.RayError as error:
                 if shard is None:
-                    raise _gone("loading the model", error) from error
+                    raise SecantError(
+                        "A worker starts and loads the model", _last(error),
+                        "Each machine needs this secant, the model, and memory for it.",
+                    ) from error  # fmt: skip
                 lost[shard.number] += 1
                 if lost[shard.number] == TRIES:
-                    raise _gone(f"shard {shard.number}", error) from error
+                    raise TooLarge(
+                        "Workers must have room for a model and a prompt each",
+                        f"{TRIES} that died at prompts from number {shard.items[0].number} ({_last(error)})",
+                        "Use fewer workers to a machine, a smaller dtype or max_memory; what was finished is kept.",
+                    ) from error  # fmt: skip
                 _LOGGER.warning("a worker died at shard %d: it is replaced, and the shard begun again", shard.number)
                 todo.appendleft(shard)
                 at[loading(hand)] = hand, None
@@ -133,12 +152,10 @@ def _own(error: Any) -> BaseException:
     return cause
 
 
-def _gone(where: str, error: BaseException) -> SecantError:
+def _last(error: BaseException) -> str:
+    """The last line of Ray's account, which says what happened."""
     said = str(error).strip().splitlines() or [type(error).__name__]
-    return SecantError(
-        "A worker outlives its work", f"one that died at {where}, {TRIES} times ({' '.join(said[-1].split())[:160]})",
-        "If memory ran out, take fewer workers to a machine, shorter prompts or a smaller dtype.",
-    )  # fmt: skip
+    return " ".join(said[-1].split())[:160]
 
 
 def _alike(agreed: dict[str, str], found: dict[str, str]) -> None:
@@ -200,6 +217,7 @@ def _joined(ray: Any, cpus: int | None) -> Iterator[None]:
         stack.enter_context(patch.object(ray._private.worker, "print_to_stdstream", _noted))
         stack.callback(ray.shutdown)
         try:
+            _answers(address)
             with _loopback(ray) if address == "local" else nullcontext():
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (OSError, RuntimeError, ValueError) as error:
@@ -208,6 +226,13 @@ def _joined(ray: Any, cpus: int | None) -> Iterator[None]:
                 "Start one with `ray start --head`, or unset RAY_ADDRESS for one of this machine.",
             ) from error  # fmt: skip
         yield
+
+
+def _answers(address: str) -> None:
+    """Raise OSError where nothing answers; Ray takes minutes to see that."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _noted(data: dict[str, Any], *_: Any, **__: Any) -> None:

@@ -76,7 +76,11 @@ def read(
     return _items(table.of(column, limit), None if category is None else table.of(category, limit), chat, named(path))
 
 
-def given(prompts: Sequence[Any] | pd.DataFrame) -> list[Item]:
+Prompts = Iterable[str | Sequence[Mapping[str, str]] | Item] | pd.DataFrame
+"""What Python callers give."""
+
+
+def given(prompts: Prompts) -> list[Item]:
     """Prompts from Python: texts, chats or items, numbered anew; or a table with a column prompt, maybe category.
 
     Raises BadArgument where there are none, BadPrompt where one is neither a text nor a chat.
