@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from secant.screening import Screening, screen
     from secant.spectra import SVD, Estimate, captured, frobenius, stable_rank, svd
     from secant.steering import steer
+    from secant.studies.study import Study, merge, study
     from secant.tradeoff import Sweep, steering_sweep
 
 __version__ = "0.1.0"
@@ -45,6 +46,7 @@ _WHERE = {
     "tradeoff": ["steering_sweep", "Sweep"],
     "neighbourhood": ["reach", "Reach"],
     "screening": ["screen", "Screening"],
+    "studies.study": ["study", "Study", "merge"],
 }
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "Screening",
     "SecantError",
     "Steps",
+    "Study",
     "Sweep",
     "Word",
     "ablate",
@@ -83,12 +86,14 @@ __all__ = [
     "largest",
     "layers",
     "load",
+    "merge",
     "null",
     "reach",
     "screen",
     "stable_rank",
     "steer",
     "steering_sweep",
+    "study",
     "svd",
 ]
 

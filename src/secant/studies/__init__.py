@@ -1,1 +1,1 @@
-"""Many prompts: rows in Parquet, by shard."""
+"""Studies: many prompts, many models, many machines."""
