@@ -1,10 +1,9 @@
 """Shards on many machines: Ray's actors each keep one model loaded, and send results back to the one who asked.
 
-Ray places the actors, starts them again where they die, and carries what goes between them (https://docs.ray.io,
-actors and their fault tolerance). Which shard goes to whom is said here, in `_in_turn`, for two reasons. A shard that
-kills whoever computes it must end the study in place of being tried for ever, as in Ray Data. And a worker without a
-place, because others use the cluster or its machine is gone, must not be given a shard that it can't begin, as in
-`ray.util.ActorPool`.
+Ray places the actors and carries what goes between them (https://docs.ray.io). Which shard goes to whom is said here,
+in `_in_turn`, for two reasons. A shard that kills whoever computes it must end the study in place of being tried for
+ever, as in Ray Data. And a worker without a place, because others use the cluster or its machine is gone, must not be
+given a shard that it can't begin, as in `ray.util.ActorPool`.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from secant.loading import ATLAS
 from secant.model import versions
 
 if TYPE_CHECKING:
-    from secant.studies.work import Computed, Shard, Work, Worker
+    from secant.studies.work import Computed, Shard, Work
 
 TRIES = 3
-"""How often a shard may lose its worker, and a worker its model, before the study ends."""
+"""Workers that die at the same shard, or one after the other before any is ready, until the study ends."""
 
 PATIENCE = 60.0
 """Seconds without anybody at work, after which this is said."""
@@ -63,10 +62,15 @@ def on_ray(
                 f"Each worker has {each['num_cpus']} CPUs and {each['num_gpus']:g} GPUs of one machine",
                 f"room for {there} of {workers or 1}", "Ask for less, or start more machines first.",
             )  # fmt: skip
-        made = ray.remote(max_restarts=-1, **each)(Hand)
-        hands = [made.remote(_everywhere(work)) for _ in range(min(workers or there, len(shards)))]
+        made, own = ray.remote(**each)(Hand), _everywhere(work)
+        hands: list[Any] = []
+
+        def begin() -> Any:
+            hands.append(made.remote(own))
+            return hands[-1]
+
         try:
-            yield from _in_turn(ray, hands, deque(shards))
+            yield from _in_turn(ray, begin, min(workers or there, len(shards)), deque(shards))
         finally:
             for hand in hands:
                 ray.kill(hand)
@@ -81,31 +85,36 @@ def _everywhere(work: Work) -> Work:
 
 
 class Hand:
-    """One of Ray's actors: a worker that is made where it works, and anew where it was started anew."""
+    """One of Ray's actors: a worker, where it works."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._worker: Worker | None = None
 
     def load(self) -> dict[str, str]:
-        """Load the model, if it is not; the versions that results depend on."""
-        if self._worker is None:
-            self._worker = self._work.worker()
+        """Load the model; the versions that results depend on. Not when it is made: there, Ray hides what is raised."""
+        self._worker = self._work.worker()
         return versions()
 
     def compute(self, shard: Shard) -> Computed:
         """What the worker makes of a shard."""
-        self.load()
-        assert self._worker is not None
         return self._worker(shard)
 
 
-def _in_turn(ray: Any, hands: Sequence[Any], todo: deque[Shard]) -> Iterator[Computed]:
-    """Give each worker that is ready the next shard, and yield what is done: one shard at most on each worker."""
-    loading: Callable[[Any], Any] = lambda hand: hand.load.options(max_task_retries=TRIES).remote()  # noqa: E731
-    at: dict[Any, tuple[Any, Shard | None]] = {loading(hand): (hand, None) for hand in hands}
-    lost: Counter[int] = Counter()
+def _in_turn(ray: Any, begin: Callable[[], Any], workers: int, todo: deque[Shard]) -> Iterator[Computed]:
+    """Give each worker that is ready the next shard, and yield what is done: one shard at most on each worker.
+
+    One that died is let go, and another begun: while Ray restarts one itself, it may refuse to be spoken to.
+    """
+    at: dict[Any, tuple[Any, Shard | None]] = {}
+    lost: Counter[int | None] = Counter()  # by shard; None: before any
     agreed: dict[str, str] = {}
+
+    def load() -> None:
+        hand = begin()
+        at[hand.load.remote()] = hand, None
+
+    for _ in range(workers):
+        load()
     while todo or any(shard for _, shard in at.values()):
         done, _ = ray.wait(list(at), timeout=PATIENCE)
         if not done and not any(shard for _, shard in at.values()):
@@ -117,29 +126,41 @@ def _in_turn(ray: Any, hands: Sequence[Any], todo: deque[Shard]) -> Iterator[Com
             except ray.exceptions.RayTaskError as error:
                 raise _own(error) from None
             except ray.exceptions.RayError as error:
-                if shard is None:
-                    raise SecantError(
-                        "A worker starts and loads the model", _last(error),
-                        "Each machine needs this secant, the model, and memory for it.",
-                    ) from error  # fmt: skip
-                lost[shard.number] += 1
-                if lost[shard.number] == TRIES:
-                    raise TooLarge(
-                        "Workers must have room for a model and a prompt each",
-                        f"{TRIES} that died at prompts from number {shard.items[0].number} ({_last(error)})",
-                        "Use fewer workers to a machine, a smaller dtype or max_memory; what was finished is kept.",
-                    ) from error  # fmt: skip
-                _LOGGER.warning("a worker died at shard %d: it is replaced, and the shard begun again", shard.number)
-                todo.appendleft(shard)
-                at[loading(hand)] = hand, None
+                ray.kill(hand)
+                at_work = None if shard is None else shard.number
+                lost[at_work] += 1
+                _bear(lost[at_work], shard, error)
+                if shard is not None:
+                    todo.appendleft(shard)
+                load()
                 continue
             if shard is None:
                 _alike(agreed, result)
+                lost[None] = 0
             if todo:
                 following = todo.popleft()
                 at[hand.compute.remote(following)] = hand, following
+            else:
+                ray.kill(hand)  # which leaves its place to others
             if shard is not None:
                 yield result
+
+
+def _bear(times: int, shard: Shard | None, error: BaseException) -> None:
+    """Say that a worker died, at a shard or before any. Raises TooLarge or SecantError where it was once too often."""
+    where = "its start" if shard is None else f"prompts from number {shard.items[0].number}"
+    if times < TRIES:
+        _LOGGER.warning("a worker died at %s: another takes its place", where)
+        return
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    got = f"{times} that died at {where} ({' '.join(said[-1].split())[:160]})"
+    if shard is None:
+        todo = "Each machine needs this secant, the model, and memory for it."
+        raise SecantError("A worker starts and loads the model", got, todo) from error
+    raise TooLarge(
+        "Workers must have room for a model and a prompt each", got,
+        "Use fewer workers to a machine, a smaller dtype or max_memory; what was finished is kept.",
+    ) from error  # fmt: skip
 
 
 def _own(error: Any) -> BaseException:
@@ -150,12 +171,6 @@ def _own(error: Any) -> BaseException:
     if not isinstance(cause, SecantError):
         cause.add_note(str(error))
     return cause
-
-
-def _last(error: BaseException) -> str:
-    """The last line of Ray's account, which says what happened."""
-    said = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(said[-1].split())[:160]
 
 
 def _alike(agreed: dict[str, str], found: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
@@ -76,7 +76,7 @@ def read(
     return _items(table.of(column, limit), None if category is None else table.of(category, limit), chat, named(path))
 
 
-Prompts = Iterable[str | Sequence[Mapping[str, str]] | Item] | pd.DataFrame
+Prompts: TypeAlias = Iterable[str | Sequence[Mapping[str, str]] | Item] | pd.DataFrame
 """What Python callers give."""
 
 
@@ -94,8 +94,9 @@ def given(prompts: Prompts) -> list[Item]:
     elif isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
         raise BadArgument("Prompts are a list", f"one {type(prompts).__name__}", "Put it in a list, or read() a file.")
     else:
-        every = [p if isinstance(p, Item) else Item(0, p) for p in prompts]
-        found = _items([item.prompt for item in every], [item.category for item in every], False, where)
+        every = list(prompts)
+        texts = [p.prompt if isinstance(p, Item) else p for p in every]
+        found = _items(texts, [p.category if isinstance(p, Item) else None for p in every], False, where)
     if not found:
         raise BadArgument("A study has at least one prompt", "none", "Give some.")
     return found
