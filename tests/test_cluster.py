@@ -22,7 +22,6 @@ from secant.studies.prompts import given
 from secant.studies.work import Computed, Shard, Source, Work
 
 ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.xdist_group("ray")  # one cluster of this machine at a time
 
 PLACES = ("Marin", "London", "Sydney", "Venice", "Prague", "Lisbon")
 
@@ -93,7 +92,7 @@ def test_in_a_cluster_that_is_there(
     joined: None, work: Work, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stays; its workers go, also of a study that is left; what is wrong arrives as one line."""
-    some = on_ray(work, shards)
+    some = on_ray(work, shards, 1)
     assert next(some).tables["prompts"]["reason"].isna().all()
     some.close()
     with pytest.raises(ModelNotFound, match=r"^A model is a folder .*nowhere.*\.$") as failed:
