@@ -99,7 +99,8 @@ def rounded(number: float) -> str:
 def calibrated() -> None:
     """The formula beside the clock, on this machine."""
     torch.set_num_threads(1)
-    print(f"\nMeasured: one CPU thread, its own seconds, torch {torch.__version__}, {date.today().isoformat()}, float32, T {TOKENS}\n")
+    where = f"one CPU thread, its own seconds, torch {torch.__version__}, {date.today().isoformat()}"
+    print(f"\nMeasured: {where}, float32, T {TOKENS}\n")
     print("| model | weights in passes | speed of products | estimate | measured J | measured / estimate |")
     print("| --- | --- | --- | --- | --- | --- |")
     ratios = []

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -132,3 +133,30 @@ def test_workers_have_the_same_versions() -> None:
     cluster._alike(agreed, sc.model.versions())
     with pytest.raises(BadArgument, match=r"torch .* and 1\.0\. Install"):
         cluster._alike(agreed, {**agreed, "torch": "1.0"})
+
+
+def test_room_on_machines_with_gpus() -> None:
+    """Counted on a stand-in for Ray: two machines of 8 CPUs, with four GPUs and with one, and one that is gone."""
+    machines = [({"CPU": 8.0, "GPU": 4.0}, True), ({"CPU": 8.0, "GPU": 1.0}, True), ({"CPU": 64.0, "GPU": 8.0}, False)]
+    nodes = [{"Resources": own, "Alive": alive} for own, alive in machines]
+    there = SimpleNamespace(nodes=lambda: nodes, cluster_resources=lambda: {"CPU": 16.0, "GPU": 5.0})
+    none = SimpleNamespace(cluster_resources=lambda: {"CPU": 16.0})
+    assert [cluster._gpus(there, *asked) for asked in (("cuda", None), ("auto", None), (None, None), ("cpu", 0))] == [
+        1, 1, 0, 0,
+    ]  # fmt: skip
+    assert (cluster._gpus(none, "auto", None), cluster._gpus(there, "auto", 4), cluster._gpus(there, "cuda", 0.5)) == (
+        0, 4, 0.5,
+    )  # fmt: skip
+    rooms = {(1, 0): 16, (3, 0): 4, (1, 1): 5, (1, 4): 1, (1, 0.5): 10, (4, 1): 3, (16, 0): 0, (1, 5): 0}
+    for (cpus, gpus), room in rooms.items():
+        assert cluster._places(there, {"num_cpus": cpus, "num_gpus": gpus}) == room
+    for device, gpus in (
+        ("cuda", 1.5),
+        ("cuda", -1),
+        ("cuda", float("nan")),
+        ("cuda", 0),
+        ("cpu", 1),
+        ("cuda:1", None),
+    ):
+        with pytest.raises(BadArgument):
+            cluster._gpus(there, device, gpus)
