@@ -238,7 +238,7 @@ def _joined(ray: Any, cpus: int | None) -> Iterator[None]:
         except (OSError, RuntimeError, ValueError) as error:
             raise SecantError(
                 "Workers are on a cluster of Ray", f"none at {address} ({' '.join(str(error).split())[:160]})",
-                "Start one with `ray start --head`, or unset RAY_ADDRESS for one of this machine.",
+                "Start one with `ray start --head`, set RAY_AUTH_MODE=token if it has a token, or unset RAY_ADDRESS.",
             ) from error  # fmt: skip
         yield
 
