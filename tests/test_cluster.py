@@ -130,8 +130,6 @@ def test_a_study_on_ray_has_the_same_rows(joined: None, folder: Path, shards: li
     assert here.tables == there.tables == ["prompts", "singular_values", "words"]
     for name in here.tables:
         pd.testing.assert_frame_equal(here.to_pandas(name), there.to_pandas(name), check_exact=True)
-    again = sc.study(items, str(folder), out=tmp_path / "here", engine="ray", workers=2, **how)
-    assert again.missing == 0
 
 
 def test_what_is_not_there(work: Work, shards: list[Shard], monkeypatch: pytest.MonkeyPatch) -> None:

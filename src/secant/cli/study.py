@@ -122,8 +122,8 @@ def study(
             items, names, out=out, analyses=[a.value for a in analysis or ()] or Settings.analyses,
             convention=[c.value for c in convention or [Convention.gate]], precision=precision and precision.value, k=k,
             top=top, seed=seed, shard=shard, workers=workers, threads=threads, engine=engine.value, gpus=gpus,
-            part=_part(part), tensors=tensors, max_memory=max_memory, progress=progress, dtype=dtype and dtype.value, device=device,
-            attention=attention, allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
+            part=_part(part), tensors=tensors, max_memory=max_memory, progress=progress, dtype=dtype and dtype.value,
+            device=device, attention=attention, allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
         )  # fmt: skip
     _show(found, json_)
 
