@@ -14,7 +14,7 @@ from helpers import real
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
-from secant.cli import app
+from secant.cli import app, options
 
 PROMPT = "The bridge out of Marin is the"
 HEAVY = ("torch", "transformers", "pandas", "numpy", "scipy", "pyarrow", "safetensors", "jaxtyping")
@@ -282,3 +282,15 @@ def test_explain_steps() -> None:
     assert "generated" in result.stdout
     assert "It ended at the end of text." in " ".join(result.stdout.split())
     assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line a minute, with the rate since this run began and the time left; nothing of what is quick."""
+    clock = iter([0.0, 30.0, 61.0, 90.0, 122.0])
+    monkeypatch.setattr(options, "monotonic", lambda: next(clock))
+    with options.progressing() as progress:
+        for done in (100, 130, 161, 190, 222):
+            progress("prompts", done, 1222)
+    assert capsys.readouterr().err.splitlines() == [
+        "prompts: 161 of 1,222, 1/s, about 18 min left", "prompts: 222 of 1,222, 1/s, about 17 min left",
+    ]  # fmt: skip
