@@ -40,6 +40,7 @@ def results(lm: sc.LM, run: sc.Run) -> dict[str, object]:
         "sweep": sc.steering_sweep(lm, [PROMPT], "The bridge", layers=[0], strengths=[0.5], words=["Golden"], tokens=2),
         "layers": sc.layers(run, 2),
         "steps": sc.follow(run, 1),
+        "comparison": sc.compare(PROMPT, [lm], conventions=("gate", "half")),
     }
 
 

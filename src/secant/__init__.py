@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secant.ablation import Ablation, ablate, ablations
     from secant.attribution import Attribution, attribute
+    from secant.comparison import Comparison, compare
     from secant.decoding import Null, Word, decode, largest, null
     from secant.depths import Depth, Layers, layers
     from secant.errors import NoRule, NotExact, SecantError
@@ -44,6 +45,7 @@ _WHERE = {
     "steering": ["steer"],
     "tradeoff": ["steering_sweep", "Sweep"],
     "neighbourhood": ["reach", "Reach"],
+    "comparison": ["compare", "Comparison"],
     "screening": ["screen", "Screening"],
 }
 
@@ -53,6 +55,7 @@ __all__ = [
     "Ablation",
     "Attribution",
     "Certificate",
+    "Comparison",
     "Depth",
     "Estimate",
     "Explanation",
@@ -74,6 +77,7 @@ __all__ = [
     "ablations",
     "attribute",
     "captured",
+    "compare",
     "decode",
     "explain",
     "faithfulness",

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secant.attribution import Attribution
+from secant.comparison import Comparison
 from secant.continuations import Continuation
 from secant.decoding import Word
 from secant.depths import Layers
@@ -342,6 +343,106 @@ def _flagged(rows: pd.DataFrame, width: int) -> Table:
         cells = (str(row["layer"]), token, vector, Text(_readable(row["word"])), str(row["rank"]), f"{row['q']:.1g}")
         table.add_row(*cells, Text(row["decoded"]))
     return table
+
+
+def show_comparison(out: Console, c: Comparison) -> None:
+    """A line for each model, its spectrum and words, and what each stretch of the prompt adds, model by model."""
+    names = _subjects(c)
+    out.print()
+    out.print(Text("prompt  ", style="dim") + Text(_readable(c.prompt)))
+    out.print()
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table.add_column("", no_wrap=True, max_width=24)
+    table.add_column("next token", no_wrap=True, max_width=18)
+    narrow = out.width < 90
+    for heading in ("p", "exact to", *(() if narrow else ("tokens", "σ₀")), "R", "first in U₀"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in zip(names, c.models.to_dict("records"), strict=True):
+        if not pd.isna(row["first_seen"]):
+            where = f"{row['first_seen']} ({row['depth']:.0%})"
+        elif not pd.isna(row["among"]):
+            where = f"among {row['among']} ({row['depth_among']:.0%})"
+        else:
+            where = "no layers" if pd.isna(row["layers"]) else "never"
+        more = () if narrow else (str(row["tokens"]), _number(row["sigma"], "sigma"))
+        cells = (f"{row['probability']:.1%}", f"{row['reconstruction']:.0e}", *more)
+        table.add_row(Text(name), visible(row["prediction"]), *cells, _number(row["stable_rank"], "stable_rank"), where)
+    out.print(table)
+    out.print()
+    _compared_words(out, c, names)
+    if len(c.stretches):
+        out.print()
+        _stretches(out, c, names)
+    same = c.overlaps[c.overlaps["stretch"].isna()]
+    pairs = [f"{_name(r, names)}: {_shared(r['jaccard'])}" for r in same.to_dict("records")]
+    apart = c.overlaps[c.overlaps["stretch"].notna()]
+    legend = [
+        "exact to: ‖J x + b - y‖ / ‖y‖. σ₀ and R: largest singular value and stable rank of all tokens' blocks side by "
+        "side. first in U₀: the first layer at which the prediction is the first word that they write, and its share "
+        "of the depth; among: is one of those decoded.",
+        f"Words in common (Jaccard), of all tokens: {'; '.join(pairs)}.",
+    ]
+    if len(apart):
+        by_side = apart.groupby("side", sort=False)[["jaccard", "elsewhere"]].mean()
+        sides = [f"{'written' if side == 'output' else 'read'} {_shared(r.jaccard)}, elsewhere in the prompt "
+                 f"{_shared(r.elsewhere)}" for side, r in by_side.iterrows()]  # fmt: skip
+        legend.append(f"Of each stretch, on average: {'; '.join(sides)}.")
+    legend += c.why
+    out.print()
+    out.print(Text(" ".join(legend), style="dim"))
+
+
+def _subjects(c: Comparison) -> list[str]:
+    """The name of each model, with its convention where there are several."""
+    several = c.models["convention"].nunique() > 1
+    rows = c.models.to_dict("records")
+    return [f"{row['model']}, {row['convention']}" if several else row["model"] for row in rows]
+
+
+def _name(row: dict[Any, Any], names: Sequence[str]) -> str:
+    several = f"{row['model']}, {row['convention']}" in names
+    one, other = (row["model"], row["convention"]), (row["other"], row["other_convention"])
+    return " and ".join(", ".join(who) if several else who[0] for who in (one, other))
+
+
+def _shared(index: float | None) -> str:
+    return "none to compare" if index is None or math.isnan(index) else f"{index:.2f}"
+
+
+def _compared_words(out: Console, c: Comparison, names: Sequence[str]) -> None:
+    """What all tokens together write with their first vector, model by model, and the leading singular values."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table.add_column("", no_wrap=True, max_width=24)
+    table.add_column("σ / σ₀", no_wrap=True)
+    table.add_column("writes (U₀)", no_wrap=True, width=max(8, out.width - 24 - 25))
+    for name, row in zip(names, c.models.to_dict("records"), strict=True):
+        own = {
+            key: t[(t["model"] == row["model"]) & (t["convention"] == row["convention"]) & t["position"].isna()]
+            for key, t in (("spectra", c.spectra), ("words", c.words))
+        }
+        values = " ".join(f"{v:.2f}" for v in own["spectra"]["normalized"][:4])
+        words = own["words"][own["words"]["vector"] == 0]["word"]
+        table.add_row(Text(name), values, Text(" ".join(visible(w.strip() or w) for w in words)))
+    out.print(table)
+
+
+def _stretches(out: Console, c: Comparison, names: Sequence[str]) -> None:
+    """Stretch x model: its share of the logit, and in how many tokens, where it is not one."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table.add_column("share of the logit", no_wrap=True, max_width=28)
+    fitting = max(1, (out.width - 30) // 18)
+    for name in names[:fitting]:
+        table.add_column(Text(name), justify="right", no_wrap=True, max_width=16)
+    for _, rows in c.stretches.groupby("stretch"):
+        cells = [
+            "" if pd.isna(row["share"]) else f"{_number(row['share'], 'share')}" +
+            (f" in {row['tokens']}" if row["tokens"] > 1 else "")
+            for row in rows.to_dict("records")
+        ]  # fmt: skip
+        table.add_row(Text(_readable(rows["text"].iloc[0])), *cells[:fitting])
+    out.print(table)
+    if len(names) > fitting:
+        out.print(Text(f"{len(names) - fitting} more do not fit; --json and --out have all.", style="dim"))
 
 
 def _held(c: Certificate) -> str:

@@ -12,6 +12,7 @@ import typer
 
 from secant.cli.architectures import architectures
 from secant.cli.attribute import attribute
+from secant.cli.compare import compare
 from secant.cli.explain import explain
 from secant.cli.screen import screen
 from secant.cli.steer import steer
@@ -38,7 +39,7 @@ def secant(
         raise typer.Exit
 
 
-for verb in (explain, attribute, screen, verify, architectures, steer):
+for verb in (explain, attribute, screen, verify, architectures, steer, compare):
     app.command()(verb)
 
 
