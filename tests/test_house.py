@@ -107,6 +107,7 @@ ALLOWED = {
         "readable",
         "removal",
         "run",
+        "studies",
         "sweep",
         "tradeoff",
     },
@@ -121,6 +122,7 @@ ALLOWED = {
         "generation",
         "readable",
         "spectra",
+        "studies",
     },
     "comparison": {
         "decoding",
@@ -135,6 +137,7 @@ ALLOWED = {
         "sweep",
         "tables",
     },
+    "studies": {"comparison", "errors", "files", "notebook", "report", "tables"},
     "ablation": {"errors", "network", "operator", "points", "run"},
     "removal": {"attribution", "errors", "network", "operator", "run", "tables"},
     "generation": {"attribution", "continuations", "errors", "run", "tables"},
@@ -149,6 +152,7 @@ ALLOWED = {
         "readable",
         "run",
         "screening",
+        "studies",
         "tradeoff",
     },
 }

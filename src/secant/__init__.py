@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from secant.screening import Screening, screen
     from secant.spectra import SVD, Estimate, captured, frobenius, stable_rank, svd
     from secant.steering import steer
+    from secant.studies.summary import Summary, summarize
     from secant.tradeoff import Sweep, steering_sweep
 
 __version__ = "0.1.0"
@@ -46,6 +47,7 @@ _WHERE = {
     "tradeoff": ["steering_sweep", "Sweep"],
     "neighbourhood": ["reach", "Reach"],
     "comparison": ["compare", "Comparison"],
+    "studies.summary": ["summarize", "Summary"],
     "screening": ["screen", "Screening"],
 }
 
@@ -71,6 +73,7 @@ __all__ = [
     "Screening",
     "SecantError",
     "Steps",
+    "Summary",
     "Sweep",
     "Word",
     "ablate",
@@ -93,6 +96,7 @@ __all__ = [
     "stable_rank",
     "steer",
     "steering_sweep",
+    "summarize",
     "svd",
 ]
 

@@ -93,6 +93,33 @@ CONTRIBUTIONS = {
 }
 """Columns of what contributes to a logit."""
 
+CATEGORY = _text("the prompts' category; missing: all prompts, also those without one")
+MEAN_OF = _text("what the words or the numbers are of: together (all tokens), last (the last token), tokens (each one)")
+
+
+def _statistics(unit: str) -> dict[str, Column]:
+    """The columns of a number's statistics over prompts."""
+    return {
+        "n": _integer("how many prompts have such a number", "prompts"),
+        "mean": _number("the mean over them", unit),
+        "low": _number("lower end of its 95 % bootstrap interval over prompts; missing where there is none", unit),
+        "high": _number("upper end of it", unit),
+        "interval": _text("how it was found: BCa or percentile; or why there is none"),
+        "q05": _number("5th percentile over the prompts", unit),
+        "q25": _number("first quartile", unit),
+        "median": _number("median", unit),
+        "q75": _number("third quartile", unit),
+        "q95": _number("95th percentile", unit),
+    }
+
+
+def _averaged(row: str, keys: dict[str, Column], unit: str, more: dict[str, Column] | None = None) -> Table:
+    """A table of statistics over prompts."""
+    first = {"model": MODEL, "convention": CONVENTION, "category": CATEGORY}
+    about = f"model x convention x category x {row}"
+    return Table("Summary", about, {**first, **keys, **_statistics(unit), **(more or {})})
+
+
 TABLES: dict[str, Table] = {
     "tokens": Table(
         "Explanation",
@@ -503,6 +530,81 @@ TABLES: dict[str, Table] = {
             "jaccard": JACCARD,
             "elsewhere": _number("mean of the same with the other's words at all other stretches: chance", "share"),
         },
+    ),
+    "coverage": Table(
+        "Summary",
+        "model x convention x precision x category",
+        {
+            "model": MODEL,
+            "convention": CONVENTION,
+            "precision": _text("the type the linear system was evaluated in"),
+            "category": _text("the prompts' category; missing: they have none"),
+            "prompts": _integer("how many prompts were studied", "prompts"),
+            "failed": _integer("how many of them failed; these are in no average", "prompts"),
+            "least": _integer("fewest tokens of a prompt", "tokens"),
+            "most": _integer("most tokens of a prompt", "tokens"),
+            "forward_equal": _integer("runs whose recorded pass is the plain one, bit for bit", "prompts"),
+            "reconstruction": _number("the largest ‖J x + b - y‖ / ‖y‖ of a run", RELATIVE),
+            "affinity": _number("the largest distance of a held network from affine", RELATIVE),
+        },
+    ),
+    "failures": Table(
+        "Summary",
+        "a reason why prompts failed: model x convention x category x error",
+        {
+            "model": MODEL,
+            "convention": CONVENTION,
+            "category": _text("the prompts' category; missing: they have none"),
+            "error": _text("the kind of error"),
+            "reason": _text("what it says"),
+            "prompts": _integer("how many prompts", "prompts"),
+            "example": _text("the first of them"),
+        },
+    ),
+    "summary_measures": _averaged(
+        "measure",
+        {
+            "measure": _text(
+                "reconstruction, ordinary, bias: ‖J x + b - y‖, ‖J' x - y‖ with the ordinary Jacobian, ‖b‖, over ‖y‖; "
+                "seen: whether the prediction is the first word of U₀ of all tokens at some layer; seen_depth: the "
+                "first such layer as a share of depth, where it is; writes_together, writes_last, writes_any: whether "
+                "it is among the words of U₀ of all tokens, the last token, any token; reads_own: the share of tokens "
+                "whose own word is among those of their V₀"
+            )
+        },
+        "the measure's own",
+    ),
+    "summary_ranks": _averaged("position", {"position": TOGETHER}, "directions"),
+    "summary_spectra": _averaged("position x singular value", {"position": TOGETHER, "vector": VECTOR}, "σ_i / σ₀"),
+    "summary_depths": _averaged(
+        "part x span x layer: stable rank of all tokens together",
+        {"part": PART, "span": SPAN, "layer": LAYER, "depth": DEPTH},
+        "directions",
+    ),
+    "summary_emergence": _averaged(
+        "part x span x layer: whether the prediction was the first word of U₀ of all tokens by then",
+        {"part": PART, "span": SPAN, "layer": LAYER, "depth": DEPTH},
+        "share of prompts",
+    ),
+    "summary_shares": _averaged(
+        "kind of contribution: its share of the predicted token's logit",
+        {"kind": KIND, "part": _text("of layers: their attn, mlp or mixer; missing: all of the kind")},
+        "share of the logit",
+    ),
+    "summary_overlaps": _averaged(
+        "another model or convention: words of first vectors that they share on the same prompt",
+        {"other": OTHER, "other_convention": OTHER_CONVENTION, "of": MEAN_OF, "side": SIDE},
+        "words of both, of the words of either",
+        {"chance": _number("mean of the same with the other's words on another prompt", "words of both, of either")},
+    ),
+    "summary_conventions": _averaged(
+        "another convention of the model",
+        {
+            "other": _text("the other convention"),
+            "of": _text("together (all tokens), or tokens (the mean over each token's block)"),
+            "measure": _text("distance, ‖J - J'‖_F / ‖J‖_F, or cosine, ⟨J, J'⟩ / (‖J‖_F ‖J'‖_F)"),
+        },
+        "the measure's own",
     ),
 }
 """Every table by the name of its file."""

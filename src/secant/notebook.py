@@ -116,6 +116,18 @@ def comparison(c: Any) -> str:
     return _shown(f"Comparison of {len(rows)} at {c.prompt}", facts, headings, rows, numbers=(3, 4, 5, 6, 7))
 
 
+def summary(s: Any) -> str:
+    """A summary: how many prompts there were, and the measures over all of them."""
+    facts = {"studies": ", ".join(s.studies)}
+    facts["prompts"] = f"{s.coverage['prompts'].sum()} runs, {s.coverage['failed'].sum()} failed"
+    rows = []
+    for row in s.measures[s.measures["category"].isna()].itertuples(index=False):
+        between = row.interval if math.isnan(row.low) else f"{_number(row.low)} to {_number(row.high)}"
+        rows.append((row.model, row.convention, row.measure, _number(row.mean), between, str(row.n)))
+    headings = ["model", "convention", "measure", "mean", "95 %", "n"]
+    return _shown("Summary of " + ", ".join(s.studies), facts, headings, rows, numbers=(3, 5))
+
+
 def _certified(c: Any) -> str:
     """A certificate in a line, with how it was computed."""
     return f"{certified(c)} · {c.dtype} · {c.attention} attention · convention {c.convention}"

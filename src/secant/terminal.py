@@ -22,6 +22,7 @@ from secant.generation import Steps
 from secant.readable import certified, visible
 from secant.run import Certificate
 from secant.screening import Screening
+from secant.studies.summary import Summary
 from secant.tradeoff import Sweep
 
 
@@ -443,6 +444,87 @@ def _stretches(out: Console, c: Comparison, names: Sequence[str]) -> None:
     out.print(table)
     if len(names) > fitting:
         out.print(Text(f"{len(names) - fitting} more do not fit; --json and --out have all.", style="dim"))
+
+
+MEASURES = {
+    "reconstruction": ("reconstruction", False),
+    "ordinary": ("the ordinary Jacobian's", False),
+    "writes_together": ("prediction in U₀, all tokens", True),
+    "writes_last": ("prediction in U₀, last token", True),
+    "writes_any": ("prediction in U₀, any token", True),
+    "reads_own": ("tokens' own word in V₀", True),
+    "seen": ("prediction first in U₀ at a layer", True),
+    "seen_depth": ("at that share of depth", True),
+}
+"""Measures of a summary as they are shown, and whether as percentages."""
+
+
+def show_summary(out: Console, s: Summary) -> None:
+    """How many prompts there were, what they say on average, with intervals, and why some failed."""
+    subjects = list(dict.fromkeys(zip(s.coverage["model"], s.coverage["convention"], strict=True)))
+    fitting = max(1, (out.width - 36) // 27)
+    for start in range(0, len(subjects), fitting):
+        out.print()
+        out.print(_summary_table(s, subjects[start : start + fitting]))
+    out.print()
+    same = s.overlaps[s.overlaps["category"].isna() & (s.overlaps["of"] == "together")]
+    for row in same.to_dict("records"):
+        who = f"{row['model']}, {row['convention']} and {row['other']}, {row['other_convention']}"
+        chance = "" if pd.isna(row["chance"]) else f", on other prompts {row['chance']:.2f}"
+        out.print(Text(f"words in common, {who}: {_averaged(pd.DataFrame([row]), False)}{chance}"))
+    for row in s.failures.to_dict("records"):
+        what = f"{row['prompts']} failed with {row['model']}, {row['convention']}: {_readable(row['reason'])}"
+        out.print(Text(what, style="red"))
+    absent = f" Not asked for: {', '.join(s.absent)}." if s.absent else ""
+    legend = (
+        "Means over prompts, in brackets their 95 % bootstrap interval; none where there is one prompt or all are "
+        f"alike.{absent}"
+    )
+    out.print()
+    out.print(Text(legend, style="dim"))
+
+
+def _summary_table(s: Summary, subjects: Sequence[tuple[str, str]]) -> Table:
+    """A line for each number, a column for each model and convention."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table.add_column("", no_wrap=True, max_width=34)
+    for model, convention in subjects:
+        table.add_column(Text(f"{model}, {convention}"), justify="right", no_wrap=True, max_width=27)
+
+    def own(of: pd.DataFrame, subject: tuple[str, str], /, **keys: Any) -> pd.DataFrame:
+        rows = of[(of["model"] == subject[0]) & (of["convention"] == subject[1])]
+        for key, value in keys.items():
+            rows = rows[rows[key].isna() if value is None else rows[key] == value]
+        return rows
+
+    def line(label: str, rows: pd.DataFrame, percent: bool, /, **keys: Any) -> None:
+        cells = [_averaged(own(rows, subject, category=None, **keys), percent) for subject in subjects]
+        if any(cells):
+            table.add_row(Text(label), *cells)
+
+    counts = [own(s.coverage, subject)[["prompts", "failed"]].sum() for subject in subjects]
+    table.add_row("prompts", *(f"{c['prompts']}" + (f", {c['failed']} failed" if c["failed"] else "") for c in counts))
+    for measure, (label, percent) in MEASURES.items():
+        line(label, s.measures, percent, measure=measure)
+    line("stable rank, first token", s.ranks, False, position=0)
+    line("stable rank, all tokens", s.ranks, False, position=None)
+    for kind in ("token", "constant", "embed", "layer", "outside"):
+        line(f"share of the logit, {kind}", s.shares, True, kind=kind, part=None)
+    for other, of in dict.fromkeys(zip(s.conventions["other"], s.conventions["of"], strict=True)):
+        line(f"distance from {other}, {of}", s.conventions, True, other=other, of=of, measure="distance")
+    return table
+
+
+def _averaged(rows: pd.DataFrame, percent: bool) -> str:
+    """A mean and its interval; nothing where there is none."""
+    if rows.empty:
+        return ""
+    row = rows.iloc[0]
+    numbers = (row["mean"], row["low"], row["high"])
+    mean, low, high = (
+        f"{v:.0%}" if percent else f"{v:.1e}" if 0 < abs(row["mean"]) < 1e-3 else f"{v:.3g}" for v in numbers
+    )
+    return mean if pd.isna(row["low"]) else f"{mean} [{low}, {high}]"
 
 
 def _held(c: Certificate) -> str:

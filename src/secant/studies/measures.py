@@ -45,7 +45,7 @@ def emerged(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def shares(rows: pd.DataFrame) -> pd.DataFrame:
-    """The share of the logit by kind, of layers also by part; a kind of a complete sum that has no row contributes 0."""
+    """The share of the logit by kind, of layers also by part; where a sum is there, a kind without a row adds 0."""
     layers = rows[rows["kind"] == "layer"]
     parts = layers.assign(kind="layer." + layers["name"].str.rpartition(".")[2])
     sums = pd.concat([rows, parts], ignore_index=True).groupby([*STAMP, "kind"], dropna=False)["contribution"].sum()
@@ -139,9 +139,7 @@ def _indices(one: Words, other: Words, same: bool) -> dict[tuple[str, str], floa
         ends = (one["tokens", places[0][-1], side], other["tokens", places[1][-1], side])
         found["last", side] = jaccard(*ends)
         if same:
-            each = [
-                jaccard(one["tokens", t, side], other["tokens", t, side]) for t in set(places[0]) & set(places[1])
-            ]
+            each = [jaccard(one["tokens", t, side], other["tokens", t, side]) for t in set(places[0]) & set(places[1])]
             known = [v for v in each if v is not None]
             found["tokens", side] = sum(known) / len(known) if known else None
     return found
