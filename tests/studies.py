@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from secant.studies.folder import Identity
 
 Subject = tuple[str, str]
 
@@ -96,7 +99,14 @@ def study(
                 add("contributions", kind="head", name=f"layers.{layer}.attn.heads.0", layer=layer, head=0,
                     contribution=float(rng.normal(1, 1)), all_paths=0.0)  # fmt: skip
     (folder / "tables").mkdir(parents=True)
-    (folder / "study.json").write_text(json.dumps({"models": sorted({m for m, _ in subjects})}))
+    identity = Identity(
+        versions={}, models=[{"label": model} for model in dict.fromkeys(model for model, _ in subjects)],
+        conventions=list(dict.fromkeys(convention for _, convention in subjects)), precision=None, analyses=[], k=3,
+        top=4, seed=seed, threads=1, tensors=False, prompts=prompts, digest="", shard=prompts,
+    )  # fmt: skip
+    (folder / "study.json").write_text(json.dumps(asdict(identity)))
+    for name in identity.names:
+        (folder / "shards" / name).mkdir(parents=True)
     whole = {"position": "Int64", "layer": "Int64", "head": "Int64", "prediction_id": "Int64"}
     found = {}
     for name, rows in tables.items():

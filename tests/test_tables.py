@@ -12,6 +12,7 @@ import pytest
 import tables as tool
 import torch
 from safetensors.torch import load_file
+from studies import study
 
 import secant as sc
 from secant.dictionary import TABLES
@@ -28,7 +29,14 @@ def run(lm: sc.LM) -> sc.Run:
 
 
 @pytest.fixture(scope="module")
-def results(lm: sc.LM, run: sc.Run) -> dict[str, object]:
+def summary(tmp_path_factory: pytest.TempPathFactory) -> sc.Summary:
+    folder = tmp_path_factory.mktemp("studies") / "study"
+    study(folder, 4)
+    return sc.summarize(folder, resamples=100)
+
+
+@pytest.fixture(scope="module")
+def results(lm: sc.LM, run: sc.Run, summary: sc.Summary) -> dict[str, object]:
     """One result of each kind that is written, with all of its tables."""
     return {
         "explanation": sc.explain(lm, PROMPT, k=2, layers=True, steps=2),
@@ -40,6 +48,7 @@ def results(lm: sc.LM, run: sc.Run) -> dict[str, object]:
         "sweep": sc.steering_sweep(lm, [PROMPT], "The bridge", layers=[0], strengths=[0.5], words=["Golden"], tokens=2),
         "layers": sc.layers(run, 2),
         "steps": sc.follow(run, 1),
+        "summary": summary,
         "comparison": sc.compare(PROMPT, [lm], conventions=("gate", "half")),
     }
 
@@ -58,11 +67,11 @@ def test_the_dictionary_has_every_table_and_column_and_no_other(written: Path) -
     assert set(schemas) == set(TABLES)
     for name, schema in schemas.items():
         known = TABLES[name].columns
-        assert [next(key for key in known if known[key] is column(name, key_)) for key_ in schema.names] == [
+        assert [next(key for key in known if known[key] is column(TABLES[name], key_)) for key_ in schema.names] == [
             key for key in known for _ in range(2 if "{i}" in key else 1)
         ], name
         for field in schema:
-            about = column(name, field.name)
+            about = column(TABLES[name], field.name)
             assert field.type == ARROW[about.type], (name, field.name)
             assert field.metadata == {b"unit": about.unit.encode(), b"meaning": about.meaning.encode()}
 
@@ -72,7 +81,7 @@ def test_parquet_and_csv_hold_the_same(written: Path, results: dict[str, object]
         one, other = pd.read_parquet(file), pd.read_csv(file.with_suffix(".csv"), keep_default_na=False, na_values=[""])
         assert list(one) == list(other)
         assert len(one) == len(other)
-        numbers = [name for name in one if column(file.stem, name).type == "number"]
+        numbers = [name for name in one if column(TABLES[file.stem], name).type == "number"]
         pd.testing.assert_frame_equal(one[numbers].astype(float), other[numbers].astype(float), check_dtype=False)
     pd.testing.assert_frame_equal(pd.read_parquet(written / "reach.parquet"), results["reach"].to_pandas())  # type: ignore[attr-defined]
     assert len(pd.read_parquet(written / "refused.parquet")) == 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from secant.dictionary import TABLES
+from secant.dictionary import STUDY, TABLES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "tables.md"
 
@@ -27,8 +27,8 @@ Written by `python tools/tables.py` from `src/secant/dictionary.py`.
 def page() -> str:
     """The dictionary as a page."""
     parts = [HEAD]
-    for name, table in TABLES.items():
-        lines = [f"\n## {name}\n", f"Of {table.of}. A row is {table.row}.\n"]
+    for title, table in [*TABLES.items(), *((f"study: {name}", table) for name, table in STUDY.items())]:
+        lines = [f"\n## {title}\n", f"Of {table.of}. A row is {table.row}.\n"]
         lines += ["| column | type | unit | meaning |", "|---|---|---|---|"]
         for column, about in table.columns.items():
             lines.append(f"| `{column}` | {about.type} | {about.unit} | {about.meaning.replace('|', chr(92) + '|')} |")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from secant.screening import Screening, screen
     from secant.spectra import SVD, Estimate, captured, frobenius, stable_rank, svd
     from secant.steering import steer
+    from secant.studies.study import Study, merge, study
     from secant.studies.summary import Summary, summarize
     from secant.tradeoff import Sweep, steering_sweep
 
@@ -49,6 +50,7 @@ _WHERE = {
     "comparison": ["compare", "Comparison"],
     "studies.summary": ["summarize", "Summary"],
     "screening": ["screen", "Screening"],
+    "studies.study": ["study", "Study", "merge"],
 }
 
 __all__ = [
@@ -73,6 +75,7 @@ __all__ = [
     "Screening",
     "SecantError",
     "Steps",
+    "Study",
     "Summary",
     "Sweep",
     "Word",
@@ -90,12 +93,14 @@ __all__ = [
     "largest",
     "layers",
     "load",
+    "merge",
     "null",
     "reach",
     "screen",
     "stable_rank",
     "steer",
     "steering_sweep",
+    "study",
     "summarize",
     "svd",
 ]

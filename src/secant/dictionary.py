@@ -608,3 +608,96 @@ TABLES: dict[str, Table] = {
     ),
 }
 """Every table by the name of its file."""
+
+
+STAMP = {
+    "model": _text("the model's name in the study"),
+    "convention": _text("what gated products hold: gate, up or half"),
+    "prompt": _integer("the prompt's number in the study, from 0"),
+    "category": _text("the prompt's category; missing where it has none"),
+    "precision": _text("the type in which the linear system was evaluated"),
+    "run_forward_equal": Column(
+        "truth", "", "certificate: whether the recorded pass is the plain model's, bit for bit; missing if it failed"
+    ),
+    "run_reconstruction": _number("certificate: ‖J x + b - y‖ / ‖y‖", RELATIVE),
+    "run_affinity": _number("certificate: how far the held network is from affine at a random input", RELATIVE),
+}
+"""What every row of a study starts with: what it is of, and its certificate."""
+
+
+def _of_study(row: str, columns: dict[str, Column]) -> Table:
+    return Table("Study", row, {**STAMP, **columns})
+
+
+def _also(name: str, more: dict[str, Column]) -> Table:
+    """A table that single prompts have too, with more columns."""
+    return _of_study(TABLES[name].row, {**TABLES[name].columns, **more})
+
+
+STUDY: dict[str, Table] = {
+    "prompts": _of_study(
+        "a prompt, with one model and convention",
+        {
+            "text": PROMPT,
+            "tokens": _integer("how many tokens it has; missing if it failed", "tokens"),
+            "prediction": _text("the predicted token's text"),
+            "prediction_id": _integer("its id in the vocabulary"),
+            "probability": _number("its probability", "probability"),
+            "logit": _number("its logit", LOGIT),
+            "error": _text("the kind of error, if it failed"),
+            "reason": _text("what the error says; missing if it went well"),
+        },
+    ),
+    "reconstructions": _of_study(
+        "a prompt (analysis reconstruction)",
+        {
+            "reconstruction": _number("‖J x + b - y‖ / ‖y‖", RELATIVE),
+            "ordinary": _number("‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J'", RELATIVE),
+            "bias": _number("‖b‖ / ‖y‖: what the model's own constants make of y", RELATIVE),
+        },
+    ),
+    "singular_values": _of_study(
+        "a singular value of a token's block, or of all together (analysis spectra)",
+        {
+            "position": TOGETHER,
+            "token": TOKEN,
+            "vector": VECTOR,
+            "block": BLOCK,
+            "sigma": _number("the singular value σ_i", SIGMA),
+            "normalized": _number("σ_i / σ₀", "ratio"),
+            "residual": _number("the larger of ‖J v - σ u‖ and ‖Jᵀ u - σ v‖", SIGMA),
+        },
+    ),
+    "stable_ranks": _of_study(
+        "a token's block, or all together (analysis stable_rank)",
+        {
+            "position": TOGETHER,
+            "token": TOKEN,
+            "stable_rank": _number("‖J‖_F² / σ₀²: how many directions matter", "directions"),
+            "frobenius": _number("‖J‖_F", SIGMA),
+            "spread": _number("standard error of the stable rank; 0 where J was formed", "directions"),
+        },
+    ),
+    "layers": _also("layers", {}),
+    "first_seen": _also("first_seen", {"layer_count": _integer("how many layers the model has", "layers")}),
+    "contributions": _also("contributions", {}),
+    "words": _also(
+        "words",
+        {
+            "position": TOGETHER,
+            "predicted": Column("truth", "", "whether the word is the predicted token"),
+            "own": Column("truth", "", "whether the word is the position's own token"),
+        },
+    ),
+    "conventions": _of_study(
+        "a token's block, or all together, and another convention (analysis conventions)",
+        {
+            "other": _text("the other convention"),
+            "position": TOGETHER,
+            "distance": _number("‖J - J'‖_F / ‖J‖_F; missing where J is zero", RELATIVE),
+            "cosine": _number("⟨J, J'⟩ / (‖J‖_F ‖J'‖_F); missing where one is zero", "cosine"),
+        },
+    ),
+}
+"""Every table of a study by the name of its file: analyses layers, attribution or parts, and words have those of a
+single prompt."""

@@ -27,6 +27,7 @@ LONG = 60.0
 """Seconds from which on work is announced."""
 
 _LIMIT: ContextVar[float | None] = ContextVar("memory that may be used", default=None)
+_ANNOUNCED: ContextVar[bool] = ContextVar("whether large work is announced", default=True)
 _LOGGER = logging.getLogger("secant")
 
 
@@ -97,11 +98,21 @@ def is_large(seconds: float, memory: float, device: torch.device) -> bool:
 
 def announce(what: str, seconds: float, memory: float, device: torch.device) -> None:
     """Say what work will take, where that is large."""
-    if is_large(seconds, memory, device):
+    if _ANNOUNCED.get() and is_large(seconds, memory, device):
         _LOGGER.warning(
             "%s: about %s, %s of memory (%s free)",
             what, time_in_words(seconds), bytes_in_words(memory), bytes_in_words(free(device)),
         )  # fmt: skip
+
+
+@contextmanager
+def unannounced() -> Iterator[None]:
+    """Let work inside be silent about what it takes: it is a small part of work that says so as a whole."""
+    token = _ANNOUNCED.set(False)
+    try:
+        yield
+    finally:
+        _ANNOUNCED.reset(token)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
-from secant.dictionary import TABLES, Column
+from secant.dictionary import TABLES, Column, Table
 from secant.files import replacing
 
 ARROW = {
@@ -40,33 +40,35 @@ def saving(folder: str | Path, tables: Mapping[str, pd.DataFrame]) -> Iterator[P
     with replacing(folder) as new:
         new.mkdir()
         for name, table in tables.items():
-            pyarrow.parquet.write_table(_described(name, table), new / f"{name}.parquet")
+            pyarrow.parquet.write_table(described(TABLES[name], table), new / f"{name}.parquet")
             table.to_csv(new / f"{name}.csv", index=False)
         columns(*there, *tables).to_csv(new / f"{DESCRIBED}.csv", index=False)
         yield new
 
 
-def columns(*names: str) -> pd.DataFrame:
-    """The dictionary of these tables, by default of all: a row for each column, with its type, unit and meaning."""
+def columns(*names: str, of: Mapping[str, Table] = TABLES) -> pd.DataFrame:
+    """The dictionary of these tables, by default of all: a row for each column, with its type, unit and meaning.
+
+    `of`: TABLES, or STUDY, which a study writes.
+    """
     rows = [
         (name, column, *about)
-        for name, table in TABLES.items()
+        for name, table in of.items()
         if name in names or not names
         for column, about in table.columns.items()
     ]
     return pd.DataFrame(rows, columns=["table", "column", "type", "unit", "meaning"])
 
 
-def column(table: str, name: str) -> Column:
+def column(table: Table, name: str) -> Column:
     """What a column holds. Raises KeyError for one that the dictionary does not have: it needs a line there."""
-    known = TABLES[table].columns
-    return known.get(name) or known[re.sub(r"\d+$", "{i}", name)]
+    return table.columns.get(name) or table.columns[re.sub(r"\d+$", "{i}", name)]
 
 
-def _described(name: str, table: pd.DataFrame) -> pyarrow.Table:
-    """The table as it is written, with what its columns mean."""
+def described(table: Table, rows: pd.DataFrame) -> pyarrow.Table:
+    """Rows of a table as they are written, with what its columns mean."""
     fields = []
-    for key in table.columns:
-        about = column(name, key)
+    for key in rows.columns:
+        about = column(table, key)
         fields.append(pyarrow.field(key, ARROW[about.type], metadata={"unit": about.unit, "meaning": about.meaning}))
-    return pyarrow.Table.from_pandas(table, schema=pyarrow.schema(fields))
+    return pyarrow.Table.from_pandas(rows, schema=pyarrow.schema(fields), preserve_index=False)

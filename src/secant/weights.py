@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from secant.errors import BadWeights, NotExact
+
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers by their size in bytes."""
+
+SAMPLED = 256
+"""Numbers of each tensor that a fingerprint takes as they are."""
+
+UNSAID = {"_name_or_path", "_commit_hash", "transformers_version"}
+"""Entries of a configuration that say where it is from, and nothing of what the model does."""
 
 
 def kind_of(module: nn.Module) -> str:
@@ -24,6 +35,24 @@ def stamp(model: nn.Module) -> dict[str, int]:
     """How often each weight was written, of those that are in memory and that torch counts it of."""
     named = [*model.named_parameters(), *model.named_buffers()]
     return {name: t._version for name, t in named if not t.is_meta and not t.is_inference()}
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of a model's configuration and weights, the same wherever it is loaded: of each parameter and buffer its
+    name, type, shape, the sum of its bits and some of its numbers; of those that are offloaded, without the numbers.
+    """
+    digest = hashlib.sha256()
+    config = getattr(model, "config", None)
+    said = {} if config is None else {k: v for k, v in config.to_dict().items() if k not in UNSAID}
+    digest.update(json.dumps(said, sort_keys=True, default=str).encode())
+    for name, tensor in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if not tensor.is_meta:
+            numbers = plain(tensor.detach()).reshape(-1)
+            some = numbers[:: max(1, len(numbers) // SAMPLED)].to("cpu", torch.float64)
+            bits = numbers.view(BITS[numbers.element_size()]).sum(dtype=torch.int64).item()
+            digest.update(f"{bits}".encode() + some.numpy().tobytes())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Many prompts: studies of them, and what a study says as a whole."""
+"""Studies: many prompts, many models, many machines."""

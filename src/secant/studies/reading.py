@@ -5,9 +5,8 @@ Several studies are read as one: a prompt is its text, so that models that were 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from typing import Any
 import pandas as pd
 import pyarrow
 import pyarrow.dataset
-import pyarrow.parquet
 
 from secant.errors import BadArgument, DamagedFile
+from secant.studies.folder import TABLES
+from secant.studies.study import Study
 
 AT_ONCE = 500
 """Prompts whose tables are held at a time."""
@@ -26,73 +26,60 @@ SUBJECT = ["model", "convention"]
 STAMP = [*SUBJECT, "prompt", "category"]
 
 
-@dataclass(frozen=True)
-class Folder:
-    """One study's folder."""
+def opened(path: str | Path) -> Study:
+    """The study in a folder. Raises BadArgument where there is none, or none that is finished, and DamagedFile."""
+    study = Study.open(path)
+    if study.missing:
+        raise BadArgument(
+            "A summary is of a whole study", f"{path}, of which {study.missing} shards are missing",
+            "Start the study again, which goes on where it was; or merge its parts.",
+        )  # fmt: skip
+    if not _file(study, "prompts").is_file():
+        raise DamagedFile("A study has a table of its prompts", f"{path} without", "Start the study again.")
+    return study
 
-    path: Path
-    identity: dict[str, Any] = field(repr=False)
 
-    @classmethod
-    def of(cls, path: str | Path) -> Folder:
-        """Raises BadArgument where it is none, DamagedFile where it is not what it should be."""
-        path = Path(path)
-        rule = "A study's folder has study.json and tables/prompts.parquet"
-        if not (path / "study.json").is_file():
-            raise BadArgument(rule, f"{path}, without study.json", "Name a folder that a study was written to.")
-        try:
-            identity = json.loads((path / "study.json").read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise DamagedFile(rule, f"{path / 'study.json'}: {error}", "Run the study again.") from error
-        found = cls(path, identity)
-        if not found.has("prompts"):
-            raise DamagedFile(rule, f"{path}, without tables/prompts.parquet", "Run the study, or finish it.")
-        return found
+def _file(study: Study, table: str) -> Path:
+    return study.folder / TABLES / f"{table}.parquet"
 
-    def has(self, table: str) -> bool:
-        """Whether there is such a table."""
-        return self._file(table).is_file()
 
-    def read(self, table: str, columns: Iterable[str], condition: Any = None) -> pd.DataFrame:
-        """Some columns of a table, of the rows that a condition holds for. Raises DamagedFile."""
-        file, names = self._file(table), [*columns]
-        try:
-            data = pyarrow.dataset.dataset(file, format="parquet")
-            if missing := set(names) - set(data.schema.names):
-                raise DamagedFile(
-                    f"The table {table} of a study has a column {min(missing)}", f"{file} without it",
-                    "Run the study again.",
-                )  # fmt: skip
-            return data.to_table(columns=names, filter=condition).to_pandas()
-        except (OSError, pyarrow.ArrowInvalid) as error:
-            raise DamagedFile("A study's tables are Parquet files", f"{file}: {error}", "Run it again.") from error
-
-    def _file(self, table: str) -> Path:
-        return self.path / "tables" / f"{table}.parquet"
+def _rows(study: Study, table: str, columns: Iterable[str], condition: Any = None) -> pd.DataFrame:
+    """Some columns of a table, of the rows that a condition holds for. Raises DamagedFile."""
+    file, names = _file(study, table), [*columns]
+    try:
+        data = pyarrow.dataset.dataset(file, format="parquet")
+        if missing := set(names) - set(data.schema.names):
+            raise DamagedFile(
+                f"The table {table} of a study has a column {min(missing)}", f"{file} without it",
+                "Run the study again.",
+            )  # fmt: skip
+        return data.to_table(columns=names, filter=condition).to_pandas()
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise DamagedFile("A study's tables are Parquet files", f"{file}: {error}", "Run it again.") from error
 
 
 @dataclass(frozen=True, eq=False)
 class Studies:
-    """Several folders as one. `prompts`: a row for each prompt x model x convention, `prompt` numbered through."""
+    """Several studies as one. `prompts`: a row for each prompt x model x convention, `prompt` numbered through."""
 
-    folders: list[Folder]
+    studies: list[Study]
 
     @cached_property
     def _read(self) -> tuple[pd.DataFrame, list[dict[int, int]]]:
-        """All rows of prompts, and of each folder its own number of each prompt that it has."""
+        """All rows of prompts, and of each study its own number of each prompt that it has."""
         numbers: dict[tuple[str, int], int] = {}
         rows, own = [], []
         columns = [*STAMP, "precision", "run_forward_equal", "run_reconstruction", "run_affinity",
                    "text", "tokens", "reason", "error"]  # fmt: skip
-        for folder in self.folders:
-            table = folder.read("prompts", columns)
+        for study in self.studies:
+            table = _rows(study, "prompts", columns)
             texts = table.drop_duplicates("prompt").sort_values("prompt").set_index("prompt")["text"]
             nth = texts.groupby(texts, dropna=False).cumcount()  # a text may come more than once in a study
             places = {
                 int(local): numbers.setdefault((text, int(nth[local])), len(numbers)) for local, text in texts.items()
             }
             own.append({place: local for local, place in places.items()})
-            rows.append(table.assign(prompt=table["prompt"].map(places), study=folder.path.name))
+            rows.append(table.assign(prompt=table["prompt"].map(places), study=study.folder.name))
         found = pd.concat(rows, ignore_index=True)
         twice = found[found.duplicated([*SUBJECT, "prompt"])]
         if len(twice):
@@ -111,7 +98,7 @@ class Studies:
 
     def has(self, table: str) -> bool:
         """Whether any of them has such a table."""
-        return any(folder.has(table) for folder in self.folders)
+        return any(_file(study, table).is_file() for study in self.studies)
 
     def parts(self) -> Iterator[list[int]]:
         """The numbers of some prompts at a time, all of them in the end."""
@@ -122,13 +109,13 @@ class Studies:
     def read(self, table: str, columns: Iterable[str], prompts: list[int], condition: Any = None) -> pd.DataFrame:
         """Some columns of a table, with the stamp, of these prompts. Raises DamagedFile."""
         found, names = [], [*STAMP, *columns]
-        for folder, own in zip(self.folders, self._read[1], strict=True):
+        for study, own in zip(self.studies, self._read[1], strict=True):
             local = [own[p] for p in prompts if p in own]
-            if not local or not folder.has(table):
+            if not local or not _file(study, table).is_file():
                 continue
             number = pyarrow.dataset.field("prompt")
             where = (number >= min(local)) & (number <= max(local)) & number.isin(local)
-            rows = folder.read(table, names, where if condition is None else where & condition)
+            rows = _rows(study, table, names, where if condition is None else where & condition)
             back = {number: place for place, number in own.items()}
             found.append(rows.assign(prompt=rows["prompt"].map(back)))
         found = [rows for rows in found if len(rows)]

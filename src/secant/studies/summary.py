@@ -19,7 +19,7 @@ import pyarrow.dataset
 from secant.errors import BadArgument, integer, seeded
 from secant.files import replacing
 from secant.studies import measures
-from secant.studies.reading import STAMP, SUBJECT, Folder, Studies
+from secant.studies.reading import STAMP, SUBJECT, Studies, opened
 from secant.studies.statistics import LEVEL, described
 from secant.tables import saving
 
@@ -119,8 +119,8 @@ def summarize(
     Prompts of several studies are the same where their text is, so that models that were studied apart are compared.
     `resamples`: of each bootstrap interval, drawn with `seed`. `progress(what, done, all)` is called as it goes on.
 
-    Raises BadArgument where a folder is of no study, or a prompt was studied twice with one model and convention, and
-    DamagedFile where its files are not those of a study.
+    Raises BadArgument where a folder has no finished study, or a prompt was studied twice with one model and
+    convention, and DamagedFile where its files are not those of a study.
     """
     paths = [folders] if isinstance(folders, str | Path) else list(folders)
     if not paths:
@@ -129,7 +129,7 @@ def summarize(
         raise BadArgument("A study is counted once", "one folder twice", "Name each once.")
     resamples = integer(resamples, 100, 10**6, "An interval takes some resamples", "resamples = ")
     seed = seeded(seed)
-    studies = Studies([Folder.of(path) for path in paths])
+    studies = Studies([opened(path) for path in paths])
     report = progress or (lambda what, done, of: None)
     values = _values(studies, report)
 
@@ -155,7 +155,7 @@ def summarize(
         found["overlaps"] = found["overlaps"].assign(chance=pd.Series(dtype=float))
     absent = sorted({analysis for table, analysis in ANALYSES.items() if not studies.has(table)})
     return Summary(
-        [folder.path.name for folder in studies.folders], seed, resamples, absent, coverage, failures, **found
+        [study.folder.name for study in studies.studies], seed, resamples, absent, coverage, failures, **found
     )
 
 

@@ -1,0 +1,320 @@
+"""Many prompts, the same questions of each, and every row with its certificate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+
+from secant import __version__
+from secant.dictionary import STUDY
+from secant.errors import BadArgument, integer, seeded
+from secant.model import LM, versions
+from secant.resources import announce, peak, size_of
+from secant.rules import CONVENTIONS
+from secant.studies.analyses import ANALYSES, Settings
+from secant.studies.folder import SHARDS, SPEC, TABLES, Folder, Identity, read, shard_name
+from secant.studies.local import inline, local
+from secant.studies.prompts import Item, Prompts, digest, given
+from secant.studies.work import Shard, Source, Work, Worker
+from secant.tables import columns
+
+ENGINES = ("local", "ray")
+CPU = torch.device("cpu")
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's folder: what it is, and its rows, by table. `missing`: how many shards are not there yet."""
+
+    folder: Path
+    identity: Identity
+    missing: int
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Study:
+        """The study that a folder holds. Raises BadArgument where there is none, and DamagedFile."""
+        path, identity = Path(folder).absolute(), read(folder)
+        return cls(path, identity, sum(not (path / SHARDS / name).exists() for name in identity.names))
+
+    @property
+    def tables(self) -> list[str]:
+        """The tables that it has."""
+        found = {file.stem for file in self._files("*")}
+        return [name for name in STUDY if name in found]
+
+    def to_pandas(self, table: str = "prompts") -> pd.DataFrame:
+        """The rows of a table, by model, convention and prompt; of shards that are done, where some are not.
+
+        Raises BadArgument where there is no such table.
+        """
+        if table not in self.tables:
+            raise BadArgument(
+                f"The tables are {', '.join(self.tables) or 'none yet'}", repr(table), "Choose one of them."
+            )
+        return pd.concat([pd.read_parquet(file) for file in self._files(table)], ignore_index=True)
+
+    @property
+    def failed(self) -> pd.DataFrame:
+        """The prompts that failed, with the reasons."""
+        prompts = self.to_pandas()
+        return prompts[prompts["reason"].notna()]
+
+    def columns(self) -> pd.DataFrame:
+        """What the columns of its tables mean."""
+        return columns(*self.tables, of=STUDY)
+
+    def _files(self, table: str) -> list[Path]:
+        if self.missing == 0 and (self.folder / TABLES).exists():
+            return sorted((self.folder / TABLES).glob(f"{table}.parquet"))
+        shards = (self.folder / SHARDS / name for name in self.identity.names)
+        return [file for shard in shards for file in sorted(shard.glob(f"{table}.parquet"))]
+
+
+def study(
+    prompts: Prompts,
+    lm: LM | str | Sequence[LM | str] = "atlas",
+    *,
+    out: str | Path,
+    analyses: Sequence[str] = Settings.analyses,
+    convention: str | Sequence[str] = "gate",
+    precision: str | None = None,
+    k: int = 4,
+    top: int = 8,
+    seed: int = 0,
+    shard: int = 16,
+    workers: int = 1,
+    threads: int | None = None,
+    engine: Literal["local", "ray"] = "local",
+    part: tuple[int, int] | None = None,
+    tensors: bool = False,
+    max_memory: float | str | None = None,
+    progress: Progress | None = None,
+    **loading: Any,
+) -> Study:
+    """Ask the same of many prompts, of one model or several, and keep every row, in `out`, a shard at a time.
+
+    `prompts`: texts, chat messages, a table with a column prompt, or what `secant.studies.prompts.read` reads of a
+    file. `lm`: models in memory, or names and folders, which are loaded with `loading` (dtype, device, attention, …).
+    `analyses`: of reconstruction, spectra, stable_rank, layers, attribution, parts, words and conventions.
+    `convention`: one or several. `shard`: so many prompts are kept, or lost, together. `workers`: processes, each with
+    a model and `threads` of its own; of models in memory one. With several, the calling script must be importable
+    (`if __name__ == "__main__":`). `engine="ray"`: the workers of a Ray cluster (see docs/scale.md).
+    `part=(2, 4)`: the second of four parts, which `merge` puts together. `tensors`: keep U, S and V too.
+
+    A study that was ended, in whatever way, goes on where it was when the same is asked again; a prompt that fails is a
+    row that says why. Raises BadArgument where the folder holds another study or is in use, DamagedFile, OutputFailed,
+    and what `secant.load` raises.
+    """
+    items = given(prompts)
+    models = list(lm) if isinstance(lm, Sequence) and not isinstance(lm, str) else [lm]
+    held = [convention] if isinstance(convention, str) else list(convention)
+    _check(models, held, analyses, engine, workers, part, loading)
+    if max_memory is not None:
+        size_of(max_memory)  # a wrong size is refused before there is any work
+    settings = Settings(
+        precision=precision,
+        analyses=tuple(name for name in ANALYSES if name in analyses),
+        k=integer(k, 1, 10**6, "At least one singular triplet is kept", "k = "),
+        top=integer(top, 1, 10**6, "A direction has some words", "top = "),
+        seed=seeded(seed),
+    )
+    sources = [None if isinstance(one, LM) else Source(str(one), **loading) for one in models]
+    labels = _labels([one.name if isinstance(one, LM) else str(one) for one in models])
+    identity = Identity(
+        versions={"secant": __version__, **versions()},
+        models=[_described(*each) for each in zip(models, sources, labels, strict=True)],
+        conventions=held, precision=precision, analyses=list(settings.analyses), k=settings.k, top=settings.top,
+        seed=settings.seed, threads=threads or recorded_threads(out) or max(1, torch.get_num_threads() // workers),
+        tensors=tensors, prompts=len(items), digest=digest(items),
+        shard=integer(shard, 1, 10**6, "A shard has some prompts", "shard = "),
+    )  # fmt: skip
+    with Folder.opened(out, identity) as folder:
+        cells = list(_cells(identity, settings, sources, items, part, max_memory))
+        _compute(folder, cells, models, engine, workers, progress)
+        missing = len(set(identity.names) - folder.done())
+        if not missing:
+            folder.finish()
+    return Study(Path(out).absolute(), identity, missing)
+
+
+def merge(folders: Sequence[str | Path], out: str | Path) -> Study:
+    """Put the shards of parts of one study together, from several folders into one, which may be new.
+
+    Raises BadArgument where they are not of the same study, or have different rows of the same prompts; DamagedFile
+    and OutputFailed.
+    """
+    if not folders:
+        raise BadArgument("Parts are folders of a study", "none", "Give those that secant study wrote.")
+    identity = replace(read(folders[0]), fingerprints={})
+    with Folder.opened(out, identity) as folder:
+        for one in folders:
+            part = read(one)
+            if differences := identity.differences(part):
+                raise BadArgument(
+                    f"Parts are of one study; {one} is of another", "; ".join(differences), "Leave it out."
+                )
+            folder.learn(part.fingerprints)
+            for name in part.names:
+                folder.adopt(Path(one).absolute() / SHARDS / name)
+        missing = len(set(identity.names) - folder.done())
+        if not missing:
+            folder.finish()
+    return Study(Path(out).absolute(), identity, missing)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A model and a convention of a study: the work, its shards, and the names of these in the folder."""
+
+    model: int
+    work: Work
+    names: dict[int, str]
+    shards: list[Shard]
+
+
+def _cells(
+    identity: Identity,
+    settings: Settings,
+    sources: Sequence[Source | None],
+    items: Sequence[Item],
+    part: tuple[int, int] | None,
+    max_memory: float | str | None,
+) -> Iterator[_Cell]:
+    """All of a study, or of a part of it."""
+    count = identity.shard
+    shards = [Shard(i // count, tuple(items[i : i + count])) for i in range(0, len(items), count)]
+    mine = [shard for shard in shards if part is None or shard.number % part[1] == part[0] - 1]
+    for m, source in enumerate(sources):
+        label = identity.models[m]["label"]
+        for c, convention in enumerate(identity.conventions):
+            work = Work(
+                source or Source(label), label, replace(settings, convention=convention), identity.threads,
+                identity.tensors, max_memory,
+            )  # fmt: skip
+            yield _Cell(m, work, {shard.number: shard_name(m, c, shard.number) for shard in mine}, mine)
+
+
+def _compute(
+    folder: Folder,
+    cells: Sequence[_Cell],
+    models: Sequence[LM | str],
+    engine: str,
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    """Compute and write the shards that are not there yet."""
+    done = folder.done()
+    told = _Told(progress, sum(len(shard.items) for cell in cells for shard in cell.shards))
+    kept: dict[int, LM] = {}
+    for cell in cells:
+        there = [shard for shard in cell.shards if cell.names[shard.number] in done]
+        told.there(sum(len(shard.items) for shard in there))
+        if len(there) == len(cell.shards):
+            continue
+        wanted = {shard.number: shard for shard in cell.shards if cell.names[shard.number] not in done}
+        if engine == "ray":
+            from secant.studies.cluster import on_ray
+
+            found = on_ray(cell.work, list(wanted.values()), workers)
+        elif workers > 1:
+            found = local(cell.work, list(wanted.values()), workers)
+        else:
+            one = models[cell.model]
+            if cell.model not in kept:
+                kept = {cell.model: one if isinstance(one, LM) else cell.work.source.load()}
+            found = inline(Worker(cell.work, kept[cell.model]), list(wanted.values()))
+        for computed in found:
+            folder.add(cell.names[computed.number], cell.work.label, computed)
+            told.more(len(wanted[computed.number].items))
+
+
+class _Told:
+    """Progress, in prompts, and once what the rest will take."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done, self._new = progress, total, 0, 0
+        self._start = time.perf_counter()
+
+    def there(self, count: int) -> None:
+        """Prompts whose rows are there already."""
+        self._advance(count)
+
+    def more(self, count: int) -> None:
+        """Prompts that were computed now."""
+        self._advance(count)
+        first, self._new = not self._new, self._new + count
+        if first:
+            left = self._total - self._done
+            seconds = (time.perf_counter() - self._start) / self._new * left
+            announce(f"{left:,} more prompts", seconds, peak(CPU) or 0, CPU)
+
+    def _advance(self, count: int) -> None:
+        self._done += count
+        if self._progress and count:
+            self._progress("prompts", self._done, self._total)
+
+
+def _check(
+    models: Sequence[LM | str],
+    conventions: Sequence[str],
+    analyses: Sequence[str],
+    engine: str,
+    workers: int,
+    part: tuple[int, int] | None,
+    loading: dict[str, Any],
+) -> None:
+    """Raises BadArgument, before anything is loaded or written."""
+    if not models:
+        raise BadArgument("A study is of some models", "none", "Give one.")
+    if not conventions or not set(conventions) <= set(CONVENTIONS) or len(set(conventions)) != len(conventions):
+        raise BadArgument(
+            f"Conventions are of {', '.join(CONVENTIONS)}", repr(conventions), "Choose from them, each once."
+        )
+    if not analyses or not set(analyses) <= set(ANALYSES):
+        raise BadArgument(f"Analyses are of {', '.join(ANALYSES)}", repr(analyses), "Choose from them.")
+    if engine not in ENGINES:
+        raise BadArgument(f"An engine is one of {', '.join(ENGINES)}", repr(engine), "Choose one of them.")
+    integer(workers, 1, 4096, "A study has some workers", "workers = ")
+    there = any(isinstance(one, LM) for one in models)
+    if there and (workers > 1 or engine == "ray"):
+        raise BadArgument(
+            "Several workers each load a model of their own",
+            "a model in memory",
+            "Give its name or folder, or workers=1.",
+        )
+    if loading and all(isinstance(one, LM) for one in models):
+        raise BadArgument("A model in memory is loaded", f"{', '.join(loading)}", "Give these to secant.load.")
+    if unknown := set(loading) - {f.name for f in fields(Source)} | {"name"} & set(loading):
+        raise BadArgument("A study takes what secant.load takes", f"{', '.join(sorted(unknown))}", "Leave it out.")
+    if part is not None and not (len(part) == 2 and 1 <= part[0] <= part[1]):
+        raise BadArgument("A part is such as 2 of 4", repr(part), "Give (2, 4), or 2/4 on the command line.")
+
+
+def recorded_threads(out: str | Path) -> int | None:
+    """How many threads the study in a folder has, if there is one."""
+    return read(out).threads if (Path(out) / SPEC).exists() else None
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """Short names of models: the last part of each. Raises BadArgument where two are the same."""
+    labels = [Path(name).name or name for name in names]
+    if len(set(labels)) < len(labels):
+        raise BadArgument("The models of a study have different names", ", ".join(labels), "Rename a folder.")
+    return labels
+
+
+def _described(one: LM | str, source: Source | None, label: str) -> dict[str, Any]:
+    """A model, for study.json."""
+    if isinstance(one, LM):
+        how = {"dtype": str(one.dtype).removeprefix("torch."), "attention": one.attention}
+        return {"label": label, "name": one.name, "device": str(one.device), **how}
+    assert source is not None
+    return {"label": label, **{f.name: getattr(source, f.name) for f in fields(source)}}
