@@ -130,6 +130,7 @@ ALLOWED = {
         "errors",
         "explanation",
         "model",
+        "notebook",
         "readable",
         "resources",
         "rules",
