@@ -19,7 +19,7 @@ from secant.errors import BadArgument, DamagedFile
 from secant.studies.folder import TABLES
 from secant.studies.study import Study
 
-AT_ONCE = 500
+AT_ONCE = 100
 """Prompts whose tables are held at a time."""
 
 SUBJECT = ["model", "convention"]
