@@ -30,7 +30,7 @@ def ranks_by_position(summary: Summary, category: str | None = None, ax: Any = N
     groups = list(rows.groupby(["model", "convention"], sort=False))
     width = 0.8 / len(groups)
     for i, ((model, convention), own) in enumerate(groups):
-        colour = COLOURS[ORDER[i % len(ORDER)]]
+        colour = COLOURS[ORDER[_place(summary, model, convention) % len(ORDER)]]
         lines = {"color": colour, "linewidth": 0.8}
         boxes = [
             {"whislo": r.q05, "q1": r.q25, "med": r.median, "q3": r.q75, "whishi": r.q95, "mean": r.mean}
@@ -42,7 +42,7 @@ def ranks_by_position(summary: Summary, category: str | None = None, ax: Any = N
             boxprops=lines, whiskerprops=lines, capprops=lines, medianprops={"color": colour, "linewidth": 1.4},
             meanprops={"marker": "D", "markersize": 3, "markerfacecolor": colour, "markeredgecolor": "none"},
         )  # fmt: skip
-        panel.plot([], [], color=colour, label=style.shown(f"{model}, {convention}").replace("·", " "))
+        panel.plot([], [], color=colour, label=_name(model, convention))
     panel.set(xlabel=f"position of the token ({_each(rows)})", ylabel="stable rank", yscale="log")
     panel.xaxis.get_major_locator().set_params(integer=True)
     style.plain(panel.yaxis)
@@ -66,7 +66,7 @@ def ranks_by_depth(
     spans = list(dict.fromkeys(rows["span"]))
     figure, found = panels(axes, len(spans), columns, 2.3, sharey=True)
     for panel, span in zip(found, spans, strict=True):
-        _curves(panel, rows[rows["span"] == span])
+        _curves(summary, panel, rows[rows["span"] == span])
         panel.set(title=f"{part}, {span}", xlabel="share of depth", yscale="log", xlim=(0, 1.03))
         style.plain(panel.yaxis)
     found[0].set_ylabel("stable rank")
@@ -82,7 +82,7 @@ def emergence(summary: Summary, category: str | None = None, ax: Any = None, *, 
     """
     rows = _chosen(summary.emergence, category, "layers")
     figure, (panel,) = panels(ax, 1, columns, 2.4)
-    _curves(panel, rows[(rows["part"] == "residual") & (rows["span"] == "cumulative")])
+    _curves(summary, panel, rows[(rows["part"] == "residual") & (rows["span"] == "cumulative")])
     panel.set(xlabel="share of depth", ylabel=f"prediction seen ({_each(rows)})", ylim=(-0.03, 1.03), xlim=(0, 1.03))
     _key(figure, panel, ax)
     return figure
@@ -97,7 +97,7 @@ def mean_spectra(summary: Summary, category: str | None = None, ax: Any = None, 
     rows = _chosen(summary.spectra, category, "spectra")
     rows = rows[rows["position"].isna()]
     figure, (panel,) = panels(ax, 1, columns, 2.4)
-    _curves(panel, rows, "vector")
+    _curves(summary, panel, rows, "vector")
     panel.set(xlabel="i", ylabel=f"σᵢ / σ₀, mean ({_each(rows)})", ylim=(0, 1.05))
     panel.set_xticks(sorted(set(rows["vector"])))
     _key(figure, panel, ax)
@@ -131,15 +131,25 @@ def _chosen(table: pd.DataFrame, category: str | None, analysis: str) -> pd.Data
     return rows
 
 
-def _curves(panel: Any, rows: pd.DataFrame, by: str = "depth") -> None:
+def _curves(summary: Summary, panel: Any, rows: pd.DataFrame, by: str = "depth") -> None:
     """A line for each model and convention, and the band of its interval where there is one."""
-    for i, ((model, convention), own) in enumerate(rows.groupby(["model", "convention"], sort=False)):
-        colour, own = COLOURS[ORDER[i % len(ORDER)]], own.sort_values(by)
-        label = style.shown(f"{model}, {convention}").replace("·", " ")
+    for (model, convention), own in rows.groupby(["model", "convention"], sort=False):
+        i, own = _place(summary, model, convention), own.sort_values(by)
+        colour, label = COLOURS[ORDER[i % len(ORDER)]], _name(model, convention)
         x = own[by].to_numpy(float)
         panel.plot(x, own["mean"], DASHES[i % len(DASHES)], marker=".", color=colour, label=label)
         low, high = (own[end].fillna(own["mean"]).to_numpy(float) for end in ("low", "high"))
         panel.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _place(summary: Summary, model: str, convention: str) -> int:
+    """Which model and convention it is, in the order of the study: they have one colour in all figures."""
+    every = list(dict.fromkeys(zip(summary.coverage["model"], summary.coverage["convention"], strict=True)))
+    return every.index((model, convention))
+
+
+def _name(model: str, convention: str) -> str:
+    return " ".join(map(style.shown, f"{model}, {convention}".split(" ")))
 
 
 def _each(rows: pd.DataFrame) -> str:
