@@ -6,6 +6,8 @@ from pathlib import Path
 from random import Random
 
 sys.path.append(str(Path(__file__).parents[1] / "tools" / "atlas"))
+from secant.studies.prompts import Item
+
 from corpus import read_questions
 
 THINGS = (
@@ -14,11 +16,20 @@ THINGS = (
 )
 ASKED = (
     "do you like {}?", "how do you feel about {}?", "what do you think about {}?", "does {} make you happy?",
-    "do you enjoy {}?",
+    "do you enjoy {}?", "tell me about {}", "is {} good or bad?",
 )  # fmt: skip
 COLUMNS = ("region", "city", "channel", "product", "status", "tier", "segment", "plan", "priority", "source", "carrier")
 SUMMED = ("SUM ( price )", "COUNT ( * )", "AVG ( total )", "MAX ( qty )", "SUM ( spend )")
 TABLES = ("sales", "orders", "customers", "items")
+
+
+OPENINGS = {
+    "once": "Once upon a time, there was a {} named {}. {} loved to",
+    "day": "One day, a {} named {} went to the park and {}",
+    "saw": "The {} named {} was sad because {}", "wanted": "A {} called {} wanted to play with the ball. {} said",
+}  # fmt: skip
+HEROES = ["little girl,Lily,she", "little boy,Tim,he", "big dog,Max,he", "small cat,Mia,she", "bird,Tom,he"]
+FURTHER = ["Sue", "Ben", "Anna", "Jack", "Sara", "Sam", "Amy", "Bob", "Jane"]
 
 
 def facts(count: int, seed: int = 0) -> list[str]:
@@ -45,6 +56,35 @@ def sql(count: int, seed: int = 0) -> list[str]:
     """Queries that lack the column they group by, which is the one that they select."""
     every = [f"SELECT {c} , {s} FROM {t} GROUP BY" for c, s, t in product(COLUMNS, SUMMED, TABLES)]
     return Random(seed).sample(every, min(count, len(every)))
+
+
+def stories(count: int, seed: int = 0) -> list[Item]:
+    """Beginnings of children's stories; the category is the kind of beginning."""
+    found = []
+    for (kind, opening), hero in product(OPENINGS.items(), HEROES):
+        who, name, pronoun = hero.split(",")
+        found += [(kind, opening.format(who, n, pronoun)) for n in (name, *FURTHER)]
+    return items(Random(seed).sample(found, min(count, len(found))))
+
+
+def questions(count: int, seed: int = 0) -> list[Item]:
+    """Held-out questions of Atlas, drawn evenly over its relations, which are the categories."""
+    relation = {question.prompt: question.relation for question in read_questions()}
+    return items([(relation[prompt], prompt) for prompt in facts(count, seed)])
+
+
+def asked(count: int, seed: int = 0) -> list[Item]:
+    """Questions about everyday things, between the marks of a chat; the category is the form of the question."""
+    found = [
+        (form.format("it"), f"[inst] {form.format(thing.replace('_', ' '))} [/inst]")
+        for form, thing in product(ASKED, " ".join(THINGS).split())
+    ]
+    return items(Random(seed).sample(found, min(count, len(found))))
+
+
+def items(pairs: list[tuple[str, str]]) -> list[Item]:
+    """Prompts of a study, of categories and texts."""
+    return [Item(number, text, category) for number, (category, text) in enumerate(pairs)]
 
 
 SETS = {"facts": facts, "chat": chat, "sql": sql}

@@ -122,7 +122,9 @@ def test_means_of_other_prompts(run: sc.Run) -> None:
 
 
 def test_all_of_them_side_by_side(run: sc.Run) -> None:
-    table = sc.ablations(run, target=11)
+    found = sc.ablations(run, target=11)
+    assert (found.target, found.by) == (run.lm.text(11), "zero")
+    table = found.to_pandas()
     heads = run.lm.model.config.num_attention_heads
     layers = len(run.inside.layers)
     assert table["kind"].value_counts().to_dict() == {"token": LENGTH, "layer": 2 * layers, "head": heads * layers}
@@ -163,7 +165,7 @@ def test_in_a_wider_precision_nothing_taken_out_is_nothing() -> None:
     run = sc.freeze(lm, prompt(), precision="float32")
     assert sc.ablate(run, 3, run.ids[3]).change(11) == pytest.approx((0, 0), abs=1e-6)
     a = sc.attribute(run, 11)
-    table = sc.ablations(run, kinds=["layer"], target=11)
+    table = sc.ablations(run, kinds=["layer"], target=11).table
     assert table["held"].tolist() == pytest.approx((-a.of("layer")["all_paths"]).tolist(), abs=1e-4)
 
 

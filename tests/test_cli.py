@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from helpers import real
+from rich.cells import cell_len
 from typer.testing import CliRunner
 
 from secant.cli import app
@@ -44,6 +46,7 @@ def test_explain(folder: Path) -> None:
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 100
     assert "\x1b" not in result.stdout
+    assert not any(line.endswith(" ") for line in lines)
     assert "next token   Golden" in result.stdout
     assert "forward bit-equal · reconstruction" in result.stdout
     (marin,) = (line for line in lines if " Marin " in line and "%" in line)
@@ -55,9 +58,13 @@ def test_explain(folder: Path) -> None:
 def test_explain_at_other_widths(folder: Path, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", str(width))
-    result = CliRunner().invoke(app, ["explain", PROMPT, "-m", str(folder)])
+    result = CliRunner().invoke(app, ["explain", PROMPT, "-m", str(folder), "--layers"])
     assert result.exit_code == 0, result.output
     assert "Marin" in result.stdout
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout)
+    assert max(map(cell_len, plain.splitlines())) <= width
+    for heading in ("share", "σ₁", "R alone", "R attn", "R mlp", "writes by now"):
+        assert heading in plain
 
 
 def test_explain_as_json(folder: Path) -> None:

@@ -113,7 +113,8 @@ def test_norms_are_taken_in_float32() -> None:
     lm = model_of("llama", dtype=torch.float16)
     J = torch.full((32, 2, 32), 2e4, dtype=torch.float16)
     J[:, 1] = 1e4
-    table = sc.largest(lm, Operator.from_dense(J, torch.ones(2, 32, dtype=torch.float16)), count=40, top=1)
+    table = sc.largest(lm, Operator.from_dense(J, torch.ones(2, 32, dtype=torch.float16)), count=40, top=1).table
+    assert table["token"].isna().all()
     assert np.isfinite(table["norm"]).all()
     assert (np.diff(table["norm"]) <= 0).all()
     assert set(table["position"][:32]) == {0}
@@ -131,7 +132,8 @@ def test_largest_columns_and_rows_are_each_in_their_own_order() -> None:
     run = sc.freeze(model_of("llama", tie_word_embeddings=False), prompt())
     op = run.operator()
     J = op.dense().numpy()
-    columns, rows = (sc.largest(run.lm, op, of, count=3, top=2) for of in ("columns", "rows"))
+    columns, rows = (sc.largest(run.lm, op, of, count=3, top=2).table for of in ("columns", "rows"))
+    assert list(columns["token"]) == [run.tokens[t] for t in columns["position"]]
     norms = np.linalg.norm(J, axis=0)
     for rank, place in enumerate(np.argsort(-norms, axis=None)[:3]):
         t, unit = np.unravel_index(place, norms.shape)
@@ -153,8 +155,8 @@ def test_largest_columns_and_rows_are_each_in_their_own_order() -> None:
 
 def test_largest_of_a_block_knows_its_token() -> None:
     run = sc.freeze(model_of("llama"), prompt())
-    table = sc.largest(run.lm, run.operator().block(4), "rows", count=2, top=1)
-    assert set(table["position"]) == {4}
+    table = sc.largest(run.lm, run.operator().block(4), "rows", count=2, top=1).table
+    assert set(zip(table["position"], table["token"], strict=True)) == {(4, run.tokens[4])}
     assert len(table) == 2
     with pytest.raises(BadArgument, match=f"There are {32 * LENGTH} rows; got count = 0"):
         sc.largest(run.lm, run.operator(), "rows", count=0)

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from families import model_of, prompt
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 from test_cli import refused
@@ -143,8 +143,9 @@ def test_spectra_and_their_words(whole: sc.Explanation) -> None:
 
 
 def test_the_largest_columns(lm: sc.LM, whole: sc.Explanation) -> None:
-    table = sc.largest(lm, whole.run.operator(), "columns", 5)
-    (panel,) = figures.largest(table, tokens=whole.run.tokens).axes
+    found = sc.largest(lm, whole.run.operator(), "columns", 5)
+    table = found.table
+    (panel,) = figures.largest(found).axes
     first = table.drop_duplicates("rank")
     assert [bar.get_width() for bar in panel.containers[0]] == pytest.approx(list(first["norm"]))
     labels = [
@@ -152,6 +153,10 @@ def test_the_largest_columns(lm: sc.LM, whole: sc.Explanation) -> None:
     ]
     assert [text.get_text() for text in panel.get_yticklabels()] == labels
     assert panel.texts[1].get_text().startswith(first["word"].iloc[0].strip())
+    (panel,) = figures.largest(replace(found, table=table.assign(token=None))).axes
+    assert [text.get_text() for text in panel.get_yticklabels()] == [
+        f"{t}, {unit}" for t, unit in zip(first["position"], first["unit"], strict=True)
+    ]
 
 
 def test_depths(whole: sc.Explanation) -> None:
@@ -358,6 +363,34 @@ def test_tokens_are_drawn_as_they_are(whole: sc.Explanation, monkeypatch: pytest
     style.glyphs.cache_clear()
 
 
+def test_what_reads_from_right_to_left_stays_in_its_place() -> None:
+    """Marks that print nothing are around it: or else the next word, or a number, would be drawn to its left."""
+    with style.drawing():
+        mark = "\N{LEFT-TO-RIGHT MARK}"
+        assert style.shown(" שלום") == f"{mark}·שלום{mark}"
+        assert style.shown("plain") == "plain"
+        assert style.clipped(style.shown("שלום"), 4) == f"{mark}שלום{mark}"
+        assert style.clipped(style.shown("שלום"), 3) == f"{mark}של…{mark}"
+        long = "שלום" * 4
+        assert style.fitting([style.shown(long)], style.width_of(long, 8) / 2, 8).endswith(f"…{mark}")
+        assert style.width_of(mark, 8) == 0
+        assert ord(mark) in style.glyphs()
+
+
+def test_a_font_that_was_installed_since_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Matplotlib's own list is of the day when it first ran; a file that is no font is passed over."""
+    (tmp_path / "none.ttf").write_bytes(b"none")
+    (tmp_path / "own.ttf").write_bytes(Path(findfont("DejaVu Sans Mono")).read_bytes())
+    found = [str(tmp_path / name) for name in ("none.ttf", "own.ttf")]
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: found)
+    monkeypatch.setattr(fontManager, "ttflist", [f for f in fontManager.ttflist if f.name != "DejaVu Sans Mono"])
+    monkeypatch.setattr(style, "FONTS", ("DejaVu Sans", "DejaVu Sans Mono"))
+    style.fonts.cache_clear()
+    assert style.fonts() == ("DejaVu Sans", "DejaVu Sans Mono")
+    monkeypatch.undo()
+    style.fonts.cache_clear()
+
+
 def test_words_fit() -> None:
     with style.drawing():
         words = ["one", "two", "three"]
@@ -415,7 +448,6 @@ def test_wrong_arguments(whole: sc.Explanation, contributions: Attribution, judg
         (lambda: figures.path(layers, columns=3), "one or two columns"),
         (lambda: figures.spectra(whole, vectors=5), "4 singular vectors"),
         (lambda: figures.jacobian(whole.run.operator(), quantile=0), "quantile is above 0"),
-        (lambda: figures.largest(pd.DataFrame({"rank": []})), "a table of secant.largest"),
         (lambda: figures.flow(replace(contributions, flow=None)), "flow=True"),
         (lambda: figures.flow(contributions, path="back"), "direct or all"),
         (lambda: figures.attribution(contributions, most=0), "some bars"),

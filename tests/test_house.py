@@ -44,7 +44,7 @@ ALLOWED = {
     "solvers": {"errors", "operator", "stacks"},
     "costs": {"operator", "resources", "solvers"},
     "spectra": {"costs", "errors", "notebook", "operator", "resources", "solvers", "stacks", "tables"},
-    "decoding": {"errors", "model", "operator"},
+    "decoding": {"errors", "model", "notebook", "operator", "tables"},
     "network": {
         "errors",
         "forms",
@@ -98,6 +98,7 @@ ALLOWED = {
     "tradeoff": {"continuations", "errors", "model", "run", "steering", "tables"},
     "figures": {
         "attribution",
+        "decoding",
         "depths",
         "errors",
         "explanation",
@@ -111,7 +112,7 @@ ALLOWED = {
         "sweep",
         "tradeoff",
     },
-    "evidence": {"attribution", "decoding", "operator", "resources", "run"},
+    "evidence": {"attribution", "costs", "decoding", "operator", "resources", "run", "tables"},
     "report": {
         "attribution",
         "decoding",
@@ -138,6 +139,9 @@ ALLOWED = {
         "sweep",
         "tables",
     },
+    "ablation": {"errors", "network", "notebook", "operator", "points", "run", "tables"},
+    "removal": {"attribution", "errors", "network", "operator", "run", "tables"},
+    "generation": {"attribution", "continuations", "errors", "run", "tables"},
     "studies": {
         "attribution",
         "comparison",
@@ -160,9 +164,6 @@ ALLOWED = {
         "tables",
         "weights",
     },
-    "ablation": {"errors", "network", "operator", "points", "run"},
-    "removal": {"attribution", "errors", "network", "operator", "run", "tables"},
-    "generation": {"attribution", "continuations", "errors", "run", "tables"},
     "terminal": {
         "attribution",
         "comparison",

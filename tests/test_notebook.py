@@ -61,7 +61,12 @@ def shown(lm: sc.LM, explanation: sc.Explanation) -> list[object]:
     words = [[[replace(w, token=HOSTILE) for w in own] for own in vectors] for vectors in explanation.outputs]
     op = replace(run.operator(), about={**run.operator().about, "tokens": odd.tokens, "model": HOSTILE})
     e = replace(explanation, run=odd, attribution=a, outputs=words, inputs=words)
-    return [odd, op, explanation.svds[0], a, e]
+    changes = sc.Ablations(
+        HOSTILE, HOSTILE, pd.DataFrame({"kind": "token", "name": HOSTILE, "held": 1.0, "real": -2.0}, [0])
+    )
+    largest = sc.largest(run.lm, run.operator(), count=2, top=2)
+    largest = replace(largest, table=largest.table.assign(token=HOSTILE, word=HOSTILE))
+    return [odd, op, explanation.svds[0], a, e, changes, largest]
 
 
 def test_no_script_and_every_text_is_escaped(shown: list[object]) -> None:
@@ -97,6 +102,15 @@ def test_the_numbers_are_those_of_the_result(explanation: sc.Explanation) -> Non
     assert sum(float(row[2]) for row in rows[1:] if row[0] in ("token", "constant")) == pytest.approx(a.logit, rel=1e-3)
     f = explanation.svds[0]
     assert [row[1] for row in Parsed(f._repr_html_()).rows[1:]] == [f"{s:.4g}" for s in f.S.tolist()]
+    changes = sc.ablations(explanation.run, kinds=["token"])
+    assert [row[2:4] for row in Parsed(changes._repr_html_()).rows[1:]] == [
+        [f"{held:.4g}", f"{real:.4g}"] for held, real in changes.table[["held", "real"]].to_numpy()
+    ]
+    columns = sc.largest(explanation.run.lm, explanation.run.operator().block(2), count=3, top=2)
+    first = columns.table.drop_duplicates("rank")
+    rows = Parsed(columns._repr_html_()).rows
+    assert [row[3] for row in rows[1:]] == [f"{norm:.4g}" for norm in first["norm"]]
+    assert {row[1] for row in rows[1:]} == {visible(explanation.run.tokens[2])}
     rows = Parsed(explanation.run._repr_html_()).rows
     assert [row[0] for row in rows[1:]] == [visible(p.token) for p in explanation.run.prediction]
     texts = "".join(Parsed(explanation.run.operator()._repr_html_()).texts)

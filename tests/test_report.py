@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from families import model_of
@@ -20,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import secant as sc
-from secant import evidence
+from secant import evidence, resources
 from secant.cli import app
 from secant.report import document
 from secant.report import page as report_page
@@ -51,6 +53,10 @@ class Written:
 def written(e: sc.Explanation, folder: Path) -> Written:
     path = folder / "report.html"
     e.report(path)
+    return read(path, e)
+
+
+def read(path: Path, e: sc.Explanation) -> Written:
     text = path.read_text("utf-8")
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
     return Written(path, text, json.loads(data), e)
@@ -199,10 +205,34 @@ def test_what_is_rebuilt(made: Written) -> None:
 
 
 def test_only_some_units_of_a_wide_model(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "POINTS", 5)
-    found = evidence.gathered(sc.freeze(lm, PROMPT))
-    assert found.units == [0, 12, 25, 38, 51]
-    assert len(found.output) == len(found.ordinary) == 5
+    monkeypatch.setattr(report_page, "POINTS", 5)
+    e = sc.explain(lm, PROMPT, k=1)
+    found = report_page.contents(e, e.evidence(image=False))["rebuilt"]
+    assert found["units"] == [0, 12, 25, 38, 51]
+    assert found["output"] == pytest.approx(e.run.hidden[-1][found["units"]].tolist(), rel=1e-5)
+
+
+def test_the_image_is_announced_and_can_be_left_out(
+    browser: Browser, explanation: sc.Explanation, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(resources, "LONG", 0.0)
+    with caplog.at_level(logging.WARNING, "secant"):
+        without = explanation.evidence(image=False)
+        assert not caplog.records
+        explanation.evidence()
+    (record,) = caplog.records
+    assert "All 64 rows of J, for its image: about" in record.message
+    path = tmp_path / "report.html"
+    explanation.report(path, without)
+    page = read(path, explanation)
+    assert page.data["image"] is None
+    with opened(browser, page) as tab:
+        says = "its image was left out of this page, since it takes every row of J."
+        assert tab.locator("#image-says").inner_text() == f"J, 64 x 8 tokens x 64: {says}"
+        assert tab.locator("#plot-image").count() == 0
+        token(tab, 2).click()
+        scrolled_through(tab)
 
 
 def test_long_prompts_get_fewer_words_of_each_depth(made: Written, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,8 +310,11 @@ def test_without_plotly(made: Written, folder: Path, tmp_path: Path, monkeypatch
 
 def test_from_the_command_line(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = CliRunner().invoke(app, ["explain", PROMPT, "-m", str(folder), "--out", str(out)])
+    result = CliRunner().invoke(app, ["explain", PROMPT, "-m", str(folder), "--out", str(out), "--no-image"])
     assert result.exit_code == 0, result.output
+    assert not (out / "image.csv").exists()
+    assert len(pd.read_csv(out / "rebuilt.csv")) == 64
+    assert {"contributions.csv", "flow.csv", "versus.csv", "chance.csv"} <= {file.name for file in out.iterdir()}
     assert result.stderr.strip() == f"Tables and tensors are in {out}; the page is {out / 'report.html'}"
     text = (out / "report.html").read_text("utf-8")
     assert "<!doctype html>" in text

@@ -250,6 +250,8 @@ def test_command(texts: dict[str, Path], tmp_path: Path) -> None:
     assert code == 2  # one prompt is refused, and the others are there
     lines = out.splitlines()
     assert max(map(len, lines)) <= 100
+    assert not any(line.endswith(" ") for line in lines)
+    assert max(len(line) for line in lines if "paris" in line) > 80  # words have the room that is left
     assert "refused. A prompt has at most the model's context" in " ".join(out.split())
     assert any("paris" in line and "all" in line for line in lines)
     assert any("·Italy" in line and "rome" in line for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,11 @@ def results(lm: sc.LM, run: sc.Run, summary: sc.Summary) -> dict[str, object]:
         "sweep": sc.steering_sweep(lm, [PROMPT], "The bridge", layers=[0], strengths=[0.5], words=["Golden"], tokens=2),
         "layers": sc.layers(run, 2),
         "steps": sc.follow(run, 1),
+        "ablation": sc.ablate(run, 2),
+        "ablations": sc.ablations(run, kinds=["token", "head"]),
+        "columns": sc.largest(lm, run.operator(), count=2),
+        "rows": sc.largest(lm, run.operator(), "rows", count=2),
+        "evidence": sc.explain(lm, PROMPT, k=1).evidence(),
         "summary": summary,
         "comparison": sc.compare(PROMPT, [lm], conventions=("gate", "half")),
     }
@@ -138,6 +144,42 @@ def test_a_decomposition_is_written(results: dict[str, object], tmp_path: Path) 
     half = replace(f, U=f.U.half(), S=f.S.bfloat16(), V=f.V.half(), residuals=f.residuals.half())
     half.save(tmp_path / "half")
     assert pd.read_parquet(tmp_path / "half" / "svd.parquet")["sigma"].tolist() == half.S.double().tolist()
+
+
+def test_what_was_ablated_is_said(results: dict[str, object], written: Path) -> None:
+    assert json.loads((written / "ablation.json").read_text("utf-8")) == {
+        "what": "token 2", "by": "zero", "positions": [2]
+    }  # fmt: skip
+    found = results["ablations"]
+    assert isinstance(found, sc.Ablations)
+    assert json.loads((written / "ablations.json").read_text("utf-8")) == {"target": found.target, "by": "zero"}
+    pd.testing.assert_frame_equal(pd.read_parquet(written / "ablations.parquet")[["held"]], found.table[["held"]])
+
+
+def test_evidence_as_tables(results: dict[str, object], run: sc.Run) -> None:
+    found = results["evidence"]
+    assert isinstance(found, sc.Evidence)
+    tables = found.tables()
+    sums = tables["versus"].groupby("prediction")["contribution"].sum()
+    assert sums.tolist() == pytest.approx([run.prediction[0].logit - p.logit for p in run.prediction[1:5]], abs=1e-4)
+    rebuilt = torch.tensor(tables["rebuilt"]["rebuilt"].tolist(), dtype=torch.float64)
+    torch.testing.assert_close(rebuilt, run.operator().rebuilt)
+    image, J = tables["image"], run.operator().dense()
+    rows, columns = sorted(set(image["unit"])), sorted(set(image["column"]))
+    assert len(image) == len(rows) * len(run.ids) * len(columns)
+    for own in image.sample(20, random_state=0).itertuples():
+        block = J[_until(own.unit, rows, len(J)), own.position, _until(own.column, columns, J.shape[2])]
+        assert own.size == pytest.approx(block.square().mean().sqrt().item(), rel=1e-4)
+    chance = tables["chance"].set_index(["side", "rank"])
+    assert chance.loc[("input", 2), "mean"] == found.reads.mean[2].item()
+    alone = replace(found, image=None, versus=[])
+    assert "image" not in alone.tables()
+    assert alone.tables()["versus"].empty
+
+
+def _until(first: int, every: list[int], end: int) -> slice:
+    """From one beginning to the next."""
+    return slice(first, [*every, end][every.index(first) + 1])
 
 
 def test_a_run_as_a_table(lm: sc.LM, run: sc.Run) -> None:

@@ -7,12 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secant.ablation import Ablation, ablate, ablations
+    from secant.ablation import Ablation, Ablations, ablate, ablations
     from secant.attribution import Attribution, attribute
     from secant.comparison import Comparison, compare
-    from secant.decoding import Null, Word, decode, largest, null
+    from secant.decoding import Largest, Null, Word, decode, largest, null
     from secant.depths import Depth, Layers, layers
     from secant.errors import NoRule, NotExact, SecantError
+    from secant.evidence import Evidence
     from secant.explanation import Explanation, explain
     from secant.generation import Steps, follow
     from secant.loading import load
@@ -37,12 +38,13 @@ _WHERE = {
     "run": ["freeze", "Run", "Prediction", "Certificate"],
     "operator": ["Operator"],
     "spectra": ["svd", "SVD", "stable_rank", "captured", "frobenius", "Estimate"],
-    "decoding": ["decode", "Word", "null", "Null", "largest"],
+    "decoding": ["decode", "Word", "null", "Null", "largest", "Largest"],
     "attribution": ["attribute", "Attribution"],
     "generation": ["follow", "Steps"],
-    "ablation": ["ablate", "ablations", "Ablation"],
+    "ablation": ["ablate", "ablations", "Ablation", "Ablations"],
     "removal": ["faithfulness", "Faithfulness"],
     "explanation": ["explain", "Explanation"],
+    "evidence": ["Evidence"],
     "depths": ["layers", "Layers", "Depth"],
     "steering": ["steer"],
     "tradeoff": ["steering_sweep", "Sweep"],
@@ -57,13 +59,16 @@ __all__ = [
     "LM",
     "SVD",
     "Ablation",
+    "Ablations",
     "Attribution",
     "Certificate",
     "Comparison",
     "Depth",
     "Estimate",
+    "Evidence",
     "Explanation",
     "Faithfulness",
+    "Largest",
     "Layers",
     "NoRule",
     "NotExact",

@@ -7,8 +7,10 @@ often they do is a question of measurement, not of definition.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import SupportsIndex
 
 import pandas as pd
@@ -21,6 +23,7 @@ from secant.network import altered, replayed, running
 from secant.operator import wide
 from secant.points import PARTS, Inside, Point
 from secant.run import Run
+from secant.tables import saving
 
 BY = ("zero", "mean")
 
@@ -56,6 +59,43 @@ class Ablation:
             rows[name] = [logits[i].item() for i in best]
             rows[f"{name}_probability"] = [torch.softmax(logits, 0)[i].item() for i in best]
         return pd.DataFrame(rows)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ablation (.parquet and .csv), columns.csv, and ablation.json with what was taken out and where.
+
+        Raises OutputFailed.
+        """
+        with saving(folder, {"ablation": self.to_pandas()}) as new:
+            said = {"what": self.what, "by": self.by, "positions": self.positions}
+            (new / "ablation.json").write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
+
+
+@dataclass(frozen=True, eq=False)
+class Ablations:
+    """How much the target's logit changes as each token, part and head is taken out by itself, in the same way (`by`).
+
+    `table` has a row for each, with kind (token, layer, head), name, position, layer, head, and the change in the held
+    network (`held`) and in the model (`real`).
+    """
+
+    target: str
+    by: str
+    table: pd.DataFrame = field(repr=False)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The table."""
+        return self.table.copy()
+
+    def _repr_html_(self) -> str:
+        from secant.notebook import ablations
+
+        return ablations(self)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ablations (.parquet and .csv), columns.csv, ablations.json (target, by). Raises OutputFailed."""
+        with saving(folder, {"ablations": self.table}) as new:
+            said = {"target": self.target, "by": self.by}
+            (new / "ablations.json").write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
 
 
 def ablate(
@@ -161,9 +201,9 @@ def ablations(
     target: str | SupportsIndex | None = None,
     reference: Run | Sequence[Run] = (),
     progress: Callable[[str, int, int], None] | None = None,
-) -> pd.DataFrame:
-    """Every token, part and head taken out by itself: a row each, with kind, name, position, layer, head, and how much
-    the target's logit changes in the held network (`held`) and in the model (`real`). Raises what `ablate` raises.
+) -> Ablations:
+    """Every token, part and head taken out by itself, as `ablate` does. `target`: by default the predicted token;
+    `progress(what, done, all)` is called as the work goes on. Raises what `ablate` raises.
     """
     if not kinds or not set(kinds) <= {"token", "layer", "head"}:
         raise BadArgument("Kinds are token, layer and head", repr(kinds), "Choose from them.")
@@ -173,9 +213,9 @@ def ablations(
         found += [("token", t, None) for t in range(len(run.ids))]
     found += [("layer", p.name, p) for p in named if "layer" in kinds and p.name.rpartition(".")[2] in PARTS]
     found += [("head", p.name, p) for p in named if "head" in kinds and p.columns]
-    rows = []
+    chosen, rows = run.prediction[0].id if target is None else run.lm.token(target), []
     for number, (kind, what, point) in enumerate(found):
-        held, real = ablate(run, what, by, reference=reference).change(target)
+        held, real = ablate(run, what, by, reference=reference).change(chosen)
         head = int(point.name.rpartition(".")[2]) if point is not None and point.columns else None
         name = run.tokens[what] if isinstance(what, int) else what
         position = what if isinstance(what, int) else None
@@ -183,4 +223,5 @@ def ablations(
         if progress:
             progress("ablations", number + 1, len(found))
     table = pd.DataFrame(rows, columns=["kind", "name", "position", "layer", "head", "held", "real"])
-    return table.astype(dict.fromkeys(("position", "layer", "head"), "Int64"))
+    table = table.astype(dict.fromkeys(("position", "layer", "head"), "Int64"))
+    return Ablations(run.lm.text(chosen), by, table)

@@ -105,6 +105,12 @@ def of_matrices(shape: tuple[int, int, int], wanted: Wanted, like: Tensor, solve
     return found
 
 
+def every_row(op: Operator) -> Way:
+    """Computing each row of J, some at a time, and keeping none."""
+    (rows, n_in), at_once = op.shape, min(op.shape[0], op.chunk, _at_once(op))
+    return Way("rows", False, math.ceil(rows / at_once), rows, 0.0, at_once * (_each(op) + 2 * n_in * 8))
+
+
 def ways(op: Operator, wanted: Wanted, tokens: int | None, solver: str = "auto") -> list[Way]:
     """Ways to those of an operator, or of so many of its blocks; by a solver if it is named."""
     found = []
@@ -118,10 +124,9 @@ def ways(op: Operator, wanted: Wanted, tokens: int | None, solver: str = "auto")
 def _formed(op: Operator, wanted: Wanted, tokens: int | None, solver: str) -> list[Way]:
     (d_out, n_in), size, like, n = op.shape, op.bias.element_size(), _like(op), tokens or 1
     J = d_out * n_in * (size + (like.element_size() if size < 4 else 0) * min(n, TOGETHER) / n)
-    at_once = min(d_out, op.chunk, _at_once(op))
-    passes, pass_ = math.ceil(d_out / at_once), at_once * _each(op)
+    rows, pass_ = every_row(op), min(d_out, op.chunk, _at_once(op)) * _each(op)
     there = of_matrices((n, d_out, n_in // n), wanted, like, solver)
-    return [Way(w.solver, True, passes, d_out, w.operations, max(w.memory, pass_) + J) for w in there]
+    return [Way(w.solver, True, rows.passes, rows.vectors, w.operations, max(w.memory, pass_) + J) for w in there]
 
 
 def _by_products(op: Operator, wanted: Wanted, tokens: int | None, solver: str) -> Way:

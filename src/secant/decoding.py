@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pandas as pd
@@ -17,6 +18,7 @@ from torch import Tensor
 from secant.errors import BadArgument, integer, seeded
 from secant.model import LM
 from secant.operator import Operator
+from secant.tables import saving
 
 Side = Literal["output", "input"]
 Metric = Literal["dot", "cosine"]
@@ -140,15 +142,38 @@ def null(
     return Null(side, metric or METRICS[side], centered, keep, top, scores.mean(0), scores.std(0), words)
 
 
-def largest(
-    lm: LM, op: Operator, of: Literal["columns", "rows"] = "columns", count: int = 8, top: int = 8
-) -> pd.DataFrame:
+@dataclass(frozen=True, eq=False)
+class Largest:
+    """The columns (or rows) of J of largest norm, and what they decode to.
+
+    `table` has a row for each word: rank of the column (or row), its token's position and text, its unit (of the input,
+    or of the output), its norm, and place, word, id and score of the word.
+    """
+
+    of: Literal["columns", "rows"]
+    table: pd.DataFrame = field(repr=False)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The table."""
+        return self.table.copy()
+
+    def _repr_html_(self) -> str:
+        from secant.notebook import largest
+
+        return largest(self)
+
+    def save(self, folder: str | Path) -> None:
+        """Write largest_columns, or largest_rows (.parquet and .csv), and columns.csv. Raises OutputFailed."""
+        with saving(folder, {f"largest_{self.of}": self.table}):
+            pass
+
+
+def largest(lm: LM, op: Operator, of: Literal["columns", "rows"] = "columns", count: int = 8, top: int = 8) -> Largest:
     """The columns of J of largest norm, decoded through the head, or the rows, decoded to input embeddings.
 
-    A row of the table for each word: rank of the column (or row), its token's position, its unit (of the input, or of
-    the output), its norm, and the word with its score. Each kind is ordered by its own norms. Columns are what one
-    unit of one token's embedding writes; rows what one unit of the output is selective for (J. Golden, arXiv
-    2505.24293, section 4.2). J is formed. Raises BadArgument where the operator's width is not that of the side.
+    Each kind is ordered by its own norms. Columns are what one unit of one token's embedding writes; rows what one unit
+    of the output is selective for (J. Golden, arXiv 2505.24293, section 4.2). J is formed. Raises BadArgument where the
+    operator's width is not that of the side.
     """
     if of not in ("columns", "rows"):
         raise BadArgument("Largest are columns or rows", repr(of), "Choose one of them.")
@@ -160,12 +185,15 @@ def largest(
     norms, places = norms.sort(descending=True, stable=True)
     count = integer(count, 1, len(norms), f"There are {len(norms)} {of}", "count = ")
     words = decode(lm, vectors[places[:count]].T, "output" if of == "columns" else "input", top)
-    table = []
+    tokens, table = op.about.get("tokens", []), []
+    tokens = tokens if "token" in op.about or len(tokens) == T else None  # a composition is of no tokens
     for rank, (place, norm, own) in enumerate(zip(places.tolist(), norms.tolist(), words, strict=False)):
         t, unit = divmod(place, d_in) if of == "columns" else (place % T, place // T)
-        table += [(rank, op.about.get("token", t), unit, norm, r, w.token, w.id, w.score) for r, w in enumerate(own)]
-    names = ["rank", "position", "unit", "norm", "place", "word", "id", "score"]
-    return pd.DataFrame(table, columns=names)
+        t = op.about.get("token", t)
+        token = tokens[t] if tokens else None
+        table += [(rank, t, token, unit, norm, r, w.token, w.id, w.score) for r, w in enumerate(own)]
+    names = ["rank", "position", "token", "unit", "norm", "place", "word", "id", "score"]
+    return Largest(of, pd.DataFrame(table, columns=names))
 
 
 def _kept(lm: LM, keep: Callable[[str], bool] | None) -> Tensor | None:

@@ -71,6 +71,7 @@ STRENGTH = _number("strength of steering; 0 leaves the model as it is")
 NUMBER = _integer("number of the prompt, from 0")
 PROMPT = _text("the prompt")
 
+HELD = "the held network (the linear system)"
 MODEL = _text("the model's name")
 CONVENTION = _text("what a gated product holds: gate, up or half")
 OTHER = _text("the other model's name")
@@ -259,6 +260,104 @@ TABLES: dict[str, Table] = {
             "layer": OF_LAYER,
             "head": HEAD,
             "contribution": _number("what it adds to the logit by the path", LOGIT),
+        },
+    ),
+    "versus": Table(
+        "Evidence",
+        "a contribution to the predicted token's logit over that of another prediction",
+        {
+            "prediction": _integer("which prediction it is set against, from 1, likeliest first"),
+            "versus": _text("its text"),
+            "difference": _number("the difference of the two logits, which the contributions sum to", LOGIT),
+            **CONTRIBUTIONS,
+        },
+    ),
+    "rebuilt": Table(
+        "Evidence",
+        "a unit of the final hidden state",
+        {
+            "unit": _integer("the unit, from 0"),
+            "output": _number("y, the model's own", "hidden state"),
+            "rebuilt": _number("J x + b", "hidden state"),
+            "ordinary": _number("J' x with the ordinary Jacobian J'", "hidden state"),
+        },
+    ),
+    "image": Table(
+        "Evidence",
+        "a rectangle of a token's block of J, which ends where the next one begins",
+        {
+            "unit": _integer("its first unit of the final hidden state, from 0"),
+            "position": POSITION,
+            "column": _integer("its first number of the token's embedding, from 0"),
+            "size": _number("root mean square of the entries of J in it", SIGMA),
+        },
+    ),
+    "chance": Table(
+        "Evidence",
+        "a place among the words that a random unit direction decodes to",
+        {
+            "side": _text("output or input: what directions are compared with"),
+            "rank": RANK,
+            "mean": _number("mean of the word's score over random directions", "logit or cosine"),
+            "std": _number("its standard deviation", "logit or cosine"),
+            "samples": _integer("how many directions were drawn", "directions"),
+        },
+    ),
+    "largest_columns": Table(
+        "Largest",
+        "a word that one of the largest columns of J decodes to, through the head",
+        {
+            "rank": _integer("which column, from 0, largest norm first"),
+            "position": POSITION,
+            "token": _text("the token's text; missing where the operator is of no prompt"),
+            "unit": _integer("which number of the token's embedding, from 0"),
+            "norm": _number("norm of the column", SIGMA),
+            "place": RANK,
+            "word": WORD,
+            "id": WORD_ID,
+            "score": _number("the word's logit, of the column as it is", LOGIT),
+        },
+    ),
+    "largest_rows": Table(
+        "Largest",
+        "a word that one of the largest rows of a block of J decodes to, among the embeddings",
+        {
+            "rank": _integer("which row, from 0, largest norm first"),
+            "position": POSITION,
+            "token": _text("the token's text; missing where the operator is of no prompt"),
+            "unit": _integer("which number of the output, from 0"),
+            "norm": _number("norm of the row", SIGMA),
+            "place": RANK,
+            "word": WORD,
+            "id": WORD_ID,
+            "score": _number("cosine of the row and the word's embedding", "cosine"),
+        },
+    ),
+    "ablation": Table(
+        "Ablation",
+        "a token that is among the best before, held or real",
+        {
+            "token": WORD,
+            "id": WORD_ID,
+            "before": _number("its logit before", LOGIT),
+            "before_probability": _number("its probability before", "probability"),
+            "held": _number(f"its logit after, in {HELD}", LOGIT),
+            "held_probability": _number("its probability by these logits", "probability"),
+            "real": _number("its logit after, in the model itself", LOGIT),
+            "real_probability": _number("its probability there", "probability"),
+        },
+    ),
+    "ablations": Table(
+        "Ablations",
+        "a token, part or head that is taken out by itself",
+        {
+            "kind": _text("token, layer (a part of one) or head"),
+            "name": _text("the token's text, or the part's or head's name"),
+            "position": PLACE,
+            "layer": OF_LAYER,
+            "head": HEAD,
+            "held": _number(f"how much the target's logit changes in {HELD}", LOGIT),
+            "real": _number("how much it changes in the model itself", LOGIT),
         },
     ),
     "svd": Table(

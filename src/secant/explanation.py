@@ -17,7 +17,7 @@ from secant.attribution import Attribution, attribute
 from secant.decoding import Side, Word, decode, null
 from secant.depths import Layers
 from secant.depths import layers as every_layer
-from secant.evidence import gathered
+from secant.evidence import Evidence, gathered
 from secant.files import replacing
 from secant.generation import Steps, follow
 from secant.model import LM, Prompt
@@ -135,27 +135,35 @@ class Explanation:
             (new / "explanation.json").write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
             save_file({k: t.contiguous().clone() for k, t in tensors.items()}, new / "tensors.safetensors", about)
 
-    def report(
+    def evidence(
         self,
-        path: str | Path,
         *,
+        image: bool = True,
         max_memory: float | str | None = None,
         progress: Callable[[str, int, int], None] | None = None,
-    ) -> None:
-        """Write one page of HTML with all of it, and with sums against other predictions, by layer and by head, J as an
-        image, and y beside what rebuilds it; it needs no network.
+    ) -> Evidence:
+        """What the page shows beyond this: sums against other predictions, by layer and by head, J as an image, y
+        beside what rebuilds it, and what random directions decode to; with tables of its own.
 
-        `max_memory` and `progress` as in `explain`. Raises SecantError where plotly is not installed, OutputFailed, and
-        what `attribute` raises.
+        `image`: False leaves J's out, for which all of its rows are computed. `max_memory` and `progress` as in
+        `explain`. Raises TooLarge, and what `attribute` raises.
+        """
+        top = max((len(words) for words in (*self.outputs[-1], *self.inputs[-1])), default=0) or 8
+        return gathered(self.run, top, image=image, seed=self.run.seed, max_memory=max_memory, progress=progress)
+
+    def report(self, path: str | Path, evidence: Evidence | None = None) -> None:
+        """Write one page of HTML with all of it and with its evidence, which is gathered unless it is given.
+
+        The page needs no network. Raises SecantError where plotly is not installed, OutputFailed, and what `evidence`
+        raises.
         """
         from secant.report.document import html, library
         from secant.report.page import contents
 
         plotly = library()  # before there is any work
-        top = max((len(words) for words in (*self.outputs[-1], *self.inputs[-1])), default=0) or 8
-        evidence = gathered(self.run, top, seed=self.run.seed, max_memory=max_memory, progress=progress)
+        page = contents(self, self.evidence() if evidence is None else evidence)
         with replacing(path) as new:
-            new.write_text(html(contents(self, evidence), plotly), encoding="utf-8", newline="\n")
+            new.write_text(html(page, plotly), encoding="utf-8", newline="\n")
 
 
 def _without_nan(tree: Any) -> Any:

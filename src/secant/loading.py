@@ -170,3 +170,10 @@ def _reason(name: str, error: Exception, part: str) -> SecantError:
     return ModelRefused(
         "A model's folder must load", f"{name}: {said.splitlines()[0][:200] if said else kind}", "Mend it."
     )
+
+
+def weights_size(name: str | Path) -> int | None:
+    """Bytes of a model's weights in its folder; None where it is not in one. Raises ModelNotFound and ModelRefused."""
+    folder = Path(_where(name))
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    return sum(file.stat().st_size for file in files) if files else None

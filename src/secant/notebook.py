@@ -133,6 +133,31 @@ def _certified(c: Any) -> str:
     return f"{certified(c)} · {c.dtype} · {c.attention} attention · convention {c.convention}"
 
 
+def ablations(a: Any) -> str:
+    """What the absence of each token, part or head takes from a logit, in the held network and in the model."""
+    top = max((abs(change) for change in a.table["real"]), default=0.0)
+    rows = [
+        (row.kind, visible(row.name), _number(row.held), _number(row.real), _bar(row.real, top))
+        for row in a.table.itertuples(index=False)
+    ]
+    title = f"Change of the logit of {visible(a.target)}, each taken out by itself (by {a.by})"
+    return _shown(title, {}, ["", "", "held", "real", ""], rows, numbers=(2, 3))
+
+
+def largest(f: Any) -> str:
+    """The largest columns or rows of J, with their norms and words."""
+    top, rows = f.table["norm"].max(), []
+    for _, own in f.table.groupby("rank", sort=True):
+        one = own.iloc[0]
+        token = "" if one["token"] is None else visible(one["token"])
+        words = " ".join(visible(word.strip() or word) for word in own["word"])
+        rows.append(
+            (str(one["position"]), token, str(one["unit"]), _number(one["norm"]), _bar(one["norm"], top), words)
+        )
+    headings = ["", "token", "unit", "norm", "", "decodes to"]
+    return _shown(f"The largest {f.of} of J", {}, headings, rows, numbers=(0, 2, 3))
+
+
 class _Bar(str):
     """HTML of our own making, which is not escaped."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any, cast
 
 import pandas as pd
 from rich.cells import cell_len
@@ -22,14 +25,30 @@ from secant.generation import Steps
 from secant.readable import certified, visible
 from secant.run import Certificate
 from secant.screening import Screening
+from secant.studies.study import Study
 from secant.studies.summary import Summary
 from secant.tradeoff import Sweep
 
 
+class _Trimmed(io.TextIOBase):
+    """Standard output without blanks at the ends of lines, which rich fills with them."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return sys.stdout.encoding
+
+    def write(self, text: str) -> int:
+        sys.stdout.write(re.sub(r" +(?=\n)", "", text))
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
 def console(width: int = 100) -> Console:
-    """Standard output; so many columns where it is no terminal."""
+    """Standard output; so many columns, and no blanks at the ends of lines, where it is no terminal."""
     out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=width)
+    return out if out.is_terminal else Console(highlight=False, width=width, file=cast("IO[str]", _Trimmed()))
 
 
 def show_explanation(out: Console, e: Explanation) -> None:
@@ -238,9 +257,11 @@ def show_layers(out: Console, layers: Layers, highlight: Sequence[str] | None = 
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     parts = [part for part in dict.fromkeys(rows["part"]) if part != "residual"]
     table.add_column("layer", justify="right", style="dim", no_wrap=True)
-    for heading in ("R", "R alone", "σ₁", *(f"R {part}" for part in parts)):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("writes by now (U₀)", no_wrap=True)
+    headings = ("R", "R alone", "σ₁", *(f"R {part}" for part in parts))
+    widths = [max(5, len(heading)) for heading in headings]
+    for heading, width in zip(headings, widths, strict=True):
+        table.add_column(heading, justify="right", no_wrap=True, width=width)
+    table.add_column("writes by now (U₀)", no_wrap=True, width=max(8, out.width - 7 - sum(w + 2 for w in widths)))
     streams = words[(words["part"] == "residual") & (words["span"] == "cumulative") & (words["side"] == "output")]
     for i in sorted(set(rows["layer"])):
         now, own = together.loc[(i, "residual", "cumulative")], together.loc[(i, "residual", "layerwise")]
@@ -327,22 +348,56 @@ def show_screening(out: Console, s: Screening) -> None:
     out.print(Text(summary + (legend if len(s.flagged) else ""), style="dim"))
 
 
+def show_study(out: Console, study: Study) -> None:
+    """Of each model and convention how many prompts went well and how exact they are; what failed, and why."""
+    if study.tables:
+        prompts = study.to_pandas()
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+        for name in ("model", "convention", "prompts", "failed", "forward", "reconstruction", "affinity"):
+            table.add_column(name, justify="left" if name in ("model", "convention", "forward") else "right")
+        for (model, convention), rows in prompts.groupby(["model", "convention"], sort=False):
+            well = rows[rows["reason"].isna()]
+            equal = "equal" if well["run_forward_equal"].astype(bool).all() else "not equal"
+            worst = [f"{well[c].max():.1e}" if len(well) else "" for c in ("run_reconstruction", "run_affinity")]
+            failed = len(rows) - len(well)
+            table.add_row(model, convention, f"{len(rows)}", f"{failed}", equal if len(well) else "", *worst)
+        out.print()
+        out.print(table)
+        out.print()
+        for reason, rows in list(study.failed.groupby("reason"))[:SHOWN]:
+            numbers = ", ".join(map(str, rows["prompt"].unique()[:5])) + (" …" if rows["prompt"].nunique() > 5 else "")
+            out.print(Text(f"failed: {numbers}: {_readable(reason)}", style="red"))
+        out.print(Text("reconstruction, affinity: the worst of all prompts, as certified", style="dim"))
+    if study.missing:
+        of = len(study.identity.names)
+        out.print(Text(f"{study.missing} of {of} shards are not there yet: run it again, or merge the other parts."))
+    else:
+        out.print(Text(f"All rows are in {study.folder / 'tables'}: {', '.join(study.tables)}", style="dim"))
+
+
 def _readable(text: Any) -> str:
     """A text with its spaces as they are, and what else does not print in sight."""
     return " ".join(visible(part) for part in str(text).split(" "))
 
 
 def _flagged(rows: pd.DataFrame, width: int) -> Table:
-    """A line for each vector."""
+    """A line for each vector; words take the room that is left."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
-    for name in ("layer", "token", "vector", "word", "rank", "q"):
-        table.add_column(name, justify="left" if name in ("token", "word") else "right", no_wrap=True, max_width=16)
-    table.add_column("writes (U)", no_wrap=True, width=max(8, width - 64))
+    lines = []
     for row in rows.to_dict("records"):
         token = Text("all", style="italic") if pd.isna(row["position"]) else Text(visible(row["token"]))
-        vector = f"{row['vector']}" if row["alone"] else f"≈{row['vector']}"
-        cells = (str(row["layer"]), token, vector, Text(_readable(row["word"])), str(row["rank"]), f"{row['q']:.1g}")
-        table.add_row(*cells, Text(row["decoded"]))
+        vector, word = f"{row['vector']}" if row["alone"] else f"≈{row['vector']}", Text(_readable(row["word"]))
+        lines.append(
+            (Text(str(row["layer"])), token, Text(vector), word, Text(str(row["rank"])), Text(f"{row['q']:.1g}"))
+        )
+    left = width
+    for i, name in enumerate(("layer", "token", "vector", "word", "rank", "q")):
+        own = min(16, max(cell_len(name), *(line[i].cell_len for line in lines)))
+        table.add_column(name, justify="left" if name in ("token", "word") else "right", no_wrap=True, width=own)
+        left -= own + 2
+    table.add_column("writes (U)", no_wrap=True, width=max(8, left))
+    for line, decoded in zip(lines, rows["decoded"], strict=True):
+        table.add_row(*line, Text(decoded))
     return table
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,6 +31,7 @@ from secant.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from secant.evidence import Evidence
     from secant.explanation import Explanation
 
 
@@ -65,6 +65,9 @@ def explain(
     figures: Annotated[
         bool, typer.Option("--figures", help="With --out, also draw: PNG and PDF, in its folder figures.")
     ] = False,
+    image: Annotated[
+        bool, typer.Option("--image/--no-image", help="With --out, J as an image, which takes every row of it.")
+    ] = True,
     seed: SeedOption = 0,
     allow_remote_code: RemoteOption = False,
     allow_pickle: PickleOption = False,
@@ -100,7 +103,9 @@ def explain(
         )
         if out is not None:
             explanation.save(out)
-            page = _reported(explanation, out, max_memory, progress)
+            evidence = explanation.evidence(image=image, max_memory=max_memory, progress=progress)
+            evidence.save(out)
+            page = _reported(explanation, evidence, out)
             if figures:
                 _draw(explanation, out / "figures")
     if json_:
@@ -117,14 +122,12 @@ def explain(
         typer.echo(f"Tables and tensors are in {out}{page}", err=True)
 
 
-def _reported(
-    explanation: Explanation, out: Path, max_memory: str | None, progress: Callable[[str, int, int], None]
-) -> str:
+def _reported(explanation: Explanation, evidence: Evidence, out: Path) -> str:
     """Write the page too, and say where it is, or on stderr why there is none."""
     if find_spec("plotly") is None:
         typer.echo("There is no page: it needs plotly. pip install 'secant[report]'", err=True)
         return ""
-    explanation.report(out / "report.html", max_memory=max_memory, progress=progress)
+    explanation.report(out / "report.html", evidence)
     return f"; the page is {out / 'report.html'}"
 
 

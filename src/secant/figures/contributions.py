@@ -32,8 +32,8 @@ def attribution(a: Attribution, axes: Any = None, *, most: int = 40, columns: in
     if a.direct is not None:
         sums.append((f"what writes it, {PATHS['direct']}", ["embed", "layer", "outside"]))
     bars = [(title, _bars(a.table[a.table["kind"].isin(kinds)], most)) for title, kinds in sums]
-    rows = max(len(found) for _, found in bars)
-    figure, found = panels(axes, len(bars), columns or len(bars), 0.95 + style.ROW * rows)
+    heights = [0.95 + style.ROW * len(found) for _, found in bars]
+    figure, found = panels(axes, len(bars), columns or len(bars), heights)
     for panel, (title, own) in zip(found, bars, strict=True):
         values = [value for _, value in own]
         colours = [COLOURS["blue"] if value >= 0 else COLOURS["orange"] for value in values]

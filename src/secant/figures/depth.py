@@ -90,7 +90,7 @@ def stable_ranks(layers: Layers, ax: Any = None, *, columns: int = 1) -> Figure:
     panel.set(xlabel="layer", ylabel="stable rank", yscale="log")
     style.plain(panel.yaxis)
     panel.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside upper center", ncols=2, handlelength=2.2) if ax is None else panel.legend()
+    style.keyed(figure, panel, ax)
     return figure
 
 

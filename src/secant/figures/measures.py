@@ -60,7 +60,7 @@ def faithfulness(*results: Faithfulness, value: str = "logit", axes: Any = None,
             panel.xaxis.get_major_locator().set_params(integer=True)
     from_all = f"change of {value}, {len(results)} prompts" if len(results) > 1 else f"{value} of the target"
     found[0].set_ylabel(from_all)
-    found[1].legend()
+    style.keyed(figure, found[1], axes)
     return figure
 
 
@@ -109,7 +109,7 @@ def reach(*results: Reach, ax: Any = None, columns: int = 1) -> Figure:
             panel.plot(lines[0].index, lines[0], dashes, marker=".", color=COLOURS[colour], label=label)
     panel.set(xlabel="α, from the prompt (0) to the other (1)", ylabel="‖ŷ − y(α)‖ / ‖y(α)‖")
     panel.set_ylim(bottom=0)
-    panel.legend()
+    style.keyed(figure, panel, ax)
     return figure
 
 
@@ -132,6 +132,7 @@ def steering(sweep: Sweep, ax: Any = None, *, columns: int = 2) -> Figure:
     for form, panel in zip(forms, axes, strict=True):
         panel.set_xscale("log")
         panel.set(title=form if ax is None else "", xlabel="perplexity / unsteered")
+        said: list[tuple[float, float, str]] = []
         for i, layer in enumerate(layers):
             own = steered[(steered["form"] == form) & (steered["layer"] == layer)].sort_values("strength")
             x, y = own["perplexity"] / plain["perplexity"], own["rate"]
@@ -139,12 +140,15 @@ def steering(sweep: Sweep, ax: Any = None, *, columns: int = 2) -> Figure:
             label = f"layer {layer}" if ax is None else f"{form}, layer {layer}"
             panel.plot(x, y, styles.get(form, "-"), marker=".", color=colour, linewidth=1, label=label)
             for at, strengths in _near(x.to_numpy(), y.to_numpy(), own["strength"].to_numpy()):
+                if any(_close(at, (a, b)) and strengths == other for a, b, other in said):
+                    continue  # of another layer, and in the same place
+                said.append((*at, strengths))
                 where = {"xytext": (2, 2), "textcoords": "offset points", "fontsize": style.SMALL}
                 panel.annotate(strengths, at, color=colour, **where)
         panel.plot([1], [plain["rate"]], "*", color=COLOURS["black"], markersize=8)
         style.plain(panel.xaxis)
     axes[0].set(ylabel="prompts with the concept's words", ylim=(-0.03, 1.03))
-    axes[-1].legend()
+    style.keyed(figure, axes[-1], ax)
     return figure
 
 
@@ -155,9 +159,14 @@ def _near(
     found: list[tuple[tuple[float, float], list[str]]] = []
     for a, b, strength in zip(x, y, strengths, strict=True):
         for (c, d), others in found:
-            if abs(np.log(a / c)) < 0.05 and abs(b - d) < 0.02:
+            if _close((a, b), (c, d)):
                 others.append(f"{strength:g}")
                 break
         else:
             found.append(((float(a), float(b)), [f"{strength:g}"]))
     return [(at, ", ".join(several)) for at, several in found]
+
+
+def _close(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether what is printed at two points would be in the same place."""
+    return bool(abs(np.log(one[0] / other[0])) < 0.05 and abs(one[1] - other[1]) < 0.02)

@@ -7,8 +7,9 @@ pyplot, so that none stays open and no backend is chosen.
 from __future__ import annotations
 
 import functools
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -26,6 +27,9 @@ WIDTH = {1: 3.4, 2: 7.0}
 
 ROW = 0.155
 """Inches of a line of a figure that has one for each token or part."""
+
+MARGIN = 0.06
+"""Inches around what is drawn."""
 
 SMALL = 6.0
 """Points of the smallest text."""
@@ -75,6 +79,9 @@ FONTS = (
     "Unifont",
 )  # fmt: skip
 """Where glyphs are looked for, in this order, among the fonts that are installed. Colour emoji can't be drawn."""
+
+LEFT_TO_RIGHT = "\N{LEFT-TO-RIGHT MARK}"
+"""Prints nothing, and ends a run of text from right to left."""
 
 NEW = "new"
 """The label of a figure that is not laid out yet."""
@@ -131,21 +138,27 @@ def save(figure: Figure, path: str | Path, dpi: int = 300) -> None:
         figure.savefig(new, format=suffix[1:], dpi=dpi, metadata=FORMATS[suffix])
 
 
-def panels(given: Any, count: int, columns: int, height: float, **how: Any) -> tuple[Figure, list[Any]]:
+def panels(
+    given: Any, count: int, columns: int, height: float | Sequence[float], **how: Any
+) -> tuple[Figure, list[Any]]:
     """A figure and its axes: those that are given, or new ones, side by side in two columns of a paper, or else below
-    each other, each so high. `how`: of `Figure.subplots`.
+    each other, each so high (one height, or one of each). `how`: of `Figure.subplots`.
 
     Raises BadArgument where it is not so many axes, or where a paper has no such columns.
     """
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     if columns not in WIDTH:
         raise BadArgument("A figure is one or two columns wide", repr(columns), "Use columns=1 or columns=2.")
     if given is None:
         down, across = (1, count) if columns == 2 else (count, 1)
-        figure = Figure(figsize=(WIDTH[columns], height * down), layout="constrained", label=NEW)
-        axes = list(figure.subplots(down, across, squeeze=False, **how).flat)
+        high = [height] * count if isinstance(height, float) else list(height)
+        high = [max(high)] if down == 1 else high
+        engine = ConstrainedLayoutEngine(w_pad=MARGIN, h_pad=MARGIN)
+        figure = Figure(figsize=(WIDTH[columns], sum(high)), layout=engine, label=NEW)
+        axes = list(figure.subplots(down, across, squeeze=False, height_ratios=high, **how).flat)
     else:
         axes = list(given) if isinstance(given, Iterable) else [given]
         if len(axes) != count or not all(isinstance(ax, Axes) for ax in axes):
@@ -162,9 +175,15 @@ def panels(given: Any, count: int, columns: int, height: float, **how: Any) -> t
 
 @functools.cache
 def fonts() -> tuple[str, ...]:
-    """Those of FONTS that are installed; the first one comes with matplotlib."""
-    from matplotlib.font_manager import fontManager
+    """Those of FONTS that are installed; the first one comes with matplotlib.
 
+    Matplotlib keeps a list of fonts that it made when it first ran: those that were installed since are added to it.
+    """
+    from matplotlib.font_manager import findSystemFonts, fontManager
+
+    for file in {*findSystemFonts()} - {font.fname for font in fontManager.ttflist}:
+        with suppress(OSError, RuntimeError):  # a file that FreeType can't read, of which matplotlib's list has none
+            fontManager.addfont(file)
     installed = {font.name for font in fontManager.ttflist}
     return tuple(name for name in FONTS if name in installed)
 
@@ -183,7 +202,14 @@ def glyphs() -> frozenset[int]:
 def shown(token: str) -> str:
     """A token as it is drawn: every character visible, and in place of one that no font has, its code point."""
     drawn = "".join(c if ord(c) in glyphs() else f"\0U+{ord(c):04X}\0" for c in visible(token))  # has no zero itself
-    return drawn.replace("\0\0", " ").replace("\0", "")
+    return _apart(drawn.replace("\0\0", " ").replace("\0", ""))
+
+
+def _apart(text: str) -> str:
+    """The text so that, if it is read from right to left, what is around it stays where it is."""
+    own = text.replace(LEFT_TO_RIGHT, "")
+    reads = {unicodedata.bidirectional(c) for c in own}
+    return f"{LEFT_TO_RIGHT}{own}{LEFT_TO_RIGHT}" if reads & {"R", "AL"} else own
 
 
 def word(token: str) -> str:
@@ -193,7 +219,8 @@ def word(token: str) -> str:
 
 def clipped(text: str, length: int = 16) -> str:
     """A label of at most so many characters."""
-    return text if len(text) <= length else text[: length - 1] + "…"
+    own = text.replace(LEFT_TO_RIGHT, "")
+    return text if len(own) <= length else _apart(own[: length - 1] + "…")
 
 
 def fitting(words: Sequence[str], points: float, size: float) -> str:
@@ -209,7 +236,7 @@ def fitting(words: Sequence[str], points: float, size: float) -> str:
     first = words[0]
     while len(first) > 1 and width_of(first + "…", size) > points:
         first = first[:-1]
-    return first + "…"
+    return _apart(first + "…")
 
 
 def width_of(text: str, size: float) -> float:
@@ -220,6 +247,20 @@ def width_of(text: str, size: float) -> float:
     return float(
         text_to_path.get_text_width_height_descent(text, FontProperties(family=list(fonts()), size=size), False)[0]
     )
+
+
+def keyed(figure: Figure, ax: Any, given: Any) -> None:
+    """The legend of axes: above a new figure, where it covers nothing; inside of axes that were given."""
+    if given is not None:
+        ax.legend()
+        return
+    handles, labels = ax.get_legend_handles_labels()
+    each = (
+        max(width_of(label, RC["legend.fontsize"]) for label in labels) + 5.5 * RC["legend.fontsize"]
+    )  # with its line
+    across = max(1, int(figure.get_figwidth() * 72 / each))
+    down = -(-len(labels) // across)
+    figure.legend(handles, labels, loc="outside upper center", ncols=-(-len(labels) // down), handlelength=2.2)
 
 
 def upright(ax: Any, labels: Sequence[str], size: float = RC["xtick.labelsize"]) -> int:
@@ -236,11 +277,11 @@ def named(ax: Any, which: str, labels: Sequence[str], **how: Any) -> None:
 
 def plain(axis: Any) -> None:
     """Numbers of a logarithmic axis as people write them; between powers of ten too, where there are few of these."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    if high < 50 * low:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else range(1, 10)))
+    if high < 500 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else MaxNLocator(6, steps=(1, 2, 5, 10)))
     axis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
     axis.set_minor_formatter(NullFormatter())
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
+from secant.decoding import Largest
 from secant.errors import BadArgument, integer
 from secant.explanation import Explanation
 from secant.figures import style
@@ -141,27 +141,17 @@ def spectra(e: Explanation, ax: Any = None, *, vectors: int | None = None, most:
 
 
 @drawn
-def largest(table: pd.DataFrame, ax: Any = None, *, tokens: Sequence[str] | None = None, columns: int = 2) -> Figure:
-    """The largest columns (or rows) of J and what they decode to: of a table that `secant.largest` made.
-
-    `tokens`: those of the prompt, to name positions by. Raises BadArgument for another table.
-    """
-    missing = {"rank", "position", "unit", "norm", "word"} - set(table)
-    if missing or table.empty:
-        raise BadArgument(
-            "The largest columns or rows are a table of secant.largest",
-            f"one without {', '.join(sorted(missing)) or 'rows'}", "Make it with sc.largest(lm, op).",
-        )  # fmt: skip
-    groups = [rows for _, rows in table.groupby("rank", sort=True)]
+def largest(found: Largest, ax: Any = None, *, columns: int = 2) -> Figure:
+    """The largest columns (or rows) of J and what they decode to."""
+    groups = [rows for _, rows in found.table.groupby("rank", sort=True)]
     figure, (panel,) = panels(ax, 1, columns, 0.75 + style.ROW * len(groups))
     first = [rows.iloc[0] for rows in groups]
     labels = [
-        f"{clipped(shown(tokens[row['position']])) if tokens is not None else row['position']}, {row['unit']}"
-        for row in first
+        f"{row['position'] if row['token'] is None else clipped(shown(row['token']))}, {row['unit']}" for row in first
     ]
     words = {"decodes to": [[word(w) for w in rows["word"]] for rows in groups]}
     _bars(panel, labels, [row["norm"] for row in first], COLOURS["blue"], words, "norm")
-    panel.set_ylabel("token, unit" if tokens is not None else "position, unit")
+    panel.set_ylabel("position, unit" if first[0]["token"] is None else "token, unit")
     return figure
 
 

@@ -426,7 +426,7 @@
     image: {
       says: () => $("image-says").textContent,
       draw(c) {
-        const { cells: image, shape } = data.image;
+        const { image, shape } = data;
         const C = image[0][0].length;
         const values = image.map((line) => line.flat());
         const z = values.map((line) => line.map((v) => (v > 0 ? Math.log10(v) : null)));
@@ -499,8 +499,9 @@
   // ------------------------------------------------------------------------------------------- what does not change
 
   function drawRest() {
-    const [d, , width] = data.image.shape;
-    $("image-says").textContent = `J, ${d} x ${T} tokens x ${width}: root mean square of each rectangle of ${data.image.cells.length} x ${data.image.cells[0][0].length} a token, two decades of it; the frame is the chosen token's block.`;
+    const [d, , width] = data.shape;
+    const whole = `J, ${d} x ${T} tokens x ${width}: `;
+    $("image-says").textContent = whole + (data.image ? `root mean square of each rectangle of ${data.image.length} x ${data.image[0][0].length} a token, two decades of it; the frame is the chosen token's block.` : "its image was left out of this page, since it takes every row of J.");
     const off = data.certificate.ordinary === null ? "" : ` The ordinary Jacobian, without b, is off by ${(100 * data.certificate.ordinary).toFixed(0)} %.`;
     const some = data.rebuilt.units.length < d ? `${data.rebuilt.units.length} of ${d}` : `all ${d}`;
     $("rebuilt-says").textContent = `y against J x + b, ${some} units: on the line to ${error(data.certificate.reconstruction)}.${off}`;

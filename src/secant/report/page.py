@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from secant.attribution import Attribution
 from secant.decoding import Null, Word
@@ -18,6 +19,9 @@ from secant.explanation import Explanation
 from secant.generation import Steps
 from secant.readable import named, visible
 from secant.spectra import SVD
+
+POINTS = 512
+"""Units of y that are shown beside what rebuilds them, evenly spaced."""
 
 WORDS = 20_000
 """Decoded words of all depths that a page has room for; long prompts get fewer of each vector."""
@@ -78,16 +82,9 @@ def contents(e: Explanation, evidence: Evidence) -> dict[str, Any]:
         ],
         "chance": {"writes": _chance(evidence.writes), "reads": _chance(evidence.reads)},
         "depths": None if e.layers is None else _depths(e.layers, evidence, texts),
-        "image": {
-            "shape": list(evidence.shape),
-            "cells": [[[brief(c, 3) for c in block] for block in row] for row in evidence.image.tolist()],
-        },
-        "rebuilt": {
-            "units": evidence.units,
-            "output": [brief(v, 6) for v in evidence.output.tolist()],
-            "rebuilt": [brief(v, 6) for v in evidence.rebuilt.tolist()],
-            "ordinary": [brief(v, 6) for v in evidence.ordinary.tolist()],
-        },
+        "shape": list(evidence.shape),
+        "image": None if evidence.image is None else _image(evidence.image),
+        "rebuilt": _rebuilt(evidence),
         "steps": None if e.steps is None else _steps(e.steps, texts),
         "how": {
             "device": str(run.lm.device),
@@ -159,6 +156,17 @@ def _chance(null: Null) -> dict[str, Any]:
         "mean": [brief(m) for m in null.mean.tolist()],
         "std": [brief(s) for s in null.std.tolist()],
     }
+
+
+def _image(image: Tensor) -> list[list[list[float | None]]]:
+    return [[[brief(c, 3) for c in block] for block in row] for row in image.tolist()]
+
+
+def _rebuilt(evidence: Evidence) -> dict[str, Any]:
+    d = len(evidence.output)
+    units = sorted({i * d // min(d, POINTS) for i in range(min(d, POINTS))})
+    every = {"output": evidence.output, "rebuilt": evidence.rebuilt, "ordinary": evidence.ordinary}
+    return {"units": units} | {name: [brief(v, 6) for v in own[units].tolist()] for name, own in every.items()}
 
 
 def _depths(layers: Layers, evidence: Evidence, texts: Texts) -> dict[str, Any]:

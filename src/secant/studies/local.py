@@ -8,11 +8,36 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
+import torch
+
 from secant.errors import TooLarge
+from secant.loading import weights_size
+from secant.resources import free
 from secant.studies.work import Computed, Shard, Work, Worker
+
+SMALL = 2**28
+"""Bytes of weights below which one prompt does not keep several cores busy."""
+
+LONG_ENOUGH = 64
+"""Prompts for each worker, from which on a process with a model of its own pays for its start."""
+
+PROCESS = 2**30
+"""Bytes that a process takes beside its model."""
 
 ATTEMPTS = 3
 """How often processes that were killed are started again without a shard being finished in between."""
+
+
+def paying(name: str, prompts: int) -> int:
+    """How many processes pay for so many prompts on this machine: one core each, where the model is small.
+
+    One for a model that is not in a folder. Raises what `secant.load` raises where there is no such model.
+    """
+    size = weights_size(name)
+    if size is None or size > SMALL:
+        return 1
+    room = free(torch.device("cpu")) / 2 / (PROCESS + 4 * size)
+    return max(1, min(torch.get_num_threads(), int(room), prompts // LONG_ENOUGH))
 
 
 def inline(worker: Worker, shards: Sequence[Shard]) -> Iterator[Computed]:
@@ -36,15 +61,12 @@ def local(work: Work, shards: Sequence[Shard], workers: int) -> Iterator[Compute
         except BrokenProcessPool as error:
             attempts += 1
             if attempts == ATTEMPTS:
+                first = min(shard.items[0].number for shard in left.values())
                 raise TooLarge(
                     "The processes of a study must have room for a model and a prompt each",
-                    f"one that was killed, {ATTEMPTS} times, at prompts from number {min(left.values(), key=_first)}",
+                    f"one that was killed, {ATTEMPTS} times, at prompts from number {first}",
                     "Use fewer workers, a smaller dtype or max_memory; what was finished is kept.",
                 ) from error
-
-
-def _first(shard: Shard) -> int:
-    return shard.items[0].number
 
 
 def _pooled(work: Work, shards: Sequence[Shard], workers: int) -> Iterator[Computed]:

@@ -33,3 +33,10 @@ def given(prompts: Prompts) -> list[Item]:
 def digest(items: Sequence[Item]) -> str:
     """A digest of all prompts and categories."""
     return hashlib.sha256(repr([(i.prompt, i.category) for i in items]).encode()).hexdigest()
+
+
+def read(path: str, column=None, category=None, chat=False, split=None, limit=None):
+    """Stand-in."""
+    from secant.files import lines
+
+    return given(lines(path, "Prompts"))

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import pyarrow
+import pyarrow.parquet
 import torch
 
 from secant import __version__
@@ -59,7 +61,10 @@ class Study:
             raise BadArgument(
                 f"The tables are {', '.join(self.tables) or 'none yet'}", repr(table), "Choose one of them."
             )
-        return pd.concat([pd.read_parquet(file) for file in self._files(table)], ignore_index=True)
+        integers = {pyarrow.int64(): pd.Int64Dtype()}  # which numpy's can't be missing
+        read = pyarrow.parquet.read_table
+        some = [read(file).to_pandas(types_mapper=integers.get) for file in self._files(table)]
+        return pd.concat(some, ignore_index=True)
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -290,6 +295,7 @@ def _check(
             "a model in memory",
             "Give its name or folder, or workers=1.",
         )
+    loading = {name: value for name, value in loading.items() if value}
     if loading and all(isinstance(one, LM) for one in models):
         raise BadArgument("A model in memory is loaded", f"{', '.join(loading)}", "Give these to secant.load.")
     if unknown := set(loading) - {f.name for f in fields(Source)} | {"name"} & set(loading):

@@ -1,0 +1,452 @@
+"""Studies: rows equal to those of single prompts; nothing lost, doubled or mixed, whatever happens on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pyarrow.parquet
+import pytest
+import torch
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+import secant as sc
+from secant.cli import app
+from secant.dictionary import STAMP, STUDY
+from secant.errors import BadArgument, DamagedFile, OutputFailed, SecantError, TooLarge
+from secant.studies import analyses, local, work
+from secant.studies.analyses import ANALYSES
+from secant.studies.folder import Folder, read
+from secant.studies.prompts import Item
+
+WORDS = ["The", "bridge", "out", "of", "Marin", "is", "the"]
+PROMPTS = [" ".join(WORDS[: 1 + i % 7]) for i in range(11)]
+FEW = PROMPTS[:5]
+EVERY = list(ANALYSES)
+
+
+def tables(study: sc.Study) -> dict[str, pd.DataFrame]:
+    return {name: study.to_pandas(name) for name in study.tables}
+
+
+def assert_same(one: sc.Study, other: sc.Study) -> None:
+    """The same rows, each once, to the bit."""
+    mine, theirs = tables(one), tables(other)
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        pd.testing.assert_frame_equal(mine[name], theirs[name], check_exact=True)
+
+
+@pytest.fixture(scope="module")
+def whole(lm: sc.LM, tmp_path_factory: pytest.TempPathFactory) -> sc.Study:
+    """A study with everything, in two conventions."""
+    return sc.study(
+        FEW, lm, out=tmp_path_factory.mktemp("study"), analyses=EVERY, convention=["gate", "half"], shard=2, top=3,
+        tensors=True, threads=1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> sc.Study:
+    """A study of a model by its folder, in float64."""
+    return sc.study(PROMPTS, str(folder), out=tmp_path_factory.mktemp("plain"), shard=2, threads=1, dtype="float64")
+
+
+# ------------------------------------------------------------------------------------------------ the rows
+
+
+def test_rows_are_those_of_single_prompts(lm: sc.LM, whole: sc.Study) -> None:
+    """Against numpy's SVD of J, and the functions that look at one prompt."""
+    for convention, number in (("gate", 1), ("half", 4)):
+        run = sc.freeze(lm, PROMPTS[number], convention=convention, ordinary=True)
+        J = run.operator().dense().double().numpy()
+
+        def own(name: str, number: int = number, convention: str = convention) -> pd.DataFrame:
+            rows = whole.to_pandas(name)
+            return rows[(rows["prompt"] == number) & (rows["convention"] == convention)].reset_index(drop=True)
+
+        assert own("prompts")["prediction"].item() == run.prediction[0].token
+        assert own("reconstructions")["ordinary"].item() == pytest.approx(run.certificate.ordinary, rel=1e-9)
+        for t in (*range(J.shape[1]), None):
+            matrix = J.reshape(len(J), -1) if t is None else J[:, t]
+            S = np.linalg.svd(matrix, compute_uv=False)
+
+            def at(name: str, t: int | None = t) -> pd.DataFrame:
+                rows = own(name)
+                return rows[rows["position"].isna() if t is None else rows["position"] == t]
+
+            np.testing.assert_allclose(at("singular_values")["sigma"], S[:4], rtol=1e-12)
+            rank = at("stable_ranks")["stable_rank"].item()
+            assert rank == pytest.approx((S**2).sum() / S[0] ** 2, rel=1e-12)
+            other = sc.freeze(lm, PROMPTS[number], convention="up").operator().dense().double().numpy()
+            theirs = other.reshape(len(J), -1) if t is None else other[:, t]
+            rows = at("conventions").set_index("other")
+            distance = np.linalg.norm(matrix - theirs) / np.linalg.norm(matrix)
+            assert rows.loc["up", "distance"] == pytest.approx(distance, rel=1e-12)
+            cosine = (matrix * theirs).sum() / np.linalg.norm(matrix) / np.linalg.norm(theirs)
+            assert rows.loc["up", "cosine"] == pytest.approx(cosine, rel=1e-12)
+        layers = sc.layers(run, 4)
+        named = own("layers").drop(columns=list(STAMP))
+        pd.testing.assert_frame_equal(named, layers.to_pandas(), check_dtype=False, rtol=1e-9)
+        table = sc.attribute(run).table
+        np.testing.assert_allclose(own("contributions")["contribution"], table["contribution"], rtol=1e-9, atol=1e-12)
+        explained = sc.explain(lm, PROMPTS[number], convention=convention, top=3).words()
+        words = own("words").dropna(subset=["position"])
+        assert words["word"].tolist() == explained["word"].tolist()
+        np.testing.assert_allclose(words["z"], explained["z"], rtol=1e-9)
+        assert (words["predicted"] == (words["id"] == run.prediction[0].id)).all()
+        tokens = [run.ids[t] for t in words["position"]]
+        assert (words["own"] == (words["id"] == tokens)).all()
+        shard = f"0-{convention == 'half':d}-{number // 2:06d}"
+        with safe_open(whole.folder / "shards" / shard / "tensors.safetensors", "pt") as f:
+            U, S, V = (f.get_tensor(f"{number}.whole.{name}").numpy() for name in "USV")
+        np.testing.assert_allclose(J.reshape(len(J), -1) @ V, U * S, atol=1e-10)
+
+
+def test_every_row_carries_its_certificate(whole: sc.Study, lm: sc.LM) -> None:
+    certificates = {
+        (c, i): sc.freeze(lm, p, convention=c).certificate for c in ("gate", "half") for i, p in enumerate(FEW)
+    }
+    for name, rows in tables(whole).items():
+        assert list(rows.columns[: len(STAMP)]) == list(STAMP), name
+        for (convention, prompt), own in rows.groupby(["convention", "prompt"]):
+            assert (own["run_reconstruction"] == certificates[convention, prompt].reconstruction).all()
+            assert (own["run_affinity"] == certificates[convention, prompt].affinity).all()
+            assert own["run_forward_equal"].all()
+
+
+def test_the_dictionary_has_every_column(whole: sc.Study) -> None:
+    assert whole.tables == list(STUDY)
+    for file in (whole.folder / "tables").glob("*.parquet"):
+        schema = pyarrow.parquet.read_schema(file)
+        assert [name.rstrip("0123") for name in schema.names if "sigma_" not in name] == [
+            name for name in STUDY[file.stem].columns if "sigma_" not in name
+        ], file.stem
+        assert all(schema.field(name).metadata[b"meaning"] for name in schema.names)
+    about = pd.read_csv(whole.folder / "tables" / "columns.csv")
+    assert set(about["table"]) == set(STUDY)
+    about = pd.read_csv(whole.folder / "tables" / "columns.csv", keep_default_na=False)
+    pd.testing.assert_frame_equal(whole.columns(), about)
+
+
+def test_each_prompt_once_in_order(whole: sc.Study) -> None:
+    rows = whole.to_pandas()
+    assert rows["prompt"].tolist() == [0, 1, 2, 3, 4] * 2
+    assert rows["text"].tolist() == FEW * 2
+    assert rows["convention"].tolist() == ["gate"] * 5 + ["half"] * 5
+
+
+def test_several_models_and_categories(lm: sc.LM, folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    items = [Item(0, PROMPTS[6], "long"), Item(1, PROMPTS[0])]
+    study = sc.study(items, [str(folder), str(other)], out=tmp_path / "out", analyses=["stable_rank"], k=1)
+    rows = study.to_pandas()
+    assert rows["model"].tolist() == [folder.name] * 2 + ["other"] * 2
+    assert rows["category"].tolist()[0] == "long"
+    assert rows["category"].isna().tolist() == [False, True] * 2
+    assert study.tables == ["prompts", "stable_ranks"]
+
+
+# ------------------------------------------------------------------------------------------------ what fails
+
+
+def test_a_prompt_that_fails_is_a_row(lm: sc.LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(case: analyses.Case) -> analyses.Tables:
+        if len(case.run.ids) == 2:
+            raise ValueError("of no kind\nthat is known")
+        if len(case.run.ids) == 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return {}
+
+    monkeypatch.setitem(ANALYSES, "stable_rank", broken)
+    long = " ".join(WORDS * 300)
+    prompts = ["", " ".join(WORDS[:4]), *(" ".join(WORDS[: n - 1]) for n in (2, 3)), long]  # tokens begin with <s>
+    study = sc.study(prompts, lm, out=tmp_path, analyses=["spectra", "stable_rank"])
+    rows = study.to_pandas().set_index("prompt")
+    assert rows["error"].astype(object).where(rows["error"].notna(), None).tolist()[:4] == [
+        "BadPrompt",
+        None,
+        "ValueError",
+        "TooLarge",
+    ]
+    assert "at least one token" in rows.loc[0, "reason"]
+    assert rows.loc[2, "reason"] == "ValueError: of no kind that is known"
+    assert rows.loc[4, "error"] == "BadPrompt"
+    assert study.failed["prompt"].tolist() == [0, 2, 3, 4]
+    assert study.to_pandas("singular_values")["prompt"].unique().tolist() == [1]
+    again = sc.study(prompts, lm, out=tmp_path, analyses=["spectra", "stable_rank"])
+    assert_same(study, again)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"convention": "half"}, "conventions: ['gate'] there, ['half'] here"),
+        ({"analyses": ["spectra"]}, "analyses: "),
+        ({"k": 2}, "k: 4 there, 2 here"),
+        ({"prompts": [*PROMPTS[:-1], "of"]}, "digest: "),
+        ({"prompts": PROMPTS[:-1]}, "prompts: 11 there, 10 here"),
+        ({"dtype": "float32"}, "'dtype': 'float64'"),
+        ({"threads": 2}, "threads: 1 there, 2 here"),
+    ],
+)
+def test_another_study_is_refused(folder: Path, plain: sc.Study, change: dict[str, object], said: str) -> None:
+    how = {"prompts": PROMPTS, "out": plain.folder, "shard": 2, "threads": 1, "dtype": "float64", **change}
+    with pytest.raises(BadArgument, match="holds one study") as error:
+        sc.study(lm=str(folder), **how)
+    assert said in str(error.value)
+
+
+def test_another_version_or_other_weights_are_refused(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
+    out, changed = tmp_path / "out", tmp_path / folder.name
+    shutil.copytree(plain.folder, out)
+    how = {"out": out, "shard": 2, "threads": 1, "dtype": "float64"}
+    shutil.copytree(folder, changed)
+    lm = sc.load(folder, dtype="float64")
+    with torch.no_grad():
+        lm.model.lm_head.weight[3, 4] += 1e-9
+    lm.model.save_pretrained(changed)
+    shutil.rmtree(next((out / "shards").iterdir()))
+    with pytest.raises(BadArgument, match="other weights"):
+        sc.study(PROMPTS, str(changed), **how)
+    spec = json.loads((out / "study.json").read_text())
+    spec["versions"]["transformers"] = "4.0.0"
+    (out / "study.json").write_text(json.dumps(spec))
+    with pytest.raises(BadArgument, match=r"version of transformers: 4\.0\.0 there"):
+        sc.study(PROMPTS, str(folder), **how)
+
+
+def test_two_runs_in_one_folder_are_refused(folder: Path, plain: sc.Study) -> None:
+    with Folder.opened(plain.folder, read(plain.folder)), pytest.raises(BadArgument, match="one run at a time"):
+        sc.study(PROMPTS, str(folder), out=plain.folder, shard=2, threads=1, dtype="float64")
+    sc.study(PROMPTS, str(folder), out=plain.folder, shard=2, threads=1, dtype="float64")
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone", "more", "manifest"])
+def test_a_damaged_shard_is_noticed(folder: Path, plain: sc.Study, tmp_path: Path, how: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(plain.folder, out)
+    shard = sorted((out / "shards").iterdir())[2]
+    file = shard / "words.parquet"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    damage = {
+        "flipped": lambda: file.write_bytes(data),
+        "cut": lambda: file.write_bytes(data[:100]),
+        "gone": file.unlink,
+        "more": lambda: (shard / "other.parquet").write_bytes(b""),
+        "manifest": lambda: (shard / "manifest.json").write_text("{"),
+    }
+    damage[how]()
+    again = {"out": out, "shard": 2, "threads": 1, "dtype": "float64"}
+    with pytest.raises(DamagedFile, match=shard.name):
+        sc.study(PROMPTS, str(folder), **again)
+    shutil.rmtree(shard)
+    assert_same(sc.study(PROMPTS, str(folder), **again), plain)
+
+
+def test_a_full_disk(folder: Path, plain: sc.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, calls = pyarrow.parquet.write_table, []
+
+    def full(*args: object, **kwargs: object) -> None:
+        calls.append(args)
+        if len(calls) == 8:
+            raise OSError(28, "No space left on device")
+        write(*args, **kwargs)
+
+    again = {"out": tmp_path, "shard": 2, "threads": 1, "dtype": "float64"}
+    with monkeypatch.context() as patch:
+        patch.setattr(pyarrow.parquet, "write_table", full)
+        with pytest.raises(OutputFailed, match="No space left"):
+            sc.study(PROMPTS, str(folder), **again)
+    there = sorted(path.name for path in (tmp_path / "shards").iterdir())
+    assert there == ["0-0-000000"]
+    assert sc.Study.open(tmp_path).missing == 5
+    assert_same(sc.study(PROMPTS, str(folder), **again), plain)
+
+
+def test_bad_arguments(lm: sc.LM, tmp_path: Path) -> None:
+    for wrong in (
+        {"analyses": ["nonsense"]}, {"convention": "none"}, {"convention": ["gate", "gate"]}, {"engine": "nonsense"},
+        {"workers": 2}, {"engine": "ray"}, {"part": (3, 2)}, {"k": 0}, {"shard": 0}, {"seed": -1}, {"dtype": "float64"},
+        {"max_memory": "much"}, {"workers": 0},
+    ):  # fmt: skip
+        with pytest.raises(SecantError):
+            sc.study(PROMPTS, lm, out=tmp_path / "out", **wrong)
+        assert not (tmp_path / "out").exists(), wrong
+    with pytest.raises(BadArgument, match=r"study\.json"):
+        sc.Study.open(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputFailed):
+        sc.study(PROMPTS, lm, out=tmp_path / "file")
+    with pytest.raises(BadArgument, match="different names"):
+        sc.study(PROMPTS, [lm, lm], out=tmp_path / "out")
+
+
+# ------------------------------------------------------------------------------------------------ killed, and in parts
+
+SCRIPT = """
+import sys
+import torch
+torch.set_num_threads(1)
+import secant as sc
+if __name__ == "__main__":
+    prompts, model, out, workers = eval(sys.argv[1]), *sys.argv[2:4], int(sys.argv[4])
+    sc.study(prompts, model, out=out, shard=2, threads=1, dtype="float64", workers=workers)
+"""
+
+
+def started(tmp_path: Path, folder: Path, out: Path, workers: int = 1) -> subprocess.Popen[bytes]:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    return subprocess.Popen([sys.executable, str(script), repr(PROMPTS), str(folder), str(out), str(workers)])
+
+
+def until(happened: object, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happened():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_killed_at_any_moment(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shards = out / "shards"
+    moments = [
+        lambda: (out / "study.json").exists(),
+        lambda: any(shards.glob(".*/*/*.parquet")),  # a shard is being written
+        lambda: len([*shards.glob("0-*")]) >= 4,
+    ]
+    for moment in moments:
+        process = started(tmp_path, folder, out)
+        until(lambda: moment() or process.poll() is not None)  # noqa: B023
+        process.kill()
+        process.wait()
+    assert len([*shards.glob("0-*")]) > 0
+    study = sc.study(PROMPTS, str(folder), out=out, shard=2, threads=1, dtype="float64")
+    assert_same(study, plain)
+    assert not [*out.glob("**/.*/*")]
+
+
+def test_workers_give_the_same_rows_also_when_one_is_killed(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = started(tmp_path, folder, out, workers=2)
+    until(lambda: any(out.glob("shards/0-*")) or process.poll() is not None)
+    children = [c for c in psutil.Process(process.pid).children() if "spawn_main" in " ".join(c.cmdline())]
+    if children:
+        os.kill(children[0].pid, signal.SIGKILL)
+    assert process.wait(timeout=180) == 0
+    assert_same(sc.Study.open(out), plain)
+
+
+def test_processes_that_are_always_killed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pooled(*args: object) -> None:
+        raise local.BrokenProcessPool
+
+    monkeypatch.setattr(local, "_pooled", pooled)
+    with pytest.raises(TooLarge, match="prompts from number 0"):
+        sc.study(PROMPTS, str(folder), out=tmp_path, workers=2)
+
+
+def test_parts_merge(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
+    how = {"shard": 2, "threads": 1, "dtype": "float64"}
+    parts = [sc.study(PROMPTS, str(folder), out=tmp_path / f"{i}", part=(i, 3), **how) for i in (1, 2, 3)]
+    assert [part.missing for part in parts] == [4, 4, 4]
+    assert parts[1].to_pandas()["prompt"].tolist() == [2, 3, 8, 9]
+    some = sc.merge([parts[0].folder, parts[2].folder], tmp_path / "merged")
+    assert some.missing == 2
+    assert_same(sc.merge([parts[1].folder, parts[0].folder], some.folder), plain)
+    other = sc.study(PROMPTS, str(folder), out=tmp_path / "other", k=2, **how)
+    with pytest.raises(BadArgument, match="k: 4 there, 2 here"):
+        sc.merge([other.folder], some.folder)
+    with pytest.raises(BadArgument, match="of another"):
+        sc.merge([parts[0].folder, other.folder], tmp_path / "new")
+
+
+def test_parts_that_differ_do_not_merge(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(plain.folder, out)
+    manifest = next((out / "shards").iterdir()) / "manifest.json"
+    file = manifest.parent / "words.parquet"
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(file).slice(1), file)
+    said = json.loads(manifest.read_text())
+    said["files"]["words.parquet"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(said, indent=1))
+    with pytest.raises(BadArgument, match="same rows in every part"):
+        sc.merge([out, plain.folder], tmp_path / "merged")
+
+
+# ------------------------------------------------------------------------------------------------ weights, progress
+
+
+def test_fingerprints(folder: Path, lm: sc.LM) -> None:
+    own = work.fingerprint(lm.model)
+    assert own == work.fingerprint(sc.load(folder, dtype="float64").model)
+    assert own != work.fingerprint(sc.load(folder, dtype="float32").model)
+    for place in ((0, 0), (31, 5)):
+        other = sc.load(folder, dtype="float64")
+        with torch.no_grad():
+            other.model.model.layers[0].mlp.up_proj.weight[place] *= 1 + 1e-15
+            other.model.model.layers[0].mlp.up_proj.weight[place] += 1e-14
+        assert own != work.fingerprint(other.model)
+
+
+def test_progress_and_what_is_left_is_announced(lm: sc.LM, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[tuple[str, int, int]] = []
+    ticks = iter(range(0, 10**6, 50))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["secant.studies.study"].time, "perf_counter", lambda: float(next(ticks)))
+        sc.study(PROMPTS, lm, out=tmp_path, shard=4, analyses=["spectra"], progress=lambda *said: seen.append(said))
+    assert seen == [("prompts", done, 11) for done in (4, 8, 11)]
+    assert caplog.messages[0].startswith("7 more prompts: about 88 s")
+    sc.study(PROMPTS, lm, out=tmp_path, shard=4, analyses=["spectra"], progress=lambda *said: seen.append(said))
+    assert seen[3:] == [("prompts", 11, 11)]
+
+
+def test_how_many_processes_pay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert local.paying(str(folder), 1000) == 4
+    assert local.paying(str(folder), 200) == 3
+    assert local.paying(str(folder), 10) == 1
+    monkeypatch.setattr(local, "free", lambda device: 5 * 2.0**30)
+    assert local.paying(str(folder), 1000) == 2
+    monkeypatch.setattr(local, "SMALL", 10)
+    assert local.paying(str(folder), 1000) == 1
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+def test_the_commands(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(PROMPTS[:5]))
+    run = CliRunner().invoke
+    how = ["-m", str(folder), "--shard", "2", "--threads", "1", "-a", "stable_rank", "-a", "words"]
+    first = run(app, ["study", str(file), *how, "--out", str(tmp_path / "1"), "--part", "1/2"])
+    assert first.exit_code == 0, first.output
+    assert "1 of 3 shards are not there yet" in first.output
+    second = run(app, ["study", str(file), *how, "--out", str(tmp_path / "2"), "--part", "2/2", "--json"])
+    assert json.loads(second.stdout)["missing"] == 2
+    merged = run(app, ["merge", str(tmp_path / "1"), str(tmp_path / "2"), "--out", str(tmp_path / "3")])
+    assert merged.exit_code == 0
+    assert "All rows are in" in merged.output
+    other = run(app, ["study", str(file), *how, "--out", str(tmp_path / "3"), "--convention", "up"])
+    assert other.exit_code == 2
+    assert "conventions: ['gate'] there, ['up'] here" in other.output
+    assert len(other.output.splitlines()) == 1
+    for wrong in (["--part", "2"], ["--part", "0/2"], ["--max-memory", "much"], ["-m", str(tmp_path / "none")]):
+        refused = run(app, ["study", str(file), "--out", str(tmp_path / "new"), *how, *wrong])
+        assert refused.exit_code == 2, refused.output
+        assert len(refused.output.splitlines()) == 1
