@@ -23,25 +23,40 @@ def check(folder: str | Path) -> None:
         raise _failed(path, PermissionError(13, "Permission denied"))
 
 
-def lines(path: str | Path, what: str) -> list[str]:
-    """The lines of a text file in UTF-8, or of standard input for "-", without those that are blank.
+def text(path: str | Path, rule: str) -> str:
+    """A file's text in UTF-8, or that of standard input for "-".
 
-    `what` they are, for errors. Raises BadArgument where there is no such file, DamagedFile where it is no such text.
+    `rule` says what it should be, for errors. Raises BadArgument where there is no such file, DamagedFile where it is
+    no such text.
     """
-    rule, where = f"{what} are the lines of a text file", "standard input" if str(path) == "-" else str(path)
+    where = named(path)
     try:
         raw = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
     except OSError as error:
         raise BadArgument(rule, f"{where}: {error.strerror or error}", "Give a file that can be read.") from error
     try:
-        text = raw.decode("utf-8-sig")
+        found = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DamagedFile(rule, f"{where}, which is not in UTF-8", "Save it as UTF-8.") from error
-    if "\0" in text:
+    if "\0" in found:
         raise DamagedFile(rule, f"{where}, which is no text", "Give a text file.")
-    found = [line for line in text.splitlines() if line.strip()]
+    return found
+
+
+def named(path: str | Path) -> str:
+    """A file's name for errors."""
+    return "standard input" if str(path) == "-" else str(path)
+
+
+def lines(path: str | Path, what: str) -> list[str]:
+    """The lines of a text file in UTF-8, or of standard input for "-", without those that are blank.
+
+    `what` they are, for errors. Raises BadArgument where there is no such file, DamagedFile where it is no such text.
+    """
+    rule = f"{what} are the lines of a text file"
+    found = [line for line in text(path, rule).splitlines() if line.strip()]
     if not found:
-        raise DamagedFile(rule, f"{where}, which is empty", "Write one to a line.")
+        raise DamagedFile(rule, f"{named(path)}, which is empty", "Write one to a line.")
     return found
 
 

@@ -1,10 +1,28 @@
-"""The prompts of a study."""
+"""The prompts of a study, from files of any kind that people keep them in.
+
+A table's prompts are one of its columns: the one that is named; else the one called "prompt"; else the only one with
+another usual name; else the only one with text. Categories are a column too: the one that is named, or "category".
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pandas as pd
+
+from secant.errors import BadArgument, BadPrompt, DamagedFile, integer
+from secant.files import lines, named
+from secant.studies.formats import READERS, RULE, Table, data_set, listed
+
+USUAL = ("text", "question", "instruction", "query", "input", "sentence", "messages", "conversation", "conversations")
+"""Names that a column of prompts often has, beside "prompt"."""
+
+ROLES = "A chat is a list of messages, each with a role and a content"
 
 
 @dataclass(frozen=True)
@@ -22,21 +40,133 @@ class Item:
         return "\n".join(message["content"] for message in self.prompt)
 
 
-Prompts = Sequence[str | list[dict[str, str]] | Item]
+def read(
+    path: str | Path,
+    column: str | None = None,
+    category: str | None = None,
+    chat: bool = False,
+    split: str | None = None,
+    limit: int | None = None,
+) -> list[Item]:
+    """The prompts of a file by its ending, of the lines of standard input for "-", or of a Hugging Face data set.
+
+    .txt has one on each line that is not blank; .jsonl an object on each line, .json that or a list of objects; .csv
+    and .tsv have a header. A data set is the folder of `save_to_disk`, or one with data files as on the hub; it is read
+    without the network, by the library datasets. `column` and `category` name columns, `split` a data set's part;
+    `chat` makes a user's message of each text; `limit` takes the first so many. Rows count from 0.
+
+    Raises BadArgument where there is no such file, column or split, or more than one could be meant; DamagedFile;
+    BadPrompt where a row has no text or chat; SecantError where datasets is not installed.
+    """
+    if limit is not None:
+        limit = integer(limit, 1, 2**63 - 1, "The first so many prompts are at least one", "limit = ")
+    folder, kind = Path(path).is_dir(), "-" if str(path) == "-" else Path(path).suffix.lower()
+    if split is not None and not folder:
+        raise BadArgument("A split is part of a data set", f"split {split!r} of {named(path)}", "Leave it out.")
+    if not folder and kind in ("-", ".txt"):
+        if column is not None or category is not None:
+            raise BadArgument("Lines of text have no columns", f"{column or category!r}", "Leave it out.")
+        return _items(lines(path, "Prompts")[:limit], None, chat, named(path))
+    if not folder and kind not in READERS:
+        raise BadArgument(RULE, named(path), "Give one of them." if Path(path).exists() else "Check the path.")
+    table = data_set(Path(path), split) if folder else READERS[kind](path)
+    if not table.rows:
+        raise DamagedFile("Prompts are the rows of a table", f"{named(path)} without any", "Write one to a row.")
+    column, category = _chosen(table, column, category, named(path))
+    return _items(table.of(column, limit), None if category is None else table.of(category, limit), chat, named(path))
+
+
+Prompts: TypeAlias = Iterable[str | Sequence[Mapping[str, str]] | Item] | pd.DataFrame
+"""What Python callers give."""
 
 
 def given(prompts: Prompts) -> list[Item]:
-    """Prompts as items."""
-    return [p if isinstance(p, Item) else Item(i, p) for i, p in enumerate(prompts)]
+    """Prompts from Python: texts, chats or items, numbered anew; or a table with a column prompt, maybe category.
+
+    Raises BadArgument where there are none, BadPrompt where one is neither a text nor a chat.
+    """
+    where = "the prompts given"
+    if isinstance(prompts, pd.DataFrame):
+        if "prompt" not in prompts:
+            raise BadArgument("A table of prompts has a column prompt", listed(prompts.columns), "Rename one.")
+        categories = prompts["category"].tolist() if "category" in prompts else None
+        found = _items(prompts["prompt"].tolist(), categories, False, where)
+    elif isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
+        raise BadArgument("Prompts are a list", f"one {type(prompts).__name__}", "Put it in a list, or read() a file.")
+    else:
+        every = list(prompts)
+        texts = [p.prompt if isinstance(p, Item) else p for p in every]
+        found = _items(texts, [p.category if isinstance(p, Item) else None for p in every], False, where)
+    if not found:
+        raise BadArgument("A study has at least one prompt", "none", "Give some.")
+    return found
 
 
 def digest(items: Sequence[Item]) -> str:
-    """A digest of all prompts and categories."""
-    return hashlib.sha256(repr([(i.prompt, i.category) for i in items]).encode()).hexdigest()
+    """SHA-256 of all prompts and categories in order, the same for the same prompts from whatever file.
+
+    >>> digest([Item(0, "a"), Item(1, "b")]) == digest([Item(7, "a"), Item(8, "b")]) != digest([Item(0, "ab")])
+    True
+    """
+    found = hashlib.sha256()
+    for item in items:
+        found.update(json.dumps([item.prompt, item.category], sort_keys=True).encode() + b"\n")
+    return found.hexdigest()
 
 
-def read(path: str, column=None, category=None, chat=False, split=None, limit=None):
-    """Stand-in."""
-    from secant.files import lines
+def _items(prompts: Sequence[Any], categories: Sequence[Any] | None, chat: bool, where: str) -> list[Item]:
+    items = []
+    for i, value in enumerate(prompts):
+        prompt = _prompt(value, f"row {i} of {where}")
+        if chat and isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        group = None if categories is None or _missing(categories[i]) else str(categories[i])
+        items.append(Item(i, prompt, group))
+        for part in (items[-1].text(), group or ""):
+            _writable(part, f"row {i} of {where}")
+    return items
 
-    return given(lines(path, "Prompts"))
+
+def _prompt(value: Any, where: str) -> str | list[dict[str, str]]:
+    """A text, or a chat with what matters of its messages. Raises BadPrompt."""
+    if isinstance(value, str):
+        return str(value)
+    if _missing(value):
+        raise BadPrompt("Every row has a prompt", f"nothing in {where}", "Write one, or leave out the row.")
+    if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
+        raise BadPrompt("A prompt is a text or a chat", f"{value!r:.60} in {where}", "Write one, or choose a column.")
+    messages = list(value)
+    for message in messages:
+        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+            raise BadPrompt(ROLES, f"{message!r:.60} in {where}", "Mend it, or choose another column.")
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+
+
+def _writable(said: str, where: str) -> None:
+    try:
+        said.encode()
+    except UnicodeEncodeError as error:
+        raise BadPrompt("A prompt is text in Unicode", f"half a character in {where}", "Mend it.") from error
+
+
+def _chosen(table: Table, column: str | None, category: str | None, where: str) -> tuple[str, str | None]:
+    """The columns of prompts and of categories. Raises BadArgument."""
+    for name in (column, category):
+        if name is not None and name not in table.names:
+            raise BadArgument(f"A column is one of {where}", f"{name!r}; it has {listed(table.names)}", "Name one.")
+    if category is None and "category" in table.names and column != "category":
+        category = "category"
+    if column is None:
+        left = [name for name in table.texts if name != category]
+        usual = [name for name in left if name.lower() in USUAL]
+        may = [name for name in table.names if name.lower() == "prompt" != category] or usual or left
+        if len(may) != 1:
+            raise BadArgument(
+                "One column has the prompts", f"{where} with {listed(may or table.names)}", "Name it with column."
+            )
+        (column,) = may
+    return column, category

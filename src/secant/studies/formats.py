@@ -1,0 +1,205 @@
+"""Tables that prompts are kept in, by the ending of their file: columns by name, and which of them hold text."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
+
+from secant.errors import BadArgument, DamagedFile, SecantError
+from secant.files import named, text
+from secant.model import quiet
+
+RULE = "Prompts are in a .txt, .csv, .tsv, .jsonl, .json or .parquet file, or in the folder of a data set"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns by name, of which `texts` hold texts or chats; `of` gives the first so many values of one, or all."""
+
+    rows: int
+    names: list[str]
+    texts: list[str]
+    of: Callable[[str, int | None], list[Any]]
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Names for an error, the first dozen of them."""
+    shown = [str(name) for name in names]
+    return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "") or "no columns"
+
+
+def _texts(schema: pyarrow.Schema) -> list[str]:
+    """Columns of text, and of lists of messages."""
+    return [field.name for field in schema if _is_text(field.type) or _is_chat(field.type)]
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    return kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view())
+
+
+def _is_chat(kind: pyarrow.DataType) -> bool:
+    if not (pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)):
+        return False
+    own = kind.value_type
+    return pyarrow.types.is_struct(own) and {"role", "content"} <= {own.field(i).name for i in range(own.num_fields)}
+
+
+def _separated(path: str | Path) -> Table:
+    """Columns of a file with commas or tabs. What they hold is guessed; the chosen ones are read as text."""
+    raw = text(path, RULE).encode()
+    how: dict[str, Any] = {
+        "read_options": pyarrow.csv.ReadOptions(use_threads=False),  # only so are rows named in errors
+        "parse_options": pyarrow.csv.ParseOptions(
+            delimiter="\t" if Path(path).suffix.lower() == ".tsv" else ",", newlines_in_values=True
+        ),
+    }
+
+    def parsed(**options: Any) -> pyarrow.Table:
+        try:
+            convert = pyarrow.csv.ConvertOptions(**options)
+            return pyarrow.csv.read_csv(io.BytesIO(raw), convert_options=convert, **how)
+        except pyarrow.ArrowInvalid as error:
+            raise _damaged(path, error, "Mend it, or write .jsonl.") from error
+
+    def of(name: str, limit: int | None) -> list[Any]:
+        column = parsed(include_columns=[name], column_types={name: pyarrow.string()})[name]
+        return column.slice(0, limit).to_pylist()
+
+    guessed = parsed()
+    return Table(guessed.num_rows, guessed.column_names, _texts(guessed.schema), of)
+
+
+def _json(path: str | Path) -> Table:
+    """Columns of objects, one on each line or all in a list; what a row lacks is missing."""
+    said = text(path, RULE)
+    whole = Path(path).suffix.lower() == ".json" and said.lstrip().startswith("[")
+    rows: list[Any] = []
+    for number, line in enumerate([said] if whole else said.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _damaged(path, f"line {number}: {error}", "Write one object to a line.") from error
+        rows += row if whole else [row]
+        if wrong := [r for r in rows[-1:] if not isinstance(r, dict)]:
+            raise _damaged(path, f"line {number}: {wrong[0]!r:.40}", "Write one object to a line.")
+    for row in rows:
+        if not isinstance(row, dict):
+            raise _damaged(path, f"{row!r:.40} in its list", "Make each an object.")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+
+    def of(name: str, limit: int | None) -> list[Any]:
+        return [row.get(name) for row in rows[:limit]]
+
+    def holds(value: Any) -> bool:
+        messages = isinstance(value, list) and value and all(isinstance(m, dict) and "role" in m for m in value)
+        return isinstance(value, str) or bool(messages)
+
+    there = {name: [value for row in rows if (value := row.get(name)) is not None] for name in names}
+    texts = [name for name in names if there[name] and all(map(holds, there[name]))]
+    return Table(len(rows), names, texts, of)
+
+
+def _parquet(path: str | Path) -> Table:
+    """Columns of a Parquet file, each read when it is asked for."""
+    try:
+        about = pyarrow.parquet.read_metadata(path)
+        schema = about.schema.to_arrow_schema()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise _unread(path, error) from error
+
+    def of(name: str, limit: int | None) -> list[Any]:
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                return file.read(columns=[name])[name].slice(0, limit).to_pylist()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise _unread(path, error) from error
+
+    return Table(about.num_rows, schema.names, _texts(schema), of)
+
+
+READERS: dict[str, Callable[[str | Path], Table]] = {
+    ".csv": _separated,
+    ".tsv": _separated,
+    ".jsonl": _json,
+    ".json": _json,
+    ".parquet": _parquet,
+}
+"""How a file is read, by its ending."""
+
+
+def _unread(path: str | Path, error: Exception) -> SecantError:
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return BadArgument(RULE, f"{path}: {error.strerror or error}", "Give a file that can be read.")
+    return _damaged(path, error, "Write it again.")
+
+
+def _damaged(path: str | Path, why: Any, todo: str) -> DamagedFile:
+    return DamagedFile("A table of prompts can be read", f"{named(path)}: {' '.join(str(why).split())[:160]}", todo)
+
+
+def data_set(folder: Path, split: str | None) -> Table:
+    """Columns of a data set's part, read without the network and without a trace in the library's cache.
+
+    Raises SecantError where the library is not installed, DamagedFile, BadArgument where the split is not one of it.
+    """
+    try:
+        import datasets
+        import huggingface_hub
+    except ImportError as error:
+        raise SecantError(
+            "A folder of prompts is read by the library datasets", "no datasets",
+            "Install it: pip install 'secant[datasets]'.",
+        ) from error  # fmt: skip
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(datasets.config, "HF_HUB_OFFLINE", True))
+        stack.enter_context(patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True))
+        stack.enter_context(quiet())
+        if not datasets.are_progress_bars_disabled():
+            datasets.disable_progress_bars()
+            stack.callback(datasets.enable_progress_bars)
+        cache = stack.enter_context(tempfile.TemporaryDirectory())
+        try:
+            if any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
+                found = datasets.load_from_disk(os.fspath(folder))
+            else:
+                found = datasets.load_dataset(os.fspath(folder.absolute()), cache_dir=cache, keep_in_memory=True)
+        except (OSError, ValueError, TypeError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
+            raise _damaged(folder, error, "Give the folder of one data set, or a file of it.") from error
+    data = _part(found, split, folder)
+
+    def of(name: str, limit: int | None) -> list[Any]:
+        try:
+            return data.select_columns([name]).with_format("arrow")[:limit][name].to_pylist()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise _unread(folder, error) from error
+
+    return Table(len(data), data.column_names, _texts(data.features.arrow_schema), of)
+
+
+def _part(found: Any, split: str | None, folder: Path) -> Any:
+    """A data set's only split, or the one that is named. Raises BadArgument."""
+    if not isinstance(found, dict):
+        if split is not None:
+            raise BadArgument("A split is one of the data set", f"{split!r}; {folder} has none", "Leave it out.")
+        return found
+    if split is None and len(found) == 1:
+        return next(iter(found.values()))
+    if split not in found:
+        got = "none named" if split is None else repr(split)
+        raise BadArgument("A split is one of the data set", f"{got}; {folder} has {listed(found)}", "Name one.")
+    return found[split]

@@ -1,0 +1,209 @@
+"""Prompts of a study: the same items from every kind of file, and one clear line for what can't be read."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from secant.errors import BadArgument, BadPrompt, DamagedFile, SecantError
+from secant.studies.prompts import Item, digest, given, read
+
+TEXTS = ["The bridge out of Marin is the", 'A "quoted", odd\tone', "NA", "zwei\u2028Zeilen\x85 und 橋", ""]
+GROUPS = ["bridges", "bridges", "null", "7", "x"]
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+
+
+def frame(**columns: list[Any]) -> pd.DataFrame:
+    return pd.DataFrame({"id": range(len(TEXTS)), "prompt": TEXTS, "category": GROUPS, "note": ["n"] * 5, **columns})
+
+
+def written(path: Path, table: pd.DataFrame) -> Path:
+    """A table as a file, by its ending; a folder is a data set's."""
+    match path.suffix:
+        case ".csv":
+            table.to_csv(path, index=False)
+        case ".tsv":
+            table.to_csv(path, index=False, sep="\t")
+        case ".jsonl":
+            table.to_json(path, orient="records", lines=True, force_ascii=False)
+        case ".json":
+            table.to_json(path, orient="records")
+        case ".parquet":
+            table.to_parquet(path)
+        case _:
+            datasets = pytest.importorskip("datasets")
+            datasets.Dataset.from_pandas(table).save_to_disk(path)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".json", ".parquet", ""])
+def test_every_kind_of_file_has_the_same_prompts(tmp_path: Path, ending: str) -> None:
+    found = read(written(tmp_path / f"p{ending}", frame()))
+    assert found == [Item(i, text, group) for i, (text, group) in enumerate(zip(TEXTS, GROUPS, strict=True))]
+    assert digest(found) == digest(given(frame()))
+    assert pickle.loads(pickle.dumps(found)) == found
+    assert read(tmp_path / f"p{ending}", "note", "id", limit=2) == [Item(0, "n", "0"), Item(1, "n", "1")]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet", ""])
+def test_other_columns(tmp_path: Path, ending: str) -> None:
+    path = written(tmp_path / f"p{ending}", frame().rename(columns={"prompt": "Question", "category": "group"}))
+    assert [i.prompt for i in read(path, category="group")] == TEXTS
+    assert {i.category for i in read(path)} == {None}
+    odd = written(tmp_path / f"odd{ending}", pd.DataFrame({"n": [1.5, 2], "words": ["a", "b"]}))
+    assert read(odd, category="n") == [Item(0, "a", "1.5"), Item(1, "b", "2.0")]
+    two = written(tmp_path / f"two{ending}", pd.DataFrame({"a": ["x"], "b": ["y"]}))
+    with pytest.raises(BadArgument, match=r"One column has the prompts; got .* with a, b\. Name it"):
+        read(two)
+    assert read(two, "b") == [Item(0, "y")]
+    with pytest.raises(BadArgument, match=r"got 'c'; it has a, b"):
+        read(two, "c")
+    with pytest.raises(BadArgument, match=r"got 'c'; it has a, b"):
+        read(two, "a", "c")
+
+
+def test_a_column_called_prompt_is_meant_whatever_else_there_is(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text("text,prompt,question\na,12,c\nb,007,d\n")
+    assert [i.prompt for i in read(path)] == ["12", "007"]
+    assert [i.category for i in read(path, category="prompt", column="text")] == ["12", "007"]
+
+
+def test_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("\ufeffone\n\ntwo\r\n", encoding="utf-8")
+    assert read(path) == [Item(0, "one"), Item(1, "two")]
+    assert read(path, chat=True, limit=1) == [Item(0, [{"role": "user", "content": "one"}])]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"three\n")))
+    assert read("-") == [Item(0, "three")]
+    for wrong in ({"column": "a"}, {"category": "a"}, {"split": "train"}, {"limit": 0}):
+        with pytest.raises(BadArgument):
+            read(path, **wrong)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet", ""])
+def test_chats(tmp_path: Path, ending: str) -> None:
+    path = written(tmp_path / f"p{ending}", pd.DataFrame({"n": [1, 2], "messages": [CHAT, CHAT[1:]]}))
+    found = read(path, chat=True)
+    assert found == [Item(0, CHAT), Item(1, CHAT[1:])]
+    assert found[0].text() == "Be brief.\nWho?"
+    assert digest(found) == digest(given([CHAT, CHAT[1:]])) != digest(given(["Be brief.\nWho?", "Who?"]))
+
+
+def test_splits(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    parts = {name: datasets.Dataset.from_dict({"text": [name, "b"]}) for name in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "two")
+    assert read(tmp_path / "two", split="test", limit=1) == [Item(0, "test")]
+    for split, got in ((None, "none named"), ("dev", "'dev'")):
+        with pytest.raises(BadArgument, match=rf"got {got}; .* has train, test"):
+            read(tmp_path / "two", split=split)
+    parts["train"].select([1, 0]).save_to_disk(tmp_path / "one")
+    assert [i.prompt for i in read(tmp_path / "one")] == ["b", "train"]
+    with pytest.raises(BadArgument, match="has none"):
+        read(tmp_path / "one", split="train")
+
+
+def test_folders_with_data_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the hub; nothing is left in the library's cache, and nothing fetched."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    hub = tmp_path / "hub"
+    (hub / "data").mkdir(parents=True)
+    written(hub / "data" / "train.jsonl", frame())
+    written(hub / "data" / "test.jsonl", frame(prompt=["t"] * 5))
+    assert digest(read(hub, split="train")) == digest(given(frame()))
+    assert {i.prompt for i in read(hub, split="test")} == {"t"}
+    assert not (tmp_path / "cache").exists()
+    assert datasets.config.HF_HUB_OFFLINE is False
+    assert not datasets.are_progress_bars_disabled()
+    away = tmp_path / "away"
+    away.mkdir()
+    card = "configs:\n- config_name: default\n  data_files: https://example.org/p.jsonl"
+    (away / "README.md").write_text(f"---\n{card}\n---\n")
+    with pytest.raises(DamagedFile, match=r"[Oo]ffline|HTTP"):
+        read(away)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SecantError, match="empty"):
+        read(tmp_path / "empty")
+
+
+def test_the_library_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(SecantError, match=r"pip install 'secant\[datasets\]'"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet", ""])
+def test_rows_without_a_prompt_are_named(tmp_path: Path, ending: str) -> None:
+    path = written(tmp_path / f"p{ending}", pd.DataFrame({"prompt": ["a", None], "n": [1.0, None]}))
+    with pytest.raises(BadPrompt, match=r"got nothing in row 1 of "):
+        read(path)
+    assert read(path, limit=1) == [Item(0, "a")]
+    with pytest.raises(BadPrompt, match=r"a text or a chat; got 1.0 in row 0 of "):
+        read(path, "n")
+
+
+def test_files_that_are_not_what_they_promise(tmp_path: Path) -> None:
+    def saved(name: str, raw: bytes) -> Path:
+        (tmp_path / name).write_bytes(raw)
+        return tmp_path / name
+
+    for name in ("none.csv", "none.txt", "none.parquet", "none.jsonl", "none"):
+        with pytest.raises(BadArgument, match=name):
+            read(tmp_path / name)
+    with pytest.raises(BadArgument, match=r"a \.txt, \.csv"):
+        read(saved("p.xlsx", b"PK"))
+    for name, raw, said in (
+        ("latin.csv", "prompt\nBrücke".encode("latin-1"), "not in UTF-8"),
+        ("wide.jsonl", "{}".encode("utf-16"), "not in UTF-8"),
+        ("nul.tsv", b"prompt\na\0b", "no text"),
+        ("empty.csv", b"", "[Ee]mpty"),
+        ("head.csv", b"prompt,n\n", "without any"),
+        ("ragged.csv", b"prompt,n\na,1\nb,2,3\n", "Row #3: Expected 2 columns, got 3"),
+        ("short.csv", b"prompt,n\na,1\nb\n", "Row #3: Expected 2 columns, got 1"),
+        ("bad.jsonl", b'{"prompt": "a"}\n\n{"prompt": \n', "line 3: "),
+        ("list.jsonl", b'{"prompt": "a"}\n["b"]\n', "line 2: "),
+        ("list.json", b'[{"prompt": "a"}, 3]', "got .*3"),
+        ("cut.parquet", b"PAR1 and not much", "cut.parquet"),
+        ("empty.parquet", b"", "empty.parquet"),
+        ("empty.jsonl", b"", "without any"),
+        ("none.json", b"[]", "without any"),
+        ("empty.txt", b"\n", "which is empty"),
+    ):
+        with pytest.raises(DamagedFile, match=said):
+            read(saved(name, raw))
+    with pytest.raises(BadPrompt, match="half a character in row 0"):
+        read(saved("half.jsonl", b'{"prompt": "\\ud800"}'))
+    with pytest.raises(BadPrompt, match=r"a role and a content; got \{'role': 'user'\} in row 0"):
+        read(saved("chat.jsonl", json.dumps({"messages": [{"role": "user"}]}).encode()))
+
+
+def test_prompts_from_python() -> None:
+    items = given(["a", CHAT, Item(9, "c", "g"), ""])
+    assert items == [Item(0, "a"), Item(1, CHAT), Item(2, "c", "g"), Item(3, "")]
+    assert given(pd.Series(["a", "b"])) == given(("a", "b")) == given(pd.DataFrame({"prompt": ["a", "b"]}))
+    table = pd.DataFrame({"prompt": ["a", "b"], "category": ["x", None]}, index=[5, 5])
+    assert given(table) == [Item(0, "a", "x"), Item(1, "b")]
+    for wrong in ("one", [], CHAT[0], 3, pd.DataFrame({"text": ["a"]})):
+        with pytest.raises(BadArgument):
+            given(wrong)
+    for wrong in ([None], [float("nan")], [3], [b"x"], CHAT, ["a", pd.NA]):
+        with pytest.raises(BadPrompt, match=rf"row {len(wrong) - 1 if wrong is not CHAT else 0} "):
+            given(wrong)
+
+
+def test_the_digest_is_of_order_categories_and_bounds() -> None:
+    some = [
+        given(p)
+        for p in (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], [Item(0, "a", "g"), "b"], ["a", Item(0, "b", "g")])
+    ]
+    assert len({digest(items) for items in some}) == len(some)
