@@ -41,7 +41,7 @@ def shards() -> list[Shard]:
 @pytest.fixture
 def joined() -> Iterator[None]:
     """Ray as a user would have started it."""
-    with cluster._joined(ray, 2):
+    with cluster.joined(2):
         yield
 
 
@@ -114,6 +114,22 @@ def test_in_a_cluster_that_is_there(
     with pytest.raises(TooLarge, match=r"got 1 that died at prompts from number 2 \("):
         list(on_ray(Deadly(**{f: getattr(work, f) for f in Work.__dataclass_fields__}), shards, 1))
     assert ray.is_initialized()
+
+
+def test_a_study_on_ray_has_the_same_rows(joined: None, folder: Path, shards: list[Shard], tmp_path: Path) -> None:
+    items = [item for shard in shards[:3] for item in shard.items]
+    how = {
+        "convention": ["gate", "half"],
+        "shard": 2,
+        "threads": 1,
+        "dtype": "float64",
+        "analyses": ["spectra", "words"],
+    }
+    here = sc.study(items, str(folder), out=tmp_path / "here", **how)
+    there = sc.study(items, str(folder), out=tmp_path / "there", engine="ray", workers=2, **how)
+    assert here.tables == there.tables == ["prompts", "singular_values", "words"]
+    for name in here.tables:
+        pd.testing.assert_frame_equal(here.to_pandas(name), there.to_pandas(name), check_exact=True)
 
 
 def test_what_is_not_there(work: Work, shards: list[Shard], monkeypatch: pytest.MonkeyPatch) -> None:

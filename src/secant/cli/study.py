@@ -86,6 +86,7 @@ def study(
         int | None, typer.Option(min=1, help="Processes, each with a model; by default as many as pay.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each worker.")] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, help="GPUs of each worker of a cluster.")] = None,
     engine: Annotated[Engine, typer.Option(help="local, or ray: the workers of a cluster.")] = Engine.local,
     part: Annotated[
         str | None, typer.Option(help="Only a part, such as 2/4: secant merge puts parts together.")
@@ -114,15 +115,15 @@ def study(
     check(out)
     items = read(prompts, column=column, category=category, chat=chat, split=split, limit=limit)
     names = model or ["atlas"]
-    if workers is None:
-        workers = min(paying(name, len(items)) for name in names) if engine == Engine.local and not device else 1
+    if workers is None and engine == Engine.local:
+        workers = 1 if device else min(paying(name, len(items)) for name in names)
     with progressing() as progress:
         found = sc.study(
             items, names, out=out, analyses=[a.value for a in analysis or ()] or Settings.analyses,
             convention=[c.value for c in convention or [Convention.gate]], precision=precision and precision.value, k=k,
-            top=top, seed=seed, shard=shard, workers=workers, threads=threads, engine=engine.value, part=_part(part),
-            tensors=tensors, max_memory=max_memory, progress=progress, dtype=dtype and dtype.value, device=device,
-            attention=attention, allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
+            top=top, seed=seed, shard=shard, workers=workers, threads=threads, engine=engine.value, gpus=gpus,
+            part=_part(part), tensors=tensors, max_memory=max_memory, progress=progress, dtype=dtype and dtype.value,
+            device=device, attention=attention, allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
         )  # fmt: skip
     _show(found, json_)
 

@@ -54,7 +54,7 @@ def on_ray(
     ray = _library()
     if workers is not None:
         workers = integer(workers, 1, 10**6, "A cluster has whole workers", "workers = ")
-    with _joined(ray, None if workers is None else workers * work.threads):
+    with joined(None if workers is None else workers * work.threads):
         each = {"num_cpus": work.threads, "num_gpus": _gpus(ray, work.source.device, gpus)}
         there = _places(ray, each)
         if there < (workers or 1):
@@ -217,12 +217,14 @@ def _library() -> Any:
 
 
 @contextmanager
-def _joined(ray: Any, cpus: int | None) -> Iterator[None]:
-    """Be in a cluster: the one that Ray is in, or that of RAY_ADDRESS, or one of this machine for so long.
+def joined(cpus: int | None) -> Iterator[None]:
+    """Be in a cluster: the one that Ray is in, or that of RAY_ADDRESS, or one of this machine, of so many CPUs, for so
+    long.
 
     A cluster that is started here listens on the loopback interface alone, has no dashboard, and reports to nobody.
-    Raises SecantError where it can't be joined.
+    Raises SecantError where Ray is not installed, or a cluster can't be joined.
     """
+    ray = _library()
     if ray.is_initialized():
         yield
         return

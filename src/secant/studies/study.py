@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from secant.studies.analyses import ANALYSES, Settings
 from secant.studies.folder import SHARDS, SPEC, TABLES, Folder, Identity, read, shard_name
 from secant.studies.local import inline, local
 from secant.studies.prompts import Item, Prompts, digest, given
-from secant.studies.work import Shard, Source, Work, Worker
+from secant.studies.work import Computed, Shard, Source, Work, Worker
 from secant.tables import columns
 
 ENGINES = ("local", "ray")
@@ -95,9 +96,10 @@ def study(
     top: int = 8,
     seed: int = 0,
     shard: int = 16,
-    workers: int = 1,
+    workers: int | None = None,
     threads: int | None = None,
     engine: Literal["local", "ray"] = "local",
+    gpus: float | None = None,
     part: tuple[int, int] | None = None,
     tensors: bool = False,
     max_memory: float | str | None = None,
@@ -110,8 +112,9 @@ def study(
     file. `lm`: models in memory, or names and folders, which are loaded with `loading` (dtype, device, attention, …).
     `analyses`: of reconstruction, spectra, stable_rank, layers, attribution, parts, words and conventions.
     `convention`: one or several. `shard`: so many prompts are kept, or lost, together. `workers`: processes, each with
-    a model and `threads` of its own; of models in memory one. With several, the calling script must be importable
-    (`if __name__ == "__main__":`). `engine="ray"`: the workers of a Ray cluster (see docs/scale.md).
+    a model and `threads` of its own, by default one; of models in memory one. With several, the calling script must be
+    importable (`if __name__ == "__main__":`). `engine="ray"`: workers of a Ray cluster, by default as many as have
+    room, each with so many `gpus` (see docs/scale.md).
     `part=(2, 4)`: the second of four parts, which `merge` puts together. `tensors`: keep U, S and V too.
 
     A study that was ended, in whatever way, goes on where it was when the same is asked again; a prompt that fails is a
@@ -137,13 +140,14 @@ def study(
         versions={"secant": __version__, **versions()},
         models=[_described(*each) for each in zip(models, sources, labels, strict=True)],
         conventions=held, precision=precision, analyses=list(settings.analyses), k=settings.k, top=settings.top,
-        seed=settings.seed, threads=threads or recorded_threads(out) or max(1, torch.get_num_threads() // workers),
+        seed=settings.seed, threads=threads or _recorded_threads(out) or _threads(engine, workers),
         tensors=tensors, prompts=len(items), digest=digest(items),
         shard=integer(shard, 1, 10**6, "A shard has some prompts", "shard = "),
     )  # fmt: skip
     with Folder.opened(out, identity) as folder:
         cells = list(_cells(identity, settings, sources, items, part, max_memory))
-        _compute(folder, cells, models, engine, workers, progress)
+        with _place(engine, workers, identity.threads):
+            _compute(folder, cells, models, _engine(engine, workers, gpus), progress)
         missing = len(set(identity.names) - folder.done())
         if not missing:
             folder.finish()
@@ -207,12 +211,34 @@ def _cells(
             yield _Cell(m, work, {shard.number: shard_name(m, c, shard.number) for shard in mine}, mine)
 
 
+Elsewhere = Callable[[Work, Sequence[Shard]], Iterator[Computed]]
+
+
+def _engine(engine: str, workers: int | None, gpus: float | None) -> Elsewhere | None:
+    """What computes shards elsewhere than in this process, if anything does."""
+    if engine == "ray":
+        from secant.studies.cluster import on_ray
+
+        return lambda work, shards: on_ray(work, shards, workers, gpus)
+    if workers is not None and workers > 1:
+        return lambda work, shards: local(work, shards, workers)
+    return None
+
+
+def _place(engine: str, workers: int | None, threads: int) -> AbstractContextManager[None]:
+    """Where an engine works, for the whole of a study."""
+    if engine == "local":
+        return nullcontext()
+    from secant.studies.cluster import joined
+
+    return joined(None if workers is None else workers * threads)
+
+
 def _compute(
     folder: Folder,
     cells: Sequence[_Cell],
     models: Sequence[LM | str],
-    engine: str,
-    workers: int,
+    elsewhere: Elsewhere | None,
     progress: Progress | None,
 ) -> None:
     """Compute and write the shards that are not there yet."""
@@ -225,12 +251,8 @@ def _compute(
         if len(there) == len(cell.shards):
             continue
         wanted = {shard.number: shard for shard in cell.shards if cell.names[shard.number] not in done}
-        if engine == "ray":
-            from secant.studies.cluster import on_ray
-
-            found = on_ray(cell.work, list(wanted.values()), workers)
-        elif workers > 1:
-            found = local(cell.work, list(wanted.values()), workers)
+        if elsewhere is not None:
+            found = elsewhere(cell.work, list(wanted.values()))
         else:
             one = models[cell.model]
             if cell.model not in kept:
@@ -272,7 +294,7 @@ def _check(
     conventions: Sequence[str],
     analyses: Sequence[str],
     engine: str,
-    workers: int,
+    workers: int | None,
     part: tuple[int, int] | None,
     loading: dict[str, Any],
 ) -> None:
@@ -287,7 +309,7 @@ def _check(
         raise BadArgument(f"Analyses are of {', '.join(ANALYSES)}", repr(analyses), "Choose from them.")
     if engine not in ENGINES:
         raise BadArgument(f"An engine is one of {', '.join(ENGINES)}", repr(engine), "Choose one of them.")
-    integer(workers, 1, 4096, "A study has some workers", "workers = ")
+    workers = 1 if workers is None else integer(workers, 1, 10**6, "A study has some workers", "workers = ")
     there = any(isinstance(one, LM) for one in models)
     if there and (workers > 1 or engine == "ray"):
         raise BadArgument(
@@ -304,7 +326,12 @@ def _check(
         raise BadArgument("A part is such as 2 of 4", repr(part), "Give (2, 4), or 2/4 on the command line.")
 
 
-def recorded_threads(out: str | Path) -> int | None:
+def _threads(engine: str, workers: int | None) -> int:
+    """Of each worker, where nothing is said: on a cluster one, on this machine all of them shared out."""
+    return 1 if engine == "ray" else max(1, torch.get_num_threads() // (workers or 1))
+
+
+def _recorded_threads(out: str | Path) -> int | None:
     """How many threads the study in a folder has, if there is one."""
     return read(out).threads if (Path(out) / SPEC).exists() else None
 
