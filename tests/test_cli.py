@@ -237,7 +237,11 @@ def test_wrong_options_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], ["--version"], *([name, "--help"] for name in ("explain", "attribute", "steer", "screen", "verify"))],
+    [
+        ["--help"],
+        ["--version"],
+        *([name, "--help"] for name in ("explain", "attribute", "steer", "screen", "verify", "compare", "summarize")),
+    ],
 )
 def test_help_imports_nothing_heavy(args: list[str]) -> None:
     code = (

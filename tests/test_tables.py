@@ -13,6 +13,7 @@ import pytest
 import tables as tool
 import torch
 from safetensors.torch import load_file
+from studies import study
 
 import secant as sc
 from secant.dictionary import TABLES
@@ -29,7 +30,14 @@ def run(lm: sc.LM) -> sc.Run:
 
 
 @pytest.fixture(scope="module")
-def results(lm: sc.LM, run: sc.Run) -> dict[str, object]:
+def summary(tmp_path_factory: pytest.TempPathFactory) -> sc.Summary:
+    folder = tmp_path_factory.mktemp("studies") / "study"
+    study(folder, 4)
+    return sc.summarize(folder, resamples=100)
+
+
+@pytest.fixture(scope="module")
+def results(lm: sc.LM, run: sc.Run, summary: sc.Summary) -> dict[str, object]:
     """One result of each kind that is written, with all of its tables."""
     return {
         "explanation": sc.explain(lm, PROMPT, k=2, layers=True, steps=2),
@@ -46,6 +54,8 @@ def results(lm: sc.LM, run: sc.Run) -> dict[str, object]:
         "columns": sc.largest(lm, run.operator(), count=2),
         "rows": sc.largest(lm, run.operator(), "rows", count=2),
         "evidence": sc.explain(lm, PROMPT, k=1).evidence(),
+        "summary": summary,
+        "comparison": sc.compare(PROMPT, [lm], conventions=("gate", "half")),
     }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secant.ablation import Ablation, Ablations, ablate, ablations
     from secant.attribution import Attribution, attribute
+    from secant.comparison import Comparison, compare
     from secant.decoding import Largest, Null, Word, decode, largest, null
     from secant.depths import Depth, Layers, layers
     from secant.errors import NoRule, NotExact, SecantError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from secant.spectra import SVD, Estimate, captured, frobenius, stable_rank, svd
     from secant.steering import steer
     from secant.studies.study import Study, merge, study
+    from secant.studies.summary import Summary, summarize
     from secant.tradeoff import Sweep, steering_sweep
 
 __version__ = "0.1.0"
@@ -47,6 +49,8 @@ _WHERE = {
     "steering": ["steer"],
     "tradeoff": ["steering_sweep", "Sweep"],
     "neighbourhood": ["reach", "Reach"],
+    "comparison": ["compare", "Comparison"],
+    "studies.summary": ["summarize", "Summary"],
     "screening": ["screen", "Screening"],
     "studies.study": ["study", "Study", "merge"],
 }
@@ -58,6 +62,7 @@ __all__ = [
     "Ablations",
     "Attribution",
     "Certificate",
+    "Comparison",
     "Depth",
     "Estimate",
     "Evidence",
@@ -76,12 +81,14 @@ __all__ = [
     "SecantError",
     "Steps",
     "Study",
+    "Summary",
     "Sweep",
     "Word",
     "ablate",
     "ablations",
     "attribute",
     "captured",
+    "compare",
     "decode",
     "explain",
     "faithfulness",
@@ -99,6 +106,7 @@ __all__ = [
     "steer",
     "steering_sweep",
     "study",
+    "summarize",
     "svd",
 ]
 

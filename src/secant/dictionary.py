@@ -72,6 +72,16 @@ NUMBER = _integer("number of the prompt, from 0")
 PROMPT = _text("the prompt")
 
 HELD = "the held network (the linear system)"
+MODEL = _text("the model's name")
+CONVENTION = _text("what a gated product holds: gate, up or half")
+OTHER = _text("the other model's name")
+OTHER_CONVENTION = _text("the other one's convention")
+JACCARD = _number("words of both, of the words of either (Jaccard's index); missing where there are none", "share")
+DEPTH = _number(
+    "the layer as a share of the model's depth: 1 is the last; missing where the layer is", "share of depth"
+)
+SEEN = _integer("first layer at which the prediction is the first word of U₀ of the stream; missing: never")
+AMONG = _integer("first layer at which it is among the decoded words; missing: never")
 
 CONTRIBUTIONS = {
     "kind": KIND,
@@ -83,6 +93,33 @@ CONTRIBUTIONS = {
     "all_paths": ALL_PATHS,
 }
 """Columns of what contributes to a logit."""
+
+CATEGORY = _text("the prompts' category; missing: all prompts, also those without one")
+MEAN_OF = _text("what the words or the numbers are of: together (all tokens), last (the last token), tokens (each one)")
+
+
+def _statistics(unit: str) -> dict[str, Column]:
+    """The columns of a number's statistics over prompts."""
+    return {
+        "n": _integer("how many prompts have such a number", "prompts"),
+        "mean": _number("the mean over them", unit),
+        "low": _number("lower end of its 95 % bootstrap interval over prompts; missing where there is none", unit),
+        "high": _number("upper end of it", unit),
+        "interval": _text("how it was found: BCa or percentile; or why there is none"),
+        "q05": _number("5th percentile over the prompts", unit),
+        "q25": _number("first quartile", unit),
+        "median": _number("median", unit),
+        "q75": _number("third quartile", unit),
+        "q95": _number("95th percentile", unit),
+    }
+
+
+def _averaged(row: str, keys: dict[str, Column], unit: str, more: dict[str, Column] | None = None) -> Table:
+    """A table of statistics over prompts."""
+    first = {"model": MODEL, "convention": CONVENTION, "category": CATEGORY}
+    about = f"model x convention x category x {row}"
+    return Table("Summary", about, {**first, **keys, **_statistics(unit), **(more or {})})
+
 
 TABLES: dict[str, Table] = {
     "tokens": Table(
@@ -460,6 +497,213 @@ TABLES: dict[str, Table] = {
         "Screening",
         "a word of the list and a token that it stands for",
         {"word": _text("the word"), "id": _integer("the token's id in the vocabulary; missing: the word is no token")},
+    ),
+    "compared": Table(
+        "Comparison",
+        "a model in a convention",
+        {
+            "model": MODEL,
+            "convention": CONVENTION,
+            "tokens": _integer("how many tokens the prompt has", "tokens"),
+            "layers": _integer("how many layers the model has; missing where there are none to be found", "layers"),
+            "width": _integer("numbers in a token's embedding", "numbers"),
+            "vocabulary": _integer("tokens in its vocabulary", "tokens"),
+            "prediction": _text("the predicted token"),
+            "prediction_id": _integer("its id in the model's vocabulary"),
+            "probability": _number("its probability", "probability"),
+            "logit": _number("its logit", LOGIT),
+            "dtype": _text("the type the model computes in"),
+            "precision": _text("the type the linear system is evaluated in"),
+            "forward_equal": Column("truth", "", "whether the recorded pass is the plain one, bit for bit"),
+            "reconstruction": _number("‖J x + b - y‖ / ‖y‖", RELATIVE),
+            "affinity": _number("how far the held network is from affine, at a random input", RELATIVE),
+            "ordinary": _number("‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J'", RELATIVE),
+            "bias": _number("‖b‖ / ‖y‖", RELATIVE),
+            "constants": _number("the constants' share of the logit; missing where that is 0", "share of the logit"),
+            "stable_rank": _number("‖J‖_F² / σ₀² of all tokens together", "directions"),
+            "sigma": _number("σ₀ of all tokens together", SIGMA),
+            "first_seen": SEEN,
+            "depth": DEPTH,
+            "among": AMONG,
+            "depth_among": _number("that layer as a share of the depth", "share of depth"),
+            "no_layers": _text("why there are no layers; missing where there are"),
+        },
+    ),
+    "compared_predictions": Table(
+        "Comparison",
+        "a likely next token of a model in a convention",
+        {
+            "model": MODEL,
+            "convention": CONVENTION,
+            "rank": _integer("place among the predictions, from 0"),
+            "token": TOKEN,
+            "id": _integer("its id in the model's vocabulary"),
+            "probability": _number("its probability", "probability"),
+            "logit": _number("its logit", LOGIT),
+        },
+    ),
+    "compared_tokens": Table(
+        "Comparison",
+        "a token of the prompt, of a model in a convention",
+        {
+            "model": MODEL,
+            "convention": CONVENTION,
+            "position": POSITION,
+            "token": TOKEN,
+            "id": _integer("its id in the model's vocabulary"),
+            "contribution": _number("what the token adds to the predicted token's logit, by all paths", LOGIT),
+            "share": _number("contribution as a share of the logit; missing where that is 0", "share of the logit"),
+            "norm": _number("‖J_t x_t‖: what the token writes to the final hidden state", "hidden state"),
+            "sigma": _number("σ₀ of the token's block J_t", SIGMA),
+            "stable_rank": _number("‖J_t‖_F² / σ₀²: how many directions matter", "directions"),
+            "first_seen": SEEN,
+            "depth": DEPTH,
+            "among": AMONG,
+            "depth_among": _number("that layer as a share of the depth", "share of depth"),
+            "start": _integer("first character of the prompt that it is of, from 0; missing where that is not known"),
+            "end": _integer("the character after the last; the same where it is of none"),
+            "stretch": _integer("which stretch of the prompt it is in; missing: it is aligned with none"),
+        },
+    ),
+    "compared_spectra": Table(
+        "Comparison",
+        "a singular value, of a model in a convention",
+        {
+            "model": MODEL,
+            "convention": CONVENTION,
+            "position": TOGETHER,
+            "vector": VECTOR,
+            "block": BLOCK,
+            "sigma": _number("the singular value σ_i", SIGMA),
+            "normalized": _number("σ_i / σ₀", "ratio"),
+            "residual": _number("the larger of ‖J v - σ u‖ and ‖Jᵀ u - σ v‖", SIGMA),
+        },
+    ),
+    "compared_words": Table(
+        "Comparison",
+        "a decoded word, of a model in a convention",
+        {
+            "model": MODEL,
+            "convention": CONVENTION,
+            "position": TOGETHER,
+            "token": TOKEN,
+            "vector": VECTOR,
+            "side": SIDE,
+            "rank": RANK,
+            "word": WORD,
+            "id": WORD_ID,
+            "score": SCORE,
+            "z": _number(
+                "how far the score is above the same rank in what random directions decode to", "its deviations"
+            ),
+        },
+    ),
+    "stretches": Table(
+        "Comparison",
+        "a stretch of the prompt that every model has tokens of its own for, and a model in a convention",
+        {
+            "stretch": _integer("which stretch, from 0"),
+            "text": _text("its text"),
+            "model": MODEL,
+            "convention": CONVENTION,
+            "tokens": _integer("how many tokens it is", "tokens"),
+            "first": _integer("place of the first of them; missing where it is none"),
+            "last": _integer("place of the last of them"),
+            "contribution": _number("what they add to the predicted token's logit together", LOGIT),
+            "share": _number("the same as a share of the logit", "share of the logit"),
+        },
+    ),
+    "overlaps": Table(
+        "Comparison",
+        "two models or conventions, a side, and a stretch of the prompt or all tokens together",
+        {
+            "model": MODEL,
+            "convention": CONVENTION,
+            "other": OTHER,
+            "other_convention": OTHER_CONVENTION,
+            "side": SIDE,
+            "stretch": _integer("which stretch, from 0; missing: all tokens together"),
+            "words": _integer("how many words the first vectors of the one decode to", "words"),
+            "other_words": _integer("the same of the other", "words"),
+            "shared": _integer("words of both, as text, without space around them, in one case", "words"),
+            "jaccard": JACCARD,
+            "elsewhere": _number("mean of the same with the other's words at all other stretches: chance", "share"),
+        },
+    ),
+    "coverage": Table(
+        "Summary",
+        "model x convention x precision x category",
+        {
+            "model": MODEL,
+            "convention": CONVENTION,
+            "precision": _text("the type the linear system was evaluated in"),
+            "category": _text("the prompts' category; missing: they have none"),
+            "prompts": _integer("how many prompts were studied", "prompts"),
+            "failed": _integer("how many of them failed; these are in no average", "prompts"),
+            "least": _integer("fewest tokens of a prompt", "tokens"),
+            "most": _integer("most tokens of a prompt", "tokens"),
+            "forward_equal": _integer("runs whose recorded pass is the plain one, bit for bit", "prompts"),
+            "reconstruction": _number("the largest ‖J x + b - y‖ / ‖y‖ of a run", RELATIVE),
+            "affinity": _number("the largest distance of a held network from affine", RELATIVE),
+        },
+    ),
+    "failures": Table(
+        "Summary",
+        "a reason why prompts failed: model x convention x category x error",
+        {
+            "model": MODEL,
+            "convention": CONVENTION,
+            "category": _text("the prompts' category; missing: they have none"),
+            "error": _text("the kind of error"),
+            "reason": _text("what it says"),
+            "prompts": _integer("how many prompts", "prompts"),
+            "example": _text("the first of them"),
+        },
+    ),
+    "summary_measures": _averaged(
+        "measure",
+        {
+            "measure": _text(
+                "reconstruction, ordinary, bias: ‖J x + b - y‖, ‖J' x - y‖ with the ordinary Jacobian, ‖b‖, over ‖y‖; "
+                "seen: whether the prediction is the first word of U₀ of all tokens at some layer; seen_depth: the "
+                "first such layer as a share of depth, where it is; writes_together, writes_last, writes_any: whether "
+                "it is among the words of U₀ of all tokens, the last token, any token; reads_own: the share of tokens "
+                "whose own word is among those of their V₀"
+            )
+        },
+        "the measure's own",
+    ),
+    "summary_ranks": _averaged("position", {"position": TOGETHER}, "directions"),
+    "summary_spectra": _averaged("position x singular value", {"position": TOGETHER, "vector": VECTOR}, "σ_i / σ₀"),
+    "summary_depths": _averaged(
+        "part x span x layer: stable rank of all tokens together",
+        {"part": PART, "span": SPAN, "layer": LAYER, "depth": DEPTH},
+        "directions",
+    ),
+    "summary_emergence": _averaged(
+        "part x span x layer: whether the prediction was the first word of U₀ of all tokens by then",
+        {"part": PART, "span": SPAN, "layer": LAYER, "depth": DEPTH},
+        "share of prompts",
+    ),
+    "summary_shares": _averaged(
+        "kind of contribution: its share of the predicted token's logit",
+        {"kind": KIND, "part": _text("of layers: their attn, mlp or mixer; missing: all of the kind")},
+        "share of the logit",
+    ),
+    "summary_overlaps": _averaged(
+        "another model or convention: words of first vectors that they share on the same prompt",
+        {"other": OTHER, "other_convention": OTHER_CONVENTION, "of": MEAN_OF, "side": SIDE},
+        "words of both, of the words of either",
+        {"chance": _number("mean of the same with the other's words on another prompt", "words of both, of either")},
+    ),
+    "summary_conventions": _averaged(
+        "another convention of the model",
+        {
+            "other": _text("the other convention"),
+            "of": _text("together (all tokens), or tokens (the mean over each token's block)"),
+            "measure": _text("distance, ‖J - J'‖_F / ‖J‖_F, or cosine, ⟨J, J'⟩ / (‖J‖_F ‖J'‖_F)"),
+        },
+        "the measure's own",
     ),
 }
 """Every table by the name of its file."""

@@ -179,6 +179,18 @@ class LM:
             )
         return ids
 
+    def spans(self, text: str) -> list[tuple[int, int]] | None:
+        """Which characters of a text each of its tokens is of, from and to before; of a token of none, equal ones.
+
+        None where the tokenizer does not say. Raises BadPrompt.
+        """
+        ids = self.encode(text)
+        if not getattr(self.tokenizer, "is_fast", False):
+            return None
+        with quiet():
+            encoded = self.tokenizer(text, return_offsets_mapping=True)
+        return [(int(lo), int(hi)) for lo, hi in encoded["offset_mapping"]] if encoded["input_ids"] == ids else None
+
     @cached_property
     def _unknown(self) -> int | None:
         """The token that stands for what the vocabulary does not have, declared or only known to the backend."""

@@ -22,6 +22,9 @@ MOST = 40
 PLAIN = "tex2jax_ignore mathjax_ignore"
 """Classes in which notebooks look for no formulas between dollar signs."""
 
+ALIGNED = {"tokens": "the same in all", "characters": "aligned by characters", "not": "not aligned"}
+"""How a comparison has aligned tokens, as it is said."""
+
 CELL = "padding:0.1em 0.6em;border:none;text-align:{};white-space:nowrap"
 
 
@@ -98,6 +101,31 @@ def explanation(e: Any) -> str:
     rows.append(("", "constants", _percent(e.attribution.share(constant)), bar, "", "", "", "", ""))
     headings = ["", "token", "share", "", "‖J x‖", "σ₁", "R", "writes (U₀)", "reads (V₀)"]
     return _shown(f"Explanation by {e.run.lm.name}", facts, headings, rows, numbers=(0, 2, 4, 5, 6))
+
+
+def comparison(c: Any) -> str:
+    """A comparison: a row for each model and convention, and how far their words are the same."""
+    facts = {"tokens": ALIGNED[c.aligned]} | ({"not aligned": " ".join(c.why)} if c.why else {})
+    rows = []
+    for row in c.models.itertuples(index=False):
+        layer = "never" if row.depth != row.depth else f"{row.first_seen} ({row.depth:.0%} of depth)"
+        said = (visible(row.prediction), _percent(row.probability))
+        numbers = (_number(row.reconstruction), str(row.tokens), _number(row.stable_rank), _number(row.sigma), layer)
+        rows.append((row.model, row.convention, *said, *numbers))
+    headings = ["model", "convention", "next token", "", "reconstruction", "tokens", "R", "σ₀", "first in U₀"]
+    return _shown(f"Comparison of {len(rows)} at {c.prompt}", facts, headings, rows, numbers=(3, 4, 5, 6, 7))
+
+
+def summary(s: Any) -> str:
+    """A summary: how many prompts there were, and the measures over all of them."""
+    facts = {"studies": ", ".join(s.studies)}
+    facts["prompts"] = f"{s.coverage['prompts'].sum()} runs, {s.coverage['failed'].sum()} failed"
+    rows = []
+    for row in s.measures[s.measures["category"].isna()].itertuples(index=False):
+        between = row.interval if math.isnan(row.low) else f"{_number(row.low)} to {_number(row.high)}"
+        rows.append((row.model, row.convention, row.measure, _number(row.mean), between, str(row.n)))
+    headings = ["model", "convention", "measure", "mean", "95 %", "n"]
+    return _shown("Summary of " + ", ".join(s.studies), facts, headings, rows, numbers=(3, 5))
 
 
 def _certified(c: Any) -> str:

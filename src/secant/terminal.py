@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secant.attribution import Attribution
+from secant.comparison import Comparison
 from secant.continuations import Continuation
 from secant.decoding import Word
 from secant.depths import Layers
@@ -25,6 +26,7 @@ from secant.readable import certified, visible
 from secant.run import Certificate
 from secant.screening import Screening
 from secant.studies.study import Study
+from secant.studies.summary import Summary
 from secant.tradeoff import Sweep
 
 
@@ -397,6 +399,187 @@ def _flagged(rows: pd.DataFrame, width: int) -> Table:
     for line, decoded in zip(lines, rows["decoded"], strict=True):
         table.add_row(*line, Text(decoded))
     return table
+
+
+def show_comparison(out: Console, c: Comparison) -> None:
+    """A line for each model, its spectrum and words, and what each stretch of the prompt adds, model by model."""
+    names = _subjects(c)
+    out.print()
+    out.print(Text("prompt  ", style="dim") + Text(_readable(c.prompt)))
+    out.print()
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table.add_column("", no_wrap=True, max_width=24)
+    table.add_column("next token", no_wrap=True, max_width=18)
+    narrow = out.width < 90
+    for heading in ("p", "exact to", *(() if narrow else ("tokens", "σ₀")), "R", "first in U₀"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in zip(names, c.models.to_dict("records"), strict=True):
+        if not pd.isna(row["first_seen"]):
+            where = f"{row['first_seen']} ({row['depth']:.0%})"
+        elif not pd.isna(row["among"]):
+            where = f"among {row['among']} ({row['depth_among']:.0%})"
+        else:
+            where = "no layers" if pd.isna(row["layers"]) else "never"
+        more = () if narrow else (str(row["tokens"]), _number(row["sigma"], "sigma"))
+        cells = (f"{row['probability']:.1%}", f"{row['reconstruction']:.0e}", *more)
+        table.add_row(Text(name), visible(row["prediction"]), *cells, _number(row["stable_rank"], "stable_rank"), where)
+    out.print(table)
+    out.print()
+    _compared_words(out, c, names)
+    if len(c.stretches):
+        out.print()
+        _stretches(out, c, names)
+    same = c.overlaps[c.overlaps["stretch"].isna()]
+    pairs = [f"{_name(r, names)}: {_shared(r['jaccard'])}" for r in same.to_dict("records")]
+    apart = c.overlaps[c.overlaps["stretch"].notna()]
+    legend = [
+        "exact to: ‖J x + b - y‖ / ‖y‖. σ₀ and R: largest singular value and stable rank of all tokens' blocks side by "
+        "side. first in U₀: the first layer at which the prediction is the first word that they write, and its share "
+        "of the depth; among: is one of those decoded.",
+        f"Words in common (Jaccard), of all tokens: {'; '.join(pairs)}.",
+    ]
+    if len(apart):
+        by_side = apart.groupby("side", sort=False)[["jaccard", "elsewhere"]].mean()
+        sides = [f"{'written' if side == 'output' else 'read'} {_shared(r.jaccard)}, elsewhere in the prompt "
+                 f"{_shared(r.elsewhere)}" for side, r in by_side.iterrows()]  # fmt: skip
+        legend.append(f"Of each stretch, on average: {'; '.join(sides)}.")
+    legend += c.why
+    out.print()
+    out.print(Text(" ".join(legend), style="dim"))
+
+
+def _subjects(c: Comparison) -> list[str]:
+    """The name of each model, with its convention where there are several."""
+    several = c.models["convention"].nunique() > 1
+    rows = c.models.to_dict("records")
+    return [f"{row['model']}, {row['convention']}" if several else row["model"] for row in rows]
+
+
+def _name(row: dict[Any, Any], names: Sequence[str]) -> str:
+    several = f"{row['model']}, {row['convention']}" in names
+    one, other = (row["model"], row["convention"]), (row["other"], row["other_convention"])
+    return " and ".join(", ".join(who) if several else who[0] for who in (one, other))
+
+
+def _shared(index: float | None) -> str:
+    return "none to compare" if index is None or math.isnan(index) else f"{index:.2f}"
+
+
+def _compared_words(out: Console, c: Comparison, names: Sequence[str]) -> None:
+    """What all tokens together write with their first vector, model by model, and the leading singular values."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table.add_column("", no_wrap=True, max_width=24)
+    table.add_column("σ / σ₀", no_wrap=True)
+    table.add_column("writes (U₀)", no_wrap=True, width=max(8, out.width - 24 - 25))
+    for name, row in zip(names, c.models.to_dict("records"), strict=True):
+        own = {
+            key: t[(t["model"] == row["model"]) & (t["convention"] == row["convention"]) & t["position"].isna()]
+            for key, t in (("spectra", c.spectra), ("words", c.words))
+        }
+        values = " ".join(f"{v:.2f}" for v in own["spectra"]["normalized"][:4])
+        words = own["words"][own["words"]["vector"] == 0]["word"]
+        table.add_row(Text(name), values, Text(" ".join(visible(w.strip() or w) for w in words)))
+    out.print(table)
+
+
+def _stretches(out: Console, c: Comparison, names: Sequence[str]) -> None:
+    """Stretch x model: its share of the logit, and in how many tokens, where it is not one."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table.add_column("share of the logit", no_wrap=True, max_width=28)
+    fitting = max(1, (out.width - 30) // 18)
+    for name in names[:fitting]:
+        table.add_column(Text(name), justify="right", no_wrap=True, max_width=16)
+    for _, rows in c.stretches.groupby("stretch"):
+        cells = [
+            "" if pd.isna(row["share"]) else f"{_number(row['share'], 'share')}" +
+            (f" in {row['tokens']}" if row["tokens"] > 1 else "")
+            for row in rows.to_dict("records")
+        ]  # fmt: skip
+        table.add_row(Text(_readable(rows["text"].iloc[0])), *cells[:fitting])
+    out.print(table)
+    if len(names) > fitting:
+        out.print(Text(f"{len(names) - fitting} more do not fit; --json and --out have all.", style="dim"))
+
+
+MEASURES = {
+    "reconstruction": ("reconstruction", False),
+    "ordinary": ("the ordinary Jacobian's", False),
+    "writes_together": ("prediction in U₀, all tokens", True),
+    "writes_last": ("prediction in U₀, last token", True),
+    "writes_any": ("prediction in U₀, any token", True),
+    "reads_own": ("tokens' own word in V₀", True),
+    "seen": ("prediction first in U₀ at a layer", True),
+    "seen_depth": ("at that share of depth", True),
+}
+"""Measures of a summary as they are shown, and whether as percentages."""
+
+
+def show_summary(out: Console, s: Summary) -> None:
+    """How many prompts there were, what they say on average, with intervals, and why some failed."""
+    subjects = list(dict.fromkeys(zip(s.coverage["model"], s.coverage["convention"], strict=True)))
+    fitting = max(1, (out.width - 36) // 27)
+    for start in range(0, len(subjects), fitting):
+        out.print()
+        out.print(_summary_table(s, subjects[start : start + fitting]))
+    out.print()
+    same = s.overlaps[s.overlaps["category"].isna() & (s.overlaps["of"] == "together")]
+    for row in same.to_dict("records"):
+        who = f"{row['model']}, {row['convention']} and {row['other']}, {row['other_convention']}"
+        chance = "" if pd.isna(row["chance"]) else f", on other prompts {row['chance']:.2f}"
+        out.print(Text(f"words in common, {who}: {_averaged(pd.DataFrame([row]), False)}{chance}"))
+    for row in s.failures.to_dict("records"):
+        what = f"{row['prompts']} failed with {row['model']}, {row['convention']}: {_readable(row['reason'])}"
+        out.print(Text(what, style="red"))
+    absent = f" Not asked for: {', '.join(s.absent)}." if s.absent else ""
+    legend = (
+        "Means over prompts, in brackets their 95 % bootstrap interval; none where there is one prompt or all are "
+        f"alike.{absent}"
+    )
+    out.print()
+    out.print(Text(legend, style="dim"))
+
+
+def _summary_table(s: Summary, subjects: Sequence[tuple[str, str]]) -> Table:
+    """A line for each number, a column for each model and convention."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    table.add_column("", no_wrap=True, max_width=34)
+    for model, convention in subjects:
+        table.add_column(Text(f"{model}, {convention}"), justify="right", no_wrap=True, max_width=27)
+
+    def own(of: pd.DataFrame, subject: tuple[str, str], /, **keys: Any) -> pd.DataFrame:
+        rows = of[(of["model"] == subject[0]) & (of["convention"] == subject[1])]
+        for key, value in keys.items():
+            rows = rows[rows[key].isna() if value is None else rows[key] == value]
+        return rows
+
+    def line(label: str, rows: pd.DataFrame, percent: bool, /, **keys: Any) -> None:
+        cells = [_averaged(own(rows, subject, category=None, **keys), percent) for subject in subjects]
+        if any(cells):
+            table.add_row(Text(label), *cells)
+
+    counts = [own(s.coverage, subject)[["prompts", "failed"]].sum() for subject in subjects]
+    table.add_row("prompts", *(f"{c['prompts']}" + (f", {c['failed']} failed" if c["failed"] else "") for c in counts))
+    for measure, (label, percent) in MEASURES.items():
+        line(label, s.measures, percent, measure=measure)
+    line("stable rank, first token", s.ranks, False, position=0)
+    line("stable rank, all tokens", s.ranks, False, position=None)
+    for kind in ("token", "constant", "embed", "layer", "outside"):
+        line(f"share of the logit, {kind}", s.shares, True, kind=kind, part=None)
+    for other, of in dict.fromkeys(zip(s.conventions["other"], s.conventions["of"], strict=True)):
+        line(f"distance from {other}, {of}", s.conventions, True, other=other, of=of, measure="distance")
+    return table
+
+
+def _averaged(rows: pd.DataFrame, percent: bool) -> str:
+    """A mean and its interval; nothing where there is none."""
+    if rows.empty:
+        return ""
+    row = rows.iloc[0]
+    numbers = (row["mean"], row["low"], row["high"])
+    mean, low, high = (
+        f"{v:.0%}" if percent else f"{v:.1e}" if 0 < abs(row["mean"]) < 1e-3 else f"{v:.3g}" for v in numbers
+    )
+    return mean if pd.isna(row["low"]) else f"{mean} [{low}, {high}]"
 
 
 def _held(c: Certificate) -> str:

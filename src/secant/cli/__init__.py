@@ -12,10 +12,12 @@ import typer
 
 from secant.cli.architectures import architectures
 from secant.cli.attribute import attribute
+from secant.cli.compare import compare
 from secant.cli.explain import explain
 from secant.cli.screen import screen
 from secant.cli.steer import steer
 from secant.cli.study import merge, study
+from secant.cli.summarize import summarize
 from secant.cli.verify import verify
 
 app = typer.Typer(
@@ -39,7 +41,7 @@ def secant(
         raise typer.Exit
 
 
-for verb in (explain, attribute, screen, verify, architectures, steer, study, merge):
+for verb in (explain, attribute, screen, verify, architectures, steer, compare, study, merge, summarize):
     app.command()(verb)
 
 

@@ -23,6 +23,8 @@ from secant.cli.options import (
     PrecisionOption,
     RemoteOption,
     SeedOption,
+    check_figures,
+    drawn,
     loaded,
     progressing,
     reported,
@@ -79,7 +81,7 @@ def explain(
     if out is not None:
         check(out)
     if figures:
-        _check_figures(out)
+        check_figures(out)
     if highlight and not layers:
         raise sc.SecantError("Words are marked in the map of layers", "--highlight without --layers", "Add --layers.")
     lm = loaded(model, dtype, device, attention, allow_remote_code, allow_pickle)
@@ -129,21 +131,8 @@ def _reported(explanation: Explanation, evidence: Evidence, out: Path) -> str:
     return f"; the page is {out / 'report.html'}"
 
 
-def _check_figures(out: Path | None) -> None:
-    """Raises SecantError where figures have no place, or nothing to draw them."""
-    from secant.errors import SecantError
-    from secant.figures.style import drawing
-
-    if out is None:
-        raise SecantError("Figures are written to a folder", "--figures without --out", "Add --out.")
-    with drawing():
-        pass
-
-
 def _draw(explanation: Explanation, folder: Path) -> None:
     """Every figure of an explanation, as PNG and as PDF."""
-    from secant.figures import explained, save
+    from secant.figures import explained
 
-    for name, figure in explained(explanation).items():
-        for suffix in ("png", "pdf"):
-            save(figure, folder / f"{name}.{suffix}")
+    drawn(explained(explanation), folder)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from secant.model import LM
 
 
@@ -160,3 +163,23 @@ class _Lines:
         left = time_in_words((of - done) / rate)
         typer.echo(f"{what}: {done:,} of {of:,}, {rate:.3g}/s, about {left} left", err=True)
         self._said = now
+
+
+def check_figures(out: Path | None) -> None:
+    """Raises SecantError where figures have no place, or nothing to draw them."""
+    from secant.errors import SecantError
+    from secant.figures.style import drawing
+
+    if out is None:
+        raise SecantError("Figures are written to a folder", "--figures without --out", "Add --out.")
+    with drawing():
+        pass
+
+
+def drawn(figures: Mapping[str, Figure], folder: Path) -> None:
+    """Write figures by name, as PNG and as PDF."""
+    from secant.figures import save
+
+    for name, figure in figures.items():
+        for suffix in ("png", "pdf"):
+            save(figure, folder / f"{name}.{suffix}")

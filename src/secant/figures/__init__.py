@@ -13,6 +13,7 @@ from secant.explanation import Explanation
 from secant.figures.contributions import attribution, flow
 from secant.figures.depth import layer_spectra, path, stable_rank_distribution, stable_ranks
 from secant.figures.measures import faithfulness, reach, steering
+from secant.figures.prompts import emergence, mean_spectra, ranks_by_depth, ranks_by_position, summarized
 from secant.figures.style import save
 from secant.figures.system import jacobian, largest, reconstruction, spectra
 
@@ -21,13 +22,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "attribution",
+    "emergence",
     "explained",
     "faithfulness",
     "flow",
     "jacobian",
     "largest",
     "layer_spectra",
+    "mean_spectra",
     "path",
+    "ranks_by_depth",
+    "ranks_by_position",
     "reach",
     "reconstruction",
     "save",
@@ -35,6 +40,7 @@ __all__ = [
     "stable_rank_distribution",
     "stable_ranks",
     "steering",
+    "summarized",
 ]
 
 

@@ -41,9 +41,13 @@ def embedded(contents: Any) -> str:
     return json.dumps(contents, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(UNSAFE)
 
 
-def html(contents: dict[str, Any], plotly: str) -> str:
+EXPLANATION, SUMMARY = ("template.html.j2", "page.js"), ("summary.html.j2", "summary.js")
+"""The pages that there are: a template, and the script that draws it."""
+
+
+def html(contents: dict[str, Any], plotly: str, page: tuple[str, str] = EXPLANATION) -> str:
     """The document of a page's contents, drawn by the text of plotly.js."""
-    template, css, script = (_own(name) for name in ("template.html.j2", "page.css", "page.js"))
+    template, script, css = (_own(name) for name in (*page, "page.css"))
     policy = {
         "default-src": "'none'",
         "script-src": " ".join(f"'sha256-{_digest(text)}'" for text in (script, plotly)),

@@ -6,7 +6,6 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
@@ -18,7 +17,7 @@ from secant.depths import Layers
 from secant.evidence import Evidence
 from secant.explanation import Explanation
 from secant.generation import Steps
-from secant.readable import visible
+from secant.readable import named, visible
 from secant.spectra import SVD
 
 POINTS = 512
@@ -54,15 +53,6 @@ def shown(token: str) -> str:
     """A token so that all of it can be seen; an accent that comes alone gets something to stand on."""
     text = visible(token)
     return f"\N{DOTTED CIRCLE}{text}" if text and unicodedata.category(text[0]).startswith("M") else text
-
-
-def named(model: str) -> str:
-    """A model's name for a page that may be shown to others: of a folder, its own name and not where it is.
-
-    >>> named("/home/me/models/tiny"), named("Qwen/Qwen3-4B")
-    ('tiny', 'Qwen/Qwen3-4B')
-    """
-    return PurePath(model).name if PurePath(model).is_absolute() else model
 
 
 def brief(number: float | None, digits: int = 4) -> float | None:

@@ -1,0 +1,170 @@
+"""What a study says over many prompts: stable ranks by position and by depth, spectra, and where a prediction comes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from secant.errors import BadArgument
+from secant.figures import style
+from secant.figures.style import COLOURS, ORDER, drawn, panels
+from secant.studies.summary import Summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DASHES = ("-", "--", ":", "-.")
+
+
+@drawn
+def ranks_by_position(summary: Summary, category: str | None = None, ax: Any = None, *, columns: int = 2) -> Figure:
+    """The stable rank of each position's block over prompts, boxes side by side for each model and convention.
+
+    Boxes are quartiles with the median, whiskers reach the 5th and 95th percentile, diamonds are means (J. Golden,
+    arXiv 2505.24293, figure 3). Raises BadArgument where the study has none of this, or no such category.
+    """
+    rows = _chosen(summary.ranks, category, "stable_rank")
+    rows = rows[rows["position"].notna()]
+    figure, (panel,) = panels(ax, 1, columns, 2.4)
+    groups = list(rows.groupby(["model", "convention"], sort=False))
+    width = 0.8 / len(groups)
+    for i, ((model, convention), own) in enumerate(groups):
+        colour = COLOURS[ORDER[_place(summary, model, convention) % len(ORDER)]]
+        lines = {"color": colour, "linewidth": 0.8}
+        boxes = [
+            {"whislo": r.q05, "q1": r.q25, "med": r.median, "q3": r.q75, "whishi": r.q95, "mean": r.mean}
+            for r in own.itertuples(index=False)
+        ]
+        where = own["position"].to_numpy(float) + (i - (len(groups) - 1) / 2) * width
+        panel.bxp(
+            boxes, positions=where, widths=0.8 * width, showfliers=False, showmeans=True, manage_ticks=False,
+            boxprops=lines, whiskerprops=lines, capprops=lines, medianprops={"color": colour, "linewidth": 1.4},
+            meanprops={"marker": "D", "markersize": 3, "markerfacecolor": colour, "markeredgecolor": "none"},
+        )  # fmt: skip
+        panel.plot([], [], color=colour, label=_name(model, convention))
+    panel.set(xlabel=f"position of the token ({_each(rows)})", ylabel="stable rank", yscale="log")
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    style.plain(panel.yaxis)
+    _key(figure, panel, ax)
+    return figure
+
+
+@drawn
+def ranks_by_depth(
+    summary: Summary, category: str | None = None, axes: Any = None, *, part: str = "residual", columns: int = 2
+) -> Figure:
+    """The mean stable rank of all tokens' blocks by share of depth, with its interval: a panel for each span.
+
+    Raises BadArgument where the study has no layers, no such part, or no such category.
+    """
+    rows = _chosen(summary.depths, category, "layers")
+    rows = rows[rows["part"] == part]
+    if rows.empty:
+        parts = ", ".join(dict.fromkeys(summary.depths["part"]))
+        raise BadArgument(f"A part of a layer is one of {parts}", repr(part), "Choose one of them.")
+    spans = list(dict.fromkeys(rows["span"]))
+    figure, found = panels(axes, len(spans), columns, 2.3, sharey=True)
+    for panel, span in zip(found, spans, strict=True):
+        _curves(summary, panel, rows[rows["span"] == span])
+        panel.set(title=f"{part}, {span}", xlabel="share of depth", yscale="log", xlim=(0, 1.03))
+        style.plain(panel.yaxis)
+    found[0].set_ylabel("stable rank")
+    _key(figure, found[-1], axes)
+    return figure
+
+
+@drawn
+def emergence(summary: Summary, category: str | None = None, ax: Any = None, *, columns: int = 1) -> Figure:
+    """The share of prompts whose prediction has been the first word of U₀ of all tokens by each depth of the stream.
+
+    With its interval, by share of depth. Raises BadArgument where the study has no layers, or no such category.
+    """
+    rows = _chosen(summary.emergence, category, "layers")
+    figure, (panel,) = panels(ax, 1, columns, 2.4)
+    _curves(summary, panel, rows[(rows["part"] == "residual") & (rows["span"] == "cumulative")])
+    panel.set(xlabel="share of depth", ylabel=f"prediction seen ({_each(rows)})", ylim=(-0.03, 1.03), xlim=(0, 1.03))
+    _key(figure, panel, ax)
+    return figure
+
+
+@drawn
+def mean_spectra(summary: Summary, category: str | None = None, ax: Any = None, *, columns: int = 1) -> Figure:
+    """The mean of the leading singular values, σ_i / σ_0, of all tokens together, with its interval.
+
+    Raises BadArgument where the study has no spectra, or no such category.
+    """
+    rows = _chosen(summary.spectra, category, "spectra")
+    rows = rows[rows["position"].isna()]
+    figure, (panel,) = panels(ax, 1, columns, 2.4)
+    _curves(summary, panel, rows, "vector")
+    panel.set(xlabel="i", ylabel=f"σᵢ / σ₀, mean ({_each(rows)})", ylim=(0, 1.05))
+    panel.set_xticks(sorted(set(rows["vector"])))
+    _key(figure, panel, ax)
+    return figure
+
+
+def summarized(summary: Summary) -> dict[str, Figure]:
+    """Every figure of a summary that there is something to draw in, by name."""
+    found: dict[str, Figure] = {}
+    if len(summary.ranks):
+        found["ranks_by_position"] = ranks_by_position(summary)
+    if len(summary.depths):
+        found["ranks_by_depth"] = ranks_by_depth(summary)
+    if len(summary.emergence):
+        found["emergence"] = emergence(summary)
+    if len(summary.spectra):
+        found["mean_spectra"] = mean_spectra(summary)
+    return found
+
+
+def _chosen(table: pd.DataFrame, category: str | None, analysis: str) -> pd.DataFrame:
+    """The rows of a category, by default of all prompts."""
+    if table.empty:
+        raise BadArgument(
+            f"This is drawn of studies with the analysis {analysis}", "one without", "Run the study with it."
+        )
+    rows = table[table["category"].isna() if category is None else table["category"] == category]
+    if rows.empty:
+        known = ", ".join(sorted(set(table["category"].dropna()))) or "none"
+        raise BadArgument(f"A category is one of the study's: {known}", repr(category), "Choose one of them.")
+    return rows
+
+
+def _curves(summary: Summary, panel: Any, rows: pd.DataFrame, by: str = "depth") -> None:
+    """A line for each model and convention, and the band of its interval where there is one."""
+    for (model, convention), own in rows.groupby(["model", "convention"], sort=False):
+        i, own = _place(summary, model, convention), own.sort_values(by)
+        colour, label = COLOURS[ORDER[i % len(ORDER)]], _name(model, convention)
+        x = own[by].to_numpy(float)
+        panel.plot(x, own["mean"], DASHES[i % len(DASHES)], marker=".", color=colour, label=label)
+        low, high = (own[end].fillna(own["mean"]).to_numpy(float) for end in ("low", "high"))
+        panel.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _place(summary: Summary, model: str, convention: str) -> int:
+    """Which model and convention it is, in the order of the study: they have one colour in all figures."""
+    every = list(dict.fromkeys(zip(summary.coverage["model"], summary.coverage["convention"], strict=True)))
+    return every.index((model, convention))
+
+
+def _name(model: str, convention: str) -> str:
+    return " ".join(map(style.shown, f"{model}, {convention}".split(" ")))
+
+
+def _each(rows: pd.DataFrame) -> str:
+    """How many prompts there are."""
+    least, most = rows["n"].min(), rows["n"].max()
+    return f"{least} prompts" if least == most else f"{least} to {most} prompts"
+
+
+def _key(figure: Figure, panel: Any, given: Any) -> None:
+    """Names of lines, above a new figure, or in axes that are given."""
+    handles, labels = panel.get_legend_handles_labels()
+    if given is None:
+        across = 1 if figure.get_figwidth() < style.WIDTH[2] else 3
+        legend = figure.legend(handles, labels, loc="outside upper center", ncols=across)
+    else:
+        legend = panel.legend(handles, labels)
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -1,0 +1,70 @@
+"""What is said of a number that every prompt has one of: its mean with an interval, its quantiles, how many prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+LEVEL = 0.95
+"""Confidence of intervals."""
+
+QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
+
+STATISTICS = ["n", "mean", "low", "high", "interval", *QUANTILES]
+"""The columns of a number's statistics."""
+
+JACKKNIFE = 1000
+"""Prompts up to which intervals are bias-corrected and accelerated; it leaves out each in turn, which is quadratic."""
+
+ROOM = 2**22
+"""Resampled numbers that are held at a time."""
+
+ONE, ALIKE, UNDEFINED = "none: one prompt", "none: all alike", "none: too few distinct values"
+"""Why there is no interval."""
+
+
+def interval(values: np.ndarray[Any, Any], seed: int, resamples: int) -> tuple[float, float, str]:
+    """The 95 % bootstrap interval of the mean, and by which method; or NaN, and why there is none.
+
+    >>> interval(np.array([3.0]), 0, 100)
+    (nan, nan, 'none: one prompt')
+    """
+    if len(values) < 2:
+        return np.nan, np.nan, ONE
+    if np.ptp(values) == 0:
+        return np.nan, np.nan, ALIKE  # resampling sees no variation, and would give a width of 0
+    method = "BCa" if len(values) <= JACKKNIFE else "percentile"
+    found = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=resamples, batch=max(1, ROOM // len(values)), vectorized=True, axis=-1,
+        confidence_level=LEVEL, method=method, random_state=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    if np.isnan(found.low) or np.isnan(found.high):
+        return np.nan, np.nan, UNDEFINED
+    return float(found.low), float(found.high), method
+
+
+def described(values: pd.DataFrame, keys: Sequence[str], seed: int, resamples: int) -> pd.DataFrame:
+    """A row for each combination of the keys: the statistics of the column `value`, of which each prompt has one.
+
+    Each is given of all prompts (category missing), and of those of each category. Missing values count in no n.
+    """
+    values = values[values["value"].notna()]
+    several = values[values["category"].notna()]
+    groups = [(frame, by) for frame, by in ((values, [*keys]), (several, [*keys, "category"])) if len(frame)]
+    rows = []
+    for frame, by in groups:
+        for key, own in frame.groupby(by, sort=False, dropna=False):
+            numbers = own["value"].to_numpy(float)
+            low, high, how = interval(numbers, seed, resamples)
+            quantiles = np.quantile(numbers, list(QUANTILES.values()))
+            rows.append(
+                {"category": None, **dict(zip(by, key, strict=True)), "n": len(numbers), "mean": numbers.mean(),
+                 "low": low, "high": high, "interval": how, **dict(zip(QUANTILES, quantiles, strict=True))}
+            )  # fmt: skip
+    first = [key for key in ("model", "convention") if key in keys]
+    order = [*first, "category", *(key for key in keys if key not in first), *STATISTICS]
+    return pd.DataFrame(rows, columns=order)
