@@ -23,6 +23,7 @@ from secant.errors import BadArgument, DamagedFile
 from secant.report import document
 from secant.report.overview import contents
 from secant.studies import reading
+from secant.studies.measures import shares
 from secant.studies.statistics import ALIKE, JACKKNIFE, ONE, interval
 
 HOSTILE = "</script><img src=x onerror=window.ran=1>"
@@ -200,6 +201,16 @@ def test_shares_by_hand(summary: sc.Summary, rows: dict[str, pd.DataFrame]) -> N
         assert sum(row.mean for row in both) == pytest.approx(1)
         assert {row.n for row in both} == {11}
         assert one(summary.shares, **where, kind="outside").mean == 0
+
+
+def test_shares_without_parts(rows: dict[str, pd.DataFrame]) -> None:
+    """Of tokens and constants alone, as the analysis attribution has them: they are the same."""
+    both = rows["contributions"]
+    some = shares(both[both["kind"].isin(["token", "constant"])])
+    every = shares(both)
+    keys = ["model", "convention", "prompt", "kind"]
+    one, other = (t[t["kind"].isin(["token", "constant"])].set_index(keys)["value"].sort_index() for t in (some, every))
+    pd.testing.assert_series_equal(one, other)
 
 
 def test_overlaps_by_hand(summary: sc.Summary, rows: dict[str, pd.DataFrame]) -> None:

@@ -47,7 +47,7 @@ def emerged(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def shares(rows: pd.DataFrame) -> pd.DataFrame:
     """The share of the logit by kind, of layers also by part; where a sum is there, a kind without a row adds 0."""
     layers = rows[rows["kind"] == "layer"]
-    parts = layers.assign(kind="layer." + layers["name"].str.rpartition(".")[2])
+    parts = layers.assign(kind="layer." + layers["name"].str.split(".").str[-1])
     sums = pd.concat([rows, parts], ignore_index=True).groupby([*STAMP, "kind"], dropna=False)["contribution"].sum()
     sums = sums.unstack("kind")
     for kinds in (TOTAL, WRITTEN):
