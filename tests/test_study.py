@@ -196,7 +196,7 @@ def test_a_prompt_that_fails_is_a_row(lm: sc.LM, tmp_path: Path, monkeypatch: py
         ({"convention": "half"}, "conventions: ['gate'] there, ['half'] here"),
         ({"analyses": ["spectra"]}, "analyses: "),
         ({"k": 2}, "k: 4 there, 2 here"),
-        ({"prompts": [*PROMPTS[:-1], "of"]}, "digest: "),
+        ({"prompts": [*PROMPTS[:-1], "of"]}, "digest of the prompts: "),
         ({"prompts": PROMPTS[:-1]}, "prompts: 11 there, 10 here"),
         ({"dtype": "float32"}, "'dtype': 'float64'"),
         ({"threads": 2}, "threads: 1 there, 2 here"),
