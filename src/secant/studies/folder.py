@@ -82,7 +82,8 @@ def _comparable(identity: Identity) -> dict[str, Any]:
     del flat["fingerprints"]
     flat["models"] = [{key: value for key, value in m.items() if key not in ("name", "device")} for m in flat["models"]]
     versions, digest = flat.pop("versions"), flat.pop("digest")
-    return {**flat, "digest of the prompts": digest[:12], **{f"version of {name}": version for name, version in versions.items()}}
+    flat |= {f"version of {name}": version for name, version in versions.items()}
+    return {**flat, "digest of the prompts": digest[:12]}
 
 
 class Folder:
