@@ -19,12 +19,13 @@ import pyarrow.parquet
 import pytest
 import torch
 from safetensors import safe_open
+from tokenizers import normalizers
 from typer.testing import CliRunner
 
 import secant as sc
 from secant.cli import app
 from secant.dictionary import STAMP, STUDY
-from secant.errors import BadArgument, DamagedFile, OutputFailed, SecantError, TooLarge
+from secant.errors import BadArgument, DamagedFile, ModelNotFound, OutputFailed, SecantError, TooLarge
 from secant.studies import analyses, local, work
 from secant.studies.analyses import ANALYSES
 from secant.studies.folder import Folder, read
@@ -198,7 +199,7 @@ def test_a_prompt_that_fails_is_a_row(lm: sc.LM, tmp_path: Path, monkeypatch: py
         ({"k": 2}, "k: 4 there, 2 here"),
         ({"prompts": [*PROMPTS[:-1], "of"]}, "digest of the prompts: "),
         ({"prompts": PROMPTS[:-1]}, "prompts: 11 there, 10 here"),
-        ({"dtype": "float32"}, "'dtype': 'float64'"),
+        ({"dtype": "float32"}, "tiny dtype: float64 there, float32 here"),
         ({"threads": 2}, "threads: 1 there, 2 here"),
     ],
 )
@@ -226,6 +227,63 @@ def test_another_version_or_other_weights_are_refused(folder: Path, plain: sc.St
     (out / "study.json").write_text(json.dumps(spec))
     with pytest.raises(BadArgument, match=r"version of transformers: 4\.0\.0 there"):
         sc.study(PROMPTS, str(folder), **how)
+
+
+def test_another_model_is_refused_where_nothing_is_left_to_compute(
+    folder: Path, plain: sc.Study, tmp_path: Path
+) -> None:
+    changed = tmp_path / folder.name
+    shutil.copytree(folder, changed)
+    lm = sc.load(folder, dtype="float64")
+    with torch.no_grad():
+        lm.model.lm_head.weight[3, 4] += 1e-9
+    lm.model.save_pretrained(changed)
+    before = (plain.folder / "study.json").read_text()
+    how = {"out": plain.folder, "shard": 2, "threads": 1, "dtype": "float64"}
+    for workers in (None, 2):
+        with pytest.raises(BadArgument, match="other weights"):
+            sc.study(PROMPTS, str(changed), workers=workers, **how)
+    assert (plain.folder / "study.json").read_text() == before
+    shutil.copytree(folder, tmp_path / "elsewhere" / folder.name)
+    sc.study(PROMPTS, str(tmp_path / "elsewhere" / folder.name), **how)  # the same model in another place
+    assert (plain.folder / "study.json").read_text() == before
+
+
+def test_a_folder_of_something_else_is_left_as_it_is(lm: sc.LM, tmp_path: Path) -> None:
+    for place in ("shards/.mine", "shards", "tables"):
+        out = tmp_path / place.replace("/", "-")
+        (out / place).mkdir(parents=True)
+        (out / place / "words.parquet").write_text("mine")
+        with pytest.raises(BadArgument, match="of something else"):
+            sc.study(PROMPTS, lm, out=out)
+        assert (out / place / "words.parquet").read_text() == "mine"
+        assert not (out / "study.json").exists()
+
+
+def test_a_shard_in_anothers_place_is_noticed(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(plain.folder, out)
+    one, other = sorted((out / "shards").iterdir())[:2]
+    shutil.rmtree(other)
+    shutil.copytree(one, other)
+    with pytest.raises(DamagedFile, match="of another place"):
+        sc.study(PROMPTS, str(folder), out=out, shard=2, threads=1, dtype="float64")
+    with pytest.raises(DamagedFile, match="of another place"):
+        sc.merge([out], tmp_path / "merged")
+
+
+def test_damaged_tables_are_noticed(plain: sc.Study, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(plain.folder, out)
+    file = out / "tables" / "stable_ranks.parquet"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(DamagedFile, match=r"stable_ranks\.parquet"):
+        sc.Study.open(out).to_pandas("stable_ranks")
+    with pytest.raises(DamagedFile, match=r"stable_ranks\.parquet"):
+        sc.summarize(out)
+    assert len(sc.Study.open(out).to_pandas("words"))
 
 
 def test_two_runs_in_one_folder_are_refused(folder: Path, plain: sc.Study) -> None:
@@ -281,7 +339,8 @@ def test_bad_arguments(lm: sc.LM, tmp_path: Path) -> None:
     for wrong in (
         {"analyses": ["nonsense"]}, {"convention": "none"}, {"convention": ["gate", "gate"]}, {"engine": "nonsense"},
         {"workers": 2}, {"engine": "ray"}, {"part": (3, 2)}, {"k": 0}, {"shard": 0}, {"seed": -1}, {"dtype": "float64"},
-        {"max_memory": "much"}, {"workers": 0},
+        {"max_memory": "much"}, {"workers": 0}, {"threads": 0}, {"threads": "2"}, {"part": ("1", "2")},
+        {"part": (2, 2)}, {"device": "cpu"},
     ):  # fmt: skip
         with pytest.raises(SecantError):
             sc.study(PROMPTS, lm, out=tmp_path / "out", **wrong)
@@ -293,6 +352,8 @@ def test_bad_arguments(lm: sc.LM, tmp_path: Path) -> None:
         sc.study(PROMPTS, lm, out=tmp_path / "file")
     with pytest.raises(BadArgument, match="different names"):
         sc.study(PROMPTS, [lm, lm], out=tmp_path / "out")
+    with pytest.raises(BadArgument, match="at least the model's own"):
+        sc.study(PROMPTS, lm, out=tmp_path / "out", precision="float32")
 
 
 # ------------------------------------------------------------------------------------------------ killed, and in parts
@@ -351,6 +412,22 @@ def test_workers_give_the_same_rows_also_when_one_is_killed(folder: Path, plain:
     assert_same(sc.Study.open(out), plain)
 
 
+def test_no_process_stays_behind(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = started(tmp_path, folder, out, workers=2)
+    until(lambda: any(out.glob("shards/0-*")) or process.poll() is not None)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+
+
+def test_a_model_that_does_not_load_in_processes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ModelNotFound):
+        sc.study(PROMPTS, str(tmp_path / "nowhere"), out=tmp_path / "out", workers=2)
+    assert capfd.readouterr().err == ""
+
+
 def test_processes_that_are_always_killed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def pooled(*args: object) -> None:
         raise local.BrokenProcessPool
@@ -362,7 +439,9 @@ def test_processes_that_are_always_killed(folder: Path, tmp_path: Path, monkeypa
 
 def test_parts_merge(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
     how = {"shard": 2, "threads": 1, "dtype": "float64"}
+    del how["threads"]  # of parts one, whatever the machine
     parts = [sc.study(PROMPTS, str(folder), out=tmp_path / f"{i}", part=(i, 3), **how) for i in (1, 2, 3)]
+    how["threads"] = 1
     assert [part.missing for part in parts] == [4, 4, 4]
     assert parts[1].to_pandas()["prompt"].tolist() == [2, 3, 8, 9]
     some = sc.merge([parts[0].folder, parts[2].folder], tmp_path / "merged")
@@ -388,6 +467,23 @@ def test_parts_that_differ_do_not_merge(folder: Path, plain: sc.Study, tmp_path:
         sc.merge([out, plain.folder], tmp_path / "merged")
 
 
+def test_studies_are_read_as_one_only_where_they_asked_the_same(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
+    """Of models of one name, or of one asked in two ways, nothing is averaged."""
+    changed = tmp_path / folder.name
+    shutil.copytree(folder, changed)
+    lm = sc.load(folder, dtype="float64")
+    with torch.no_grad():
+        lm.model.lm_head.weight[3, 4] += 1e-9
+    lm.model.save_pretrained(changed)
+    other = sc.study(["In Marin"], str(changed), out=tmp_path / "other", threads=1, dtype="float64")
+    more = sc.study(["In Marin"], str(folder), out=tmp_path / "more", threads=1, dtype="float64", top=3)
+    same = sc.study(["In Marin"], str(folder), out=tmp_path / "same", threads=1, dtype="float64")
+    for study, said in ((other, "weights or tokenizer of tiny"), (more, "top: 8 there, 3 here")):
+        with pytest.raises(BadArgument, match=said):
+            sc.summarize([plain.folder, study.folder])
+    assert sc.summarize([plain.folder, same.folder]).coverage["prompts"].tolist() == [12]
+
+
 # ------------------------------------------------------------------------------------------------ weights, progress
 
 
@@ -398,9 +494,18 @@ def test_fingerprints(folder: Path, lm: sc.LM) -> None:
     for place in ((0, 0), (31, 5)):
         other = sc.load(folder, dtype="float64")
         with torch.no_grad():
-            other.model.model.layers[0].mlp.up_proj.weight[place] *= 1 + 1e-15
             other.model.model.layers[0].mlp.up_proj.weight[place] += 1e-14
         assert own != work.fingerprint(other.model)
+    swapped = sc.load(folder, dtype="float64")
+    with torch.no_grad():
+        weight = swapped.model.model.layers[0].mlp.up_proj.weight
+        weight.copy_(weight.flip(0))
+    assert own != work.fingerprint(swapped.model)
+    same, other = (work.identified(sc.load(folder, dtype="float64")) for _ in range(2))
+    assert same == other
+    told = sc.load(folder, dtype="float64")
+    told.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert work.identified(told) != same
 
 
 def test_progress_and_what_is_left_is_announced(lm: sc.LM, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -408,11 +513,11 @@ def test_progress_and_what_is_left_is_announced(lm: sc.LM, tmp_path: Path, caplo
     ticks = iter(range(0, 10**6, 50))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["secant.studies.study"].time, "perf_counter", lambda: float(next(ticks)))
-        sc.study(PROMPTS, lm, out=tmp_path, shard=4, analyses=["spectra"], progress=lambda *said: seen.append(said))
-    assert seen == [("prompts", done, 11) for done in (4, 8, 11)]
-    assert caplog.messages[0].startswith("7 more prompts: about 88 s")
-    sc.study(PROMPTS, lm, out=tmp_path, shard=4, analyses=["spectra"], progress=lambda *said: seen.append(said))
-    assert seen[3:] == [("prompts", 11, 11)]
+        sc.study(PROMPTS, lm, out=tmp_path, shard=2, analyses=["spectra"], progress=lambda *said: seen.append(said))
+    assert seen == [("prompts", done, 11) for done in (2, 4, 6, 8, 10, 11)]
+    assert [message.split(",")[0] for message in caplog.messages] == ["7 more prompts: about 3 min"]
+    sc.study(PROMPTS, lm, out=tmp_path, shard=2, analyses=["spectra"], progress=lambda *said: seen.append(said))
+    assert seen[6:] == [("prompts", 11, 11)]
 
 
 def test_how_many_processes_pay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def lines(path: str | Path, what: str) -> list[str]:
     `what` they are, for errors. Raises BadArgument where there is no such file, DamagedFile where it is no such text.
     """
     rule = f"{what} are the lines of a text file"
-    found = [line for line in text(path, rule).splitlines() if line.strip()]
+    found = [line for line in text(path, rule).replace("\r\n", "\n").split("\n") if line.strip()]
     if not found:
         raise DamagedFile(rule, f"{named(path)}, which is empty", "Write one to a line.")
     return found

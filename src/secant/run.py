@@ -261,7 +261,7 @@ def freeze(
         raise BadArgument(f"A convention is one of {', '.join(CONVENTIONS)}", repr(convention), "Choose one of them.")
     lm.ready()
     ids = lm.encode(prompt)
-    system = _precision(lm, precision)
+    system = precision_of(lm, precision)
     top = integer(top, 1, 10**9, "At least one prediction is kept", "top = ")
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise BadArgument("A tolerance is a positive number", f"{tolerance}", "Leave it out, or give such as 1e-6.")
@@ -328,7 +328,8 @@ def _frozen(
     )
 
 
-def _precision(lm: LM, precision: str | torch.dtype | None) -> torch.dtype:
+def precision_of(lm: LM, precision: str | torch.dtype | None) -> torch.dtype:
+    """The type in which a held network is evaluated; by default the model's own. Raises BadArgument below that."""
     system = dtype_of(precision) or lm.dtype
     if torch.promote_types(system, lm.dtype) != system:
         raise BadArgument(

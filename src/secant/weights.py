@@ -13,12 +13,6 @@ from torch import Tensor, nn
 
 from secant.errors import BadWeights, NotExact
 
-BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integers by their size in bytes."""
-
-SAMPLED = 256
-"""Numbers of each tensor that a fingerprint takes as they are."""
-
 UNSAID = {"_name_or_path", "_commit_hash", "transformers_version"}
 """Entries of a configuration that say where it is from, and nothing of what the model does."""
 
@@ -39,7 +33,7 @@ def stamp(model: nn.Module) -> dict[str, int]:
 
 def fingerprint(model: nn.Module) -> str:
     """A digest of a model's configuration and weights, the same wherever it is loaded: of each parameter and buffer its
-    name, type, shape, the sum of its bits and some of its numbers; of those that are offloaded, without the numbers.
+    name, type, shape and numbers; of those that are offloaded, without the numbers.
     """
     digest = hashlib.sha256()
     config = getattr(model, "config", None)
@@ -48,10 +42,8 @@ def fingerprint(model: nn.Module) -> str:
     for name, tensor in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if not tensor.is_meta:
-            numbers = plain(tensor.detach()).reshape(-1)
-            some = numbers[:: max(1, len(numbers) // SAMPLED)].to("cpu", torch.float64)
-            bits = numbers.view(BITS[numbers.element_size()]).sum(dtype=torch.int64).item()
-            digest.update(f"{bits}".encode() + some.numpy().tobytes())
+            numbers = plain(tensor.detach()).reshape(-1).contiguous().cpu()
+            digest.update(numbers.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

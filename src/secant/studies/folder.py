@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,32 @@ class Identity:
     shard: int
     fingerprints: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def labels(self) -> list[str]:
+        """The models' names in the rows."""
+        return [model["label"] for model in self.models]
+
+    @property
+    def key(self) -> str:
+        """The same for the same study, on whatever machine."""
+        return hashlib.sha256(json.dumps(_comparable(self), sort_keys=True).encode()).hexdigest()
+
     def differences(self, other: Identity) -> list[str]:
-        """What is not the same, as "key: here there"."""
+        """What is not the same, as "key: there, here"."""
         mine, theirs = _comparable(self), _comparable(other)
-        return [f"{key}: {mine[key]} there, {theirs[key]} here" for key in mine if mine[key] != theirs[key]] + [
-            f"weights of {label}: others than there"
+        found = [key for key in mine if key in theirs and mine[key] != theirs[key]]
+        return [f"{key}: {mine[key]} there, {theirs[key]} here" for key in found] + [
+            f"weights or tokenizer of {label}: others than there"
             for label in self.fingerprints.keys() & other.fingerprints.keys()
             if self.fingerprints[label] != other.fingerprints[label]
         ]
+
+    def asked(self, label: str) -> Identity:
+        """What was asked of one of its models, whatever the prompts."""
+        models = [model for model in self.models if model["label"] == label]
+        prints = {name: print_ for name, print_ in self.fingerprints.items() if name == label}
+        nothing: dict[str, Any] = {"conventions": [], "analyses": [], "threads": 0, "tensors": False}
+        return replace(self, models=models, fingerprints=prints, prompts=0, digest="", shard=1, **nothing)
 
     @property
     def names(self) -> list[str]:
@@ -77,11 +95,14 @@ def shard_name(model: int, convention: int, number: int) -> str:
 
 
 def _comparable(identity: Identity) -> dict[str, Any]:
-    """Without what may differ between machines: where a model lies, and which weights were looked at yet."""
+    """What rows depend on, key by key: not where a model lies, nor which weights were looked at yet."""
     flat = asdict(identity)
     del flat["fingerprints"]
-    flat["models"] = [{key: value for key, value in m.items() if key not in ("name", "device")} for m in flat["models"]]
-    versions, digest = flat.pop("versions"), flat.pop("digest")
+    versions, digest, models = flat.pop("versions"), flat.pop("digest"), flat.pop("models")
+    flat["models"] = [model["label"] for model in models]
+    for model in models:
+        flat |= {f"{model['label']} {key}": model.get(key) for key in ("dtype", "attention")}
+        flat[f"{model['label']} device"] = (model.get("device") or "cpu").partition(":")[0]
     flat |= {f"version of {name}": version for name, version in versions.items()}
     return {**flat, "digest of the prompts": digest[:12]}
 
@@ -102,26 +123,33 @@ class Folder:
         path = Path(path).absolute()
         check(path)
         try:
-            (path / SHARDS).mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputFailed(
-                f"A study is written to {path}", error.strerror or str(error), "Choose another."
+                f"A study is written to {path}", error.strerror or str(error), "Choose another place."
             ) from error
         with _locked(path):
-            for left in (*path.glob(f"{SHARDS}/.*"), *path.glob(f".{SPEC}.*"), *path.glob(f".{TABLES}.*")):
-                shutil.rmtree(left, ignore_errors=True)  # half-written, by a run that was killed
-            if (path / SPEC).exists():
+            new = not (path / SPEC).exists()
+            for other in (path / SHARDS, path / TABLES):
+                if new and other.exists():
+                    raise BadArgument(
+                        "A study has a folder of its own", f"{path}, which has {other.name} of something else",
+                        "Choose another folder.",
+                    )  # fmt: skip
+            if not new:
                 there = read(path)
                 if differences := there.differences(identity):
                     raise BadArgument(
                         f"A folder holds one study; {path} has another", "; ".join(differences),
                         "Choose another folder, or run the study that it holds.",
                     )  # fmt: skip
-                identity.fingerprints.update(there.fingerprints)
-            elif any(path.glob(f"{SHARDS}/*")):
-                raise DamagedFile(f"A study's folder has its {SPEC}", f"{path} without", "Choose another folder.")
+                identity = there
+            for left in (*path.glob(f"{SHARDS}/.*-*-*.*"), *path.glob(f".{SPEC}.*"), *path.glob(f".{TABLES}.*")):
+                shutil.rmtree(left, ignore_errors=True)  # half-written, by a run that was killed
             folder = cls(path, identity)
-            folder._describe()
+            if new:
+                folder._describe()
+            (path / SHARDS).mkdir(exist_ok=True)
             yield folder
 
     def done(self) -> set[str]:
@@ -145,8 +173,8 @@ class Folder:
             if computed.tensors is not None:
                 (new / "tensors.safetensors").write_bytes(computed.tensors)
             files = {file.name: _digest(file) for file in sorted(new.iterdir())}
-            manifest = {"fingerprint": computed.fingerprint, "files": files}
-            (new / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            about = {"shard": name, "study": self.identity.key, "fingerprint": computed.fingerprint}
+            (new / MANIFEST).write_text(json.dumps({**about, "files": files}, indent=1))
 
     def learn(self, fingerprints: Mapping[str, str]) -> None:
         """Note of which weights the shards are that come. Raises BadArgument where others are there."""
@@ -183,6 +211,8 @@ class Folder:
             new.mkdir()
             written = [name for name in STUDY if _joined(shards, name, new / f"{name}.parquet")]
             columns(*written, of=STUDY).to_csv(new / f"{DESCRIBED}.csv", index=False)
+            files = {file.name: _digest(file) for file in sorted(new.iterdir())}
+            (new / MANIFEST).write_text(json.dumps({"study": self.identity.key, "files": files}, indent=1))
 
     def _describe(self) -> None:
         with replacing(self.path / SPEC) as new:
@@ -207,18 +237,37 @@ def read(path: str | Path) -> Identity:
 
 
 def verify(shard: Path, identity: Identity) -> None:
-    """Raises DamagedFile where a shard is not as it was written, or not of the study's weights."""
+    """Raises DamagedFile where a shard is not as it was written, or not in its place."""
     todo = "Remove this folder, and start the study again: only its prompts are computed anew."
+    manifest = _manifest(shard, todo)
+    for name in manifest["files"]:
+        sound(shard / name, todo)
+    if {file.name for file in shard.iterdir()} != {MANIFEST, *manifest["files"]}:
+        raise DamagedFile("A shard is as it was written", f"{shard} with more files", todo)
+    label = identity.labels[int(shard.name.split("-")[0])]
+    own = (shard.name, identity.key, identity.fingerprints.get(label))
+    if tuple(manifest.get(key) for key in ("shard", "study", "fingerprint")) != own:
+        raise DamagedFile("A shard is where it was written", f"{shard}, of another place, study or model", todo)
+
+
+def sound(file: Path, todo: str = "Run the study again: what is finished is not computed anew.") -> None:
+    """Raises DamagedFile where a file is not as its folder's manifest says that it was written."""
+    digest = _manifest(file.parent, todo)["files"].get(file.name)
     try:
-        manifest = json.loads((shard / MANIFEST).read_text())
-        files: Mapping[str, str] = manifest["files"]
-        wrong = [name for name, digest in files.items() if _digest(shard / name) != digest]
+        if _digest(file) == digest:
+            return
+    except OSError as error:
+        raise DamagedFile("A study's files can be read", f"{file} ({error.strerror or error})", todo) from error
+    raise DamagedFile("A study's files are as they were written", f"{file}, which is not", todo)
+
+
+def _manifest(folder: Path, todo: str) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / MANIFEST).read_text())
+        files: Mapping[str, str] = found["files"]
+        return {**found, "files": dict(files)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedFile("A shard is whole", f"{shard} ({error})", todo) from error
-    if wrong or {file.name for file in shard.iterdir()} != {MANIFEST, *files}:
-        raise DamagedFile("A shard is as it was written", f"{shard / (wrong or [''])[0]}, which is not", todo)
-    if manifest["fingerprint"] not in identity.fingerprints.values():
-        raise DamagedFile("A shard is of the study's models", f"{shard}, of other weights", todo)
+        raise DamagedFile(f"A study's folders have their {MANIFEST}", f"{folder} ({error})", todo) from error
 
 
 def _digest(file: Path) -> str:

@@ -61,7 +61,8 @@ def _separated(path: str | Path) -> Table:
     """Columns of a file with commas or tabs. What they hold is guessed; the chosen ones are read as text."""
     raw = text(path, RULE).encode()
     how: dict[str, Any] = {
-        "read_options": pyarrow.csv.ReadOptions(use_threads=False),  # only so are rows named in errors
+        # without threads, rows are named in errors; in one block, a row may be of any length
+        "read_options": pyarrow.csv.ReadOptions(use_threads=False, block_size=min(max(len(raw), 2**20), 2**31 - 1)),
         "parse_options": pyarrow.csv.ParseOptions(
             delimiter="\t" if Path(path).suffix.lower() == ".tsv" else ",", newlines_in_values=True
         ),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 import torch
 
@@ -77,10 +80,11 @@ def _pooled(work: Work, shards: Sequence[Shard], workers: int) -> Iterator[Compu
         try:
             running: set[Future[Computed]] = set()
             while True:
-                for shard in ahead:
-                    running.add(pool.submit(_computed, shard))
-                    if len(running) == 2 * workers:
-                        break
+                with _uninterrupted():
+                    for shard in ahead:
+                        running.add(pool.submit(_computed, shard))
+                        if len(running) == 2 * workers:
+                            break
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -90,16 +94,43 @@ def _pooled(work: Work, shards: Sequence[Shard], workers: int) -> Iterator[Compu
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let processes start that leave interrupts to this one, from their first line on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 _WORKER: Worker | None = None
+_FAILURE: Exception | None = None
 
 
 def _started(work: Work) -> None:
-    """Load the model, in a process of its own, which leaves interrupts to the one that started it."""
-    global _WORKER
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _WORKER = work.worker()
+    """Load the model, in a process of its own, which ends with the one that started it."""
+    global _WORKER, _FAILURE
+    threading.Thread(target=_follow, daemon=True).start()
+    try:
+        _WORKER = work.worker()
+    except Exception as error:  # raised here, it would be told from a process that was killed by nothing
+        _FAILURE = error
+
+
+def _follow() -> None:
+    """End where the process that started this one has ended, in whatever way."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _computed(shard: Shard) -> Computed:
+    if _FAILURE is not None:
+        raise _FAILURE
     assert _WORKER is not None, "the pool starts each process with a worker"
     return _WORKER(shard)

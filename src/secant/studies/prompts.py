@@ -34,10 +34,10 @@ class Item:
     category: str | None = None
 
     def text(self) -> str:
-        """The prompt for people: its text, or the contents of its messages."""
+        """The prompt for people: its text, or its messages, each with its role: no chat reads as a text does."""
         if isinstance(self.prompt, str):
             return self.prompt
-        return "\n".join(message["content"] for message in self.prompt)
+        return "\n".join(f"[{message['role']}] {message['content']}" for message in self.prompt)
 
 
 def read(
@@ -120,7 +120,7 @@ def _items(prompts: Sequence[Any], categories: Sequence[Any] | None, chat: bool,
         prompt = _prompt(value, f"row {i} of {where}")
         if chat and isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
-        group = None if categories is None or _missing(categories[i]) else str(categories[i])
+        group = None if categories is None or _missing(categories[i]) else str(categories[i]) or None
         items.append(Item(i, prompt, group))
         for part in (items[-1].text(), group or ""):
             _writable(part, f"row {i} of {where}")

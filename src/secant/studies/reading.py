@@ -5,7 +5,7 @@ Several studies are read as one: a prompt is its text, so that models that were 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,20 @@ def opened(path: str | Path) -> Study:
     return study
 
 
+def alike(studies: Sequence[Study]) -> None:
+    """Raises BadArgument where studies asked the same model in other ways, or are of other models of one name."""
+    known: dict[str, Study] = {}
+    for study in studies:
+        for label in study.identity.labels:
+            first = known.setdefault(label, study)
+            if differences := first.identity.asked(label).differences(study.identity.asked(label)):
+                raise BadArgument(
+                    f"Studies are read as one where {label} is one model, asked in one way",
+                    f"{study.folder} beside {first.folder}: {'; '.join(differences)}",
+                    "Summarise each by itself, or rename one of the models' folders and study it anew.",
+                )  # fmt: skip
+
+
 def _file(study: Study, table: str) -> Path:
     return study.folder / TABLES / f"{table}.parquet"
 
@@ -47,6 +61,7 @@ def _rows(study: Study, table: str, columns: Iterable[str], condition: Any = Non
     """Some columns of a table, of the rows that a condition holds for. Raises DamagedFile."""
     file, names = _file(study, table), [*columns]
     try:
+        study.sound(table)
         data = pyarrow.dataset.dataset(file, format="parquet")
         if missing := set(names) - set(data.schema.names):
             raise DamagedFile(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,18 +17,21 @@ import torch
 from secant import __version__
 from secant.dictionary import STUDY
 from secant.errors import BadArgument, integer, seeded
+from secant.loading import ATLAS
 from secant.model import LM, versions
 from secant.resources import announce, peak, size_of
 from secant.rules import CONVENTIONS
 from secant.studies.analyses import ANALYSES, Settings
-from secant.studies.folder import SHARDS, SPEC, TABLES, Folder, Identity, read, shard_name
+from secant.studies.folder import SHARDS, SPEC, TABLES, Folder, Identity, read, shard_name, sound
 from secant.studies.local import inline, local
 from secant.studies.prompts import Item, Prompts, digest, given
-from secant.studies.work import Computed, Shard, Source, Work, Worker
+from secant.studies.work import Computed, Shard, Source, Work, Worker, identified
 from secant.tables import columns
 
 ENGINES = ("local", "ray")
 CPU = torch.device("cpu")
+LOOK = 5.0
+"""Seconds of work by which what is left is told."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -40,6 +43,7 @@ class Study:
     folder: Path
     identity: Identity
     missing: int
+    _sound: set[Path] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: str | Path) -> Study:
@@ -56,16 +60,24 @@ class Study:
     def to_pandas(self, table: str = "prompts") -> pd.DataFrame:
         """The rows of a table, by model, convention and prompt; of shards that are done, where some are not.
 
-        Raises BadArgument where there is no such table.
+        Raises BadArgument where there is no such table, and DamagedFile.
         """
         if table not in self.tables:
             raise BadArgument(
                 f"The tables are {', '.join(self.tables) or 'none yet'}", repr(table), "Choose one of them."
             )
+        self.sound(table)
         integers = {pyarrow.int64(): pd.Int64Dtype()}  # which numpy's can't be missing
         read = pyarrow.parquet.read_table
         some = [read(file).to_pandas(types_mapper=integers.get) for file in self._files(table)]
         return pd.concat(some, ignore_index=True)
+
+    def sound(self, table: str) -> None:
+        """Raises DamagedFile where the files of a table are not as they were written; each is looked at once."""
+        for file in self._files(table):
+            if file not in self._sound:
+                sound(file)
+                self._sound.add(file)
 
     @property
     def failed(self) -> pd.DataFrame:
@@ -124,7 +136,7 @@ def study(
     items = given(prompts)
     models = list(lm) if isinstance(lm, Sequence) and not isinstance(lm, str) else [lm]
     held = [convention] if isinstance(convention, str) else list(convention)
-    _check(models, held, analyses, engine, workers, part, loading)
+    _check(models, held, analyses, engine, workers, threads, part, loading)
     if max_memory is not None:
         size_of(max_memory)  # a wrong size is refused before there is any work
     settings = Settings(
@@ -135,23 +147,33 @@ def study(
         seed=seeded(seed),
     )
     sources = [None if isinstance(one, LM) else Source(str(one), **loading) for one in models]
-    labels = _labels([one.name if isinstance(one, LM) else str(one) for one in models])
+    labels = _labels([one.name if isinstance(one, LM) else _resolved(str(one)) for one in models])
     identity = Identity(
         versions={"secant": __version__, **versions()},
         models=[_described(*each) for each in zip(models, sources, labels, strict=True)],
         conventions=held, precision=precision, analyses=list(settings.analyses), k=settings.k, top=settings.top,
-        seed=settings.seed, threads=threads or _recorded_threads(out) or _threads(engine, workers),
+        seed=settings.seed, threads=threads or _recorded_threads(out) or (1 if part else _threads(engine, workers)),
         tensors=tensors, prompts=len(items), digest=digest(items),
         shard=integer(shard, 1, 10**6, "A shard has some prompts", "shard = "),
     )  # fmt: skip
+    cells = list(_cells(identity, settings, sources, items, part, max_memory))
+    if not any(cell.shards for cell in cells):
+        raise BadArgument(
+            "A part has some shards", f"part {part} of {-(-len(items) // identity.shard)} of them",
+            "Take fewer parts, or smaller shards.",
+        )  # fmt: skip
     with Folder.opened(out, identity) as folder:
-        cells = list(_cells(identity, settings, sources, items, part, max_memory))
         with _place(engine, workers, identity.threads):
-            _compute(folder, cells, models, _engine(engine, workers, gpus), progress)
-        missing = len(set(identity.names) - folder.done())
-        if not missing:
-            folder.finish()
-    return Study(Path(out).absolute(), identity, missing)
+            _compute(folder, cells, models, engine, _engine(engine, workers, gpus), progress)
+        return _ended(folder)
+
+
+def _ended(folder: Folder) -> Study:
+    """The study as it is now; with its tables, where all shards are there."""
+    missing = len(set(folder.identity.names) - folder.done())
+    if not missing:
+        folder.finish()
+    return Study(folder.path, folder.identity, missing)
 
 
 def merge(folders: Sequence[str | Path], out: str | Path) -> Study:
@@ -173,10 +195,7 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> Study:
             folder.learn(part.fingerprints)
             for name in part.names:
                 folder.adopt(Path(one).absolute() / SHARDS / name)
-        missing = len(set(identity.names) - folder.done())
-        if not missing:
-            folder.finish()
-    return Study(Path(out).absolute(), identity, missing)
+        return _ended(folder)
 
 
 @dataclass(frozen=True)
@@ -238,6 +257,7 @@ def _compute(
     folder: Folder,
     cells: Sequence[_Cell],
     models: Sequence[LM | str],
+    engine: str,
     elsewhere: Elsewhere | None,
     progress: Progress | None,
 ) -> None:
@@ -248,15 +268,18 @@ def _compute(
     for cell in cells:
         there = [shard for shard in cell.shards if cell.names[shard.number] in done]
         told.there(sum(len(shard.items) for shard in there))
+        label, one = cell.work.label, models[cell.model]
+        known = label in folder.identity.fingerprints
+        if cell.model not in kept and (elsewhere is None or (known and engine == "local")):
+            kept = {cell.model: one if isinstance(one, LM) else cell.work.source.load()}
+            if known:  # also where nothing is left to compute
+                folder.learn({label: identified(kept[cell.model])})
         if len(there) == len(cell.shards):
             continue
         wanted = {shard.number: shard for shard in cell.shards if cell.names[shard.number] not in done}
         if elsewhere is not None:
             found = elsewhere(cell.work, list(wanted.values()))
         else:
-            one = models[cell.model]
-            if cell.model not in kept:
-                kept = {cell.model: one if isinstance(one, LM) else cell.work.source.load()}
             found = inline(Worker(cell.work, kept[cell.model]), list(wanted.values()))
         for computed in found:
             folder.add(cell.names[computed.number], cell.work.label, computed)
@@ -264,11 +287,12 @@ def _compute(
 
 
 class _Told:
-    """Progress, in prompts, and once what the rest will take."""
+    """Progress, in prompts, and once what the rest will take, by the pace since the first shard was done."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress, self._total, self._done, self._new = progress, total, 0, 0
-        self._start = time.perf_counter()
+        self._start: float | None = None
+        self._said = False
 
     def there(self, count: int) -> None:
         """Prompts whose rows are there already."""
@@ -277,11 +301,14 @@ class _Told:
     def more(self, count: int) -> None:
         """Prompts that were computed now."""
         self._advance(count)
-        first, self._new = not self._new, self._new + count
-        if first:
-            left = self._total - self._done
-            seconds = (time.perf_counter() - self._start) / self._new * left
-            announce(f"{left:,} more prompts", seconds, peak(CPU) or 0, CPU)
+        now = time.perf_counter()
+        if self._start is None:  # loading a model, and starting processes, come once
+            self._start = now
+            return
+        self._new += count
+        if not self._said and now - self._start > LOOK:
+            left, self._said = self._total - self._done, True
+            announce(f"{left:,} more prompts", (now - self._start) / self._new * left, peak(CPU) or 0, CPU)
 
     def _advance(self, count: int) -> None:
         self._done += count
@@ -295,6 +322,7 @@ def _check(
     analyses: Sequence[str],
     engine: str,
     workers: int | None,
+    threads: int | None,
     part: tuple[int, int] | None,
     loading: dict[str, Any],
 ) -> None:
@@ -322,7 +350,10 @@ def _check(
         raise BadArgument("A model in memory is loaded", f"{', '.join(loading)}", "Give these to secant.load.")
     if unknown := set(loading) - {f.name for f in fields(Source)} | {"name"} & set(loading):
         raise BadArgument("A study takes what secant.load takes", f"{', '.join(sorted(unknown))}", "Leave it out.")
-    if part is not None and not (len(part) == 2 and 1 <= part[0] <= part[1]):
+    if threads is not None:
+        integer(threads, 1, 4096, "A worker has some threads", "threads = ")
+    whole = isinstance(part, tuple) and len(part) == 2 and all(isinstance(number, int) for number in part)
+    if part is not None and not (whole and 1 <= part[0] <= part[1]):
         raise BadArgument("A part is such as 2 of 4", repr(part), "Give (2, 4), or 2/4 on the command line.")
 
 
@@ -337,11 +368,18 @@ def _recorded_threads(out: str | Path) -> int | None:
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """Short names of models: the last part of each. Raises BadArgument where two are the same."""
-    labels = [Path(name).name or name for name in names]
+    """Short names of models: the last part of each, or all of it. Raises BadArgument where two are the same."""
+    short = [Path(name).name or name for name in names]
+    labels = [last if short.count(last) == 1 else name for last, name in zip(short, names, strict=True)]
     if len(set(labels)) < len(labels):
-        raise BadArgument("The models of a study have different names", ", ".join(labels), "Rename a folder.")
+        raise BadArgument("The models of a study have different names", ", ".join(labels), "Give each once.")
     return labels
+
+
+def _resolved(name: str) -> str:
+    """A model's folder by its whole path; a name on the hub as it is."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if name != ATLAS and folder.is_dir() else name
 
 
 def _described(one: LM | str, source: Source | None, label: str) -> dict[str, Any]:

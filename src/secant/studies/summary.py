@@ -19,7 +19,7 @@ import pyarrow.dataset
 from secant.errors import BadArgument, integer, seeded
 from secant.files import replacing
 from secant.studies import measures
-from secant.studies.reading import STAMP, SUBJECT, Studies, opened
+from secant.studies.reading import STAMP, SUBJECT, Studies, alike, opened
 from secant.studies.statistics import LEVEL, described
 from secant.tables import saving
 
@@ -30,6 +30,9 @@ ANALYSES = {
     "reconstructions": "reconstruction", "words": "words", "contributions": "attribution", "conventions": "conventions",
 }  # fmt: skip
 """Which analysis of a study writes a table."""
+
+ALSO = {"attribution": "parts"}
+"""An analysis that writes what another one does, and more."""
 
 FIRST = pyarrow.dataset.field("vector") == 0
 TOGETHER = pyarrow.dataset.field("position").is_null()
@@ -130,6 +133,7 @@ def summarize(
     resamples = integer(resamples, 100, 10**6, "An interval takes some resamples", "resamples = ")
     seed = seeded(seed)
     studies = Studies([opened(path) for path in paths])
+    alike(studies.studies)
     report = progress or (lambda what, done, of: None)
     values = _values(studies, report)
 
@@ -153,7 +157,8 @@ def summarize(
         found["overlaps"] = found["overlaps"].merge(means, on=[*by, "category"], how="left")
     else:
         found["overlaps"] = found["overlaps"].assign(chance=pd.Series(dtype=float))
-    absent = sorted({analysis for table, analysis in ANALYSES.items() if not studies.has(table)})
+    asked = {analysis for study in studies.studies for analysis in study.identity.analyses}
+    absent = sorted({analysis for analysis in ANALYSES.values() if not asked & {analysis, ALSO.get(analysis)}})
     return Summary(
         [study.folder.name for study in studies.studies], seed, resamples, absent, coverage, failures, **found
     )

@@ -6,6 +6,8 @@ there are, or on what was computed before it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +21,7 @@ from secant.errors import OutputFailed, SecantError, TooLarge
 from secant.loading import load
 from secant.model import LM
 from secant.resources import is_out_of_memory, limited, unannounced
-from secant.run import Run, freeze
+from secant.run import Run, freeze, precision_of
 from secant.studies.analyses import ANALYSES, Case, Settings
 from secant.studies.prompts import Item
 from secant.weights import fingerprint
@@ -81,11 +83,27 @@ class Work:
         return Worker(self, self.source.load())
 
 
+def identified(lm: LM) -> str:
+    """A digest of all that a model and its tokenizer make a prompt's rows of: weights, vocabulary, chat template."""
+    tokenizer = lm.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        said = [backend.to_str(), getattr(tokenizer, "chat_template", None)]
+    elif hasattr(tokenizer, "get_vocab"):
+        said = [sorted(tokenizer.get_vocab().items()), getattr(tokenizer, "chat_template", None)]
+    else:
+        said = []
+    told = json.dumps([fingerprint(lm.model), lm.attention, *said], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
 class Worker:
     """Computes shards with a model that it keeps."""
 
     def __init__(self, work: Work, lm: LM) -> None:
-        self.work, self.lm, self.fingerprint = work, lm, fingerprint(lm.model)
+        """Raises BadArgument where the precision is below the model's own."""
+        precision_of(lm, work.settings.precision)
+        self.work, self.lm, self.fingerprint = work, lm, identified(lm)
         self._nulls: dict[Side, Null] = {}
 
     def __call__(self, shard: Shard) -> Computed:
