@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from secant.studies.folder import Identity
+from secant.studies.folder import Identity, sign
+from secant.studies.summary import ANALYSES
 
 Subject = tuple[str, str]
 
@@ -101,7 +102,8 @@ def study(
     (folder / "tables").mkdir(parents=True)
     identity = Identity(
         versions={}, models=[{"label": model} for model in dict.fromkeys(model for model, _ in subjects)],
-        conventions=list(dict.fromkeys(convention for _, convention in subjects)), precision=None, analyses=[], k=3,
+        conventions=list(dict.fromkeys(convention for _, convention in subjects)), precision=None,
+        analyses=sorted({analysis for table, analysis in ANALYSES.items() if table not in leave_out}), k=3,
         top=4, seed=seed, threads=1, tensors=False, prompts=prompts, digest="", shard=prompts,
     )  # fmt: skip
     (folder / "study.json").write_text(json.dumps(asdict(identity)))
@@ -119,4 +121,5 @@ def study(
             table = table.astype({"run_forward_equal": "boolean", "reason": "string", "error": "string"})
         table.to_parquet(folder / "tables" / f"{name}.parquet", row_group_size=64)
         found[name] = table
+    sign(folder / "tables")
     return found

@@ -93,7 +93,7 @@ def test_chats(tmp_path: Path, ending: str) -> None:
     path = written(tmp_path / f"p{ending}", pd.DataFrame({"n": [1, 2], "messages": [CHAT, CHAT[1:]]}))
     found = read(path, chat=True)
     assert found == [Item(0, CHAT), Item(1, CHAT[1:])]
-    assert found[0].text() == "Be brief.\nWho?"
+    assert found[0].text() == "[system] Be brief.\n[user] Who?"
     assert digest(found) == digest(given([CHAT, CHAT[1:]])) != digest(given(["Be brief.\nWho?", "Who?"]))
 
 

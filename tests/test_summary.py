@@ -23,6 +23,7 @@ from secant.errors import BadArgument, DamagedFile
 from secant.report import document
 from secant.report.overview import contents
 from secant.studies import reading
+from secant.studies.folder import sign
 from secant.studies.measures import shares
 from secant.studies.statistics import ALIKE, JACKKNIFE, ONE, interval
 
@@ -335,6 +336,9 @@ def test_what_is_no_study(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "s" / "tables" / "words.parquet"
     table = pyarrow.parquet.read_table(file)
     pyarrow.parquet.write_table(table.drop_columns(["predicted"]), file)
+    with pytest.raises(DamagedFile, match=r"words\.parquet, which is not"):
+        sc.summarize(tmp_path / "s")
+    sign(file.parent)
     with pytest.raises(DamagedFile, match="has a column predicted"):
         sc.summarize(tmp_path / "s")
     file.write_bytes(b"nothing")

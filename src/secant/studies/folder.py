@@ -172,9 +172,7 @@ class Folder:
                 pyarrow.parquet.write_table(described(STUDY[table], rows), new / f"{table}.parquet")
             if computed.tensors is not None:
                 (new / "tensors.safetensors").write_bytes(computed.tensors)
-            files = {file.name: _digest(file) for file in sorted(new.iterdir())}
-            about = {"shard": name, "study": self.identity.key, "fingerprint": computed.fingerprint}
-            (new / MANIFEST).write_text(json.dumps({**about, "files": files}, indent=1))
+            sign(new, shard=name, study=self.identity.key, fingerprint=computed.fingerprint)
 
     def learn(self, fingerprints: Mapping[str, str]) -> None:
         """Note of which weights the shards are that come. Raises BadArgument where others are there."""
@@ -211,8 +209,7 @@ class Folder:
             new.mkdir()
             written = [name for name in STUDY if _joined(shards, name, new / f"{name}.parquet")]
             columns(*written, of=STUDY).to_csv(new / f"{DESCRIBED}.csv", index=False)
-            files = {file.name: _digest(file) for file in sorted(new.iterdir())}
-            (new / MANIFEST).write_text(json.dumps({"study": self.identity.key, "files": files}, indent=1))
+            sign(new, study=self.identity.key)
 
     def _describe(self) -> None:
         with replacing(self.path / SPEC) as new:
@@ -248,6 +245,12 @@ def verify(shard: Path, identity: Identity) -> None:
     own = (shard.name, identity.key, identity.fingerprints.get(label))
     if tuple(manifest.get(key) for key in ("shard", "study", "fingerprint")) != own:
         raise DamagedFile("A shard is where it was written", f"{shard}, of another place, study or model", todo)
+
+
+def sign(folder: Path, **about: str) -> None:
+    """Write the manifest of a folder that is whole: a digest of each of its files, and what it is of."""
+    files = {file.name: _digest(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    (folder / MANIFEST).write_text(json.dumps({**about, "files": files}, indent=1))
 
 
 def sound(file: Path, todo: str = "Run the study again: what is finished is not computed anew.") -> None:
