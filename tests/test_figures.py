@@ -10,7 +10,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
 import pytest
 from families import model_of, prompt
 from matplotlib.figure import Figure
@@ -183,16 +182,6 @@ def test_depths(whole: sc.Explanation) -> None:
         np.testing.assert_allclose(ranks, [f.stable_rank for f in wholes if f is not None])
 
 
-def test_the_distribution_of_stable_ranks() -> None:
-    table = pd.DataFrame({"position": [0, 0, 0, 1, 1, 1, None], "stable_rank": [1, 2, 9, 3, 4, 5, 1000.0]})
-    (panel,) = figures.stable_rank_distribution(table).axes
-    medians = [line.get_ydata()[0] for line in panel.lines if line.get_linewidth() == 1.4]
-    means = [float(line.get_ydata()[0]) for line in panel.lines if line.get_marker() == "D"]
-    assert medians == [2, 4]
-    assert means == [4, 4]
-    assert "(3 prompts)" in panel.get_xlabel()
-
-
 def test_bars_add_up_to_the_logit(contributions: Attribution) -> None:
     a = contributions
     for most in (40, 3):
@@ -288,7 +277,7 @@ def drawings(
 ) -> dict[str, Callable[[int], Figure]]:
     """Every figure, one or two columns wide."""
     assert e.layers is not None
-    layers, table = e.layers, e.layers.to_pandas()
+    layers = e.layers
     return {
         "reconstruction": lambda n: figures.reconstruction(e.run, columns=n),
         "jacobian": lambda n: figures.jacobian(e.run.operator(), columns=n),
@@ -296,7 +285,6 @@ def drawings(
         "layer_spectra": lambda n: figures.layer_spectra(layers, columns=n),
         "path": lambda n: figures.path(layers, columns=n),
         "stable_ranks": lambda n: figures.stable_ranks(layers, columns=n),
-        "distribution": lambda n: figures.stable_rank_distribution(table, columns=n),
         "attribution": lambda n: figures.attribution(a, columns=n),
         "flow": lambda n: figures.flow(a, columns=n),
         "faithfulness": lambda n: figures.faithfulness(*judged, columns=n),
@@ -454,7 +442,6 @@ def test_wrong_arguments(whole: sc.Explanation, contributions: Attribution, judg
         (lambda: figures.faithfulness(), "Give one or more"),
         (lambda: figures.faithfulness(*judged, value="logits"), "log-probability, logit"),
         (lambda: figures.reach(), "Give one or more"),
-        (lambda: figures.stable_rank_distribution(pd.DataFrame({"position": [1]})), "without stable_rank"),
         (lambda: figures.stable_ranks(sc.layers(whole.run, 1, all_tokens=False)), "all_tokens=True"),
     ]
     for call, said in wrong:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from secant.explanation import Explanation
 from secant.figures.contributions import attribution, flow
-from secant.figures.depth import layer_spectra, path, stable_rank_distribution, stable_ranks
+from secant.figures.depth import layer_spectra, path, stable_ranks
 from secant.figures.measures import faithfulness, reach, steering
 from secant.figures.prompts import emergence, mean_spectra, ranks_by_depth, ranks_by_position, summarized
 from secant.figures.style import save
@@ -37,7 +37,6 @@ __all__ = [
     "reconstruction",
     "save",
     "spectra",
-    "stable_rank_distribution",
     "stable_ranks",
     "steering",
     "summarized",

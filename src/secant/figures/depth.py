@@ -94,35 +94,6 @@ def stable_ranks(layers: Layers, ax: Any = None, *, columns: int = 1) -> Figure:
     return figure
 
 
-@drawn
-def stable_rank_distribution(table: pd.DataFrame, ax: Any = None, *, columns: int = 1) -> Figure:
-    """The stable rank of each position's block over many prompts: a table with the columns position, stable_rank.
-
-    Boxes are quartiles with the median, whiskers reach the 5th and 95th percentile, diamonds are means. Raises
-    BadArgument for another table.
-    """
-    missing = {"position", "stable_rank"} - set(table)
-    rows = table if missing else table[table["position"].notna()]
-    if missing or rows.empty:
-        got = f"one without {', '.join(sorted(missing))}" if missing else "no rows with a position"
-        raise BadArgument("Stable ranks are a table of position and stable_rank", got, "Give one row for each block.")
-    figure, (panel,) = panels(ax, 1, columns, 2.4)
-    groups = {int(t): own["stable_rank"].to_numpy(float) for t, own in rows.groupby("position")}
-    lines = {"color": COLOURS["blue"], "linewidth": 0.8}
-    panel.boxplot(
-        list(groups.values()), positions=list(groups), whis=(5, 95), showfliers=False, showmeans=True, widths=0.6,
-        boxprops=lines, whiskerprops=lines, capprops=lines, medianprops={"color": COLOURS["blue"], "linewidth": 1.4},
-        meanprops={"marker": "D", "markersize": 3, "markerfacecolor": COLOURS["orange"], "markeredgecolor": "none"},
-        manage_ticks=False,
-    )  # fmt: skip
-    sizes = sorted({len(own) for own in groups.values()})
-    each = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    panel.set(xlabel=f"position of the token ({each} prompts)", ylabel="stable rank", yscale="log")
-    panel.xaxis.get_major_locator().set_params(integer=True)
-    style.plain(panel.yaxis)
-    return figure
-
-
 def _together(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of all tokens together. Raises BadArgument where they were left out."""
     rows = table[table["position"].isna()]
