@@ -271,6 +271,17 @@ def test_wherever_weights_are_kept(checkpoint: Path, tmp_path: Path, kind: str) 
     assert {name: p.is_meta for name, p in model.named_parameters()} == kept
 
 
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_a_fingerprint_is_the_same_wherever_weights_are_kept(checkpoint: Path, tmp_path: Path, kind: str) -> None:
+    away = placed(checkpoint, tmp_path, kind)
+    assert all(p.is_meta for p in away.parameters())
+    assert weights.fingerprint(away) == weights.fingerprint(loaded(checkpoint))
+    other = loaded(checkpoint)
+    with torch.no_grad():
+        next(other.parameters())[3, 2] += 1e-3
+    assert weights.fingerprint(other) != weights.fingerprint(away)
+
+
 @pytest.mark.parametrize("kind", ["memory", "disk", "map"])
 @pytest.mark.parametrize(("own", "wide"), [("bfloat16", "float32"), ("float16", "float32"), ("float32", "float64")])
 def test_a_wider_system_leaves_offloaded_weights_alone(

@@ -33,17 +33,20 @@ def stamp(model: nn.Module) -> dict[str, int]:
 
 def fingerprint(model: nn.Module) -> str:
     """A digest of a model's configuration and weights, the same wherever it is loaded: of each parameter and buffer its
-    name, type, shape and numbers; of those that are offloaded, without the numbers.
+    name, type, shape and numbers, fetched from where accelerate keeps them.
     """
     digest = hashlib.sha256()
     config = getattr(model, "config", None)
     said = {} if config is None else {k: v for k, v in config.to_dict().items() if k not in UNSAID}
     digest.update(json.dumps(said, sort_keys=True, default=str).encode())
-    for name, tensor in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if not tensor.is_meta:
-            numbers = plain(tensor.detach()).reshape(-1).contiguous().cpu()
-            digest.update(numbers.view(torch.uint8).numpy().data)
+    for name, module in model.named_modules():
+        with fetched(module):
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            for key, tensor in own:
+                digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                if not tensor.is_meta:
+                    numbers = plain(tensor.detach()).reshape(-1).contiguous().cpu()
+                    digest.update(numbers.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
