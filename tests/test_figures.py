@@ -415,6 +415,7 @@ def test_what_can_not_be_written(tmp_path: Path) -> None:
 
 
 def test_axes_that_are_given_and_nothing_is_left_behind(whole: sc.Explanation, contributions: Attribution) -> None:
+    matplotlib.get_backend()  # which is found out when it is first asked for, whoever asks
     before = matplotlib.rcParams.copy()
     figure = Figure()
     axes = figure.subplots(1, 2)
