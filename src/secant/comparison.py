@@ -267,7 +267,7 @@ def _words(t: int | None, token: str | None, vector: int, side: str, words: Sequ
 
 
 def _spectrum(t: int | None, f: SVD) -> list[Row]:
-    block = {i: b for b, own in enumerate(f.blocks) for i in own}
+    block = f.block_of
     return [
         {"position": t, "vector": i, "block": block[i], "sigma": s, "normalized": s / f.S[0].item() if f.S[0] else None,
          "residual": f.residuals[i].item()}

@@ -67,7 +67,7 @@ class Explanation:
 
     def words(self) -> pd.DataFrame:
         """A row for each decoded word; vectors, ranks and blocks (of near-equal singular values) count from 0."""
-        of = [{i: b for b, block in enumerate(f.blocks) for i in block} for f in self.svds]
+        of = [f.block_of for f in self.svds]
         rows = [
             (t, self.run.tokens[t], i, of[t][i], self.svds[t].S[i].item(), side, rank, w.token, w.id, w.score, w.z)
             for side, decoded in (("output", self.outputs), ("input", self.inputs))

@@ -256,7 +256,7 @@ def _tests(
     whose = dict(zip(ranks.tokens.tolist(), ranks.whose.tolist(), strict=True))
     rows = []
     for n, ((layer, t, i, f), best) in enumerate(zip(places, decoded, strict=True)):
-        block = next(b for b, own in enumerate(f.blocks) if i in own)
+        block = f.block_of[i]
         rows.append(
             {
                 "number": number,

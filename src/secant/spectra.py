@@ -93,6 +93,11 @@ class SVD:
         return [range(lo, hi) for lo, hi in pairwise(starts)]
 
     @property
+    def block_of(self) -> list[int]:
+        """The number of each triplet's block."""
+        return [b for b, block in enumerate(self.blocks) for _ in block]
+
+    @property
     def complete(self) -> bool:
         """Whether the last block ends with the last triplet, as far as is known: without J, equal values beyond as many
         as were looked for stay unseen.
@@ -101,11 +106,10 @@ class SVD:
 
     def to_pandas(self) -> pd.DataFrame:
         """A row for each triplet: its block of near-equal singular values, σ, energy so far, residual."""
-        block = {i: b for b, own in enumerate(self.blocks) for i in own}
         return pd.DataFrame(
             {
                 "vector": range(len(self.S)),
-                "block": [block[i] for i in range(len(self.S))],
+                "block": self.block_of,
                 "sigma": wide(self.S).numpy(),
                 "energy": wide(self.energy).numpy(),
                 "residual": wide(self.residuals).numpy(),

@@ -88,8 +88,7 @@ def spectra(case: Case) -> Tables:
     rows = [
         (t, token, i, b, s, s / f.S[0].item() if f.S[0] > 0 else 0.0, f.residuals[i].item())
         for t, token, f in case.each()
-        for b, block in enumerate(f.blocks)
-        for i, s in ((i, f.S[i].item()) for i in block)
+        for i, (b, s) in enumerate(zip(f.block_of, f.S.tolist(), strict=True))
     ]
     return {"singular_values": _table(rows, "position token vector block sigma normalized residual")}
 
@@ -129,7 +128,7 @@ def words(case: Case) -> Tables:
         kept = [min(f.U.shape[1], int((f.S > 0).sum())) for *_, f in some]  # a zero block has no directions
         decoded = iter(_decoded(case, side, [f for *_, f in some], kept))
         for (t, token, f), count in zip(some, kept, strict=True):
-            block = {i: b for b, own in enumerate(f.blocks) for i in own}
+            block = f.block_of
             own = None if t is None else case.run.ids[t]
             rows += [
                 (t, token, i, block[i], f.S[i].item(), side, rank, *astuple(w), w.id == predicted, w.id == own)

@@ -176,13 +176,14 @@ class Folder:
 
     def learn(self, fingerprints: Mapping[str, str]) -> None:
         """Note of which weights the shards are that come. Raises BadArgument where others are there."""
+        before = len(self.identity.fingerprints)
         for label, fingerprint in fingerprints.items():
             if self.identity.fingerprints.setdefault(label, fingerprint) != fingerprint:
                 raise BadArgument(
                     f"A study is of one model {label}", "other weights than its finished shards are of",
                     "Choose another folder, or the model that it holds.",
                 )  # fmt: skip
-        if read(self.path).fingerprints != self.identity.fingerprints:
+        if len(self.identity.fingerprints) > before:
             self._describe()
 
     def adopt(self, shard: Path) -> None:
