@@ -233,8 +233,8 @@ class Mode(TorchFunctionMode):
         return self.step(func, args, kwargs, into, plain)
 
     def still(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one call without a live tensor in it."""
-        return func(*args, **kwargs)
+        """Run one call without a live tensor in it, and without a graph of what else requires grad."""
+        return unrecorded(func, args, kwargs)
 
     def _is_foreign(self, tensor: Tensor) -> bool:
         """Whether a tensor requires grad for a reason of its own, and does not descend from the input."""
@@ -339,7 +339,7 @@ class Record(Mode):
 
     def still(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one call without a live tensor in it; a function of a held function of a root is one of that root too."""
-        out = unrecorded(func, args, kwargs)
+        out = super().still(func, args, kwargs)
         row = ROWS.get(func)
         self._follow(row, out, args, kwargs)
         if row is not None and row.elementwise and any(t in self.known for t in tensors((args, kwargs))):
