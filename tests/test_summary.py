@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -251,18 +252,30 @@ def test_conventions_by_hand(summary: sc.Summary, rows: dict[str, pd.DataFrame])
 
 
 def test_failures_are_counted(summary: sc.Summary) -> None:
-    assert summary.coverage["prompts"].sum() == 36
-    assert summary.coverage["failed"].sum() == 3
+    assert (summary.runs["prompts"].sum(), summary.runs["failed"].sum()) == (36, 3)
+    named = summary.coverage[summary.coverage["category"].notna()]
+    assert (named["prompts"].sum(), named["failed"].sum()) == (36, 3)
     row = one(summary.failures, **SMALL)
     assert (row.category, row.error, row.prompts, row.example) == ("counts", "BadPrompt", 1, "prompt 3")
     assert "Every word must be known" in row.reason
     assert one(summary.coverage, **SMALL, category="counts").forward_equal == 5
 
 
+def test_positions_that_few_prompts_reach_are_not_drawn(summary: sc.Summary) -> None:
+    counts = {None: 200, 0: 200, 1: 200, 2: 90, 3: 10, 4: 9}
+    ranks = pd.DataFrame(
+        [{**SMALL, "category": c, "position": p, "n": n} for c, part in ((None, 1), ("facts", 10))
+         for p, n in ((p, -(-n // part)) for p, n in counts.items())]
+    ).astype({"position": "Int64"})  # fmt: skip
+    found = replace(summary, ranks=ranks)
+    assert found.common_positions() == [0, 1, 2, 3]
+    assert found.common_positions("facts") == [0, 1, 2, 3, 4]  # 20 prompts at most, and one of them is one in twenty
+
+
 def test_all_prompts_failed(tmp_path: Path) -> None:
     study(tmp_path / "all", prompts=2, failing=(0, 1))
     found = sc.summarize(tmp_path / "all")
-    assert found.coverage["failed"].sum() == found.coverage["prompts"].sum() == 6
+    assert found.runs["failed"].sum() == found.runs["prompts"].sum() == 6
     assert set(found.tables()) == {"coverage", "failures"}
     found.save(tmp_path / "out")
     found.report(tmp_path / "page.html")

@@ -637,7 +637,7 @@ TABLES: dict[str, Table] = {
             "model": MODEL,
             "convention": CONVENTION,
             "precision": _text("the type the linear system was evaluated in"),
-            "category": _text("the prompts' category; missing: they have none"),
+            "category": _text("the prompts' category; missing: all prompts, with one or without"),
             "prompts": _integer("how many prompts were studied", "prompts"),
             "failed": _integer("how many of them failed; these are in no average", "prompts"),
             "least": _integer("fewest tokens of a prompt", "tokens"),

@@ -119,7 +119,7 @@ def comparison(c: Any) -> str:
 def summary(s: Any) -> str:
     """A summary: how many prompts there were, and the measures over all of them."""
     facts = {"studies": ", ".join(s.studies)}
-    facts["prompts"] = f"{s.coverage['prompts'].sum()} runs, {s.coverage['failed'].sum()} failed"
+    facts["prompts"] = f"{s.runs['prompts'].sum()} runs, {s.runs['failed'].sum()} failed"
     rows = []
     for row in s.measures[s.measures["category"].isna()].itertuples(index=False):
         between = row.interval if math.isnan(row.low) else f"{_number(row.low)} to {_number(row.high)}"

@@ -557,7 +557,7 @@ def _summary_table(s: Summary, subjects: Sequence[tuple[str, str]]) -> Table:
         if any(cells):
             table.add_row(Text(label), *cells)
 
-    counts = [own(s.coverage, subject)[["prompts", "failed"]].sum() for subject in subjects]
+    counts = [own(s.runs, subject)[["prompts", "failed"]].sum() for subject in subjects]
     table.add_row("prompts", *(f"{c['prompts']}" + (f", {c['failed']} failed" if c["failed"] else "") for c in counts))
     for measure, (label, percent) in MEASURES.items():
         line(label, s.measures, percent, measure=measure)

@@ -22,10 +22,11 @@ def ranks_by_position(summary: Summary, category: str | None = None, ax: Any = N
     """The stable rank of each position's block over prompts, boxes side by side for each model and convention.
 
     Boxes are quartiles with the median, whiskers reach the 5th and 95th percentile, diamonds are means (J. Golden,
-    arXiv 2505.24293, figure 3). Raises BadArgument where the study has none of this, or no such category.
+    arXiv 2505.24293, figure 3). Positions that fewer than one in twenty prompts reach are left out.
+    Raises BadArgument where the study has none of this, or no such category.
     """
     rows = _chosen(summary.ranks, category, "stable_rank")
-    rows = rows[rows["position"].notna()]
+    rows = rows[rows["position"].isin(summary.common_positions(category))]
     figure, (panel,) = panels(ax, 1, columns, 2.4)
     groups = list(rows.groupby(["model", "convention"], sort=False))
     width = 0.8 / len(groups)

@@ -110,7 +110,8 @@
     exact: (c) => [dots(chosen(data.measures), EXACT, (r) => r.measure), layout(c, axis(c, "", among(EXACT)), axis(c, "error over ‖y‖", { type: "log", exponentformat: "power" }))],
     words: (c) => [dots(chosen(data.measures), WORDS, (r) => r.measure), layout(c, axis(c, "", among(WORDS)), axis(c, "share", { tickformat: ".0%", range: [-0.03, 1.03] }))],
     ranks(c) {
-      const rows = chosen(data.ranks).filter((r) => r.position !== null);
+      const [, common] = data.positions.find(([category]) => category === state.category);
+      const rows = chosen(data.ranks).filter((r) => common.includes(r.position));
       const traces = subjects.map((s, i) => {
         const own = of(rows, s);
         return {
@@ -178,6 +179,7 @@
   }
 
   function drawTables() {
+    table("coverage", chosen(data.coverage), ["model", "convention", "precision", "category", "prompts", "failed", "least", "most", "forward_equal", "reconstruction", "affinity"], ALL);
     table("numbers-measures", chosen(data.measures), ["model", "convention", "measure", ...STATISTICS], ALL);
     table("numbers-ranks", chosen(data.ranks), ["model", "convention", "position", ...STATISTICS, ...QUANTILES], ALL);
     table("numbers-spectra", chosen(data.spectra).filter((r) => (r.position ?? null) === state.position), ["model", "convention", "position", "vector", ...STATISTICS], ALL);
@@ -198,7 +200,6 @@
     draw();
   }
 
-  table("coverage", data.coverage, ["model", "convention", "precision", "category", "prompts", "failed", "least", "most", "forward_equal", "reconstruction", "affinity"]);
   table("failures", data.failures, ["model", "convention", "category", "prompts", "error", "reason", "example"]);
   const options = (node, all) => fill(node, ...all.map(([value, text]) => make("option", { value }, text)));
   if ($("category")) {

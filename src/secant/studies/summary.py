@@ -43,8 +43,8 @@ class Summary:
     """Statistics over the prompts of one study or several, by model, convention and category of prompt.
 
     Each table has `n` prompts, `mean`, its 95 % interval (`low`, `high`, and by which method, or why there is none) and
-    quantiles; `category` is missing where all prompts are meant. `coverage` and `failures` say what there was. A table
-    of an analysis that was not asked for is empty, and `absent` names it.
+    quantiles; `category` is missing where all prompts are meant, with one or without. `coverage` and `failures` say
+    what there was. A table of an analysis that was not asked for is empty, and `absent` names it.
     """
 
     studies: list[str]
@@ -61,6 +61,18 @@ class Summary:
     shares: pd.DataFrame = field(repr=False)
     overlaps: pd.DataFrame = field(repr=False)
     conventions: pd.DataFrame = field(repr=False)
+
+    @property
+    def runs(self) -> pd.DataFrame:
+        """The coverage of all prompts, whatever their category: a row for each model, convention and precision."""
+        return self.coverage[self.coverage["category"].isna()]
+
+    def common_positions(self, category: str | None = None) -> list[int]:
+        """The positions that at least one in twenty of the prompts reach which the most reach: others say little."""
+        rows = self.ranks[self.ranks["position"].notna()]
+        rows = rows[rows["category"].isna() if category is None else rows["category"] == category]
+        most = rows.groupby("position")["n"].max()
+        return sorted(int(position) for position in most.index[most >= most.max() / 20])
 
     def to_pandas(self) -> pd.DataFrame:
         """The measures: a row for each model, convention, category and measure."""
@@ -234,25 +246,24 @@ def _each(table: str, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _covered(prompts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """How many prompts there were of each model, convention, precision and category; and why some failed."""
-    keys = [*SUBJECT, "precision", "category"]
     rows = prompts.assign(failed=prompts["error"].notna() | prompts["reason"].notna())
-    grouped = rows.groupby(keys, dropna=False, sort=False)
-    fine = rows[~rows["failed"]]
-    coverage = grouped.agg(
-        prompts=("prompt", "size"),
-        failed=("failed", "sum"),
-        least=("tokens", "min"),
-        most=("tokens", "max"),
-    )
-    worst = fine.assign(equal=fine["run_forward_equal"].astype(float)).groupby(keys, dropna=False).agg(
-        forward_equal=("equal", "sum"),
-        reconstruction=("run_reconstruction", "max"),
-        affinity=("run_affinity", "max"),
-    )  # fmt: skip
-    coverage = coverage.join(worst).reset_index()
-    coverage = coverage.fillna({"forward_equal": 0}).astype(
-        {"failed": "Int64", "least": "Int64", "most": "Int64", "forward_equal": "Int64"}
-    )
+    rows = rows.assign(equal=rows["run_forward_equal"].where(~rows["failed"]).astype(float))
+    named = rows[rows["category"].notna()]
+    every = [
+        some.groupby([*SUBJECT, "precision", "category"], dropna=False, sort=False).agg(
+            prompts=("prompt", "size"),
+            failed=("failed", "sum"),
+            least=("tokens", "min"),
+            most=("tokens", "max"),
+            forward_equal=("equal", "sum"),
+            reconstruction=("run_reconstruction", "max"),
+            affinity=("run_affinity", "max"),
+        )
+        for some in (rows.assign(category=None), named)
+        if len(some)
+    ]
+    coverage = pd.concat([table.reset_index().astype({"category": object}) for table in every], ignore_index=True)
+    coverage = coverage.astype({"failed": "Int64", "least": "Int64", "most": "Int64", "forward_equal": "Int64"})
     bad = rows[rows["failed"]]
     failures = bad.groupby([*SUBJECT, "category", "error", "reason"], dropna=False, sort=False).agg(
         prompts=("prompt", "size"), example=("text", "first")
