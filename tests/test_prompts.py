@@ -170,6 +170,8 @@ def test_files_that_are_not_what_they_promise(tmp_path: Path) -> None:
         ("head.csv", b"prompt,n\n", "without any"),
         ("ragged.csv", b"prompt,n\na,1\nb,2,3\n", "Row #3: Expected 2 columns, got 3"),
         ("short.csv", b"prompt,n\na,1\nb\n", "Row #3: Expected 2 columns, got 1"),
+        ("open.csv", b'prompt,n\n"a\nb",1\n"c,2\nd,3\n', "from line 4: unexpected end of data"),
+        ("after.tsv", b'prompt\tn\n"a"b\t1\n', "from line 2: .*expected after"),
         ("bad.jsonl", b'{"prompt": "a"}\n\n{"prompt": \n', "line 3: "),
         ("list.jsonl", b'{"prompt": "a"}\n["b"]\n', "line 2: "),
         ("list.json", b'[{"prompt": "a"}, 3]', "got .*3"),

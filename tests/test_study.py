@@ -141,6 +141,17 @@ def test_the_dictionary_has_every_column(whole: sc.Study) -> None:
     pd.testing.assert_frame_equal(whole.columns(), about)
 
 
+def test_in_a_notebook(whole: sc.Study, lm: sc.LM, plain: sc.Study, tmp_path: Path) -> None:
+    shown = whole._repr_html_()
+    worst = whole.to_pandas()["run_reconstruction"].max()
+    assert all(part in shown for part in (f"Study of {lm.name}", "half", f"{worst:.4g}", "3 in shards of 2"))
+    assert "not done" not in shown
+    shutil.copytree(plain.folder, tmp_path / "part")
+    shutil.rmtree(tmp_path / "part" / "tables")
+    shutil.rmtree(tmp_path / "part" / "shards" / plain.identity.names[-1])
+    assert "1 of 6 shards: start it again" in sc.Study.open(tmp_path / "part")._repr_html_()
+
+
 def test_each_prompt_once_in_order(whole: sc.Study) -> None:
     rows = whole.to_pandas()
     assert rows["prompt"].tolist() == [0, 1, 2] * 2

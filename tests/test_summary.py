@@ -375,6 +375,10 @@ def test_saved(summary: sc.Summary, tmp_path: Path) -> None:
     for name, table in summary.tables().items():
         assert len(pd.read_parquet(tmp_path / "out" / f"{name}.parquet")) == len(table)
     assert "writes_together" in summary._repr_html_()
+    study(tmp_path / "s", 2)
+    with pytest.raises(BadArgument, match="holds the study alone"):
+        summary.save(tmp_path / "s")
+    assert not (tmp_path / "s" / "summary.json").exists()
     pd.testing.assert_frame_equal(summary.to_pandas(), summary.measures)
 
 

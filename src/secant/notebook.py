@@ -116,6 +116,23 @@ def comparison(c: Any) -> str:
     return _shown(f"Comparison of {len(rows)} at {c.prompt}", facts, headings, rows, numbers=(3, 4, 5, 6, 7))
 
 
+def study(s: Any) -> str:
+    """A study: how far it is, and how many prompts there are of each model and convention."""
+    own = s.identity
+    facts = {"folder": str(s.folder), "analyses": ", ".join(own.analyses)}
+    facts["prompts"] = f"{own.prompts} in shards of {own.shard}"
+    if s.missing:
+        facts["not done"] = f"{s.missing} of {len(own.names)} shards: start it again, and it goes on"
+    rows: list[tuple[str, ...]] = []
+    if "prompts" in s.tables:
+        done = s.to_pandas()
+        for (model, convention), some in done.groupby(["model", "convention"], sort=False):
+            failed, worst = some["reason"].notna().sum(), some["run_reconstruction"].max()
+            rows.append((model, convention, str(len(some)), str(failed), _number(worst)))
+    headings = ["model", "convention", "prompts", "failed", "‖J x + b - y‖ / ‖y‖ at most"]
+    return _shown(f"Study of {', '.join(own.labels)}", facts, headings, rows, numbers=(2, 3, 4))
+
+
 def summary(s: Any) -> str:
     """A summary: how many prompts there were, and the measures over all of them."""
     facts = {"studies": ", ".join(s.studies)}

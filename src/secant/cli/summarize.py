@@ -29,8 +29,10 @@ def summarize(
     """Average what a study found over its prompts, with intervals, by model, convention and category."""
     import secant as sc
     from secant.files import check
+    from secant.studies.folder import apart
 
     if out is not None:
+        apart(out)
         check(out)
     if figures:
         check_figures(out)

@@ -234,6 +234,12 @@ def read(path: str | Path) -> Identity:
         ) from error
 
 
+def apart(folder: str | Path) -> None:
+    """Raises BadArgument where a folder is a study's own, in which nothing else is written."""
+    if (Path(folder) / SPEC).exists():
+        raise BadArgument("A study's folder holds the study alone", f"{folder}", "Name another folder to write to.")
+
+
 def verify(shard: Path, identity: Identity) -> None:
     """Raises DamagedFile where a shard is not as it was written, or not in its place."""
     todo = "Remove this folder, and start the study again: only its prompts are computed anew."

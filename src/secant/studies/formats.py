@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -59,13 +61,13 @@ def _is_chat(kind: pyarrow.DataType) -> bool:
 
 def _separated(path: str | Path) -> Table:
     """Columns of a file with commas or tabs. What they hold is guessed; the chosen ones are read as text."""
-    raw = text(path, RULE).encode()
+    said, comma = text(path, RULE), "\t" if Path(path).suffix.lower() == ".tsv" else ","
+    _quoted(path, said, comma)
+    raw = said.encode()
     how: dict[str, Any] = {
         # without threads, rows are named in errors; in one block, a row may be of any length
         "read_options": pyarrow.csv.ReadOptions(use_threads=False, block_size=min(max(len(raw), 2**20), 2**31 - 1)),
-        "parse_options": pyarrow.csv.ParseOptions(
-            delimiter="\t" if Path(path).suffix.lower() == ".tsv" else ",", newlines_in_values=True
-        ),
+        "parse_options": pyarrow.csv.ParseOptions(delimiter=comma, newlines_in_values=True),
     }
 
     def parsed(**options: Any) -> pyarrow.Table:
@@ -81,6 +83,19 @@ def _separated(path: str | Path) -> Table:
 
     guessed = parsed()
     return Table(guessed.num_rows, guessed.column_names, _texts(guessed.schema), of)
+
+
+def _quoted(path: str | Path, said: str, comma: str) -> None:
+    """Raises DamagedFile where a quote is left open, which pyarrow takes for a text that goes on to the end."""
+    before, rows = csv.field_size_limit(sys.maxsize), csv.reader(io.StringIO(said), delimiter=comma, strict=True)
+    line = 1
+    try:
+        for _ in rows:
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise _damaged(path, f"the row from line {line}: {error}", "Close its quotes, or write .jsonl.") from error
+    finally:
+        csv.field_size_limit(before)
 
 
 def _json(path: str | Path) -> Table:

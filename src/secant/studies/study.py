@@ -89,6 +89,11 @@ class Study:
         """What the columns of its tables mean."""
         return columns(*self.tables, of=STUDY)
 
+    def _repr_html_(self) -> str:
+        from secant.notebook import study
+
+        return study(self)
+
     def _files(self, table: str) -> list[Path]:
         if self.missing == 0 and (self.folder / TABLES).exists():
             return sorted((self.folder / TABLES).glob(f"{table}.parquet"))

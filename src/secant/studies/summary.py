@@ -19,6 +19,7 @@ import pyarrow.dataset
 from secant.errors import BadArgument, integer, seeded
 from secant.files import replacing
 from secant.studies import measures
+from secant.studies.folder import apart
 from secant.studies.reading import STAMP, SUBJECT, Studies, alike, opened
 from secant.studies.statistics import LEVEL, described
 from secant.tables import saving
@@ -100,7 +101,11 @@ class Summary:
         return {**about, "absent": self.absent, **tables}
 
     def save(self, folder: str | Path) -> None:
-        """Write summary.json, all tables (.parquet and .csv) and columns.csv. Raises OutputFailed."""
+        """Write summary.json, all tables (.parquet and .csv) and columns.csv.
+
+        Raises BadArgument where the folder is a study's, and OutputFailed.
+        """
+        apart(folder)
         with saving(folder, self.tables()) as new:
             (new / "summary.json").write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
 
