@@ -141,10 +141,12 @@ def test_the_dictionary_has_every_column(whole: sc.Study) -> None:
     pd.testing.assert_frame_equal(whole.columns(), about)
 
 
-def test_in_a_notebook(whole: sc.Study, lm: sc.LM, plain: sc.Study, tmp_path: Path) -> None:
+def test_in_a_notebook(whole: sc.Study, plain: sc.Study, tmp_path: Path) -> None:
     shown = whole._repr_html_()
     worst = whole.to_pandas()["run_reconstruction"].max()
-    assert all(part in shown for part in (f"Study of {lm.name}", "half", f"{worst:.4g}", "3 in shards of 2"))
+    assert all(
+        part in shown for part in (f"Study of {whole.identity.labels[0]}", "half", f"{worst:.4g}", "3 in shards of 2")
+    )
     assert "not done" not in shown
     shutil.copytree(plain.folder, tmp_path / "part")
     shutil.rmtree(tmp_path / "part" / "tables")

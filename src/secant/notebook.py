@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from secant.readable import certified, visible
+from secant.readable import certified, named, visible
 
 POSITIVE, NEGATIVE = "#3d8fd1", "#d9702b"
 """Colours of bars."""
@@ -119,7 +119,7 @@ def comparison(c: Any) -> str:
 def study(s: Any) -> str:
     """A study: how far it is, and how many prompts there are of each model and convention."""
     own = s.identity
-    facts = {"folder": str(s.folder), "analyses": ", ".join(own.analyses)}
+    facts = {"folder": named(str(s.folder)), "analyses": ", ".join(own.analyses)}
     facts["prompts"] = f"{own.prompts} in shards of {own.shard}"
     if s.missing:
         facts["not done"] = f"{s.missing} of {len(own.names)} shards: start it again, and it goes on"
