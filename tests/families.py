@@ -104,6 +104,10 @@ OWN: dict[str, dict[str, Any]] = {
         "expert_ffn_hidden_size": 24,
     },
     "mamba2": {"num_heads": 8, "n_groups": 2},
+    "nemotron_h": {
+        "mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 2,
+        "moe_shared_expert_intermediate_size": 24,
+    },
     "qwen4_exp_text": {
         "hc_lowrank": 8, "ngram_vocab_size_base": 50, "make_ngram_vocab_size_divisible_by": 8, "split_ngram_parts": 2,
         "heads_per_ngram": 2,
