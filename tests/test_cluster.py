@@ -1,4 +1,4 @@
-"""Ray's workers, on a cluster of this machine: the same bits, each shard once, also where a worker dies."""
+"""Ray Data's workers, on a cluster of this machine: the same bits, each shard once, also where a worker dies."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from secant.errors import BadArgument, ModelNotFound, SecantError, TooLarge
 from secant.studies import cluster
 from secant.studies.analyses import Settings
 from secant.studies.cluster import on_ray
+from secant.studies.hands import Tally, bear
 from secant.studies.prompts import given
 from secant.studies.work import Computed, Shard, Source, Work
 
@@ -47,11 +48,13 @@ def joined() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Deadly(Work):
-    """Work whose workers are killed at a shard, as where memory is full."""
+    """Work whose workers are killed at a shard, or as they load the model, as where memory is full."""
 
-    at: int = 1
+    at: int | None = 1
 
     def worker(self) -> Callable[[Shard], Computed]:
+        if self.at is None:
+            os.kill(os.getpid(), signal.SIGKILL)
         own = super().worker()
 
         def compute(shard: Shard) -> Computed:
@@ -62,9 +65,27 @@ class Deadly(Work):
         return compute
 
 
+def test_the_tally_knows_who_died_where() -> None:
+    """Three workers: one goes from shard to shard, one dies at shard 1 and one as it loads, twice each."""
+    tally = Tally()
+    assert [tally.begins(hand, None) for hand in "abc"] == [0, 0, 0]
+    assert tally.begins("c", None) == 1
+    for hand, number in (("a", 0), ("b", 1)):
+        tally.ends(hand)
+        assert tally.begins(hand, number) == 0
+    assert tally.begins("c", None) == 1  # others were ready in between
+    assert (tally.begins("b", None), tally.ends("b"), tally.begins("b", 1)) == (1, None, 1)
+    assert (tally.begins("b", None), tally.ends("b"), tally.begins("b", 1)) == (0, None, 2)
+    assert tally.ends("a") is None
+    assert sorted(tally.at_work()) == ["b", "c"]
+    bear(2, 3, None)
+    with pytest.raises(SecantError, match="got 3 that died at that"):
+        bear(3, 3, None)
+
+
 def hands() -> list[psutil.Process]:
     """Processes of workers; Ray calls them by their class."""
-    return [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::Hand")]
+    return [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::MapWorker")]
 
 
 def test_a_worker_that_is_killed_changes_no_bit(
@@ -109,10 +130,14 @@ def test_in_a_cluster_that_is_there(
     for device, said in (("cuda", "0 CPUs|room for 0 of 1"), ("cuda:1", "device 'cuda:1'")):
         with pytest.raises(BadArgument, match=said):
             next(on_ray(replace(work, source=replace(work.source, device=device)), shards))
-    monkeypatch.setattr(cluster, "TRIES", 1)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with pytest.raises(TooLarge, match=r"got 1 that died at prompts from number 2 \("):
-        list(on_ray(Deadly(**{f: getattr(work, f) for f in Work.__dataclass_fields__}), shards, 1))
+    deadly = Deadly(**{f: getattr(work, f) for f in Work.__dataclass_fields__})
+    monkeypatch.setattr(cluster, "TRIES", 1)
+    with pytest.raises(SecantError, match=r"loads the model; got 1 that died at that\."):
+        list(on_ray(replace(deadly, at=None), shards, 1))
+    monkeypatch.setattr(cluster, "TRIES", 2)
+    with pytest.raises(TooLarge, match=r"got 2 that died at prompts from number 2\."):
+        list(on_ray(deadly, shards, 1))
     assert ray.is_initialized()
 
 

@@ -1,27 +1,28 @@
-"""Shards on many machines: Ray's actors each keep one model loaded, and send results back to the one who asked.
+"""Shards on many machines: Ray Data's workers each keep one model loaded, and send results back to the one who asked.
 
-Ray places the actors and carries what goes between them (https://docs.ray.io). Which shard goes to whom is said here,
-in `_in_turn`, for two reasons. A shard that kills whoever computes it must end the study in place of being tried for
-ever, as in Ray Data. And a worker without a place, because others use the cluster or its machine is gone, must not be
-given a shard that it can't begin, as in `ray.util.ActorPool`.
+Ray Data gives each worker of a pool the next shard, starts one that died again, on another machine if need be, and has
+its shard computed again (https://docs.ray.io/en/latest/data). What a worker raises, and how many died at a shard, comes
+back in its rows: see `secant.studies.hands`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import pickle
 import socket
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from secant.errors import BadArgument, SecantError, TooLarge, integer
+from secant.errors import BadArgument, SecantError, integer
 from secant.loading import ATLAS
-from secant.model import versions
+from secant.studies.hands import Hand, Tally
 
 if TYPE_CHECKING:
     from secant.studies.work import Computed, Shard, Work
@@ -30,7 +31,7 @@ TRIES = 3
 """Workers that die at the same shard, or one after the other before any is ready, until the study ends."""
 
 PATIENCE = 60.0
-"""Seconds without anybody at work, after which this is said."""
+"""Seconds until it is said if nobody is at work."""
 
 _LOGGER = logging.getLogger("secant")
 
@@ -39,12 +40,12 @@ def on_ray(
     work: Work, shards: Sequence[Shard], workers: int | None = None, gpus: float | None = None
 ) -> Iterator[Computed]:
     """What Ray's workers compute of these shards, each once, as they are done.
-    A worker has one shard at a time, and keeps what it made of it until that is asked for.
+    A worker has one shard at a time. What nobody asked for yet is in Ray's object store, of which it may take half.
 
     Each worker loads the model once, and has `work.threads` CPUs and so many GPUs: a whole number, or a fraction where
     several share one; by default one where the model goes to CUDA, or to "auto" and the cluster has any. By default
     there are as many `workers` as have room. The cluster is Ray's if it is initialised, or that of RAY_ADDRESS; else
-    one of this machine, which ends with the study. A worker that dies is replaced, and its shard computed again.
+    one of this machine, which ends with the study. A worker that dies is started again, and its shard computed again.
 
     Raises SecantError where Ray is not installed, a cluster can't be reached, or a worker does not start; BadArgument
     where workers have no room, TooLarge where a shard's worker dies three times; and what a worker raises.
@@ -62,18 +63,7 @@ def on_ray(
                 f"Each worker has {each['num_cpus']} CPUs and {each['num_gpus']:g} GPUs of one machine",
                 f"room for {there} of {workers or 1}", "Ask for less, or start more machines first.",
             )  # fmt: skip
-        made, own = ray.remote(**each)(Hand), _everywhere(work)
-        hands: list[Any] = []
-
-        def begin() -> Any:
-            hands.append(made.remote(own))
-            return hands[-1]
-
-        try:
-            yield from _in_turn(ray, begin, min(workers or there, len(shards)), deque(shards))
-        finally:
-            for hand in hands:
-                ray.kill(hand)
+        yield from _streamed(ray, _everywhere(work), shards, min(workers or there, len(shards)), each)
 
 
 def _everywhere(work: Work) -> Work:
@@ -84,93 +74,50 @@ def _everywhere(work: Work) -> Work:
     return replace(work, source=replace(work.source, name=str(folder.absolute())))
 
 
-class Hand:
-    """One of Ray's actors: a worker, where it works."""
-
-    def __init__(self, work: Work) -> None:
-        self._work = work
-
-    def load(self) -> dict[str, str]:
-        """Load the model; the versions that results depend on. Not when it is made: there, Ray hides what is raised."""
-        self._worker = self._work.worker()
-        return versions()
-
-    def compute(self, shard: Shard) -> Computed:
-        """What the worker makes of a shard."""
-        return self._worker(shard)
-
-
-def _in_turn(ray: Any, begin: Callable[[], Any], workers: int, todo: deque[Shard]) -> Iterator[Computed]:
-    """Give each worker that is ready the next shard, and yield what is done: one shard at most on each worker.
-
-    One that died is let go, and another begun: while Ray restarts one itself, it may refuse to be spoken to.
-    """
-    at: dict[Any, tuple[Any, Shard | None]] = {}
-    lost: Counter[int | None] = Counter()  # by shard; None: before any
-    agreed: dict[str, str] = {}
-
-    def load() -> None:
-        hand = begin()
-        at[hand.load.remote()] = hand, None
-
-    for _ in range(workers):
-        load()
-    while todo or any(shard for _, shard in at.values()):
-        done, _ = ray.wait(list(at), timeout=PATIENCE)
-        if not done and not any(shard for _, shard in at.values()):
-            _LOGGER.warning("no worker is ready yet: they load their models, or wait for room on the cluster")
-        for ref in done:
-            hand, shard = at.pop(ref)
-            try:
-                result = ray.get(ref)
-            except ray.exceptions.RayTaskError as error:
-                raise _own(error) from None
-            except ray.exceptions.RayError as error:
-                ray.kill(hand)
-                at_work = None if shard is None else shard.number
-                lost[at_work] += 1
-                _bear(lost[at_work], shard, error)
-                if shard is not None:
-                    todo.appendleft(shard)
-                load()
-                continue
-            if shard is None:
-                _alike(agreed, result)
-                lost[None] = 0
-            if todo:
-                following = todo.popleft()
-                at[hand.compute.remote(following)] = hand, following
-            else:
-                ray.kill(hand)  # which leaves its place to others
-            if shard is not None:
+def _streamed(
+    ray: Any, work: Work, shards: Sequence[Shard], workers: int, each: dict[str, float]
+) -> Iterator[Computed]:
+    """What a pool of Ray Data's makes of shards. Its log goes to its file: what it does not get over is raised."""
+    data: Any = import_module("ray.data")
+    tally = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tally).remote()
+    given = data.from_items([{"shard": pickle.dumps(shard)} for shard in shards], override_num_blocks=len(shards))
+    given.context.enable_progress_bars = False
+    made = given.map_batches(
+        Hand, fn_constructor_args=(ray.cloudpickle.dumps(work), tally, TRIES), batch_size=1, batch_format="pandas",
+        compute=data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1), **each,
+    )  # fmt: skip
+    batches = iter(made.iter_batches(batch_size=None, batch_format="pandas", prefetch_batches=0))
+    first, agreed = {shard.number: shard.items[0].number for shard in shards}, dict[str, str]()
+    patience = threading.Timer(PATIENCE, _say_if_idle, (ray, tally))
+    patience.daemon = True
+    try:
+        with patch.object(logging.getLogger("ray.data"), "handlers", [logging.NullHandler()]):
+            patience.start()
+            for ((result, lost, found),) in (batch.to_numpy() for batch in batches):
+                if isinstance(result, Exception):
+                    raise result
+                _alike(agreed, found)
+                if lost:
+                    _LOGGER.warning("a worker died at prompts from number %d: it was replaced", first[result.number])
                 yield result
+    except ray.exceptions.RayError as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise SecantError(
+            "Ray starts workers and keeps them", " ".join(said[-1].split())[:160],
+            "Each machine needs this secant; if the cluster is gone, start it again.",
+        ) from error  # fmt: skip
+    finally:
+        patience.cancel()
+        batches.close()
+        with suppress(ray.exceptions.RayError):  # who is at work would finish the shard first
+            for actor in [*ray.get(tally.at_work.remote(), timeout=PATIENCE), tally]:
+                ray.kill(actor)
 
 
-def _bear(times: int, shard: Shard | None, error: BaseException) -> None:
-    """Say that a worker died, at a shard or before any. Raises TooLarge or SecantError where it was once too often."""
-    where = "its start" if shard is None else f"prompts from number {shard.items[0].number}"
-    if times < TRIES:
-        _LOGGER.warning("a worker died at %s: another takes its place", where)
-        return
-    said = str(error).strip().splitlines() or [type(error).__name__]
-    got = f"{times} that died at {where} ({' '.join(said[-1].split())[:160]})"
-    if shard is None:
-        todo = "Each machine needs this secant, the model, and memory for it."
-        raise SecantError("A worker starts and loads the model", got, todo) from error
-    raise TooLarge(
-        "Workers must have room for a model and a prompt each", got,
-        "Use fewer workers to a machine, a smaller dtype or max_memory; what was finished is kept.",
-    ) from error  # fmt: skip
-
-
-def _own(error: Any) -> BaseException:
-    """An error as it was raised in a worker; with Ray's account of where, if it is none of secant's."""
-    cause: BaseException | None = getattr(error, "cause", None)
-    if cause is None:
-        return error
-    if not isinstance(cause, SecantError):
-        cause.add_note(str(error))
-    return cause
+def _say_if_idle(ray: Any, tally: Any) -> None:
+    with suppress(ray.exceptions.RayError):
+        if not ray.get(tally.at_work.remote()):
+            _LOGGER.warning("no worker has begun yet: they start, or wait for room on the cluster")
 
 
 def _alike(agreed: dict[str, str], found: dict[str, str]) -> None:
@@ -235,7 +182,7 @@ def joined(cpus: int | None) -> Iterator[None]:
         stack.callback(ray.shutdown)
         try:
             _answers(address)
-            with _loopback(ray) if address == "local" else nullcontext():
+            with _quietly(), _loopback(ray) if address == "local" else nullcontext():
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (OSError, RuntimeError, ValueError) as error:
             raise SecantError(
@@ -256,6 +203,11 @@ def _noted(data: dict[str, Any], *_: Any, **__: Any) -> None:
     """What Ray would print on standard output, which belongs to results."""
     for line in data["lines"]:
         _LOGGER.info("ray: %s", line)
+
+
+def _quietly() -> AbstractContextManager[Any]:
+    """Have Ray print nothing from below Python: it does on standard error, of every actor that may be started again."""
+    return patch.dict(os.environ, {"RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", "fatal")})
 
 
 @contextmanager
