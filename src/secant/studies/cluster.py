@@ -13,7 +13,7 @@ import pickle
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -77,7 +77,7 @@ def _everywhere(work: Work) -> Work:
 def _streamed(
     ray: Any, work: Work, shards: Sequence[Shard], workers: int, each: dict[str, float]
 ) -> Iterator[Computed]:
-    """What a pool of Ray Data's makes of shards. Its log goes to its file: what it does not get over is raised."""
+    """What a pool of Ray Data's makes of shards. What it logs is left out: what it does not get over is raised."""
     data: Any = import_module("ray.data")
     tally = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tally).remote()
     given = data.from_items([{"shard": pickle.dumps(shard)} for shard in shards], override_num_blocks=len(shards))
@@ -86,12 +86,13 @@ def _streamed(
         Hand, fn_constructor_args=(ray.cloudpickle.dumps(work), tally, TRIES), batch_size=1, batch_format="pandas",
         compute=data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1), **each,
     )  # fmt: skip
-    batches = iter(made.iter_batches(batch_size=None, batch_format="pandas", prefetch_batches=0))
+    rows = iter(made.iter_batches(batch_size=None, batch_format="pandas", prefetch_batches=0))
+    quiet = patch.object(logging.getLogger("ray.data"), "handlers", [logging.NullHandler()])
     first, agreed = {shard.number: shard.items[0].number for shard in shards}, dict[str, str]()
     patience = threading.Timer(PATIENCE, _say_if_idle, (ray, tally))
     patience.daemon = True
     try:
-        with patch.object(logging.getLogger("ray.data"), "handlers", [logging.NullHandler()]):
+        with quiet, closing(rows) as batches:
             patience.start()
             for ((result, lost, found),) in (batch.to_numpy() for batch in batches):
                 if isinstance(result, Exception):
@@ -108,7 +109,6 @@ def _streamed(
         ) from error  # fmt: skip
     finally:
         patience.cancel()
-        batches.close()
         with suppress(ray.exceptions.RayError):  # who is at work would finish the shard first
             for actor in [*ray.get(tally.at_work.remote(), timeout=PATIENCE), tally]:
                 ray.kill(actor)
