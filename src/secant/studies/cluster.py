@@ -16,12 +16,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from secant.errors import BadArgument, SecantError, integer
-from secant.loading import ATLAS
 from secant.studies.hands import Hand, Tally
 
 if TYPE_CHECKING:
@@ -63,15 +61,10 @@ def on_ray(
                 f"Each worker has {each['num_cpus']} CPUs and {each['num_gpus']:g} GPUs of one machine",
                 f"room for {there} of {workers or 1}", "Ask for less, or start more machines first.",
             )  # fmt: skip
-        yield from _streamed(ray, _everywhere(work), shards, min(workers or there, len(shards)), each)
-
-
-def _everywhere(work: Work) -> Work:
-    """The same with the folder's whole path: workers start in folders of their own."""
-    folder = Path(work.source.name).expanduser()
-    if work.source.name == ATLAS or not folder.is_dir():
-        return work
-    return replace(work, source=replace(work.source, name=str(folder.absolute())))
+        work = replace(
+            work, source=replace(work.source, name=work.source.place)
+        )  # workers start in folders of their own
+        yield from _streamed(ray, work, shards, min(workers or there, len(shards)), each)
 
 
 def _streamed(

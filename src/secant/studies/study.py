@@ -17,7 +17,6 @@ import torch
 from secant import __version__
 from secant.dictionary import STUDY
 from secant.errors import BadArgument, integer, seeded
-from secant.loading import ATLAS
 from secant.model import LM, versions
 from secant.resources import announce, peak, size_of
 from secant.rules import CONVENTIONS
@@ -152,7 +151,7 @@ def study(
         seed=seeded(seed),
     )
     sources = [None if isinstance(one, LM) else Source(str(one), **loading) for one in models]
-    labels = _labels([one.name if isinstance(one, LM) else _resolved(str(one)) for one in models])
+    labels = _labels([one.name if isinstance(one, LM) else Source(str(one)).place for one in models])
     identity = Identity(
         versions={"secant": __version__, **versions()},
         models=[_described(*each) for each in zip(models, sources, labels, strict=True)],
@@ -379,12 +378,6 @@ def _labels(names: Sequence[str]) -> list[str]:
     if len(set(labels)) < len(labels):
         raise BadArgument("The models of a study have different names", ", ".join(labels), "Give each once.")
     return labels
-
-
-def _resolved(name: str) -> str:
-    """A model's folder by its whole path; a name on the hub as it is."""
-    folder = Path(name).expanduser()
-    return str(folder.resolve()) if name != ATLAS and folder.is_dir() else name
 
 
 def _described(one: LM | str, source: Source | None, label: str) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,7 +20,7 @@ from safetensors.torch import save
 
 from secant.decoding import Null, Side, null
 from secant.errors import OutputFailed, SecantError, TooLarge
-from secant.loading import load
+from secant.loading import ATLAS, load
 from secant.model import LM
 from secant.resources import is_out_of_memory, limited, unannounced
 from secant.run import Run, freeze, precision_of
@@ -37,6 +39,12 @@ class Source:
     attention: str | None = None
     allow_remote_code: bool = False
     allow_pickle: bool = False
+
+    @property
+    def place(self) -> str:
+        """A model's folder by its whole path, wherever a process works; a name on the hub, or of ours, as it is."""
+        folder = Path(self.name).expanduser()
+        return os.path.abspath(folder) if self.name != ATLAS and folder.is_dir() else self.name
 
     def load(self) -> LM:
         """The model. Raises what `secant.load` raises."""
