@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from secant.decoding import Word, decode, null
+from secant.decoding import decode, null, ranked
 from secant.depths import Layers, layers
 from secant.errors import BadArgument, NoPoint
 from secant.explanation import Explanation, explain
@@ -24,7 +24,7 @@ from secant.model import LM, Prompt
 from secant.readable import named
 from secant.resources import limited
 from secant.rules import CONVENTIONS
-from secant.spectra import SVD, svd
+from secant.spectra import svd
 from secant.sweep import STREAM
 from secant.tables import saving
 
@@ -225,17 +225,10 @@ def _subject(
         {"rank": i, "token": p.token, "id": p.id, "probability": p.probability, "logit": p.logit}
         for i, p in enumerate(run.prediction)
     ]
-    words = [
-        *(w for vector, own in enumerate(wrote) for w in _words(None, None, vector, "output", own)),
-        *(
-            w
-            for side, decoded in (("output", e.outputs), ("input", e.inputs))
-            for t, vectors in enumerate(decoded)
-            for vector, own in enumerate(vectors)
-            for w in _words(t, run.tokens[t], vector, side, own)
-        ),
-    ]
-    spectra = [row for t, f in [(None, whole), *enumerate(e.svds)] for row in _spectrum(t, f)]
+    together = {"position": None, "token": None, "side": "output"}
+    words = [{**together, "vector": i, **word} for i, own in enumerate(wrote) for word in ranked(own)]
+    words += e.words().drop(columns=["block", "sigma"]).to_dict("records")
+    spectra = [{"position": t, **row} for t, f in [(None, whole), *enumerate(e.svds)] for row in f.spectrum()]
     spans = run.lm.spans(prompt) if isinstance(prompt, str) else None
     return _Subject(model, convention, about, predictions, rows, spectra, words, spans)
 
@@ -256,23 +249,6 @@ def _seen(depths: Layers | None, top: int) -> dict[int | None, int]:
     rows = rows[(rows["part"] == STREAM) & rows["layer"].notna()]
     places = [None if pd.isna(t) else int(t) for t in rows["position"]]
     return dict(zip(places, map(int, rows["layer"]), strict=True))
-
-
-def _words(t: int | None, token: str | None, vector: int, side: str, words: Sequence[Word]) -> list[Row]:
-    return [
-        {"position": t, "token": token, "vector": vector, "side": side, "rank": rank, "word": w.token, "id": w.id,
-         "score": w.score, "z": w.z}
-        for rank, w in enumerate(words)
-    ]  # fmt: skip
-
-
-def _spectrum(t: int | None, f: SVD) -> list[Row]:
-    block = f.block_of
-    return [
-        {"position": t, "vector": i, "block": block[i], "sigma": s, "normalized": s / f.S[0].item() if f.S[0] else None,
-         "residual": f.residuals[i].item()}
-        for i, s in enumerate(f.S.tolist())
-    ]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------- side by side

@@ -5,10 +5,10 @@ What a direction decodes to says little without what chance decodes to: `null` m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -42,6 +42,11 @@ class Word:
     id: int
     score: float
     z: float | None = None
+
+
+def ranked(words: Sequence[Word]) -> list[dict[str, Any]]:
+    """What a table says of each of a direction's words, best first: rank (from 0), word, id, score and z."""
+    return [{"rank": i, "word": w.token, "id": w.id, "score": w.score, "z": w.z} for i, w in enumerate(words)]
 
 
 @dataclass(frozen=True, eq=False)

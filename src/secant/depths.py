@@ -96,9 +96,9 @@ class Layers:
     def spectra(self) -> pd.DataFrame:
         """A row for each singular value: σ_i and σ_i / σ₀."""
         rows = [
-            (d.layer, d.part, d.span, t, i, s, s / f.S[0].item() if f.S[0] else 0.0)
+            {"layer": d.layer, "part": d.part, "span": d.span, "position": t, **row}
             for d, t, f in self._each()
-            for i, s in enumerate(f.S.tolist())
+            for row in f.spectrum()
         ]
         names = ["layer", "part", "span", "position", "vector", "sigma", "normalized"]
         return pd.DataFrame(rows, columns=names).astype({"position": "Int64"})

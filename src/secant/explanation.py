@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from secant.attribution import Attribution, attribute
-from secant.decoding import Side, Word, decode, null
+from secant.decoding import Side, Word, decode, null, ranked
 from secant.depths import Layers
 from secant.depths import layers as every_layer
 from secant.evidence import Evidence, gathered
@@ -67,13 +67,12 @@ class Explanation:
 
     def words(self) -> pd.DataFrame:
         """A row for each decoded word; vectors, ranks and blocks (of near-equal singular values) count from 0."""
-        of = [f.block_of for f in self.svds]
         rows = [
-            (t, self.run.tokens[t], i, of[t][i], self.svds[t].S[i].item(), side, rank, w.token, w.id, w.score, w.z)
+            {"position": t, "token": self.run.tokens[t], **vector, "side": side, **word}
             for side, decoded in (("output", self.outputs), ("input", self.inputs))
-            for t, vectors in enumerate(decoded)
-            for i, words in enumerate(vectors)
-            for rank, w in enumerate(words)
+            for t, own in enumerate(decoded)
+            for vector, words in zip(self.svds[t].vectors(), own, strict=True)
+            for word in ranked(words)
         ]
         names = ["position", "token", "vector", "block", "sigma", "side", "rank", "word", "id", "score", "z"]
         return pd.DataFrame(rows, columns=names)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import pandas as pd
 import torch
@@ -103,6 +103,19 @@ class SVD:
         as were looked for stay unseen.
         """
         return len(self.S) == min(len(self.U), len(self.V)) or self._apart(len(self.S))
+
+    def vectors(self) -> list[dict[str, Any]]:
+        """What a table says of each triplet that its words, or more, are of: vector, block and sigma."""
+        every = enumerate(zip(self.block_of, self.S.tolist(), strict=True))
+        return [{"vector": i, "block": block, "sigma": sigma} for i, (block, sigma) in every]
+
+    def spectrum(self) -> list[dict[str, Any]]:
+        """What a table of several spectra says of each triplet: also σ / σ₀ (0 where all are 0), and the residual."""
+        rows, top = self.vectors(), self.S[0].item() or 1.0
+        return [
+            {**row, "normalized": row["sigma"] / top, "residual": residual}
+            for row, residual in zip(rows, self.residuals.tolist(), strict=True)
+        ]
 
     def to_pandas(self) -> pd.DataFrame:
         """A row for each triplet: its block of near-equal singular values, σ, energy so far, residual."""

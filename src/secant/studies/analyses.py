@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import pandas as pd
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secant.attribution import attribute
 from secant.costs import counted, ways
-from secant.decoding import Null, Side, Word, decode
+from secant.decoding import Null, Side, Word, decode, ranked
 from secant.depths import layers as every_layer
 from secant.operator import Operator, wide
 from secant.rules import CONVENTIONS
@@ -85,12 +85,8 @@ def reconstruction(case: Case) -> Tables:
 
 def spectra(case: Case) -> Tables:
     """Singular values of each token's block, and of all together."""
-    rows = [
-        (t, token, i, b, s, s / f.S[0].item() if f.S[0] > 0 else 0.0, f.residuals[i].item())
-        for t, token, f in case.each()
-        for i, (b, s) in enumerate(zip(f.block_of, f.S.tolist(), strict=True))
-    ]
-    return {"singular_values": _table(rows, "position token vector block sigma normalized residual")}
+    rows = [{"position": t, "token": token, **row} for t, token, f in case.each() for row in f.spectrum()]
+    return {"singular_values": pd.DataFrame(rows)}
 
 
 def stable_rank(case: Case) -> Tables:
@@ -128,16 +124,15 @@ def words(case: Case) -> Tables:
         kept = [min(f.U.shape[1], int((f.S > 0).sum())) for *_, f in some]  # a zero block has no directions
         decoded = iter(_decoded(case, side, [f for *_, f in some], kept))
         for (t, token, f), count in zip(some, kept, strict=True):
-            block = f.block_of
             own = None if t is None else case.run.ids[t]
             rows += [
-                (t, token, i, block[i], f.S[i].item(), side, rank, *astuple(w), w.id == predicted, w.id == own)
-                for i in range(count)
-                for rank, w in enumerate(next(decoded))
-            ]
-    return {
-        "words": _table(rows, "position token vector block sigma side rank word id score z predicted own"),
-    }
+                {"position": t, "token": token, **vector, "side": side, **word,
+                 "predicted": word["id"] == predicted, "own": word["id"] == own}
+                for vector in f.vectors()[:count]
+                for word in ranked(next(decoded))
+            ]  # fmt: skip
+    names = "position token vector block sigma side rank word id score z predicted own"
+    return {"words": pd.DataFrame(rows, columns=names.split())}
 
 
 def conventions(case: Case) -> Tables:
