@@ -225,8 +225,11 @@ def _subject(
         {"rank": i, "token": p.token, "id": p.id, "probability": p.probability, "logit": p.logit}
         for i, p in enumerate(run.prediction)
     ]
-    together = {"position": None, "token": None, "side": "output"}
-    words = [{**together, "vector": i, **word} for i, own in enumerate(wrote) for word in ranked(own)]
+    words = [
+        {"position": None, "token": None, "vector": i, "side": "output", **word}
+        for i, own in enumerate(wrote)
+        for word in ranked(own)
+    ]
     words += e.words().drop(columns=["block", "sigma"]).to_dict("records")
     spectra = [{"position": t, **row} for t, f in [(None, whole), *enumerate(e.svds)] for row in f.spectrum()]
     spans = run.lm.spans(prompt) if isinstance(prompt, str) else None
