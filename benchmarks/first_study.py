@@ -29,7 +29,8 @@ def said(values: pd.Series, share: bool = False) -> str:
     """The mean over prompts, and its interval."""
     numbers = values.dropna().to_numpy(float)
     low, high, _ = interval(numbers, 0, 2000)
-    form = "{:.0%}" if share else "{:.3g}"
+    few = 0 < min(numbers.mean(), 1 - numbers.mean()) < 0.01  # all but some, or some alone
+    form = ("{:.1%}" if few else "{:.0%}") if share else "{:.3g}"
     ends = "" if low != low else f" [{form.format(low)}, {form.format(high)}]"
     return form.format(numbers.mean()) + ends
 
