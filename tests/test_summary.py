@@ -332,6 +332,9 @@ def test_what_is_not_there_is_left_out(tmp_path: Path) -> None:
     assert {file.stem for file in (tmp_path / "out").glob("*.parquet")} == expected
     assert set(figures.summarized(found)) == {"ranks_by_position", "mean_spectra"}
     found.report(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert 'id="plot-exact"' in page
+    assert 'id="plot-words"' not in page
     with pytest.raises(BadArgument, match="the analysis layers; got one without"):
         figures.emergence(found)
 
