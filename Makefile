@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 ATLAS ?= build/atlas
 CORES := -n auto --maxprocesses 4
 
-.PHONY: help venv demo test check test-architectures test-versions test-oldest test-newest bench atlas clean
+.PHONY: help venv demo test test-slow check test-architectures test-versions test-oldest test-newest bench atlas clean
 
 help:
 	@echo "make demo    set up and explain a prompt on the bundled model"
 	@echo "make test    set up and run the tests"
+	@echo "make test-slow  the tests that it leaves out: those that start or kill processes, or take long"
 	@echo "make check   lint, types, tests, doctests and examples"
 	@echo "make test-architectures  a small model of every type that transformers registers"
 	@echo "make test-versions       the tests with the oldest transformers that we claim, and the newest there is"
@@ -28,7 +29,10 @@ demo: venv
 	$(BIN)/secant explain "The bridge out of Marin is the"
 
 test: venv
-	$(BIN)/python -m pytest $(CORES)
+	$(BIN)/python -m pytest $(CORES) -m "not slow"
+
+test-slow: venv
+	$(BIN)/python -m pytest $(CORES) -m slow
 
 check: venv
 	$(BIN)/ruff check

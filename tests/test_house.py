@@ -24,6 +24,7 @@ MODULES = {
 ALLOWED = {
     "errors": set(),
     "resources": {"errors"},
+    "foreign": {"errors", "resources"},
     "files": {"errors"},
     "readable": set(),
     "dictionary": set(),
@@ -38,8 +39,8 @@ ALLOWED = {
     "attribution": {"errors", "network", "stacks", "notebook", "operator", "points", "replay", "run", "tables"},
     "operator": {"errors", "files", "notebook", "resources"},
     "hooks": set(),
-    "model": {"errors", "hooks", "weights"},
-    "loading": {"errors", "model", "weights"},
+    "model": {"errors", "foreign", "hooks", "weights"},
+    "loading": {"errors", "foreign", "model", "weights"},
     "stacks": {"errors", "operator"},
     "solvers": {"errors", "operator", "stacks"},
     "costs": {"operator", "resources", "solvers"},
@@ -47,6 +48,7 @@ ALLOWED = {
     "decoding": {"errors", "model", "notebook", "operator", "tables"},
     "network": {
         "errors",
+        "foreign",
         "forms",
         "hooks",
         "model",
@@ -66,6 +68,7 @@ ALLOWED = {
     "run": {
         "errors",
         "forecast",
+        "foreign",
         "model",
         "network",
         "notebook",

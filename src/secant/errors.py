@@ -1,7 +1,20 @@
 """What can go wrong, one class per cause; every message gives the rule, what came, and what to do next."""
 
+import unicodedata
 from operator import index
 from typing import Any
+
+UNPRINTED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+"""Categories of characters that print nothing, or command a terminal."""
+
+
+def printable(text: str) -> str:
+    r"""A text with what does not print, or would command a terminal, as escapes.
+
+    >>> print(printable("a\x1b[31m b"))
+    a\x1b[31m b
+    """
+    return "".join(c if unicodedata.category(c) not in UNPRINTED else ascii(c)[1:-1] for c in text)
 
 
 class SecantError(Exception):
@@ -9,7 +22,7 @@ class SecantError(Exception):
 
     def __init__(self, rule: str, got: str, todo: str) -> None:
         self.rule, self.got, self.todo = rule, got, todo
-        super().__init__(" ".join(f"{rule}; got {got}. {todo}".split()))
+        super().__init__(printable(" ".join(f"{rule}; got {got}. {todo}".split())))
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
         return type(self), (self.rule, self.got, self.todo)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from secant import weights
 from secant.errors import BadArgument, BadPrompt, ModelRefused, TrainingMode
+from secant.foreign import COMPILED
 from secant.hooks import answering
 
 Prompt = str | Sequence[SupportsIndex] | Tensor | Sequence[Mapping[str, str]]
@@ -26,9 +27,6 @@ SPACE = "·"
 """How a space is shown in a token."""
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-COMPILED = ("A model is run as plain torch", "a compiled region", "Give the model without torch.compile.")
 
 
 @dataclass(frozen=True, eq=False)

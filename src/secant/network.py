@@ -17,14 +17,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from secant.errors import ModelRefused, NoPoint, SecantError
+from secant.errors import ModelRefused, NoPoint
+from secant.foreign import explained
 from secant.forms import is_live, live
 from secant.hooks import answering, before, seen_whole
-from secant.model import COMPILED, LM
+from secant.model import LM
 from secant.operator import Graph, Operator
 from secant.precision import Precision
 from secant.replay import Altered, Constants, Injected, Replay
-from secant.resources import is_out_of_memory
 from secant.rules import whole
 from secant.sites import LayerCall
 from secant.tape import Record, Tape, WithoutParameters
@@ -92,20 +92,6 @@ def noting_calls(lm: LM, mode: Record) -> Iterator[list[LayerCall]]:
 
     with answering(members, note):
         yield found
-
-
-@contextmanager
-def explained(kind: type[SecantError], rule: str, advice: str) -> Iterator[None]:
-    """Say of an error that is not ours, and not for want of memory, what it means here."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, SecantError) or is_out_of_memory(error):
-            raise
-        if type(error).__module__.startswith("torch._dynamo"):
-            raise ModelRefused(*COMPILED) from error
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
-        raise kind(rule, f"an error in its own code, {said}", advice) from error
 
 
 @dataclass(frozen=True, eq=False)

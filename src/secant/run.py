@@ -22,8 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from secant import weights
 from secant.errors import BadArgument, ModelRefused, NotExact, ReplayMismatch, integer, seeded
 from secant.forecast import foretell
+from secant.foreign import explained
 from secant.model import LM, Prompt, dtype_of, versions
-from secant.network import Network, explained, noting_head, record, running
+from secant.network import Network, noting_head, record, running
 from secant.operator import Graph, Operator, relative, wide
 from secant.points import Inside
 from secant.resources import room
