@@ -86,7 +86,7 @@ def test_reconstruction(which: str, request: pytest.FixtureRequest) -> None:
     figure = figures.reconstruction(run)
     op = run.operator()
     y = op.output.numpy()
-    slope = tangent(run.lm, run.ids, run.input).forward(op.input.reshape(-1, 1))[:, 0]
+    slope = tangent(run.lm, run.network.recording, run.input).forward(op.input.reshape(-1, 1))[:, 0]
     _, held, ordinary = figure.axes[0].lines
     np.testing.assert_array_equal(held.get_xdata(), y)
     np.testing.assert_allclose(held.get_ydata(), y, rtol=0, atol=1e-12)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from secant.errors import BadArgument, integer, seeded
 from secant.model import LM
-from secant.operator import Operator
+from secant.operator import Operator, lengths
 from secant.tables import saving
 
 Side = Literal["output", "input"]
@@ -108,17 +108,20 @@ def decode(
     kept = _kept(lm, keep)
     if centered:
         table = table - table.mean(0)
-    norms = torch.linalg.vector_norm(table, dim=1)[:, None] if metric == "cosine" else None
+    norms = lengths(table, 1)[:, None] if metric == "cosine" else None
     found: list[list[Word]] = []
     for some in columns.split(AT_ONCE, dim=1):
-        scores, lengths = table @ some, torch.linalg.vector_norm(some, dim=0)
-        if norms is not None:
-            scale = norms * lengths
-            scores = torch.where(scale > 0, scores / torch.where(scale > 0, scale, 1), -torch.inf)
-            lengths = torch.ones_like(lengths)
+        sizes = lengths(some, 0)
+        if norms is None:
+            scores = table @ some
+        else:  # one length after the other: their product may be too small for the type
+            units = some / torch.where(sizes > 0, sizes, 1)
+            scores = (table @ units) / torch.where(norms > 0, norms, 1)
+            scores = torch.where((norms > 0) & (sizes > 0), scores, -torch.inf)
+            sizes = torch.ones_like(sizes)
         if kept is not None:
             scores[~kept.to(scores.device)] = -torch.inf
-        found += [_words(lm, own, top, length, null) for own, length in zip(scores.T, lengths.tolist(), strict=True)]
+        found += [_words(lm, own, top, length, null) for own, length in zip(scores.T, sizes.tolist(), strict=True)]
     return found
 
 

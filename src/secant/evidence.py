@@ -94,7 +94,7 @@ def gathered(
     op = run.operator()
     with torch.inference_mode(False), torch.enable_grad(), limited(max_memory):
         cells = imaged(op, progress) if image else None
-        ordinary = wide(ordinary_output(run.lm, run.ids, run.input))
+        ordinary = wide(ordinary_output(run.lm, run.network.recording, run.input))
     return Evidence(
         attribution, versus, cells, (len(op.bias), *op.input.shape), wide(op.output), op.rebuilt, ordinary,
         null(run.lm, "output", top, seed=seed), null(run.lm, "input", top, seed=seed),

@@ -21,6 +21,7 @@ from secant.evidence import Evidence, gathered
 from secant.files import replacing
 from secant.generation import Steps, follow
 from secant.model import LM, Prompt
+from secant.operator import lengths
 from secant.resources import limited, peak, timed
 from secant.run import Run, freeze
 from secant.spectra import SVD, svd
@@ -206,7 +207,7 @@ def explain(
     with timed("words", seconds):
         outputs, inputs = _decoded(lm, svds, "output", top, seed), _decoded(lm, svds, "input", top, seed)
     with timed("norms", seconds):
-        norms = torch.linalg.vector_norm(parts(op), dim=1)
+        norms = lengths(parts(op), 1)
     depths, further = None, None
     if layers:
         with timed("layers", seconds):

@@ -1,10 +1,10 @@
-"""Standing in for a module of a model for a while, without disturbing other threads that run it."""
+"""Changing what a module of a model does for a while, without disturbing other threads that run it."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -82,3 +82,94 @@ def seen_whole(modules: dict[nn.Module, Callable[[Tensor, Whole], Tensor]]) -> I
                     del vars(module)["forward"]
                     if seen.before is not None:
                         vars(module)["forward"] = seen.before
+
+
+@contextmanager
+def assigned(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put back the tensors that these modules had as parameters, buffers and attributes, but not what another thread
+    assigned in the meantime.
+    """
+    modules, thread = list(modules), threading.get_ident()
+    before = {m: [dict(table) for table in _tables(m)] for m in modules}
+
+    def foreign(place: int) -> Callable[[nn.Module, str, Any], None]:
+        def note(module: nn.Module, name: str, value: Any) -> None:
+            if threading.get_ident() != thread and module in before:
+                before[module][place][name] = value
+
+        return note
+
+    with ExitStack() as handles:
+        handles.enter_context(nn.modules.module.register_module_parameter_registration_hook(foreign(0)))
+        handles.enter_context(nn.modules.module.register_module_buffer_registration_hook(foreign(1)))
+        try:
+            yield
+        finally:
+            for module, kept in before.items():
+                for table, then in zip(_tables(module), kept, strict=True):
+                    _put_back(table, then)
+
+
+def _tables(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    return module._parameters, module._buffers, vars(module)
+
+
+def _put_back(table: dict[str, Any], before: dict[str, Any]) -> None:
+    """Entries that are tensors, or were, as they were."""
+    for name in {*table, *before}:
+        now, then = table.get(name), before.get(name)
+        if now is then or not (isinstance(now, Tensor) or isinstance(then, Tensor)):
+            continue
+        if name in before:
+            table[name] = then
+        else:
+            del table[name]
+
+
+@contextmanager
+def as_plain_torch(model: nn.Module) -> Iterator[None]:
+    """Let no backward hook see our products, and no compiled call stand for a module's own."""
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    thread = threading.get_ident()
+
+    def replace(table: dict[str, Any], name: str, value: Any) -> None:
+        before.append((table, name, table[name]))
+        table[name] = value
+
+    try:
+        for name in ("_global_backward_hooks", "_global_backward_pre_hooks"):
+            if vars(nn.modules.module)[name]:
+                replace(vars(nn.modules.module), name, _Unseen(vars(nn.modules.module)[name], thread))
+        for module in model.modules():
+            table = vars(module)
+            for name in ("_backward_hooks", "_backward_pre_hooks"):
+                if table.get(name):
+                    replace(table, name, _Unseen(table[name], thread))
+            if table.get("_compiled_call_impl") is not None:
+                replace(table, "_compiled_call_impl", None)
+        yield
+    finally:
+        for table, name, value in reversed(before):
+            table[name] = value
+
+
+class _Unseen(MutableMapping[int, Any]):
+    """Hooks that one thread does not see; all others do."""
+
+    def __init__(self, own: MutableMapping[int, Any], thread: int) -> None:
+        self._own, self._thread = own, thread
+
+    def __len__(self) -> int:
+        return 0 if threading.get_ident() == self._thread else len(self._own)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(()) if threading.get_ident() == self._thread else iter(self._own)
+
+    def __getitem__(self, key: int) -> Any:
+        return self._own[key]
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        self._own[key] = value
+
+    def __delitem__(self, key: int) -> None:
+        del self._own[key]

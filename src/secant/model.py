@@ -108,10 +108,14 @@ class LM:
 
     @property
     def context(self) -> int | None:
-        """The longest prompt that the model takes, if it says so."""
+        """The longest prompt that the model takes, if it says so: its positions, and as far as they are stretched."""
         config = self.model.config.get_text_config()
         longest = getattr(config, "max_position_embeddings", None)
-        return longest if longest is not None and longest > 0 else None  # XLNet's -1 is no limit
+        if longest is None or longest <= 0:  # XLNet's -1 is no limit
+            return None
+        rope = getattr(config, "rope_parameters", None) or {}
+        kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict)]  # of all layers, or by their type
+        return max(longest, *(_stretched(kind, longest) for kind in kinds), 0)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a text, of ids, or of chat messages through the tokenizer's template. Raises BadPrompt."""
@@ -294,6 +298,17 @@ class LM:
 
     def _tensor(self, ids: Sequence[int]) -> Int[Tensor, "1 T"]:
         return torch.tensor([list(ids)], device=self.device)
+
+
+STRETCHING = ("dynamic", "linear", "yarn")
+"""Rotary positions that a factor stretches beyond those of the training."""
+
+
+def _stretched(rope: Mapping[str, Any], longest: int) -> int:
+    """How far rotary positions reach that a factor stretches; 0 of others."""
+    if rope.get("rope_type") not in STRETCHING:
+        return 0
+    return int((rope.get("original_max_position_embeddings") or longest) * (rope.get("factor") or 1))
 
 
 def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:

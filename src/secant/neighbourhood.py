@@ -88,7 +88,7 @@ def reach(
         to = lm.embed(ids)
     J, first = _decomposed(start, k)
     y = wide(start.output)
-    slope = wide(tangent(lm, run.ids, x).forward((to - x).reshape(-1, 1))[:, 0])
+    slope = wide(tangent(lm, network.recording, x).forward((to - x).reshape(-1, 1))[:, 0])
     rows = []
     for done, alpha in enumerate(alphas):
         at = torch.lerp(x, to, alpha) if 0 < alpha < 1 else (to if alpha else x)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from secant.errors import ModelRefused, NoPoint
 from secant.foreign import explained
-from secant.forms import is_live, live
+from secant.forms import live
 from secant.hooks import answering, before, seen_whole
 from secant.model import LM
 from secant.operator import Graph, Operator
@@ -28,7 +28,7 @@ from secant.replay import Altered, Constants, Injected, Replay
 from secant.rules import whole
 from secant.sites import LayerCall
 from secant.tape import Record, Tape, WithoutParameters
-from secant.weights import untouched
+from secant.untouched import untouched
 
 
 def throughout(dtype: torch.dtype, upcast: bool = False) -> AbstractContextManager[Any]:
@@ -37,11 +37,14 @@ def throughout(dtype: torch.dtype, upcast: bool = False) -> AbstractContextManag
 
 
 @contextmanager
-def running(lm: LM, dtype: torch.dtype, upcast: bool = False) -> Iterator[None]:
-    """Run the model with gradients, whatever the caller's mode, in one type throughout, and leave it as it was."""
+def running(lm: LM, dtype: torch.dtype, upcast: bool = False) -> Iterator[set[str]]:
+    """Run the model with gradients, whatever the caller's mode, in one type throughout, and leave it as it was.
+
+    The set has in the end the names of what its passes wrote in place.
+    """
     grads = torch.inference_mode(False), torch.enable_grad()
-    with grads[0], grads[1], untouched(lm.model.modules()), seen_whole(whole(lm.model)), throughout(dtype, upcast):
-        yield
+    with grads[0], grads[1], untouched(lm.model) as written, seen_whole(whole(lm.model)), throughout(dtype, upcast):
+        yield written
 
 
 class _Reached(Exception):
@@ -50,28 +53,30 @@ class _Reached(Exception):
 
 @contextmanager
 def noting_head(lm: LM, mode: Record | WithoutParameters) -> Iterator[None]:
-    """Keep what the head's module is first called on as `before_head`, whatever a weight that meets it says."""
-    seen: list[Tensor] = []
+    """Let a mode know of the calls of the head's module, whatever its weight meets inside."""
 
-    def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = args[0] if args else next(iter(kwargs.values()))
-        if not seen and is_live(given):
-            seen.append(given)
+    def called(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mode.head.called(args[0] if args else next(iter(kwargs.values())), mode.count)
 
-    with before([lm.head], note):
+    def returned(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        mode.head.returned(mode.count)
+
+    with before([lm.head], called), answering([lm.head], returned, always=True):
         yield
-    if seen:
-        mode.before_head = seen[0]
 
 
 @contextmanager
-def as_far_as_the_head(lm: LM) -> Iterator[None]:
-    """End a pass where the head's module is called."""
+def as_far_as_the_head(lm: LM, nth: int) -> Iterator[None]:
+    """End a pass where the head's module is called for the nth time, from 1."""
+    calls = 0
 
-    def stop(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Reached
+    def count(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            raise _Reached
 
-    with suppress(_Reached), before([lm.head], stop):
+    with suppress(_Reached), before([lm.head], count):
         yield
 
 
@@ -95,6 +100,18 @@ def noting_calls(lm: LM, mode: Record) -> Iterator[list[LayerCall]]:
 
 
 @dataclass(frozen=True, eq=False)
+class Readout:
+    """Where the logits are read: which `use` of the head in the pass makes them, which `call` of its module that is
+    (from 1; 0 if it is none), the `hidden` states that it is applied to, (streams, T, d), and which `stream` of them.
+    """
+
+    use: int
+    call: int
+    hidden: Tensor = field(repr=False)
+    stream: int
+
+
+@dataclass(frozen=True, eq=False)
 class Recording:
     """A model's own pass: its tokens, its tape, its values at each point, `[T, n]`, and the steps that made them.
 
@@ -105,9 +122,9 @@ class Recording:
     tape: Tape
     values: dict[str, Tensor] = field(repr=False)
     steps: dict[str, int]
+    readout: Readout
     convention: str = "gate"
     calls: list[LayerCall] = field(default_factory=list, repr=False)
-    stream: int = 0  # of several hidden states that the head is applied to, the one that makes the logits
     made: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
 
@@ -130,15 +147,24 @@ def record(
             "A model's logits are those of the prompt's tokens", f"{logits.shape[1]} positions for {len(ids)} tokens",
             "Give a model without virtual tokens, such as those of prompt tuning.",
         )  # fmt: skip
-    steps = {"norm": mode.made(mode.before_head), "logits": mode.made(logits)}
-    assert mode.before_head is not None, "a step made it"
-    hidden = streams(mode.before_head.detach(), len(ids))
-    stream = _leading(lm, hidden, logits[0])
-    values = {"norm": hidden[stream], "logits": logits[0].detach()}
+    readout, given = _read(lm, mode, logits, len(ids))
+    steps = {"norm": mode.made(given), "logits": mode.made(logits)}
+    values = {"norm": readout.hidden[readout.stream], "logits": logits[0].detach()}
     made = {
         step: value for step, value in mode.values.items() if value is not None
     }  # not so where the course is another
-    return Recording(list(ids), mode.tape, values, steps, convention, calls, stream, made)
+    return Recording(list(ids), mode.tape, values, steps, readout, convention, calls, made)
+
+
+def _read(lm: LM, mode: Record, logits: Tensor, length: int) -> tuple[Readout, Tensor]:
+    """Where these logits were read, and the tensor that the head was applied to. Raises NoPoint."""
+    use = mode.read(logits)
+    uses = mode.head.uses[: use + 1]
+    given = uses[-1].given
+    assert given is not None, "the logits are made of it"
+    hidden = streams(given.detach(), length)
+    call = sum(each.called for each in uses) if uses[-1].called else 0
+    return Readout(use, call, hidden, _leading(lm, hidden, logits[0])), given
 
 
 def _leading(lm: LM, hidden: Tensor, logits: Tensor) -> int:
@@ -185,9 +211,18 @@ class Network:
         weights = sum(p.numel() for p in self.lm.model.parameters()) - embedding
         return self.recording.tape.largest(self.recording.steps.values()), weights
 
-    def replay(self, v: Float[Tensor, "T d"]) -> dict[str, Tensor]:
-        """The held network's value at each point, `[T, n]`, for other embeddings. Raises ReplayMismatch."""
-        points, _ = replayed(self.lm, self.recording, v.detach().to(self.input), self.precision)
+    def replay(self, v: Float[Tensor, "T d"], norm: Float[Tensor, "T d"] | None = None) -> dict[str, Tensor]:
+        """The held network's value at each point, `[T, n]`, for other embeddings. `norm`: hidden states that the head
+        is applied to in place of those that it makes, and that the logits are then of. Raises ReplayMismatch.
+        """
+        recording, instead = self.recording, None
+        if norm is not None:
+            readout, step = recording.readout, recording.steps["norm"]
+            with torch.inference_mode(False):
+                every = readout.hidden.to(self.input, copy=True)
+                every[readout.stream] = norm.to(every)
+                instead = {step: every.view(recording.tape.steps[step].shape)}
+        points, _ = replayed(self.lm, recording, v.detach().to(self.input), self.precision, instead=instead)
         return {name: point.detach() for name, point in points.items()}
 
     def operator(
@@ -216,11 +251,12 @@ def replayed(
     threads: Mapping[int, int] | None = None,
     less: Mapping[int, Tensor] | None = None,
     given: Mapping[int, Tensor] | None = None,
+    instead: Mapping[int, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
     """Run the model with what the tape holds: its points by name and those of `threads` by step, `[T, n]`, on the graph
-    from x if it has one. `threads`, `less` and `given` are as in Replay.
+    from x if it has one. `threads`, `less`, `given` and `instead` are as in Replay.
     """
-    mode = Replay(recording.tape, recording.steps.values(), _cast(lm, precision), threads, less, given)
+    mode = Replay(recording.tape, recording.steps.values(), _cast(lm, precision), threads, less, given, instead)
     return _through(mode, lm, recording, x, precision), {step: mode.points[step] for step in threads or ()}
 
 
@@ -260,4 +296,4 @@ def _through(
         lm.forward(recording.ids, moving)
     with torch.inference_mode(False), torch.enable_grad():
         norm, logits = (mode.points[recording.steps[name]] for name in ("norm", "logits"))
-        return {"norm": streams(norm, len(recording.ids))[recording.stream], "logits": logits[0]}
+        return {"norm": streams(norm, len(recording.ids))[recording.readout.stream], "logits": logits[0]}

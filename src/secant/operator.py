@@ -424,6 +424,11 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().double()
 
 
+def lengths(vectors: Tensor, dim: int) -> Tensor:
+    """Euclidean norms along a dimension, in the vectors' type but for their squares, which may have no place in it."""
+    return torch.linalg.vector_norm(vectors, dim=dim, dtype=torch.float64).to(vectors.dtype)
+
+
 def relative(value: Tensor, true: Tensor) -> float:
     """‖value - true‖ / ‖true‖"""
     error, norm = torch.linalg.vector_norm(wide(value) - wide(true)), torch.linalg.vector_norm(wide(true))

@@ -363,18 +363,36 @@ def _kinds(network: Network, found: Sequence[Layer], threads: dict[int, Tensor])
 
 def _kind(part: Part, x: Tensor, threads: dict[int, Tensor]) -> str:
     """What a part is: attn where a pattern mixes tokens, mixer where something else does, mlp where nothing does."""
-    if not all(base < 0 or base in threads for base in part.bases):
-        return "attn" if part.attends else "mixer"  # it is computed from what is no row for each token
-    rows = threads[part.site.step]
-    bases = [x if base < 0 else threads[base] for base in part.bases]
-    weights = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(rows)
-    mixes = False
-    for row in range(max(0, len(rows) - 3), len(rows)):  # in chunks, one alone may see itself only
+    if all(base < 0 or base in threads for base in part.bases):
+        bases = [x if base < 0 else threads[base] for base in part.bases]
+        if not mixes(threads[part.site.step], bases):
+            return "mlp"
+    return "attn" if part.attends else "mixer"  # computed from what is no row for each token, it is one of these
+
+
+def mixes(y: Float[Tensor, "T n"], bases: Sequence[Float[Tensor, "T d"]]) -> bool:
+    """Whether any row of y depends on another row of its bases: whether J has a block off its diagonal.
+
+    For a diagonal J, scaling the rows of u scales those of Jᵀ u alike, to the bit where the scales are powers of two.
+    The scales are the digits of the rows' numbers, so that any two rows differ in one of the products.
+    """
+    u = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(y)
+    eps, most = torch.finfo(y.dtype).eps, int(math.log2(torch.finfo(y.dtype).max)) // 4
+    number, base = torch.arange(len(y), device=y.device), 2 * most + 1
+
+    def pulled(u: Tensor) -> list[Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
-            slopes = torch.autograd.grad(rows[row] @ weights, bases, retain_graph=True, allow_unused=True)
-        others = [torch.cat([slope[:row], slope[row + 1 :]]) for slope in slopes if slope is not None]
-        mixes = mixes or any(bool(other.any()) for other in others)
-    return ("attn" if part.attends else "mixer") if mixes else "mlp"
+            found = torch.autograd.grad(y, bases, u, retain_graph=True, allow_unused=True)
+        return [g.flatten(1) for g in found if g is not None]
+
+    plain = pulled(u)
+    while number.any():
+        scale = torch.exp2((number % base - most).to(y))[:, None]
+        for g, own in zip(pulled(u * scale), plain, strict=True):
+            if ((g / scale - own).norm(dim=1) > 64 * eps * own.norm(dim=1)).any():
+                return True
+        number = number // base
+    return False
 
 
 def _points(

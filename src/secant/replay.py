@@ -22,6 +22,7 @@ class Replay(Mode):
     `points` maps each wanted step to the tensor that it made, once the model has run. `threads` maps steps to the
     dimension of their output that counts tokens: the point is then `[T, n]`, and whatever the model makes of that
     output, it makes of the point. `less`: what is taken off at some threads; `given`: what stands in for some.
+    `instead`: what the model goes on with after some wanted steps, in place of what they made, which is the point.
     Raises ReplayMismatch where the model takes another course than it did when it was recorded.
     """
 
@@ -33,9 +34,10 @@ class Replay(Mode):
         threads: Mapping[int, int] | None = None,
         less: Mapping[int, Tensor] | None = None,
         given: Mapping[int, Tensor] | None = None,
+        instead: Mapping[int, Tensor] | None = None,
     ) -> None:
         super().__init__(tape)
-        self.threads, self.less, self.given = threads or {}, less or {}, given or {}
+        self.threads, self.less, self.given, self.instead = threads or {}, less or {}, given or {}, instead or {}
         self.points: dict[int, Any] = dict.fromkeys((*wanted, *self.threads))
         self.precision = precision
         self.count = 0
@@ -59,6 +61,10 @@ class Replay(Mode):
             out = self._threaded(number, out if into is None else into, into)
         elif number in self.points:
             self.points[number] = out
+            if number in self.instead:
+                self.points[number] = out.clone()
+                other = self.instead[number].to(out).requires_grad_().clone()  # live, as what it stands for
+                out = other if into is None else into.copy_(other)
         for made in tensors(out if into is None else into):
             self.known[made] = None
         return out

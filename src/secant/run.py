@@ -24,13 +24,13 @@ from secant.errors import BadArgument, ModelRefused, NotExact, ReplayMismatch, i
 from secant.forecast import foretell
 from secant.foreign import explained
 from secant.model import LM, Prompt, dtype_of, versions
-from secant.network import Network, noting_head, record, running
+from secant.network import Network, Recording, noting_head, record, running, streams
 from secant.operator import Graph, Operator, relative, wide
 from secant.points import Inside
 from secant.resources import room
 from secant.rules import CONVENTIONS
 from secant.tape import Tape, WithoutParameters
-from secant.weights import untouched
+from secant.untouched import untouched
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest error of an exact network, by type: reconstruction by that of the pass, affinity by that of the system."""
@@ -58,16 +58,18 @@ class Certificate:
 
     `forward_equal`: the recorded logits equal the plain model's, bit for bit (in float64: those of the model without
     its casts to float32). `reconstruction`: ‖J x + b - y‖ / ‖y‖, from products with J. `affinity`: at a random input
-    v, the larger of ‖J v + b - r(v)‖ / ‖r(v)‖, where r is a replay, and |u·J v - v·Jᵀ u| / (‖u‖ ‖J v‖) for a random
-    u. `stock`: how far the stock model's casts to float32 take its logits from these, in float64. `constants`:
-    ‖b‖ / ‖y‖. `ordinary`: ‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J', if it was asked for. `operations`: live
-    calls by function and what was held. In 16 bits the tolerances catch gross errors only; a precision of float32
-    sharpens `affinity_tolerance`.
+    v, the largest over all positions of ‖J v + b - r(v)‖ / ‖r(v)‖, where r is a replay, and of |u·J v - v·Jᵀ u| /
+    (‖u‖ ‖J v‖) for a random u. `readout`: how far the logits that the head makes of J x + b, in a pass whose input is
+    v, are from the model's. `stock`: how far the stock model's casts to float32 take its logits from these, in float64.
+    `constants`: ‖b‖ / ‖y‖. `ordinary`: ‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J', if it was asked for.
+    `operations`: live calls by function and what was held. In 16 bits the tolerances catch gross errors only; a
+    precision of float32 sharpens `affinity_tolerance`.
     """
 
     forward_equal: bool
     reconstruction: float
     affinity: float
+    readout: float
     stock: float | None
     constants: float
     ordinary: float | None
@@ -94,7 +96,7 @@ class Run:
     network: Network = field(repr=False)
     tolerance: float | None = field(default=None, repr=False)  # as freeze was given it
     seed: int = field(default=0, repr=False)
-    written: dict[str, int] = field(default_factory=dict, repr=False)  # how often each weight was, when it was frozen
+    written: dict[str, int] = field(default_factory=dict, repr=False)  # how often each weight was, but by the model
 
     def unchanged(self) -> None:
         """Raises ReplayMismatch where the model's weights were written since."""
@@ -288,7 +290,8 @@ def _frozen(
     seed: int,
 ) -> Run:
     """The run of these tokens, of arguments that are as they should be."""
-    with running(lm, lm.dtype), explained(ModelRefused, "A model must run at the prompt by itself", "Mend the model."):
+    odd = explained(ModelRefused, "A model must run at the prompt by itself", "Mend the model.")
+    with running(lm, lm.dtype) as own, odd:
         x, plain = lm.embed(ids), lm.logits(ids)
     stock = _stock_error(lm, ids, plain) if lm.dtype == torch.float64 else None
     recording = record(lm, ids, x, convention, system)
@@ -296,14 +299,15 @@ def _frozen(
         raise NotExact("There must be a hidden state to reproduce", "one that is 0", "Check the final norm's weights.")
     network = Network.of(lm, recording, x, system)
     with explained(NotExact, "The held network must have products with J and its transpose", HIDDEN):
-        reconstruction, affinity = _errors(network, seed)
+        reconstruction, affinity, readout = _errors(network, seed)
     certificate = Certificate(
         forward_equal=torch.equal(plain, recording.values["logits"]),
         reconstruction=reconstruction,
         affinity=affinity,
+        readout=readout,
         stock=stock,
-        constants=(network.biases["norm"][-1].norm() / network.points["norm"][-1].norm()).item(),
-        ordinary=ordinary_error(lm, ids, x, recording.values["norm"][-1]) if ordinary else None,
+        constants=(wide(network.biases["norm"][-1]).norm() / wide(network.points["norm"][-1]).norm()).item(),
+        ordinary=relative(ordinary_output(lm, recording, x), recording.values["norm"][-1]) if ordinary else None,
         tolerance=TOLERANCE[lm.dtype] if tolerance is None else tolerance,
         affinity_tolerance=TOLERANCE[system] if tolerance is None else tolerance,
         convention=convention,
@@ -325,7 +329,7 @@ def _frozen(
         network,
         tolerance,
         seed,
-        weights.stamp(lm.model),
+        {name: count for name, count in weights.stamp(lm.model).items() if name not in own},
     )
 
 
@@ -341,49 +345,48 @@ def precision_of(lm: LM, precision: str | torch.dtype | None) -> torch.dtype:
     return system
 
 
-def _errors(network: Network, seed: int) -> tuple[float, float]:
-    """Reconstruction and affinity errors at the last position."""
-    op = network.operator("norm", [-1])
-    x = op.input
+def _errors(network: Network, seed: int) -> tuple[float, float, float]:
+    """The errors of reconstruction, affinity and readout."""
+    last, T = network.operator("norm", [-1]), len(network.input)
+    op = network.operator("norm", range(T))
+    x, b = op.input, wide(op.bias)
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * x.std(correction=0)
     u = torch.randn(op.bias.shape, generator=generator, dtype=torch.float64).to(op.bias)
     Jx, Jv = wide(op @ torch.stack([x.flatten(), v.flatten()], dim=1)).T
-    replayed, adjoint = network.replay(v)["norm"][-1], op.T @ u
+    rebuilt, affine, adjoint = (Jx + b).view(T, -1), (Jv + b).view(T, -1), op.T @ u
+    replayed = network.replay(v, norm=rebuilt)
     dot = (wide(u) @ Jv - wide(adjoint) @ wide(v).flatten()).abs() / (wide(u).norm() * Jv.norm())
-    b = wide(op.bias)
-    return relative(Jx + b, op.output), max(relative(Jv + b, replayed), dot.item())
+    rows = [relative(*pair) for pair in zip(affine, replayed["norm"], strict=True)]
+    logits = network.recording.values["logits"][-1]
+    return relative(rebuilt[-1], last.output), max(*rows, dot.item()), relative(replayed["logits"][-1], logits)
 
 
 def _stock_error(lm: LM, ids: Sequence[int], logits: Tensor) -> float | None:
     """How far the stock float64 pass, casts and all, is from the one without; None where it can't run in float64."""
     try:
-        with untouched(lm.model.modules()):
+        with untouched(lm.model):
             return relative(lm.logits(ids), logits)
     except RuntimeError:
         return None
 
 
-def ordinary_error(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"], y: Float[Tensor, " d"]) -> float:
-    """‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J' of the last hidden state: the baseline that fails."""
-    return relative(ordinary_output(lm, ids, x), y)
+def ordinary_output(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> Float[Tensor, " d"]:
+    """J' x with the ordinary Jacobian J' of the last hidden state: the baseline that fails."""
+    return tangent(lm, recording, x).forward(x.detach().reshape(-1, 1))[:, 0]
 
 
-def ordinary_output(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"]) -> Float[Tensor, " d"]:
-    """J' x with the ordinary Jacobian J' of the last hidden state."""
-    return tangent(lm, ids, x).forward(x.detach().reshape(-1, 1))[:, 0]
-
-
-def tangent(lm: LM, ids: Sequence[int], x: Float[Tensor, "T d"]) -> Graph:
-    """Products with the ordinary Jacobian J' of the last hidden state by the embeddings x."""
-    watch = WithoutParameters(lm.head)
+def tangent(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> Graph:
+    """Products with the ordinary Jacobian J' of the last hidden state by the embeddings x of a recording's tokens."""
+    watch, ids = WithoutParameters(lm.head), recording.ids
     with running(lm, lm.dtype), sdpa_kernel(SDPBackend.MATH):
         leaf = x.detach().clone().requires_grad_()
         moving = leaf.clone()
         with noting_head(lm, watch), watch:
             lm.forward(ids, moving)
-        assert watch.before_head is not None, "record has found it"
-        return Graph(leaf, watch.before_head[0, -1])
+        hidden = watch.head.uses[recording.readout.use].given
+        assert hidden is not None, "record has found it"
+        return Graph(leaf, streams(hidden, len(ids))[recording.readout.stream, -1])
 
 
 def _refuse(c: Certificate) -> None:
@@ -406,6 +409,11 @@ def _refuse(c: Certificate) -> None:
                 f"{name} {error:.1e}",
                 HIDDEN,
             )
+    if not c.readout <= c.tolerance:
+        raise NotExact(
+            f"The head of J x + b must give the model's logits to {c.tolerance:.0e}", f"others, off by {c.readout:.1e}",
+            "The logits are made of more than the hidden states that the head reads: report the model's type.",
+        )  # fmt: skip
 
 
 def _predictions(lm: LM, logits: Float[Tensor, " vocabulary"], top: int) -> list[Prediction]:

@@ -44,7 +44,7 @@ class Tail:
         def through(mode: Record | Replay, rows: Tensor) -> Tensor | None:
             stream = _raw(mode.enter(rows), shape, last.site.axis, batch)
             logits = None
-            ending = nullcontext() if head else as_far_as_the_head(lm)
+            ending = nullcontext() if head else as_far_as_the_head(lm, recording.readout.call)
             with _replacing(lm.model.get_submodule(last.call.module), last.call.nth, shape, stream), ending, mode:
                 logits = lm.forward(recording.ids, x.to(rows))
             return logits
@@ -54,12 +54,13 @@ class Tail:
         rows = h.detach().flatten(0, 1)
         with running(lm, lm.dtype), noting_head(lm, mode):
             logits = through(mode, rows.to(lm.dtype))
-        assert mode.before_head is not None, "the head has been reached"
-        steps = {"norm": mode.made(mode.before_head)} | ({} if logits is None else {"logits": mode.made(logits)})
+        read = mode.head.uses[recording.readout.use].given
+        assert read is not None, "it is made of the stream"
+        steps = {"norm": mode.made(read)} | ({} if logits is None else {"logits": mode.made(logits)})
 
         def named(raw: dict[str, Tensor]) -> dict[str, Tensor]:
             with torch.inference_mode(False), torch.enable_grad():
-                norm = {"norm": streams(raw["norm"], batch * tokens)[recording.stream]}
+                norm = {"norm": streams(raw["norm"], batch * tokens)[recording.readout.stream]}
                 return norm | ({"logits": raw["logits"].flatten(0, 1)} if "logits" in raw else {})
 
         def replayed(leaf: Tensor) -> dict[str, Tensor]:
@@ -70,7 +71,7 @@ class Tail:
 
         with torch.inference_mode(False):
             leaf = rows.to(precision, copy=True).requires_grad_()
-        made = {"norm": mode.before_head} | ({} if logits is None else {"logits": logits})
+        made = {"norm": read} | ({} if logits is None else {"logits": logits})
         values = {name: v.detach().to(precision) for name, v in named(made).items()}
         biases = {name: b.detach() for name, b in replayed(torch.zeros_like(leaf)).items()}
         return cls(leaf, replayed(leaf), biases, values)

@@ -38,6 +38,7 @@ from secant.forms import (
     address,
     changed,
     held_tensors,
+    is_live,
     left_live,
     live,
     mapped,
@@ -98,13 +99,17 @@ class Tape:
 
     def path(self, ends: Iterable[int]) -> list[Step]:
         """The steps on the way from the input to the output of some."""
+        return [self.steps[step] for step in sorted(self.behind(ends))]
+
+    def behind(self, ends: Iterable[int]) -> set[int]:
+        """The numbers of the steps that the output of some is made of, and of these themselves."""
         reached, stack = set[int](), [*ends]
         while stack:
             step = stack.pop()
             if step >= 0 and step not in reached:
                 reached.add(step)
                 stack += self.steps[step].parents
-        return [self.steps[step] for step in sorted(reached)]
+        return reached
 
     @property
     def nbytes(self) -> int:
@@ -148,22 +153,61 @@ def without_leaves(tree: Any) -> Any:
     return mapped(tree, lambda t: t.detach() if t.requires_grad and t.is_leaf else t)
 
 
+@dataclass
+class Use:
+    """A use of the head: a call of its module, or of another function that takes its weight. `given`: the live tensor
+    that it is applied to, if there is one; `begin` to `end`: the steps of the tape that belong to it.
+    """
+
+    given: Tensor | None
+    begin: int
+    end: int
+    called: bool
+
+
+class Head:
+    """Every use of a head in one pass, in order: a model may look at its own logits on the way, or have several."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.uses: list[Use] = []
+        self._module, self._open = module, False
+
+    def called(self, given: Any, step: int) -> None:
+        """The head's module is called."""
+        self.uses.append(Use(given if is_live(given) else None, step, step, called=True))
+        self._open = True
+
+    def returned(self, step: int) -> None:
+        """The call has come to its end."""
+        self.uses[-1].end, self._open = step, False
+
+    def met(self, args: Any, step: int) -> None:
+        """A function is called: a use, if the head's whole weight is among its arguments and no call is under way."""
+        if not self._open and self._is_here(args):
+            self.uses.append(Use(next(iter(live(args)), None), step, step + 1, called=False))
+
+    def _is_here(self, args: Any) -> bool:
+        weight: Any = self._module.weight
+        if not isinstance(weight, Tensor) or weight.is_meta or address(weight) <= 0:
+            return False
+        where, size = weight.data_ptr(), weight.numel()
+        return any(t.numel() == size and address(t) > 0 and t.data_ptr() == where for t in tensors(args))
+
+
 class WithoutParameters(TorchFunctionMode):
-    """Keep parameters out of the graph; what the head is first applied to is kept as `before_head`."""
+    """Keep parameters out of the graph; `head` keeps what the head is applied to."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        self._head = head
-        self.before_head: Tensor | None = None
+        self.head, self.count = Head(head), 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = normal(func, args, kwargs or {})
         if func in QUESTIONS:
             return func(*args, **kwargs)
+        self.head.met(args, self.count)
         if not live((args, kwargs)):
             return unrecorded(func, args, kwargs)
-        if self.before_head is None:
-            self.before_head = meeting(self._head, args)
         return func(*without_leaves(args), **without_leaves(kwargs))
 
 
@@ -173,17 +217,6 @@ def unrecorded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with torch.no_grad():
             return func(*args, **kwargs)
     return func(*args, **kwargs)
-
-
-def meeting(head: nn.Module, args: tuple[Any, ...]) -> Tensor | None:
-    """The live tensor of a call that also takes the head's weight, all of it; None of any other call."""
-    moving = live(args)
-    weight = head.weight
-    if not moving or not isinstance(weight, Tensor) or weight.is_meta or address(weight) <= 0:
-        return None
-    where = (weight.data_ptr(), weight.numel())
-    same = (t.numel() == where[1] and address(t) > 0 and t.data_ptr() == where[0] for t in tensors(args))
-    return moving[0] if any(same) else None
 
 
 class _Live(torch.autograd.Function):
@@ -196,6 +229,13 @@ class _Live(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise AssertionError("a recording is not differentiated: its replays are")
+
+
+UNREAD = (
+    "The logits must be what the head makes of what the model made of the input",
+    "a model where they are not",
+    "Report the model's type.",
+)
 
 
 class Mode(TorchFunctionMode):
@@ -258,9 +298,8 @@ class Mode(TorchFunctionMode):
 class Record(Mode):
     """Run a model on a live input as it is, and note on a tape what each call holds.
 
-    `head`: the unembedding; what it is first applied to is kept as `before_head`. `precision`: compute
-    coefficients in this type where it is higher than the call's own. `values` maps each wanted step to the value that
-    it made, once the model has run.
+    `head` keeps what the unembedding is applied to. `precision`: compute coefficients in this type where it is higher
+    than the call's own. `values` maps each wanted step to the value that it made, once the model has run.
     Raises NoRule at a function for which the table of rules has no row.
     """
 
@@ -278,8 +317,12 @@ class Record(Mode):
         self.modules = {id(module): name or type(module).__name__ for name, module in model.named_modules()}
         self._roots = itertools.count()
         self.patterns = WeakIdKeyDictionary()  # softmaxes, and what was made of them
-        self.before_head: Tensor | None = None
-        self._head = head
+        self.head = Head(head)
+
+    @property
+    def count(self) -> int:
+        """How many steps there are."""
+        return len(self.tape.steps)
 
     def mark(self, tensor: Tensor) -> Mark | None:
         """What is known of a tensor: None of a constant, nothing in particular of a live one that no step made."""
@@ -287,16 +330,22 @@ class Record(Mode):
             self.known[tensor] = Mark(-1, next(self._roots), source=tensor.grad_fn)
         return self.known.get(tensor)
 
-    def made(self, tensor: Tensor | None) -> int:
+    def made(self, tensor: Tensor) -> int:
         """The step that made a live tensor. Raises NoPoint where none did."""
-        mark = None if tensor is None else self.mark(tensor)
+        mark = self.mark(tensor)
         if mark is None or mark.step < 0:
-            raise NoPoint(
-                "The head must be applied to what the model made of the input",
-                "a model where it is not",
-                "Report the model's type.",
-            )
+            raise NoPoint(*UNREAD)
         return mark.step
+
+    def read(self, logits: Tensor) -> int:
+        """Which use of the head made these logits: the last that they are made of. Raises NoPoint where none did."""
+        behind = self.tape.behind([self.made(logits)])
+        for number, use in reversed([*enumerate(self.head.uses)]):
+            mark = None if use.given is None else self.mark(use.given)
+            inside = behind.intersection(range(use.begin, use.end))
+            if mark is not None and any(mark.step in self.tape.steps[step].parents for step in inside):
+                return number
+        raise NoPoint(*UNREAD)
 
     def step(self, func: Any, args: Any, kwargs: Any, into: Tensor | None, plain: Any) -> Any:
         """Run one call with a live tensor in it."""
@@ -315,8 +364,8 @@ class Record(Mode):
             raise self._refusal(func, module) from None
         if form is None and into is None and not view and not _floats(call.value):
             form = Constant(call.value)  # linear, but on to integers
-        if self.before_head is None:
-            self.before_head = meeting(self._head, args)
+        self.head.met(args, self.count)
+        parents = self._parents(call, form)  # before a write makes its target live
         out: Any
         if isinstance(form, Constant):
             out = form.value
@@ -329,7 +378,7 @@ class Record(Mode):
             out = into.copy_(out)
         written = out if into is None else into
         shape = tuple(written.shape) if isinstance(written, Tensor) else ()
-        self.tape.append(Step(func, module, form, self._parents(call, form), shape, self._attends(row, call, form)))
+        self.tape.append(Step(func, module, form, parents, shape, self._attends(row, call, form)))
         if (number := len(self.tape.steps) - 1) in self.values:
             self.values[number] = written.detach().clone()
         self._follow(row, written, args, kwargs)
@@ -339,6 +388,7 @@ class Record(Mode):
 
     def still(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one call without a live tensor in it; a function of a held function of a root is one of that root too."""
+        self.head.met(args, self.count)
         out = super().still(func, args, kwargs)
         row = ROWS.get(func)
         self._follow(row, out, args, kwargs)

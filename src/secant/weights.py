@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secant.errors import BadWeights, NotExact
+from secant.hooks import assigned
 
 UNSAID = {"_name_or_path", "_commit_hash", "transformers_version"}
 """Entries of a configuration that say where it is from, and nothing of what the model does."""
@@ -51,37 +52,13 @@ def fingerprint(model: nn.Module) -> str:
 
 
 @contextmanager
-def untouched(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Leave parameters, buffers and other tensors that these modules keep as they were, whatever is assigned."""
-    kept = [table for m in modules for table in (m._parameters, m._buffers, vars(m))]
-    before = [dict(table) for table in kept]
-    try:
-        yield
-    finally:
-        for table, then in zip(kept, before, strict=True):
-            _put_back(table, then)
-
-
-def _put_back(table: dict[str, Any], before: dict[str, Any]) -> None:
-    """Entries that are tensors, or were, as they were."""
-    for name in {*table, *before}:
-        now, then = table.get(name), before.get(name)
-        if now is then or not (isinstance(now, Tensor) or isinstance(then, Tensor)):
-            continue
-        if name in before:
-            table[name] = then
-        else:
-            del table[name]
-
-
-@contextmanager
 def fetched(module: nn.Module) -> Iterator[None]:
     """Let a module's own parameters be where it computes, which accelerate may have offloaded to memory or disk."""
     hook = getattr(module, "_hf_hook", None)
     if hook is None or not any(p.is_meta for p in module.parameters(recurse=False)):
         yield
         return
-    with untouched([module]):
+    with assigned([module]):
         hook.pre_forward(module)
         try:
             yield
