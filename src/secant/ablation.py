@@ -179,14 +179,14 @@ def _token(run: Run, position: int, by: str | SupportsIndex, reference: Sequence
     ids, x = list(run.ids), run.input.clone()
     if by in BY:
         x[t] = 0 if by == "zero" else torch.cat([r.input for r in reference or [run]]).mean(0)
-        with running(lm, lm.dtype):
+        with running(lm, lm.dtype, state=network.recording.state):
             real = lm.forward(ids, x)[0, -1].detach()
     else:
         try:
             ids[t] = lm.token(by)
         except BadPrompt as error:
             raise BadPrompt("A token is ablated by zero, mean, or another token", error.got, error.todo) from error
-        with running(lm, lm.dtype):
+        with running(lm, lm.dtype, state=network.recording.state):
             x[t] = lm.embed(ids)[t]
             real = lm.logits(ids)[-1]
     held = network.replay(x)["logits"][-1]

@@ -107,14 +107,14 @@ def assigned(modules: Iterable[nn.Module]) -> Iterator[None]:
         finally:
             for module, kept in before.items():
                 for table, then in zip(_tables(module), kept, strict=True):
-                    _put_back(table, then)
+                    put_back(table, then)
 
 
 def _tables(module: nn.Module) -> tuple[dict[str, Any], ...]:
     return module._parameters, module._buffers, vars(module)
 
 
-def _put_back(table: dict[str, Any], before: dict[str, Any]) -> None:
+def put_back(table: dict[str, Any], before: dict[str, Any]) -> None:
     """Entries that are tensors, or were, as they were."""
     for name in {*table, *before}:
         now, then = table.get(name), before.get(name)

@@ -84,7 +84,7 @@ def reach(
     most = min(start.shape)
     k = integer(k, 1, most, f"An operator of this shape has 1 to {most} singular triplets", "k = ")
     lm.ready()
-    with running(lm, lm.dtype):
+    with running(lm, lm.dtype, state=network.recording.state):
         to = lm.embed(ids)
     J, first = _decomposed(start, k)
     y = wide(start.output)
@@ -92,7 +92,9 @@ def reach(
     rows = []
     for done, alpha in enumerate(alphas):
         at = torch.lerp(x, to, alpha) if 0 < alpha < 1 else (to if alpha else x)
-        recording = record(lm, run.ids, at, network.recording.convention, network.precision)
+        recording = record(
+            lm, run.ids, at, network.recording.convention, network.precision, state=network.recording.state
+        )
         op = Network.of(lm, recording, at, network.precision).operator("norm", [-1])
         run.certify(op.reconstruction, op.bias, op.output, f"at α = {alpha:g}")
         held, now = network.replay(at), wide(op.output)

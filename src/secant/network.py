@@ -28,7 +28,7 @@ from secant.replay import Altered, Constants, Injected, Replay
 from secant.rules import whole
 from secant.sites import LayerCall
 from secant.tape import Record, Tape, WithoutParameters
-from secant.untouched import untouched
+from secant.untouched import State, untouched
 
 
 def throughout(dtype: torch.dtype, upcast: bool = False) -> AbstractContextManager[Any]:
@@ -37,13 +37,14 @@ def throughout(dtype: torch.dtype, upcast: bool = False) -> AbstractContextManag
 
 
 @contextmanager
-def running(lm: LM, dtype: torch.dtype, upcast: bool = False) -> Iterator[set[str]]:
-    """Run the model with gradients, whatever the caller's mode, in one type throughout, and leave it as it was.
-
-    The set has in the end the names of what its passes wrote in place.
+def running(
+    lm: LM, dtype: torch.dtype, upcast: bool = False, state: State | None = None
+) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Run the model from a state, with gradients, whatever the caller's mode, in one type throughout, and leave it as
+    it is: see `untouched`, which says what is yielded.
     """
-    grads = torch.inference_mode(False), torch.enable_grad()
-    with grads[0], grads[1], untouched(lm.model) as written, seen_whole(whole(lm.model)), throughout(dtype, upcast):
+    grads, own = (torch.inference_mode(False), torch.enable_grad()), untouched(lm.model, state)
+    with grads[0], grads[1], own as written, seen_whole(whole(lm.model)), throughout(dtype, upcast):
         yield written
 
 
@@ -115,7 +116,8 @@ class Readout:
 class Recording:
     """A model's own pass: its tokens, its tape, its values at each point, `[T, n]`, and the steps that made them.
 
-    `calls` are those of members of module lists; `made` the values of wanted steps, as they are.
+    `calls` are those of members of module lists; `made` the values of wanted steps, as they are; `state` is what the
+    model kept from passes before: every other pass of this recording begins with it too.
     """
 
     ids: list[int]
@@ -126,6 +128,7 @@ class Recording:
     convention: str = "gate"
     calls: list[LayerCall] = field(default_factory=list, repr=False)
     made: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    state: State | None = field(default=None, repr=False)
 
 
 def record(
@@ -135,12 +138,13 @@ def record(
     convention: str,
     precision: torch.dtype,
     wanted: Iterable[int] = (),
+    state: State | None = None,
 ) -> Recording:
     """Run the model on tokens as it is, and note what a convention holds. Raises NoRule, NoPoint, TrainingMode."""
     mode = Record(lm.model, lm.head, convention, precision if precision != lm.dtype else None, wanted)
     moving = mode.enter(x)
     odd = explained(ModelRefused, "A model must run with gradients as it does without", "Report its type.")
-    with running(lm, lm.dtype), noting_head(lm, mode), noting_calls(lm, mode) as calls, mode, odd:
+    with running(lm, lm.dtype, state=state), noting_head(lm, mode), noting_calls(lm, mode) as calls, mode, odd:
         logits = lm.forward(ids, moving)
     if logits.shape[1] != len(ids):
         raise NoPoint(
@@ -153,7 +157,7 @@ def record(
     made = {
         step: value for step, value in mode.values.items() if value is not None
     }  # not so where the course is another
-    return Recording(list(ids), mode.tape, values, steps, readout, convention, calls, made)
+    return Recording(list(ids), mode.tape, values, steps, readout, convention, calls, made, state)
 
 
 def _read(lm: LM, mode: Record, logits: Tensor, length: int) -> tuple[Readout, Tensor]:
@@ -263,7 +267,7 @@ def replayed(
 def altered(lm: LM, recording: Recording, threads: Mapping[int, int], given: Mapping[int, Tensor]) -> Tensor:
     """The logits of the model itself, `[T, vocabulary]`, with the outputs of some steps replaced."""
     mode = Altered(recording.tape, threads, given)
-    with running(lm, lm.dtype):
+    with running(lm, lm.dtype, state=recording.state):
         moving = mode.enter(lm.embed(recording.ids))
         with mode:
             return lm.forward(recording.ids, moving)[0].detach()
@@ -292,7 +296,7 @@ def _through(
 ) -> dict[str, Tensor]:
     """The norm and the logits of a replay."""
     moving = mode.enter(x.to(precision))
-    with running(lm, precision, precision != lm.dtype), mode:
+    with running(lm, precision, precision != lm.dtype, recording.state), mode:
         lm.forward(recording.ids, moving)
     with torch.inference_mode(False), torch.enable_grad():
         norm, logits = (mode.points[recording.steps[name]] for name in ("norm", "logits"))

@@ -72,7 +72,8 @@ class Inside:
         axes = dict(_threads(found, recording.tape.steps, len(recording.ids)))
         norm = _norm(recording)
         axes = {site.step: site.axis for site in norm} | axes
-        own = record(lm, recording.ids, network.input.detach().to(lm.dtype), recording.convention, precision, axes)
+        x = network.input.detach().to(lm.dtype)
+        own = record(lm, recording.ids, x, recording.convention, precision, axes, recording.state)
         if [step.function for step in own.tape.steps] != [step.function for step in recording.tape.steps]:
             raise ReplayMismatch(
                 "A model must take its recorded course", "another one", "It was changed since: freeze the prompt again."
@@ -354,7 +355,8 @@ def _kinds(network: Network, found: Sequence[Layer], threads: dict[int, Tensor])
     lm, precision, ids = network.lm, network.precision, network.recording.ids
     if len(ids) == 1 and any(layer.parts for layer in found):
         x = network.input.detach().to(lm.dtype).repeat(2, 1)
-        longer = Network.of(lm, record(lm, ids * 2, x, network.recording.convention, precision), x, precision)
+        twice = record(lm, ids * 2, x, network.recording.convention, precision, state=network.recording.state)
+        longer = Network.of(lm, twice, x, precision)
         again = layers(longer.recording.tape.steps, longer.recording.calls, 2)
         axes = dict(_threads(again, longer.recording.tape.steps, 2))
         return _kinds(longer, again, replayed(lm, longer.recording, longer.input, precision, axes)[1])

@@ -202,7 +202,7 @@ def _contributions(run: Run, target: int, seed: int) -> Float[Tensor, " T"]:
 def _gradient(run: Run, target: int, seed: int) -> Float[Tensor, " T"]:
     """The ordinary gradient of the logit times the input."""
     x = run.input.detach().clone().requires_grad_()
-    with running(run.lm, run.lm.dtype):
+    with running(run.lm, run.lm.dtype, state=run.network.recording.state):
         (g,) = torch.autograd.grad(run.lm.forward(run.ids, x)[0, -1, target], x)
     return (wide(g) * wide(run.input)).sum(1)
 
@@ -219,7 +219,7 @@ def _integrated(run: Run, target: int, seed: int) -> Float[Tensor, " T"]:
     def logit(x: Tensor) -> Tensor:
         return run.lm.forward(run.ids, x[0])[0, -1, target][None]
 
-    with running(run.lm, run.lm.dtype):
+    with running(run.lm, run.lm.dtype, state=run.network.recording.state):
         x = run.input.detach().clone()[None]
         found = IntegratedGradients(logit).attribute(x, n_steps=32, internal_batch_size=1)
     return wide(found[0]).sum(1)

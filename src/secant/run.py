@@ -30,7 +30,7 @@ from secant.points import Inside
 from secant.resources import room
 from secant.rules import CONVENTIONS
 from secant.tape import Tape, WithoutParameters
-from secant.untouched import untouched
+from secant.untouched import State, untouched
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest error of an exact network, by type: reconstruction by that of the pass, affinity by that of the system."""
@@ -96,12 +96,11 @@ class Run:
     network: Network = field(repr=False)
     tolerance: float | None = field(default=None, repr=False)  # as freeze was given it
     seed: int = field(default=0, repr=False)
-    written: dict[str, int] = field(default_factory=dict, repr=False)  # how often each weight was, but by the model
+    stamp: weights.Stamp | None = field(default=None, repr=False)  # the weights, but those that passes write
 
     def unchanged(self) -> None:
         """Raises ReplayMismatch where the model's weights were written since."""
-        now = weights.stamp(self.lm.model)
-        if changed := [name for name, count in self.written.items() if now.get(name, count) != count]:
+        if self.stamp is not None and (changed := self.stamp.changed(self.lm.model)):
             raise ReplayMismatch(
                 "A run is of the weights that it was frozen with",
                 f"{changed[0]}, written since",
@@ -291,10 +290,12 @@ def _frozen(
 ) -> Run:
     """The run of these tokens, of arguments that are as they should be."""
     odd = explained(ModelRefused, "A model must run at the prompt by itself", "Mend the model.")
-    with running(lm, lm.dtype) as own, odd:
+    state = State(lm.model)
+    with running(lm, lm.dtype, state=state) as own, odd:
         x, plain = lm.embed(ids), lm.logits(ids)
-    stock = _stock_error(lm, ids, plain) if lm.dtype == torch.float64 else None
-    recording = record(lm, ids, x, convention, system)
+    state.copies = own
+    stock = _stock_error(lm, ids, plain, state) if lm.dtype == torch.float64 else None
+    recording = record(lm, ids, x, convention, system, state=state)
     if not recording.values["norm"][-1].any():
         raise NotExact("There must be a hidden state to reproduce", "one that is 0", "Check the final norm's weights.")
     network = Network.of(lm, recording, x, system)
@@ -329,7 +330,7 @@ def _frozen(
         network,
         tolerance,
         seed,
-        {name: count for name, count in weights.stamp(lm.model).items() if name not in own},
+        weights.Stamp.of(lm.model, without=[tensor for tensor, _ in own.values()]),
     )
 
 
@@ -362,10 +363,10 @@ def _errors(network: Network, seed: int) -> tuple[float, float, float]:
     return relative(rebuilt[-1], last.output), max(*rows, dot.item()), relative(replayed["logits"][-1], logits)
 
 
-def _stock_error(lm: LM, ids: Sequence[int], logits: Tensor) -> float | None:
+def _stock_error(lm: LM, ids: Sequence[int], logits: Tensor, state: State) -> float | None:
     """How far the stock float64 pass, casts and all, is from the one without; None where it can't run in float64."""
     try:
-        with untouched(lm.model):
+        with untouched(lm.model, state):
             return relative(lm.logits(ids), logits)
     except RuntimeError:
         return None
@@ -379,7 +380,7 @@ def ordinary_output(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> Fl
 def tangent(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> Graph:
     """Products with the ordinary Jacobian J' of the last hidden state by the embeddings x of a recording's tokens."""
     watch, ids = WithoutParameters(lm.head), recording.ids
-    with running(lm, lm.dtype), sdpa_kernel(SDPBackend.MATH):
+    with running(lm, lm.dtype, state=recording.state), sdpa_kernel(SDPBackend.MATH):
         leaf = x.detach().clone().requires_grad_()
         moving = leaf.clone()
         with noting_head(lm, watch), watch:

@@ -52,7 +52,7 @@ class Tail:
         upcast = precision != lm.dtype
         mode = Record(lm.model, lm.head, recording.convention, precision if upcast else None)
         rows = h.detach().flatten(0, 1)
-        with running(lm, lm.dtype), noting_head(lm, mode):
+        with running(lm, lm.dtype, state=recording.state), noting_head(lm, mode):
             logits = through(mode, rows.to(lm.dtype))
         read = mode.head.uses[recording.readout.use].given
         assert read is not None, "it is made of the stream"
@@ -65,7 +65,7 @@ class Tail:
 
         def replayed(leaf: Tensor) -> dict[str, Tensor]:
             replay = Replay(mode.tape, steps.values(), precision if upcast else None)
-            with running(lm, precision, upcast):
+            with running(lm, precision, upcast, recording.state):
                 through(replay, leaf)
             return named({name: replay.points[step] for name, step in steps.items()})
 

@@ -19,17 +19,47 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from secant.forms import address, mapped, tensors
-from secant.hooks import as_plain_torch, assigned
-from secant.rules import QUESTIONS, writes
+from secant.hooks import as_plain_torch, assigned, put_back
+from secant.rules import QUESTIONS, VIEWS, writes
 
 _lock = threading.Lock()
 _turns: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
+Copies = dict[str, tuple[Tensor, Tensor]]
+"""Tensors by name, each with a copy of what was in it before it was written."""
+
+
+class State:
+    """What a model keeps from pass to pass at some moment: buffers, and tensors among the attributes of its modules.
+
+    `copies`: what was in those that a pass writes in place.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tables = [(table, dict(table)) for m in model.modules() for table in (m._buffers, vars(m))]
+        self.copies: Copies = {}
+
+    def restore(self) -> Copies:
+        """Let the model have it again; what was in its tensors until now."""
+        for table, then in self._tables:
+            put_back(table, then)
+        until_now = {name: (tensor, tensor.detach().clone()) for name, (tensor, _) in self.copies.items()}
+        _write(self.copies)
+        return until_now
+
+
+def _write(copies: Copies) -> None:
+    """Let tensors have what was in them."""
+    for tensor, copy in copies.values():
+        with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+            tensor.copy_(copy)
+
+
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[set[str]]:
-    """Run a model in this thread, as plain torch, and leave it as it was. The set has in the end the names of the
-    parameters and buffers that its passes wrote in place.
+def untouched(model: nn.Module, state: State | None = None) -> Iterator[Copies]:
+    """Run a model in this thread, as plain torch, from a state that it had, and leave it as it is. What is yielded has
+    in the end the parameters and buffers that its passes wrote in place.
 
     Tensors that it assigns or writes are put back, but not what another thread assigns; backward hooks and compiled
     calls are out of force; tensors made in inference mode count as ordinary ones.
@@ -37,51 +67,52 @@ def untouched(model: nn.Module) -> Iterator[set[str]]:
     with _lock:
         turn = _turns.setdefault(model, threading.RLock())
     with turn, assigned(list(model.modules())), as_plain_torch(model):
-        mode, written = _Keeping(model), set[str]()
+        before = {} if state is None else state.restore()
+        mode = _Keeping(model, before)
         try:
             with mode:
-                yield written
+                yield mode.copies
         finally:
-            written.update(mode.copies)
-            mode.put_back()
+            _write(mode.copies)
+            _write(before)
 
 
 class _Keeping(TorchFunctionMode):
-    """Keep a copy of each tensor of a model before it is written in place, and use those that were made in inference
-    mode, which can't be on a graph, by another name.
+    """Keep a copy of each tensor of a model before it is written in place.
+
+    What graphs keep of a pass must not change after it: tensors that are written, or were by passes before, are read as
+    copies; and those made in inference mode, which can't be on a graph, by another name.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, before: Copies) -> None:
         super().__init__()
+        self._written = {address(tensor) for tensor, _ in before.values()}
         loose = [(f"{n}.{k}", t) for n, m in model.named_modules() for k, t in vars(m).items() if isinstance(t, Tensor)]
         self._own: dict[int, list[tuple[str, Tensor]]] = {}
         for name, tensor in (*loose, *model.named_parameters(), *model.named_buffers()):
             if (place := address(tensor)) > 0:
                 self._own.setdefault(place, []).append((name, tensor))
         self._inference = any(t.is_inference() for own in self._own.values() for _, t in own)
-        self.copies: dict[str, tuple[Tensor, Tensor]] = {}
+        self.copies: Copies = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in QUESTIONS:
             return func(*args, **kwargs)
-        for target in (*(args[:1] if writes(func, kwargs) else ()), *tensors(kwargs.get("out"))):
-            if isinstance(target, Tensor):
-                self._keep(target)
+        targets = [*tensors(args[:1] if writes(func, kwargs) else ()), *tensors(kwargs.get("out"))]
+        for target in targets:
+            self._keep(target)
         if self._inference:
             args, kwargs = mapped((args, kwargs), _ordinary)
+        if self._written and func not in VIEWS and not targets:
+            args, kwargs = mapped((args, kwargs), lambda t: t.clone() if address(t) in self._written else t)
         return func(*args, **kwargs)
 
     def _keep(self, target: Tensor) -> None:
         for name, tensor in self._own.get(address(target), ()):
             if name not in self.copies and _overlap(tensor, target):
                 self.copies[name] = tensor, tensor.detach().clone()
-
-    def put_back(self) -> None:
-        """Write the copies back."""
-        for tensor, copy in self.copies.values():
-            with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
-                tensor.copy_(copy)
+                self._written.add(address(target))
 
 
 def _overlap(one: Tensor, two: Tensor) -> bool:

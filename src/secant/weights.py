@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,10 +27,55 @@ def kind_of(module: nn.Module) -> str:
 # ------------------------------------------------------------------------------------------------ where they are
 
 
-def stamp(model: nn.Module) -> dict[str, int]:
-    """How often each weight was written, of those that are in memory and that torch counts it of."""
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return {name: t._version for name, t in named if not t.is_meta and not t.is_inference()}
+@dataclass(frozen=True, eq=False)
+class Stamp:
+    """How a model's weights were at some moment: which tensor was its parameter or buffer by a name, where its numbers
+    were, and how often it had been written, of those that are in memory and that torch counts it of.
+    """
+
+    parameters: dict[str, tuple[Tensor, int, int]]
+    buffers: dict[str, tuple[Tensor, int, int]]
+
+    @classmethod
+    def of(cls, model: nn.Module, without: Iterable[Tensor] = ()) -> Stamp:
+        """The stamp of now, `without` what shares memory, and so a count, with these."""
+        places = {_storage(tensor) for tensor in without}
+        return cls(_stamped(model.named_parameters(), places), _stamped(model.named_buffers(), places))
+
+    def changed(self, model: nn.Module) -> list[str]:
+        """The parameters that are others now, and what was written since. Another buffer in the place of one is what
+        the model keeps from its passes.
+        """
+        now = dict(model.named_parameters())
+        found = [name for name, (one, *_) in self.parameters.items() if now.get(name) is not one]
+        every = {**self.parameters, **self.buffers}
+        return found + [
+            name for name, (one, place, count) in every.items() if (_place(one), one._version) != (place, count)
+        ]
+
+
+def _stamped(named: Iterable[tuple[str, Tensor]], without: set[int]) -> dict[str, tuple[Tensor, int, int]]:
+    return {
+        name: (t, _place(t), t._version)
+        for name, t in named
+        if not t.is_meta and not t.is_inference() and _storage(t) not in without
+    }
+
+
+def _place(tensor: Tensor) -> int:
+    """Where its numbers begin; of a packed tensor, which has no memory of its own, 0."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return 0
+
+
+def _storage(tensor: Tensor) -> int:
+    """Where the memory begins that it has a part of; 0 where it has none of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        return 0
 
 
 def fingerprint(model: nn.Module) -> str:
