@@ -151,24 +151,22 @@ def record(
             "A model's logits are those of the prompt's tokens", f"{logits.shape[1]} positions for {len(ids)} tokens",
             "Give a model without virtual tokens, such as those of prompt tuning.",
         )  # fmt: skip
-    readout, given = _read(lm, mode, logits, len(ids))
-    steps = {"norm": mode.made(given), "logits": mode.made(logits)}
+    readout, made = _read(lm, mode, logits, len(ids))
+    steps = {"norm": made, "logits": mode.made(logits)}
     values = {"norm": readout.hidden[readout.stream], "logits": logits[0].detach()}
-    made = {
-        step: value for step, value in mode.values.items() if value is not None
-    }  # not so where the course is another
-    return Recording(list(ids), mode.tape, values, steps, readout, convention, calls, made, state)
+    kept = {step: v for step, v in mode.values.items() if v is not None}  # not so where the course is another
+    return Recording(list(ids), mode.tape, values, steps, readout, convention, calls, kept, state)
 
 
-def _read(lm: LM, mode: Record, logits: Tensor, length: int) -> tuple[Readout, Tensor]:
-    """Where these logits were read, and the tensor that the head was applied to. Raises NoPoint."""
+def _read(lm: LM, mode: Record, logits: Tensor, length: int) -> tuple[Readout, int]:
+    """Where these logits were read, and the step that made what the head was applied to. Raises NoPoint."""
     use = mode.read(logits)
     uses = mode.head.uses[: use + 1]
     given = uses[-1].given
     assert given is not None, "the logits are made of it"
     hidden = streams(given.detach(), length)
     call = sum(each.called for each in uses) if uses[-1].called else 0
-    return Readout(use, call, hidden, _leading(lm, hidden, logits[0])), given
+    return Readout(use, call, hidden, _leading(lm, hidden, logits[0])), uses[-1].made
 
 
 def _leading(lm: LM, hidden: Tensor, logits: Tensor) -> int:

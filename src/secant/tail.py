@@ -54,9 +54,9 @@ class Tail:
         rows = h.detach().flatten(0, 1)
         with running(lm, lm.dtype, state=recording.state), noting_head(lm, mode):
             logits = through(mode, rows.to(lm.dtype))
-        read = mode.head.uses[recording.readout.use].given
-        assert read is not None, "it is made of the stream"
-        steps = {"norm": mode.made(read)} | ({} if logits is None else {"logits": mode.made(logits)})
+        use = mode.head.uses[recording.readout.use]
+        assert use.given is not None, "it is made of the stream"
+        steps = {"norm": use.made} | ({} if logits is None else {"logits": mode.made(logits)})
 
         def named(raw: dict[str, Tensor]) -> dict[str, Tensor]:
             with torch.inference_mode(False), torch.enable_grad():
@@ -71,7 +71,7 @@ class Tail:
 
         with torch.inference_mode(False):
             leaf = rows.to(precision, copy=True).requires_grad_()
-        made = {"norm": read} | ({} if logits is None else {"logits": logits})
+        made = {"norm": use.given} | ({} if logits is None else {"logits": logits})
         values = {name: v.detach().to(precision) for name, v in named(made).items()}
         biases = {name: b.detach() for name, b in replayed(torch.zeros_like(leaf)).items()}
         return cls(leaf, replayed(leaf), biases, values)

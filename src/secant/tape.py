@@ -17,7 +17,7 @@ import math
 import sys
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,6 @@ from secant.forms import (
     address,
     changed,
     held_tensors,
-    is_live,
     left_live,
     live,
     mapped,
@@ -156,10 +155,12 @@ def without_leaves(tree: Any) -> Any:
 @dataclass
 class Use:
     """A use of the head: a call of its module, or of another function that takes its weight. `given`: the live tensor
-    that it is applied to, if there is one; `begin` to `end`: the steps of the tape that belong to it.
+    that it is applied to, if there is one, and `made` the step that made it, or -1; `begin` to `end`: the steps of the
+    tape that belong to it.
     """
 
     given: Tensor | None
+    made: int
     begin: int
     end: int
     called: bool
@@ -168,13 +169,13 @@ class Use:
 class Head:
     """Every use of a head in one pass, in order: a model may look at its own logits on the way, or have several."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, mark: Callable[[Tensor], Mark | None] = lambda tensor: None) -> None:
         self.uses: list[Use] = []
-        self._module, self._open = module, False
+        self._module, self._mark, self._open = module, mark, False
 
     def called(self, given: Any, step: int) -> None:
         """The head's module is called."""
-        self.uses.append(Use(given if is_live(given) else None, step, step, called=True))
+        self._used(live(given), step, step, called=True)
         self._open = True
 
     def returned(self, step: int) -> None:
@@ -184,7 +185,12 @@ class Head:
     def met(self, args: Any, step: int) -> None:
         """A function is called: a use, if the head's whole weight is among its arguments and no call is under way."""
         if not self._open and self._is_here(args):
-            self.uses.append(Use(next(iter(live(args)), None), step, step + 1, called=False))
+            self._used(live(args), step, step + 1, called=False)
+
+    def _used(self, moving: list[Tensor], begin: int, end: int, called: bool) -> None:
+        given = moving[0] if moving else None
+        mark = None if given is None else self._mark(given)  # as it is now: a cast may give the same tensor back
+        self.uses.append(Use(given, -1 if mark is None else mark.step, begin, end, called))
 
     def _is_here(self, args: Any) -> bool:
         weight: Any = self._module.weight
@@ -317,7 +323,7 @@ class Record(Mode):
         self.modules = {id(module): name or type(module).__name__ for name, module in model.named_modules()}
         self._roots = itertools.count()
         self.patterns = WeakIdKeyDictionary()  # softmaxes, and what was made of them
-        self.head = Head(head)
+        self.head = Head(head, self.mark)
 
     @property
     def count(self) -> int:
@@ -341,9 +347,8 @@ class Record(Mode):
         """Which use of the head made these logits: the last that they are made of. Raises NoPoint where none did."""
         behind = self.tape.behind([self.made(logits)])
         for number, use in reversed([*enumerate(self.head.uses)]):
-            mark = None if use.given is None else self.mark(use.given)
             inside = behind.intersection(range(use.begin, use.end))
-            if mark is not None and any(mark.step in self.tape.steps[step].parents for step in inside):
+            if use.made >= 0 and any(use.made in self.tape.steps[step].parents for step in inside):
                 return number
         raise NoPoint(*UNREAD)
 
