@@ -103,7 +103,7 @@ class Run:
         if self.stamp is not None and (changed := self.stamp.changed(self.lm.model)):
             raise ReplayMismatch(
                 "A run is of the weights that it was frozen with",
-                f"{changed[0]}, written since",
+                f"{changed[0]}, changed since",
                 "Freeze the prompt again.",
             )
 
