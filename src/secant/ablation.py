@@ -183,7 +183,7 @@ def _token(run: Run, position: int, by: str | SupportsIndex, reference: Sequence
             real = lm.forward(ids, x)[0, -1].detach()
     else:
         try:
-            ids[t] = lm.token(by)
+            ids[t] = lm.token(by, "input")
         except BadPrompt as error:
             raise BadPrompt("A token is ablated by zero, mean, or another token", error.got, error.todo) from error
         with running(lm, lm.dtype, state=network.recording.state):

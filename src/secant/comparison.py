@@ -196,7 +196,7 @@ def _subject(
         "tokens": len(run.tokens),
         "layers": count,
         "width": op.input.shape[1],
-        "vocabulary": run.lm.size,
+        "vocabulary": run.lm.outputs,
         "prediction": best.token,
         "prediction_id": best.id,
         "probability": best.probability,
@@ -248,7 +248,7 @@ def _seen(depths: Layers | None, top: int) -> dict[int | None, int]:
     """The first layer whose stream has the prediction among the top words of U₀, by token; None: all together."""
     if depths is None:
         return {}
-    rows = depths.first_seen(top=min(top, depths.run.lm.size))
+    rows = depths.first_seen(top=min(top, depths.run.lm.outputs))
     rows = rows[(rows["part"] == STREAM) & rows["layer"].notna()]
     places = [None if pd.isna(t) else int(t) for t in rows["position"]]
     return dict(zip(places, map(int, rows["layer"]), strict=True))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from secant.errors import BadArgument, BadPrompt, integer
-from secant.model import LM, Prompt, quiet
+from secant.foreign import quiet
+from secant.model import LM, Prompt
 from secant.operator import relative, wide
 
 TOGETHER = 64
@@ -110,7 +111,7 @@ def text_of(lm: LM, ids: Sequence[int]) -> str:
     """The text of some tokens, without special ones; of a model without a tokenizer their ids."""
     if lm.tokenizer is None:
         return " ".join(map(str, ids))
-    return lm.tokenizer.decode(list(ids), skip_special_tokens=True)
+    return lm.tokens.decoded(ids, plain=True)
 
 
 def added(lm: LM, row: Sequence[int], new: Sequence[int]) -> str:

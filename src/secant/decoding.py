@@ -105,7 +105,7 @@ def decode(
         )
     wide = torch.promote_types(torch.promote_types(table.dtype, columns.dtype), torch.float32)
     table, columns = table.to(wide), columns.to(device=table.device, dtype=wide)
-    kept = _kept(lm, keep)
+    kept = _kept(lm, keep, len(table))
     if centered:
         table = table - table.mean(0)
     norms = lengths(table, 1)[:, None] if metric == "cosine" else None
@@ -204,9 +204,9 @@ def largest(lm: LM, op: Operator, of: Literal["columns", "rows"] = "columns", co
     return Largest(of, pd.DataFrame(table, columns=names))
 
 
-def _kept(lm: LM, keep: Callable[[str], bool] | None) -> Tensor | None:
-    """Which tokens count."""
-    return None if keep is None else torch.tensor([bool(keep(text)) for text in lm.texts])
+def _kept(lm: LM, keep: Callable[[str], bool] | None, rows: int) -> Tensor | None:
+    """Which tokens of a side, of so many, count."""
+    return None if keep is None else torch.tensor([bool(keep(text)) for text in lm.texts[:rows]])
 
 
 def _words(lm: LM, scores: Float[Tensor, " vocabulary"], top: int, length: float, null: Null | None) -> list[Word]:

@@ -1,13 +1,16 @@
 """The border: what someone else's code or files make Python raise becomes one line that says whose fault it is.
 
 A model's forward pass, its tokenizer and chat template, its configuration and the files of a study are not ours: what
-they raise is an answer about them. What is raised anywhere else and is no SecantError is a fault of secant.
+they raise is an answer about them. What is raised anywhere else and is no SecantError is a fault of secant. What they
+log meanwhile is for their own users.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from secant.errors import ModelRefused, SecantError
 from secant.resources import is_out_of_memory
@@ -37,3 +40,37 @@ def said_by(error: BaseException, most: int = 200) -> str:
     'ValueError: not so'
     """
     return " ".join(f"{type(error).__name__}: {error}".split())[:most].rstrip(". :")
+
+
+_HUSHED = ContextVar("whether what is logged here is kept back", default=False)
+
+
+class _Hush(logging.Filter):
+    """Lets a record through unless it is logged inside `quiet`, in the same thread."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not _HUSHED.get()
+
+
+_HUSH = _Hush()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' chatter to themselves, in this thread; what matters of it is checked and raised.
+
+    Handlers get a filter, which stays and does nothing outside: a switch for all threads would be left by one as
+    another found it.
+    """
+    if _HUSHED.get():
+        yield
+        return
+    loggers = [logging.root, *list(logging.root.manager.loggerDict.values())]
+    for handler in [h for logger in loggers for h in getattr(logger, "handlers", ())] + [logging.lastResort]:
+        if handler is not None and _HUSH not in handler.filters:
+            handler.addFilter(_HUSH)
+    _HUSHED.set(True)
+    try:
+        yield
+    finally:
+        _HUSHED.set(False)

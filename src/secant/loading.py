@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from secant import weights
 from secant.errors import BadArgument, ModelNotFound, ModelRefused, SecantError
-from secant.model import LM, dtype_of, quiet
+from secant.foreign import quiet
+from secant.model import LM, dtype_of
 
 ATLAS = "atlas"
 """The name of the model that ships with the package, in the folder of that name beside this file."""

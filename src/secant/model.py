@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from secant import weights
+from secant.encoding import SPACE, encode, encoded, find
 from secant.errors import BadArgument, BadPrompt, ModelRefused, TrainingMode
 from secant.foreign import COMPILED
 from secant.hooks import answering
+from secant.tokens import Tokens, as_id
 
 Prompt = str | Sequence[SupportsIndex] | Tensor | Sequence[Mapping[str, str]]
-
-SPACE = "·"
-"""How a space is shown in a token."""
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -81,8 +77,14 @@ class LM:
 
     @property
     def size(self) -> int:
-        """How many tokens there are."""
+        """How many tokens can go in: rows of the embedding."""
         return self.model.get_input_embeddings().weight.shape[0]
+
+    @property
+    def outputs(self) -> int:
+        """How many tokens can come out: rows of the head, which may have more than the embedding, or fewer."""
+        head = self.model.get_output_embeddings()
+        return head.out_features if weights.kind_of(head) in weights.PACKED else head.weight.shape[0]
 
     @property
     def device(self) -> torch.device:
@@ -118,137 +120,83 @@ class LM:
         return max(longest, *(_stretched(kind, longest) for kind in kinds), 0)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a text, of ids, or of chat messages through the tokenizer's template. Raises BadPrompt."""
-        ids = self._ids(prompt)
+        """Token ids of a text, of ids, or of chat messages through the tokenizer's template.
+
+        Raises BadPrompt, and ModelRefused where the tokenizer does not work.
+        """
+        ids = encode(self.tokens, prompt)
         if not ids:
             raise BadPrompt("A prompt has at least one token", "an empty one", "Give some text.")
         if self.context is not None and len(ids) > self.context:
             raise BadPrompt(
                 f"A prompt has at most the model's context of {self.context} tokens", f"{len(ids)}", "Shorten it."
             )
-        vocabulary = self.size
-        if outside := [i for i in ids if not 0 <= i < vocabulary]:
-            raise BadPrompt(f"Token ids are 0 to {vocabulary - 1}", f"{outside[0]}", "Use this model's own tokenizer.")
-        return ids
+        rows = self.size
+        return [self._row(i, rows) for i in ids]
 
-    def _ids(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, Tensor):
-            if prompt.ndim > 2 or (prompt.ndim == 2 and len(prompt) > 1):
-                raise BadPrompt("A prompt is one sequence of ids", f"shape {tuple(prompt.shape)}", "Give one row.")
-            prompt = prompt.flatten().tolist()
-        if not isinstance(prompt, str):
-            if not isinstance(prompt, Iterable):
-                raise BadPrompt("A prompt is a text, token ids, or chat messages", repr(prompt)[:60], "Give one.")
-            prompt = list(prompt)
-            if all(hasattr(i, "__index__") and not isinstance(i, bool) for i in prompt):
-                return [operator.index(i) for i in prompt]
-        if self.tokenizer is None:
-            raise BadPrompt("A prompt of words needs a tokenizer", "a model without one", "Give token ids.")
-        if isinstance(prompt, str):
-            return self._of_text(prompt)
-        if not all(isinstance(m, Mapping) and {"role", "content"} <= set(m) for m in prompt):
-            raise BadPrompt(
-                "A prompt is a text, token ids, or chat messages with role and content", repr(prompt)[:60], "Give one."
-            )
-        if self.tokenizer.chat_template is None:
-            raise BadPrompt(
-                "Chat messages need a tokenizer with a chat template", self.name, "Give the prompt as text."
-            )
-        out = self.tokenizer.apply_chat_template(
-            [dict(m) for m in prompt],
-            add_generation_prompt=True,
-            return_dict=True,
-        )
-        return list(out["input_ids"])
-
-    def _of_text(self, text: str) -> list[int]:
-        if not text:
-            return []
-        try:
-            with quiet():
-                encoded = self.tokenizer(text, return_special_tokens_mask=True)
-        except (TypeError, UnicodeError) as error:
-            raise BadPrompt("A prompt is text in Unicode", "bytes that are none", "Give it as UTF-8.") from error
-        unknown, ids = self._unknown, list(encoded["input_ids"])
-        own = [i for i, special in zip(ids, encoded["special_tokens_mask"], strict=True) if not special]
-        if unknown is not None and unknown in own and self.tokenizer.convert_ids_to_tokens(unknown) not in text:
-            words = dict.fromkeys(text.split())
-            bad = [w for w in words if unknown in self.tokenizer(w, add_special_tokens=False)["input_ids"]]
-            raise BadPrompt(
-                "Every word must be in the model's vocabulary",
-                ", ".join(map(repr, bad[:5])) or "spaces that are not",
-                "Use words that the model knows, spaced as it knows them; from Python, token ids do as well.",
-            )
-        return ids
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The tokenizer, as it is asked here."""
+        return Tokens(self.tokenizer, self.name)
 
     def spans(self, text: str) -> list[tuple[int, int]] | None:
         """Which characters of a text each of its tokens is of, from and to before; of a token of none, equal ones.
 
         None where the tokenizer does not say. Raises BadPrompt.
         """
-        ids = self.encode(text)
-        if not getattr(self.tokenizer, "is_fast", False):
-            return None
-        with quiet():
-            encoded = self.tokenizer(text, return_offsets_mapping=True)
-        return [(int(lo), int(hi)) for lo, hi in encoded["offset_mapping"]] if encoded["input_ids"] == ids else None
+        self.encode(text)
+        return encoded(self.tokens, text).spans
 
-    @cached_property
-    def _unknown(self) -> int | None:
-        """The token that stands for what the vocabulary does not have, declared or only known to the backend."""
-        if self.tokenizer.unk_token_id is not None:
-            return self.tokenizer.unk_token_id
-        backend = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "model", None)
-        piece = getattr(backend, "unk_token", None)
-        return None if piece is None else self.tokenizer.convert_tokens_to_ids(piece)
+    def text(self, token: SupportsIndex) -> str:
+        """The text of one token, with the space that it begins with; bytes that are no character as <0xE8>.
 
-    def text(self, token: int) -> str:
-        """The text of one token, with the space that it begins with."""
-        if self.tokenizer is None:
-            return str(token)
-        piece = self.tokenizer.convert_ids_to_tokens(token)
-        if piece is None:
-            return f"<{token}>"  # a row of the embedding that the tokenizer does not name
-        shown = self.tokenizer.decode([token])
-        if "\N{REPLACEMENT CHARACTER}" in shown:
-            return str(piece)
-        if str(piece).startswith("\N{LOWER ONE EIGHTH BLOCK}") and not shown.startswith(" "):
-            return " " + shown
-        return shown or str(piece)
+        Raises BadPrompt where there is no such token.
+        """
+        return self.tokens.texts([self._row(token, max(self.size, self.outputs))])[0]
 
-    def token(self, text: str | SupportsIndex) -> int:
+    def token(self, text: str | SupportsIndex, side: Literal["output", "input"] = "output") -> int:
         """The id of a token given by its text, as `text` gives it, or by its id, as a number or as "#12".
 
-        A leading space may be left out, or stand where the token has none, as long as only one token fits.
-        Raises BadPrompt where none or several do.
+        A leading space may be left out, or stand where the token has none, as long as only one token fits. Where
+        several read the same it is the one that the tokenizer writes. `side`: whether it comes out of the model, as
+        a target, or goes in. Raises BadPrompt where none fits, or several do, and says which.
         """
+        rows = self.outputs if side == "output" else self.size
         if not isinstance(text, str):
-            return self.encode([text])[0]
-        bare = text.replace(SPACE, " ").removeprefix(" ")
+            return self._row(text, rows)
         if not text:
             raise BadPrompt("A target is one token of the vocabulary", "an empty text", "Give its text, or its id.")
-        if re.fullmatch(r"#\d+", text) and text not in self.vocabulary:
-            return self.encode([int(text[1:])])[0]
-        fitting = [candidate for candidate in (bare, " " + bare) if candidate in self.vocabulary]
-        exact = text.replace(SPACE, " ")
-        if exact.startswith(" ") and exact in fitting:
-            return self.vocabulary[exact]
-        if len(fitting) == 1:
-            return self.vocabulary[fitting[0]]
-        got = f"{text!r}, which is two: {fitting[0]!r} and {fitting[1]!r}" if fitting else repr(text)
-        raise BadPrompt(
-            "A target is one token of the vocabulary", got, "Give its text with its space, or its id, as #12."
-        )
+        if re.fullmatch(r"#[0-9]{1,18}", text):
+            return self._row(int(text[1:]), rows)
+        return find(self.tokens, text, self.vocabulary, rows)
+
+    def spelled(self, word: str) -> list[int]:
+        """The tokens that read as a word, with or without a space before it, or that of "#12". Raises BadPrompt."""
+        if re.fullmatch(r"#[0-9]{1,18}", word):
+            return [self.token(word)]
+        wanted = {word.strip(" "), word.replace(SPACE, " ").strip(" ")} - {""}
+        found = [i for i, text in enumerate(self.texts[: self.outputs]) if text.strip(" ") in wanted]
+        return found or [self.token(word)]
+
+    def _row(self, token: Any, rows: int) -> int:
+        """The id of a token of so many. Raises BadPrompt."""
+        found = as_id(token)
+        if found is None or not 0 <= found < rows:
+            raise BadPrompt(f"Token ids are 0 to {rows - 1}", f"{token!r}"[:60], "Use this model's own tokenizer.")
+        return found
 
     @cached_property
-    def vocabulary(self) -> dict[str, int]:
-        """The id of each token text; where two tokens read the same, the lower id."""
-        return {text: self.size - 1 - i for i, text in enumerate(reversed(self.texts))}
+    def vocabulary(self) -> dict[str, list[int]]:
+        """The ids of each token text: of all tokens that read so."""
+        found: dict[str, list[int]] = {}
+        for i, text in enumerate(self.texts):
+            found.setdefault(text, []).append(i)
+        return found
 
     @cached_property
     def texts(self) -> list[str]:
-        """The text of each token."""
-        return [self.text(i) for i in range(self.size)]
+        """The text of each token, of those that go in and those that come out."""
+        return self.tokens.texts(range(max(self.size, self.outputs)))
 
     def ready(self) -> None:
         """Raises TrainingMode unless the whole model is in evaluation mode, BadArgument under autocast and where
@@ -323,14 +271,3 @@ def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
     return {"secant": version("secant"), "torch": torch.__version__, "transformers": version("transformers")}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' chatter to themselves; what matters of it is checked and raised."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -154,7 +154,7 @@ def _other(run: Run, other: Prompt | Swap) -> list[int]:
     if isinstance(other, tuple) and len(other) == 2:
         position, token = cast(Swap, other)
         place = integer(position, -T, T - 1, f"A position is one of the prompt's {T} tokens") % T
-        return [*run.ids[:place], run.lm.token(token), *run.ids[place + 1 :]]
+        return [*run.ids[:place], run.lm.token(token, "input"), *run.ids[place + 1 :]]
     ids = run.lm.encode(other)
     if len(ids) != T:
         raise BadPrompt(

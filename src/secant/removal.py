@@ -99,7 +99,7 @@ def faithfulness(
         if method in found:
             raise BadArgument("Methods have names of their own", f"{method!r} twice", "Give your scores another.")
         found[method] = torch.as_tensor(given, dtype=torch.float64)
-    stand_in = None if replace == DELETE else lm.token(replace)
+    stand_in = None if replace == DELETE else lm.token(replace, "input")
     orders = {m: [free[i] for i in np.argsort([-s[t].item() for t in free], kind="stable")] for m, s in found.items()}
     wanted = {_less(T, [t]) for t in free} | {frozenset(range(T))}
     for order in orders.values():

@@ -159,7 +159,7 @@ class Run:
         Raises what `freeze` raises, BadPrompt at the end of the model's context among it.
         """
         c = self.certificate
-        more = self.prediction[0].id if token is None else self.lm.token(token)
+        more = self.prediction[0].id if token is None else self.lm.token(token, "input")
         return freeze(
             self.lm,
             [*self.ids, more],

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from secant.decoding import AT_ONCE, decode
 from secant.depths import Depth, layers
+from secant.encoding import listed
 from secant.errors import BadArgument, BadPrompt, SecantError, integer, seeded
 from secant.model import LM, Prompt
 from secant.rules import CONVENTIONS
@@ -31,6 +32,7 @@ from secant.run import Run, freeze
 from secant.spectra import SVD, Progress
 from secant.sweep import STREAM
 from secant.tables import saving
+from secant.tokens import as_id
 
 COLUMNS = {
     "number": "int64", "prompt": "str", "layer": "int64", "position": "Int64", "token": "object", "vector": "int64",
@@ -142,7 +144,7 @@ def screen(
     _check(lm, prompts, lexicon, level, convention)
     d = lm.unembedding.shape[1]
     k = integer(k, 1, d, f"Blocks have 1 to {d} singular triplets", "k = ")
-    top = integer(top, 1, lm.size, "A direction has some words", "top = ")
+    top = integer(top, 1, lm.outputs, "A direction has some words", "top = ")
     samples = integer(samples, 1, 10**7, "A null takes some random directions", "samples = ")
     seed = seeded(seed)
     lm.ready()
@@ -151,7 +153,7 @@ def screen(
     ranks = Ranks.of(lm, known)
     null = [ranks(some) for some in _drawn(d, samples, seed, report)]
     first, second = (torch.cat([part[i] for part in null]) for i in (1, 2))
-    drawn = np.sort(_code(first, second, lm.size))
+    drawn = np.sort(_code(first, second, lm.outputs))
     rows: list[dict[str, Any]] = []
     refused: list[tuple[int, str, str, str]] = []
     errors = []
@@ -178,7 +180,7 @@ def screen(
 def looked_up(lm: LM, lexicon: Sequence[str]) -> tuple[dict[str, list[int]], list[str]]:
     """The tokens of each word, and the words that are none. Raises BadPrompt where all are."""
     spelled: dict[str, list[int]] = {}
-    for i, text in enumerate(lm.texts):
+    for i, text in enumerate(lm.texts[: lm.outputs]):
         spelled.setdefault(text.lstrip(" ").casefold(), []).append(i)
     words = dict.fromkeys(word.strip().casefold() for word in lexicon)
     known = {word: spelled[word] for word in words if word in spelled}
@@ -283,9 +285,13 @@ def _text(lm: LM, prompt: Prompt) -> str:
     """A prompt as a person reads it."""
     if isinstance(prompt, str):
         return prompt
-    given: list[Any] = prompt.flatten().tolist() if isinstance(prompt, Tensor) else list(prompt)
-    if all(isinstance(i, SupportsIndex) and 0 <= int(i) < lm.size for i in given):
-        return "".join(lm.text(int(i)) for i in given)
+    try:
+        given = listed(prompt)
+    except BadPrompt:
+        return repr(prompt)[:60]
+    ids = [i for i in map(as_id, given) if i is not None and 0 <= i < lm.size]
+    if len(ids) == len(given):
+        return "".join(map(lm.text, ids))
     return " ".join(str(part.get("content", part)) if isinstance(part, dict) else str(part) for part in given)
 
 

@@ -248,9 +248,12 @@ def show_steps(out: Console, steps: Steps) -> None:
     out.print(Text(legend, style="dim"))
 
 
-def show_layers(out: Console, layers: Layers, highlight: Sequence[str] | None = None) -> None:
-    """Each layer's spectrum and words, then the word that each token's block writes by each depth."""
-    marked = {w.replace("·", " ").strip() for w in highlight or [layers.run.lm.text(layers.predicted)]}
+def show_layers(out: Console, layers: Layers, highlight: Sequence[int] = ()) -> None:
+    """Each layer's spectrum and words, then the word that each token's block writes by each depth.
+
+    `highlight`: ids of tokens to mark; by default the predicted one.
+    """
+    marked = set(highlight or [layers.predicted])
     rows = layers.to_pandas()
     together = rows[rows["position"].isna()].set_index(["layer", "part", "span"])
     words = layers.words(top=6)
@@ -270,8 +273,9 @@ def show_layers(out: Console, layers: Layers, highlight: Sequence[str] | None = 
         for part in parts:
             there = (i, part, "cumulative") in together.index
             cells.append(_number(together.loc[(i, part, "cumulative")]["stable_rank"], "stable_rank") if there else "")
-        mine = streams[(streams["layer"] == i) & streams["position"].isna()]["word"]
-        table.add_row(str(i), *cells, Text(" ").join(_marked(word, marked) for word in mine))
+        mine = streams[(streams["layer"] == i) & streams["position"].isna()]
+        words_now = [_marked(word, token in marked) for word, token in zip(mine["word"], mine["id"], strict=True)]
+        table.add_row(str(i), *cells, Text(" ").join(words_now))
     out.print()
     out.print(table)
     out.print()
@@ -284,9 +288,9 @@ def show_layers(out: Console, layers: Layers, highlight: Sequence[str] | None = 
     out.print(Text(legend, style="dim"))
 
 
-def _word_map(out: Console, layers: Layers, streams: pd.DataFrame, marked: set[str]) -> None:
+def _word_map(out: Console, layers: Layers, streams: pd.DataFrame, marked: set[int]) -> None:
     """Layer x token: the first word of the first left singular vector; tokens that do not fit go below."""
-    first = streams[(streams["rank"] == 0) & streams["position"].notna()].set_index(["layer", "position"])["word"]
+    first = streams[(streams["rank"] == 0) & streams["position"].notna()].set_index(["layer", "position"])
     tokens = layers.run.tokens
     fitting = max(1, (out.width - 7) // 12)
     for start in range(0, len(tokens), fitting):
@@ -296,15 +300,17 @@ def _word_map(out: Console, layers: Layers, streams: pd.DataFrame, marked: set[s
         for t in places:
             table.add_column(Text(visible(tokens[t])), no_wrap=True, width=10)
         for i in sorted(set(first.index.get_level_values(0))):
-            table.add_row(str(i), *(_marked(first[i, t], marked) for t in places))
+            here = [first.loc[(i, t)] if (i, t) in first.index else None for t in places]  # none of a zero block
+            cells = [Text("") if row is None else _marked(row["word"], row["id"] in marked) for row in here]
+            table.add_row(str(i), *cells)
         out.print(table)
         out.print()
 
 
-def _marked(word: str, marked: set[str]) -> Text:
+def _marked(word: str, wanted: bool) -> Text:
     """A word, marked where it is one of those looked for."""
     shown = visible(word.strip() or word)
-    return Text(f"▸{shown}", style="bold") if word.strip() in marked else Text(shown)
+    return Text(f"▸{shown}", style="bold") if wanted else Text(shown)
 
 
 SHOWN = 12

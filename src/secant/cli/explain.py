@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +34,7 @@ from secant.cli.options import (
 if TYPE_CHECKING:
     from secant.evidence import Evidence
     from secant.explanation import Explanation
+    from secant.model import LM
 
 
 @reported
@@ -75,7 +77,6 @@ def explain(
 ) -> None:
     """Explain the next token: what each token of the prompt contributes, exactly, and what its block decodes to."""
     import secant as sc
-    from secant.errors import BadPrompt
     from secant.files import check
 
     if out is not None:
@@ -85,9 +86,7 @@ def explain(
     if highlight and not layers:
         raise sc.SecantError("Words are marked in the map of layers", "--highlight without --layers", "Add --layers.")
     lm = loaded(model, dtype, device, attention, allow_remote_code, allow_pickle)
-    for word in highlight or ():
-        if not any(text.strip() == word.replace("·", " ").strip() for text in lm.texts):
-            raise BadPrompt("A word to mark is a token of the vocabulary", repr(word), "Give another.")
+    marked = _marked(lm, highlight or ())
     with progressing() as progress:
         explanation = sc.explain(
             lm,
@@ -115,11 +114,21 @@ def explain(
 
     show_explanation(console(), explanation)
     if explanation.layers is not None:
-        show_layers(console(), explanation.layers, highlight)
+        show_layers(console(), explanation.layers, marked)
     if explanation.steps is not None:
         show_steps(console(), explanation.steps)
     if out is not None:
         typer.echo(f"Tables and tensors are in {out}{page}", err=True)
+
+
+def _marked(lm: LM, words: Sequence[str]) -> list[int]:
+    """The tokens of words to mark. Raises BadPrompt where one is no token."""
+    from secant.errors import BadPrompt
+
+    try:
+        return [i for word in words for i in lm.spelled(word)]
+    except BadPrompt as error:
+        raise BadPrompt("A word to mark is a token of the vocabulary", error.got, "Give another.") from error
 
 
 def _reported(explanation: Explanation, evidence: Evidence, out: Path) -> str:

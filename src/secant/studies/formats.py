@@ -21,7 +21,7 @@ import pyarrow.parquet
 
 from secant.errors import BadArgument, DamagedFile, SecantError
 from secant.files import named, text
-from secant.model import quiet
+from secant.foreign import quiet
 
 RULE = "Prompts are in a .txt, .csv, .tsv, .jsonl, .json or .parquet file, or in the folder of a data set"
 
