@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 
-from secant.errors import BadArgument, BadPrompt, integer
-from secant.foreign import quiet
+from secant.errors import BadArgument, BadPrompt, ModelRefused, integer
+from secant.foreign import explained, quiet
 from secant.model import LM, Prompt
 from secant.operator import relative, wide
 
+RUNS = "A model that goes on must run at the prompts by itself"
 TOGETHER = 64
 """Most prompts in a batch."""
 
@@ -53,6 +55,11 @@ def encoded(lm: LM, prompts: Sequence[Prompt], tokens: int) -> list[list[int]]:
     return rows
 
 
+def unheard(lm: LM) -> set[int]:
+    """Tokens that a model can say and not hear, where its head has more rows than its embedding: nothing follows."""
+    return set(range(lm.size, lm.outputs))
+
+
 def batches(lm: LM, rows: Sequence[Sequence[int]]) -> list[list[int]]:
     """Which prompts go through together: all lengths where padding is measured to change nothing, else equal ones."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -76,7 +83,7 @@ def continued(
 
     `groups`: the batches. The state of torch's own random numbers stays as it was.
     """
-    ends, found = lm.ends, [[0]] * len(rows)
+    ends, found = lm.ends | unheard(lm), [[0]] * len(rows)
     devices = [lm.device] if lm.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
@@ -97,8 +104,9 @@ def weighed(
     for lo in range(0, len(rows), together):
         pairs = list(zip(rows[lo : lo + together], continuations[lo : lo + together], strict=True))
         longest = max(len(row) + len(new) for row, new in pairs)
-        ids = torch.tensor([[*row, *new, *[0] * (longest - len(row) - len(new))] for row, new in pairs])
-        with torch.no_grad():  # what follows a token in a causal model does not change its probability
+        # what follows a token in a causal model does not change its probability, and nothing follows the last
+        ids = torch.tensor([[*row, *new[:-1], *[0] * (longest - len(row) - len(new) + 1)] for row, new in pairs])
+        with torch.no_grad(), explained(ModelRefused, RUNS, "Mend the model."):
             logits = lm.model(input_ids=ids.to(lm.device), use_cache=False).logits
         for (row, new), own in zip(pairs, logits, strict=True):
             of = torch.log_softmax(wide(own[len(row) - 1 : len(row) + len(new) - 1]), -1)
@@ -108,10 +116,14 @@ def weighed(
 
 
 def text_of(lm: LM, ids: Sequence[int]) -> str:
-    """The text of some tokens, without special ones; of a model without a tokenizer their ids."""
+    """The text of some tokens, without special ones; of a model without a tokenizer their ids.
+
+    A row that the tokenizer does not name is in it as <12>.
+    """
     if lm.tokenizer is None:
         return " ".join(map(str, ids))
-    return lm.tokens.decoded(ids, plain=True)
+    parts = [(named, list(own)) for named, own in groupby(ids, lambda i: lm.tokens.piece(i) is not None)]
+    return "".join(lm.tokens.decoded(own, plain=True) if named else "".join(map(lm.text, own)) for named, own in parts)
 
 
 def added(lm: LM, row: Sequence[int], new: Sequence[int]) -> str:
@@ -125,13 +137,16 @@ def _generated(lm: LM, rows: Sequence[Sequence[int]], **how: Any) -> Any:
     longest, pad = max(map(len, rows)), _padding(lm)
     ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=lm.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=lm.device)
-    with quiet():
+    if more := unheard(lm):
+        how["eos_token_id"] = sorted(lm.ends | more)
+    with quiet(), explained(ModelRefused, RUNS, "Mend the model."):
         return lm.model.generate(ids, attention_mask=mask, pad_token_id=pad, num_beams=1, **how)
 
 
 def _padding(lm: LM) -> int:
+    """A token to pad with, which is masked: one that the embedding has."""
     pad = getattr(lm.tokenizer, "pad_token_id", None)
-    return pad if pad is not None else min(lm.ends, default=0)
+    return pad if pad is not None and pad < lm.size else min((i for i in lm.ends if i < lm.size), default=0)
 
 
 def _pads(lm: LM, shortest: Sequence[int], longest: Sequence[int]) -> bool:

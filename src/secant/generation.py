@@ -33,7 +33,8 @@ class Steps:
     """A continuation, a step each token. `tokens` are those of the prompt and then the generated ones; `text`: what the
     generated ones add to the prompt's text, without special tokens.
 
-    `ended`: why there are no more steps: their number, the end of text, or the model's context.
+    `ended`: why there are no more steps: their number, the end of text, a token without an embedding, or the model's
+    context.
     """
 
     tokens: list[str]
@@ -81,8 +82,9 @@ def follow(
 ) -> Steps:
     """The model's own continuation of a run, and what each of its tokens is made of; the first step is the run itself.
 
-    `parts`: attributions by layer and head too. It ends before `steps` tokens at the model's end of text or at the end
-    of its context, and says so. Raises BadArgument, and what `freeze` and `attribute` raise.
+    `parts`: attributions by layer and head too. It ends before `steps` tokens at the model's end of text, at a token
+    that its head has and its embedding has not, or at the end of its context, and says so.
+    Raises BadArgument, and what `freeze` and `attribute` raise.
     """
     steps = integer(steps, 1, 10**6, "A continuation has at least one step", "steps = ")
     prompt, found, ended = len(run.ids), list[Step](), "steps"
@@ -92,6 +94,8 @@ def follow(
             progress("steps", len(found), steps)
         if run.prediction[0].id in run.lm.ends:
             ended = "end of text"
+        elif run.prediction[0].id >= run.lm.size:
+            ended = "token without an embedding"
         elif len(found) < steps:
             if run.lm.context is None or len(run.ids) < run.lm.context:
                 run = run.next()
