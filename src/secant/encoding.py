@@ -87,9 +87,10 @@ def _of_chat(tokens: Tokens, messages: Sequence[Any]) -> list[int]:
 
 def listed(prompt: Any) -> list[Any]:
     """The elements of a prompt that is no text: of a tensor or an array of one row its numbers. Raises BadPrompt."""
-    if isinstance(prompt, Sequence | Iterator) and not isinstance(prompt, bytes | bytearray | memoryview):
+    of_bytes = isinstance(prompt, bytes | bytearray | memoryview)
+    if isinstance(prompt, Sequence | Iterator) and not of_bytes:
         return list(prompt)
-    if not hasattr(prompt, "tolist") or not hasattr(prompt, "shape"):
+    if of_bytes or not hasattr(prompt, "tolist") or not hasattr(prompt, "shape"):
         raise BadPrompt(PROMPT, f"{type(prompt).__name__} {prompt!r}"[:60], "Give one, ids and messages as a list.")
     shape = tuple(prompt.shape)
     if len(shape) > 2 or (len(shape) == 2 and shape[0] > 1):

@@ -25,8 +25,8 @@ def explained(kind: type[SecantError], rule: str, todo: str, got: str = "an erro
     """
     try:
         yield
-    except Exception as error:
-        if isinstance(error, SecantError) or is_out_of_memory(error):
+    except BaseException as error:  # a panic of Rust and an exit are none of Exception
+        if isinstance(error, SecantError | KeyboardInterrupt | GeneratorExit) or is_out_of_memory(error):
             raise
         if type(error).__module__.startswith("torch._dynamo"):
             raise ModelRefused(*COMPILED) from error
