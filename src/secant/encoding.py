@@ -118,8 +118,15 @@ def _complete(tokens: Tokens, text: str, found: Encoded, special: bool = False) 
 
 def _left_out(tokens: Tokens, text: str) -> list[str]:
     """Characters that the tokenizer makes nothing of, or half a character."""
-    lost = [c for c in dict.fromkeys(text) if not c.isspace() and not tokens.keeps(c)]
-    return [c for c in lost if any(not _joins(text, at.start()) for at in re.finditer(re.escape(c), text))]
+    units: list[str] = []
+    for i, c in enumerate(text):
+        units[-1:] = [units[-1] + c] if _joins(text, i) else [*units[-1:], c]
+    lost = []
+    for unit in dict.fromkeys(units):
+        bad = [c for c in unit if not c.isspace() and not tokens.keeps(c)]
+        whole = (unit, unicodedata.normalize("NFKC", unit))  # a letter with its accent, as two characters and as one
+        lost += bad if len(unit) == 1 or not all(map(tokens.keeps, whole)) else []
+    return lost
 
 
 def _uncovered(tokens: Tokens, text: str, found: Encoded, special: bool) -> list[str]:
@@ -210,11 +217,11 @@ def _squeezed(text: str) -> str:
 
 def _joins(text: str, at: int) -> bool:
     """Whether a character makes one with those before it, as an accent does with its letter."""
-    return any(len(unicodedata.normalize("NFKC", text[lo : at + 1])) == 1 for lo in range(max(0, at - 3), at))
+    starts = () if text[at].isascii() else range(max(0, at - 3), at)
+    return any(len(unicodedata.normalize("NFKC", text[lo : at + 1])) == 1 for lo in starts)
 
 
 def _named(character: str) -> str:
     """A character as a message names it: one that does not print by its number."""
-    return repr(character) if character.isprintable() and not unicodedata.combining(character) else (
-        f"U+{ord(character):04X}"
-    )  # fmt: skip
+    alone = character.isprintable() and not unicodedata.combining(character)
+    return repr(character) if alone else f"U+{ord(character):04X}"
