@@ -61,7 +61,12 @@ def unheard(lm: LM) -> set[int]:
 
 
 def batches(lm: LM, rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Which prompts go through together: all lengths where padding is measured to change nothing, else equal ones."""
+    """Which prompts go through together: all lengths where padding is measured to change nothing, else equal ones.
+
+    None do where a token may end one that nothing can follow: generate passes it on as long as others go on.
+    """
+    if unheard(lm):
+        return [[i] for i in range(len(rows))]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     groups: dict[int, list[int]] = {}
     padded = len(rows[order[0]]) == len(rows[order[-1]]) or _pads(lm, rows[order[0]], rows[order[-1]])
@@ -83,7 +88,7 @@ def continued(
 
     `groups`: the batches. The state of torch's own random numbers stays as it was.
     """
-    ends, found = lm.ends | unheard(lm), [[0]] * len(rows)
+    ends, found = lm.ends, [[0]] * len(rows)
     devices = [lm.device] if lm.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
