@@ -68,6 +68,7 @@ def test_exact_or_refused(kind: str, table: dict[str, dict[str, str]]) -> None:
     assert certificate.forward_equal
     assert certificate.reconstruction <= 1e-12
     assert certificate.affinity <= 1e-11
+    assert certificate.readout <= 1e-11
     plain = model_of(kind, dtype=torch.float32)
     run = sc.freeze(plain, prompt())
     with torch.no_grad():

@@ -258,7 +258,7 @@ class _Writers:
         outside = _by_module("outside", zero["logits"][-1], e, constants)
         return cls(inside, [*tensors, *heads], zeros, terms, outside)
 
-    def weighed(self, made: Sequence[Float[Tensor, "T n c"]]) -> dict[_Key, list[float]]:
+    def weighed(self, made: Sequence[Float[Tensor, "T _ c"]]) -> dict[_Key, list[float]]:
         """The contributions of all names by path, where the tensors are each of c others."""
         found: dict[_Key, list[float]] = {}
         for term in self.terms:

@@ -213,7 +213,7 @@ class Network:
         weights = sum(p.numel() for p in self.lm.model.parameters()) - embedding
         return self.recording.tape.largest(self.recording.steps.values()), weights
 
-    def replay(self, v: Float[Tensor, "T d"], norm: Float[Tensor, "T d"] | None = None) -> dict[str, Tensor]:
+    def replay(self, v: Float[Tensor, "T d"], norm: Float[Tensor, "T n"] | None = None) -> dict[str, Tensor]:
         """The held network's value at each point, `[T, n]`, for other embeddings. `norm`: hidden states that the head
         is applied to in place of those that it makes, and that the logits are then of. Raises ReplayMismatch.
         """
