@@ -8,7 +8,7 @@ log meanwhile is for their own users.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -18,10 +18,20 @@ from secant.resources import is_out_of_memory
 COMPILED = ("A model is run as plain torch", "a compiled region", "Give the model without torch.compile.")
 
 
+def nothing_special(error: BaseException) -> SecantError | None:
+    """No line of its own for any error."""
+
+
 @contextmanager
-def explained(kind: type[SecantError], rule: str, todo: str, got: str = "an error in its own code") -> Iterator[None]:
-    """Raise `kind` for whatever the block raises, with its class and text; errors of ours, and memory that is full,
-    stay what they are.
+def explained(
+    kind: type[SecantError],
+    rule: str,
+    todo: str,
+    got: str = "an error in its own code",
+    special: Callable[[BaseException], SecantError | None] = nothing_special,
+) -> Iterator[None]:
+    """Raise `kind` for whatever the block raises, with its class and text, or what `special` makes of it; errors of
+    ours, and memory that is full, stay what they are.
     """
     try:
         yield
@@ -30,7 +40,7 @@ def explained(kind: type[SecantError], rule: str, todo: str, got: str = "an erro
             raise
         if type(error).__module__.startswith("torch._dynamo"):
             raise ModelRefused(*COMPILED) from error
-        raise kind(rule, f"{got}, {said_by(error)}", todo) from error
+        raise special(error) or kind(rule, f"{got}, {said_by(error)}", todo) from error
 
 
 def said_by(error: BaseException, most: int = 200) -> str:
