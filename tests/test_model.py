@@ -100,7 +100,7 @@ def test_what_the_hub_says(said: str, kind: type[SecantError], match: str, monke
     def answer(*args: object, **kwargs: object) -> None:
         raise OSError(said)
 
-    monkeypatch.setattr("secant.loading.AutoConfig.from_pretrained", answer)
+    monkeypatch.setattr("secant.loading.cached_file", answer)
     refused(kind, match, "some/model")
 
 

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
+from huggingface_hub import is_offline_mode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations import hub_kernels
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import cached_file
 
-from secant import weights
+from secant import checkpoint, folders, weights
 from secant.errors import BadArgument, ModelNotFound, ModelRefused, SecantError
-from secant.foreign import quiet
+from secant.foreign import explained, quiet, said_by
 from secant.model import LM, dtype_of
+from secant.resources import room
 
 ATLAS = "atlas"
 """The name of the model that ships with the package, in the folder of that name beside this file."""
+
+FUSED = ("flash", "flex", "paged", "/")
+"""What is in the names of attention implementations that are no torch functions, or are fetched from the hub."""
+
+EXPERTS = (None, "eager", "batched_mm", "grouped_mm")
+"""Implementations of experts that are torch functions."""
+
+ROBOT = "DISABLE_SAFETENSORS_CONVERSION"
+"""What transformers looks at before it asks a service of the hub to convert a model's pickles."""
+
+FROM_THE_HUB = ("eetq", "fbgemm_fp8", "fp8", "metal", "mxfp4", "nvfp4")
+"""Ways to pack weights whose kernels transformers fetches from the hub where the package kernels is installed."""
 
 
 def load(
@@ -36,119 +56,293 @@ def load(
     `dtype`: float64, float32, bfloat16 or float16; the checkpoint's own by default. `attention`: eager or sdpa.
     `device`: where it computes; "auto" spreads it over what there is, GPUs first, as accelerate does.
     Code from the repository is never run, and pickled weights never read, unless allowed by name.
-    Raises ModelNotFound, ModelRefused, BadWeights, BadArgument.
+    Raises ModelNotFound, ModelRefused, BadWeights, BadArgument, TooLarge.
     """
-    kwargs: dict[str, Any] = {"trust_remote_code": allow_remote_code, "dtype": dtype_of(dtype) or "auto"}
-    if attention is not None:
-        kwargs["attn_implementation"] = attention
+    wanted = dtype_of(dtype)
+    _check_options(device, attention, allow_remote_code, allow_pickle)
+    with room("A model", "Load a smaller dtype, or give it a computer with more memory."):
+        source = _opened(name, allow_pickle)
+        config = _configured(source, allow_remote_code, attention)
+        model = _model(source, config, wanted, device, allow_remote_code)
+        with _explained(source.name, "tokenizer"), quiet(), _alone(), _without_panics():
+            tokenizer = AutoTokenizer.from_pretrained(
+                source.where, trust_remote_code=allow_remote_code, **source.revision
+            )
+        model = model if device in (None, "auto") else model.to(device)
+        return LM(model.eval(), tokenizer, source.name)
+
+
+def configuration(name: str | Path, allow_remote_code: bool = False, allow_pickle: bool = False) -> Any:
+    """A model's configuration, without its weights. Raises ModelNotFound, ModelRefused, BadWeights."""
+    return _configured(_opened(name, allow_pickle), allow_remote_code, None)
+
+
+def weights_size(name: str | Path) -> int | None:
+    """Bytes of a model's weights in its folder; None where it is not in one. Raises ModelNotFound and ModelRefused."""
+    folder = Path(_where(name))
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    return sum(file.stat().st_size for file in files if file.is_file()) if files else None
+
+
+# ------------------------------------------------------------------------------------------------ where it is
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A model's folder, looked at; of a model on the hub, the snapshot of it in the cache."""
+
+    name: str
+    where: str
+    folder: Path
+    config: dict[str, Any]
+    allow_pickle: bool
+
+    @property
+    def revision(self) -> dict[str, str]:
+        """What was looked at is what is loaded: the commit of a model on the hub."""
+        return {} if self.is_here else {"revision": self.folder.name}
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a folder of this computer."""
+        return Path(self.where).is_dir()
+
+    @cached_property
+    def tensors(self) -> dict[str, checkpoint.Stored]:
+        """What the weights files hold, once they are there. Raises ModelRefused, BadWeights."""
+        files = folders.weights_files(self.folder, self.config, self.allow_pickle)
+        tensors = checkpoint.stored([file for file in files if file.exists()], self.name)
+        checkpoint.check_before(tensors, self.config, self.name)
+        return tensors
+
+
+def _opened(name: str | Path, allow_pickle: bool) -> _Source:
+    """A model's folder, looked at before anything is loaded; of a model on the hub, its small files are fetched.
+
+    Raises ModelNotFound, ModelRefused, BadWeights.
+    """
+    where, name = _where(name), str(name)
+    folder = Path(where)
+    if not folder.is_dir():
+        folder = _fetched(where, name)
+    source = _Source(name, where, folder, folders.check(folder, name, allow_pickle), allow_pickle)
+    checkpoint.check_before(source.tensors if source.is_here else {}, source.config, name)
+    return source
+
+
+def _fetched(where: str, name: str) -> Path:
+    """The snapshot of a model on the hub in the cache, with its small files."""
+    with _explained(name), quiet(), _alone():
+        folder = Path(str(cached_file(where, folders.CONFIG))).parent
+        own = str(folders.object_in(folder / folders.CONFIG).get("transformers_weights"))
+        for file in (*folders.SMALL, own) if own.endswith(".index.json") else folders.SMALL:
+            cached_file(
+                where, file, revision=folder.name, _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=not is_offline_mode(),
+            )  # fmt: skip
+    return folder
+
+
+def _where(name: str | Path) -> str:
+    """The folder of a model, or its name on the hub. Raises where a path leads to no folder of a model."""
+    rule = "A model is a folder or a name on the Hugging Face hub"
+    if not isinstance(name, str | Path):
+        raise BadArgument(rule, f"{name!r:.60}, a {type(name).__name__}", "Give a path, or a name such as atlas.")
+    with explained(ModelNotFound, rule, "Check the path.", f"{str(name)[:80]!r}"):
+        path = Path(__file__).parent / ATLAS if name == ATLAS else Path(name).expanduser()
+        name, has_config = str(path), (path / folders.CONFIG).exists()
+        if path.is_file():
+            raise ModelNotFound(rule, f"the file {name}", "Give the folder it is in.")
+        if (path / folders.ADAPTER).exists() and not has_config:
+            raise ModelRefused(
+                "A model's folder holds a whole model", f"{name}, an adapter alone",
+                "Load it with peft's AutoPeftModelForCausalLM, and give secant.LM the model and its tokenizer.",
+            )  # fmt: skip
+        if path.is_dir() and not has_config:
+            raise ModelRefused(
+                "A model's folder holds a config.json", f"{name} without one", "Give the folder of a model."
+            )
+        if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip()):
+            raise ModelNotFound(rule, f"{name!r}", "Check the path.")
+    return name
+
+
+# ------------------------------------------------------------------------------------------------ its parts
+
+
+def _check_options(device: Any, attention: Any, allow_remote_code: Any, allow_pickle: Any) -> None:
+    """Raises BadArgument at options that are none, before anything is read."""
+    for key, allowed in (("allow_remote_code", allow_remote_code), ("allow_pickle", allow_pickle)):
+        if not isinstance(allowed, bool):
+            raise BadArgument(f"{key} is True or False", f"{allowed!r:.60}", "Give one of them.")
+    if attention is not None and not _is_of_torch(attention):
+        raise BadArgument(
+            "An attention implementation is computed by torch functions, as eager and sdpa are", f"{attention!r:.60}",
+            "Try eager.",
+        )  # fmt: skip
+    if device not in (None, "auto"):
+        with explained(BadArgument, "A device is one that torch has here", "Try cpu.", f"{device!r:.60}"):
+            if not isinstance(device, str | torch.device) or torch.empty(0, device=device).is_meta:
+                raise TypeError("not the name of a device that computes")
+
+
+def _is_of_torch(attention: Any) -> bool:
+    """Whether this names an implementation of attention that is there and computes with torch functions."""
+    known = attention in ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()) if isinstance(attention, str) else False
+    return known and not any(part in attention for part in FUSED)
+
+
+def _configured(source: _Source, allow_remote_code: bool, attention: str | None) -> Any:
+    """A model's configuration. Raises ModelRefused where it asks for code that would be fetched, or for fused kernels.
+
+    What names such code is looked at here: transformers fetches it as soon as it makes a model.
+    """
+    name = source.name
+    with _explained(name), quiet():
+        config = AutoConfig.from_pretrained(source.where, trust_remote_code=allow_remote_code, **source.revision)
+        if attention is not None:
+            config._attn_implementation = attention
+        parts = list(_parts(config))
+    for part in parts:
+        said = getattr(part, "_attn_implementation", None)
+        if said is not None and not _is_of_torch(said):
+            raise ModelRefused(
+                "Attention is computed by torch functions, as eager and sdpa are",
+                f"{said!r:.80}, which config.json of {name} asks for", "Choose another with attention (--attention).",
+            )  # fmt: skip
+        if (said := getattr(part, "_experts_implementation", None)) not in EXPERTS:
+            raise ModelRefused(
+                f"Experts are computed by torch functions, as {' and '.join(EXPERTS[1:3])} are",
+                f"{said!r:.80}, which config.json of {name} asks for", "Take it out of its config.json.",
+            )  # fmt: skip
+        packing = getattr(part, "quantization_config", None) or {}
+        way = packing.get("quant_method") if isinstance(packing, dict) else getattr(packing, "quant_method", None)
+        if way in FROM_THE_HUB and find_spec("kernels"):
+            raise ModelRefused(
+                "Code that comes over the network is not run",
+                f"{name}, packed as {way}, whose kernels transformers fetches where the package kernels is installed",
+                "Uninstall kernels, or use another checkpoint.",
+            )
+    return config
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    """A configuration and those inside it."""
+    yield config
+    for key in getattr(config, "sub_configs", ()):
+        if (part := getattr(config, key, None)) is not None:
+            yield from _parts(part)
+
+
+def _model(
+    source: _Source, config: Any, dtype: torch.dtype | None, device: str | None, allow_remote_code: bool
+) -> Any:
+    """The model with all its weights. Raises ModelRefused, BadWeights, BadArgument, TooLarge."""
+    name, packed = source.name, bool(getattr(config, "quantization_config", None))
+    if source.is_here and device != "auto":
+        checkpoint.check_size(source.tensors, dtype, name)
+    kwargs: dict[str, Any] = {"use_safetensors": None if source.allow_pickle else True, **source.revision}
     if device == "auto":
         kwargs["device_map"] = "auto"
-    if not allow_pickle:
-        kwargs["use_safetensors"] = True
-    where, name = _where(name), str(name)
-    config = configuration(name, allow_remote_code)
-    with _explained(name), quiet(), _without_bars():
-        model, info = AutoModelForCausalLM.from_pretrained(where, config=config, output_loading_info=True, **kwargs)
-    with _explained(name, "tokenizer"), quiet(), _without_bars():
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=allow_remote_code)
+    with _explained(name), quiet(), _alone(), checkpoint.bounded(lambda: source.tensors, name, packed):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source.where, config=config, output_loading_info=True, trust_remote_code=allow_remote_code,
+            dtype=dtype or "auto", **kwargs,
+        )  # fmt: skip
     if missing := sorted(info["missing_keys"]):
         raise ModelRefused(
             "A checkpoint holds every weight of its model", f"{name} without {', '.join(missing[:3])}",
             "Complete it, or use the checkpoint of the causal LM, not of its base model.",
         )  # fmt: skip
-    if getattr(model, "is_quantized", False) and dtype_of(dtype) not in (None, model.dtype):
+    checkpoint.check_after(model, source.tensors, info["unexpected_keys"], name, packed)
+    if getattr(model, "is_quantized", False) and dtype not in (None, model.dtype):
         raise BadArgument(
             "Packed weights compute in the type that their library gives", f"{dtype} for {model.dtype}",
             "Leave dtype out; precision widens the system that a run holds.",
         )  # fmt: skip
     weights.in_own_type_(model, model.dtype)
-    try:
-        model = model if device in (None, "auto") else model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0][:60]
-        raise BadArgument("A device is one that torch has here", f"{device} ({said})", "Try cpu.") from error
-    return LM(model.eval(), tokenizer, name)
-
-
-def configuration(name: str | Path, allow_remote_code: bool = False) -> Any:
-    """A model's configuration, without its weights. Raises ModelNotFound, ModelRefused."""
-    where = _where(name)
-    with _explained(str(name)), quiet():
-        return AutoConfig.from_pretrained(where, trust_remote_code=allow_remote_code)
-
-
-def _where(name: str | Path) -> str:
-    """The folder of a model, or its name on the hub. Raises where a path leads to no folder of a model."""
-    path = Path(__file__).parent / ATLAS if name == ATLAS else Path(name).expanduser()
-    name = str(path)
-    if path.is_file():
-        raise ModelNotFound("A model is a folder or a name on the hub", f"the file {name}", "Give the folder it is in.")
-    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
-        raise ModelRefused(
-            "A model's folder holds a whole model", f"{name}, an adapter alone",
-            "Load it with peft's AutoPeftModelForCausalLM, and give secant.LM the model and its tokenizer.",
-        )  # fmt: skip
-    if path.is_dir() and not (path / "config.json").exists():
-        raise ModelRefused("A model's folder holds a config.json", f"{name} without one", "Give the folder of a model.")
-    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip()):
-        raise ModelNotFound("A model is a folder or a name on the Hugging Face hub", f"{name!r}", "Check the path.")
-    return name
+    return model
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """No progress bars of transformers."""
+def _alone() -> Iterator[None]:
+    """transformers without progress bars, without kernels from the hub, and without its robot that converts pickles."""
     bars = transformers.utils.logging.is_progress_bar_enabled()
+    off = {"_kernels_enabled": False, "get_kernel_hub": _no_kernel}
+    kept = {key: value for key, value in vars(hub_kernels).items() if key in off}
+    robot = os.environ.get(ROBOT)
     transformers.utils.logging.disable_progress_bar()
+    vars(hub_kernels).update(off)
+    os.environ[ROBOT] = "1"
     try:
         yield
     finally:
         if bars:
             transformers.utils.logging.enable_progress_bar()
+        for key in off:
+            vars(hub_kernels).pop(key)
+        vars(hub_kernels).update(kept)
+        os.environ.pop(ROBOT)
+        if robot is not None:
+            os.environ[ROBOT] = robot
+
+
+def _no_kernel(name: str, *_: Any, **__: Any) -> Any:
+    raise ModelRefused(
+        "Code that comes over the network is not run", f"a model that asks for the kernel {name}",
+        "Uninstall the package kernels, or use another model.",
+    )  # fmt: skip
+
+
+@contextmanager
+def _without_panics() -> Iterator[None]:
+    """Keep what a panic in Rust prints off stderr: it is raised too."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+# ------------------------------------------------------------------------------------------------ what went wrong
 
 
 @contextmanager
 def _explained(name: str, part: str = "model") -> Iterator[None]:
     """Turn a failure to load into one clear line."""
-    try:
+    with explained(ModelRefused, "A model's folder must load", "Mend it.", name, partial(_reason, name, part)):
         yield
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise _reason(name, error, part) from error
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise ModelRefused(
-            "A checkpoint's weights have the shapes of its configuration", f"others in {name}", "Mend its config.json."
-        ) from error
 
 
-def _reason(name: str, error: Exception, part: str) -> SecantError:
-    said, kind = str(error).strip(), type(error).__name__
-    folder = Path(name).is_dir()
-    if "deserializing header" in said or "safetensors" in kind.lower():
+def _reason(name: str, part: str, error: BaseException) -> SecantError | None:
+    """What a failure to load means, where more can be said than what failed."""
+    said = " ".join(str(error).split())
+    if name != ATLAS and not Path(name).expanduser().is_dir() and (known := _reason_of_hub(name, said, error)):
+        return known
+    if "deserializing header" in said or "safetensors" in type(error).__name__.lower():
         return ModelRefused("Weights are whole safetensors files", f"a damaged one in {name}", "Fetch it again.")
     if "FlashAttention" in said or "flash_attn" in said or "attn_implementation" in said:
-        return BadArgument(
-            "An attention implementation is one that the model has", said.splitlines()[0][:120], "Try eager."
+        return BadArgument("An attention implementation is one that the model has", said[:120], "Try eager.")
+    if "ignore_mismatched_sizes" in said:
+        return ModelRefused(
+            "A checkpoint's weights have the shapes of its configuration", f"others in {name}", "Mend its config.json."
         )
     if "no file named" in said or ("does not appear to have a file named" in said and "safetensors" in said):
         return ModelRefused(
             "Weights come as safetensors", f"{name} without such a file",
             "Complete the folder; if it has pickled weights that you trust, pass allow_pickle (--allow-pickle).",
         )  # fmt: skip
-    if "trust_remote_code" in said or ("execute" in said and "code" in said):
+    if "trust_remote_code" in said or "execute the" in said:
         return ModelRefused(
             "Code that comes with a model is not run", f"{name}, which brings its own",
             "Read it, and if you trust it pass allow_remote_code (--allow-remote-code).",
-        )  # fmt: skip
-    if "gated" in said or "Gated" in kind or "401" in said or "403" in said:
-        return ModelNotFound(
-            "A gated model needs your access token", name, "Accept its licence on the hub, and run `hf auth login`."
-        )
-    if not folder and ("connect" in said or "offline" in said.lower()):
-        return ModelNotFound(
-            "A model is a folder or a name on the Hugging Face hub",
-            f"{name}, which is no folder here, and the hub can't be reached", "Check the path, or the network.",
         )  # fmt: skip
     if "Unrecognized configuration class" in said:
         return ModelRefused(
@@ -161,20 +355,29 @@ def _reason(name: str, error: Exception, part: str) -> SecantError:
         )  # fmt: skip
     if isinstance(error, ImportError) and part == "model":
         return BadArgument(
-            "Loading takes the packages that it needs", " ".join(said.split())[:200], "Install them: pip install"
+            "Loading takes the packages that it needs", said[:200], "Install them: pip install"
             " 'secant[weights]' has those for packed, adapted and spread weights.",
         )  # fmt: skip
-    if not folder:
-        return ModelNotFound("A model is a folder or a name on the Hugging Face hub", name, "Check the spelling.")
     if part == "tokenizer":
-        return ModelRefused("A model comes with its tokenizer", f"{name} without one", "Add its tokenizer.json.")
-    return ModelRefused(
-        "A model's folder must load", f"{name}: {said.splitlines()[0][:200] if said else kind}", "Mend it."
-    )
+        return ModelRefused(
+            "A model comes with its tokenizer", f"{name} with none that loads, {said_by(error)}",
+            "Add its tokenizer.json, or fetch it again.",
+        )  # fmt: skip
+    return None
 
 
-def weights_size(name: str | Path) -> int | None:
-    """Bytes of a model's weights in its folder; None where it is not in one. Raises ModelNotFound and ModelRefused."""
-    folder = Path(_where(name))
-    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    return sum(file.stat().st_size for file in files) if files else None
+def _reason_of_hub(name: str, said: str, error: BaseException) -> SecantError | None:
+    """What it means that a model on the hub, or a name that is none, does not load."""
+    rule = "A model is a folder or a name on the Hugging Face hub"
+    if "gated" in said.lower() or "Gated" in type(error).__name__ or "401 Client" in said or "403 Client" in said:
+        return ModelNotFound(
+            "A gated model needs your access token", name, "Accept its licence on the hub, and run `hf auth login`."
+        )
+    if "connect" in said or "offline" in said.lower():
+        got = f"{name}, which is no folder here, and the hub can't be reached"
+        return ModelNotFound(rule, got, "Check the path, or the network.")
+    if f"a file named {folders.CONFIG}" in said:
+        return ModelRefused("A model holds a config.json", f"{name} without one", "Give the name of a model.")
+    if "valid model identifier" in said or "epo id" in said:
+        return ModelNotFound(rule, name, "Check the spelling.")
+    return None

@@ -263,7 +263,7 @@ def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """The torch dtype of a name. Raises BadArgument."""
     if dtype is None or (isinstance(dtype, torch.dtype) and dtype in DTYPES.values()):
         return dtype
-    if dtype in DTYPES:
+    if isinstance(dtype, str) and dtype in DTYPES:
         return DTYPES[dtype]
     raise BadArgument(f"A dtype is one of {', '.join(DTYPES)}", repr(dtype), "Choose one of them.")
 

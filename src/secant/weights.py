@@ -160,6 +160,9 @@ PACKED: dict[str, Callable[[Any], Tensor]] = {
 }
 """Linear layers with packed weights and kernels of their own, and the weights that they stand for."""
 
+REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Types of weights that are multiplied with as they are."""
+
 ROUNDING = {"bitsandbytes.Linear8bitLt"}
 """Layers that round activations to 8 bits."""
 
@@ -202,8 +205,9 @@ def in_own_type_(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def check(model: nn.Module) -> None:
-    """Raises BadWeights at NaN, infinity, or a weight that was never loaded. What accelerate's hook on a module above
-    loads for those below can't be looked at by itself; the certificate sees it.
+    """Raises BadWeights at NaN, infinity, numbers that no linear map is made of, or a weight that was never loaded.
+    What accelerate's hook on a module above loads for those below can't be looked at by itself; the certificate sees
+    it.
     """
     above = [name for name, module in model.named_modules() if hasattr(module, "_hf_hook")]
     for name, module in model.named_modules():
@@ -215,11 +219,23 @@ def check(model: nn.Module) -> None:
                 if weight.is_meta:
                     raise BadWeights("Weights must be loaded", f"{where} without numbers", "Load the checkpoint.")
                 numbers = plain(weight.detach())
+                if numbers.is_complex() or (_is_plain(module) and numbers.dtype not in REAL):
+                    raise BadWeights(
+                        f"Weights are of one of the types {', '.join(str(d).removeprefix('torch.') for d in REAL)}",
+                        f"{where} in {str(numbers.dtype).removeprefix('torch.')}", "Convert the model: model.float().",
+                    )  # fmt: skip
                 if numbers.is_floating_point() and not torch.isfinite(numbers).all():
                     raise BadWeights(
                         "Weights must be finite", f"NaN or infinity in {where}",
                         "Load a sound checkpoint, or a wider dtype.",
                     )  # fmt: skip
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is one of torch's or of a model of transformers, which multiply with their weights as they are;
+    others may pack them.
+    """
+    return type(module).__module__.startswith(("torch.nn.", "transformers.models."))
 
 
 def check_kernels(model: nn.Module, dtype: torch.dtype) -> None:
