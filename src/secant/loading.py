@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ def load(
             tokenizer = AutoTokenizer.from_pretrained(
                 source.where, trust_remote_code=allow_remote_code, **source.revision
             )
+            tokenizer("")  # some that are broken load, and fail at whatever they are given
         model = model if device in (None, "auto") else model.to(device)
         return LM(model.eval(), tokenizer, source.name)
 
@@ -266,7 +268,7 @@ def _model(
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """transformers without progress bars, without kernels from the hub, and without its robot that converts pickles."""
+    """transformers without progress bars and warnings, kernels from the hub, and its robot that converts pickles."""
     bars = transformers.utils.logging.is_progress_bar_enabled()
     off = {"_kernels_enabled": False, "get_kernel_hub": _no_kernel}
     kept = {key: value for key, value in vars(hub_kernels).items() if key in off}
@@ -275,7 +277,9 @@ def _alone() -> Iterator[None]:
     vars(hub_kernels).update(off)
     os.environ[ROBOT] = "1"
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         if bars:
             transformers.utils.logging.enable_progress_bar()
