@@ -52,6 +52,9 @@ PREDICTS_MORE = ("eh_proj", "enorm", "hnorm", "shared_head", "mtp")
 """Parts of a layer that predicts tokens after the next, which stands behind the model's layers."""
 
 
+ASKS = "A configuration asks for the weights that there are"
+
+
 @dataclass(frozen=True)
 class Stored:
     """A tensor as its file has it."""
@@ -115,9 +118,8 @@ def check_before(tensors: Mapping[str, Stored], config: Mapping[str, Any], name:
     for key, value, listed in _numbers(config):
         if value > (1000 + len(tensors) if "layer" in key else 10**7 if listed else math.inf):
             raise ModelRefused(
-                "Every layer has weights", f"{key} = {value:,} in {name}, of {len(tensors)} weights",
-                "Mend its config.json.",
-            )  # fmt: skip
+                ASKS, f"{key} = {value:,} in config.json of {name}, of {len(tensors):,} weights", "Mend it."
+            )
 
 
 def _numbers(held: Any, key: str = "", listed: bool = False) -> Iterator[tuple[str, int, bool]]:
@@ -149,24 +151,30 @@ def bounded(found: Callable[[], Mapping[str, Stored]], name: str, packed: bool) 
     """Let a model be built inside only as far as the weights of its files go, which are looked at once it begins:
     numbers of a configuration can ask for more modules than can be built, and more memory than there is.
 
-    Raises ModelRefused.
+    Raises ModelRefused, TooLarge.
     """
-    thread, seen, asked = threading.get_ident(), set[tuple[int, str]](), 0
+    thread, seen, asked, tables = threading.get_ident(), set[tuple[int, str]](), 0, 0
 
     def count(module: nn.Module, key: str, part: Any) -> None:
-        nonlocal asked
+        nonlocal asked, tables
         if threading.get_ident() != thread or part is None or (id(module), key) in seen:
             return
         seen.add((id(module), key))
-        asked += part.numel() if isinstance(part, Tensor) else 0
+        if isinstance(part, nn.Parameter):
+            asked += part.numel()
+        elif isinstance(part, Tensor):
+            tables += part.nbytes
         tensors = found()
-        if len(seen) < 2000 and asked < 2**22:
-            return
-        held = sum(tensor.elements for tensor in tensors.values())
+        held = sum(tensor.elements for tensor in tensors.values()) if asked > 2**22 else 0
         if asked > held * (64 if packed else 4) + 2**22 or len(seen) > 64 * len(tensors) + 2000:
             raise ModelRefused(
-                "A configuration asks for the weights that there are", f"over {asked:,} elements in {len(seen):,} parts"
-                f" for {name}, of {held:,} elements in {len(tensors):,} weights", "Mend its config.json.",
+                ASKS, f"over {asked:,} elements in {len(seen):,} parts for {name}, of {len(tensors):,} weights",
+                "Mend its config.json.",
+            )  # fmt: skip
+        if tables > psutil.virtual_memory().total:
+            raise TooLarge(
+                "A model must fit in memory", f"{bytes_in_words(tables)} of positions and masks for {name}",
+                "Mend the longest prompt in its config.json.",
             )  # fmt: skip
 
     handles = [
@@ -216,11 +224,11 @@ def check_after(
 
 
 def _hidden(model: Any, tensors: Iterable[str]) -> set[str]:
-    """The weights that a model's class leaves unread and does not report."""
+    """The weights that transformers leaves unread and does not report, for a model's class or for any."""
     ignored = "|".join(f"({pattern})" for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     own, base = model.state_dict().keys(), f"{getattr(model, 'base_model_prefix', '')}."
     unread = (key for key in tensors if not own & {key, base + key, key.removeprefix(base)})
-    return {key for key in unread if re.search(ignored, key)} if ignored else set()
+    return {key for key in unread if UNNEEDED.search(key) or (ignored and re.search(ignored, key))}
 
 
 def _behind(model: nn.Module) -> Callable[[str], str | None]:

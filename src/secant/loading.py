@@ -59,12 +59,11 @@ def load(
     Code from the repository is never run, and pickled weights never read, unless allowed by name.
     Raises ModelNotFound, ModelRefused, BadWeights, BadArgument, TooLarge.
     """
-    wanted = dtype_of(dtype)
-    _check_options(device, attention, allow_remote_code, allow_pickle)
+    _check_options(dtype, device, attention, allow_remote_code, allow_pickle)
     with room("A model", "Load a smaller dtype, or give it a computer with more memory."):
         source = _opened(name, allow_pickle)
         config = _configured(source, allow_remote_code, attention)
-        model = _model(source, config, wanted, device, allow_remote_code)
+        model = _model(source, config, dtype_of(dtype), device, allow_remote_code)
         with _explained(source.name, "tokenizer"), quiet(), _alone(), _without_panics():
             tokenizer = AutoTokenizer.from_pretrained(
                 source.where, trust_remote_code=allow_remote_code, **source.revision
@@ -150,6 +149,8 @@ def _where(name: str | Path) -> str:
     rule = "A model is a folder or a name on the Hugging Face hub"
     if not isinstance(name, str | Path):
         raise BadArgument(rule, f"{name!r:.60}, a {type(name).__name__}", "Give a path, or a name such as atlas.")
+    if not str(name).strip():
+        raise ModelNotFound(rule, f"{str(name)!r}", "Give a path, or a name such as atlas.")
     with explained(ModelNotFound, rule, "Check the path.", f"{str(name)[:80]!r}"):
         path = Path(__file__).parent / ATLAS if name == ATLAS else Path(name).expanduser()
         name, has_config = str(path), (path / folders.CONFIG).exists()
@@ -164,7 +165,7 @@ def _where(name: str | Path) -> str:
             raise ModelRefused(
                 "A model's folder holds a config.json", f"{name} without one", "Give the folder of a model."
             )
-        if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip()):
+        if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
             raise ModelNotFound(rule, f"{name!r}", "Check the path.")
     return name
 
@@ -172,8 +173,11 @@ def _where(name: str | Path) -> str:
 # ------------------------------------------------------------------------------------------------ its parts
 
 
-def _check_options(device: Any, attention: Any, allow_remote_code: Any, allow_pickle: Any) -> None:
+def _check_options(dtype: Any, device: Any, attention: Any, allow_remote_code: Any, allow_pickle: Any) -> None:
     """Raises BadArgument at options that are none, before anything is read."""
+    if not isinstance(dtype, str | torch.dtype | None):
+        raise BadArgument("A dtype is a name, such as float32", f"{dtype!r:.60}", "Give one, or leave it out.")
+    dtype_of(dtype)
     for key, allowed in (("allow_remote_code", allow_remote_code), ("allow_pickle", allow_pickle)):
         if not isinstance(allowed, bool):
             raise BadArgument(f"{key} is True or False", f"{allowed!r:.60}", "Give one of them.")
