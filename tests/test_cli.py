@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -180,7 +181,7 @@ def test_bad_input(folder: Path, tmp_path: Path) -> None:
     assert "device" in refused("explain", PROMPT, "--model", folder, "--device", "quantum")
     assert "config.json" in refused("verify", tmp_path)
     assert "Unicode" in refused("explain", "bad \udcff", "--model", folder)
-    assert "has" in refused("explain", PROMPT, "--model", folder, "--attention", "flash_attention_2")
+    assert "as eager and sdpa" in refused("explain", PROMPT, "--model", folder, "--attention", "flash_attention_2")
 
 
 def test_a_place_that_can_not_be_written(folder: Path, tmp_path: Path) -> None:
@@ -298,3 +299,26 @@ def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().err.splitlines() == [
         "prompts: 161 of 1,222, 1/s, about 18 min left", "prompts: 222 of 1,222, 1/s, about 17 min left",
     ]  # fmt: skip
+
+
+HOSTILE = "tiny\x1b[31m\x9b2J\u202e[/b] :smile:"
+
+
+def test_names_command_no_terminal(folder: Path, tmp_path: Path) -> None:
+    """Of a model's folder and of the folder that is written: escapes, markup and names of emoji are only characters."""
+    shutil.copytree(folder, model := tmp_path / HOSTILE)
+    out = tmp_path / f"{HOSTILE}out"
+    commands: list[list[object]] = [
+        ["explain", PROMPT, "-m", model, "--out", out, "--no-image"], ["attribute", PROMPT, "-m", model, "--out", out],
+        ["compare", PROMPT, "-m", model, "-m", "atlas", "--out", out], ["verify", model, "--dtype", "float32"],
+        ["study", tmp_path / "prompts.txt", "-m", model, "--out", tmp_path / f"{HOSTILE}study", "--workers", 1],
+        ["summarize", tmp_path / f"{HOSTILE}study", "--out", out],
+    ]  # fmt: skip
+    (tmp_path / "prompts.txt").write_text(PROMPT)
+    for command in commands:
+        result = CliRunner().invoke(app, [str(word) for word in command])
+        assert result.exit_code == 0, result.output
+        said = result.stdout + result.stderr
+        assert not set("\x1b\x9b\u202e") & set(said), command
+        assert command[0] == "attribute" or "smile:" in said.replace("\n", ""), command
+    assert "\x1b" not in refused("verify", model / "none")

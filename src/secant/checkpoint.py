@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from secant.errors import BadWeights, ModelRefused, TooLarge
+from secant.errors import BadWeights, ModelRefused, TooLarge, printable
 from secant.foreign import explained
 from secant.resources import bytes_in_words
 
@@ -64,6 +64,7 @@ class Stored:
 
     @property
     def elements(self) -> int:
+        """How many numbers it holds."""
         return math.prod(self.shape)
 
     @property
@@ -219,8 +220,8 @@ def check_after(
     _check_tied(model, name)
     if left:
         parts = Counter(re.sub(r"\d+", "*", key) for key in left).most_common(3)
-        said = ", ".join(f"{key} ({count})" for key, count in parts)
-        _LOGGER.info("%s: %d weights are none of the language model's, and stay unread: %s", name, len(left), said)
+        said = printable(f"{name}: {', '.join(f'{key} ({count})' for key, count in parts)}")
+        _LOGGER.info("%d weights are none of the language model's, and stay unread: of %s", len(left), said)
 
 
 def _hidden(model: Any, tensors: Iterable[str]) -> set[str]:
@@ -280,14 +281,14 @@ def _check_kinds(model: nn.Module, tensors: Mapping[str, Stored], left: set[str]
 
 def _check_tied(model: Any, name: str) -> None:
     """Raises ModelRefused where the head is tied to the embedding and a checkpoint has other weights for it."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    weights = [getattr(module, "weight", None) for module in (embedding, head)]
+    embedding = getattr(model.get_input_embeddings(), "weight", None)
+    head = getattr(model.get_output_embeddings(), "weight", None)
     tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
-    if not tied or not getattr(model, "_tied_weights_keys", None) or any(weight is None for weight in weights) or weights[0] is weights[1]:
+    if not tied or not getattr(model, "_tied_weights_keys", None) or embedding is None or head is None:
         return
-    if weights[0].is_meta or weights[1].is_meta or weights[0].shape != weights[1].shape:
+    if embedding is head or embedding.is_meta or head.is_meta or embedding.shape != head.shape:
         return
-    if not torch.equal(weights[0], weights[1].to(weights[0].device)):
+    if not torch.equal(embedding, head.to(embedding.device)):
         raise ModelRefused(
             "A tied head has the embedding's weights", f"{name}, whose head has others",
             "Set tie_word_embeddings to false in its config.json if the head is right, or remove its weights.",

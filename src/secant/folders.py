@@ -23,7 +23,6 @@ OBJECTS = (
     "special_tokens_map.json",
     "added_tokens.json",
     f"{WEIGHTS}.index.json",
-    f"{PICKLE}.index.json",
 )
 """Files that transformers reads as JSON objects before the weights."""
 
@@ -33,7 +32,7 @@ NAMES = (*OBJECTS, "tokenizer.json", WEIGHTS, PICKLE)
 DISTRIBUTED = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
 """Names of files that transformers prefers to a model's own weights, and hands to torch's distributed checkpoints."""
 
-SMALL = (*OBJECTS, ADAPTER)
+SMALL = (*OBJECTS, f"{PICKLE}.index.json", ADAPTER)
 """What of a model on the hub is fetched first, to be looked at."""
 
 READ = (".json", ".safetensors", ".model", ".txt", ".jinja")
@@ -51,24 +50,25 @@ INERT = ("special_tokens_map_file",)
 
 def check(folder: Path, name: str, allow_pickle: bool) -> dict[str, Any]:
     """Look at a model's folder; returns its config.json. Raises ModelRefused."""
-    _check_files(folder, name, allow_pickle)
-    if (folder / ADAPTER).exists():
-        raise ModelRefused(
-            "A model's folder holds one model", f"{name}, a model and an adapter ({ADAPTER})",
-            "Move the adapter out of it if it is merged already; if not, load it with peft's PeftModel, and give"
-            " secant.LM the model and its tokenizer.",
-        )  # fmt: skip
-    objects = {file: object_in(folder / file) for file in OBJECTS if (folder / file).exists()}
-    config = objects.get(CONFIG, {})
-    if (own := config.get("transformers_weights")) is not None:
-        _check_named(own, "transformers_weights of its config.json", name, allow_pickle)
-    for index in sorted(folder.glob("*.index.json")):
-        for shard in shards(index):
-            _check_named(shard, index.name, name, allow_pickle)
-            if (folder / shard).exists():
-                _check_file(folder / shard, folder, name)
-    _check_tokenizer(folder, objects.get(TOKENIZER, {}), name)
-    return config
+    with explained(ModelRefused, "A model's folder can be read", "Mend it, or fetch it again.", name):
+        _check_files(folder, name, allow_pickle)
+        if (folder / ADAPTER).exists():
+            raise ModelRefused(
+                "A model's folder holds one model", f"{name}, a model and an adapter ({ADAPTER})",
+                "Move the adapter out of it if it is merged already; if not, load it with peft's PeftModel, and give"
+                " secant.LM the model and its tokenizer.",
+            )  # fmt: skip
+        objects = {file: object_in(folder / file) for file in OBJECTS if (folder / file).exists()}
+        config = objects.get(CONFIG, {})
+        if (own := config.get("transformers_weights")) is not None:
+            _check_named(own, f"transformers_weights of {CONFIG}", name, False)
+        for index in (f"{WEIGHTS}.index.json", *((f"{PICKLE}.index.json",) if allow_pickle else ())):
+            for shard in shards(folder / index) if (folder / index).exists() else ():
+                _check_named(shard, index, name, allow_pickle)
+                if (folder / shard).exists():
+                    _check_file(folder / shard, folder, name)
+        _check_tokenizer(folder, objects.get(TOKENIZER, {}), name)
+        return config
 
 
 def object_in(path: Path) -> dict[str, Any]:
@@ -100,14 +100,14 @@ def weights_files(folder: Path, config: dict[str, Any], allow_pickle: bool) -> l
     endings = (WEIGHTS, PICKLE) if allow_pickle else (WEIGHTS,)
     own = config.get("transformers_weights")
     for one in (own,) if own is not None else endings:
-        whole, index = folder / one, folder / (one if one.endswith(".index.json") else f"{one}.index.json")
-        named = shards(index) if index.exists() else []
+        whole, index = folder / one, folder / f"{one}.index.json"
+        named = shards(index) if own is None and index.exists() else []
         if one == WEIGHTS and whole.exists() and named and named != [WEIGHTS]:
             raise ModelRefused(
                 "A model's weights are in one file or in those of an index", f"{WEIGHTS} and {index.name} in {folder}",
                 "Remove the one that is not the model's.",
             )  # fmt: skip
-        if whole != index and whole.exists():
+        if whole.exists():
             return [whole]
         if named:
             return [folder / file for file in named]
@@ -116,9 +116,7 @@ def weights_files(folder: Path, config: dict[str, Any], allow_pickle: bool) -> l
 
 def _check_files(folder: Path, name: str, allow_pickle: bool) -> None:
     """Raises ModelRefused at what would be read and is no file of this folder, or of the hub's cache around it."""
-    with explained(ModelRefused, "A model's folder can be read", "Check its permissions.", name):
-        found = sorted([*folder.iterdir(), *folder.glob(f"{TEMPLATES}/*")])
-    for path in found:
+    for path in sorted([*folder.iterdir(), *folder.glob(f"{TEMPLATES}/*")]):
         if DISTRIBUTED.fullmatch(path.name):
             raise ModelRefused(
                 "A model's weights are whole, not in parts of each process", f"{path.name} in {name}",
@@ -149,10 +147,7 @@ def _check_named(file: Any, where: str, name: str, allow_pickle: bool) -> None:
     parts = file.replace("\\", "/").split("/") if isinstance(file, str) else []
     if not parts or any(part in ("", ".", "..") or ":" in part for part in parts):
         raise ModelRefused(rule, f"{file!r}, which {where} of {name} names", "Fetch the model again, or do not use it.")
-    index = where != "transformers_weights of its config.json"
-    if file.endswith(".safetensors") or (not index and file.endswith(".safetensors.index.json")):
-        return
-    if not (allow_pickle and index):
+    if not file.endswith((".safetensors", *((".bin", ".pt") if allow_pickle else ()))):
         raise ModelRefused(
             rule, f"{file!r}, which {where} of {name} names",
             "If it is a pickled file that you trust, pass allow_pickle (--allow-pickle).",

@@ -6,8 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ import torch
 import transformers
 from huggingface_hub import is_offline_mode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.integrations import hub_kernels
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import cached_file
 
 from secant import checkpoint, folders, weights
@@ -25,9 +22,7 @@ from secant.errors import BadArgument, ModelNotFound, ModelRefused, SecantError
 from secant.foreign import explained, quiet, said_by
 from secant.model import LM, dtype_of
 from secant.resources import room
-
-ATLAS = "atlas"
-"""The name of the model that ships with the package, in the folder of that name beside this file."""
+from secant.sources import ATLAS, Source, where_is
 
 FUSED = ("flash", "flex", "paged", "/")
 """What is in the names of attention implementations that are no torch functions, or are fetched from the hub."""
@@ -80,7 +75,7 @@ def configuration(name: str | Path, allow_remote_code: bool = False, allow_pickl
 
 def weights_size(name: str | Path) -> int | None:
     """Bytes of a model's weights in its folder; None where it is not in one. Raises ModelNotFound and ModelRefused."""
-    folder = Path(_where(name))
+    folder = Path(where_is(name))
     files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     return sum(file.stat().st_size for file in files if file.is_file()) if files else None
 
@@ -88,45 +83,16 @@ def weights_size(name: str | Path) -> int | None:
 # ------------------------------------------------------------------------------------------------ where it is
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A model's folder, looked at; of a model on the hub, the snapshot of it in the cache."""
-
-    name: str
-    where: str
-    folder: Path
-    config: dict[str, Any]
-    allow_pickle: bool
-
-    @property
-    def revision(self) -> dict[str, str]:
-        """What was looked at is what is loaded: the commit of a model on the hub."""
-        return {} if self.is_here else {"revision": self.folder.name}
-
-    @property
-    def is_here(self) -> bool:
-        """Whether it is a folder of this computer."""
-        return Path(self.where).is_dir()
-
-    @cached_property
-    def tensors(self) -> dict[str, checkpoint.Stored]:
-        """What the weights files hold, once they are there. Raises ModelRefused, BadWeights."""
-        files = folders.weights_files(self.folder, self.config, self.allow_pickle)
-        tensors = checkpoint.stored([file for file in files if file.exists()], self.name)
-        checkpoint.check_before(tensors, self.config, self.name)
-        return tensors
-
-
-def _opened(name: str | Path, allow_pickle: bool) -> _Source:
+def _opened(name: str | Path, allow_pickle: bool) -> Source:
     """A model's folder, looked at before anything is loaded; of a model on the hub, its small files are fetched.
 
     Raises ModelNotFound, ModelRefused, BadWeights.
     """
-    where, name = _where(name), str(name)
+    where, name = where_is(name), str(name)
     folder = Path(where)
     if not folder.is_dir():
         folder = _fetched(where, name)
-    source = _Source(name, where, folder, folders.check(folder, name, allow_pickle), allow_pickle)
+    source = Source(name, where, folder, folders.check(folder, name, allow_pickle), allow_pickle)
     checkpoint.check_before(source.tensors if source.is_here else {}, source.config, name)
     return source
 
@@ -135,39 +101,12 @@ def _fetched(where: str, name: str) -> Path:
     """The snapshot of a model on the hub in the cache, with its small files."""
     with _explained(name), quiet(), _alone():
         folder = Path(str(cached_file(where, folders.CONFIG))).parent
-        own = str(folders.object_in(folder / folders.CONFIG).get("transformers_weights"))
-        for file in (*folders.SMALL, own) if own.endswith(".index.json") else folders.SMALL:
+        for file in folders.SMALL:
             cached_file(
                 where, file, revision=folder.name, _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=not is_offline_mode(),
             )  # fmt: skip
     return folder
-
-
-def _where(name: str | Path) -> str:
-    """The folder of a model, or its name on the hub. Raises where a path leads to no folder of a model."""
-    rule = "A model is a folder or a name on the Hugging Face hub"
-    if not isinstance(name, str | Path):
-        raise BadArgument(rule, f"{name!r:.60}, a {type(name).__name__}", "Give a path, or a name such as atlas.")
-    if not str(name).strip():
-        raise ModelNotFound(rule, f"{str(name)!r}", "Give a path, or a name such as atlas.")
-    with explained(ModelNotFound, rule, "Check the path.", f"{str(name)[:80]!r}"):
-        path = Path(__file__).parent / ATLAS if name == ATLAS else Path(name).expanduser()
-        name, has_config = str(path), (path / folders.CONFIG).exists()
-        if path.is_file():
-            raise ModelNotFound(rule, f"the file {name}", "Give the folder it is in.")
-        if (path / folders.ADAPTER).exists() and not has_config:
-            raise ModelRefused(
-                "A model's folder holds a whole model", f"{name}, an adapter alone",
-                "Load it with peft's AutoPeftModelForCausalLM, and give secant.LM the model and its tokenizer.",
-            )  # fmt: skip
-        if path.is_dir() and not has_config:
-            raise ModelRefused(
-                "A model's folder holds a config.json", f"{name} without one", "Give the folder of a model."
-            )
-        if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-            raise ModelNotFound(rule, f"{name!r}", "Check the path.")
-    return name
 
 
 # ------------------------------------------------------------------------------------------------ its parts
@@ -194,11 +133,14 @@ def _check_options(dtype: Any, device: Any, attention: Any, allow_remote_code: A
 
 def _is_of_torch(attention: Any) -> bool:
     """Whether this names an implementation of attention that is there and computes with torch functions."""
+    with quiet():
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # which imports much, and says so
+
     known = attention in ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()) if isinstance(attention, str) else False
     return known and not any(part in attention for part in FUSED)
 
 
-def _configured(source: _Source, allow_remote_code: bool, attention: str | None) -> Any:
+def _configured(source: Source, allow_remote_code: bool, attention: str | None) -> Any:
     """A model's configuration. Raises ModelRefused where it asks for code that would be fetched, or for fused kernels.
 
     What names such code is looked at here: transformers fetches it as soon as it makes a model.
@@ -240,9 +182,7 @@ def _parts(config: Any) -> Iterator[Any]:
             yield from _parts(part)
 
 
-def _model(
-    source: _Source, config: Any, dtype: torch.dtype | None, device: str | None, allow_remote_code: bool
-) -> Any:
+def _model(source: Source, config: Any, dtype: torch.dtype | None, device: str | None, allow_remote_code: bool) -> Any:
     """The model with all its weights. Raises ModelRefused, BadWeights, BadArgument, TooLarge."""
     name, packed = source.name, bool(getattr(config, "quantization_config", None))
     if source.is_here and device != "auto":
@@ -260,7 +200,13 @@ def _model(
             "A checkpoint holds every weight of its model", f"{name} without {', '.join(missing[:3])}",
             "Complete it, or use the checkpoint of the causal LM, not of its base model.",
         )  # fmt: skip
-    checkpoint.check_after(model, source.tensors, info["unexpected_keys"], name, packed)
+    unpacked = getattr(model, "hf_quantizer", None) is not None
+    if packed and not unpacked:
+        raise ModelRefused(
+            "Packed weights are unpacked", f"{name}, in a way that transformers does not know",
+            "Mend the quantization_config of its config.json, or update transformers.",
+        )  # fmt: skip
+    checkpoint.check_after(model, source.tensors, info["unexpected_keys"], name, unpacked)
     if getattr(model, "is_quantized", False) and dtype not in (None, model.dtype):
         raise BadArgument(
             "Packed weights compute in the type that their library gives", f"{dtype} for {model.dtype}",
@@ -272,7 +218,9 @@ def _model(
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """transformers without progress bars and warnings, kernels from the hub, and its robot that converts pickles."""
+    """Transformers without progress bars and warnings, kernels from the hub, and its robot that converts pickles."""
+    from transformers.integrations import hub_kernels
+
     bars = transformers.utils.logging.is_progress_bar_enabled()
     off = {"_kernels_enabled": False, "get_kernel_hub": _no_kernel}
     kept = {key: value for key, value in vars(hub_kernels).items() if key in off}

@@ -46,9 +46,12 @@ class _Trimmed(io.TextIOBase):
 
 
 def console(width: int = 100) -> Console:
-    """Standard output; so many columns, and no blanks at the ends of lines, where it is no terminal."""
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=width, file=cast("IO[str]", _Trimmed()))
+    """Standard output, which prints what it is given: no markup, no names of emoji. So many columns, and no blanks at
+    the ends of lines, where it is no terminal.
+    """
+    plain: Any = {"highlight": False, "markup": False, "emoji": False}
+    out = Console(**plain)
+    return out if out.is_terminal else Console(**plain, width=width, file=cast("IO[str]", _Trimmed()))
 
 
 def show_explanation(out: Console, e: Explanation) -> None:
@@ -151,7 +154,7 @@ def _contributions(out: Console, title: str, rows: pd.DataFrame, a: Attribution)
         for r in rows.drop(constants.index).itertuples(index=False)
     ]
     if len(constants):
-        where = f"of {len(constants)} modules" if len(constants) > 1 else f"of {constants['name'].iloc[0]}"
+        where = f"of {len(constants)} modules" if len(constants) > 1 else f"of {visible(constants['name'].iloc[0])}"
         shown.append(("", f"constants {where}", constants["contribution"].sum(), constants["all_paths"].sum()))
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), title=title, title_justify="left")
     table.title_style = "dim"
@@ -205,7 +208,9 @@ def show_flow(out: Console, a: Attribution, tokens: Sequence[str]) -> None:
             table.add_column(Text(names[place]), justify="right", no_wrap=True, width=9)
         for name in cells.index:
             own = [cells.loc[name, place] for place in places]
-            table.add_row(name, *(Text(f"{v:z.3f}", style="" if abs(v) >= 0.05 * abs(a.logit) else "dim") for v in own))
+            table.add_row(
+                visible(name), *(Text(f"{v:z.3f}", style="" if abs(v) >= 0.05 * abs(a.logit) else "dim") for v in own)
+            )
         out.print()
         out.print(table)
     legend = (
@@ -366,7 +371,7 @@ def show_study(out: Console, study: Study) -> None:
             equal = "equal" if well["run_forward_equal"].astype(bool).all() else "not equal"
             worst = [f"{well[c].max():.1e}" if len(well) else "" for c in ("run_reconstruction", "run_affinity")]
             failed = len(rows) - len(well)
-            table.add_row(model, convention, f"{len(rows)}", f"{failed}", equal if len(well) else "", *worst)
+            table.add_row(_readable(model), convention, f"{len(rows)}", f"{failed}", equal if len(well) else "", *worst)
         out.print()
         out.print(table)
         out.print()
@@ -378,7 +383,7 @@ def show_study(out: Console, study: Study) -> None:
         of = len(study.identity.names)
         out.print(Text(f"{study.missing} of {of} shards are not there yet: run it again, or merge the other parts."))
     else:
-        out.print(Text(f"All rows are in {study.folder / 'tables'}: {', '.join(study.tables)}", style="dim"))
+        out.print(Text(f"All rows are in {_readable(study.folder / 'tables')}: {', '.join(study.tables)}", style="dim"))
 
 
 def _readable(text: Any) -> str:
@@ -403,7 +408,7 @@ def _flagged(rows: pd.DataFrame, width: int) -> Table:
         left -= own + 2
     table.add_column("writes (U)", no_wrap=True, width=max(8, left))
     for line, decoded in zip(lines, rows["decoded"], strict=True):
-        table.add_row(*line, Text(decoded))
+        table.add_row(*line, Text(_readable(decoded)))
     return table
 
 
@@ -458,12 +463,16 @@ def _subjects(c: Comparison) -> list[str]:
     """The name of each model, with its convention where there are several."""
     several = c.models["convention"].nunique() > 1
     rows = c.models.to_dict("records")
-    return [f"{row['model']}, {row['convention']}" if several else row["model"] for row in rows]
+    names = [f"{row['model']}, {row['convention']}" if several else row["model"] for row in rows]
+    return [_readable(name) for name in names]
+
+
+OTHER = ("other", "other_convention")
 
 
 def _name(row: dict[Any, Any], names: Sequence[str]) -> str:
-    several = f"{row['model']}, {row['convention']}" in names
-    one, other = (row["model"], row["convention"]), (row["other"], row["other_convention"])
+    several = f"{_readable(row['model'])}, {row['convention']}" in names
+    one, other = ((_readable(row[who]), row[how]) for who, how in (("model", "convention"), OTHER))
     return " and ".join(", ".join(who) if several else who[0] for who in (one, other))
 
 
@@ -530,11 +539,11 @@ def show_summary(out: Console, s: Summary) -> None:
     out.print()
     same = s.overlaps[s.overlaps["category"].isna() & (s.overlaps["of"] == "together")]
     for row in same.to_dict("records"):
-        who = f"{row['model']}, {row['convention']} and {row['other']}, {row['other_convention']}"
+        who = _readable(f"{row['model']}, {row['convention']} and {row['other']}, {row['other_convention']}")
         chance = "" if pd.isna(row["chance"]) else f", on other prompts {row['chance']:.2f}"
         out.print(Text(f"words in common, {who}: {_averaged(pd.DataFrame([row]), False)}{chance}"))
     for row in s.failures.to_dict("records"):
-        what = f"{row['prompts']} failed with {row['model']}, {row['convention']}: {_readable(row['reason'])}"
+        what = _readable(f"{row['prompts']} failed with {row['model']}, {row['convention']}: {row['reason']}")
         out.print(Text(what, style="red"))
     absent = f" Not asked for: {', '.join(s.absent)}." if s.absent else ""
     legend = (
@@ -550,7 +559,7 @@ def _summary_table(s: Summary, subjects: Sequence[tuple[str, str]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     table.add_column("", no_wrap=True, max_width=34)
     for model, convention in subjects:
-        table.add_column(Text(f"{model}, {convention}"), justify="right", no_wrap=True, max_width=27)
+        table.add_column(Text(_readable(f"{model}, {convention}")), justify="right", no_wrap=True, max_width=27)
 
     def own(of: pd.DataFrame, subject: tuple[str, str], /, **keys: Any) -> pd.DataFrame:
         rows = of[(of["model"] == subject[0]) & (of["convention"] == subject[1])]
@@ -617,7 +626,7 @@ def _words(words: Sequence[Word], width: int) -> Text:
 def show_certificates(out: Console, model: str, tokens: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     """A line for each certificate; the reason where there is none."""
     out.print()
-    out.print(Text("model   ", style="dim") + Text(model))
+    out.print(Text("model   ", style="dim") + Text(_readable(model)))
     out.print(Text("prompt  ", style="dim") + Text(" ".join(visible(t) for t in tokens)))
     out.print()
     table = Table(box=None, pad_edge=False, header_style="dim")

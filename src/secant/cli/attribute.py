@@ -25,6 +25,7 @@ from secant.cli.options import (
     loaded,
     reported,
 )
+from secant.errors import printable
 
 
 @reported
@@ -73,4 +74,4 @@ def attribute(
     if flow:
         show_flow(console(), attribution, run.tokens)
     if out is not None:
-        typer.echo(f"Tables are in {out}", err=True)
+        typer.echo(printable(f"Tables are in {out}"), err=True)

@@ -24,6 +24,7 @@ from secant.cli.options import (
     progressing,
     reported,
 )
+from secant.errors import printable
 
 
 @reported
@@ -87,4 +88,4 @@ def compare(
 
     show_comparison(console(), comparison)
     if out is not None:
-        typer.echo(f"Tables are in {out}", err=True)
+        typer.echo(printable(f"Tables are in {out}"), err=True)

@@ -30,6 +30,7 @@ from secant.cli.options import (
     progressing,
     reported,
 )
+from secant.errors import printable
 
 if TYPE_CHECKING:
     from secant.evidence import Evidence
@@ -118,7 +119,7 @@ def explain(
     if explanation.steps is not None:
         show_steps(console(), explanation.steps)
     if out is not None:
-        typer.echo(f"Tables and tensors are in {out}{page}", err=True)
+        typer.echo(printable(f"Tables and tensors are in {out}{page}"), err=True)
 
 
 def _marked(lm: LM, words: Sequence[str]) -> list[int]:

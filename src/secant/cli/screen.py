@@ -23,6 +23,7 @@ from secant.cli.options import (
     progressing,
     reported,
 )
+from secant.errors import printable
 
 
 @reported
@@ -68,6 +69,6 @@ def screen(
 
         show_screening(console(), screening)
         if out is not None:
-            typer.echo(f"Tables are in {out}", err=True)
+            typer.echo(printable(f"Tables are in {out}"), err=True)
     if len(screening.refused):
         raise typer.Exit(2)

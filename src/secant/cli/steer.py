@@ -25,6 +25,7 @@ from secant.cli.options import (
     progressing,
     reported,
 )
+from secant.errors import printable
 
 if TYPE_CHECKING:
     from secant.model import LM
@@ -132,7 +133,7 @@ def _show_sweep(sweep: Sweep, out: Path | None, json_: bool) -> None:
 
     show_sweep(console(), sweep)
     if out is not None:
-        typer.echo(f"Tables are in {out}", err=True)
+        typer.echo(printable(f"Tables are in {out}"), err=True)
 
 
 def _show_steered(lm: LM, run: Run, prompt: str, where: dict[str, Any], how: dict[str, Any], json_: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from secant.cli.options import DebugOption, JsonOption, check_figures, drawn, progressing, reported
+from secant.errors import printable
 
 
 @reported
@@ -57,4 +58,4 @@ def summarize(
 
     show_summary(console(), summary)
     if out is not None:
-        typer.echo(f"Tables are in {out}{page}", err=True)
+        typer.echo(printable(f"Tables are in {out}{page}"), err=True)

@@ -20,10 +20,11 @@ from safetensors.torch import save
 
 from secant.decoding import Null, Side, null
 from secant.errors import OutputFailed, SecantError, TooLarge
-from secant.loading import ATLAS, load
+from secant.loading import load
 from secant.model import LM
 from secant.resources import is_out_of_memory, limited, unannounced
 from secant.run import Run, freeze, precision_of
+from secant.sources import ATLAS
 from secant.studies.analyses import ANALYSES, Case, Settings
 from secant.studies.prompts import Item
 from secant.weights import fingerprint
