@@ -304,6 +304,7 @@ def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: py
 HOSTILE = "tiny\x1b[31m\x9b2J\u202e[/b] :smile:"
 
 
+@pytest.mark.slow
 def test_names_command_no_terminal(folder: Path, tmp_path: Path) -> None:
     """Of a model's folder and of the folder that is written: escapes, markup and names of emoji are only characters."""
     shutil.copytree(folder, model := tmp_path / HOSTILE)
@@ -321,4 +322,9 @@ def test_names_command_no_terminal(folder: Path, tmp_path: Path) -> None:
         said = result.stdout + result.stderr
         assert not set("\x1b\x9b\u202e") & set(said), command
         assert command[0] == "attribute" or "smile:" in said.replace("\n", ""), command
+    result = CliRunner().invoke(
+        app, ["steer", PROMPT, "-m", str(model), "--concept", PROMPT, "--layer", "1", "--strength", "0.5", "--json"]
+    )
+    assert "\x9b" not in result.stdout
+    assert json.loads(result.stdout)["model"] == str(model)
     assert "\x1b" not in refused("verify", model / "none")

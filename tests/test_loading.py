@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -611,3 +612,24 @@ def test_what_is_looked_at_is_what_is_loaded(copy: Path, tmp_path: Path, monkeyp
     loaded.clear()
     refused(ModelRefused, "safetensors files in the model's folder", "someone/something")
     assert loaded == []
+
+
+WATCHED = """
+import sys
+found = []
+def hook(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.bind", "subprocess.Popen", "os.system"):
+        found.append((event, str(args)))
+import secant as sc
+sys.addaudithook(hook)
+lm = sc.load(sys.argv[1])
+sc.freeze(lm, "The bridge out of Marin is the")
+assert not found, found
+"""
+
+
+@pytest.mark.slow
+def test_a_folder_is_loaded_without_the_network(folder: Path) -> None:
+    env = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    result = subprocess.run([sys.executable, "-c", WATCHED, str(folder)], capture_output=True, env=env, check=False)
+    assert result.returncode == 0, result.stderr.decode()

@@ -37,7 +37,7 @@ class ModelRefused(SecantError):
 
 
 class BadWeights(SecantError):
-    """A parameter or buffer holds NaN or infinity."""
+    """A weight holds NaN, infinity, or numbers of another kind than a model multiplies with."""
 
 
 class TrainingMode(SecantError):

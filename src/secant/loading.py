@@ -68,9 +68,9 @@ def load(
         return LM(model.eval(), tokenizer, source.name)
 
 
-def configuration(name: str | Path, allow_remote_code: bool = False, allow_pickle: bool = False) -> Any:
+def configuration(name: str | Path, allow_remote_code: bool = False) -> Any:
     """A model's configuration, without its weights. Raises ModelNotFound, ModelRefused, BadWeights."""
-    return _configured(_opened(name, allow_pickle), allow_remote_code, None)
+    return _configured(_opened(name, False), allow_remote_code, None)
 
 
 def weights_size(name: str | Path) -> int | None:

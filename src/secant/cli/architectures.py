@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
-import typer
-
 from secant.cli.options import (
     DebugOption,
     JsonOption,
     reported,
 )
+from secant.cli.printing import print_json
 
 
 @reported
@@ -22,7 +19,7 @@ def architectures(json_: JsonOption = False, debug: DebugOption = False) -> None
     lines = files("secant").joinpath("architectures.csv").read_text(encoding="utf-8").splitlines()
     rows = list(csv.DictReader(lines))
     if json_:
-        typer.echo(json.dumps(rows))
+        print_json(rows)
         return
     from secant.terminal import console, show_architectures
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +24,7 @@ from secant.cli.options import (
     loaded,
     reported,
 )
-from secant.errors import printable
+from secant.cli.printing import print_json, print_line
 
 
 @reported
@@ -66,7 +65,7 @@ def attribute(
     if out is not None:
         attribution.save(out)
     if json_:
-        typer.echo(json.dumps(attribution.to_dict(), ensure_ascii=False))
+        print_json(attribution.to_dict())
         return
     from secant.terminal import console, show_attribution, show_flow
 
@@ -74,4 +73,4 @@ def attribute(
     if flow:
         show_flow(console(), attribution, run.tokens)
     if out is not None:
-        typer.echo(printable(f"Tables are in {out}"), err=True)
+        print_line(f"Tables are in {out}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +23,7 @@ from secant.cli.options import (
     progressing,
     reported,
 )
-from secant.errors import printable
+from secant.cli.printing import print_json, print_line
 
 
 @reported
@@ -82,10 +81,10 @@ def compare(
     if out is not None:
         comparison.save(out)
     if json_:
-        typer.echo(json.dumps(comparison.to_dict(), ensure_ascii=False))
+        print_json(comparison.to_dict())
         return
     from secant.terminal import console, show_comparison
 
     show_comparison(console(), comparison)
     if out is not None:
-        typer.echo(printable(f"Tables are in {out}"), err=True)
+        print_line(f"Tables are in {out}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +29,7 @@ from secant.cli.options import (
     progressing,
     reported,
 )
-from secant.errors import printable
+from secant.cli.printing import print_json, print_line
 
 if TYPE_CHECKING:
     from secant.evidence import Evidence
@@ -109,7 +108,7 @@ def explain(
             if figures:
                 _draw(explanation, out / "figures")
     if json_:
-        typer.echo(json.dumps(explanation.to_dict(), ensure_ascii=False))
+        print_json(explanation.to_dict())
         return
     from secant.terminal import console, show_explanation, show_layers, show_steps
 
@@ -119,7 +118,7 @@ def explain(
     if explanation.steps is not None:
         show_steps(console(), explanation.steps)
     if out is not None:
-        typer.echo(printable(f"Tables and tensors are in {out}{page}"), err=True)
+        print_line(f"Tables and tensors are in {out}{page}")
 
 
 def _marked(lm: LM, words: Sequence[str]) -> list[int]:

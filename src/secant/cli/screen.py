@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +22,7 @@ from secant.cli.options import (
     progressing,
     reported,
 )
-from secant.errors import printable
+from secant.cli.printing import print_json, print_line
 
 
 @reported
@@ -63,12 +62,12 @@ def screen(
     if out is not None:
         screening.save(out)
     if json_:
-        typer.echo(json.dumps({"model": lm.name, **screening.to_dict()}, ensure_ascii=False))
+        print_json({"model": lm.name, **screening.to_dict()})
     else:
         from secant.terminal import console, show_screening
 
         show_screening(console(), screening)
         if out is not None:
-            typer.echo(printable(f"Tables are in {out}"), err=True)
+            print_line(f"Tables are in {out}")
     if len(screening.refused):
         raise typer.Exit(2)

@@ -25,7 +25,7 @@ from secant.cli.options import (
     progressing,
     reported,
 )
-from secant.errors import printable
+from secant.cli.printing import print_json, print_line
 
 if TYPE_CHECKING:
     from secant.model import LM
@@ -127,13 +127,13 @@ def _show_sweep(sweep: Sweep, out: Path | None, json_: bool) -> None:
         best = sweep.best()
         table = json.loads(sweep.table.to_json(orient="records"))
         said = {**asdict(sweep.settings), "table": table, "best": None if best is None else table[int(best.name)]}
-        typer.echo(json.dumps(said, ensure_ascii=False))
+        print_json(said)
         return
     from secant.terminal import console, show_sweep
 
     show_sweep(console(), sweep)
     if out is not None:
-        typer.echo(printable(f"Tables are in {out}"), err=True)
+        print_line(f"Tables are in {out}")
 
 
 def _show_steered(lm: LM, run: Run, prompt: str, where: dict[str, Any], how: dict[str, Any], json_: bool) -> None:
@@ -152,7 +152,7 @@ def _show_steered(lm: LM, run: Run, prompt: str, where: dict[str, Any], how: dic
             name: {"text": c.text, "ids": c.ids, "perplexity": c.perplexity}
             for name, c in zip(("unsteered", "steered"), both, strict=True)
         }
-        typer.echo(json.dumps({**about, **said}, ensure_ascii=False))
+        print_json({**about, **said})
         return
     from secant.terminal import console, show_steered
 

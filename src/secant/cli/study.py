@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +23,7 @@ from secant.cli.options import (
     progressing,
     reported,
 )
+from secant.cli.printing import print_json
 
 if TYPE_CHECKING:
     from secant.studies.study import Study
@@ -158,7 +158,7 @@ def _show(study: Study, json_: bool) -> None:
     if json_:
         failed = len(study.failed) if study.tables else 0
         said = {"folder": str(study.folder), "missing": study.missing, "failed": failed, "tables": study.tables}
-        typer.echo(json.dumps(said, ensure_ascii=False))
+        print_json(said)
         return
     from secant.terminal import console, show_study
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 
 from secant.cli.options import DebugOption, JsonOption, check_figures, drawn, progressing, reported
-from secant.errors import printable
+from secant.cli.printing import print_json, print_line
 
 
 @reported
@@ -52,10 +51,10 @@ def summarize(
 
             drawn(summarized(summary), out / "figures")
     if json_:
-        typer.echo(json.dumps(summary.to_dict(), ensure_ascii=False))
+        print_json(summary.to_dict())
         return
     from secant.terminal import console, show_summary
 
     show_summary(console(), summary)
     if out is not None:
-        typer.echo(printable(f"Tables are in {out}{page}"), err=True)
+        print_line(f"Tables are in {out}{page}")

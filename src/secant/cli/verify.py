@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +19,7 @@ from secant.cli.options import (
     progressing,
     reported,
 )
+from secant.cli.printing import print_json
 
 if TYPE_CHECKING:
     from secant.model import LM
@@ -67,7 +67,7 @@ def verify(
                     rows.append({"exact": False, "dtype": name.value, "convention": which.value, "why": str(error)})
                 progress("certificates", len(rows), len(chosen) * len(held))
     if json_:
-        typer.echo(json.dumps({"model": model, "tokens": [lm.text(i) for i in ids], "certificates": rows}))
+        print_json({"model": model, "tokens": [lm.text(i) for i in ids], "certificates": rows})
     else:
         from secant.terminal import console, show_certificates
 
