@@ -64,7 +64,9 @@ def load(
                 source.where, trust_remote_code=allow_remote_code, **source.revision
             )
             tokenizer("")  # some that are broken load, and fail at whatever they are given
-        model = model if device in (None, "auto") else model.to(device)
+        if device not in (None, "auto"):
+            with explained(BadArgument, "A device is one that a model can be moved to", "Leave it out.", str(device)):
+                model = model.to(device)
         return LM(model.eval(), tokenizer, source.name)
 
 
