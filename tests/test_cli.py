@@ -301,19 +301,20 @@ def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: py
     ]  # fmt: skip
 
 
-HOSTILE = "tiny\x1b[31m\x9b2J\u202e[/b] :smile:"
+HOSTILE = "x\x1b[31m\x9b2J\u202e[b]:smile:"
 
 
 @pytest.mark.slow
-def test_names_command_no_terminal(folder: Path, tmp_path: Path) -> None:
+def test_names_command_no_terminal(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a model's folder and of the folder that is written: escapes, markup and names of emoji are only characters."""
-    shutil.copytree(folder, model := tmp_path / HOSTILE)
-    out = tmp_path / f"{HOSTILE}out"
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, HOSTILE)
+    model, out = f"./{HOSTILE}", f"out{HOSTILE}"
     commands: list[list[object]] = [
         ["explain", PROMPT, "-m", model, "--out", out, "--no-image"], ["attribute", PROMPT, "-m", model, "--out", out],
         ["compare", PROMPT, "-m", model, "-m", "atlas", "--out", out], ["verify", model, "--dtype", "float32"],
-        ["study", tmp_path / "prompts.txt", "-m", model, "--out", tmp_path / f"{HOSTILE}study", "--workers", 1],
-        ["summarize", tmp_path / f"{HOSTILE}study", "--out", out],
+        ["study", "prompts.txt", "-m", model, "--out", f"study{HOSTILE}", "--workers", 1],
+        ["summarize", f"study{HOSTILE}", "--out", out],
     ]  # fmt: skip
     (tmp_path / "prompts.txt").write_text(PROMPT)
     for command in commands:
@@ -321,10 +322,11 @@ def test_names_command_no_terminal(folder: Path, tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         said = result.stdout + result.stderr
         assert not set("\x1b\x9b\u202e") & set(said), command
-        assert command[0] == "attribute" or "smile:" in said.replace("\n", ""), command
+        assert "[b]:smile:" in said, command
+        assert not re.search("202e:|\N{SMILING FACE WITH OPEN MOUTH AND SMILING EYES}", said), command
     result = CliRunner().invoke(
         app, ["steer", PROMPT, "-m", str(model), "--concept", PROMPT, "--layer", "1", "--strength", "0.5", "--json"]
     )
     assert "\x9b" not in result.stdout
     assert json.loads(result.stdout)["model"] == str(model)
-    assert "\x1b" not in refused("verify", model / "none")
+    assert "\x1b" not in refused("verify", f"{model}none")

@@ -371,17 +371,29 @@ def test_kernels_inside_a_config(copy: Path) -> None:
 
 
 def test_nothing_is_fetched_for_a_model_by_itself(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mamba looks for kernels of its own when it is made."""
+    """Some classes look for kernels of the hub when they are made, where the package kernels is installed."""
     from transformers.integrations import hub_kernels
 
     asked: list[str] = []
     monkeypatch.setattr(hub_kernels, "is_kernels_available", lambda: True)
     monkeypatch.setattr(hub_kernels, "_kernels_enabled", True)
     monkeypatch.setattr(hub_kernels, "get_kernel_hub", lambda name, **_: asked.append(name), raising=False)
-    monkeypatch.setattr(hub_kernels, "_KERNEL_MODULE_MAPPING", {})
-    with_model(copy, "mamba")
-    sc.load(copy)
-    assert asked == []
+    real = AutoModelForCausalLM.from_pretrained
+
+    def made(*args: Any, **kwargs: Any) -> Any:
+        if "lazy" in asked:
+            hub_kernels.lazy_load_kernel(next(iter(hub_kernels._HUB_KERNEL_MAPPING)), {})
+        else:
+            hub_kernels.get_kernel("kernels-community/rwkv", version=1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr("secant.loading.AutoModelForCausalLM.from_pretrained", made)
+    refused(
+        ModelRefused, "over the network is not run; got a model that asks for the kernel kernels-community/rwkv", copy
+    )
+    asked.append("lazy")
+    assert sc.load(copy).size == 40  # this one does without
+    assert asked == ["lazy"]
     assert hub_kernels._kernels_enabled  # as it was
 
 

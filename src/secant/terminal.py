@@ -334,7 +334,7 @@ def show_screening(out: Console, s: Screening) -> None:
         out.print(Text(f"{len(flagged)} of {len(rows)} vectors flagged{more}", style="dim"))
     for row in s.refused.to_dict("records"):
         out.print()
-        out.print(Text(f"{_readable(row['prompt'])}: refused. {row['reason']}", style="red"))
+        out.print(Text(f"{_readable(row['prompt'])}: refused. {_readable(row['reason'])}", style="red"))
     out.print()
     tests = len(s.table)
     summary = (
@@ -454,7 +454,7 @@ def show_comparison(out: Console, c: Comparison) -> None:
         sides = [f"{'written' if side == 'output' else 'read'} {_shared(r.jaccard)}, elsewhere in the prompt "
                  f"{_shared(r.elsewhere)}" for side, r in by_side.iterrows()]  # fmt: skip
         legend.append(f"Of each stretch, on average: {'; '.join(sides)}.")
-    legend += c.why
+    legend += [_readable(why) for why in c.why]
     out.print()
     out.print(Text(" ".join(legend), style="dim"))
 
