@@ -293,7 +293,6 @@ def _frozen(
     state = State(lm.model)
     with running(lm, lm.dtype, state=state) as own, odd:
         x, plain = lm.embed(ids), lm.logits(ids)
-    state.copies = own
     stock = _stock_error(lm, ids, plain, state) if lm.dtype == torch.float64 else None
     recording = record(lm, ids, x, convention, system, state=state)
     if not recording.values["norm"][-1].any():

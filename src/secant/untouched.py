@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -33,19 +33,26 @@ Copies = dict[str, tuple[Tensor, Tensor]]
 class State:
     """What a model keeps from pass to pass at some moment: buffers, and tensors among the attributes of its modules.
 
-    `copies`: what was in those that a pass writes in place.
+    `copies`: what was in those that the first pass from here wrote in place; later passes write no others.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._tables = [(table, dict(table)) for m in model.modules() for table in (m._buffers, vars(m))]
-        self.copies: Copies = {}
+        self._inference = any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
+        self.copies: Copies | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether a pass from here needs no watching: it writes nothing, and no tensor is of inference mode."""
+        return self.copies == {} and not self._inference
 
     def restore(self) -> Copies:
         """Let the model have it again; what was in its tensors until now."""
         for table, then in self._tables:
             put_back(table, then)
-        until_now = {name: (tensor, tensor.detach().clone()) for name, (tensor, _) in self.copies.items()}
-        _write(self.copies)
+        copies = self.copies or {}
+        until_now = {name: (tensor, tensor.detach().clone()) for name, (tensor, _) in copies.items()}
+        _write(copies)
         return until_now
 
 
@@ -59,7 +66,7 @@ def _write(copies: Copies) -> None:
 @contextmanager
 def untouched(model: nn.Module, state: State | None = None) -> Iterator[Copies]:
     """Run a model in this thread, as plain torch, from a state that it had, and leave it as it is. What is yielded has
-    in the end the parameters and buffers that its passes wrote in place.
+    in the end what was in the parameters and buffers that its passes wrote in place.
 
     Tensors that it assigns or writes are put back, but not what another thread assigns; backward hooks and compiled
     calls are out of force; tensors made in inference mode count as ordinary ones.
@@ -68,13 +75,16 @@ def untouched(model: nn.Module, state: State | None = None) -> Iterator[Copies]:
         turn = _turns.setdefault(model, threading.RLock())
     with turn, assigned(list(model.modules())), as_plain_torch(model):
         before = {} if state is None else state.restore()
-        mode = _Keeping(model, before)
+        mode = None if state is not None and state.plain else _Keeping(model, before)
+        copies: Copies = {} if mode is None else mode.copies
         try:
-            with mode:
-                yield mode.copies
+            with mode or nullcontext():
+                yield copies
         finally:
-            _write(mode.copies)
+            _write(copies)
             _write(before)
+            if state is not None and state.copies is None:
+                state.copies = copies
 
 
 class _Keeping(TorchFunctionMode):
