@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from secant.studies.folder import Identity, sign
+from secant.studies.folder import sign
+from secant.studies.identity import Identity
 from secant.studies.summary import ANALYSES
 
 Subject = tuple[str, str]

@@ -107,7 +107,7 @@ def test_no_room_leaves_nothing_behind(
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("secant.explanation.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OutputFailed, match="No space left"):
         explanation.save(tmp_path / "out")
     assert os.listdir(tmp_path) == []

@@ -111,7 +111,7 @@ def test_no_room_leaves_nothing_behind(op: sc.Operator, tmp_path: Path, monkeypa
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("secant.operator.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OutputFailed, match="No space left on device"):
         op.save(file)
     assert file.read_text() == "the last good one"

@@ -7,7 +7,6 @@ often they do is a question of measurement, not of definition.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.errors import BadArgument, BadPrompt, NoPoint, integer
+from secant.files import write_json
 from secant.network import altered, replayed, running
 from secant.operator import wide
 from secant.points import PARTS, Inside, Point
@@ -67,7 +67,7 @@ class Ablation:
         """
         with saving(folder, {"ablation": self.to_pandas()}) as new:
             said = {"what": self.what, "by": self.by, "positions": self.positions}
-            (new / "ablation.json").write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
+            write_json(new / "ablation.json", said)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,7 @@ class Ablations:
         """Write ablations (.parquet and .csv), columns.csv, ablations.json (target, by). Raises OutputFailed."""
         with saving(folder, {"ablations": self.table}) as new:
             said = {"target": self.target, "by": self.by}
-            (new / "ablations.json").write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
+            write_json(new / "ablations.json", said)
 
 
 def ablate(

@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.errors import BadArgument, NotExact
+from secant.files import write_json
 from secant.network import injected
 from secant.operator import Graph, wide
 from secant.points import Inside, Point
@@ -99,7 +100,7 @@ class Attribution:
     def save(self, folder: str | Path) -> None:
         """Write attribution.json, contributions and flow (.parquet and .csv), columns.csv. Raises OutputFailed."""
         with saving(folder, self.tables()) as new:
-            (new / "attribution.json").write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
+            write_json(new / "attribution.json", self.to_dict())
 
 
 def attribute(

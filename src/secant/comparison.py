@@ -20,6 +20,7 @@ from secant.decoding import decode, null, ranked
 from secant.depths import Layers, layers
 from secant.errors import BadArgument, NoPoint
 from secant.explanation import Explanation, explain
+from secant.files import write_json
 from secant.model import LM, Prompt
 from secant.readable import named
 from secant.resources import limited
@@ -80,7 +81,7 @@ class Comparison:
     def save(self, folder: str | Path) -> None:
         """Write comparison.json, all tables (.parquet and .csv) and columns.csv. Raises OutputFailed."""
         with saving(folder, self.tables()) as new:
-            (new / "comparison.json").write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
+            write_json(new / "comparison.json", self.to_dict())
 
     def _repr_html_(self) -> str:
         from secant.notebook import comparison

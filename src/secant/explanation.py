@@ -11,14 +11,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 
 from secant.attribution import Attribution, attribute
 from secant.decoding import Side, Word, decode, null, ranked
 from secant.depths import Layers
 from secant.depths import layers as every_layer
 from secant.evidence import Evidence, gathered
-from secant.files import replacing
+from secant.files import check_file, replacing, write_json, write_tensors, write_text
 from secant.generation import Steps, follow
 from secant.model import LM, Prompt
 from secant.operator import lengths
@@ -132,8 +131,8 @@ class Explanation:
         layers = {} if self.layers is None else self.layers.tables()
         steps = {} if self.steps is None else {"steps": self.steps.to_pandas()}
         with saving(folder, {"tokens": self.to_pandas(), "words": self.words(), **layers, **steps}) as new:
-            (new / "explanation.json").write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
-            save_file({k: t.contiguous().clone() for k, t in tensors.items()}, new / "tensors.safetensors", about)
+            write_json(new / "explanation.json", self.to_dict())
+            write_tensors(new / "tensors.safetensors", tensors, about)
 
     def evidence(
         self,
@@ -160,10 +159,11 @@ class Explanation:
         from secant.report.document import html, library
         from secant.report.page import contents
 
-        plotly = library()  # before there is any work
+        check_file(path)  # before there is any work
+        plotly = library()
         page = contents(self, self.evidence() if evidence is None else evidence)
         with replacing(path) as new:
-            new.write_text(html(page, plotly), encoding="utf-8", newline="\n")
+            write_text(new, html(page, plotly))
 
 
 def _without_nan(tree: Any) -> Any:

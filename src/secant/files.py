@@ -2,25 +2,77 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
+import stat
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from secant.errors import BadArgument, DamagedFile, OutputFailed
+from secant.signals import deferred
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HALF = ".secant-half-written-"
+"""How the names of temporary folders begin. What is in one was not finished, and nobody else's begins so."""
+
+PATH = "A path is a str or a pathlib.Path"
 
 
-def check(folder: str | Path) -> None:
-    """Raise OutputFailed where a folder could plainly not be written, before there is anything to write."""
-    path = Path(folder).absolute()
-    there = next(p for p in (path, *path.parents) if p.exists())
-    if not there.is_dir():
-        raise _failed(path, NotADirectoryError(20, "Not a directory"))
-    if not os.access(there, os.W_OK):
-        raise _failed(path, PermissionError(13, "Permission denied"))
+def path_of(value: Any, rule: str = PATH) -> Path:
+    """A path that was given from outside; one that begins with ~ is in the home folder. Raises BadArgument."""
+    todo = "Give the path of a file or folder, such as 'results'."
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise BadArgument(rule, f"{value!r:.60}, a {type(value).__name__}", todo)
+    if not text or "\0" in text:
+        raise BadArgument(rule, f"{text!r:.60}", todo)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise BadArgument(rule, f"{text!r:.60} ({error})", todo) from error
+
+
+def paths_of(values: Any, rule: str) -> list[Path]:
+    """One path that was given from outside, or several. Raises BadArgument where there are none, or other things."""
+    if isinstance(values, str | bytes | os.PathLike) or not isinstance(values, Iterable):
+        values = [values]
+    if found := [path_of(value, rule) for value in values]:
+        return found
+    raise BadArgument(rule, "none", "Name one.")
+
+
+def check(folder: str | Path, *files: str) -> None:
+    """Raise what writing such files to a folder would raise, before there is anything to write.
+
+    Raises BadArgument where it is no path, OutputFailed where the folder, or a file of it, could not be written.
+    """
+    path = _real(folder)
+    with failing(path):
+        there = next(p for p in (path, *path.parents) if _is_there(p))
+        if not there.is_dir():
+            raise NotADirectoryError(20, "Not a directory")
+        if any(len(os.fsencode(part)) > _longest(there) for part in path.parts):
+            raise OSError(36, "File name too long")
+        Path(tempfile.mkdtemp(prefix=HALF, dir=there)).rmdir()
+        for name in files if there == path else ():
+            if (path / name).is_dir() and not (path / name).is_symlink():
+                raise IsADirectoryError(21, f"a folder {name}, which is in the way of a file")
+
+
+def check_file(path: str | Path) -> None:
+    """Raise what writing a file would raise, before there is anything to write: BadArgument and OutputFailed."""
+    place = _real(path)
+    with failing(place):
+        _is_file_or_none(place)
+    check(place.parent)
 
 
 def text(path: str | Path, rule: str) -> str:
@@ -31,7 +83,7 @@ def text(path: str | Path, rule: str) -> str:
     """
     where = named(path)
     try:
-        raw = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
+        raw = sys.stdin.buffer.read() if str(path) == "-" else path_of(path, rule).read_bytes()
     except OSError as error:
         raise BadArgument(rule, f"{where}: {error.strerror or error}", "Give a file that can be read.") from error
     try:
@@ -60,49 +112,138 @@ def lines(path: str | Path, what: str) -> list[str]:
     return found
 
 
+def write_text(path: Path, said: str) -> None:
+    r"""Write a text in UTF-8. Half a character, as in a file's name that is no text, is written as \udc80."""
+    path.write_bytes(said.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write a tree as JSON in UTF-8, which takes half a character as its escape too."""
+    write_text(path, json.dumps(tree, indent=1, ensure_ascii=False))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Write tensors, from whatever device, as safetensors. Raises OutputFailed: the library's errors are its own."""
+    from safetensors.torch import save_file
+
+    from secant.foreign import explained
+
+    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with explained(OutputFailed, f"Results are written to {path.name}", MEND, "an error of safetensors"):
+        save_file(held, path, dict(about))
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path to write a file to, or make a folder at, beside `path`; it takes that name when the block ends well.
+    """A path to write a file to, or make a folder at; it takes the place of `path` when the block ends well.
 
-    An existing file is replaced. An existing folder is only replaced by a folder, file by file: others in it stay.
-    Raises OutputFailed where the system refuses; whatever was written by then is removed.
+    An existing file is replaced. An existing folder is only replaced by a folder, file by file: others in it stay. What
+    is being written lies in the folder itself where there is one, else beside it: on the same device. Links are
+    followed. Raises OutputFailed where the system refuses, and BadArgument where it is no path; whatever was written by
+    then is removed, with the folders that were made for it.
     """
-    path = Path(path).absolute()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise _failed(path, error) from error
-    try:
+    path = _real(path)
+    folder = path if path.is_dir() else path.parent
+    with failing(path), making(folder):
+        place: Path | None = None
         try:
-            new = place / path.name
+            with deferred():
+                place = Path(tempfile.mkdtemp(prefix=HALF, dir=folder))
+            new = place / (path.name or "new")
             yield new
-            for file in new.iterdir() if new.is_dir() else [new]:
-                file.chmod(0o666 & ~_umask())
-            _move(new, path)
-        except OSError as error:
-            raise _failed(path, error) from error
+            _open(new, place)
+            with deferred():
+                _move(new, path)
+        finally:
+            with deferred():
+                if place is not None:
+                    shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """A folder that is there in the block. It is made with those that it is in, and those that were made and are empty
+    when the block ends are removed. Raises OSError.
+    """
+    made: list[Path] = []
+    try:
+        for each in reversed([p for p in (folder, *folder.parents) if not p.exists()]):
+            with deferred():
+                each.mkdir(exist_ok=True)
+                made.append(each)
+        yield
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        with suppress(OSError):  # one is not empty
+            for each in reversed(made):
+                each.rmdir()
 
 
-def _umask() -> int:
-    """What this process takes from the rights of a new file."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "new").touch()
-        return 0o666 & ~(Path(folder) / "new").stat().st_mode
+def clear(folder: Path) -> None:
+    """Remove what a run of secant that was killed left half-written in a folder, and nothing else."""
+    for left in folder.glob(f"{HALF}*"):
+        if re.fullmatch(r"[a-z0-9_]{8}", left.name.removeprefix(HALF)) and left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+MEND = "Choose another place, or make room and rights there."
+
+
+@contextmanager
+def failing(path: Path) -> Iterator[None]:
+    """Raise OutputFailed for an OSError of the block, which writes to a path."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputFailed(f"Results are written to {path}", error.strerror or str(error), MEND) from error
+
+
+def _real(path: Any) -> Path:
+    """Where a path leads, through links. Raises BadArgument where it is none."""
+    return Path(os.path.realpath(path_of(path, "Results are written to a path")))
+
+
+def _longest(folder: Path) -> int:
+    """How many bytes a name in a folder may have."""
+    return os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything. Raises OSError where that can't be said, as of a name that is too long."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _is_file_or_none(path: Path) -> None:
+    """Raises OSError where what is there is no plain file, such as a folder or a device, which stays what it is."""
+    if _is_there(path) and not stat.S_ISREG(path.lstat().st_mode):
+        folder = path.is_dir()
+        raise IsADirectoryError(21, "Is a directory") if folder else OSError(22, "a device, or no plain file")
+
+
+def _open(new: Path, place: Path) -> None:
+    """Give files the rights that new files have here; some libraries write them for their owner alone."""
+    probe = place / ".rights"
+    probe.touch(0o666)
+    rights = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in new.iterdir() if new.is_dir() else [new]:
+        file.chmod(rights)
 
 
 def _move(new: Path, path: Path) -> None:
-    if new.is_dir() and path.is_dir():
-        for file in sorted(new.iterdir()):
-            os.replace(file, path / file.name)
-    else:
+    """Put a file, or a folder's files, in their places: all of them, or none where one of them can't be."""
+    if not new.is_dir():
+        _is_file_or_none(path)
         os.replace(new, path)
-
-
-def _failed(path: Path, error: OSError) -> OutputFailed:
-    reason = error.strerror or str(error)
-    return OutputFailed(
-        f"Results are written to {path}", reason, "Choose another place, or make room and rights there."
-    )
+    elif not path.is_dir():
+        os.replace(new, path)
+    else:
+        files = sorted(new.iterdir())
+        for file in files:
+            if (path / file.name).is_dir() and not (path / file.name).is_symlink():
+                raise IsADirectoryError(21, f"a folder {file.name}, which is in the way of a file")
+        for file in files:
+            os.replace(file, path / file.name)

@@ -17,13 +17,13 @@ from typing import Any, Protocol, overload, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from secant.errors import BadArgument, DamagedFile, ReplayMismatch, integer
-from secant.files import replacing
+from secant.files import check_file, path_of, replacing, write_tensors
+from secant.foreign import explained
 from secant.resources import allowance, in_parts
 
 CHUNK = 256
@@ -400,22 +400,23 @@ class Operator:
 
     def save(self, path: str | Path) -> None:
         """Write J, input, output, bias and where they are from to one safetensors file. Raises OutputFailed."""
+        check_file(path)  # before J is formed
         tensors = {"J": self.dense(), "input": self.input, "output": self.output, "bias": self.bias}
-        tensors = {name: t.detach().contiguous().clone() for name, t in tensors.items()}
         with replacing(path) as new:
-            save_file(tensors, new, metadata={"secant": json.dumps(self.about)})
+            write_tensors(new, tensors, {"secant": json.dumps(self.about)})
 
     @staticmethod
     def load(path: str | Path) -> Operator:
         """Read what `save` wrote. Raises DamagedFile."""
-        try:
-            with safe_open(path, framework="pt") as file:
+        rule, todo = "An operator is a safetensors file that Operator.save wrote", "Save it again."
+        with explained(DamagedFile, rule, todo, str(path)):
+            with safe_open(path_of(path, rule), framework="pt") as file:
                 t = {name: file.get_tensor(name) for name in ("J", "input", "output", "bias")}
                 about = json.loads(file.metadata()["secant"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise DamagedFile(
-                "An operator is a safetensors file that Operator.save wrote", f"{path} ({error})", "Save it again."
-            ) from error
+            rows, *columns = t["J"].shape
+            shapes = {"input": tuple(columns), "output": (rows,), "bias": (rows,)}
+        if wrong := [name for name, shape in shapes.items() if tuple(t[name].shape) != shape]:
+            raise DamagedFile(rule, f"{path}, whose {wrong[0]} is of another shape than J", todo)
         return Operator(Matrix(t["J"].flatten(1)), t["input"], t["output"], t["bias"], about)
 
 

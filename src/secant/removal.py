@@ -10,7 +10,6 @@ captum), attention rollout (S. Abnar and W. Zuidema, ACL 2020, arXiv 2005.00928)
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from secant.attribution import attribute
 from secant.errors import BadArgument, SecantError, integer, seeded
+from secant.files import write_json
 from secant.network import running
 from secant.operator import wide
 from secant.run import Run
@@ -60,7 +60,7 @@ class Faithfulness:
         """Write faithfulness, curves, scores (.parquet and .csv), columns.csv, target.json. Raises OutputFailed."""
         tables = {"faithfulness": self.table, "curves": self.curves, "scores": self.scores}
         with saving(folder, tables) as new:
-            (new / "target.json").write_text(json.dumps({"target": self.target}, ensure_ascii=False))
+            write_json(new / "target.json", {"target": self.target})
 
 
 def faithfulness(

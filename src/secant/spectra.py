@@ -19,11 +19,11 @@ from typing import Any, Literal, overload
 import pandas as pd
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 
 from secant.costs import TOGETHER, Way, counted, of_matrices, said, ways
 from secant.errors import BadArgument, NotConverged, TooLarge, integer, seeded
+from secant.files import write_tensors
 from secant.operator import CHUNK, Matrix, Operator, relative, wide
 from secant.resources import allowance, bytes_in_words, limited
 from secant.solvers import SOLVERS, Found, Impatient, Wanted, signs
@@ -134,8 +134,7 @@ class SVD:
         about = {"solver": self.solver, "products": self.products, "passes": self.passes, "frobenius": self.frobenius}
         tensors = {"U": self.U, "S": self.S, "V": self.V, "residuals": self.residuals}
         with saving(folder, {"svd": self.to_pandas()}) as new:
-            tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-            save_file(tensors, new / "tensors.safetensors", {"secant": json.dumps(about)})
+            write_tensors(new / "tensors.safetensors", tensors, {"secant": json.dumps(about)})
 
     def _repr_html_(self) -> str:
         from secant.notebook import svd

@@ -6,7 +6,6 @@ prompt, under the model as it is without steering.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ import scipy.stats
 
 from secant.continuations import Continuation, batches, continued, encoded, perplexity, text_of, weighed
 from secant.errors import BadArgument, seeded
+from secant.files import write_json
 from secant.model import LM, Prompt
 from secant.run import Run
 from secant.steering import FORMS, Aim, aimed, checked, concept_of, steered
@@ -75,7 +75,7 @@ class Sweep:
     def save(self, folder: str | Path) -> None:
         """Write sweep and texts (.parquet and .csv), columns.csv, and settings.json. Raises OutputFailed."""
         with saving(folder, {"sweep": self.table, "texts": self.texts}) as new:
-            (new / "settings.json").write_text(json.dumps(asdict(self.settings), indent=1, ensure_ascii=False))
+            write_json(new / "settings.json", asdict(self.settings))
 
 
 def steering_sweep(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from secant.errors import BadArgument, SecantError
-from secant.files import replacing
+from secant.files import path_of, replacing
 from secant.readable import visible
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def save(figure: Figure, path: str | Path, dpi: int = 300) -> None:
 
     Raises BadArgument for another suffix, and OutputFailed.
     """
-    suffix = Path(path).suffix.lower()
+    suffix = path_of(path).suffix.lower()
     if suffix not in FORMATS:
         raise BadArgument(f"A figure is written as {', '.join(FORMATS)}", repr(suffix), "Choose one of them.")
     with drawing(), replacing(path) as new:

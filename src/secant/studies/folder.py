@@ -4,7 +4,9 @@
     shards/M-C-NNNNNN/  the rows of a shard (Parquet), and manifest.json with a digest of each file
     tables/             all rows, once all shards are there
 
-A shard is written beside its place and takes its name when it is whole, so that it is there or it is not.
+A shard is written beside its place and takes its name when it is whole, so that it is there or it is not. A folder in
+which no shard was written is left as it was found. What a folder says may come from others: it is checked, and links
+are followed nowhere in shards.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,88 +27,18 @@ import pyarrow
 import pyarrow.parquet
 
 from secant.dictionary import STUDY
-from secant.errors import BadArgument, DamagedFile, OutputFailed
-from secant.files import check, replacing
+from secant.errors import BadArgument, DamagedFile
+from secant.files import check, clear, failing, making, path_of, replacing, write_json
+from secant.foreign import explained
+from secant.studies.identity import Identity
+from secant.studies.identity import described as identity_of
 from secant.studies.work import Computed
-from secant.tables import DESCRIBED, columns, described
+from secant.tables import columns, described, write_columns
 
 SPEC, MANIFEST, SHARDS, TABLES, LOCK = "study.json", "manifest.json", "shards", "tables", ".lock"
 
-
-@dataclass(frozen=True)
-class Identity:
-    """All that the rows of a study depend on, so that rows of one identity belong together.
-
-    `models`: label, name and how it was loaded, of each; `fingerprints`: of their weights, as far as they were loaded
-    by now. `prompts`: how many, and `digest` of all of them. `shard`: how many of them are kept together.
-    """
-
-    versions: dict[str, str]
-    models: list[dict[str, Any]]
-    conventions: list[str]
-    precision: str | None
-    analyses: list[str]
-    k: int
-    top: int
-    seed: int
-    threads: int
-    tensors: bool
-    prompts: int
-    digest: str
-    shard: int
-    fingerprints: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def labels(self) -> list[str]:
-        """The models' names in the rows."""
-        return [model["label"] for model in self.models]
-
-    @property
-    def key(self) -> str:
-        """The same for the same study, on whatever machine."""
-        return hashlib.sha256(json.dumps(_comparable(self), sort_keys=True).encode()).hexdigest()
-
-    def differences(self, other: Identity) -> list[str]:
-        """What is not the same, as "key: there, here"."""
-        mine, theirs = _comparable(self), _comparable(other)
-        found = [key for key in mine if key in theirs and mine[key] != theirs[key]]
-        return [f"{key}: {mine[key]} there, {theirs[key]} here" for key in found] + [
-            f"weights or tokenizer of {label}: others than there"
-            for label in self.fingerprints.keys() & other.fingerprints.keys()
-            if self.fingerprints[label] != other.fingerprints[label]
-        ]
-
-    def asked(self, label: str) -> Identity:
-        """What was asked of one of its models, whatever the prompts."""
-        models = [model for model in self.models if model["label"] == label]
-        prints = {name: print_ for name, print_ in self.fingerprints.items() if name == label}
-        nothing: dict[str, Any] = {"conventions": [], "analyses": [], "threads": 0, "tensors": False}
-        return replace(self, models=models, fingerprints=prints, prompts=0, digest="", shard=1, **nothing)
-
-    @property
-    def names(self) -> list[str]:
-        """Of all shards, by model and convention."""
-        count = -(-self.prompts // self.shard)
-        cells = [(m, c) for m in range(len(self.models)) for c in range(len(self.conventions))]
-        return [shard_name(m, c, number) for m, c in cells for number in range(count)]
-
-
-def shard_name(model: int, convention: int, number: int) -> str:
-    """The folder of a shard."""
-    return f"{model}-{convention}-{number:06d}"
-
-
-def _comparable(identity: Identity) -> dict[str, Any]:
-    """What rows depend on, key by key: not where a model lies, nor which weights were looked at yet."""
-    flat = asdict(identity)
-    del flat["fingerprints"]
-    versions, digest, models = flat.pop("versions"), flat.pop("digest"), flat.pop("models")
-    flat["models"] = [model["label"] for model in models]
-    for model in models:
-        flat |= {f"{model['label']} {key}": model.get(key) for key in ("dtype", "attention")}
-        flat[f"{model['label']} device"] = (model.get("device") or "cpu").partition(":")[0]
-    flat |= {f"version of {name}": version for name, version in versions.items()}
-    return {**flat, "digest of the prompts": digest[:12]}
+LARGEST = 2**24
+"""Bytes of JSON that is read."""
 
 
 class Folder:
@@ -120,37 +54,23 @@ class Folder:
 
         Raises OutputFailed, BadArgument where another run or another study has it, and DamagedFile.
         """
-        path = Path(path).absolute()
-        check(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputFailed(
-                f"A study is written to {path}", error.strerror or str(error), "Choose another place."
-            ) from error
-        with _locked(path):
-            new = not (path / SPEC).exists()
-            for other in (path / SHARDS, path / TABLES):
-                if new and other.exists():
-                    raise BadArgument(
-                        "A study has a folder of its own", f"{path}, which has {other.name} of something else",
-                        "Choose another folder.",
-                    )  # fmt: skip
-            if not new:
-                there = read(path)
-                if differences := there.differences(identity):
-                    raise BadArgument(
-                        f"A folder holds one study; {path} has another", "; ".join(differences),
-                        "Choose another folder, or run the study that it holds.",
-                    )  # fmt: skip
-                identity = there
-            for left in (*path.glob(f"{SHARDS}/.*-*-*.*"), *path.glob(f".{SPEC}.*"), *path.glob(f".{TABLES}.*")):
-                shutil.rmtree(left, ignore_errors=True)  # half-written, by a run that was killed
-            folder = cls(path, identity)
-            if new:
-                folder._describe()
-            (path / SHARDS).mkdir(exist_ok=True)
-            yield folder
+        path = path_of(path, "A study is written to a folder").absolute()
+        check(path, SPEC, LOCK)
+        with ExitStack() as stack:
+            with failing(path):
+                stack.enter_context(making(path))
+                stack.enter_context(_locked(path))
+                stack.callback(_left, path)
+                for place in (path, path / SHARDS, path / TABLES):
+                    clear(place)
+                there = _there(path)
+                (path / SHARDS).mkdir(exist_ok=True)
+            if there is not None and (differences := there.differences(identity)):
+                raise BadArgument(
+                    f"A folder holds one study; {path} has another", "; ".join(differences),
+                    "Choose another folder, or run the study that it holds.",
+                )  # fmt: skip
+            yield cls(path, there or identity)
 
     def done(self) -> set[str]:
         """The shards that are there, each looked at. Raises DamagedFile."""
@@ -166,6 +86,8 @@ class Folder:
     def add(self, name: str, label: str, computed: Computed) -> None:
         """Write a shard. Raises OutputFailed, and BadArgument where it is of other weights than those before."""
         self.learn({label: computed.fingerprint})
+        if not (self.path / SPEC).exists():
+            self._describe()
         with replacing(self.path / SHARDS / name) as new:
             new.mkdir()
             for table, rows in computed.tables.items():
@@ -190,13 +112,16 @@ class Folder:
         """Copy a shard of another folder, if there is one. Raises DamagedFile, BadArgument where another is there by
         its name, and OutputFailed.
         """
-        if not shard.exists():
+        if not os.path.lexists(shard):
             return
         verify(shard, self.identity)
         mine = self.path / SHARDS / shard.name
         if not mine.exists():
             with replacing(mine) as new:
-                shutil.copytree(shard, new)
+                new.mkdir()
+                for name in _plain(shard):
+                    shutil.copyfile(shard / name, new / name, follow_symlinks=False)
+                verify(new, self.identity)  # what was copied, whatever is there now
         elif (mine / MANIFEST).read_text() != (shard / MANIFEST).read_text():
             raise BadArgument(
                 "A prompt has the same rows in every part", f"{mine} and {shard}, which differ",
@@ -209,78 +134,100 @@ class Folder:
         with replacing(self.path / TABLES) as new:
             new.mkdir()
             written = [name for name in STUDY if _joined(shards, name, new / f"{name}.parquet")]
-            columns(*written, of=STUDY).to_csv(new / f"{DESCRIBED}.csv", index=False)
+            write_columns(new, columns(*written, of=STUDY))
             sign(new, study=self.identity.key)
 
     def _describe(self) -> None:
         with replacing(self.path / SPEC) as new:
-            new.write_text(json.dumps(asdict(self.identity), indent=1, ensure_ascii=False))
+            write_json(new, asdict(self.identity))
 
 
 def read(path: str | Path) -> Identity:
     """What the study in a folder is. Raises BadArgument where there is none, and DamagedFile."""
-    path = Path(path).absolute()
-    try:
-        return Identity(**json.loads((path / SPEC).read_text()))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise BadArgument(
-            f"A study's folder has a {SPEC}", f"{path} without", "Give the folder that secant study wrote."
-        ) from error
-    except (OSError, ValueError, TypeError) as error:
-        raise DamagedFile(
-            f"{SPEC} says what a study is",
-            f"{path / SPEC}, which can't be read ({error})",
-            "Restore it, or start anew.",
-        ) from error
+    rule = f"A study's folder has a {SPEC}"
+    path = path_of(path, rule).absolute()
+    if not os.path.lexists(path / SPEC):
+        raise BadArgument(rule, f"{path} without", "Give the folder that secant study wrote.")
+    with explained(DamagedFile, f"{SPEC} says what a study is", "Restore it, or start anew.", str(path / SPEC)):
+        return identity_of(_loaded(path / SPEC))
 
 
 def apart(folder: str | Path) -> None:
     """Raises BadArgument where a folder is a study's own, in which nothing else is written."""
-    if (Path(folder) / SPEC).exists():
+    if (path_of(folder) / SPEC).exists():
         raise BadArgument("A study's folder holds the study alone", f"{folder}", "Name another folder to write to.")
+
+
+ANEW = "Remove this folder, and start the study again: only its prompts are computed anew."
 
 
 def verify(shard: Path, identity: Identity) -> None:
     """Raises DamagedFile where a shard is not as it was written, or not in its place."""
-    todo = "Remove this folder, and start the study again: only its prompts are computed anew."
-    manifest = _manifest(shard, todo)
+    names = _plain(shard)
+    manifest = _manifest(shard, ANEW)
+    if set(names) != {MANIFEST, *manifest["files"]}:
+        raise DamagedFile("A shard is as it was written", f"{shard} with other files", ANEW)
     for name in manifest["files"]:
-        sound(shard / name, todo)
-    if {file.name for file in shard.iterdir()} != {MANIFEST, *manifest["files"]}:
-        raise DamagedFile("A shard is as it was written", f"{shard} with more files", todo)
+        sound(shard / name, ANEW)
     label = identity.labels[int(shard.name.split("-")[0])]
     own = (shard.name, identity.key, identity.fingerprints.get(label))
     if tuple(manifest.get(key) for key in ("shard", "study", "fingerprint")) != own:
-        raise DamagedFile("A shard is where it was written", f"{shard}, of another place, study or model", todo)
+        raise DamagedFile("A shard is where it was written", f"{shard}, of another place, study or model", ANEW)
+
+
+def _plain(shard: Path) -> list[str]:
+    """The names in a shard. Raises DamagedFile where it is no folder of plain files: a link may lead anywhere."""
+    rule = "A shard is a folder of plain files, without links"
+    with explained(DamagedFile, rule, ANEW, str(shard)):
+        modes = {entry.name: entry.stat(follow_symlinks=False).st_mode for entry in os.scandir(shard)}
+    strange = [shard / name for name, mode in sorted(modes.items()) if not stat.S_ISREG(mode)]
+    if strange or shard.is_symlink():
+        raise DamagedFile(rule, f"{[*strange, shard][0]}", ANEW)
+    return sorted(modes)
 
 
 def sign(folder: Path, **about: str) -> None:
     """Write the manifest of a folder that is whole: a digest of each of its files, and what it is of."""
     files = {file.name: _digest(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
-    (folder / MANIFEST).write_text(json.dumps({**about, "files": files}, indent=1))
+    write_json(folder / MANIFEST, {**about, "files": files})
 
 
 def sound(file: Path, todo: str = "Run the study again: what is finished is not computed anew.") -> None:
     """Raises DamagedFile where a file is not as its folder's manifest says that it was written."""
     digest = _manifest(file.parent, todo)["files"].get(file.name)
-    try:
-        if _digest(file) == digest:
-            return
-    except OSError as error:
-        raise DamagedFile("A study's files can be read", f"{file} ({error.strerror or error})", todo) from error
-    raise DamagedFile("A study's files are as they were written", f"{file}, which is not", todo)
+    with explained(DamagedFile, "A study's files can be read", todo, str(file)):
+        same = _digest(file) == digest
+    if not same:
+        raise DamagedFile("A study's files are as they were written", f"{file}, which is not", todo)
 
 
 def _manifest(folder: Path, todo: str) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / MANIFEST).read_text())
-        files: Mapping[str, str] = found["files"]
-        return {**found, "files": dict(files)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(f"A study's folders have their {MANIFEST}", f"{folder} ({error})", todo) from error
+    """What the manifest of a folder says. Raises DamagedFile where it is none, or of files elsewhere."""
+    with explained(DamagedFile, f"A study's folders have their {MANIFEST}", todo, str(folder)):
+        found = _loaded(folder / MANIFEST)
+        files = dict(found["files"])
+        plain = re.compile(r"[A-Za-z0-9_]+(\.[a-z]+)?")
+        if strange := [name for name, own in files.items() if not plain.fullmatch(name) or not isinstance(own, str)]:
+            raise ValueError(f"files has {strange[0]!r:.60}")
+        return {**found, "files": files}
+
+
+def _loaded(file: Path) -> Any:
+    """A file's JSON. Raises OSError, ValueError or RecursionError."""
+    _regular(file)
+    if file.stat().st_size > LARGEST:
+        raise ValueError(f"{file.stat().st_size:,} bytes, of {LARGEST:,} at most")
+    return json.loads(file.read_text("utf-8"))
+
+
+def _regular(file: Path) -> None:
+    """Raises OSError where a file is none that ends, such as a pipe or a device."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError(22, "no plain file")
 
 
 def _digest(file: Path) -> str:
+    _regular(file)
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -291,14 +238,42 @@ def _joined(shards: Sequence[Path], name: str, to: Path) -> bool:
     try:
         for shard in shards:
             if (file := shard / f"{name}.parquet").exists():
-                table = pyarrow.parquet.read_table(file)
+                with explained(DamagedFile, "A shard's tables are Parquet files of like columns", ANEW, str(file)):
+                    table = pyarrow.parquet.read_table(file)
+                    table = table if writer is None else table.cast(writer.schema)
                 if writer is None:
                     writer = pyarrow.parquet.ParquetWriter(to, table.schema)
-                writer.write_table(table.cast(writer.schema))
+                writer.write_table(table)
     finally:
         if writer is not None:
             writer.close()
     return writer is not None
+
+
+def _there(path: Path) -> Identity | None:
+    """The study that a folder has rows of, if any. Raises BadArgument where it has those of something else."""
+    full = [(path / SHARDS).is_dir() and any((path / SHARDS).iterdir()), (path / TABLES).exists()]
+    if not (path / SPEC).exists():
+        for name in (name for name, own in zip((SHARDS, TABLES), full, strict=True) if own):
+            raise BadArgument(
+                "A study has a folder of its own", f"{path}, which has {name} of something else",
+                "Choose another folder.",
+            )  # fmt: skip
+        return None
+    there = read(path)
+    if any(full):
+        return there
+    (path / SPEC).unlink()  # of a run that was killed before it had computed anything
+    return None
+
+
+def _left(path: Path) -> None:
+    """Where nothing was computed, remove what was made on the way, so that another study can have the folder."""
+    with suppress(OSError):
+        (path / SHARDS).rmdir()
+        if not (path / TABLES).exists():
+            (path / SPEC).unlink(missing_ok=True)
+            (path / LOCK).unlink()
 
 
 @contextmanager
@@ -307,6 +282,8 @@ def _locked(path: Path) -> Iterator[None]:
     with (path / LOCK).open("a+") as file:
         try:
             _lock(file.fileno())
+            if not os.path.samestat(os.fstat(file.fileno()), (path / LOCK).stat()):
+                raise FileNotFoundError(2, "removed by the run that had it")
         except OSError as error:
             raise BadArgument(
                 "A study's folder is written by one run at a time", f"another run in {path}",

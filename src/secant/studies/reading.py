@@ -15,9 +15,12 @@ import pandas as pd
 import pyarrow
 import pyarrow.dataset
 
+from secant.dictionary import STUDY
 from secant.errors import BadArgument, DamagedFile
+from secant.foreign import explained
 from secant.studies.folder import TABLES
 from secant.studies.study import Study
+from secant.tables import ARROW, column
 
 AT_ONCE = 100
 """Prompts whose tables are held at a time."""
@@ -59,18 +62,14 @@ def _file(study: Study, table: str) -> Path:
 
 def _rows(study: Study, table: str, columns: Iterable[str], condition: Any = None) -> pd.DataFrame:
     """Some columns of a table, of the rows that a condition holds for. Raises DamagedFile."""
-    file, names = _file(study, table), [*columns]
-    try:
-        study.sound(table)
+    file, names, todo = _file(study, table), [*columns], "Run the study again."
+    study.sound(table)
+    with explained(DamagedFile, f"The table {table} of a study has the columns of its kind", todo, str(file)):
         data = pyarrow.dataset.dataset(file, format="parquet")
         if missing := set(names) - set(data.schema.names):
-            raise DamagedFile(
-                f"The table {table} of a study has a column {min(missing)}", f"{file} without it",
-                "Run the study again.",
-            )  # fmt: skip
-        return data.to_table(columns=names, filter=condition).to_pandas()
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise DamagedFile("A study's tables are Parquet files", f"{file}: {error}", "Run it again.") from error
+            raise DamagedFile(f"The table {table} of a study has a column {min(missing)}", f"{file} without it", todo)
+        known = pyarrow.schema([(name, ARROW[column(STUDY[table], name).type]) for name in names])
+        return data.to_table(columns=names, filter=condition).cast(known).to_pandas()
 
 
 @dataclass(frozen=True, eq=False)

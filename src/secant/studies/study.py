@@ -16,12 +16,15 @@ import torch
 
 from secant import __version__
 from secant.dictionary import STUDY
-from secant.errors import BadArgument, integer, seeded
+from secant.errors import BadArgument, DamagedFile, integer, seeded
+from secant.files import path_of, paths_of
+from secant.foreign import explained
 from secant.model import LM, versions
 from secant.resources import announce, peak, size_of
 from secant.rules import CONVENTIONS
 from secant.studies.analyses import ANALYSES, Settings
-from secant.studies.folder import SHARDS, SPEC, TABLES, Folder, Identity, read, shard_name, sound
+from secant.studies.folder import SHARDS, SPEC, TABLES, Folder, read, sound
+from secant.studies.identity import MOST, Identity, shard_name
 from secant.studies.local import inline, local
 from secant.studies.prompts import Item, Prompts, digest, given
 from secant.studies.work import Computed, Shard, Source, Work, Worker, identified
@@ -47,8 +50,9 @@ class Study:
     @classmethod
     def open(cls, folder: str | Path) -> Study:
         """The study that a folder holds. Raises BadArgument where there is none, and DamagedFile."""
-        path, identity = Path(folder).absolute(), read(folder)
-        return cls(path, identity, sum(not (path / SHARDS / name).exists() for name in identity.names))
+        path, identity = path_of(folder).absolute(), read(folder)
+        there = {shard.name for shard in (path / SHARDS).glob("*")}
+        return cls(path, identity, len(set(identity.names) - there))
 
     @property
     def tables(self) -> list[str]:
@@ -67,8 +71,9 @@ class Study:
             )
         self.sound(table)
         integers = {pyarrow.int64(): pd.Int64Dtype()}  # which numpy's can't be missing
-        read = pyarrow.parquet.read_table
-        some = [read(file).to_pandas(types_mapper=integers.get) for file in self._files(table)]
+        read, todo = pyarrow.parquet.read_table, "Run the study again."
+        with explained(DamagedFile, "A study's tables are Parquet files", todo, f"{self.folder}"):
+            some = [read(file).to_pandas(types_mapper=integers.get) for file in self._files(table)]
         return pd.concat(some, ignore_index=True)
 
     def sound(self, table: str) -> None:
@@ -160,6 +165,10 @@ def study(
         tensors=tensors, prompts=len(items), digest=digest(items),
         shard=integer(shard, 1, 10**6, "A shard has some prompts", "shard = "),
     )  # fmt: skip
+    if identity.count > MOST:
+        raise BadArgument(
+            f"A study has up to {MOST:,} shards", f"{identity.count:,} of {identity.shard} prompts", "Take larger ones."
+        )
     cells = list(_cells(identity, settings, sources, items, part, max_memory))
     if not any(cell.shards for cell in cells):
         raise BadArgument(
@@ -180,17 +189,16 @@ def _ended(folder: Folder) -> Study:
     return Study(folder.path, folder.identity, missing)
 
 
-def merge(folders: Sequence[str | Path], out: str | Path) -> Study:
+def merge(folders: str | Path | Sequence[str | Path], out: str | Path) -> Study:
     """Put the shards of parts of one study together, from several folders into one, which may be new.
 
     Raises BadArgument where they are not of the same study, or have different rows of the same prompts; DamagedFile
     and OutputFailed.
     """
-    if not folders:
-        raise BadArgument("Parts are folders of a study", "none", "Give those that secant study wrote.")
-    identity = replace(read(folders[0]), fingerprints={})
+    paths = paths_of(folders, "Parts are folders of a study")
+    identity = replace(read(paths[0]), fingerprints={})
     with Folder.opened(out, identity) as folder:
-        for one in folders:
+        for one in paths:
             part = read(one)
             if differences := identity.differences(part):
                 raise BadArgument(
@@ -198,7 +206,9 @@ def merge(folders: Sequence[str | Path], out: str | Path) -> Study:
                 )
             folder.learn(part.fingerprints)
             for name in part.names:
-                folder.adopt(Path(one).absolute() / SHARDS / name)
+                folder.adopt(one.absolute() / SHARDS / name)
+        if not folder.done():
+            raise BadArgument("Parts of a study have finished shards", "none", "Run secant study first.")
         return _ended(folder)
 
 
@@ -368,7 +378,7 @@ def _threads(engine: str, workers: int | None) -> int:
 
 def _recorded_threads(out: str | Path) -> int | None:
     """How many threads the study in a folder has, if there is one."""
-    return read(out).threads if (Path(out) / SPEC).exists() else None
+    return read(out).threads if (path_of(out) / SPEC).exists() else None
 
 
 def _labels(names: Sequence[str]) -> list[str]:

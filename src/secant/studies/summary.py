@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow.dataset
 
 from secant.errors import BadArgument, integer, seeded
-from secant.files import replacing
+from secant.files import check_file, paths_of, replacing, write_json, write_text
 from secant.studies import measures
 from secant.studies.folder import apart
 from secant.studies.reading import STAMP, SUBJECT, Studies, alike, opened
@@ -107,7 +107,7 @@ class Summary:
         """
         apart(folder)
         with saving(folder, self.tables()) as new:
-            (new / "summary.json").write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False))
+            write_json(new / "summary.json", self.to_dict())
 
     def report(self, path: str | Path) -> None:
         """Write one page of HTML with all of it; it needs no network.
@@ -117,9 +117,10 @@ class Summary:
         from secant.report.document import SUMMARY, html, library
         from secant.report.overview import contents
 
+        check_file(path)  # before there is any work
         plotly = library()
         with replacing(path) as new:
-            new.write_text(html(contents(self), plotly, SUMMARY), encoding="utf-8", newline="\n")
+            write_text(new, html(contents(self), plotly, SUMMARY))
 
     def _repr_html_(self) -> str:
         from secant.notebook import summary
@@ -142,10 +143,8 @@ def summarize(
     Raises BadArgument where a folder has no finished study, or a prompt was studied twice with one model and
     convention, and DamagedFile where its files are not those of a study.
     """
-    paths = [folders] if isinstance(folders, str | Path) else list(folders)
-    if not paths:
-        raise BadArgument("A summary is of the folders of some studies", "none", "Name one.")
-    if len({Path(path).resolve() for path in paths}) < len(paths):
+    paths = paths_of(folders, "A summary is of the folders of some studies")
+    if len({path.resolve() for path in paths}) < len(paths):
         raise BadArgument("A study is counted once", "one folder twice", "Name each once.")
     resamples = integer(resamples, 100, 10**6, "An interval takes some resamples", "resamples = ")
     seed = seeded(seed)
