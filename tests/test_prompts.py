@@ -58,9 +58,11 @@ def test_other_columns(tmp_path: Path, ending: str) -> None:
     assert [i.prompt for i in read(path, category="group")] == TEXTS
     assert {i.category for i in read(path)} == {None}
     odd = written(tmp_path / f"odd{ending}", pd.DataFrame({"n": [1.5, 2], "words": ["a", "b"]}))
-    assert read(odd, category="n") == [Item(0, "a", "1.5"), Item(1, "b", "2.0")]
+    assert read(odd, "words", category="n") == [Item(0, "a", "1.5"), Item(1, "b", "2.0")]
+    if ending != ".csv":
+        assert [i.prompt for i in read(odd)] == ["a", "b"]
     two = written(tmp_path / f"two{ending}", pd.DataFrame({"a": ["x"], "b": ["y"]}))
-    with pytest.raises(BadArgument, match=r"One column has the prompts; got .* with a, b\. Name it"):
+    with pytest.raises(BadArgument, match=r"One column has the prompts.*; got .* with a, b\. Name it"):
         read(two)
     assert read(two, "b") == [Item(0, "y")]
     with pytest.raises(BadArgument, match=r"got 'c'; it has a, b"):
@@ -168,8 +170,8 @@ def test_files_that_are_not_what_they_promise(tmp_path: Path) -> None:
         ("nul.tsv", b"prompt\na\0b", "no text"),
         ("empty.csv", b"", "[Ee]mpty"),
         ("head.csv", b"prompt,n\n", "without any"),
-        ("ragged.csv", b"prompt,n\na,1\nb,2,3\n", "Row #3: Expected 2 columns, got 3"),
-        ("short.csv", b"prompt,n\na,1\nb\n", "Row #3: Expected 2 columns, got 1"),
+        ("ragged.csv", b"prompt,n\na,1\nb,2,3\n", "line 3: 3 texts for 2 columns"),
+        ("short.csv", b"prompt,n\na,1\nb\n", "line 3: 1 texts for 2 columns"),
         ("open.csv", b'prompt,n\n"a\nb",1\n"c,2\nd,3\n', "from line 4: unexpected end of data"),
         ("after.tsv", b'prompt\tn\n"a"b\t1\n', "from line 2: .*expected after"),
         ("bad.jsonl", b'{"prompt": "a"}\n\n{"prompt": \n', "line 3: "),
@@ -209,3 +211,98 @@ def test_the_digest_is_of_order_categories_and_bounds() -> None:
         for p in (["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], [Item(0, "a", "g"), "b"], ["a", Item(0, "b", "g")])
     ]
     assert len({digest(items) for items in some}) == len(some)
+
+
+# ------------------------------------------------------------------------------------------------ what was meant
+
+MEANT = [Item(0, "Hello, world", "greet"), Item(1, "1,5", "sum")]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("p.csv", 'prompt,category\n"Hello, world",greet\n"1,5",sum\n'),
+        ("p.csv", "\ufeffprompt;category\r\nHello, world;greet\r\n1,5;sum\r\n"),
+        ("p.csv", "prompt\tcategory\nHello, world\tgreet\n1,5\tsum\n"),
+        ("p.csv", "Prompt|CATEGORY\nHello, world|greet\n1,5|sum\n"),
+        ("p.tsv", '"category","prompt"\ngreet,"Hello, world"\nsum,"1,5"\n'),
+        ("p.tsv", "\ufeffcategory\tprompt\r\n\r\ngreet\tHello, world\r\nsum\t1,5\r\n"),
+        ("p.csv", 'category,prompt\rgreet,"Hello, world"\rsum,"1,5"\r'),
+        ("p.jsonl", '{"Prompt": "Hello, world", "Category": "greet"}\n{"Prompt": "1,5", "Category": "sum"}\n'),
+    ],
+)
+def test_a_table_is_read_as_it_was_meant(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / name).write_bytes(said.encode())
+    assert read(tmp_path / name) == MEANT
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "said"),
+    [
+        ("space.csv", "prompt, category\na, x\n", r"category, with nothing around it; got ' category'"),
+        ("space.csv", "category, prompt\nx, a\n", r"prompt, with nothing around it; got ' prompt'"),
+        ("quotes.csv", "prompt,'category'\na,'x'\n", r"""got "'category'" in"""),
+        ("boms.csv", "\ufeff\ufeffprompt,category\na,x\n", r"got '\\ufeffprompt' in"),
+        ("wide.jsonl", '{"prompt": "a", "\uff43ategory ": "x"}', r"got 'ｃategory ' in"),
+        ("twice.csv", "prompt,prompt\na,b\n", "'prompt' twice"),
+        ("blank.csv", "prompt,category,,\na,x,,\n", "'' twice"),
+        ("twice.jsonl", '{"prompt": "a", "prompt": "b"}', "'prompt' twice in one object"),
+        ("cases.csv", "prompt,category,Category\na,x,y\n", "One column is called category; got .*category, Category"),
+        ("cases.jsonl", '{"prompt": "a", "category": "x"}\n{"prompt": "b", "Category": "y"}', "One column is called"),
+        (
+            "none.csv",
+            "The bridge is the\nA train is the\n",
+            "the columns' names; got .*The bridge is the",
+        ),
+        ("none.tsv", "bridges\tThe bridge is the\nx\tA train is the\n", "first row has the columns' names"),
+        ("other.csv", "prompts\na\n", "first row has the columns' names; got .*prompts"),
+        ("sep.csv", "sep=;\nprompt;category\na;b\n", "first row has the columns' names; got .*sep="),
+        (
+            "mixed.csv",
+            "prompt;category\nHello; world;greet\n",
+            "the columns' names; got .*prompt;category",
+        ),
+        ("both.csv", "prompt;category, sub\nHello, world;greet\n", "rows that fit commas and semicolons"),
+        ("comma.csv", "prompt\nHello, world\n", "line 2: 2 texts for 1 columns, separated by commas"),
+        ("ragged.csv", "prompt;category\na;b;c\nd, e\n", "line 3: 2 texts for 1 columns"),
+        ("led.csv", "id,prompt\n1, Hello\n2, World\n", "a space before every text of 'prompt'"),
+        ("led.csv", 'id,prompt\n1, "Hello"\n2,World\n', "a space before the quotes"),
+        ("led.csv", "prompt,id,category\nHello,1, x\nHello,1, y\n", "category"),
+        ("escaped.csv", 'id,prompt\n1,"He said \\"hi\\""\n', "from line 2"),
+        ("lines.txt", '{"prompt": "a"}\n{"prompt": "b"}\n', r"lines are JSON. Give it as a file that ends in \.jsonl"),
+        ("lines.txt", "prompt;category\na;x\n", r"first line is a header. Give it as a file that ends in \.csv"),
+    ],
+)
+def test_a_table_that_can_be_misread_is_refused(tmp_path: Path, name: str, raw: str, said: str) -> None:
+    (tmp_path / name).write_text(raw, encoding="utf-8")
+    with pytest.raises(SecantError, match=said):
+        read(tmp_path / name)
+
+
+def test_what_is_quoted_or_named_is_meant(tmp_path: Path) -> None:
+    def prompts(raw: str, *how: str) -> list[Any]:
+        (tmp_path / "p.csv").write_text(raw)
+        return [item.prompt for item in read(tmp_path / "p.csv", *how)]
+
+    assert prompts('id,prompt\n1," Hello"\n2," World"\n') == [" Hello", " World"]
+    assert prompts('id,prompt\n1," ""Hello"""\n2,b\n') == [' "Hello"', "b"]
+    assert prompts('prompt,id\n"say ""a""",1\n', "prompt") == ['say "a"']
+    assert prompts("prompt\n Hello\n World\n") == [" Hello", " World"]
+    assert prompts('id;prompt\n1;"a\r\nb; c"\n') == ["a\r\nb; c"]
+    assert prompts("prompt;category\nHello; world;greet\n", "prompt;category") == ["Hello; world;greet"]
+    assert prompts('prompt,"notes (a;b)"\nx,y\n') == ["x"]
+    (tmp_path / "p.txt").write_text('{"a": 1}\nprompt\n')
+    assert [item.prompt for item in read(tmp_path / "p.txt")] == ['{"a": 1}', "prompt"]
+
+
+def test_frames_are_read_as_files_are() -> None:
+    assert given(pd.DataFrame({"Prompt": ["a"], "Category": ["x"]})) == [Item(0, "a", "x")]
+    for names in (["prompt", " category"], ["prompt", "prompt"], ["prompt", "Prompt"], [0, 1]):
+        with pytest.raises(SecantError, match=r"[Cc]olumn"):
+            given(pd.DataFrame([["a", "b"]], columns=names))
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"p.csv", ["p.csv"], "", "a\0b.csv", "a" * 300 + ".csv"])
+def test_what_is_no_path_of_prompts_is_refused(wrong: Any) -> None:
+    with pytest.raises(BadArgument):
+        read(wrong)

@@ -143,7 +143,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     then is removed, with the folders that were made for it.
     """
     path = _real(path)
-    folder = path if path.is_dir() else path.parent
+    folder = path if os.path.isdir(path) else path.parent
     with failing(path), making(folder):
         place: Path | None = None
         try:

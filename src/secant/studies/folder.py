@@ -154,7 +154,7 @@ def read(path: str | Path) -> Identity:
 
 def apart(folder: str | Path) -> None:
     """Raises BadArgument where a folder is a study's own, in which nothing else is written."""
-    if (path_of(folder) / SPEC).exists():
+    if os.path.lexists(path_of(folder) / SPEC):
         raise BadArgument("A study's folder holds the study alone", f"{folder}", "Name another folder to write to.")
 
 

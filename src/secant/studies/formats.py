@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
-import sys
+import re
 import tempfile
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pyarrow
-import pyarrow.csv
 import pyarrow.parquet
 
 from secant.errors import BadArgument, DamagedFile, SecantError
 from secant.files import named, text
-from secant.foreign import quiet
+from secant.foreign import explained, quiet
+from secant.studies.separated import damaged, separated
 
 RULE = "Prompts are in a .txt, .csv, .tsv, .jsonl, .json or .parquet file, or in the folder of a data set"
 
 
+NUMBER = re.compile(r"\s*([-+]?[\d.,]+([eE][-+]?\d+)?)?\s*")
+
+
 @dataclass(frozen=True)
 class Table:
-    """Columns by name, of which `texts` hold texts or chats; `of` gives the first so many values of one, or all."""
+    """Columns by name, of which `texts` hold texts or chats; `of` gives the first so many values of one, or all.
+
+    `sure`: the names are names. Those of a csv are its first row, which is a prompt where the header was forgotten.
+    """
 
     rows: int
     names: list[str]
     texts: list[str]
     of: Callable[[str, int | None], list[Any]]
+    sure: bool = True
 
 
 def listed(names: Iterable[Any]) -> str:
@@ -60,42 +65,20 @@ def _is_chat(kind: pyarrow.DataType) -> bool:
 
 
 def _separated(path: str | Path) -> Table:
-    """Columns of a file with commas or tabs. What they hold is guessed; the chosen ones are read as text."""
-    said, comma = text(path, RULE), "\t" if Path(path).suffix.lower() == ".tsv" else ","
-    _quoted(path, said, comma)
-    raw = said.encode()
-    how: dict[str, Any] = {
-        # without threads, rows are named in errors; in one block, a row may be of any length
-        "read_options": pyarrow.csv.ReadOptions(use_threads=False, block_size=min(max(len(raw), 2**20), 2**31 - 1)),
-        "parse_options": pyarrow.csv.ParseOptions(delimiter=comma, newlines_in_values=True),
-    }
-
-    def parsed(**options: Any) -> pyarrow.Table:
-        try:
-            convert = pyarrow.csv.ConvertOptions(**options)
-            return pyarrow.csv.read_csv(io.BytesIO(raw), convert_options=convert, **how)
-        except pyarrow.ArrowInvalid as error:
-            raise _damaged(path, error, "Mend it, or write .jsonl.") from error
-
-    def of(name: str, limit: int | None) -> list[Any]:
-        column = parsed(include_columns=[name], column_types={name: pyarrow.string()})[name]
-        return column.slice(0, limit).to_pylist()
-
-    guessed = parsed()
-    return Table(guessed.num_rows, guessed.column_names, _texts(guessed.schema), of)
+    """Columns of a file with commas or tabs, all of them texts; a column of numbers is hardly one of prompts."""
+    where = named(path)
+    found = separated(text(path, RULE), where, "\t" if Path(path).suffix.lower() == ".tsv" else ",")
+    texts = [name for i, name in enumerate(found.names) if not all(NUMBER.fullmatch(row[i]) for row in found.rows)]
+    return Table(len(found.rows), found.names, texts, lambda name, limit: found.column(name, where)[:limit], False)
 
 
-def _quoted(path: str | Path, said: str, comma: str) -> None:
-    """Raises DamagedFile where a quote is left open, which pyarrow takes for a text that goes on to the end."""
-    before, rows = csv.field_size_limit(sys.maxsize), csv.reader(io.StringIO(said), delimiter=comma, strict=True)
-    line = 1
-    try:
-        for _ in rows:
-            line = rows.line_num + 1
-    except csv.Error as error:
-        raise _damaged(path, f"the row from line {line}: {error}", "Close its quotes, or write .jsonl.") from error
-    finally:
-        csv.field_size_limit(before)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError where it has a name twice, of which Python would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{max(names, key=names.count)!r} twice in one object")
+    return found
 
 
 def _json(path: str | Path) -> Table:
@@ -107,7 +90,7 @@ def _json(path: str | Path) -> Table:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             raise _damaged(path, f"line {number}: {error}", "Write one object to a line.") from error
         rows += row if whole else [row]
@@ -132,20 +115,25 @@ def _json(path: str | Path) -> Table:
 
 def _parquet(path: str | Path) -> Table:
     """Columns of a Parquet file, each read when it is asked for."""
-    try:
+    if not os.path.isfile(path) or not os.access(path, os.R_OK):
+        raise BadArgument(RULE, f"{path}: {_why(path)}", "Give a file that can be read.")
+    with _readable(path):
         about = pyarrow.parquet.read_metadata(path)
         schema = about.schema.to_arrow_schema()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise _unread(path, error) from error
 
     def of(name: str, limit: int | None) -> list[Any]:
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                return file.read(columns=[name])[name].slice(0, limit).to_pylist()
-        except (OSError, pyarrow.ArrowException) as error:
-            raise _unread(path, error) from error
+        with _readable(path), pyarrow.parquet.ParquetFile(path) as file:
+            found: list[Any] = file.read(columns=[name])[name].slice(0, limit).to_pylist()
+            return found
 
     return Table(about.num_rows, schema.names, _texts(schema), of)
+
+
+def _why(path: str | Path) -> str:
+    """Why there is no file to read."""
+    if os.path.isfile(path):
+        return "Permission denied"
+    return "no plain file" if os.path.exists(path) else "No such file or directory"
 
 
 READERS: dict[str, Callable[[str | Path], Table]] = {
@@ -158,14 +146,13 @@ READERS: dict[str, Callable[[str | Path], Table]] = {
 """How a file is read, by its ending."""
 
 
-def _unread(path: str | Path, error: Exception) -> SecantError:
-    if isinstance(error, FileNotFoundError | PermissionError):
-        return BadArgument(RULE, f"{path}: {error.strerror or error}", "Give a file that can be read.")
-    return _damaged(path, error, "Write it again.")
+def _readable(path: str | Path) -> AbstractContextManager[None]:
+    """Whatever a library raises as it reads a file is an answer about the file."""
+    return explained(DamagedFile, "A table of prompts can be read", "Write it again.", f"{path}")
 
 
 def _damaged(path: str | Path, why: Any, todo: str) -> DamagedFile:
-    return DamagedFile("A table of prompts can be read", f"{named(path)}: {' '.join(str(why).split())[:160]}", todo)
+    return damaged(named(path), why, todo)
 
 
 def data_set(folder: Path, split: str | None) -> Table:
@@ -189,20 +176,18 @@ def data_set(folder: Path, split: str | None) -> Table:
             datasets.disable_progress_bars()
             stack.callback(datasets.enable_progress_bars)
         cache = stack.enter_context(tempfile.TemporaryDirectory())
-        try:
+        rule, todo = "A folder of prompts is that of a data set", "Give the folder of one data set, or a file of it."
+        with explained(DamagedFile, rule, todo, f"{folder}"):
             if any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
                 found = datasets.load_from_disk(os.fspath(folder))
             else:
                 found = datasets.load_dataset(os.fspath(folder.absolute()), cache_dir=cache, keep_in_memory=True)
-        except (OSError, ValueError, TypeError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
-            raise _damaged(folder, error, "Give the folder of one data set, or a file of it.") from error
     data = _part(found, split, folder)
 
     def of(name: str, limit: int | None) -> list[Any]:
-        try:
-            return data.select_columns([name]).with_format("arrow")[:limit][name].to_pylist()
-        except (OSError, pyarrow.ArrowException) as error:
-            raise _unread(folder, error) from error
+        with _readable(folder):
+            found: list[Any] = data.select_columns([name]).with_format("arrow")[:limit][name].to_pylist()
+            return found
 
     return Table(len(data), data.column_names, _texts(data.features.arrow_schema), of)
 

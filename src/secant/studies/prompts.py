@@ -1,14 +1,18 @@
 """The prompts of a study, from files of any kind that people keep them in.
 
 A table's prompts are one of its columns: the one that is named; else the one called "prompt"; else the only one with
-another usual name; else the only one with text. Categories are a column too: the one that is named, or "category".
+another usual name; else the only one with text, but not in a csv, whose first row may be no header. Categories are a
+column too: the one that is named, or "category". Case does not matter; a name that is nearly one of these is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,8 +20,9 @@ from typing import Any, TypeAlias
 import pandas as pd
 
 from secant.errors import BadArgument, BadPrompt, DamagedFile, integer
-from secant.files import lines, named
+from secant.files import lines, named, path_of
 from secant.studies.formats import READERS, RULE, Table, data_set, listed
+from secant.studies.separated import NAMES
 
 USUAL = ("text", "question", "instruction", "query", "input", "sentence", "messages", "conversation", "conversations")
 """Names that a column of prompts often has, beside "prompt"."""
@@ -51,24 +56,29 @@ def read(
     """The prompts of a file by its ending, of the lines of standard input for "-", or of a Hugging Face data set.
 
     .txt has one on each line that is not blank; .jsonl an object on each line, .json that or a list of objects; .csv
-    and .tsv have a header. A data set is the folder of `save_to_disk`, or one with data files as on the hub; it is read
-    without the network, by the library datasets. `column` and `category` name columns, `split` a data set's part;
-    `chat` makes a user's message of each text; `limit` takes the first so many. Rows count from 0.
+    and .tsv have a header, and commas, tabs, semicolons or bars between columns. A data set is the folder of
+    `save_to_disk`, or one with data files as on the hub; it is read without the network, by the library datasets.
+    `column` and `category` name columns, `split` a data set's part; `chat` makes a user's message of each text;
+    `limit` takes the first so many. Rows count from 0.
 
     Raises BadArgument where there is no such file, column or split, or more than one could be meant; DamagedFile;
     BadPrompt where a row has no text or chat; SecantError where datasets is not installed.
     """
+    if str(path) != "-":
+        path = path_of(path, RULE)
     if limit is not None:
         limit = integer(limit, 1, 2**63 - 1, "The first so many prompts are at least one", "limit = ")
-    folder, kind = Path(path).is_dir(), "-" if str(path) == "-" else Path(path).suffix.lower()
+    folder, kind = os.path.isdir(path), "-" if str(path) == "-" else Path(path).suffix.lower()
     if split is not None and not folder:
         raise BadArgument("A split is part of a data set", f"split {split!r} of {named(path)}", "Leave it out.")
     if not folder and kind in ("-", ".txt"):
         if column is not None or category is not None:
             raise BadArgument("Lines of text have no columns", f"{column or category!r}", "Leave it out.")
-        return _items(lines(path, "Prompts")[:limit], None, chat, named(path))
+        found = lines(path, "Prompts")
+        _plain(found, named(path))
+        return _items(found[:limit], None, chat, named(path))
     if not folder and kind not in READERS:
-        raise BadArgument(RULE, named(path), "Give one of them." if Path(path).exists() else "Check the path.")
+        raise BadArgument(RULE, named(path), "Give one of them." if os.path.exists(path) else "Check the path.")
     table = data_set(Path(path), split) if folder else READERS[kind](path)
     if not table.rows:
         raise DamagedFile("Prompts are the rows of a table", f"{named(path)} without any", "Write one to a row.")
@@ -87,10 +97,12 @@ def given(prompts: Prompts) -> list[Item]:
     """
     where = "the prompts given"
     if isinstance(prompts, pd.DataFrame):
-        if "prompt" not in prompts:
+        _different([*prompts.columns], where)
+        column, category = (_meant([*prompts.columns], name, where) for name in ("prompt", "category"))
+        if column is None:
             raise BadArgument("A table of prompts has a column prompt", listed(prompts.columns), "Rename one.")
-        categories = prompts["category"].tolist() if "category" in prompts else None
-        found = _items(prompts["prompt"].tolist(), categories, False, where)
+        categories = None if category is None else prompts[category].tolist()
+        found = _items(prompts[column].tolist(), categories, False, where)
     elif isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
         raise BadArgument("Prompts are a list", f"one {type(prompts).__name__}", "Put it in a list, or read() a file.")
     else:
@@ -154,19 +166,60 @@ def _writable(said: str, where: str) -> None:
 
 
 def _chosen(table: Table, column: str | None, category: str | None, where: str) -> tuple[str, str | None]:
-    """The columns of prompts and of categories. Raises BadArgument."""
+    """The columns of prompts and of categories. Raises BadArgument, and DamagedFile where names are the same."""
+    _different(table.names, where)
     for name in (column, category):
         if name is not None and name not in table.names:
             raise BadArgument(f"A column is one of {where}", f"{name!r}; it has {listed(table.names)}", "Name one.")
-    if category is None and "category" in table.names and column != "category":
-        category = "category"
+    if category is None:
+        category = _meant(table.names, "category", where)
+        category = None if category == column else category
+    if column is None and _meant(table.names, "prompt", where) != category:
+        column = _meant(table.names, "prompt", where)
     if column is None:
         left = [name for name in table.texts if name != category]
-        usual = [name for name in left if name.lower() in USUAL]
-        may = [name for name in table.names if name.lower() == "prompt" != category] or usual or left
+        usual = [name for name in left if name.casefold() in USUAL]
+        may = usual or (left if table.sure else [])
         if len(may) != 1:
-            raise BadArgument(
-                "One column has the prompts", f"{where} with {listed(may or table.names)}", "Name it with column."
-            )
+            rule = "One column has the prompts" + ("" if table.sure else ", and the first row has the columns' names")
+            raise BadArgument(rule, f"{where} with {listed(may or table.names)}", "Name it with column.")
         (column,) = may
     return column, category
+
+
+def _different(names: Sequence[Any], where: str) -> None:
+    """Raises DamagedFile where two columns have one name."""
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DamagedFile("Columns have different names", f"{where} with {twice[0]!r} twice", "Rename one.")
+
+
+def _meant(names: Sequence[Any], word: str, where: str) -> str | None:
+    """The column that is called a word, in whatever case. Raises BadArgument where several are, or one is nearly."""
+    own = [name for name in names if isinstance(name, str) and name.casefold() == word]
+    if len(own) > 1:
+        raise BadArgument(f"One column is called {word}", f"{where} with {listed(own)}", "Rename one.")
+    near = [name for name in names if isinstance(name, str) and _letters(name) == word]
+    if near and not own:
+        raise BadArgument(
+            f"A column is called {word}, with nothing around it", f"{near[0]!r} in {where}",
+            "Rename it, or name the column that is meant.",
+        )  # fmt: skip
+    return own[0] if own else None
+
+
+def _letters(name: str) -> str:
+    """A name without what is no letter, in one case."""
+    return "".join(c for c in unicodedata.normalize("NFKC", name) if c.isalpha()).casefold()
+
+
+def _plain(found: Sequence[str], where: str) -> None:
+    """Raises DamagedFile where lines of text are plainly a table: each would be taken for a prompt."""
+    rule = "Prompts are the lines of a text file"
+    words = ("prompt", "category", *USUAL)
+    if all(line.lstrip()[:1] == "{" for line in found):
+        with suppress(ValueError, RecursionError):
+            if all({*map(_letters, json.loads(line))} & {*words} for line in found):
+                raise DamagedFile(rule, f"{where}, whose lines are JSON", "Give it as a file that ends in .jsonl.")
+    for separator in NAMES:
+        if {"prompt", "category"} <= {_letters(name) for name in found[0].split(separator)}:
+            raise DamagedFile(rule, f"{where}, whose first line is a header", "Give it as a file that ends in .csv.")

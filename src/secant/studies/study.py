@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -378,7 +379,7 @@ def _threads(engine: str, workers: int | None) -> int:
 
 def _recorded_threads(out: str | Path) -> int | None:
     """How many threads the study in a folder has, if there is one."""
-    return read(out).threads if (path_of(out) / SPEC).exists() else None
+    return read(out).threads if os.path.lexists(path_of(out) / SPEC) else None
 
 
 def _labels(names: Sequence[str]) -> list[str]:
