@@ -16,8 +16,8 @@ from secant.dictionary import TABLES
 from secant.tables import READ, described, saving
 
 HOSTILE = [
-    "\r", "\n", "\r\n", "a\rb", '"', '""', ",", ";", "NA", "N/A", "null", "nan", "None", "True", "1", "-1.5", "=cmd()", "+1",
-    "-x", "@x", "\0", "a\0b", " ", "  ", "\t", "'", "\\", "\\n", "#", "\ufeff", "\u2028", "橋", "", None,
+    "\r", "\n", "\r\n", "a\rb", '"', '""', ",", ";", "NA", "N/A", "null", "nan", "None", "True", "1", "-1.5", "=cmd()",
+    "+1", "-x", "@x", "\0", "a\0b", " ", "  ", "\t", "'", "\\", "\\n", "#", "\ufeff", "\u2028", "橋", "", None,
 ]  # fmt: skip
 VALUES: dict[str, list[Any]] = {
     "text": HOSTILE,

@@ -198,8 +198,11 @@ def failing(path: Path) -> Iterator[None]:
 
 
 def _real(path: Any) -> Path:
-    """Where a path leads, through links. Raises BadArgument where it is none."""
-    return Path(os.path.realpath(path_of(path, "Results are written to a path")))
+    """Where a path leads, through links. Raises BadArgument where it is none, or one that libraries can't write to."""
+    place = os.path.realpath(path_of(path, "Results are written to a path"))
+    if place.encode("utf-8", "ignore").decode() != place:
+        raise BadArgument("Results are written to a path in UTF-8", f"{place!r}", "Give it another name.")
+    return Path(place)
 
 
 def _longest(folder: Path) -> int:

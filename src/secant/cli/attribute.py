@@ -22,6 +22,7 @@ from secant.cli.options import (
     RemoteOption,
     SeedOption,
     loaded,
+    path_option,
     reported,
 )
 from secant.cli.printing import print_json, print_line
@@ -34,7 +35,7 @@ def attribute(
     versus: Annotated[str | None, typer.Option(help="Another token, whose logit is taken off.")] = None,
     flow: Annotated[bool, typer.Option("--flow", help="Also what each token makes of each part.")] = False,
     model: ModelOption = "atlas",
-    out: Annotated[Path | None, typer.Option(help="Also write the tables to this folder.")] = None,
+    out: Annotated[Path | None, path_option("Also write the tables to this folder.")] = None,
     json_: JsonOption = False,
     dtype: DtypeOption = None,
     precision: PrecisionOption = None,
@@ -49,10 +50,10 @@ def attribute(
 ) -> None:
     """A token's logit as an exact sum: over tokens, over layers, heads and constants."""
     import secant as sc
-    from secant.files import check
+    from secant.tables import check_folder
 
     if out is not None:
-        check(out)
+        check_folder(out)
     lm = loaded(model, dtype, device, attention, allow_remote_code, allow_pickle)
     run = sc.freeze(
         lm,

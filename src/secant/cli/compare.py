@@ -20,6 +20,7 @@ from secant.cli.options import (
     RemoteOption,
     SeedOption,
     loaded,
+    path_option,
     progressing,
     reported,
 )
@@ -36,7 +37,7 @@ def compare(
     convention: Annotated[
         list[Convention] | None, typer.Option(help="What a gated product holds; may be given again. gate")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the tables to this folder.")] = None,
+    out: Annotated[Path | None, path_option("Also write the tables to this folder.")] = None,
     json_: JsonOption = False,
     k: Annotated[int, typer.Option("-k", min=1, help="Singular vectors of each block to keep.")] = 4,
     top: Annotated[int, typer.Option(min=1, help="Decoded words of each vector.")] = 8,
@@ -55,10 +56,10 @@ def compare(
 ) -> None:
     """Compare models, or conventions of one, at one prompt: predictions, spectra, words, depths and shares."""
     import secant as sc
-    from secant.files import check
+    from secant.tables import check_folder
 
     if out is not None:
-        check(out)
+        check_folder(out)
     names, conventions = model or ["atlas"], [c.value for c in convention or [Convention.gate]]
     if len(names) * len(conventions) < 2:
         raise sc.SecantError(

@@ -25,7 +25,9 @@ from secant.cli.options import (
     SeedOption,
     check_figures,
     drawn,
+    kept,
     loaded,
+    path_option,
     progressing,
     reported,
 )
@@ -42,7 +44,7 @@ def explain(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
     model: ModelOption = "atlas",
     out: Annotated[
-        Path | None, typer.Option(help="Also write the tables, the tensors and a page, report.html, to this folder.")
+        Path | None, path_option("Also write the tables, the tensors and a page, report.html, to this folder.")
     ] = None,
     json_: JsonOption = False,
     k: Annotated[int, typer.Option("-k", min=1, help="Singular vectors of each token's block to keep.")] = 4,
@@ -77,10 +79,10 @@ def explain(
 ) -> None:
     """Explain the next token: what each token of the prompt contributes, exactly, and what its block decodes to."""
     import secant as sc
-    from secant.files import check
+    from secant.tables import check_folder
 
     if out is not None:
-        check(out)
+        check_folder(out)
     if figures:
         check_figures(out)
     if highlight and not layers:
@@ -102,11 +104,12 @@ def explain(
         )
         if out is not None:
             explanation.save(out)
-            evidence = explanation.evidence(image=image, max_memory=max_memory, progress=progress)
-            evidence.save(out)
-            page = _reported(explanation, evidence, out)
-            if figures:
-                _draw(explanation, out / "figures")
+            with kept(out):
+                evidence = explanation.evidence(image=image, max_memory=max_memory, progress=progress)
+                evidence.save(out)
+                page = _reported(explanation, evidence, out)
+                if figures:
+                    _draw(explanation, out / "figures")
     if json_:
         print_json(explanation.to_dict())
         return

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secant.files import path_of
+from secant.signals import Ended, raised
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -63,6 +66,16 @@ SeedOption = Annotated[int, typer.Option(help="Seed of the random input at which
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+def path_option(help: str) -> Any:
+    """An option that is a path."""
+    return typer.Option(parser=path_of, metavar="PATH", help=help)
+
+
+def path_argument(help: str) -> Any:
+    """Arguments that are paths."""
+    return typer.Argument(parser=path_of, metavar="PATH...", help=help)
+
+
 def reported(command: Callable[..., Any]) -> Callable[..., Any]:
     """End a command that fails with one line on stderr: exit code 2, or 1 for an error in secant itself."""
 
@@ -71,7 +84,8 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
         from secant.errors import SecantError
 
         try:
-            command(*args, debug=debug, **kwargs)
+            with raised():
+                command(*args, debug=debug, **kwargs)
         except (typer.Exit, BrokenPipeError):
             raise
         except (SecantError, KeyboardInterrupt, Exception) as error:
@@ -84,17 +98,35 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+ENDED = "A run ends when it is done; got {}. Nothing half-written is left; start it again."
+
+
+@contextmanager
+def kept(out: Path) -> Iterator[None]:
+    """Say with an error of the block that what was written to a folder before it is there, and whole."""
+    from secant.errors import SecantError
+
+    try:
+        yield
+    except SecantError as error:
+        todo = f"{error.todo} What {out} has of this run is whole."
+        raise type(error)(error.rule, error.got, todo) from error
+
+
 def _explained(error: BaseException) -> tuple[int, str]:
     from secant.errors import SecantError
-    from secant.resources import is_out_of_memory
 
     said = " ".join(str(error).split())
     if isinstance(error, SecantError):
         return 2, said
+    if isinstance(error, Ended):
+        return error.code, ENDED.format(error.name)
     if isinstance(error, KeyboardInterrupt):
-        return 2, "A run ends when it is done; got an interrupt. Nothing half-written is left; start it again."
+        return 2, ENDED.format("an interrupt")
     if isinstance(error, OSError):
         return 2, f"Output must have somewhere to go; got {error.strerror or said}. Make room, or write elsewhere."
+    from secant.resources import is_out_of_memory
+
     if is_out_of_memory(error):
         return 2, f"A run must fit in memory; got {said[:200]}. Shorten the prompt or load a smaller dtype."
     return 1, f"An error that secant does not expect; got {type(error).__name__}: {said[:300]}. Run again with --debug."

@@ -19,6 +19,7 @@ from secant.cli.options import (
     PickleOption,
     RemoteOption,
     loaded,
+    path_option,
     progressing,
     reported,
 )
@@ -30,7 +31,7 @@ def screen(
     prompts: Annotated[str, typer.Argument(help="A text file with a prompt on each line, or - for standard input.")],
     lexicon: Annotated[str, typer.Option("--lexicon", "-l", help="A text file with a word on each line.")],
     model: ModelOption = "atlas",
-    out: Annotated[Path | None, typer.Option(help="Also write all tests as tables to this folder.")] = None,
+    out: Annotated[Path | None, path_option("Also write all tests as tables to this folder.")] = None,
     json_: JsonOption = False,
     k: Annotated[int, typer.Option("-k", min=1, help="Singular vectors of each block to test.")] = 2,
     top: Annotated[int, typer.Option(min=1, help="Decoded words of each vector to look at.")] = 8,
@@ -48,10 +49,11 @@ def screen(
 ) -> None:
     """Look for words of a list in what each layer writes, with chance beside it. Exit code 2 if a prompt is refused."""
     import secant as sc
-    from secant.files import check, lines
+    from secant.files import lines
+    from secant.tables import check_folder
 
     if out is not None:
-        check(out)
+        check_folder(out)
     texts, words = lines(prompts, "Prompts"), lines(lexicon, "Words to screen for")
     lm = loaded(model, dtype, device, attention, allow_remote_code, allow_pickle)
     with progressing() as progress:

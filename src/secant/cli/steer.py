@@ -21,7 +21,9 @@ from secant.cli.options import (
     PrecisionOption,
     RemoteOption,
     SteeringForm,
+    kept,
     loaded,
+    path_option,
     progressing,
     reported,
 )
@@ -53,11 +55,11 @@ def steer(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Try layers (all) and strengths: what is gained, and at what cost.")
     ] = False,
-    prompts: Annotated[Path | None, typer.Option(help="Sweep over the prompts of this file, one a line.")] = None,
+    prompts: Annotated[Path | None, path_option("Sweep over the prompts of this file, one a line.")] = None,
     word: Annotated[
         list[str] | None, typer.Option(help="A word of the concept to look for in a sweep; may be given again.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write a sweep's tables, and its figure, to this folder.")] = None,
+    out: Annotated[Path | None, path_option("Write a sweep's tables, and its figure, to this folder.")] = None,
     model: ModelOption = "atlas",
     json_: JsonOption = False,
     dtype: DtypeOption = None,
@@ -71,7 +73,7 @@ def steer(
 ) -> None:
     """Steer a continuation with a concept's operator, beside the plain one; or try many ways to (--sweep)."""
     import secant as sc
-    from secant.files import check
+    from secant.tables import check_folder
 
     if not concept:
         raise sc.SecantError("Steering has a concept", "none", "Give one with --concept.")
@@ -86,7 +88,7 @@ def steer(
                 "Give each once, or add --sweep.",
             )  # fmt: skip
     if out is not None:
-        check(out)
+        check_folder(out)
     lm = loaded(model, dtype, device, attention, allow_remote_code, allow_pickle)
     run = sc.freeze(lm, concept, convention=convention.value, precision=precision and precision.value)
     forms = [each.value for each in form or (SteeringForm if sweep else [SteeringForm.mixture])]
@@ -122,7 +124,8 @@ def _show_sweep(sweep: Sweep, out: Path | None, json_: bool) -> None:
         if find_spec("matplotlib"):
             from secant.figures import save, steering
 
-            save(steering(sweep), out / "sweep.png")
+            with kept(out):
+                save(steering(sweep), out / "sweep.png")
     if json_:
         best = sweep.best()
         table = json.loads(sweep.table.to_json(orient="records"))

@@ -20,6 +20,8 @@ from secant.cli.options import (
     PickleOption,
     PrecisionOption,
     RemoteOption,
+    path_argument,
+    path_option,
     progressing,
     reported,
 )
@@ -58,7 +60,7 @@ def study(
             " set, or - for standard input."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The study's folder. What is finished there is not computed again.")],
+    out: Annotated[Path, path_option("The study's folder. What is finished there is not computed again.")],
     model: Annotated[
         list[str] | None,
         typer.Option("--model", "-m", help="A folder, a name on the hub, or atlas (the default); may be given again."),
@@ -130,8 +132,8 @@ def study(
 
 @reported
 def merge(
-    folders: Annotated[list[Path], typer.Argument(help="The folders of the parts.")],
-    out: Annotated[Path, typer.Option(help="The folder of the whole study, new or one of the parts.")],
+    folders: Annotated[list[Path], path_argument("The folders of the parts.")],
+    out: Annotated[Path, path_option("The folder of the whole study, new or one of the parts.")],
     json_: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secant.cli.options import DebugOption, JsonOption, check_figures, drawn, progressing, reported
+from secant.cli.options import (
+    DebugOption,
+    JsonOption,
+    check_figures,
+    drawn,
+    kept,
+    path_argument,
+    path_option,
+    progressing,
+    reported,
+)
 from secant.cli.printing import print_json, print_line
+
+if TYPE_CHECKING:
+    from secant.studies.summary import Summary
 
 
 @reported
 def summarize(
-    folders: Annotated[list[Path], typer.Argument(help="The folder of a study; several are read as one.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the tables and a page, summary.html, to this folder.")
-    ] = None,
+    folders: Annotated[list[Path], path_argument("The folder of a study; several are read as one.")],
+    out: Annotated[Path | None, path_option("Also write the tables and a page, summary.html, to this folder.")] = None,
     json_: JsonOption = False,
     figures: Annotated[
         bool, typer.Option("--figures", help="With --out, also draw: PNG and PDF, in its folder figures.")
@@ -28,12 +39,12 @@ def summarize(
 ) -> None:
     """Average what a study found over its prompts, with intervals, by model, convention and category."""
     import secant as sc
-    from secant.files import check
     from secant.studies.folder import apart
+    from secant.tables import check_folder
 
     if out is not None:
         apart(out)
-        check(out)
+        check_folder(out)
     if figures:
         check_figures(out)
     with progressing() as progress:
@@ -41,15 +52,8 @@ def summarize(
     page = ""
     if out is not None:
         summary.save(out)
-        if find_spec("plotly") is None:
-            typer.echo("There is no page: it needs plotly. pip install 'secant[report]'", err=True)
-        else:
-            summary.report(out / "summary.html")
-            page = f"; the page is {out / 'summary.html'}"
-        if figures:
-            from secant.figures import summarized
-
-            drawn(summarized(summary), out / "figures")
+        with kept(out):
+            page = _drawn(summary, out, figures)
     if json_:
         print_json(summary.to_dict())
         return
@@ -58,3 +62,18 @@ def summarize(
     show_summary(console(), summary)
     if out is not None:
         print_line(f"Tables are in {out}{page}")
+
+
+def _drawn(summary: Summary, out: Path, figures: bool) -> str:
+    """Write the page, and figures if they are asked for; say where the page is, or on stderr why there is none."""
+    page = ""
+    if find_spec("plotly") is None:
+        typer.echo("There is no page: it needs plotly. pip install 'secant[report]'", err=True)
+    else:
+        summary.report(out / "summary.html")
+        page = f"; the page is {out / 'summary.html'}"
+    if figures:
+        from secant.figures import summarized
+
+        drawn(summarized(summary), out / "figures")
+    return page

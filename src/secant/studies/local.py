@@ -90,6 +90,11 @@ def _pooled(work: Work, shards: Sequence[Shard], workers: int) -> Iterator[Compu
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
+        except BaseException as error:
+            if not isinstance(error, Exception):  # an interrupt, after which nobody takes what they would finish
+                for process in list(pool._processes.values()):
+                    process.terminate()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
