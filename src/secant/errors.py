@@ -1,6 +1,7 @@
 """What can go wrong, one class per cause; every message gives the rule, what came, and what to do next."""
 
 import unicodedata
+from collections.abc import Callable, Iterable
 from operator import index
 from typing import Any
 
@@ -100,4 +101,26 @@ def integer(value: Any, least: int, most: int, rule: str, name: str = "") -> int
         raise BadArgument(rule, f"{name}{value!r}, a {type(value).__name__}", todo)
     if not least <= found <= most:
         raise BadArgument(rule, f"{name}{found}", todo)
+    return found
+
+
+def chosen(values: Any, known: Iterable[str], rule: str) -> list[str]:
+    """Some known names, each once, from one or several. Raises BadArgument, with a rule that says what they are."""
+    known = list(known)
+    every = [values] if isinstance(values, str) else list(values) if isinstance(values, Iterable) else []
+    if not every or not all(isinstance(value, str) and value in known for value in every):
+        raise BadArgument(f"{rule} are of {', '.join(known)}", f"{values!r:.60}", "Choose from them.")
+    if len(set(every)) < len(every):
+        raise BadArgument(f"{rule} are given once each", f"{values!r:.60}", "Leave out what comes twice.")
+    return every
+
+
+def listener(progress: Any) -> Callable[[str, int, int], None]:
+    """A function that is told of progress, or one that does nothing for None. Raises BadArgument."""
+    if progress is None:
+        return lambda what, done, of: None
+    if not callable(progress):
+        todo = "Give a function such as print."
+        raise BadArgument("Progress is told to a function of what, done and all", f"{progress!r:.60}", todo)
+    found: Callable[[str, int, int], None] = progress
     return found

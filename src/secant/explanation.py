@@ -16,6 +16,7 @@ from secant.attribution import Attribution, attribute
 from secant.decoding import Side, Word, decode, null, ranked
 from secant.depths import Layers
 from secant.depths import layers as every_layer
+from secant.errors import BadArgument
 from secant.evidence import Evidence, gathered
 from secant.files import check_file, replacing, write_json, write_tensors, write_text
 from secant.generation import Steps, follow
@@ -159,6 +160,10 @@ class Explanation:
         from secant.report.document import html, library
         from secant.report.page import contents
 
+        if not isinstance(evidence, Evidence | None):
+            raise BadArgument(
+                "A page has an explanation's evidence", f"{evidence!r:.60}", "Give explanation.evidence()."
+            )
         check_file(path)  # before there is any work
         plotly = library()
         page = contents(self, self.evidence() if evidence is None else evidence)

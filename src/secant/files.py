@@ -35,8 +35,9 @@ def path_of(value: Any, rule: str = PATH) -> Path:
     if not text or "\0" in text:
         raise BadArgument(rule, f"{text!r:.60}", todo)
     try:
+        os.fsencode(text)
         return Path(text).expanduser()
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeEncodeError) as error:  # ~ of nobody, or half a character
         raise BadArgument(rule, f"{text!r:.60} ({error})", todo) from error
 
 

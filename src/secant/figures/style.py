@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from secant.errors import BadArgument, SecantError
+from secant.errors import BadArgument, SecantError, integer
 from secant.files import path_of, replacing
 from secant.readable import visible
 
@@ -134,6 +134,7 @@ def save(figure: Figure, path: str | Path, dpi: int = 300) -> None:
     suffix = path_of(path).suffix.lower()
     if suffix not in FORMATS:
         raise BadArgument(f"A figure is written as {', '.join(FORMATS)}", repr(suffix), "Choose one of them.")
+    dpi = integer(dpi, 20, 4800, "A figure has a resolution", "dpi = ")
     with drawing(), replacing(path) as new:
         figure.savefig(new, format=suffix[1:], dpi=dpi, metadata=FORMATS[suffix])
 

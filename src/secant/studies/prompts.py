@@ -21,6 +21,7 @@ import pandas as pd
 
 from secant.errors import BadArgument, BadPrompt, DamagedFile, integer
 from secant.files import lines, named, path_of
+from secant.foreign import explained
 from secant.studies.formats import READERS, RULE, Table, data_set, listed
 from secant.studies.separated import NAMES
 
@@ -147,7 +148,8 @@ def _prompt(value: Any, where: str) -> str | list[dict[str, str]]:
         raise BadPrompt("Every row has a prompt", f"nothing in {where}", "Write one, or leave out the row.")
     if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
         raise BadPrompt("A prompt is a text or a chat", f"{value!r:.60} in {where}", "Write one, or choose a column.")
-    messages = list(value)
+    with explained(BadPrompt, "A prompt is a text or a chat", "Write one.", f"{value!r:.60} in {where}"):
+        messages = list(value)
     for message in messages:
         if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
             raise BadPrompt(ROLES, f"{message!r:.60} in {where}", "Mend it, or choose another column.")

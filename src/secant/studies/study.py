@@ -17,7 +17,7 @@ import torch
 
 from secant import __version__
 from secant.dictionary import STUDY
-from secant.errors import BadArgument, DamagedFile, integer, seeded
+from secant.errors import BadArgument, DamagedFile, chosen, integer, listener, seeded
 from secant.files import path_of, paths_of
 from secant.foreign import explained
 from secant.model import LM, versions
@@ -66,7 +66,7 @@ class Study:
 
         Raises BadArgument where there is no such table, and DamagedFile.
         """
-        if table not in self.tables:
+        if not isinstance(table, str) or table not in self.tables:
             raise BadArgument(
                 f"The tables are {', '.join(self.tables) or 'none yet'}", repr(table), "Choose one of them."
             )
@@ -145,13 +145,17 @@ def study(
     """
     items = given(prompts)
     models = list(lm) if isinstance(lm, Sequence) and not isinstance(lm, str) else [lm]
-    held = [convention] if isinstance(convention, str) else list(convention)
-    _check(models, held, analyses, engine, workers, threads, part, loading)
+    held, wanted = chosen(convention, CONVENTIONS, "Conventions"), chosen(analyses, ANALYSES, "Analyses")
+    precision, loading = _plain("precision", precision), {key: _plain(key, value) for key, value in loading.items()}
+    if not isinstance(tensors, bool):
+        raise BadArgument("tensors is True or False", f"{tensors!r:.60}", "Give one of them.")
+    progress = listener(progress)
+    _check(models, engine, workers, threads, part, loading)
     if max_memory is not None:
         size_of(max_memory)  # a wrong size is refused before there is any work
     settings = Settings(
         precision=precision,
-        analyses=tuple(name for name in ANALYSES if name in analyses),
+        analyses=tuple(name for name in ANALYSES if name in wanted),
         k=integer(k, 1, 10**6, "At least one singular triplet is kept", "k = "),
         top=integer(top, 1, 10**6, "A direction has some words", "top = "),
         seed=seeded(seed),
@@ -274,7 +278,7 @@ def _compute(
     models: Sequence[LM | str],
     engine: str,
     elsewhere: Elsewhere | None,
-    progress: Progress | None,
+    progress: Progress,
 ) -> None:
     """Compute and write the shards that are not there yet."""
     done = folder.done()
@@ -304,7 +308,7 @@ def _compute(
 class _Told:
     """Progress, in prompts, and once what the rest will take, by the pace since the first shard was done."""
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
+    def __init__(self, progress: Progress, total: int) -> None:
         self._progress, self._total, self._done, self._new = progress, total, 0, 0
         self._start: float | None = None
         self._said = False
@@ -327,14 +331,12 @@ class _Told:
 
     def _advance(self, count: int) -> None:
         self._done += count
-        if self._progress and count:
+        if count:
             self._progress("prompts", self._done, self._total)
 
 
 def _check(
     models: Sequence[LM | str],
-    conventions: Sequence[str],
-    analyses: Sequence[str],
     engine: str,
     workers: int | None,
     threads: int | None,
@@ -344,13 +346,9 @@ def _check(
     """Raises BadArgument, before anything is loaded or written."""
     if not models:
         raise BadArgument("A study is of some models", "none", "Give one.")
-    if not conventions or not set(conventions) <= set(CONVENTIONS) or len(set(conventions)) != len(conventions):
-        raise BadArgument(
-            f"Conventions are of {', '.join(CONVENTIONS)}", repr(conventions), "Choose from them, each once."
-        )
-    if not analyses or not set(analyses) <= set(ANALYSES):
-        raise BadArgument(f"Analyses are of {', '.join(ANALYSES)}", repr(analyses), "Choose from them.")
-    if engine not in ENGINES:
+    if wrong := [one for one in models if not isinstance(one, LM | str | Path)]:
+        raise BadArgument("A study is of models, or their names", f"{wrong[0]!r:.60}", "Give sc.LM, or names.")
+    if not isinstance(engine, str) or engine not in ENGINES:
         raise BadArgument(f"An engine is one of {', '.join(ENGINES)}", repr(engine), "Choose one of them.")
     workers = 1 if workers is None else integer(workers, 1, 10**6, "A study has some workers", "workers = ")
     there = any(isinstance(one, LM) for one in models)
@@ -370,6 +368,15 @@ def _check(
     whole = isinstance(part, tuple) and len(part) == 2 and all(isinstance(number, int) for number in part)
     if part is not None and not (whole and 1 <= part[0] <= part[1]):
         raise BadArgument("A part is such as 2 of 4", repr(part), "Give (2, 4), or 2/4 on the command line.")
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A setting as study.json has it: torch's types and devices by name. Raises BadArgument."""
+    if isinstance(value, torch.dtype | torch.device):
+        return str(value).removeprefix("torch.")
+    if not isinstance(value, str | bool | None):
+        raise BadArgument(f"{key} is given by name", f"{value!r:.60}, a {type(value).__name__}", "Give a text.")
+    return value
 
 
 def _threads(engine: str, workers: int | None) -> int:
