@@ -560,3 +560,147 @@ def test_the_commands(folder: Path, tmp_path: Path) -> None:
         refused = run(app, ["study", str(file), "--out", str(tmp_path / "new"), *how, *wrong])
         assert refused.exit_code == 2, refused.output
         assert len(refused.output.splitlines()) == 1
+
+
+# ------------------------------------------------------------------------------------------------ folders of others
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"shard": 0}, "shard = 0"),
+        ({"shard": -1}, "shard = -1"),
+        ({"prompts": 10**12}, "500000000000 shards"),
+        ({"prompts": 10**40}, "prompts = 1000"),
+        ({"prompts": 0}, "prompts = 0"),
+        ({"prompts": "11"}, "prompts = '11'"),
+        ({"prompts": True}, "prompts = True"),
+        ({"shard": 2.0}, r"shard = 2\.0"),
+        ({"k": None}, "k = None"),
+        ({"seed": -1}, "seed = -1"),
+        ({"models": []}, r"models = \[\]"),
+        ({"models": [{}]}, r"models = \[\{\}\]"),
+        ({"models": [{"label": "a"}, {"label": "a"}]}, "models = "),
+        ({"models": [{"label": "a", "device": 3}]}, "models = "),
+        ({"models": "tiny"}, "models = 'tiny'"),
+        ({"conventions": ["gate"] * 10**5}, "conventions = "),
+        ({"conventions": [["gate"]]}, "conventions = "),
+        ({"analyses": {}}, "analyses = "),
+        ({"versions": {"torch": 2}}, "versions = "),
+        ({"fingerprints": []}, "fingerprints = "),
+        ({"tensors": "no"}, "tensors = 'no'"),
+        ({"precision": 32}, "precision = 32"),
+        ({"more": 1}, "unexpected keyword argument 'more'"),
+        ("[" * 100_000, "RecursionError"),
+        ("[]", "must be a mapping"),
+        ("3", "must be a mapping"),
+        ('{"models": 1}', "missing 12 required"),
+        ("\x00", "JSONDecodeError"),
+        (" " * 2**25, "bytes, of 16,777,216 at most"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_a_study_that_says_nonsense_is_refused_at_once(
+    plain: sc.Study, tmp_path: Path, change: dict[str, object] | str, said: str
+) -> None:
+    """By all that read it, in one line."""
+    spec = json.loads((plain.folder / "study.json").read_text())
+    raw = change if isinstance(change, str) else json.dumps({**spec, **change})
+    (tmp_path / "study.json").write_text(raw)
+    (tmp_path / "shards" / "0-0-000000").mkdir(parents=True)
+    for reads in (
+        sc.Study.open,
+        sc.summarize,
+        lambda path: sc.merge([path], tmp_path / "merged"),
+        lambda path: sc.study(PROMPTS, "atlas", out=path),
+    ):
+        start = time.monotonic()
+        with pytest.raises(DamagedFile, match=rf"study\.json says what a study is; got .*{said}"):
+            reads(tmp_path)
+        assert time.monotonic() - start < 5
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{"../../secret": "0"}, {"/etc/passwd": "0"}, {"..": "0"}, {"": "0"}, {"a\\b": "0"}, {"a.b": 3}, [1], "x", None],
+    ids=repr,
+)
+def test_a_manifest_that_says_nonsense_is_refused(plain: sc.Study, tmp_path: Path, files: object) -> None:
+    (tmp_path / "secret").write_text("of somebody")
+    part = tmp_path / "part"
+    shutil.copytree(plain.folder, part)
+    for folder in (next((part / "shards").iterdir()), part / "tables"):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "files": files}))
+    reads = (
+        lambda path: sc.merge([path], tmp_path / "merged"),
+        lambda path: sc.Study.open(path).to_pandas(),
+        sc.summarize,
+    )
+    for read_it in reads:
+        with pytest.raises(DamagedFile, match=r"manifest\.json; got"):
+            read_it(part)
+
+
+@pytest.mark.parametrize("what", ["link", "manifest", "fifo", "folder", "shard", "broken"])
+def test_nothing_but_plain_files_is_merged(plain: sc.Study, tmp_path: Path, what: str) -> None:
+    part = tmp_path / "part"
+    shutil.copytree(plain.folder, part)
+    shard = sorted((part / "shards").iterdir())[1]
+    file = shard / ("manifest.json" if what == "manifest" else "words.parquet")
+    if what == "shard":
+        shard.rename(tmp_path / "elsewhere")
+        shard.symlink_to(tmp_path / "elsewhere")
+    else:
+        file.rename(tmp_path / file.name)
+        make = {"fifo": lambda: os.mkfifo(file), "folder": file.mkdir, "broken": lambda: file.symlink_to("nowhere")}
+        make.get(what, lambda: file.symlink_to(tmp_path / file.name))()
+    with pytest.raises(DamagedFile, match=rf"A shard is a folder of plain files, without links; got .*{shard.name}"):
+        sc.merge([part], tmp_path / "merged")
+    assert [path.name for path in (tmp_path / "merged" / "shards").iterdir()] == ["0-0-000000"]
+
+
+def test_what_others_left_in_a_folder_stays(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
+    """Only what secant left half-written is removed."""
+    out = tmp_path / "out"
+    shutil.copytree(plain.folder, out)
+    half = ".secant-half-written-abcd1234"
+    for name in (".tables.old", ".study.json.backup", "shards/.0-0-mine", half, f"shards/{half}", f"tables/{half}"):
+        (out / name).mkdir()
+        (out / name / "file").write_text("mine")
+    sc.study(PROMPTS, str(folder), out=out, shard=2, threads=1, dtype="float64")
+    left = sorted(str(path.parent.relative_to(out)) for path in out.glob("**/.*/file"))
+    assert left == [".study.json.backup", ".tables.old", "shards/.0-0-mine"]
+
+
+@pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"device": "nonsense"}, {"lm": "no such model"}, {"k": 10**9}])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_study_that_computed_nothing_leaves_nothing(
+    folder: Path, tmp_path: Path, wrong: dict[str, object], there: bool
+) -> None:
+    out = tmp_path / "a" / "out"
+    if there:
+        out.mkdir(parents=True)
+    with pytest.raises(SecantError):
+        sc.study(["Marin"], **{"lm": str(folder), "out": out, **wrong})
+    assert [*tmp_path.rglob("*")] == ([out.parent, out] if there else [])
+
+
+def test_a_folder_in_which_nothing_was_computed_is_free(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
+    """As of a run that was killed before its first shard was done."""
+    (tmp_path / "shards" / ".secant-half-written-abcd1234").mkdir(parents=True)
+    shutil.copy(plain.folder / "study.json", tmp_path)
+    assert sc.study(["Marin"], str(folder), out=tmp_path, analyses=["stable_rank"]).missing == 0
+
+
+def test_torchs_own_names_are_names(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
+    shutil.copytree(plain.folder, tmp_path / "out")
+    how = {"dtype": torch.float64, "device": torch.device("cpu")}
+    assert_same(sc.study(PROMPTS, str(folder), out=tmp_path / "out", shard=2, threads=1, **how), plain)
+    for wrong in (
+        {"tensors": 3}, {"precision": [1]}, {"analyses": 3}, {"convention": None}, {"progress": 3}, {"dtype": {}},
+    ):  # fmt: skip
+        with pytest.raises(BadArgument):
+            sc.study(PROMPTS, str(folder), out=tmp_path / "new", **wrong)
+    assert not (tmp_path / "new").exists()

@@ -58,8 +58,8 @@ def saving(folder: str | Path, tables: Mapping[str, pd.DataFrame]) -> Iterator[P
     It is in its place when the block ends well. columns.csv is of all tables that the folder has then, also those that
     were there. Raises OutputFailed.
     """
-    there = {file.stem for file in path_of(folder).glob("*.parquet")} & set(TABLES)
     with replacing(folder) as new:
+        there = {file.stem for file in path_of(folder).glob("*.parquet")} & set(TABLES)
         new.mkdir()
         for name, table in tables.items():
             rows = described(TABLES[name], table)
