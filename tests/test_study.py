@@ -698,9 +698,7 @@ def test_torchs_own_names_are_names(folder: Path, plain: sc.Study, tmp_path: Pat
     shutil.copytree(plain.folder, tmp_path / "out")
     how = {"dtype": torch.float64, "device": torch.device("cpu")}
     assert_same(sc.study(PROMPTS, str(folder), out=tmp_path / "out", shard=2, threads=1, **how), plain)
-    for wrong in (
-        {"tensors": 3}, {"precision": [1]}, {"analyses": 3}, {"convention": None}, {"progress": 3}, {"dtype": {}},
-    ):  # fmt: skip
+    for wrong in ({"precision": [1]}, {"analyses": 3}, {"convention": None}, {"dtype": {}}, {"engine": [1]}):
         with pytest.raises(BadArgument):
             sc.study(PROMPTS, str(folder), out=tmp_path / "new", **wrong)
     assert not (tmp_path / "new").exists()

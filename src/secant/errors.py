@@ -1,7 +1,7 @@
 """What can go wrong, one class per cause; every message gives the rule, what came, and what to do next."""
 
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from operator import index
 from typing import Any
 
@@ -113,14 +113,3 @@ def chosen(values: Any, known: Iterable[str], rule: str) -> list[str]:
     if len(set(every)) < len(every):
         raise BadArgument(f"{rule} are given once each", f"{values!r:.60}", "Leave out what comes twice.")
     return every
-
-
-def listener(progress: Any) -> Callable[[str, int, int], None]:
-    """A function that is told of progress, or one that does nothing for None. Raises BadArgument."""
-    if progress is None:
-        return lambda what, done, of: None
-    if not callable(progress):
-        todo = "Give a function such as print."
-        raise BadArgument("Progress is told to a function of what, done and all", f"{progress!r:.60}", todo)
-    found: Callable[[str, int, int], None] = progress
-    return found

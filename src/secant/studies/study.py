@@ -17,7 +17,7 @@ import torch
 
 from secant import __version__
 from secant.dictionary import STUDY
-from secant.errors import BadArgument, DamagedFile, chosen, integer, listener, seeded
+from secant.errors import BadArgument, DamagedFile, chosen, integer, seeded
 from secant.files import path_of, paths_of
 from secant.foreign import explained
 from secant.model import LM, versions
@@ -147,9 +147,6 @@ def study(
     models = list(lm) if isinstance(lm, Sequence) and not isinstance(lm, str) else [lm]
     held, wanted = chosen(convention, CONVENTIONS, "Conventions"), chosen(analyses, ANALYSES, "Analyses")
     precision, loading = _plain("precision", precision), {key: _plain(key, value) for key, value in loading.items()}
-    if not isinstance(tensors, bool):
-        raise BadArgument("tensors is True or False", f"{tensors!r:.60}", "Give one of them.")
-    progress = listener(progress)
     _check(models, engine, workers, threads, part, loading)
     if max_memory is not None:
         size_of(max_memory)  # a wrong size is refused before there is any work
@@ -278,7 +275,7 @@ def _compute(
     models: Sequence[LM | str],
     engine: str,
     elsewhere: Elsewhere | None,
-    progress: Progress,
+    progress: Progress | None,
 ) -> None:
     """Compute and write the shards that are not there yet."""
     done = folder.done()
@@ -308,7 +305,7 @@ def _compute(
 class _Told:
     """Progress, in prompts, and once what the rest will take, by the pace since the first shard was done."""
 
-    def __init__(self, progress: Progress, total: int) -> None:
+    def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress, self._total, self._done, self._new = progress, total, 0, 0
         self._start: float | None = None
         self._said = False
@@ -331,7 +328,7 @@ class _Told:
 
     def _advance(self, count: int) -> None:
         self._done += count
-        if count:
+        if self._progress and count:
             self._progress("prompts", self._done, self._total)
 
 

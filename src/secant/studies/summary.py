@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.dataset
 
-from secant.errors import BadArgument, integer, listener, seeded
+from secant.errors import BadArgument, integer, seeded
 from secant.files import check_file, paths_of, replacing, write_json, write_text
 from secant.studies import measures
 from secant.studies.folder import apart
@@ -147,9 +147,10 @@ def summarize(
     if len({path.resolve() for path in paths}) < len(paths):
         raise BadArgument("A study is counted once", "one folder twice", "Name each once.")
     resamples = integer(resamples, 100, 10**6, "An interval takes some resamples", "resamples = ")
-    seed, report = seeded(seed), listener(progress)
+    seed = seeded(seed)
     studies = Studies([opened(path) for path in paths])
     alike(studies.studies)
+    report = progress or (lambda what, done, of: None)
     values = _values(studies, report)
 
     def statistics(name: str, *keys: str) -> pd.DataFrame:
