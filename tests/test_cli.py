@@ -68,6 +68,7 @@ def test_explain_at_other_widths(folder: Path, width: int, monkeypatch: pytest.M
         assert heading in plain
 
 
+@pytest.mark.slow
 def test_explain_as_json(folder: Path) -> None:
     result = secant(
         "explain", PROMPT, "--model", folder, "--json", "-k", 2, "--dtype", "float64", "--convention", "half"
@@ -84,6 +85,7 @@ def test_explain_as_json(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_explain_with_out(folder: Path, tmp_path: Path) -> None:
     result = secant("explain", PROMPT, "--model", folder, "--out", tmp_path / "out", "--precision", "float64")
     assert result.returncode == 0
@@ -108,6 +110,7 @@ def test_words_to_mark_are_words(folder: Path) -> None:
     assert "singular triplets; got k = 5000" in refused("explain", PROMPT, "-m", folder, "-k", 5000)
 
 
+@pytest.mark.slow
 def test_explain_every_layer(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = secant("explain", PROMPT, "--model", folder, "--layers", "--highlight", "Golden", "--out", out, "-k", 2)
@@ -123,11 +126,13 @@ def test_explain_every_layer(folder: Path, tmp_path: Path) -> None:
     assert max(row["reconstruction"] for row in said["layers"]) <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_answer_twice(folder: Path) -> None:
     first, second = (secant("explain", PROMPT, "--model", folder).stdout for _ in range(2))
     assert first == second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "prompt", "word"),
     [("craftgpt", "[inst] do you like music? [/inst]", "soothing"), ("stories260K", "Once upon a time there was", "a")],
@@ -200,6 +205,7 @@ def test_an_unknown_operation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "torch.lgamma in model.layers.0.mlp" in line
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     result = secant("explain", PROMPT, "--model", tmp_path / "none", "--debug")
     assert "Traceback" in result.stderr
@@ -228,6 +234,7 @@ def test_whatever_else_happens_is_one_line(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_wrong_options_are_refused() -> None:
     assert secant("explain", PROMPT, "--model", "x", "--dtype", "int4").returncode == 2
     assert secant("explain").returncode == 2
@@ -236,6 +243,7 @@ def test_wrong_options_are_refused() -> None:
 # ------------------------------------------------------------------------------------------- help
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args",
     [

@@ -23,6 +23,8 @@ from secant.studies.hands import Tally, bear
 from secant.studies.prompts import given
 from secant.studies.work import Computed, Shard, Source, Work
 
+pytestmark = pytest.mark.slow
+
 ray = pytest.importorskip("ray")
 
 PLACES = ("Marin", "London", "Sydney", "Venice", "Prague", "Lisbon")

@@ -227,7 +227,8 @@ def test_only_what_secant_left_is_cleared(tmp_path: Path) -> None:
 
 
 def test_a_signal_is_an_error_once_and_handlers_are_given_back() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]  # under nohup, one is ignored
     cleaned = []
 
     def work(number: int) -> None:
@@ -238,12 +239,16 @@ def test_a_signal_is_an_error_once_and_handlers_are_given_back() -> None:
                 signal.raise_signal(number)  # while it is cleaned up
                 cleaned.append(number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        with pytest.raises(Ended) as ended:
-            work(number)
-        assert cleaned.pop() == number
-        assert ended.value.code == 128 + number
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+    try:
+        for number in numbers:
+            with pytest.raises(Ended) as ended:
+                work(number)
+            assert cleaned.pop() == number
+            assert ended.value.code == 128 + number
+            assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

@@ -50,6 +50,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def test_memory_of_a_long_prompt_is_told(case: tuple, request: pytest.FixtureRequest) -> None:
     """The resident memory of a process of its own: linear in T, with T x T numbers, and with many slices.

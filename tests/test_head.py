@@ -4,6 +4,7 @@ head. Every model here is checked against its own last hidden state, which trans
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import secant as sc
 from secant.errors import NoPoint, NotExact
 from secant.run import ordinary_output
+from secant.tape import Mode, WithoutParameters
 
 
 def softly(model: nn.Module, x: Tensor) -> Tensor:
@@ -154,3 +156,17 @@ def test_tiny_embeddings_give_numbers(dtype: torch.dtype) -> None:
         assert words[0].id == token
         assert abs(words[0].score - 1) < 1e-6
     assert all(1 - 1e-6 <= f.stable_rank <= len(f.U) for f in explanation.svds)
+
+
+def test_nothing_of_the_recorded_pass_is_kept_alive() -> None:
+    """Without the garbage collector's help: a graph that waits for it is memory that a long prompt does not have."""
+    lm = model_of("llama", "sdpa")
+    gc.collect()
+    gc.disable()
+    try:
+        run = sc.freeze(lm, prompt(), ordinary=True)
+        sc.attribute(run)
+        run.operator("embed", "layers.1", readout="norm")
+        assert not [o for o in gc.get_objects() if issubclass(type(o), Mode | WithoutParameters)]
+    finally:
+        gc.enable()

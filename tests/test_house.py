@@ -258,6 +258,7 @@ def test_public_names_are_there_and_none_is_a_module() -> None:
         sc.nonsense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_examples_run(example: Path) -> None:
     result = subprocess.run(

@@ -126,6 +126,6 @@ def test_the_same_answer_twice(lm: sc.LM, explanation: sc.Explanation) -> None:
 def test_music() -> None:
     """On craftgpt the block of "music" writes up, soothing, soft, calming, uplifting, song."""
     e = sc.explain(sc.load(str(real("craftgpt"))), "[inst] do you like music? [/inst]")
-    words = [w.token.strip() for w in e.outputs[e.run.tokens.index("music")][0]]
+    words = [w.token.strip() for w in e.outputs[e.run.tokens.index(" music")][0]]
     assert {"up", "soothing", "soft", "calming", "uplifting", "song"} <= set(words)
     assert next(w.token.strip() for w in e.inputs[4][0]) == "music"

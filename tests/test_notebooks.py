@@ -20,6 +20,8 @@ sys.path.append({tools!r})
 from pathlib import Path
 import nbformat
 from notebooks import executed
+
+pytestmark = pytest.mark.slow
 path = Path({path!r})
 def shape(notebook):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]

@@ -403,6 +403,7 @@ def seen(folder: Path, pattern: str) -> list[Path]:
         return []
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shards = out / "shards"
@@ -424,6 +425,7 @@ def test_killed_at_any_moment(folder: Path, plain: sc.Study, tmp_path: Path) -> 
     assert not [*out.glob("**/.*/*")]
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_rows_also_when_one_is_killed(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = started(tmp_path, folder, out, workers=2)

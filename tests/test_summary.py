@@ -437,6 +437,7 @@ def test_the_page_fetches_nothing(summary: sc.Summary, tmp_path: Path) -> None:
     assert json.loads(data) == contents(summary)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 380])
 def test_in_a_browser(theme: str, width: int, tmp_path: Path) -> None:

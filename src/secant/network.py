@@ -57,7 +57,7 @@ def noting_head(lm: LM, mode: Record | WithoutParameters) -> Iterator[None]:
     """Let a mode know of the calls of the head's module, whatever its weight meets inside."""
 
     def called(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        mode.head.called(args[0] if args else next(iter(kwargs.values())), mode.count)
+        mode.head.called(args[0] if args else next(iter(kwargs.values())), mode)
 
     def returned(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         mode.head.returned(mode.count)

@@ -17,7 +17,7 @@ import math
 import sys
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -169,28 +169,28 @@ class Use:
 class Head:
     """Every use of a head in one pass, in order: a model may look at its own logits on the way, or have several."""
 
-    def __init__(self, module: nn.Module, mark: Callable[[Tensor], Mark | None] = lambda tensor: None) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.uses: list[Use] = []
-        self._module, self._mark, self._open = module, mark, False
+        self._module, self._open = module, False
 
-    def called(self, given: Any, step: int) -> None:
+    def called(self, given: Any, mode: Record | WithoutParameters) -> None:
         """The head's module is called."""
-        self._used(live(given), step, step, called=True)
+        self._used(live(given), mode, 0, called=True)
         self._open = True
 
     def returned(self, step: int) -> None:
         """The call has come to its end."""
         self.uses[-1].end, self._open = step, False
 
-    def met(self, args: Any, step: int) -> None:
+    def met(self, args: Any, mode: Record | WithoutParameters) -> None:
         """A function is called: a use, if the head's whole weight is among its arguments and no call is under way."""
         if not self._open and self._is_here(args):
-            self._used(live(args), step, step + 1, called=False)
+            self._used(live(args), mode, 1, called=False)
 
-    def _used(self, moving: list[Tensor], begin: int, end: int, called: bool) -> None:
+    def _used(self, moving: list[Tensor], mode: Record | WithoutParameters, steps: int, called: bool) -> None:
         given = moving[0] if moving else None
-        mark = None if given is None else self._mark(given)  # as it is now: a cast may give the same tensor back
-        self.uses.append(Use(given, -1 if mark is None else mark.step, begin, end, called))
+        mark = None if given is None else mode.mark(given)  # as it is now: a cast may give the same tensor back
+        self.uses.append(Use(given, -1 if mark is None else mark.step, mode.count, mode.count + steps, called))
 
     def _is_here(self, args: Any) -> bool:
         weight: Any = self._module.weight
@@ -205,13 +205,17 @@ class WithoutParameters(TorchFunctionMode):
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        self.head, self.count = Head(head), 0
+        self.head, self.count = Head(head), 0  # nothing is counted here, nor marked
+
+    def mark(self, tensor: Tensor) -> Mark | None:
+        """Nothing is known of a tensor."""
+        return None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = normal(func, args, kwargs or {})
         if func in QUESTIONS:
             return func(*args, **kwargs)
-        self.head.met(args, self.count)
+        self.head.met(args, self)
         if not live((args, kwargs)):
             return unrecorded(func, args, kwargs)
         return func(*without_leaves(args), **without_leaves(kwargs))
@@ -323,7 +327,7 @@ class Record(Mode):
         self.modules = {id(module): name or type(module).__name__ for name, module in model.named_modules()}
         self._roots = itertools.count()
         self.patterns = WeakIdKeyDictionary()  # softmaxes, and what was made of them
-        self.head = Head(head, self.mark)
+        self.head = Head(head)
 
     @property
     def count(self) -> int:
@@ -369,7 +373,7 @@ class Record(Mode):
             raise self._refusal(func, module) from None
         if form is None and into is None and not view and not _floats(call.value):
             form = Constant(call.value)  # linear, but on to integers
-        self.head.met(args, self.count)
+        self.head.met(args, self)
         parents = self._parents(call, form)  # before a write makes its target live
         out: Any
         if isinstance(form, Constant):
@@ -393,7 +397,7 @@ class Record(Mode):
 
     def still(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one call without a live tensor in it; a function of a held function of a root is one of that root too."""
-        self.head.met(args, self.count)
+        self.head.met(args, self)
         out = super().still(func, args, kwargs)
         row = ROWS.get(func)
         self._follow(row, out, args, kwargs)
