@@ -27,7 +27,7 @@ LEAST = 256
 """Tokens from which on a prompt is long enough to ask."""
 
 KEPT, HELD = 1.5, 1.1
-"""Bytes at the peak for each byte of the steps' outputs, and of what they hold, as tests/test_forecast.py measures them."""
+"""Bytes at the peak for each byte of the steps' outputs, and of what they hold: tests/test_forecast.py measures it."""
 
 PASSES = 20
 """Times that the products of attention are made while a prompt is frozen."""
