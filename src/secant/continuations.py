@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from secant.errors import BadArgument, BadPrompt, ModelRefused, integer
+from secant.errors import BadArgument, BadPrompt, ModelRefused, integer, seeded
 from secant.foreign import explained, quiet
 from secant.model import LM, Prompt
 from secant.operator import relative, wide
@@ -18,6 +18,46 @@ from secant.operator import relative, wide
 RUNS = "A model that goes on must run at the prompts by itself"
 TOGETHER = 64
 """Most prompts in a batch."""
+
+OURS: dict[str, Any] = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "length_penalty"), 1),
+    **dict.fromkeys(("early_stopping", "return_dict_in_generate", "is_assistant", "low_memory"), False),
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "output_scores", "output_logits"), False),
+    **dict.fromkeys(("diversity_penalty", "penalty_alpha", "max_time", "compile_config", "prefill_chunk_size")),
+    **dict.fromkeys(("cache_implementation", "cache_config", "max_cache_len", "continuous_batching_config")),
+    **dict.fromkeys(("use_mtp", "speculation_type", "prompt_lookup_num_tokens", "max_matching_ngram_size")),
+    **dict.fromkeys(("assistant_early_exit", "assistant_ensemble_weight")),
+    "use_cache": True,
+    "disable_compile": True,
+}
+"""How generate searches and what it returns: what a model's generation config says of it is replaced by this."""
+
+ITS_OWN = (
+    "min_length", "min_new_tokens", "eos_token_id", "bos_token_id", "forced_bos_token_id", "forced_eos_token_id",
+    "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "repetition_penalty",
+    "encoder_repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty", "remove_invalid_values", "renormalize_logits", "watermarking_config",
+    "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
+)  # fmt: skip
+"""How likely the next token is, and when a text ends: as the model's generation config says."""
+
+BY_POSITION = (
+    "min_length", "sequence_bias", "bad_words_ids", "repetition_penalty", "encoder_repetition_penalty",
+    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "forced_bos_token_id", "watermarking_config",
+)  # fmt: skip
+"""Those that look at the tokens before, and would take padding for some."""
+
+GIVEN = ("max_length", "max_new_tokens", "do_sample", "pad_token_id")
+"""What each call says itself."""
+
+IDLE = (
+    "decoder_start_token_id", "num_assistant_tokens", "num_assistant_tokens_schedule", "transformers_version",
+    "assistant_confidence_threshold", "assistant_lookbehind", "target_lookbehind",
+)  # fmt: skip
+"""What means nothing without an encoder or an assistant."""
+
+RULE = "A model generates with the settings of its generation config"
+TODO = "Mend its generation_config.json."
 
 
 @dataclass(frozen=True)
@@ -36,15 +76,17 @@ class Continuation:
 
 def perplexity(continuations: Sequence[Continuation]) -> float:
     """Of all tokens of some continuations together, the one that ends each among them."""
-    return math.exp(sum(c.surprise for c in continuations) / sum(len(c.ids) for c in continuations))
+    mean = sum(c.surprise for c in continuations) / sum(len(c.ids) for c in continuations)
+    return math.exp(mean) if mean < 709 else math.inf
 
 
 def encoded(lm: LM, prompts: Sequence[Prompt], tokens: int) -> list[list[int]]:
     """The tokens of prompts that so many can follow. Raises BadPrompt, BadArgument."""
-    if isinstance(prompts, str) or not prompts:
+    if not isinstance(prompts, Sequence) or isinstance(prompts, str | bytes) or not prompts:
         raise BadArgument("Prompts are a list of some", repr(prompts)[:60], "Give at least one.")
     if not hasattr(lm.model, "generate"):
         raise BadArgument("A model that goes on has generate", type(lm.model).__name__, "Load it as a causal LM.")
+    _check_settings(lm)
     tokens = integer(tokens, 1, lm.context or 2**31, "A continuation has some tokens", "tokens = ")
     rows = [lm.encode(prompt) for prompt in prompts]
     if lm.context is not None and (longest := max(map(len, rows))) + tokens > lm.context:
@@ -60,6 +102,25 @@ def unheard(lm: LM) -> set[int]:
     return set(range(lm.size, lm.outputs))
 
 
+def _check_settings(lm: LM) -> None:
+    """Raises ModelRefused where the generation config asks for what a continuation is not."""
+    known = {*OURS, *ITS_OWN, *GIVEN, *IDLE}
+    for name, value in _settings(lm).items():
+        if name not in known and (value is True or value not in (None, False, 1, [], {})):
+            raise ModelRefused(
+                "A continuation is greedy, or drawn from the model's own probabilities",
+                f"{name} = {value!r} in its generation config", "Take it out of generation_config.json.",
+            )  # fmt: skip
+
+
+def _settings(lm: LM) -> dict[str, Any]:
+    """The settings of a model's generation that transformers knows, whether set or not."""
+    config = getattr(lm.model, "generation_config", None)
+    return (
+        {} if config is None else {name: getattr(config, name, None) for name in vars(type(config)()) if name[0] != "_"}
+    )
+
+
 def batches(lm: LM, rows: Sequence[Sequence[int]]) -> list[list[int]]:
     """Which prompts go through together: all lengths where padding is measured to change nothing, else equal ones.
 
@@ -69,7 +130,8 @@ def batches(lm: LM, rows: Sequence[Sequence[int]]) -> list[list[int]]:
         return [[i] for i in range(len(rows))]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     groups: dict[int, list[int]] = {}
-    padded = len(rows[order[0]]) == len(rows[order[-1]]) or _pads(lm, rows[order[0]], rows[order[-1]])
+    shortest, longest = rows[order[0]], rows[order[-1]]
+    padded = len(shortest) == len(longest) or (not _by_position(lm) and _pads(lm, shortest, longest))
     for i in order:
         groups.setdefault(0 if padded else len(rows[i]), []).append(i)
     return [group[lo : lo + TOGETHER] for group in groups.values() for lo in range(0, len(group), TOGETHER)]
@@ -86,9 +148,11 @@ def continued(
 ) -> list[list[int]]:
     """What `lm.model.generate` gives after each prompt, greedily, or drawn with a seed; up to the token that ends it.
 
-    `groups`: the batches. The state of torch's own random numbers stays as it was.
+    Of the model's generation config, ITS_OWN are followed and OURS are not; `encoded` refuses what is neither.
+    `groups`: the batches. The state of torch's own random numbers stays as it was. Raises BadArgument, ModelRefused
+    where generate fails with the model's settings.
     """
-    ends, found = lm.ends, [[0]] * len(rows)
+    ends, found, seed = lm.ends, [[0]] * len(rows), seeded(seed)
     devices = [lm.device] if lm.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
@@ -142,16 +206,25 @@ def _generated(lm: LM, rows: Sequence[Sequence[int]], **how: Any) -> Any:
     longest, pad = max(map(len, rows)), _padding(lm)
     ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=lm.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=lm.device)
+    ours = {**{name: value for name, value in OURS.items() if name in _settings(lm)}, **how, "pad_token_id": pad}
     if more := unheard(lm):
-        how["eos_token_id"] = sorted(lm.ends | more)
-    with quiet(), explained(ModelRefused, RUNS, "Mend the model."):
-        return lm.model.generate(ids, attention_mask=mask, pad_token_id=pad, num_beams=1, **how)
+        ours["eos_token_id"] = sorted(lm.ends | more)
+    unset = [name for name, value in ours.items() if value is None]  # which a config would take from the model's own
+    kinds = {"generation_config": type(lm.model.generation_config)(**ours)} if _settings(lm) else ours
+    with quiet(), explained(ModelRefused, RULE, TODO):
+        return lm.model.generate(ids, attention_mask=mask, **kinds, **dict.fromkeys(unset))
 
 
 def _padding(lm: LM) -> int:
     """A token to pad with, which is masked: one that the embedding has."""
     pad = getattr(lm.tokenizer, "pad_token_id", None)
     return pad if pad is not None and pad < lm.size else min((i for i in lm.ends if i < lm.size), default=0)
+
+
+def _by_position(lm: LM) -> bool:
+    """Whether what comes next depends on the tokens before by more than the model."""
+    settings = _settings(lm)
+    return any(settings.get(name) not in (None, 0, 1, [], {}) for name in BY_POSITION)
 
 
 def _pads(lm: LM, shortest: Sequence[int], longest: Sequence[int]) -> bool:
