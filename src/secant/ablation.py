@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.errors import BadArgument, BadPrompt, NoPoint, integer
+from secant.errors import BadArgument, BadPrompt, NoPoint, checked, integer
 from secant.files import write_json
 from secant.network import altered, replayed, running
 from secant.operator import wide
@@ -98,6 +98,7 @@ class Ablations:
             write_json(new / "ablations.json", said)
 
 
+@checked
 def ablate(
     run: Run,
     what: str | SupportsIndex,
@@ -193,6 +194,7 @@ def _token(run: Run, position: int, by: str | SupportsIndex, reference: Sequence
     return _beside(run, f"token {t}", lm.text(ids[t]) if by not in BY else str(by), [t], held, real)
 
 
+@checked
 def ablations(
     run: Run,
     by: str = "zero",

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.errors import BadArgument, NotExact
+from secant.errors import BadArgument, NotExact, checked
 from secant.files import write_json
 from secant.network import injected
 from secant.operator import Graph, wide
@@ -103,6 +103,7 @@ class Attribution:
             write_json(new / "attribution.json", self.to_dict())
 
 
+@checked
 def attribute(
     run: Run,
     target: str | SupportsIndex | None = None,

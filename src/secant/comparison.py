@@ -18,7 +18,7 @@ import pandas as pd
 
 from secant.decoding import decode, null, ranked
 from secant.depths import Layers, layers
-from secant.errors import BadArgument, NoPoint
+from secant.errors import BadArgument, NoPoint, checked
 from secant.explanation import Explanation, explain
 from secant.files import write_json
 from secant.model import LM, Prompt
@@ -89,6 +89,7 @@ class Comparison:
         return comparison(self)
 
 
+@checked
 def compare(
     prompt: Prompt,
     lms: Iterable[LM] | Mapping[str, LM],

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.errors import BadArgument, integer, seeded
+from secant.errors import BadArgument, checked, integer, one_of, seeded
 from secant.model import LM
 from secant.operator import Operator, lengths
 from secant.tables import saving
@@ -66,6 +66,7 @@ class Null:
     words: list[list[Word]] = field(repr=False)
 
 
+@checked
 def decode(
     lm: LM,
     directions: Float[Tensor, "d k"] | Float[Tensor, " d"],
@@ -85,11 +86,9 @@ def decode(
     `keep`: which token texts count, for instance `str.isalpha`. `null`: what chance decodes to, of the same settings.
     Raises BadArgument where the directions do not have the width of that side, or the null is of other settings.
     """
-    if side not in METRICS:
-        raise BadArgument("A side is output or input", repr(side), "Choose one of them.")
-    metric = metric or METRICS[side]
-    if metric not in METRICS.values():
-        raise BadArgument("A metric is dot or cosine", repr(metric), "Choose one of them.")
+    one_of(side, list(METRICS), "A side")
+    metric = METRICS[side] if metric is None else metric
+    one_of(metric, list(METRICS.values()), "A metric")
     table = lm.unembedding if side == "output" else lm.embedding
     top = min(integer(top, 1, 10**9, "A direction has some words", "top = "), len(table))
     if null is not None and (
@@ -98,7 +97,7 @@ def decode(
         raise BadArgument(
             "A null is of the same side, metric, centring, filter, and as many words", repr(null), "Make one anew."
         )
-    columns = directions.detach().reshape(len(directions), -1)
+    columns = directions.detach().reshape(len(directions) if directions.ndim else 1, -1)
     if len(columns) != table.shape[1]:
         raise BadArgument(
             f"Directions on the {side} side have {table.shape[1]} numbers", f"{len(columns)}", "Give them as columns."
@@ -125,6 +124,7 @@ def decode(
     return found
 
 
+@checked
 def null(
     lm: LM,
     side: Side,
@@ -176,6 +176,7 @@ class Largest:
             pass
 
 
+@checked
 def largest(lm: LM, op: Operator, of: Literal["columns", "rows"] = "columns", count: int = 8, top: int = 8) -> Largest:
     """The columns of J of largest norm, decoded through the head, or the rows, decoded to input embeddings.
 

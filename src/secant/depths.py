@@ -19,7 +19,7 @@ from torch import Tensor
 
 from secant.costs import Way, said
 from secant.decoding import AT_ONCE, Side, Word, decode
-from secant.errors import BadArgument, NoPoint, integer
+from secant.errors import BadArgument, NoPoint, checked, integer
 from secant.operator import CHUNK, Graph, relative, wide
 from secant.points import Inside
 from secant.resources import limited
@@ -201,6 +201,7 @@ class Layers:
                 yield depth, None, depth.whole
 
 
+@checked
 def layers(
     run: Run,
     k: int = 8,
@@ -221,8 +222,6 @@ def layers(
     what is free. `progress(what, done, all)` is called as the work goes on.
     Raises NoPoint where the network has no layers, BadArgument, TooLarge, and NotExact.
     """
-    if not isinstance(run, Run):
-        raise BadArgument("layers takes a Run", type(run).__name__, "Make one with sc.freeze(lm, prompt).")
     inside = run.inside
     T, count = inside.tokens, len(inside.layers)
     if not count:

@@ -16,7 +16,7 @@ from secant.attribution import Attribution, attribute
 from secant.decoding import Side, Word, decode, null, ranked
 from secant.depths import Layers
 from secant.depths import layers as every_layer
-from secant.errors import BadArgument
+from secant.errors import BadArgument, checked, integer
 from secant.evidence import Evidence, gathered
 from secant.files import check_file, replacing, write_json, write_tensors, write_text
 from secant.generation import Steps, follow
@@ -135,6 +135,7 @@ class Explanation:
             write_json(new / "explanation.json", self.to_dict())
             write_tensors(new / "tensors.safetensors", tensors, about)
 
+    @checked
     def evidence(
         self,
         *,
@@ -180,6 +181,7 @@ def _without_nan(tree: Any) -> Any:
     return None if isinstance(tree, float) and math.isnan(tree) else tree
 
 
+@checked
 def explain(
     lm: LM,
     prompt: Prompt,
@@ -202,6 +204,8 @@ def explain(
     the work goes on. Raises what `freeze`, `svd`, `layers` and `follow` raise.
     """
     seconds: dict[str, float] = {}
+    top = integer(top, 1, 10**9, "A direction has some words", "top = ")
+    steps = integer(steps, 1, 10**6, "A continuation has at least one step", "steps = ")
     with timed("freezing", seconds):
         run = freeze(lm, prompt, convention=convention, precision=precision, ordinary=True, top=max(top, 10), seed=seed)
     with timed("contributions", seconds):

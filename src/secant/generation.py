@@ -14,7 +14,7 @@ import pandas as pd
 
 from secant.attribution import Attribution, attribute
 from secant.continuations import added
-from secant.errors import integer
+from secant.errors import checked, integer
 from secant.run import Certificate, Prediction, Run
 from secant.tables import saving
 
@@ -77,6 +77,7 @@ class Steps:
             pass
 
 
+@checked
 def follow(
     run: Run, steps: int, *, parts: bool = False, progress: Callable[[str, int, int], None] | None = None
 ) -> Steps:

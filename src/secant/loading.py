@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
 from secant import checkpoint, folders, weights
-from secant.errors import BadArgument, ModelNotFound, ModelRefused, SecantError
+from secant.errors import BadArgument, ModelNotFound, ModelRefused, SecantError, checked
 from secant.foreign import explained, quiet, said_by
 from secant.model import LM, dtype_of
 from secant.resources import room
@@ -37,6 +37,7 @@ FROM_THE_HUB = ("eetq", "fbgemm_fp8", "fp8", "metal", "mxfp4", "nvfp4")
 """Ways to pack weights whose kernels transformers fetches from the hub where the package kernels is installed."""
 
 
+@checked
 def load(
     name: str | Path,
     *,

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from scipy.linalg import subspace_angles
 from torch import Tensor
 
-from secant.errors import BadArgument, BadPrompt, integer
+from secant.errors import BadArgument, BadPrompt, checked, integer
 from secant.model import Prompt
 from secant.network import Network, record, running
 from secant.operator import Operator, relative, wide
@@ -60,6 +60,7 @@ class Reach:
             pass
 
 
+@checked
 def reach(
     run: Run,
     other: Prompt | Swap,
@@ -76,8 +77,6 @@ def reach(
     `progress(what, done, all)` is called as the work goes on.
     Raises BadPrompt where the lengths differ, BadArgument, NotExact, TrainingMode, and what `svd` raises.
     """
-    if not isinstance(run, Run):
-        raise BadArgument("reach takes a Run", type(run).__name__, "Make one with sc.freeze(lm, prompt).")
     lm, x, network = run.lm, run.input, run.network
     ids, alphas = _other(run, other), _alphas(steps)
     start = network.operator("norm", [-1])
@@ -166,8 +165,9 @@ def _other(run: Run, other: Prompt | Swap) -> list[int]:
 
 def _alphas(steps: int | Iterable[SupportsFloat]) -> list[float]:
     """From 0 to 1. Raises BadArgument."""
-    if isinstance(steps, Iterable) and not isinstance(steps, str) and (each := list(steps)):
-        if all(isinstance(a, SupportsFloat) and not isinstance(a, bool) and 0 <= float(a) <= 1 for a in each):
+    if isinstance(steps, Iterable) and not isinstance(steps, str) and getattr(steps, "ndim", 1) == 1:
+        each = list(steps)
+        if each and all(isinstance(a, SupportsFloat) and not isinstance(a, bool) and 0 <= float(a) <= 1 for a in each):
             return [float(a) for a in each]
         raise BadArgument("Steps of a way are from 0 to 1", repr(each), "Give such as [0, 0.5, 1].")
     count = integer(steps, 2, 10**6, "A way has steps: how many, or each of them", "steps = ")

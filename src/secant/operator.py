@@ -21,7 +21,7 @@ from safetensors import safe_open
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from secant.errors import BadArgument, DamagedFile, ReplayMismatch, integer
+from secant.errors import BadArgument, DamagedFile, ReplayMismatch, checked, integer
 from secant.files import check_file, path_of, replacing, write_tensors
 from secant.foreign import explained
 from secant.resources import allowance, in_parts
@@ -344,14 +344,15 @@ class Operator:
         """Rows of J that are computed at once, where nothing else is asked for."""
         return max(8, min(CHUNK, 2**21 // self.shape[1]))
 
+    @checked
     def dense(
         self, chunk: int | None = None, progress: Callable[[int, int], None] | None = None
     ) -> Float[Tensor, "d_out T d_in"]:
         """J in full, computed `chunk` rows at a time; `progress(rows done, rows)` is called after each chunk."""
+        if chunk is not None:
+            chunk = min(integer(chunk, 1, 10**9, "A chunk has at least one row", "chunk = "), len(self.bias))
         if isinstance(self.products, Matrix):
             return self.products.matrix.reshape(len(self.bias), *self.input.shape)
-        if chunk is not None and chunk < 1:
-            raise BadArgument("A chunk has at least one row", f"{chunk}", "Leave it out, or give a positive number.")
         J = self.bias.new_empty(self.shape)
         for start, rows in self.rows(chunk or self.chunk):
             J[start : start + len(rows)] = rows
@@ -369,6 +370,7 @@ class Operator:
             u[start : start + width] = identity[:width, :width]
             yield start, self.products.adjoint(u).T
 
+    @checked
     def block(self, t: int) -> Operator:
         """J_t, the part that token t plays: an operator of shape (d_out, d_in), without a bias. Raises BadArgument."""
         T, d_in = self.input.shape
@@ -378,6 +380,7 @@ class Operator:
         output = columns.forward(own[:, None])[:, 0]
         return Operator(columns, own[None], output, torch.zeros_like(self.bias), {**self.about, "token": t % T})
 
+    @checked
     def solidified(self, progress: Callable[[int, int], None] | None = None) -> Operator:
         """The same operator with J in memory; `progress` as in `dense`."""
         return replace(self, products=Matrix(self.dense(progress=progress).reshape(self.shape)))

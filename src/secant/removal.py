@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.attribution import attribute
-from secant.errors import BadArgument, SecantError, integer, seeded
+from secant.errors import BadArgument, SecantError, checked, integer, seeded
 from secant.files import write_json
 from secant.network import running
 from secant.operator import wide
@@ -63,6 +63,7 @@ class Faithfulness:
             write_json(new / "target.json", {"target": self.target})
 
 
+@checked
 def faithfulness(
     run: Run,
     target: str | SupportsIndex | None = None,

@@ -7,7 +7,6 @@ out), and b what the model's own constants contribute: the held network at zero 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secant import weights
-from secant.errors import BadArgument, ModelRefused, NotExact, ReplayMismatch, integer, seeded
+from secant.errors import BadArgument, ModelRefused, NotExact, ReplayMismatch, checked, integer, number, one_of, seeded
 from secant.forecast import foretell
 from secant.foreign import explained
 from secant.model import LM, Prompt, dtype_of, versions
@@ -153,6 +152,7 @@ class Run:
             }
         )
 
+    @checked
     def next(self, token: str | SupportsIndex | None = None) -> Run:
         """The run of the prompt with one more token, by default the predicted one, frozen and certified likewise.
 
@@ -171,6 +171,7 @@ class Run:
             seed=self.seed,
         )
 
+    @checked
     def operator(
         self,
         source: str = "embed",
@@ -238,6 +239,7 @@ class Run:
         return [self.lm.token(token) for token in tokens]
 
 
+@checked
 def freeze(
     lm: LM,
     prompt: Prompt,
@@ -257,16 +259,13 @@ def freeze(
     What takes more than a minute, or more than half of the free memory, is announced beforehand. Raises BadPrompt,
     BadArgument, TrainingMode, NoRule, ReplayMismatch, TooLarge where memory is full, and NotExact above tolerance.
     """
-    if not isinstance(lm, LM):
-        raise BadArgument("freeze takes an LM", type(lm).__name__, "Make one with sc.load or sc.LM.")
-    if convention not in CONVENTIONS:
-        raise BadArgument(f"A convention is one of {', '.join(CONVENTIONS)}", repr(convention), "Choose one of them.")
+    one_of(convention, CONVENTIONS, "A convention")
     lm.ready()
     ids = lm.encode(prompt)
     system = precision_of(lm, precision)
     top = integer(top, 1, 10**9, "At least one prediction is kept", "top = ")
-    if tolerance is not None and not 0 < tolerance < math.inf:
-        raise BadArgument("A tolerance is a positive number", f"{tolerance}", "Leave it out, or give such as 1e-6.")
+    if tolerance is not None:
+        tolerance = number(tolerance, 1e-300, 1e300, "A tolerance is a positive number", todo="Leave it out.")
     seed = seeded(seed)
     how: dict[str, Any] = {"tolerance": tolerance, "top": top, "seed": seed}
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from secant.decoding import AT_ONCE, decode
 from secant.depths import Depth, layers
 from secant.encoding import listed
-from secant.errors import BadArgument, BadPrompt, SecantError, integer, seeded
+from secant.errors import BadArgument, BadPrompt, SecantError, checked, integer, seeded
 from secant.model import LM, Prompt
 from secant.rules import CONVENTIONS
 from secant.run import Run, freeze
@@ -107,6 +107,7 @@ class Screening:
             pass
 
 
+@checked
 def screen(
     lm: LM,
     prompts: Sequence[Prompt],

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.costs import TOGETHER, Way, counted, of_matrices, said, ways
-from secant.errors import BadArgument, NotConverged, TooLarge, integer, seeded
+from secant.errors import BadArgument, NotConverged, TooLarge, checked, integer, seeded
 from secant.files import write_tensors
 from secant.operator import CHUNK, Matrix, Operator, relative, wide
 from secant.resources import allowance, bytes_in_words, limited
@@ -167,6 +167,7 @@ def svd(
     seed: int = ..., start: SVD | Sequence[SVD] | None = ..., max_memory: float | str | None = ...,
     progress: Progress | None = ...,
 ) -> list[SVD]: ...  # fmt: skip
+@checked
 def svd(
     op: Operator,
     k: int = 8,
@@ -218,6 +219,7 @@ def svd(
     return found if per_token else found[0]
 
 
+@checked
 def stable_rank(op: Operator, per_token: bool = False) -> float | list[float]:
     """‖J‖_F² / σ₁² of an operator, or a list with those of each token's block."""
     if per_token:
@@ -237,6 +239,7 @@ class Estimate:
 def frobenius(op: Operator, *, per_token: Literal[False] = ..., samples: int = ..., seed: int = ...) -> Estimate: ...
 @overload
 def frobenius(op: Operator, *, per_token: Literal[True], samples: int = ..., seed: int = ...) -> list[Estimate]: ...
+@checked
 def frobenius(op: Operator, *, per_token: bool = False, samples: int = 64, seed: int = 0) -> Estimate | list[Estimate]:
     """‖J‖_F² of an operator, or a list with ‖J_t‖_F² of each token's block, without J: E ‖Jᵀz‖², z random signs.
 
@@ -261,6 +264,7 @@ def frobenius(op: Operator, *, per_token: bool = False, samples: int = 64, seed:
     return found if per_token else found[0]
 
 
+@checked
 def captured(op: Operator, f: SVD | Sequence[SVD]) -> Float[Tensor, " k"]:
     """‖Σ_t J_t^(i) x_t + b - y‖ / ‖y‖ with the first i triplets, i from 1: of the whole, or of each token's block.
 

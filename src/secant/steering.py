@@ -17,14 +17,13 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Real
 from typing import Any, SupportsFloat, SupportsIndex
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from secant.errors import BadArgument, NoPoint, integer
+from secant.errors import BadArgument, NoPoint, checked, integer, number, one_of
 from secant.forms import mapped, tensors
 from secant.hooks import answering
 from secant.model import LM, Prompt
@@ -93,6 +92,7 @@ class Aim:
 _STEERED: ContextVar[tuple[nn.Module, ...]] = ContextVar("models that are being steered", default=())
 
 
+@checked
 def steer(
     lm: LM, concept: Prompt | Run, *, layer: SupportsIndex, strength: SupportsFloat, form: str = "mixture"
 ) -> AbstractContextManager[None]:
@@ -106,26 +106,19 @@ def steer(
 
     Raises BadArgument, NoPoint where the model has no layers, and what `freeze` raises.
     """
-    strength = checked(form, strength)
+    strength = strength_of(form, strength)
     return steered(lm, aimed(concept_of(lm, concept), layer), form, strength)
 
 
-def checked(form: str, strength: SupportsFloat) -> float:
+def strength_of(form: str, strength: SupportsFloat) -> float:
     """A strength that a form takes. Raises BadArgument."""
-    if form not in FORMS:
-        raise BadArgument(f"A form is one of {', '.join(FORMS)}", repr(form), "Choose one of them.")
-    of = FORMS[form]
-    number = float(strength) if isinstance(strength, Real) and not isinstance(strength, bool) else math.nan
-    if not math.isfinite(number) or not of.least <= number <= of.most:
-        bounds = "a finite number" if math.isinf(of.most) else f"from {of.least:g} to {of.most:g}"
-        raise BadArgument(f"The strength of a {form} is {bounds}", repr(strength), "Choose another.")
-    return number
+    of = FORMS[one_of(form, list(FORMS), "A form")]
+    bounds = "a finite number" if math.isinf(of.most) else f"from {of.least:g} to {of.most:g}"
+    return number(strength, of.least, of.most, f"The strength of a {form} is {bounds}", todo="Choose another.")
 
 
 def concept_of(lm: LM, concept: Prompt | Run) -> Run:
     """The run of a concept. Raises BadArgument where it is another model's."""
-    if not isinstance(lm, LM):
-        raise BadArgument("steer takes an LM", type(lm).__name__, "Make one with sc.load or sc.LM.")
     lm.ready()
     if isinstance(concept, Run):
         if concept.lm.model is not lm.model:

@@ -16,11 +16,11 @@ import pandas as pd
 import scipy.stats
 
 from secant.continuations import Continuation, batches, continued, encoded, perplexity, text_of, weighed
-from secant.errors import BadArgument, seeded
+from secant.errors import BadArgument, checked, seeded
 from secant.files import write_json
 from secant.model import LM, Prompt
 from secant.run import Run
-from secant.steering import FORMS, Aim, aimed, checked, concept_of, steered
+from secant.steering import FORMS, Aim, aimed, concept_of, steered, strength_of
 from secant.tables import saving
 
 Row = dict[str, Any]
@@ -78,6 +78,7 @@ class Sweep:
             write_json(new / "settings.json", asdict(self.settings))
 
 
+@checked
 def steering_sweep(
     lm: LM,
     prompts: Sequence[Prompt],
@@ -148,9 +149,9 @@ def steering_sweep(
 
 def _strengths(form: str, strengths: Sequence[SupportsFloat] | None) -> list[float]:
     """Those of a form, each once, without 0."""
-    checked(form, 0.0)
+    strength_of(form, 0.0)
     given = FORMS[form].grid if strengths is None else strengths
-    return [s for s in dict.fromkeys(checked(form, s) for s in given) if s]
+    return [s for s in dict.fromkeys(strength_of(form, s) for s in given) if s]
 
 
 def _words(words: Sequence[str] | None, concept: str, prompts: Sequence[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import torch
 
 from secant import __version__
 from secant.dictionary import STUDY
-from secant.errors import BadArgument, DamagedFile, chosen, integer, seeded
+from secant.errors import BadArgument, DamagedFile, checked, chosen, integer, seeded
 from secant.files import path_of, paths_of
 from secant.foreign import explained
 from secant.model import LM, versions
@@ -106,6 +106,7 @@ class Study:
         return [file for shard in shards for file in sorted(shard.glob(f"{table}.parquet"))]
 
 
+@checked
 def study(
     prompts: Prompts,
     lm: LM | str | Sequence[LM | str] = "atlas",
@@ -147,9 +148,11 @@ def study(
     models = list(lm) if isinstance(lm, Sequence) and not isinstance(lm, str) else [lm]
     held, wanted = chosen(convention, CONVENTIONS, "Conventions"), chosen(analyses, ANALYSES, "Analyses")
     precision, loading = _plain("precision", precision), {key: _plain(key, value) for key, value in loading.items()}
-    _check(models, engine, workers, threads, part, loading)
+    _check(models, engine, workers, part, loading)
     if max_memory is not None:
-        size_of(max_memory)  # a wrong size is refused before there is any work
+        size_of(max_memory)
+    if threads is not None:
+        threads = integer(threads, 1, 4096, "A worker has some threads", "threads = ")
     settings = Settings(
         precision=precision,
         analyses=tuple(name for name in ANALYSES if name in wanted),
@@ -191,6 +194,7 @@ def _ended(folder: Folder) -> Study:
     return Study(folder.path, folder.identity, missing)
 
 
+@checked
 def merge(folders: str | Path | Sequence[str | Path], out: str | Path) -> Study:
     """Put the shards of parts of one study together, from several folders into one, which may be new.
 
@@ -336,7 +340,6 @@ def _check(
     models: Sequence[LM | str],
     engine: str,
     workers: int | None,
-    threads: int | None,
     part: tuple[int, int] | None,
     loading: dict[str, Any],
 ) -> None:
@@ -360,8 +363,6 @@ def _check(
         raise BadArgument("A model in memory is loaded", f"{', '.join(loading)}", "Give these to secant.load.")
     if unknown := set(loading) - {f.name for f in fields(Source)} | {"name"} & set(loading):
         raise BadArgument("A study takes what secant.load takes", f"{', '.join(sorted(unknown))}", "Leave it out.")
-    if threads is not None:
-        integer(threads, 1, 4096, "A worker has some threads", "threads = ")
     whole = isinstance(part, tuple) and len(part) == 2 and all(isinstance(number, int) for number in part)
     if part is not None and not (whole and 1 <= part[0] <= part[1]):
         raise BadArgument("A part is such as 2 of 4", repr(part), "Give (2, 4), or 2/4 on the command line.")

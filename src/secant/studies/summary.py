@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.dataset
 
-from secant.errors import BadArgument, integer, seeded
+from secant.errors import BadArgument, checked, integer, seeded
 from secant.files import check_file, paths_of, replacing, write_json, write_text
 from secant.studies import measures
 from secant.studies.folder import apart
@@ -128,6 +128,7 @@ class Summary:
         return summary(self)
 
 
+@checked
 def summarize(
     folders: str | Path | Sequence[str | Path],
     *,
