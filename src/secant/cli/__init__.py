@@ -1,50 +1,44 @@
-"""The command line: each command is one verb of the package, in a file of its own, and prints what it returns.
+"""The command line. Nothing heavy is imported before a command runs, so that help answers at once.
 
-Nothing heavy is imported before a command runs, so that help answers at once. Errors that secant raises on purpose
-are one line on stderr and exit code 2; `--debug` shows the traceback.
+Errors that secant raises on purpose are one line on stderr and exit code 2; `--debug` shows the traceback.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import typer
+if TYPE_CHECKING:
+    from secant.cli.commands import app
 
-from secant.cli.architectures import architectures
-from secant.cli.attribute import attribute
-from secant.cli.compare import compare
-from secant.cli.explain import explain
-from secant.cli.screen import screen
-from secant.cli.steer import steer
-from secant.cli.study import merge, study
-from secant.cli.summarize import summarize
-from secant.cli.verify import verify
-
-app = typer.Typer(
-    help="A language model's forward pass at a prompt, as the exact linear system that it is.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+__all__ = ["app", "main"]
 
 
-@app.callback(invoke_without_command=True)
-def secant(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    """A language model's forward pass at a prompt, as the exact linear system that it is."""
-    if version:
-        from secant import __version__
+def main() -> NoReturn:
+    """Run the command line as a process of its own, which ends with the exit codes of `secant.cli.border`."""
+    from secant.cli.process import ENDED, note_interrupts, open_streams, say
+    from secant.errors import OutputFailed
 
-        typer.echo(f"secant {__version__}")
-        raise typer.Exit
+    try:
+        note_interrupts()
+        open_streams()
+        try:
+            from secant.cli.commands import app
+
+            app()
+        finally:
+            sys.stdout.flush()
+    except OutputFailed as error:
+        say(f"secant: {error}")
+    except KeyboardInterrupt:
+        say(f"secant: {ENDED.format('an interrupt')}")
+    sys.exit(2)
 
 
-for verb in (explain, attribute, screen, verify, architectures, steer, compare, study, merge, summarize):
-    app.command()(verb)
+def __getattr__(name: str) -> Any:
+    """`app`, when it is first asked for: `main` has to be there before typer is."""
+    if name != "app":
+        raise AttributeError(f"module 'secant.cli' has no attribute {name!r}")
+    from secant.cli.commands import app
 
-
-def main() -> None:
-    """Run the command line."""
-    app()
+    return app

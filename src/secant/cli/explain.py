@@ -47,7 +47,7 @@ def explain(
         Path | None, path_option("Also write the tables, the tensors and a page, report.html, to this folder.")
     ] = None,
     json_: JsonOption = False,
-    k: Annotated[int, typer.Option("-k", min=1, help="Singular vectors of each token's block to keep.")] = 4,
+    k: Annotated[int, typer.Option("-k", help="Singular vectors of each token's block to keep.")] = 4,
     dtype: DtypeOption = None,
     precision: PrecisionOption = None,
     convention: ConventionOption = Convention.gate,
@@ -57,7 +57,7 @@ def explain(
         bool, typer.Option("--layers", help="Also look at every layer: what is written by each depth.")
     ] = False,
     steps: Annotated[
-        int, typer.Option(min=1, help="Follow the model's own continuation: so many tokens, each decomposed.")
+        int, typer.Option(help="Follow the model's own continuation: so many tokens, each decomposed.")
     ] = 1,
     highlight: Annotated[
         list[str] | None, typer.Option(help="A word to mark in the layers' map; may be given again. The predicted one.")
@@ -137,7 +137,7 @@ def _marked(lm: LM, words: Sequence[str]) -> list[int]:
 def _reported(explanation: Explanation, evidence: Evidence, out: Path) -> str:
     """Write the page too, and say where it is, or on stderr why there is none."""
     if find_spec("plotly") is None:
-        typer.echo("There is no page: it needs plotly. pip install 'secant[report]'", err=True)
+        print_line("There is no page: it needs plotly. pip install 'secant[report]'")
         return ""
     explanation.report(out / "report.html", evidence)
     return f"; the page is {out / 'report.html'}"

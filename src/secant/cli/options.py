@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secant.cli.border import ending
+from secant.cli.process import say
+from secant.errors import seeded
 from secant.files import path_of
-from secant.signals import Ended, raised
+from secant.signals import raised
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,14 +58,14 @@ DtypeOption = Annotated[Dtype | None, typer.Option(help="Load the model in this 
 PrecisionOption = Annotated[
     Dtype | None, typer.Option(help="Evaluate the linear system in this type, above the model's own.")
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps …")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps or auto")]
 AttentionOption = Annotated[str | None, typer.Option(help="The attention implementation: eager or sdpa.")]
 RemoteOption = Annotated[bool, typer.Option("--allow-remote-code", help="Run code that comes with the model.")]
 PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Read pickled weights.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 ConventionOption = Annotated[Convention, typer.Option(help="What a gated product holds.")]
 ChatOption = Annotated[bool, typer.Option("--chat", help="Send the prompt as a user's chat message.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of the random input at which affinity is measured.")]
+SeedOption = Annotated[int, typer.Option(callback=seeded, help="Seed of all random numbers.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -81,24 +84,19 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
-        from secant.errors import SecantError
-
         try:
             with raised():
                 command(*args, debug=debug, **kwargs)
-        except (typer.Exit, BrokenPipeError):
+        except typer.Exit:
             raise
-        except (SecantError, KeyboardInterrupt, Exception) as error:
+        except (KeyboardInterrupt, Exception) as error:
             if debug:
                 raise
-            code, line = _explained(error)
-            typer.echo(f"secant: {line}", err=True)
+            code, line = ending(error)
+            say(f"secant: {line}")
             raise typer.Exit(code) from None
 
     return run
-
-
-ENDED = "A run ends when it is done; got {}. Nothing half-written is left; start it again."
 
 
 @contextmanager
@@ -111,25 +109,6 @@ def kept(out: Path) -> Iterator[None]:
     except SecantError as error:
         todo = f"{error.todo} What {out} has of this run is whole."
         raise type(error)(error.rule, error.got, todo) from error
-
-
-def _explained(error: BaseException) -> tuple[int, str]:
-    from secant.errors import SecantError
-
-    said = " ".join(str(error).split())
-    if isinstance(error, SecantError):
-        return 2, said
-    if isinstance(error, Ended):
-        return error.code, ENDED.format(error.name)
-    if isinstance(error, KeyboardInterrupt):
-        return 2, ENDED.format("an interrupt")
-    if isinstance(error, OSError):
-        return 2, f"Output must have somewhere to go; got {error.strerror or said}. Make room, or write elsewhere."
-    from secant.resources import is_out_of_memory
-
-    if is_out_of_memory(error):
-        return 2, f"A run must fit in memory; got {said[:200]}. Shorten the prompt or load a smaller dtype."
-    return 1, f"An error that secant does not expect; got {type(error).__name__}: {said[:300]}. Run again with --debug."
 
 
 def loaded(
@@ -193,7 +172,7 @@ class _Lines:
             return
         rate = (done - self._first) / (now - self._start)
         left = time_in_words((of - done) / rate)
-        typer.echo(f"{what}: {done:,} of {of:,}, {rate:.3g}/s, about {left} left", err=True)
+        say(f"{what}: {done:,} of {of:,}, {rate:.3g}/s, about {left} left")
         self._said = now
 
 

@@ -20,6 +20,7 @@ from secant.cli.options import (
     PickleOption,
     PrecisionOption,
     RemoteOption,
+    SeedOption,
     SteeringForm,
     kept,
     loaded,
@@ -49,9 +50,9 @@ def steer(
         list[SteeringForm] | None,
         typer.Option(help="mixture by default, of a strength from 0 to 1; in a sweep all, and may be given again."),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a continuation.")] = 20,
+    tokens: Annotated[int, typer.Option(help="Most tokens of a continuation.")] = 20,
     sample: Annotated[bool, typer.Option("--sample", help="Draw tokens rather than take the likeliest.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    seed: SeedOption = 0,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Try layers (all) and strengths: what is gained, and at what cost.")
     ] = False,

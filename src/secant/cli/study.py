@@ -20,6 +20,7 @@ from secant.cli.options import (
     PickleOption,
     PrecisionOption,
     RemoteOption,
+    SeedOption,
     path_argument,
     path_option,
     progressing,
@@ -79,16 +80,16 @@ def study(
     column: Annotated[str | None, typer.Option(help="The column of the prompts, where there are several.")] = None,
     category: Annotated[str | None, typer.Option(help="The column by which summaries are grouped.")] = None,
     split: Annotated[str | None, typer.Option(help="The split of a data set.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many prompts.")] = None,
     chat: ChatOption = False,
-    k: Annotated[int, typer.Option("-k", min=1, help="Singular vectors of each token's block to keep.")] = 4,
-    top: Annotated[int, typer.Option(min=1, help="Words of each vector.")] = 8,
-    shard: Annotated[int, typer.Option(min=1, help="Prompts that are kept, or lost, together.")] = 16,
+    k: Annotated[int, typer.Option("-k", help="Singular vectors of each token's block to keep.")] = 4,
+    top: Annotated[int, typer.Option(help="Words of each vector.")] = 8,
+    shard: Annotated[int, typer.Option(help="Prompts that are kept, or lost, together.")] = 16,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes, each with a model; by default as many as pay.")
+        int | None, typer.Option(help="Processes, each with a model; by default as many as pay.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each worker.")] = None,
-    gpus: Annotated[float | None, typer.Option(min=0, help="GPUs of each worker of a cluster.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of each worker.")] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs of each worker of a cluster.")] = None,
     engine: Annotated[Engine, typer.Option(help="local, or ray: the workers of a cluster.")] = Engine.local,
     part: Annotated[
         str | None, typer.Option(help="Only a part, such as 2/4: secant merge puts parts together.")
@@ -102,7 +103,7 @@ def study(
     precision: PrecisionOption = None,
     device: DeviceOption = None,
     attention: AttentionOption = None,
-    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
+    seed: SeedOption = 0,
     allow_remote_code: RemoteOption = False,
     allow_pickle: PickleOption = False,
     debug: DebugOption = False,

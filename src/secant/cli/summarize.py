@@ -11,6 +11,7 @@ import typer
 from secant.cli.options import (
     DebugOption,
     JsonOption,
+    SeedOption,
     check_figures,
     drawn,
     kept,
@@ -33,8 +34,8 @@ def summarize(
     figures: Annotated[
         bool, typer.Option("--figures", help="With --out, also draw: PNG and PDF, in its folder figures.")
     ] = False,
-    resamples: Annotated[int, typer.Option(min=100, help="Resamples of each bootstrap interval.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Seed of the resamples.")] = 0,
+    resamples: Annotated[int, typer.Option(help="Resamples of each bootstrap interval.")] = 2000,
+    seed: SeedOption = 0,
     debug: DebugOption = False,
 ) -> None:
     """Average what a study found over its prompts, with intervals, by model, convention and category."""
@@ -68,7 +69,7 @@ def _drawn(summary: Summary, out: Path, figures: bool) -> str:
     """Write the page, and figures if they are asked for; say where the page is, or on stderr why there is none."""
     page = ""
     if find_spec("plotly") is None:
-        typer.echo("There is no page: it needs plotly. pip install 'secant[report]'", err=True)
+        print_line("There is no page: it needs plotly. pip install 'secant[report]'")
     else:
         summary.report(out / "summary.html")
         page = f"; the page is {out / 'summary.html'}"
