@@ -1,4 +1,4 @@
-"""Fuzzing: generation configs, prompts and arguments that are not as they should be."""
+"""Fuzzing: configs, tokenizers, index files, studies, prompts and arguments that are not as they should be."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fuzz import PROMPT, ended_well, fuzzed, mutations, nothing_left, secant, small_model
+from fuzz import PROMPT, ended_well, fuzzed, mutations, nothing_left, same_as_plain, secant, small_model
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -47,12 +46,60 @@ def changed(place: Path, name: str, raw: bytes) -> Path:
     return folder
 
 
+def explained(place: Path, name: str, raw: bytes) -> None:
+    folder = changed(place, name, raw)
+    with nothing_left(place):
+        end = secant("explain", PROMPT, "--model", folder, "--json", "-k", 1)
+        if ended_well(end):
+            same_as_plain(end, folder)
+
+
+def valid(place: Path, name: str) -> bytes:
+    return (place / "model" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "examples"),
+    [("config.json", 60), ("model.safetensors.index.json", 40), ("tokenizer.json", 40), ("tokenizer_config.json", 40)],
+)
+def test_files_of_a_model(place: Path, name: str, examples: int) -> None:
+    @fuzzed(examples)
+    @given(mutations(valid(place, name)))
+    def check(raw: bytes) -> None:
+        explained(place, name, raw)
+
+    check()
+
+
+def test_files_of_a_study(place: Path) -> None:
+    prompts, study = place / "three.txt", place / "study"
+    prompts.write_text("In London people cross the\nFrom Marin they walked over\nThe bridge out of Marin\n")
+    args = ("study", prompts, "--analysis", "reconstruction", "--model", place / "model")
+    assert secant(*args, "--out", study).code == 0
+    whole = secant("summarize", study, "--json", "--resamples", 100)
+    assert whole.code == 0
+    there = [path for path in study.rglob("*") if path.is_file() and path.stat().st_size]
+    files = sorted(path.relative_to(study).as_posix() for path in there)
+
+    @fuzzed(40)
+    @given(st.sampled_from(files).flatmap(lambda n: st.tuples(st.just(n), mutations((study / n).read_bytes()))))
+    def check(case: tuple[str, bytes]) -> None:
+        name, raw = case
+        with nothing_left(place) as out:
+            shutil.copytree(study, out)
+            (out / name).write_bytes(raw)
+            ended_well(secant("summarize", out, "--json", "--resamples", 100))
+            ended_well(secant(*args, "--out", out, "--json"))
+
+    check()
+
+
 GENERATION = {
-    "bos_token_id": 0, "do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.1,
-    "max_length": 40, "num_beams": 1, "num_return_sequences": 1, "penalty_alpha": None, "stop_strings": None,
-    "suppress_tokens": [3], "use_cache": True, "cache_implementation": None, "prompt_lookup_num_tokens": None,
-    "guidance_scale": None, "max_time": None, "watermarking_config": None, "num_assistant_tokens": 20,
-    "pad_token_id": 0, "bad_words_ids": [[9]], "no_repeat_ngram_size": 0, "min_new_tokens": 0,
+    "bos_token_id": 0, "eos_token_id": [1], "do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9,
+    "repetition_penalty": 1.1, "max_length": 40, "num_beams": 1, "num_return_sequences": 1, "penalty_alpha": None,
+    "stop_strings": None, "suppress_tokens": [3], "use_cache": True, "cache_implementation": None, "max_time": None,
+    "prompt_lookup_num_tokens": None, "guidance_scale": None, "watermarking_config": None, "pad_token_id": 0,
+    "num_assistant_tokens": 20, "bad_words_ids": [[9]], "no_repeat_ngram_size": 0, "min_new_tokens": 0,
 }  # fmt: skip
 
 
@@ -69,15 +116,9 @@ def steered(place: Path, raw: bytes, sample: bool) -> None:
 
 
 def test_generation_configs(place: Path) -> None:
-    """Of those that transformers loads."""
-
-    @fuzzed(40)
+    @fuzzed(50)
     @given(mutations(json.dumps(GENERATION).encode(), huge=True), st.booleans())
     def check(raw: bytes, sample: bool) -> None:
-        try:
-            AutoModelForCausalLM.from_pretrained(changed(place, "generation_config.json", raw))
-        except Exception:
-            return
         steered(place, raw, sample)
 
     check()

@@ -552,7 +552,7 @@ def test_broken_configurations_of_tokenizers(copy: Path, changes: dict[str, obje
 
 @pytest.mark.parametrize("name", [None, 3, b"x", ["x"], 1.5, object])
 def test_names_that_are_none(name: Any) -> None:
-    refused(BadArgument, "A model is a folder or a name", name)
+    refused(BadArgument, "load takes a text or a Path as name; got ", name)
 
 
 @pytest.mark.parametrize(

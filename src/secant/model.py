@@ -103,10 +103,16 @@ class LM:
 
     @property
     def ends(self) -> set[int]:
-        """The tokens that end a text, as the model's own generation has them."""
+        """The tokens that end a text, as the model's own generation has them. Raises ModelRefused."""
         config = getattr(self.model, "generation_config", None) or self.model.config
         found = getattr(config, "eos_token_id", None)
-        return set() if found is None else {found} if isinstance(found, int) else set(found)
+        ids = [] if found is None else found if isinstance(found, list | tuple) else [found]
+        if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+            raise ModelRefused(
+                "What ends a text is a token id, or several", f"eos_token_id = {found!r}",
+                "Mend the model's generation_config.json, or its config.json.",
+            )  # fmt: skip
+        return set(ids)
 
     @property
     def context(self) -> int | None:

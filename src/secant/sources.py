@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secant import checkpoint, folders
-from secant.errors import BadArgument, ModelNotFound, ModelRefused
+from secant.errors import ModelNotFound, ModelRefused
 from secant.foreign import explained
 
 ATLAS = "atlas"
@@ -51,8 +51,6 @@ class Source:
 def where_is(name: str | Path) -> str:
     """The folder of a model, or its name on the hub. Raises where a path leads to no folder of a model."""
     rule = "A model is a folder or a name on the Hugging Face hub"
-    if not isinstance(name, str | Path):
-        raise BadArgument(rule, f"{name!r:.60}, a {type(name).__name__}", "Give a path, or a name such as atlas.")
     if not str(name).strip():
         raise ModelNotFound(rule, f"{str(name)!r}", "Give a path, or a name such as atlas.")
     with explained(ModelNotFound, rule, "Check the path.", f"{str(name)[:80]!r}"):
