@@ -12,6 +12,7 @@ from conftest import EXAMPLES
 
 nbformat = pytest.importorskip("nbformat")
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+pytestmark = pytest.mark.slow
 
 
 SHAPE = """
@@ -20,8 +21,6 @@ sys.path.append({tools!r})
 from pathlib import Path
 import nbformat
 from notebooks import executed
-
-pytestmark = pytest.mark.slow
 path = Path({path!r})
 def shape(notebook):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
