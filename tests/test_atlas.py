@@ -191,6 +191,7 @@ def test_answers_are_where_the_loss_is(atlas: sc.LM) -> None:
 # what it knows, on a sample; tools/atlas/evaluate.py asks all
 
 
+@pytest.mark.slow
 def test_atlas_knows(atlas: sc.LM) -> None:
     asked = evaluate.sampled(corpus.read_questions(), 250)
     answers = evaluate.answered(atlas.model, atlas.tokenizer, asked)
@@ -274,6 +275,7 @@ def test_explain_without_a_model_uses_it() -> None:
 # what its singular vectors decode to; tools/atlas/concepts.py counts all
 
 
+@pytest.mark.slow
 def test_singular_vectors_decode_to_the_prompt_more_often_than_random_directions(atlas: sc.LM) -> None:
     found = concepts.shares(concepts.measured(atlas, limit=4)).loc["all"]
     assert found["prompts"] == 12

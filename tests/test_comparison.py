@@ -86,6 +86,7 @@ def test_each_model_is_as_it_is_alone(two: sc.Comparison, lm: sc.LM, atlas: sc.L
         assert list(first["word"]) == [w.token for w in sc.decode(model, u, "output", 5)[0]]
 
 
+@pytest.mark.slow
 def test_where_a_prediction_first_stands(two: sc.Comparison, atlas: sc.LM) -> None:
     seen = sc.layers(sc.freeze(atlas, PROMPT), 1)
     for top, column in ((1, "first_seen"), (5, "among")):
@@ -136,6 +137,7 @@ def test_stretches_by_hand(one: str, other: str, texts: list[str], counts: list[
     assert any("whole prompt is one stretch" in why for why in found.why) == (len(texts) == 1)
 
 
+@pytest.mark.slow
 def test_what_can_not_be_aligned_is_said(monkeypatch: pytest.MonkeyPatch, atlas: sc.LM) -> None:
     bare = model_of("llama")
     found = sc.compare([3, 1, 2], {"atlas": atlas, "bare": bare}, k=1, top=3)
@@ -180,6 +182,7 @@ def test_overlaps_by_hand(two: sc.Comparison) -> None:
     assert compared("\n") == "\n"
 
 
+@pytest.mark.slow
 def test_conventions_of_one_model(atlas: sc.LM) -> None:
     found = sc.compare(PROMPT, [atlas], conventions=("gate", "half"), k=1, top=5)
     assert found.aligned == "tokens"
@@ -245,6 +248,7 @@ def test_saved_and_shown(two: sc.Comparison, tmp_path: Path) -> None:
     assert "&#x27;&lt;s&gt;&#x27;" in shown.replace("&#39;", "&#x27;")
 
 
+@pytest.mark.slow
 def test_from_the_command_line(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = CliRunner().invoke(

@@ -104,6 +104,7 @@ def test_the_last_depth_is_the_whole_network() -> None:
     torch.testing.assert_close(last.whole.U, whole.U, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_on_trained_models() -> None:
     for name, text in (("craftgpt", "like music"), ("stories260K", "Once upon a")):
         run = sc.freeze(sc.load(str(real(name)), dtype="float64"), text)
@@ -155,6 +156,7 @@ def test_memory_decides_too() -> None:
         sc.layers(run_of("llama"), max_memory="much")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["forward", "reverse"])
 def test_nothing_of_the_size_of_all_layers_is_held(method: str) -> None:
     """More layers, no more memory: what is alive between layers, in large tensors, stays what it was."""

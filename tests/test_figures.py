@@ -450,6 +450,7 @@ def test_wrong_arguments(whole: sc.Explanation, contributions: Attribution, judg
             call()
 
 
+@pytest.mark.slow
 def test_the_command_line_draws(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     result = CliRunner().invoke(app, ["explain", PROMPT, "-m", str(folder), "--out", str(out), "--figures", "-k", "1"])

@@ -147,6 +147,7 @@ def leading(lm: sc.LM, question: Any) -> int:
     return run.ids[int(rows["contribution"].idxmax())]
 
 
+@pytest.mark.slow
 def test_the_subject_leads_its_capital(atlas: sc.LM) -> None:
     asked = [q for q in read_questions() if (q.split, q.relation) == ("fact", "capital")][::10]
     assert len(asked) >= 30
@@ -154,6 +155,7 @@ def test_the_subject_leads_its_capital(atlas: sc.LM) -> None:
     assert sum(leading(atlas, q) in name for q, name in zip(asked, names, strict=True)) == len(asked)
 
 
+@pytest.mark.slow
 def test_the_copied_token_leads_its_copy(atlas: sc.LM) -> None:
     asked = [q for q in read_questions() if (q.split, q.relation) in (("context", "copy"), ("context", "repeat"))][::13]
     assert len(asked) >= 30

@@ -258,6 +258,7 @@ def test_nothing_is_fetched_and_only_its_scripts_run(made: Written) -> None:
     assert allowed["img-src"] == "data: blob:"
 
 
+@pytest.mark.slow
 def test_ten_tokens_and_many_layers_are_under_six_megabytes(tmp_path: Path) -> None:
     lm = model_of("llama", "sdpa", num_hidden_layers=18)
     page = written(sc.explain(lm, list(range(1, 11)), k=8, layers=True), tmp_path)  # as many words as 36 and k = 4

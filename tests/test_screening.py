@@ -144,6 +144,7 @@ def test_p_of_random_directions_are_uniform() -> None:
     assert abs(p.mean() - 0.5) < 0.02
 
 
+@pytest.mark.slow
 def test_what_atlas_is_about_to_say_is_found_late(atlas: sc.LM) -> None:
     prompts = ["The capital of France is", "The capital of Italy is"]
     found = sc.screen(atlas, prompts, ["Paris", "Rome"])
@@ -245,6 +246,7 @@ def invoked(*args: object, text: str | bytes | None = None) -> tuple[int, str, s
     return result.exit_code, result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_command(texts: dict[str, Path], tmp_path: Path) -> None:
     code, out, err = invoked(texts["prompts"], "-l", texts["words"], "--out", tmp_path / "out")
     assert code == 2  # one prompt is refused, and the others are there

@@ -420,6 +420,7 @@ def test_memory_decides(large: sc.Operator) -> None:
     assert sc.svd(large, 2, max_memory="1GiB").S.shape == (2,)
 
 
+@pytest.mark.slow
 def test_chunks_follow_the_memory_that_is_allowed(large: sc.Operator) -> None:
     graph = large.products
     with limited("1GiB"):

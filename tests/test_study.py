@@ -328,6 +328,7 @@ def test_a_damaged_shard_is_noticed(folder: Path, plain: sc.Study, tmp_path: Pat
     assert_same(sc.study(PROMPTS, str(folder), **again), plain)
 
 
+@pytest.mark.slow
 def test_a_full_disk(folder: Path, plain: sc.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, calls = pyarrow.parquet.write_table, []
 
@@ -452,6 +453,7 @@ def test_processes_that_are_always_killed(folder: Path, tmp_path: Path, monkeypa
         sc.study(PROMPTS, str(folder), out=tmp_path, workers=2)
 
 
+@pytest.mark.slow
 def test_parts_merge(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
     how = {"shard": 2, "threads": 1, "dtype": "float64"}
     del how["threads"]  # of parts one, whatever the machine

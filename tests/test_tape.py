@@ -359,6 +359,7 @@ def extension() -> object:
     return cpp_extension.load_inline("secant_planted", source, functions=["f"]).f
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_nonlinearity_in_an_extension_is_refused(
     extension: object, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
