@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from families import LENGTH, model_of, prompt
@@ -150,6 +151,13 @@ def test_refusals(run: sc.Run) -> None:
         sc.ablate(run, LENGTH)
     with pytest.raises(BadArgument, match="Kinds"):
         sc.ablations(run, kinds=["neuron"])
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_mode_does_not_matter(run: sc.Run, mode: type) -> None:
+    expected = sc.ablations(run).table
+    with mode():
+        pd.testing.assert_frame_equal(sc.ablations(run).table, expected)
 
 
 def test_a_model_that_was_changed_since_is_refused() -> None:

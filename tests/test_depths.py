@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from families import LENGTH, model_of, prompt
@@ -220,6 +221,16 @@ def test_a_small_attention_in_a_parallel_block() -> None:
     for one, other in zip(sweep.forward(inside, 10), sweep.reverse(inside, 10), strict=True):
         for part, J in one.items():
             torch.testing.assert_close(J, other[part], rtol=0, atol=1e-5 * float(J.norm()))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("family", ["llama", "granite"])
+def test_the_callers_mode_does_not_matter(mode: type, family: str) -> None:
+    lm = model_of(family)
+    expected = sc.layers(sc.freeze(lm, prompt()), 2).to_pandas()
+    with mode():
+        found = sc.layers(sc.freeze(lm, prompt()), 2).to_pandas()
+    pd.testing.assert_frame_equal(found, expected)
 
 
 # ------------------------------------------------------------------------------------------- tables

@@ -167,11 +167,12 @@ def _mean(by: str | SupportsIndex, reference: Sequence[Run], whole: Point, step:
 
 def _replaced(inside: Inside, point: Point, step: int, rows: Sequence[int], mean: Tensor | None) -> Tensor:
     """The model's own rows of a step with some of them, or a head's columns of these, at zero or at a mean."""
-    own, columns = inside.own(step).detach().clone(), point.columns or slice(None)
-    block = own[list(rows)]
-    block[:, columns] = 0 if mean is None else mean[columns].to(block)
-    own[list(rows)] = block
-    return own.requires_grad_()  # or what is made of it would be no part of the recorded course
+    with torch.inference_mode(False):
+        own, columns = inside.own(step).detach().clone(), point.columns or slice(None)
+        block = own[list(rows)]
+        block[:, columns] = 0 if mean is None else mean[columns].to(block)
+        own[list(rows)] = block
+        return own.requires_grad_()  # or what is made of it would be no part of the recorded course
 
 
 def _token(run: Run, position: int, by: str | SupportsIndex, reference: Sequence[Run]) -> Ablation:

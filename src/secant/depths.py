@@ -370,7 +370,7 @@ class Reading:
                 rows = slice(row, row + self.inside.tokens) if len(self.tails) == 1 else slice(row, row + 1)
                 y = graph.points["norm"][rows]
             g, m = y.shape
-            slopes = Graph(graph.input, y.flatten()).adjoint(torch.eye(m).to(y).repeat(g, 1))
+            slopes = Graph(graph.input, y).adjoint(torch.eye(m).to(y).repeat(g, 1))
             held = slopes.view(*graph.input.shape, m)[rows].mT
             own.update({(tail, row + i): N for i, N in enumerate(held)})
         return own[tail, row]

@@ -162,7 +162,7 @@ class Inside:
         if y is None or x.shape != y.shape:
             return False
         v = torch.randn(x.numel(), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
-        return relative(Graph(x, y.flatten()).forward(v), v) <= 32 * torch.finfo(v.dtype).eps
+        return relative(Graph(x, y).forward(v), v) <= 32 * torch.finfo(v.dtype).eps
 
     def middle(self, i: int) -> tuple[Tensor, bool] | None:
         """Of a layer that ends in a part that mixes no tokens: the stream that this part is computed from, and whether

@@ -116,7 +116,7 @@ def is_chain(inside: Inside) -> bool:
     whole = Graph(x, every).forward(v).split([out.numel() for out in outs])
     tolerance = 1e3 * torch.finfo(v.dtype).eps
     for before, out, expected in zip([x, *outs], outs, whole, strict=False):
-        v = Graph(before, out.flatten()).forward(v)
+        v = Graph(before, out).forward(v)
         if not torch.linalg.vector_norm(v - expected) <= tolerance * torch.linalg.vector_norm(expected):
             return False
     return True
