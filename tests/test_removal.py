@@ -95,6 +95,19 @@ def test_methods_by_their_own_identities() -> None:
     assert scores["secant"] == pytest.approx(own)
 
 
+def test_passes_begin_with_the_state_that_the_run_began_with() -> None:
+    """A model whose passes depend on how many there were before: none of ours counts."""
+    lm = model_of("llama")
+    mlp = lm.model.model.layers[0].mlp
+    mlp.register_buffer("count", torch.zeros(()))
+    mlp.register_forward_hook(lambda mlp, args, out: out * (1 + mlp.count.add_(1) / 10))
+    run = sc.freeze(lm, prompt())
+    f = sc.faithfulness(run, 11, methods=("secant",))
+    whole = f.curves[(f.curves["order"] == "remove") & (f.curves["value"] == "logit")]["result"].iloc[0]
+    assert whole == pytest.approx(float(run.logits[-1, 11]), rel=1e-12)
+    assert not mlp.count
+
+
 def test_it_repeats(run: sc.Run) -> None:
     one, two, other = (sc.faithfulness(run, 11, seed=seed) for seed in (0, 0, 1))
     pd.testing.assert_frame_equal(one.table, two.table)

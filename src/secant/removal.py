@@ -138,7 +138,7 @@ def _results(
     for same in by_length.values():
         for start in range(0, len(same), BATCH):
             some = same[start : start + BATCH]
-            with torch.inference_mode():
+            with running(lm, lm.dtype, state=run.network.recording.state), torch.no_grad():
                 batch = torch.tensor(some, device=lm.device)
                 logits = wide(lm.model(input_ids=batch, use_cache=False).logits[:, -1])
             likely = torch.log_softmax(logits, -1)
@@ -233,7 +233,7 @@ def _rollout(run: Run, target: int, seed: int) -> Float[Tensor, " T"]:
             "Attention rollout needs the patterns, which only eager attention gives", run.lm.attention,
             "Load the model with attention='eager'.",
         )  # fmt: skip
-    with torch.inference_mode():
+    with running(run.lm, run.lm.dtype, state=run.network.recording.state), torch.no_grad():
         ids = torch.tensor([run.ids], device=run.lm.device)
         layers = run.lm.model(input_ids=ids, use_cache=False, output_attentions=True).attentions
     if not layers or any(A is None or A.shape[-2:] != (len(run.ids),) * 2 for A in layers):
