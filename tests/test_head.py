@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -116,6 +118,26 @@ def test_logits_of_two_hidden_states_are_refused() -> None:
     lm.model.model.layers[0].register_forward_hook(lambda layer, args, out: kept.append(out) or None)
     lm.model.lm_head.register_forward_hook(lambda head, args, out: out + kept[-1] @ head.weight.T / 2)
     with pytest.raises((NotExact, NoPoint), match="logits"):
+        sc.freeze(lm, prompt())
+
+
+@pytest.mark.parametrize(
+    "head",
+    [lambda x, own: torch.cat([own(x[:, :4]), own(x[:, 4:])], dim=1), lambda x, own: (own.weight @ x[0].T).T[None]],
+    ids=["in pieces", "transposed"],
+)
+def test_a_head_that_is_not_applied_to_rows_of_the_prompt_is_refused(
+    head: Callable[[Tensor, nn.Module], Tensor],
+) -> None:
+    lm = model_of("llama", "sdpa")
+    body = lm.model.model
+
+    def forward(input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, **rest: object) -> Any:
+        hidden = body(input_ids=input_ids, inputs_embeds=inputs_embeds).last_hidden_state
+        return SimpleNamespace(logits=head(hidden, lm.head))
+
+    lm.model.forward = forward
+    with pytest.raises(NoPoint, match="a row for each token of the prompt; got shape"):
         sc.freeze(lm, prompt())
 
 

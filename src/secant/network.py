@@ -164,6 +164,11 @@ def _read(lm: LM, mode: Record, logits: Tensor, length: int) -> tuple[Readout, i
     uses = mode.head.uses[: use + 1]
     given = uses[-1].given
     assert given is not None, "the logits are made of it"
+    if given.numel() % (length * given.shape[-1]):
+        raise NoPoint(
+            "The head that the logits are read from is applied to a row for each token of the prompt",
+            f"shape {tuple(given.shape)} for {length} tokens", "Report the model's type.",
+        )  # fmt: skip
     hidden = streams(given.detach(), length)
     call = sum(each.called for each in uses) if uses[-1].called else 0
     return Readout(use, call, hidden, _leading(lm, hidden, logits[0])), uses[-1].made
