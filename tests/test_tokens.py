@@ -453,6 +453,26 @@ def test_templates_that_do_not_write_the_messages(chatting: Callable[[str], sc.L
     assert "\n" not in str(caught.value)
 
 
+def test_reasoning_of_earlier_turns_that_a_template_leaves_out(of: Callable[..., sc.LM]) -> None:
+    lm = of(models.BPE(vocabulary(*"abcdefghijklmnopqrstuvwxyz:<>/\n "), []))
+    lm.tokenizer.chat_template = CHAT.replace("m['content']", "m['content'].split('</think>')[-1]")
+    answer = {"role": "assistant", "content": "<think>\nwhich one\n</think>\n\nbb"}
+    assert lm.encode([USER, answer, USER]) == lm.encode("user: aa\nassistant: bb\nuser: aa\n")
+    with pytest.raises(BadPrompt, match="without message 1, of role 'user'"):  # what a user writes is no reasoning
+        lm.encode([USER, {**answer, "role": "user"}])
+    with pytest.raises(BadPrompt, match="without message 1"):  # nor what comes after other text
+        lm.encode([USER, {**answer, "content": "cc " + answer["content"]}])
+
+
+def test_messages_name_a_few_of_what_is_not_known(of: Callable[..., sc.LM]) -> None:
+    strange = "".join(chr(0x4E00 + i) for i in range(2000))
+    for unk in ({}, {"unk_token": "?"}):
+        lm = of(models.BPE(vocabulary(*"?ab"), [], **unk), **unk)
+        with pytest.raises(BadPrompt) as caught:
+            lm.encode(f"a {strange} b")
+        assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize(
     "message",
     [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "user", "content": None},

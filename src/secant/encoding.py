@@ -25,6 +25,12 @@ BEFORE = ("", "a", "a ", ".", "\n")
 MOST = 100
 """Characters of a prompt that are tried one by one."""
 
+NAMED = 5
+"""How many of what a tokenizer does not know a message names."""
+
+THOUGHT = re.compile(r"\s*<think>.*</think>", re.DOTALL)
+"""The reasoning that an answer begins with: templates of models that reason leave that of earlier turns out."""
+
 
 def encode(tokens: Tokens, prompt: Any) -> list[int]:
     """Token ids of a text, of ids, or of chat messages through the tokenizer's template. Raises BadPrompt, and
@@ -68,7 +74,7 @@ def _of_chat(tokens: Tokens, messages: Sequence[Any]) -> list[int]:
         raise BadPrompt("Chat messages need a tokenizer with a chat template", tokens.name, "Give the prompt as text.")
     with quiet():
         ids, text = tokens.templated(messages)
-        squeezed, wanted = _squeezed(text), [_squeezed(m["content"]) for m in messages]
+        squeezed, wanted = _squeezed(text), [_squeezed(_said(m)) for m in messages]
         for n, content in enumerate(wanted):
             if squeezed.count(content) < wanted.count(content):
                 raise BadPrompt(
@@ -105,13 +111,13 @@ def _complete(tokens: Tokens, text: str, found: Encoded, special: bool = False) 
     if lost := _left_out(tokens, text) or _uncovered(tokens, text, found, special):
         raise BadPrompt(
             "Every character of a prompt must be in a token",
-            ", ".join(map(_named, dict.fromkeys(lost))) + ", which the tokenizer leaves out",
+            ", ".join([*map(_named, dict.fromkeys(lost))][:NAMED]) + ", which the tokenizer leaves out",
             "Leave out or replace what it does not know.",
         )
     if (unknown := _unknown_in(tokens, text, found)) is not None:
         raise BadPrompt(
             "Every word must be in the model's vocabulary",
-            ", ".join(map(repr, unknown[:5])) or "spaces that are not",
+            ", ".join(repr(word)[:60] for word in unknown[:NAMED]) or "spaces that are not",
             "Use words that the model knows, spaced as it knows them; from Python, token ids do as well.",
         )
 
@@ -209,6 +215,12 @@ def written(tokens: Tokens, text: str) -> set[int]:
             if len(ids) == len(start) + 1 and ids[:-1] == start:
                 found.add(ids[-1])
     return found - tokens.unknown
+
+
+def _said(message: Mapping[str, str]) -> str:
+    """What a template must write of a message: of an answer what comes after its reasoning."""
+    content = message["content"]
+    return THOUGHT.sub("", content, count=1) if message["role"] == "assistant" else content
 
 
 def _squeezed(text: str) -> str:
