@@ -8,10 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from families import model_of
+from families import prompt as ids_of_a_prompt
 from transformers import GenerationConfig
 
 import secant as sc
-from secant.continuations import BY_POSITION, GIVEN, IDLE, ITS_OWN, OURS, Continuation, continued, encoded
+from secant.continuations import BY_POSITION, GIVEN, IDLE, ITS_OWN, OURS, Continuation, continued, encoded, weighed
 from secant.errors import BadArgument, ModelRefused
 
 PROMPTS = ["The bridge out of Marin is the", "In London people cross the"]
@@ -124,3 +126,17 @@ def test_what_ends_a_text_is_ids(own: sc.LM, ends: object) -> None:
     own.model.generation_config.eos_token_id = ends
     with pytest.raises(ModelRefused, match="What ends a text is a token id, or several; got eos_token_id = "):
         texts(own)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_a_surprise_is_the_same_beside_a_longer_prompt(kind: str) -> None:
+    """Both stretch positions by the length of what is run."""
+    own = {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4, "original_max_position_embeddings": 8}
+    rope = {"rope_theta": 1e4, "rope_type": kind, "factor": 8.0, **(own if kind == "longrope" else {})}
+    lm = model_of("llama", rope_parameters=rope, max_position_embeddings=64 if kind == "longrope" else 8)
+    short, long = ids_of_a_prompt()[:3], ids_of_a_prompt() * 2
+    rows, new = [short, long, short], [[8, 9], [8, 9], [9, 8]]
+    alone = [weighed(lm, [row], [said])[0] for row, said in zip(rows, new, strict=True)]
+    for one, together in zip(alone, weighed(lm, rows, new), strict=True):
+        assert (one.ids, one.text) == (together.ids, together.text)
+        assert one.surprise == pytest.approx(together.surprise, rel=1e-12)

@@ -128,7 +128,7 @@ ALLOWED = {
         "tables",
         "tokens",
     },
-    "continuations": {"errors", "foreign", "model", "operator"},
+    "continuations": {"errors", "foreign", "model", "operator", "untouched"},
     "tradeoff": {"continuations", "errors", "files", "model", "run", "steering", "tables"},
     "figures": {
         "attribution",

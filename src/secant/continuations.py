@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,6 +15,7 @@ from secant.errors import BadArgument, BadPrompt, ModelRefused, integer, seeded
 from secant.foreign import explained, quiet
 from secant.model import LM, Prompt
 from secant.operator import relative, wide
+from secant.untouched import untouched
 
 RUNS = "A model that goes on must run at the prompts by itself"
 TOGETHER = 64
@@ -168,20 +170,27 @@ def continued(
 def weighed(
     lm: LM, rows: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], together: int = 16
 ) -> list[Continuation]:
-    """Continuations with their surprise, given the prompts, under the model as it is now."""
-    found = []
-    for lo in range(0, len(rows), together):
-        pairs = list(zip(rows[lo : lo + together], continuations[lo : lo + together], strict=True))
-        longest = max(len(row) + len(new) for row, new in pairs)
-        # what follows a token in a causal model does not change its probability, and nothing follows the last
-        ids = torch.tensor([[*row, *new[:-1], *[0] * (longest - len(row) - len(new) + 1)] for row, new in pairs])
-        with torch.no_grad(), explained(ModelRefused, RUNS, "Mend the model."):
-            logits = lm.model(input_ids=ids.to(lm.device), use_cache=False).logits
-        for (row, new), own in zip(pairs, logits, strict=True):
-            of = torch.log_softmax(wide(own[len(row) - 1 : len(row) + len(new) - 1]), -1)
-            chosen = of.gather(1, torch.tensor(new, device=of.device)[:, None])
-            found.append(Continuation(tuple(new), added(lm, row, new), -chosen.sum().item()))
-    return found
+    """Continuations with their surprise, given the prompts, under the model as it is now.
+
+    Those of one length run together: rotary positions may be stretched by the length of what is run.
+    """
+    by_length = defaultdict[int, list[int]](list)
+    for i, (row, new) in enumerate(zip(rows, continuations, strict=True)):
+        by_length[len(row) + len(new)].append(i)
+    found: dict[int, Continuation] = {}
+    for same in by_length.values():
+        for lo in range(0, len(same), together):
+            some = same[lo : lo + together]
+            ids = torch.tensor([[*rows[i], *continuations[i][:-1]] for i in some])  # nothing follows the last
+            odd = explained(ModelRefused, RUNS, "Mend the model.")
+            with torch.no_grad(), untouched(lm.model), odd:
+                logits = lm.model(input_ids=ids.to(lm.device), use_cache=False).logits
+            for i, own in zip(some, logits, strict=True):
+                row, new = rows[i], continuations[i]
+                of = torch.log_softmax(wide(own[len(row) - 1 : len(row) + len(new) - 1]), -1)
+                chosen = of.gather(1, torch.tensor(new, device=of.device)[:, None])
+                found[i] = Continuation(tuple(new), added(lm, row, new), -chosen.sum().item())
+    return [found[i] for i in range(len(rows))]
 
 
 def text_of(lm: LM, ids: Sequence[int]) -> str:
