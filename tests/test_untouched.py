@@ -13,6 +13,7 @@ from test_tape import state_of
 from torch import Tensor, nn
 
 import secant as sc
+from secant.continuations import continued
 from secant.errors import BadPrompt, ReplayMismatch
 from secant.network import running
 
@@ -76,6 +77,21 @@ def test_what_a_pass_writes_in_place_is_put_back(used: bool) -> None:
     assert {k: v for k, v in state_of(lm.model).items() if "version" not in k} == {
         k: v for k, v in state.items() if "version" not in k
     }
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_a_continuation_leaves_no_state_behind(kind: str) -> None:
+    """Longer passes than any before it, steered and not."""
+    lm = stretched(kind, torch.float32)
+    rotary, row = lm.model.model.rotary_emb, prompt()[:6]
+    before, buffer = rotary.inv_freq.clone(), rotary.inv_freq
+    first = continued(lm, [row], 10)
+    assert rotary.inv_freq is buffer
+    assert torch.equal(buffer, before)
+    with sc.steer(lm, concept=sc.freeze(lm, prompt()), layer=1, strength=0.0):
+        assert continued(lm, [row], 10) == first
+    assert rotary.inv_freq is buffer
+    assert torch.equal(buffer, before)
 
 
 def test_weights_that_somebody_else_writes_are_noticed_all_the_same() -> None:

@@ -220,7 +220,7 @@ def _generated(lm: LM, rows: Sequence[Sequence[int]], **how: Any) -> Any:
         ours["eos_token_id"] = sorted(lm.ends | more)
     unset = [name for name, value in ours.items() if value is None]  # which a config would take from the model's own
     kinds = {"generation_config": type(lm.model.generation_config)(**ours)} if _settings(lm) else ours
-    with quiet(), explained(ModelRefused, RULE, TODO):
+    with quiet(), explained(ModelRefused, RULE, TODO), untouched(lm.model):
         return lm.model.generate(ids, attention_mask=mask, **kinds, **dict.fromkeys(unset))
 
 
