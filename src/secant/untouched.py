@@ -26,6 +26,12 @@ _lock = threading.Lock()
 _turns: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
+def _turn(model: nn.Module) -> threading.RLock:
+    """What the one thread holds that runs a model."""
+    with _lock:
+        return _turns.setdefault(model, threading.RLock())
+
+
 Copies = dict[str, tuple[Tensor, Tensor]]
 """Tensors by name, each with a copy of what was in it before it was written."""
 
@@ -37,7 +43,8 @@ class State:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._tables = [(table, dict(table)) for m in model.modules() for table in (m._buffers, vars(m))]
+        with _turn(model):  # or it might be in the middle of a pass of another thread
+            self._tables = [(table, dict(table)) for m in model.modules() for table in (m._buffers, vars(m))]
         self._inference = any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
         self.copies: Copies | None = None
 
@@ -71,9 +78,7 @@ def untouched(model: nn.Module, state: State | None = None) -> Iterator[Copies]:
     Tensors that it assigns or writes are put back, but not what another thread assigns; backward hooks and compiled
     calls are out of force; tensors made in inference mode count as ordinary ones.
     """
-    with _lock:
-        turn = _turns.setdefault(model, threading.RLock())
-    with turn, assigned(list(model.modules())), as_plain_torch(model):
+    with _turn(model), assigned(list(model.modules())), as_plain_torch(model):
         before = {} if state is None else state.restore()
         mode = None if state is not None and state.plain else _Keeping(model, before)
         copies: Copies = {} if mode is None else mode.copies
