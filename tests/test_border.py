@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_cli import PROMPT, refused
@@ -313,6 +314,17 @@ def try_all(folder: str) -> None:
     assert len(sc.svd(run.operator(position=np.int64(-1)), np.int8(2)).S) == 2
     with sc.steer(lm, run, layer=np.int64(1), strength=np.float32(0.5)):
         pass
+    ids = [lm.token(" Tower"), lm.token(" London")]
+    for tokens in (np.array(ids), torch.tensor(ids), pd.Series([" Tower", " London"])):
+        assert run.operator(target="logits", tokens=tokens).shape[0] == 2
+    assert run.operator(position=np.array([0, -1])).shape == run.operator(position=[0, -1]).shape
+    texts, words, how = ["London", "In London people"], ["London", "Tower"], {"k": 1, "top": 2, "samples": 10}
+    table = sc.screen(lm, texts, words, **how, level=0.5).table
+    for some, kind in ((np.array, pd.Series), (pd.Series, set), (iter, tuple)):
+        given = sc.screen(lm, some(texts), kind(words), **how, level=np.float32(0.5))
+        pd.testing.assert_frame_equal(given.table, table)
+    assert len(sc.svd(run.operator(), 2, tol=np.float32(1e-4)).S) == 2
+    assert sc.freeze(sc.load(folder, device=torch.device("cpu")), "London").prediction
 
 
 @pytest.mark.slow
@@ -348,6 +360,34 @@ def test_what_a_function_takes_is_said() -> None:
     with pytest.raises(BadArgument, match=r"takes a text or a whole number or None as token; got 1\.5, a float"):
         _takes(None, token=1.5)
     _takes(None, token=np.int64(3))
+
+
+@checked
+def _goes_through(names: Sequence[str] = (), places: int | Sequence[int] | None = None, folder: str | Path = "") -> Any:
+    return names, places
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("b", "a"), (name for name in "ba"), {"b": 1, "a": 2}.keys(), np.array(["b", "a"]), pd.Series(["b", "a"]),
+        pd.Index(["b", "a"]),
+    ],
+)  # fmt: skip
+def test_a_list_is_what_gives_its_elements_one_by_one(given: Any) -> None:
+    assert list(_goes_through(given)[0]) == ["b", "a"]
+
+
+def test_a_list_is_of_what_it_says() -> None:
+    assert _goes_through({"b", "c", "a"})[0] == ["a", "b", "c"]  # in the same order whenever it is called
+    for places in (np.array([2, 0]), torch.tensor([2, 0]), pd.Series([2, 0]), (place for place in (2, 0))):
+        assert _goes_through(places=places)[1] == [2, 0]
+    for place in (np.int64(2), torch.tensor(2)):
+        assert _goes_through(places=place)[1] is place
+    for names in ("ab", b"ab", {"a": 1}, 3, np.array([1, 2]), np.array([["a"]]), pd.DataFrame({"a": ["b"]}), None):
+        with pytest.raises(BadArgument, match=r"_goes_through takes a list, each a text as names; got "):
+            _goes_through(names)
+    _goes_through(folder=PurePosixPath("a"))
 
 
 def test_helpers() -> None:

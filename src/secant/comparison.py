@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from secant.decoding import decode, null, ranked
 from secant.depths import Layers, layers
@@ -97,7 +98,7 @@ def compare(
     conventions: Sequence[str] = ("gate",),
     k: int = 4,
     top: int = 8,
-    precision: str | None = None,
+    precision: str | torch.dtype | None = None,
     seed: int = 0,
     max_memory: float | str | None = None,
     progress: Progress | None = None,

@@ -84,8 +84,6 @@ def perplexity(continuations: Sequence[Continuation]) -> float:
 
 def encoded(lm: LM, prompts: Sequence[Prompt], tokens: int) -> list[list[int]]:
     """The tokens of prompts that so many can follow. Raises BadPrompt, BadArgument."""
-    if not isinstance(prompts, Sequence) or isinstance(prompts, str | bytes) or not prompts:
-        raise BadArgument("Prompts are a list of some", repr(prompts)[:60], "Give at least one.")
     if not hasattr(lm.model, "generate"):
         raise BadArgument("A model that goes on has generate", type(lm.model).__name__, "Load it as a causal LM.")
     _check_settings(lm)

@@ -1,10 +1,12 @@
 """What can go wrong, one class per cause; every message gives the rule, what came, and what to do next."""
 
 import inspect
+import os
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from operator import index
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, SupportsFloat, SupportsIndex, TypeVar, Union, get_args, get_origin
 
@@ -132,6 +134,27 @@ def number(value: Any, least: float, most: float, rule: str, name: str = "", tod
     return found
 
 
+def share(value: Any, rule: str, name: str, todo: str) -> float:
+    """A number above 0 and below 1. Raises BadArgument, with a rule that says so."""
+    found = number(value, 0, 1, rule, name, todo)
+    if found in (0, 1):
+        raise BadArgument(rule, f"{name}{shown(value)}", todo)
+    return found
+
+
+def several(prompts: Any) -> list[Any]:
+    """Prompts in a list, from whatever gives them one by one. Raises BadArgument where there are none, or it is one.
+
+    >>> several(text for text in ("a", "b"))
+    ['a', 'b']
+    """
+    one = isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable)
+    found = [] if one or getattr(prompts, "ndim", 1) != 1 else list(prompts)
+    if not found:
+        raise BadArgument("Prompts are a list of some", shown(prompts), 'Give, for instance, ["The bridge is"].')
+    return found
+
+
 def one_of(value: Any, names: Sequence[str], what: str) -> str:
     """One of some names. Raises BadArgument."""
     if not isinstance(value, str) or value not in names:
@@ -162,21 +185,24 @@ MAKES = {
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """A public function that raises BadArgument where an argument is of a kind that its annotations do not name.
 
-    Numbers by themselves, prompts and tensors of a shape are left to the function, which has rules for them.
+    Numbers by themselves, prompts and tensors of a shape are left to the function, which has rules for them. Where it
+    takes a list, it gets one of a generator, a set, an array or a table's column too.
     """
     signature, hints = inspect.signature(function), dict[str, Any]()
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
+        bound = signature.bind(*args, **kwargs)
+        for name, given in bound.arguments.items():
             if name not in hints:
                 hints[name] = _hint(function, signature.parameters[name])
+            value = bound.arguments[name] = _in_a_list(given, hints[name])
             if not _fits(value, hints[name]):
                 kinds = _kinds(hints[name])
                 todo = next((MAKES[k.__name__] for k in kinds if getattr(k, "__name__", "") in MAKES), "Give one.")
                 what = " or ".join(dict.fromkeys(map(_named, kinds)))
-                raise BadArgument(f"{function.__name__} takes {what} as {name}", shown(value), todo)
-        return function(*args, **kwargs)
+                raise BadArgument(f"{function.__name__} takes {what} as {name}", shown(given), todo)
+        return function(*bound.args, **bound.kwargs)
 
     return call
 
@@ -200,6 +226,19 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (NoneType if hint is None else hint,)
 
 
+def _in_a_list(value: Any, hint: Any) -> Any:
+    """A list of what others give one by one, where a list is meant; a set's in order. Else the value as it is."""
+    kinds = () if hint is Any else _kinds(hint)
+    others = [kind for kind in kinds if get_origin(kind) is not Sequence]
+    if len(others) == len(kinds) or isinstance(value, list | tuple | str | bytes | bytearray | Mapping):
+        return value
+    if not isinstance(value, Iterable) or getattr(value, "ndim", 1) != 1 or any(_is(value, kind) for kind in others):
+        return value
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=str)
+    return value.tolist() if hasattr(value, "tolist") else list(value)
+
+
 def _fits(value: Any, hint: Any) -> bool:
     return hint is Any or any(_is(value, kind) for kind in _kinds(hint))
 
@@ -215,6 +254,8 @@ def _is(value: Any, kind: Any) -> bool:
         return type(value).__name__ in ("bool", "bool_")  # numpy's as well
     if of is Literal:
         return isinstance(value, str)
+    if of is Path:
+        return isinstance(value, os.PathLike)
     if of is Callable:
         return callable(value)
     if of is Sequence:

@@ -42,7 +42,7 @@ def load(
     name: str | Path,
     *,
     dtype: str | torch.dtype | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     attention: str | None = None,
     allow_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -185,7 +185,9 @@ def _parts(config: Any) -> Iterator[Any]:
             yield from _parts(part)
 
 
-def _model(source: Source, config: Any, dtype: torch.dtype | None, device: str | None, allow_remote_code: bool) -> Any:
+def _model(
+    source: Source, config: Any, dtype: torch.dtype | None, device: str | torch.device | None, allow_remote_code: bool
+) -> Any:
     """The model with all its weights. Raises ModelRefused, BadWeights, BadArgument, TooLarge."""
     name, packed = source.name, bool(getattr(config, "quantization_config", None))
     if source.is_here and device != "auto":

@@ -25,7 +25,7 @@ from torch import Tensor
 from secant.decoding import AT_ONCE, decode
 from secant.depths import Depth, layers
 from secant.encoding import listed
-from secant.errors import BadArgument, BadPrompt, SecantError, checked, integer, seeded
+from secant.errors import BadArgument, BadPrompt, SecantError, checked, integer, seeded, several, share
 from secant.model import LM, Prompt
 from secant.rules import CONVENTIONS
 from secant.run import Run, freeze
@@ -142,7 +142,10 @@ def screen(
     Raises BadArgument, BadPrompt where no word of the list is a token, TrainingMode, and the first prompt's error where
     every one is refused.
     """
-    _check(lm, prompts, lexicon, level, convention)
+    prompts = several(prompts)
+    _check(lm, lexicon, convention)
+    rule = "A level is the share of false ones among those flagged, above 0 and below 1"
+    level = share(level, rule, "level = ", "Use 0.05.")
     d = lm.unembedding.shape[1]
     k = integer(k, 1, d, f"Blocks have 1 to {d} singular triplets", "k = ")
     top = integer(top, 1, lm.outputs, "A direction has some words", "top = ")
@@ -296,21 +299,13 @@ def _text(lm: LM, prompt: Prompt) -> str:
     return " ".join(str(part.get("content", part)) if isinstance(part, dict) else str(part) for part in given)
 
 
-def _check(lm: LM, prompts: Sequence[Prompt], lexicon: Sequence[str], level: float | int, convention: str) -> None:
+def _check(lm: LM, lexicon: Sequence[str], convention: str) -> None:
     """Raises BadArgument."""
     if not isinstance(lm, LM):
         raise BadArgument("screen takes an LM", type(lm).__name__, "Make one with sc.load or sc.LM.")
-    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
-        raise BadArgument("Prompts are a list of some", repr(prompts)[:60], 'Give, for instance, ["The bridge is"].')
     if isinstance(lexicon, str) or not isinstance(lexicon, Sequence) or not lexicon:
         raise BadArgument("A list to screen for has words", repr(lexicon)[:60], 'Give, for instance, ["bridge"].')
     if odd := [word for word in lexicon if not isinstance(word, str) or not word.strip()]:
         raise BadArgument("A list to screen for has words", repr(odd[0]), "Leave out what is none.")
-    if isinstance(level, bool) or not isinstance(level, float | int) or not 0 < level < 1:
-        raise BadArgument(
-            "A level is the share of false ones among those flagged, above 0 and below 1",
-            f"level = {level}",
-            "Use 0.05.",
-        )
     if convention not in CONVENTIONS:
         raise BadArgument(f"A convention is one of {', '.join(CONVENTIONS)}", repr(convention), "Choose one of them.")

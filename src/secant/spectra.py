@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.costs import TOGETHER, Way, counted, of_matrices, said, ways
-from secant.errors import BadArgument, NotConverged, TooLarge, checked, integer, seeded
+from secant.errors import BadArgument, NotConverged, TooLarge, checked, integer, seeded, share
 from secant.files import write_tensors
 from secant.operator import CHUNK, Matrix, Operator, relative, wide
 from secant.resources import allowance, bytes_in_words, limited
@@ -203,8 +203,8 @@ def svd(
     most = min(op.shape[0], d_in if per_token else T * d_in)
     k = integer(k, 1, most, f"An operator of this shape has 1 to {most} singular triplets", "k = ")
     seed = seeded(seed)
-    if tol is not None and not (isinstance(tol, float | int) and 0 < tol < 1):
-        raise BadArgument("A tolerance is a share of the largest singular value", f"tol = {tol}", "Use such as 1e-6.")
+    if tol is not None:
+        tol = share(tol, "A tolerance is a share of the largest singular value", "tol = ", "Use such as 1e-6.")
     with limited(max_memory):
         tokens = T if per_token else None
         begin = _started(start, tokens, d_in if per_token else T * d_in)

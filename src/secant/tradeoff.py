@@ -16,7 +16,7 @@ import pandas as pd
 import scipy.stats
 
 from secant.continuations import Continuation, batches, continued, encoded, perplexity, text_of, weighed
-from secant.errors import BadArgument, checked, seeded
+from secant.errors import BadArgument, checked, seeded, several
 from secant.files import write_json
 from secant.model import LM, Prompt
 from secant.run import Run
@@ -104,6 +104,7 @@ def steering_sweep(
     """
     seed = seeded(seed)
     run = concept_of(lm, concept)
+    prompts = several(prompts)
     rows = encoded(lm, prompts, tokens)
     about = concept if isinstance(concept, str) else text_of(lm, run.ids)
     texts = [prompt if isinstance(prompt, str) else text_of(lm, row) for prompt, row in zip(prompts, rows, strict=True)]

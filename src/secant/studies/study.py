@@ -109,12 +109,12 @@ class Study:
 @checked
 def study(
     prompts: Prompts,
-    lm: LM | str | Sequence[LM | str] = "atlas",
+    lm: LM | str | Path | Sequence[LM | str | Path] = "atlas",
     *,
     out: str | Path,
     analyses: Sequence[str] = Settings.analyses,
     convention: str | Sequence[str] = "gate",
-    precision: str | None = None,
+    precision: str | torch.dtype | None = None,
     k: int = 4,
     top: int = 8,
     seed: int = 0,
@@ -145,16 +145,18 @@ def study(
     and what `secant.load` raises.
     """
     items = given(prompts)
-    models = list(lm) if isinstance(lm, Sequence) and not isinstance(lm, str) else [lm]
+    several = list(lm) if isinstance(lm, Sequence) and not isinstance(lm, str) else [lm]
+    models = [str(one) if isinstance(one, os.PathLike) else one for one in several]
     held, wanted = chosen(convention, CONVENTIONS, "Conventions"), chosen(analyses, ANALYSES, "Analyses")
-    precision, loading = _plain("precision", precision), {key: _plain(key, value) for key, value in loading.items()}
+    system: str | None = _plain("precision", precision)
+    loading = {key: _plain(key, value) for key, value in loading.items()}
     _check(models, engine, workers, part, loading)
     if max_memory is not None:
         size_of(max_memory)
     if threads is not None:
         threads = integer(threads, 1, 4096, "A worker has some threads", "threads = ")
     settings = Settings(
-        precision=precision,
+        precision=system,
         analyses=tuple(name for name in ANALYSES if name in wanted),
         k=integer(k, 1, 10**6, "At least one singular triplet is kept", "k = "),
         top=integer(top, 1, 10**6, "A direction has some words", "top = "),
@@ -165,7 +167,7 @@ def study(
     identity = Identity(
         versions={"secant": __version__, **versions()},
         models=[_described(*each) for each in zip(models, sources, labels, strict=True)],
-        conventions=held, precision=precision, analyses=list(settings.analyses), k=settings.k, top=settings.top,
+        conventions=held, precision=system, analyses=list(settings.analyses), k=settings.k, top=settings.top,
         seed=settings.seed, threads=threads or _recorded_threads(out) or (1 if part else _threads(engine, workers)),
         tensors=tensors, prompts=len(items), digest=digest(items),
         shard=integer(shard, 1, 10**6, "A shard has some prompts", "shard = "),
