@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from secant.replay import Replay
 from secant.tape import Record, Tape
 
 REAL = Path(os.environ.get("SECANT_TEST_MODELS", Path(__file__).parents[2] / "shared" / "models"))
+
+
+def heeding_signals() -> None:
+    """In a new process: signals end it, also where the tests run behind a shell or nohup, which ignore some."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def real(name: str) -> Path:

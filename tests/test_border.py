@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import heeding_signals
 from test_cli import PROMPT, refused
 from typer.testing import CliRunner
 
@@ -123,7 +124,8 @@ def test_an_interrupt_at_any_time(after: float, tmp_path: Path) -> None:
     """While Python's own modules, typer's, torch's or ours are imported, and while the command works."""
     code = "import os; os.write(1, b'.'); from secant.cli import main; main()"
     args = [sys.executable, "-c", code, "explain", "The " * 30, "--layers", "--out", str(tmp_path / "out")]
-    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(args, **pipes, env=ENV, preexec_fn=heeding_signals) as process:
         assert process.stdout
         assert process.stderr
         process.stdout.read(1)

@@ -16,6 +16,7 @@ import pyarrow
 import pyarrow.csv
 import pytest
 import tables as tool
+from helpers import heeding_signals
 
 import secant as sc
 from secant.dictionary import TABLES
@@ -291,7 +292,8 @@ def test_a_command_that_is_ended_leaves_nothing_half_written(folder: Path, tmp_p
     prompts.write_text("The bridge out of Marin is the\n" * 4000)
     out = tmp_path / "out"
     command = ["study", prompts, "-m", folder, "--out", out, "--shard", "1", "--workers", "2", "--threads", "1"]
-    process = subprocess.Popen([sys.executable, "-c", COMMAND, *map(str, command)], stderr=subprocess.PIPE, text=True)
+    args = [sys.executable, "-c", COMMAND, *map(str, command)]
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, preexec_fn=heeding_signals)
     end = time.monotonic() + 120
     while not any(out.glob("shards/0-*")):
         assert process.poll() is None
