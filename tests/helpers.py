@@ -6,16 +6,30 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import secant as sc
+from secant.errors import SecantError
 from secant.operator import Operator
 from secant.replay import Replay
 from secant.tape import Record, Tape
 
 REAL = Path(os.environ.get("SECANT_TEST_MODELS", Path(__file__).parents[2] / "shared" / "models"))
+
+
+def refused(kind: type[SecantError] | tuple[type[SecantError], ...], match: str, *args: Any, **kwargs: Any) -> str:
+    """What `load` says where it refuses, in one line: the rule, what came, what to do next."""
+    with pytest.raises(kind, match=match) as caught:
+        sc.load(*args, **kwargs)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert "; got " in said
+    assert said.endswith(".")
+    return said
 
 
 def heeding_signals() -> None:

@@ -32,7 +32,7 @@ ALLOWED = {
     "tables": {"dictionary", "files"},
     "notebook": {"readable"},
     "forms": set(),
-    "weights": {"errors", "hooks"},
+    "weights": {"errors", "forms", "hooks"},
     "untouched": {"forms", "hooks", "rules"},
     "rules": {"errors", "forms", "hooks", "weights"},
     "tape": {"errors", "forms", "rules"},

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from families import model_of, prompt
+from helpers import refused
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -26,7 +27,7 @@ from typer.testing import CliRunner
 import secant as sc
 from secant import checkpoint
 from secant.cli import app
-from secant.errors import BadArgument, BadWeights, ModelNotFound, ModelRefused, SecantError, TooLarge
+from secant.errors import BadArgument, BadWeights, ModelNotFound, ModelRefused, TooLarge
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -36,17 +37,6 @@ Q = "model.layers.0.self_attn.q_proj.weight"
 def copy(folder: Path, tmp_path: Path) -> Path:
     shutil.copytree(folder, tmp_path / "copy")
     return tmp_path / "copy"
-
-
-def refused(kind: type[SecantError] | tuple[type[SecantError], ...], match: str, *args: Any, **kwargs: Any) -> str:
-    """One line: the rule, what came, what to do next."""
-    with pytest.raises(kind, match=match) as caught:
-        sc.load(*args, **kwargs)
-    said = str(caught.value)
-    assert "\n" not in said
-    assert "; got " in said
-    assert said.endswith(".")
-    return said
 
 
 def edited(folder: Path, file: str = "config.json", **changes: object) -> Path:

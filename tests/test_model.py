@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from families import model_of, prompt
-from helpers import real
+from helpers import real, refused
 from torch import nn
 from transformers import AutoModelForCausalLM, T5Config, ViTConfig
 
@@ -30,16 +30,6 @@ def edited(folder: Path, **changes: object) -> Path:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
     return folder
-
-
-def refused(kind: type[SecantError], match: str, *args: object, **kwargs: object) -> None:
-    """One line: the rule, what came, what to do next."""
-    with pytest.raises(kind, match=match) as caught:
-        sc.load(*args, **kwargs)
-    said = str(caught.value)
-    assert "\n" not in said
-    assert "; got " in said
-    assert said.endswith(".")
 
 
 # ------------------------------------------------------------------------------------------- loading

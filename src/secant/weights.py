@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secant.errors import BadWeights, NotExact
+from secant.forms import address
 from secant.hooks import assigned
 
 UNSAID = {"_name_or_path", "_commit_hash", "transformers_version"}
@@ -39,7 +40,7 @@ class Stamp:
     @classmethod
     def of(cls, model: nn.Module, without: Iterable[Tensor] = ()) -> Stamp:
         """The stamp of now, `without` what shares memory, and so a count, with these."""
-        places = {_storage(tensor) for tensor in without}
+        places = {address(tensor) for tensor in without}
         return cls(_stamped(model.named_parameters(), places), _stamped(model.named_buffers(), places))
 
     def changed(self, model: nn.Module) -> list[str]:
@@ -58,7 +59,7 @@ def _stamped(named: Iterable[tuple[str, Tensor]], without: set[int]) -> dict[str
     return {
         name: (t, _place(t), t._version)
         for name, t in named
-        if not t.is_meta and not t.is_inference() and _storage(t) not in without
+        if not t.is_meta and not t.is_inference() and address(t) not in without
     }
 
 
@@ -66,14 +67,6 @@ def _place(tensor: Tensor) -> int:
     """Where its numbers begin; of a packed tensor, which has no memory of its own, 0."""
     try:
         return tensor.data_ptr()
-    except RuntimeError:
-        return 0
-
-
-def _storage(tensor: Tensor) -> int:
-    """Where the memory begins that it has a part of; 0 where it has none of its own."""
-    try:
-        return tensor.untyped_storage().data_ptr()
     except RuntimeError:
         return 0
 
