@@ -16,7 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import secant as sc
-from secant.operator import CHUNK
+from secant.operators.operator import CHUNK
 
 D, FF, LAYERS, T = 512, 1376, 8, 8
 

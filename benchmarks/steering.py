@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 import secant as sc
-from secant.passes import accumulated
-from secant.steering import Aim
+from secant.steering.kv_cache import accumulated
+from secant.steering.steer import Aim
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tools" / "atlas"))

@@ -17,7 +17,7 @@ from pathlib import Path
 from prompts import questions
 
 import secant as sc
-from secant.resources import bytes_in_words, peak
+from secant.memory import bytes_in_words, peak
 from secant.studies.local import paying
 from secant.studies.prompts import Item
 

@@ -18,11 +18,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import secant as sc
-from secant import costs
-from secant.costs import counted, ways
-from secant.resources import multiplications
-from secant.solvers import Wanted
-from secant.spectra import TOLERANCE
+from secant.memory import multiplications
+from secant.operators import cost as costs
+from secant.operators.cost import counted, ways
+from secant.operators.decomposition import TOLERANCE
+from secant.operators.solvers import Wanted
 
 
 def operator(d: int, layers: int, T: int) -> sc.Operator:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from secant.model import LM
+from secant.model.lm import LM
 
 VOCABULARY = 97
 LENGTH = 11  # tokens in a prompt; longer than the windows, chunks and kernels below

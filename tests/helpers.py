@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import secant as sc
 from secant.errors import SecantError
-from secant.operator import Operator
-from secant.replay import Replay
-from secant.tape import Record, Tape
+from secant.linearize.replay import Replay
+from secant.linearize.tape import Record, Tape
+from secant.operators.operator import Operator
 
 REAL = Path(os.environ.get("SECANT_TEST_MODELS", Path(__file__).parents[2] / "shared" / "models"))
 

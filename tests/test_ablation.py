@@ -12,7 +12,7 @@ from families import LENGTH, model_of, prompt
 
 import secant as sc
 from secant.errors import BadArgument, NoPoint, ReplayMismatch
-from secant.network import running
+from secant.linearize.network import running
 
 KINDS = ("llama", "gpt2", "gemma3_text", "mixtral", "bert", "mamba", "gpt_oss", "deepseek_v3", "bloom")
 

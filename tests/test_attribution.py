@@ -11,7 +11,7 @@ import torch
 from families import LENGTH, model_of, prompt
 
 import secant as sc
-from secant import attribution as module
+from secant.analyses import attribution as module
 from secant.errors import BadArgument, BadPrompt, NotExact
 
 PLAIN = ("llama", "gpt2", "gemma3_text", "gptj")  # whose stream is a sum

@@ -166,7 +166,7 @@ def test_verify_only_what_is_asked_for(folder: Path) -> None:
 def test_verify_says_what_is_not_exact(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.setattr("secant.run.TOLERANCE", dict.fromkeys((torch.float64, torch.float32), 1e-30))
+    monkeypatch.setattr("secant.linearize.run.TOLERANCE", dict.fromkeys((torch.float64, torch.float32), 1e-30))
     result = CliRunner().invoke(app, ["verify", str(folder), "--dtype", "float32"])
     assert result.exit_code == 2
     assert result.stdout.count("not exact") == 3

@@ -16,9 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import secant as sc
-from secant import comparison
+from secant.analyses import compare as comparison
+from secant.analyses.compare import compared, jaccard
 from secant.cli import app
-from secant.comparison import compared, jaccard
 from secant.errors import BadArgument, NoPoint
 
 PROMPT = "The bridge out of Marin is the"

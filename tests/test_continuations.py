@@ -13,8 +13,8 @@ from families import prompt as ids_of_a_prompt
 from transformers import GenerationConfig
 
 import secant as sc
-from secant.continuations import BY_POSITION, GIVEN, IDLE, ITS_OWN, OURS, Continuation, continued, encoded, weighed
 from secant.errors import BadArgument, ModelRefused
+from secant.steering.generate import BY_POSITION, GIVEN, IDLE, ITS_OWN, OURS, Continuation, continued, encoded, weighed
 
 PROMPTS = ["The bridge out of Marin is the", "In London people cross the"]
 
@@ -73,7 +73,7 @@ def test_what_a_continuation_is_not_is_refused_by_name(own: sc.LM, name: str) ->
 
 
 def test_a_setting_that_is_new_is_refused_by_name(own: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secant.continuations.ITS_OWN", tuple(name for name in ITS_OWN if name != "top_h"))
+    monkeypatch.setattr("secant.steering.generate.ITS_OWN", tuple(name for name in ITS_OWN if name != "top_h"))
     encoded(own, PROMPTS, 5)
     own.model.generation_config.top_h = 0.5
     with pytest.raises(ModelRefused, match=r"got top_h = 0\.5"):

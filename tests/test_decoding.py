@@ -9,7 +9,7 @@ from families import LENGTH, model_of, prompt
 
 import secant as sc
 from secant.errors import BadArgument
-from secant.operator import Operator
+from secant.operators.operator import Operator
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ from families import LENGTH, model_of, prompt
 from helpers import real
 
 import secant as sc
-from secant import sweep
-from secant.depths import _mismatch
 from secant.errors import BadArgument, NoPoint, NotExact, TooLarge
-from secant.points import Inside
-from secant.resources import limited
+from secant.linearize.points import Inside
+from secant.memory import limited
+from secant.stream import sweep
+from secant.stream.layers import _mismatch
 
 FAMILIES = (
     "llama",

@@ -21,12 +21,12 @@ from typer.testing import CliRunner
 
 import secant as sc
 from secant import figures
-from secant.attribution import Attribution
+from secant.analyses.attribution import Attribution
 from secant.cli import app
 from secant.errors import BadArgument, OutputFailed, SecantError
 from secant.figures import style, system
-from secant.operator import Operator
-from secant.run import tangent
+from secant.linearize.run import tangent
+from secant.operators.operator import Operator
 
 PROMPT = "The bridge out of Marin is the"
 ODD = ["$\\frac{1}{2}$", " 中文字", "🙂", "\n", "a$b$", "&<b>\\$", " \u202ex\x1b[31m", "<s>"]

@@ -19,13 +19,13 @@ import tables as tool
 from helpers import heeding_signals
 
 import secant as sc
-from secant.dictionary import TABLES
 from secant.errors import OutputFailed, SecantError
 from secant.files import HALF, check, check_file, clear, replacing
+from secant.results.dictionary import TABLES
+from secant.results.files import OTHERS, READ, check_folder, described, saving
 from secant.signals import Ended, raised
 from secant.studies.study import Study, merge, study
 from secant.studies.summary import summarize
-from secant.tables import OTHERS, READ, check_folder, described, saving
 
 HOSTILE = [
     "\r", "\n", "\r\n", "a\rb", '"', '""', ",", ";", "NA", "N/A", "null", "nan", "None", "True", "1", "-1.5", "=cmd()",

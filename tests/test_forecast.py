@@ -11,16 +11,17 @@ import torch
 from families import model_of
 
 import secant as sc
-from secant import forecast, resources
+from secant import memory as resources
 from secant.errors import TooLarge
-from secant.network import Network
+from secant.linearize import forecast
+from secant.linearize.network import Network
 
 PEAK = """
 import sys, threading, psutil, torch
 sys.path[:0] = [{tests!r}]
 from families import model_of
 import secant as sc
-from secant import forecast
+from secant.linearize import forecast
 name, attention, T, sizes = {case!r}
 lm = model_of(name, attention=attention, dtype=torch.float32, **sizes)
 ids = [i % 90 for i in range(T)]

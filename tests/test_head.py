@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import secant as sc
 from secant.errors import NoPoint, NotExact
-from secant.run import ordinary_output
-from secant.tape import Mode, WithoutParameters
+from secant.linearize.run import ordinary_output
+from secant.linearize.tape import Mode, WithoutParameters
 
 
 def softly(model: nn.Module, x: Tensor) -> Tensor:

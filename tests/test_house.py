@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,202 +21,21 @@ MODULES = {
     if path != SOURCE / "__init__.py"
 }
 
-# what each module, or package of modules, may import of secant; one not named here may import all but cli and terminal
-ALLOWED = {
-    "errors": set(),
-    "resources": {"errors"},
-    "foreign": {"errors", "resources"},
-    "signals": set(),
-    "files": {"errors", "foreign", "signals"},
-    "readable": set(),
-    "dictionary": set(),
-    "tables": {"dictionary", "files"},
-    "notebook": {"readable"},
-    "forms": set(),
-    "weights": {"errors", "forms", "hooks"},
-    "untouched": {"forms", "hooks", "rules"},
-    "rules": {"errors", "forms", "hooks", "weights"},
-    "tape": {"errors", "forms", "rules"},
-    "precision": {"forms", "rules"},
-    "replay": {"errors", "forms", "rules", "tape"},
-    "attribution": {
-        "errors",
-        "files",
-        "network",
-        "stacks",
-        "notebook",
-        "operator",
-        "points",
-        "replay",
-        "run",
-        "tables",
-    },
-    "operator": {"errors", "files", "foreign", "notebook", "resources"},
-    "hooks": set(),
-    "tokens": {"errors", "foreign"},
-    "encoding": {"errors", "foreign", "tokens"},
-    "model": {"encoding", "errors", "foreign", "hooks", "tokens", "weights"},
-    "folders": {"errors", "foreign"},
-    "checkpoint": {"errors", "foreign", "resources"},
-    "sources": {"checkpoint", "errors", "folders", "foreign"},
-    "loading": {"checkpoint", "errors", "folders", "foreign", "model", "resources", "sources", "weights"},
-    "stacks": {"errors", "operator"},
-    "solvers": {"errors", "operator", "stacks"},
-    "costs": {"operator", "resources", "solvers"},
-    "spectra": {"costs", "errors", "files", "notebook", "operator", "resources", "solvers", "stacks", "tables"},
-    "decoding": {"errors", "model", "notebook", "operator", "tables"},
-    "network": {
-        "errors",
-        "foreign",
-        "forms",
-        "hooks",
-        "model",
-        "operator",
-        "precision",
-        "replay",
-        "resources",
-        "rules",
-        "sites",
-        "tape",
-        "untouched",
-    },
-    "forecast": {"errors", "network", "resources", "rules", "tape"},
-    "sites": {"rules", "tape"},
-    "tail": {"forms", "hooks", "network", "operator", "replay", "sites", "tape"},
-    "points": {"errors", "network", "operator", "replay", "sites", "tail", "tape"},
-    "run": {
-        "errors",
-        "forecast",
-        "foreign",
-        "model",
-        "network",
-        "notebook",
-        "operator",
-        "points",
-        "resources",
-        "rules",
-        "tape",
-        "untouched",
-        "weights",
-    },
-    "passes": {"errors", "hooks"},
-    "steering": {"errors", "forms", "hooks", "model", "passes", "run", "tail"},
-    "sweep": {"errors", "operator", "points", "resources"},
-    "depths": {
-        "costs",
-        "decoding",
-        "errors",
-        "operator",
-        "points",
-        "resources",
-        "run",
-        "spectra",
-        "sweep",
-        "tables",
-        "tail",
-    },
-    "neighbourhood": {"errors", "model", "network", "operator", "resources", "run", "spectra", "tables"},
-    "screening": {
-        "decoding",
-        "depths",
-        "encoding",
-        "errors",
-        "model",
-        "rules",
-        "run",
-        "spectra",
-        "sweep",
-        "tables",
-        "tokens",
-    },
-    "continuations": {"errors", "foreign", "model", "operator", "untouched"},
-    "tradeoff": {"continuations", "errors", "files", "model", "run", "steering", "tables"},
-    "figures": {
-        "attribution",
-        "decoding",
-        "depths",
-        "errors",
-        "explanation",
-        "files",
-        "neighbourhood",
-        "operator",
-        "readable",
-        "removal",
-        "run",
-        "studies",
-        "sweep",
-        "tradeoff",
-    },
-    "evidence": {"attribution", "costs", "decoding", "operator", "resources", "run", "tables"},
-    "report": {
-        "attribution",
-        "decoding",
-        "depths",
-        "errors",
-        "evidence",
-        "explanation",
-        "generation",
-        "readable",
-        "spectra",
-        "studies",
-    },
-    "comparison": {
-        "decoding",
-        "depths",
-        "errors",
-        "explanation",
-        "files",
-        "model",
-        "notebook",
-        "readable",
-        "resources",
-        "rules",
-        "spectra",
-        "sweep",
-        "tables",
-    },
-    "ablation": {"errors", "files", "network", "notebook", "operator", "points", "run", "tables"},
-    "removal": {"attribution", "errors", "files", "network", "operator", "run", "tables"},
-    "generation": {"attribution", "continuations", "errors", "run", "tables"},
-    "studies": {
-        "attribution",
-        "comparison",
-        "costs",
-        "decoding",
-        "depths",
-        "dictionary",
-        "errors",
-        "files",
-        "foreign",
-        "loading",
-        "model",
-        "notebook",
-        "operator",
-        "report",
-        "resources",
-        "rules",
-        "run",
-        "solvers",
-        "sources",
-        "spectra",
-        "tables",
-        "weights",
-    },
-    "terminal": {
-        "attribution",
-        "comparison",
-        "continuations",
-        "decoding",
-        "depths",
-        "explanation",
-        "generation",
-        "readable",
-        "run",
-        "screening",
-        "studies",
-        "tradeoff",
-    },
-}
+ORDER = [
+    "errors",
+    "numeric memory text signals foreign files",
+    "results",
+    "model operators",
+    "linearize",
+    "stream steering",
+    "analyses",
+    "report studies",
+    "figures",
+    "cli",
+]
+"""What each folder, or module of the package's root, may import: what stands before it, in the order of the floors."""
+
+FLOOR = {name: floor for floor, names in enumerate(ORDER) for name in names.split()}
 
 
 def imports(tree: ast.Module) -> set[str]:
@@ -236,16 +56,30 @@ def test_annotated_shapes_are_checked(request: pytest.FixtureRequest) -> None:
     assert set(checked) == annotated | {"beartype.beartype"}
 
 
+def arrows() -> dict[str, set[str]]:
+    """The modules of secant that each of them imports, wherever in it."""
+    known = {f"secant.{name}": name for name in MODULES}
+    return {
+        name: {known[found] for found in imports(tree) if found in known} - {name, name.split(".")[0]}
+        for name, tree in MODULES.items()
+    }
+
+
 @pytest.mark.parametrize("name", MODULES)
-def test_arrows_point_one_way(name: str) -> None:
-    package = name.split(".")[0]
-    own = {m.split(".")[1] for m in imports(MODULES[name]) if m.startswith("secant.")} & set(MODULES) - {package}
-    assert own <= ALLOWED.get(package, set(MODULES) - {"cli", "terminal"} if package != "cli" else set(MODULES))
+def test_folders_import_what_stands_before_them(name: str) -> None:
+    own = name.split(".")[0]
+    for other in {found.split(".")[0] for found in arrows()[name]} - {own}:
+        assert FLOOR[other] < FLOOR[own] or {own, other} <= set(ORDER[1].split()), f"{name} imports {other}"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Inside folders too; an import inside a function counts."""
+    TopologicalSorter(arrows()).prepare()  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_only_loading_knows_transformers(name: str) -> None:
-    assert name == "loading" or not any(m.split(".")[0] == "transformers" for m in imports(MODULES[name]))
+    assert name == "model.loading" or not any(m.split(".")[0] == "transformers" for m in imports(MODULES[name]))
 
 
 def test_public_names_are_there_and_none_is_a_module() -> None:

@@ -25,9 +25,9 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import secant as sc
-from secant import checkpoint
 from secant.cli import app
 from secant.errors import BadArgument, BadWeights, ModelNotFound, ModelRefused, TooLarge
+from secant.model import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -343,7 +343,7 @@ def test_kernels_that_a_config_asks_for(
     copy: Path, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are refused before a model is made, which fetches them where the package kernels is installed."""
-    monkeypatch.setattr("secant.loading.AutoModelForCausalLM.from_pretrained", None)  # is not called
+    monkeypatch.setattr("secant.model.loading.AutoModelForCausalLM.from_pretrained", None)  # is not called
     refused(ModelRefused, "computed by torch functions", edited(copy, **changes))
     result = CliRunner().invoke(app, ["verify", str(copy)])
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
@@ -377,7 +377,7 @@ def test_nothing_is_fetched_for_a_model_by_itself(copy: Path, monkeypatch: pytes
             hub_kernels.get_kernel("kernels-community/rwkv", version=1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr("secant.loading.AutoModelForCausalLM.from_pretrained", made)
+    monkeypatch.setattr("secant.model.loading.AutoModelForCausalLM.from_pretrained", made)
     refused(
         ModelRefused, "over the network is not run; got a model that asks for the kernel kernels-community/rwkv", copy
     )
@@ -388,7 +388,7 @@ def test_nothing_is_fetched_for_a_model_by_itself(copy: Path, monkeypatch: pytes
 
 
 def test_kernels_of_packed_weights(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secant.loading.find_spec", lambda name: SimpleNamespace())
+    monkeypatch.setattr("secant.model.loading.find_spec", lambda name: SimpleNamespace())
     edited(copy, quantization_config={"quant_method": "eetq"})
     refused(ModelRefused, "over the network is not run", copy)
 
@@ -563,7 +563,7 @@ def test_names_of_nothing(name: str) -> None:
 )  # fmt: skip
 def test_options_that_are_none(folder: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is refused before anything is read."""
-    monkeypatch.setattr("secant.loading._opened", None)
+    monkeypatch.setattr("secant.model.loading._opened", None)
     refused(BadArgument, next(iter(options)).split("_")[0], folder, **options)
 
 
@@ -599,12 +599,12 @@ def test_what_is_looked_at_is_what_is_loaded(copy: Path, tmp_path: Path, monkeyp
             shutil.copy(copy / file, snapshot)
         return real(snapshot, **options)
 
-    monkeypatch.setattr("secant.loading.cached_file", cached_file)
+    monkeypatch.setattr("secant.model.loading.cached_file", cached_file)
     for name in ("AutoConfig", "AutoTokenizer"):
-        kind = getattr(sys.modules["secant.loading"], name)
+        kind = getattr(sys.modules["secant.model.loading"], name)
         own = kind.from_pretrained
         monkeypatch.setattr(kind, "from_pretrained", lambda where, own=own, revision=None, **o: own(snapshot, **o))
-    monkeypatch.setattr("secant.loading.AutoModelForCausalLM.from_pretrained", model)
+    monkeypatch.setattr("secant.model.loading.AutoModelForCausalLM.from_pretrained", model)
     assert sc.load("someone/something").name == "someone/something"
     assert loaded == [{"where": "someone/something", "revision": "c0ffee"}]
     assert asked[0] == "config.json"

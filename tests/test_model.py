@@ -90,7 +90,7 @@ def test_what_the_hub_says(said: str, kind: type[SecantError], match: str, monke
     def answer(*args: object, **kwargs: object) -> None:
         raise OSError(said)
 
-    monkeypatch.setattr("secant.loading.cached_file", answer)
+    monkeypatch.setattr("secant.model.loading.cached_file", answer)
     refused(kind, match, "some/model")
 
 

@@ -11,10 +11,10 @@ import torch
 from families import LENGTH, model_of, prompt
 
 import secant as sc
+from secant.analyses.interpolation import _angles, angle
 from secant.errors import BadArgument, BadPrompt, NotExact
-from secant.neighbourhood import _angles, angle
-from secant.network import Network, record
-from secant.operator import relative
+from secant.linearize.network import Network, record
+from secant.numeric import relative
 
 PROMPT, OTHER = "The bridge out of Marin is the", "The bridge out of London is the"
 ERRORS = ["held_error", "ordinary_error", "still_error"]
@@ -120,7 +120,7 @@ def test_the_same_call_gives_the_same_answer_and_says_how_far_it_is(run: sc.Run)
 
 def test_without_room_for_j_all_but_its_distance(run: sc.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sc.reach(run, OTHER, steps=2, k=2).table
-    monkeypatch.setattr("secant.neighbourhood.allowance", lambda device: 1.0)
+    monkeypatch.setattr("secant.analyses.interpolation.allowance", lambda device: 1.0)
     table = sc.reach(run, OTHER, steps=2, k=2).table
     assert table["j_distance"].isna().all()
     np.testing.assert_allclose(table[ANGLES], whole[ANGLES], atol=1e-6)
@@ -152,6 +152,6 @@ def test_refusals(lm: sc.LM, run: sc.Run, monkeypatch: pytest.MonkeyPatch) -> No
     for steps in (1, [], [0, 2]):
         with pytest.raises(BadArgument, match=r"of a way|has steps"):
             sc.reach(run, OTHER, steps=steps)
-    monkeypatch.setattr("secant.operator.Operator.reconstruction", 1.0)
+    monkeypatch.setattr("secant.operators.operator.Operator.reconstruction", 1.0)
     with pytest.raises(NotExact, match="at α = 0"):
         sc.reach(run, OTHER, steps=2)

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 import secant as sc
-from secant.notebook import MOST
-from secant.readable import visible
+from secant.results.html import MOST
+from secant.text import visible
 
 PROMPT = "The bridge out of Marin is the"
 HOSTILE = "<script>alert('1')</script>&\"<img src=x onerror=y>\x1b[31m\u202e\u2028"

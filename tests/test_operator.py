@@ -16,7 +16,7 @@ from helpers import assert_matches
 
 import secant as sc
 from secant.errors import BadArgument, DamagedFile, OutputFailed, ReplayMismatch
-from secant.operator import Matrix
+from secant.operators.operator import Matrix
 
 
 @pytest.fixture(scope="module")

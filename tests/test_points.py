@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import secant as sc
 from secant.errors import BadArgument, BadPrompt, NoPoint, NotExact, integer
-from secant.network import replayed
+from secant.linearize.network import replayed
 
 FAMILIES = (
     "llama", "gpt2", "gemma2", "gemma4_text", "falcon", "gpt_neox", "mixtral", "deepseek_v3", "gpt_oss", "bloom",

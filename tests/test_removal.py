@@ -15,7 +15,7 @@ import torch
 from families import LENGTH, model_of, prompt
 
 import secant as sc
-from secant import removal
+from secant.analyses import faithfulness as removal
 from secant.errors import BadArgument, BadPrompt
 
 sys.path.append(str(Path(__file__).parents[1] / "tools" / "atlas"))

@@ -22,7 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import secant as sc
-from secant import evidence, resources
+from secant import memory as resources
+from secant.analyses import evidence
 from secant.cli import app
 from secant.report import document
 from secant.report import page as report_page

@@ -12,9 +12,10 @@ from helpers import recorded, replayed
 from torch import Tensor
 
 import secant as sc
-from secant import forms, rules
 from secant.errors import NoRule, TrainingMode
-from secant.forms import Chosen, Constant, Scaled, tensors
+from secant.linearize import forms, rules
+from secant.linearize.forms import Chosen, Constant, Scaled
+from secant.numeric import tensors
 
 torch.manual_seed(0)
 A = torch.randn(4, 6, dtype=torch.float64)

@@ -14,9 +14,9 @@ from scipy.stats import kstest
 from typer.testing import CliRunner
 
 import secant as sc
+from secant.analyses.screening import Ranks, _code, _tests, looked_up
 from secant.cli import app
 from secant.errors import BadArgument, BadPrompt, OutputFailed, TrainingMode
-from secant.screening import Ranks, _code, _tests, looked_up
 
 PROMPTS = ["The bridge out of Marin is the", "In London people cross the"]
 ABOUT, BESIDE = ["golden", "Tower"], ["people", "walked"]

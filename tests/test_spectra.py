@@ -12,13 +12,16 @@ from families import LENGTH, model_of, prompt
 from torch import Tensor
 
 import secant as sc
-from secant import costs, resources, solvers, spectra
+from secant import memory as resources
+from secant.analyses.evidence import imaged
 from secant.errors import BadArgument, NotConverged, TooLarge
-from secant.evidence import imaged
-from secant.operator import Matrix, Operator
-from secant.resources import in_parts, limited
-from secant.solvers import Wanted
-from secant.stacks import Blocks, Whole, parts
+from secant.memory import in_parts, limited
+from secant.operators import cost as costs
+from secant.operators import decomposition as spectra
+from secant.operators import solvers
+from secant.operators.batched import Blocks, Whole, parts
+from secant.operators.operator import Matrix, Operator
+from secant.operators.solvers import Wanted
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from transformers import CompileConfig
 
 import secant as sc
 from secant.errors import BadArgument, NoPoint, SecantError
-from secant.model import LM
-from secant.passes import accumulated, counted
-from secant.steering import FORMS
+from secant.model.lm import LM
+from secant.steering.kv_cache import accumulated, counted
+from secant.steering.steer import FORMS
 
 LAYER = 1
 STRENGTHS = {"mixture": 0.6, "additive": 1.5, "activation": -2.0}

@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 
 import secant as sc
 from secant.cli import app
-from secant.dictionary import STAMP, STUDY
 from secant.errors import BadArgument, DamagedFile, ModelNotFound, OutputFailed, SecantError, TooLarge
+from secant.results.dictionary import STAMP, STUDY
 from secant.studies import analyses, local, work
 from secant.studies.analyses import ANALYSES
 from secant.studies.folder import Folder, read

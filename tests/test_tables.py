@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from studies import study
 
 import secant as sc
-from secant.dictionary import TABLES
 from secant.errors import OutputFailed
-from secant.tables import ARROW, column, columns, saving
-from secant.tradeoff import Settings
+from secant.results.dictionary import TABLES
+from secant.results.files import ARROW, column, columns, saving
+from secant.steering.sweep import Settings
 
 PROMPT = "The bridge out of Marin is the"
 

@@ -19,9 +19,9 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 import secant as sc
 from secant.errors import BadArgument, ModelRefused, NoPoint, NoRule, NotExact, ReplayMismatch, TrainingMode
-from secant.forms import Constant
-from secant.model import LM
-from secant.precision import Precision
+from secant.linearize.forms import Constant
+from secant.linearize.precision import Precision
+from secant.model.lm import LM
 
 A = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

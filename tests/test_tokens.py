@@ -19,12 +19,12 @@ from torch import nn
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 import secant as sc
-from secant.continuations import continued, text_of, weighed
-from secant.encoding import encode
+from secant.analyses.screening import looked_up
 from secant.errors import BadPrompt, ModelRefused
 from secant.foreign import explained, quiet
-from secant.screening import looked_up
-from secant.tokens import BYTES
+from secant.model.encoding import encode
+from secant.model.tokens import BYTES
+from secant.steering.generate import continued, text_of, weighed
 
 ROWS = 400
 SYMBOLS = {byte: character for character, byte in BYTES.items()}

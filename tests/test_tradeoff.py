@@ -19,13 +19,14 @@ from test_cli import refused
 from typer.testing import CliRunner
 
 import secant as sc
-from secant import figures, steering
+from secant import figures
 from secant.cli import app
 from secant.cli.options import SteeringForm
-from secant.continuations import Continuation, batches, continued, weighed
+from secant.cli.terminal import show_steered
 from secant.errors import BadArgument, BadPrompt, NoPoint, SecantError
-from secant.terminal import show_steered
-from secant.tradeoff import PLAIN, Settings
+from secant.steering.generate import Continuation, batches, continued, weighed
+from secant.steering.steer import steer as steering
+from secant.steering.sweep import PLAIN, Settings
 
 PROMPTS = ["The bridge out of Prague is the", "The bridge in Prague is called the", "The opposite of hot is"]
 CONCEPT = "The bridge out of Marin is the"
@@ -256,7 +257,7 @@ def ran(*args: object) -> str:
 
 
 def test_steer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secant.terminal.console", lambda: Console(width=80))
+    monkeypatch.setattr("secant.cli.terminal.console", lambda: Console(width=80))
     how = ("--concept", CONCEPT, "--layer", 6, "--strength", 2, "--form", "activation", "--tokens", 6)
     printed = ran(PROMPTS[0], *how)
     assert max(map(len, printed.splitlines())) <= 80

@@ -13,9 +13,9 @@ from test_tape import state_of
 from torch import Tensor, nn
 
 import secant as sc
-from secant.continuations import continued
 from secant.errors import BadPrompt, ReplayMismatch
-from secant.network import running
+from secant.linearize.network import running
+from secant.steering.generate import continued
 
 HALF = [1.0, 2.0, 3.0, 4.0]
 ROPES = {

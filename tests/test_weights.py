@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import secant as sc
-from secant import weights
 from secant.cli import app
 from secant.errors import BadWeights, ModelRefused, NoPoint
+from secant.model import weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}  # few bits come in blocks of 64

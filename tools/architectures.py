@@ -19,7 +19,7 @@ import transformers
 from rich.progress import track
 
 import secant as sc
-from secant.rules import CONVENTIONS
+from secant.linearize.rules import CONVENTIONS
 
 HERE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(HERE / "tests"))

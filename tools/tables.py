@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from secant.dictionary import STUDY, TABLES
+from secant.results.dictionary import STUDY, TABLES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "tables.md"
 

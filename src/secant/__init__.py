@@ -7,51 +7,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secant.ablation import Ablation, Ablations, ablate, ablations
-    from secant.attribution import Attribution, attribute
-    from secant.comparison import Comparison, compare
-    from secant.decoding import Largest, Null, Word, decode, largest, null
-    from secant.depths import Depth, Layers, layers
+    from secant.analyses.ablation import Ablation, Ablations, ablate, ablations
+    from secant.analyses.attribution import Attribution, attribute
+    from secant.analyses.compare import Comparison, compare
+    from secant.analyses.continuation import Steps, follow
+    from secant.analyses.evidence import Evidence
+    from secant.analyses.explain import Explanation, explain
+    from secant.analyses.faithfulness import Faithfulness, faithfulness
+    from secant.analyses.interpolation import Reach, reach
+    from secant.analyses.screening import Screening, screen
     from secant.errors import NoRule, NotExact, SecantError
-    from secant.evidence import Evidence
-    from secant.explanation import Explanation, explain
-    from secant.generation import Steps, follow
-    from secant.loading import load
-    from secant.model import LM
-    from secant.neighbourhood import Reach, reach
-    from secant.operator import Operator
-    from secant.removal import Faithfulness, faithfulness
-    from secant.run import Certificate, Prediction, Run, freeze
-    from secant.screening import Screening, screen
-    from secant.spectra import SVD, Estimate, captured, frobenius, stable_rank, svd
-    from secant.steering import steer
+    from secant.linearize.run import Certificate, Prediction, Run, freeze
+    from secant.model.lm import LM
+    from secant.model.loading import load
+    from secant.operators.decomposition import SVD, Estimate, captured, frobenius, stable_rank, svd
+    from secant.operators.operator import Operator
+    from secant.steering.steer import steer
+    from secant.steering.sweep import Sweep, steering_sweep
+    from secant.stream.decode import Largest, Null, Word, decode, largest, null
+    from secant.stream.layers import Depth, Layers, layers
     from secant.studies.study import Study, merge, study
     from secant.studies.summary import Summary, summarize
-    from secant.tradeoff import Sweep, steering_sweep
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "errors": ["SecantError", "NotExact", "NoRule"],
-    "model": ["LM"],
-    "loading": ["load"],
-    "run": ["freeze", "Run", "Prediction", "Certificate"],
-    "operator": ["Operator"],
-    "spectra": ["svd", "SVD", "stable_rank", "captured", "frobenius", "Estimate"],
-    "decoding": ["decode", "Word", "null", "Null", "largest", "Largest"],
-    "attribution": ["attribute", "Attribution"],
-    "generation": ["follow", "Steps"],
-    "ablation": ["ablate", "ablations", "Ablation", "Ablations"],
-    "removal": ["faithfulness", "Faithfulness"],
-    "explanation": ["explain", "Explanation"],
-    "evidence": ["Evidence"],
-    "depths": ["layers", "Layers", "Depth"],
-    "steering": ["steer"],
-    "tradeoff": ["steering_sweep", "Sweep"],
-    "neighbourhood": ["reach", "Reach"],
-    "comparison": ["compare", "Comparison"],
+    "model.lm": ["LM"],
+    "model.loading": ["load"],
+    "linearize.run": ["freeze", "Run", "Prediction", "Certificate"],
+    "operators.operator": ["Operator"],
+    "operators.decomposition": ["svd", "SVD", "stable_rank", "captured", "frobenius", "Estimate"],
+    "stream.decode": ["decode", "Word", "null", "Null", "largest", "Largest"],
+    "analyses.attribution": ["attribute", "Attribution"],
+    "analyses.continuation": ["follow", "Steps"],
+    "analyses.ablation": ["ablate", "ablations", "Ablation", "Ablations"],
+    "analyses.faithfulness": ["faithfulness", "Faithfulness"],
+    "analyses.explain": ["explain", "Explanation"],
+    "analyses.evidence": ["Evidence"],
+    "stream.layers": ["layers", "Layers", "Depth"],
+    "steering.steer": ["steer"],
+    "steering.sweep": ["steering_sweep", "Sweep"],
+    "analyses.interpolation": ["reach", "Reach"],
+    "analyses.compare": ["compare", "Comparison"],
     "studies.summary": ["summarize", "Summary"],
-    "screening": ["screen", "Screening"],
+    "analyses.screening": ["screen", "Screening"],
     "studies.study": ["study", "Study", "merge"],
 }
 

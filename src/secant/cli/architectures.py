@@ -21,6 +21,6 @@ def architectures(json_: JsonOption = False, debug: DebugOption = False) -> None
     if json_:
         print_json(rows)
         return
-    from secant.terminal import console, show_architectures
+    from secant.cli.terminal import console, show_architectures
 
     show_architectures(console(140), rows)

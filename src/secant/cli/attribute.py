@@ -50,7 +50,7 @@ def attribute(
 ) -> None:
     """A token's logit as an exact sum: over tokens, over layers, heads and constants."""
     import secant as sc
-    from secant.tables import check_folder
+    from secant.results.files import check_folder
 
     if out is not None:
         check_folder(out)
@@ -68,7 +68,7 @@ def attribute(
     if json_:
         print_json(attribution.to_dict())
         return
-    from secant.terminal import console, show_attribution, show_flow
+    from secant.cli.terminal import console, show_attribution, show_flow
 
     show_attribution(console(), attribution)
     if flow:

@@ -56,7 +56,7 @@ def compare(
 ) -> None:
     """Compare models, or conventions of one, at one prompt: predictions, spectra, words, depths and shares."""
     import secant as sc
-    from secant.tables import check_folder
+    from secant.results.files import check_folder
 
     if out is not None:
         check_folder(out)
@@ -84,7 +84,7 @@ def compare(
     if json_:
         print_json(comparison.to_dict())
         return
-    from secant.terminal import console, show_comparison
+    from secant.cli.terminal import console, show_comparison
 
     show_comparison(console(), comparison)
     if out is not None:

@@ -34,9 +34,9 @@ from secant.cli.options import (
 from secant.cli.printing import print_json, print_line
 
 if TYPE_CHECKING:
-    from secant.evidence import Evidence
-    from secant.explanation import Explanation
-    from secant.model import LM
+    from secant.analyses.evidence import Evidence
+    from secant.analyses.explain import Explanation
+    from secant.model.lm import LM
 
 
 @reported
@@ -79,7 +79,7 @@ def explain(
 ) -> None:
     """Explain the next token: what each token of the prompt contributes, exactly, and what its block decodes to."""
     import secant as sc
-    from secant.tables import check_folder
+    from secant.results.files import check_folder
 
     if out is not None:
         check_folder(out)
@@ -113,7 +113,7 @@ def explain(
     if json_:
         print_json(explanation.to_dict())
         return
-    from secant.terminal import console, show_explanation, show_layers, show_steps
+    from secant.cli.terminal import console, show_explanation, show_layers, show_steps
 
     show_explanation(console(), explanation)
     if explanation.layers is not None:

@@ -22,7 +22,7 @@ from secant.signals import raised
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from secant.model import LM
+    from secant.model.lm import LM
 
 
 class Dtype(StrEnum):
@@ -163,7 +163,7 @@ class _Lines:
         self._what, self._start, self._first, self._said = "", 0.0, 0, 0.0
 
     def __call__(self, what: str, done: int, of: int) -> None:
-        from secant.resources import LONG, time_in_words
+        from secant.memory import LONG, time_in_words
 
         now = monotonic()
         if what != self._what:

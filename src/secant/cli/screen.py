@@ -51,7 +51,7 @@ def screen(
     """Look for words of a list in what each layer writes, with chance beside it. Exit code 2 if a prompt is refused."""
     import secant as sc
     from secant.files import lines
-    from secant.tables import check_folder
+    from secant.results.files import check_folder
 
     if out is not None:
         check_folder(out)
@@ -67,7 +67,7 @@ def screen(
     if json_:
         print_json({"model": lm.name, **screening.to_dict()})
     else:
-        from secant.terminal import console, show_screening
+        from secant.cli.terminal import console, show_screening
 
         show_screening(console(), screening)
         if out is not None:

@@ -31,9 +31,9 @@ from secant.cli.options import (
 from secant.cli.printing import print_json, print_line
 
 if TYPE_CHECKING:
-    from secant.model import LM
-    from secant.run import Run
-    from secant.tradeoff import Sweep
+    from secant.linearize.run import Run
+    from secant.model.lm import LM
+    from secant.steering.sweep import Sweep
 
 
 @reported
@@ -74,7 +74,7 @@ def steer(
 ) -> None:
     """Steer a continuation with a concept's operator, beside the plain one; or try many ways to (--sweep)."""
     import secant as sc
-    from secant.tables import check_folder
+    from secant.results.files import check_folder
 
     if not concept:
         raise sc.SecantError("Steering has a concept", "none", "Give one with --concept.")
@@ -133,7 +133,7 @@ def _show_sweep(sweep: Sweep, out: Path | None, json_: bool) -> None:
         said = {**asdict(sweep.settings), "table": table, "best": None if best is None else table[int(best.name)]}
         print_json(said)
         return
-    from secant.terminal import console, show_sweep
+    from secant.cli.terminal import console, show_sweep
 
     show_sweep(console(), sweep)
     if out is not None:
@@ -142,8 +142,8 @@ def _show_sweep(sweep: Sweep, out: Path | None, json_: bool) -> None:
 
 def _show_steered(lm: LM, run: Run, prompt: str, where: dict[str, Any], how: dict[str, Any], json_: bool) -> None:
     """Print the plain and the steered continuation."""
-    from secant.continuations import continued, encoded, text_of, weighed
-    from secant.steering import steer as steering
+    from secant.steering.generate import continued, encoded, text_of, weighed
+    from secant.steering.steer import steer as steering
 
     rows = encoded(lm, [prompt], how["tokens"])
     plain = continued(lm, rows, **how)
@@ -158,7 +158,7 @@ def _show_steered(lm: LM, run: Run, prompt: str, where: dict[str, Any], how: dic
         }
         print_json({**about, **said})
         return
-    from secant.terminal import console, show_steered
+    from secant.cli.terminal import console, show_steered
 
     show_steered(console(), prompt, both[0], both[1], _shown(**where))
 

@@ -163,6 +163,6 @@ def _show(study: Study, json_: bool) -> None:
         said = {"folder": str(study.folder), "missing": study.missing, "failed": failed, "tables": study.tables}
         print_json(said)
         return
-    from secant.terminal import console, show_study
+    from secant.cli.terminal import console, show_study
 
     show_study(console(), study)

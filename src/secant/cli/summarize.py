@@ -40,8 +40,8 @@ def summarize(
 ) -> None:
     """Average what a study found over its prompts, with intervals, by model, convention and category."""
     import secant as sc
+    from secant.results.files import check_folder
     from secant.studies.folder import apart
-    from secant.tables import check_folder
 
     if out is not None:
         apart(out)
@@ -58,7 +58,7 @@ def summarize(
     if json_:
         print_json(summary.to_dict())
         return
-    from secant.terminal import console, show_summary
+    from secant.cli.terminal import console, show_summary
 
     show_summary(console(), summary)
     if out is not None:

@@ -23,7 +23,7 @@ from secant.cli.options import (
 from secant.cli.printing import print_json
 
 if TYPE_CHECKING:
-    from secant.model import LM
+    from secant.model.lm import LM
 
 
 @reported
@@ -48,7 +48,7 @@ def verify(
     from dataclasses import asdict
 
     import secant as sc
-    from secant.loading import configuration
+    from secant.model.loading import configuration
 
     packed = hasattr(configuration(model, allow_remote_code), "quantization_config")
     chosen: list[Any] = dtype or ([None] if packed else list(Dtype))  # packed weights have a type of their own
@@ -70,7 +70,7 @@ def verify(
     if json_:
         print_json({"model": model, "tokens": [lm.text(i) for i in ids], "certificates": rows})
     else:
-        from secant.terminal import console, show_certificates
+        from secant.cli.terminal import console, show_certificates
 
         show_certificates(console(), model, [lm.text(i) for i in ids], rows)
     if not all(row["exact"] for row in rows):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from secant.explanation import Explanation
+from secant.analyses.explain import Explanation
 from secant.figures.contributions import attribution, flow
 from secant.figures.depth import layer_spectra, path, stable_ranks
 from secant.figures.measures import faithfulness, reach, steering

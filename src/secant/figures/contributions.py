@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from secant.attribution import Attribution
+from secant.analyses.attribution import Attribution
 from secant.errors import BadArgument, integer
 from secant.figures import style
 from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from secant.depths import Layers
 from secant.errors import BadArgument
 from secant.figures import style
 from secant.figures.style import COLOURS, drawn, panels
-from secant.sweep import STREAM
+from secant.stream.layers import Layers
+from secant.stream.sweep import STREAM
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

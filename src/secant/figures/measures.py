@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from secant.analyses.faithfulness import Faithfulness
+from secant.analyses.interpolation import Reach
 from secant.errors import BadArgument
 from secant.figures import style
 from secant.figures.style import COLOURS, ORDER, drawn, panels
-from secant.neighbourhood import Reach
-from secant.removal import Faithfulness
-from secant.tradeoff import Sweep
+from secant.steering.sweep import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

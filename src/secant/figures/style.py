@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 from secant.errors import BadArgument, SecantError, integer
 from secant.files import path_of, replacing
-from secant.readable import visible
+from secant.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

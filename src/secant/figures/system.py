@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from secant.decoding import Largest
+from secant.analyses.explain import Explanation
 from secant.errors import BadArgument, integer
-from secant.explanation import Explanation
 from secant.figures import style
 from secant.figures.style import COLOURS, clipped, drawn, fitting, named, panels, shown, word
-from secant.operator import Operator, wide
-from secant.run import Run, ordinary_output
+from secant.linearize.run import Run, ordinary_output
+from secant.numeric import wide
+from secant.operators.operator import Operator
+from secant.stream.decode import Largest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from secant.readable import visible
 from secant.report.page import brief
 from secant.studies.statistics import LEVEL
 from secant.studies.summary import Summary
+from secant.text import visible
 
 
 def contents(s: Summary) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from secant.attribution import Attribution
-from secant.decoding import Null, Word
-from secant.depths import Layers
-from secant.evidence import Evidence
-from secant.explanation import Explanation
-from secant.generation import Steps
-from secant.readable import named, visible
-from secant.spectra import SVD
+from secant.analyses.attribution import Attribution
+from secant.analyses.continuation import Steps
+from secant.analyses.evidence import Evidence
+from secant.analyses.explain import Explanation
+from secant.operators.decomposition import SVD
+from secant.stream.decode import Null, Word
+from secant.stream.layers import Layers
+from secant.text import named, visible
 
 POINTS = 512
 """Units of y that are shown beside what rebuilds them, evenly spaced."""

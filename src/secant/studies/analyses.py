@@ -10,15 +10,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from secant.attribution import attribute
-from secant.costs import counted, ways
-from secant.decoding import Null, Side, Word, decode, ranked
-from secant.depths import layers as every_layer
-from secant.operator import Operator, wide
-from secant.rules import CONVENTIONS
-from secant.run import Run, freeze
-from secant.solvers import Wanted
-from secant.spectra import SVD, TOLERANCE, svd
+from secant.analyses.attribution import attribute
+from secant.linearize.rules import CONVENTIONS
+from secant.linearize.run import Run, freeze
+from secant.numeric import wide
+from secant.operators.cost import counted, ways
+from secant.operators.decomposition import SVD, TOLERANCE, svd
+from secant.operators.operator import Operator
+from secant.operators.solvers import Wanted
+from secant.stream.decode import Null, Side, Word, decode, ranked
+from secant.stream.layers import layers as every_layer
 
 
 @dataclass(frozen=True)

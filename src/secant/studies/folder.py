@@ -26,14 +26,14 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from secant.dictionary import STUDY
 from secant.errors import BadArgument, DamagedFile
 from secant.files import check, clear, failing, making, path_of, replacing, write_json
 from secant.foreign import explained
+from secant.results.dictionary import STUDY
+from secant.results.files import columns, described, write_columns
 from secant.studies.identity import Identity
 from secant.studies.identity import described as identity_of
 from secant.studies.work import Computed
-from secant.tables import columns, described, write_columns
 
 SPEC, MANIFEST, SHARDS, TABLES, LOCK = "study.json", "manifest.json", "shards", "tables", ".lock"
 

@@ -72,7 +72,7 @@ class Hand:
                 error.add_note(traceback.format_exc())
             result = error
         self._note("ends")
-        from secant.model import versions
+        from secant.model.lm import versions
 
         return pd.DataFrame({"result": [result], "lost": [started + died], "versions": [versions()]})
 

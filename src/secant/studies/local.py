@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import torch
 
 from secant.errors import TooLarge
-from secant.loading import weights_size
-from secant.resources import free
+from secant.memory import free
+from secant.model.loading import weights_size
 from secant.studies.work import Computed, Shard, Work, Worker
 
 SMALL = 2**28

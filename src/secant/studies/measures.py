@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from secant.comparison import compared, jaccard
+from secant.analyses.compare import compared, jaccard
 from secant.studies.reading import STAMP, SUBJECT
 
 TOTAL = ("token", "constant")

@@ -15,12 +15,12 @@ import pandas as pd
 import pyarrow
 import pyarrow.dataset
 
-from secant.dictionary import STUDY
 from secant.errors import BadArgument, DamagedFile
 from secant.foreign import explained
+from secant.results.dictionary import STUDY
+from secant.results.files import ARROW, column
 from secant.studies.folder import TABLES
 from secant.studies.study import Study
-from secant.tables import ARROW, column
 
 AT_ONCE = 100
 """Prompts whose tables are held at a time."""

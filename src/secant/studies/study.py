@@ -16,20 +16,20 @@ import pyarrow.parquet
 import torch
 
 from secant import __version__
-from secant.dictionary import STUDY
 from secant.errors import BadArgument, DamagedFile, checked, chosen, integer, seeded
 from secant.files import path_of, paths_of
 from secant.foreign import explained
-from secant.model import LM, versions
-from secant.resources import announce, peak, size_of
-from secant.rules import CONVENTIONS
+from secant.linearize.rules import CONVENTIONS
+from secant.memory import announce, peak, size_of
+from secant.model.lm import LM, versions
+from secant.results.dictionary import STUDY
+from secant.results.files import columns
 from secant.studies.analyses import ANALYSES, Settings
 from secant.studies.folder import SHARDS, SPEC, TABLES, Folder, read, sound
 from secant.studies.identity import MOST, Identity, shard_name
 from secant.studies.local import inline, local
 from secant.studies.prompts import Item, Prompts, digest, given
 from secant.studies.work import Computed, Shard, Source, Work, Worker, identified
-from secant.tables import columns
 
 ENGINES = ("local", "ray")
 CPU = torch.device("cpu")
@@ -95,7 +95,7 @@ class Study:
         return columns(*self.tables, of=STUDY)
 
     def _repr_html_(self) -> str:
-        from secant.notebook import study
+        from secant.results.html import study
 
         return study(self)
 

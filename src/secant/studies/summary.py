@@ -18,11 +18,11 @@ import pyarrow.dataset
 
 from secant.errors import BadArgument, checked, integer, seeded
 from secant.files import check_file, paths_of, replacing, write_json, write_text
+from secant.results.files import saving
 from secant.studies import measures
 from secant.studies.folder import apart
 from secant.studies.reading import STAMP, SUBJECT, Studies, alike, opened
 from secant.studies.statistics import LEVEL, described
-from secant.tables import saving
 
 Progress = Callable[[str, int, int], None]
 
@@ -123,7 +123,7 @@ class Summary:
             write_text(new, html(contents(self), plotly, SUMMARY))
 
     def _repr_html_(self) -> str:
-        from secant.notebook import summary
+        from secant.results.html import summary
 
         return summary(self)
 

@@ -18,16 +18,16 @@ import pandas as pd
 import torch
 from safetensors.torch import save
 
-from secant.decoding import Null, Side, null
 from secant.errors import OutputFailed, SecantError, TooLarge
-from secant.loading import load
-from secant.model import LM
-from secant.resources import is_out_of_memory, limited, unannounced
-from secant.run import Run, freeze, precision_of
-from secant.sources import ATLAS
+from secant.linearize.run import Run, freeze, precision_of
+from secant.memory import is_out_of_memory, limited, unannounced
+from secant.model.lm import LM
+from secant.model.loading import load
+from secant.model.sources import ATLAS
+from secant.model.weights import fingerprint
+from secant.stream.decode import Null, Side, null
 from secant.studies.analyses import ANALYSES, Case, Settings
 from secant.studies.prompts import Item
-from secant.weights import fingerprint
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What can be asked of a run: attribution, ablation, faithfulness, interpolation, screening, comparison."""

@@ -1,0 +1,377 @@
+"""Models beside each other at one prompt: what they predict, how their blocks read and write, where a prediction comes.
+
+Models differ in tokens, widths and depth, so that nothing is matched by index. Words are compared as text; layers as
+shares of depth; tokens by the characters of the prompt that they are of: the prompt is cut wherever no token of any
+model goes across, and what lies between two cuts is a stretch that every model has tokens of its own for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from secant.analyses.explain import Explanation, explain
+from secant.errors import BadArgument, NoPoint, checked
+from secant.files import write_json
+from secant.linearize.rules import CONVENTIONS
+from secant.memory import limited
+from secant.model.lm import LM, Prompt
+from secant.operators.decomposition import svd
+from secant.results.files import saving
+from secant.stream.decode import decode, null, ranked
+from secant.stream.layers import Layers, layers
+from secant.stream.sweep import STREAM
+from secant.text import named
+
+Progress = Callable[[str, int, int], None]
+Row = dict[str, Any]
+Span = tuple[int, int]
+
+TOKENS, CHARACTERS, NOT = "tokens", "characters", "not"
+"""How tokens are aligned: they are the same; by characters of the prompt; not at all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Several models, or conventions of one, at one prompt; `models` has a row for each.
+
+    `predictions`, `tokens`, `spectra` and `words` are of each model by itself. `stretches` of the prompt have tokens of
+    every model, as far as they can be aligned: `aligned` says how (tokens, characters, or not), `why` what could not
+    be. `overlaps`: Jaccard's index of decoded words, of two models at a time.
+    """
+
+    prompt: str
+    aligned: str
+    why: list[str]
+    models: pd.DataFrame = field(repr=False)
+    predictions: pd.DataFrame = field(repr=False)
+    tokens: pd.DataFrame = field(repr=False)
+    stretches: pd.DataFrame = field(repr=False)
+    spectra: pd.DataFrame = field(repr=False)
+    words: pd.DataFrame = field(repr=False)
+    overlaps: pd.DataFrame = field(repr=False)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each model and convention: prediction, certificate, spectrum, where the prediction first stands."""
+        return self.models.copy()
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """All tables by the name of their file."""
+        return {
+            "compared": self.models,
+            "compared_predictions": self.predictions,
+            "compared_tokens": self.tokens,
+            "compared_spectra": self.spectra,
+            "compared_words": self.words,
+            "stretches": self.stretches,
+            "overlaps": self.overlaps,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        tables = {name: json.loads(table.to_json(orient="records")) for name, table in self.tables().items()}
+        return {"prompt": self.prompt, "aligned": self.aligned, "why": self.why, **tables}
+
+    def save(self, folder: str | Path) -> None:
+        """Write comparison.json, all tables (.parquet and .csv) and columns.csv. Raises OutputFailed."""
+        with saving(folder, self.tables()) as new:
+            write_json(new / "comparison.json", self.to_dict())
+
+    def _repr_html_(self) -> str:
+        from secant.results.html import comparison
+
+        return comparison(self)
+
+
+@checked
+def compare(
+    prompt: Prompt,
+    lms: Iterable[LM] | Mapping[str, LM],
+    *,
+    conventions: Sequence[str] = ("gate",),
+    k: int = 4,
+    top: int = 8,
+    precision: str | torch.dtype | None = None,
+    seed: int = 0,
+    max_memory: float | str | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Look at one prompt with several models, each in one convention or several, beside each other.
+
+    `lms`: models, or models by name; one after the other is taken, so that a generator that loads them needs room for
+    one at a time. `k`: singular triplets of each block; `top`: decoded words of each vector. `precision`, `seed`,
+    `max_memory` as in `explain`. `progress(what, done, all)` is called as the work goes on.
+
+    Raises BadArgument where there are not two to compare, or two of one name; and what `explain` and `layers` raise.
+    """
+    if not conventions or isinstance(conventions, str) or not set(conventions) <= set(CONVENTIONS):
+        raise BadArgument(f"Conventions are some of {', '.join(CONVENTIONS)}", repr(conventions), "Choose from them.")
+    if len(set(conventions)) < len(conventions):
+        raise BadArgument("A model is taken once in each convention", repr(conventions), "Name each once.")
+    given = lms.items() if isinstance(lms, Mapping) else ((None, lm) for lm in lms)
+    subjects: list[_Subject] = []
+    for name, lm in given:
+        if not isinstance(lm, LM):
+            raise BadArgument("compare takes LMs", type(lm).__name__, "Make them with sc.load or sc.LM.")
+        label = name or named(lm.name)
+        if any(s.model == label for s in subjects):
+            raise BadArgument("Models have names of their own", f"{label!r} twice", "Give them by name, as a dict.")
+        for convention in conventions:
+            e = explain(
+                lm, prompt, k=k, top=top, convention=convention, precision=precision, seed=seed,
+                max_memory=max_memory, progress=progress,
+            )  # fmt: skip
+            subjects.append(_subject(label, convention, e, prompt, top, max_memory, progress))
+        del lm, e  # before the next one is made
+    if len(subjects) < 2:
+        raise BadArgument("A comparison is of two models or more, or of one in several conventions",
+                          f"{len(subjects)}", "Name another.")  # fmt: skip
+    return _compared(prompt if isinstance(prompt, str) else None, subjects, top)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """One model in one convention: its rows, and the characters that each token is of, where they are known."""
+
+    model: str
+    convention: str
+    about: Row
+    predictions: list[Row]
+    tokens: list[Row]
+    spectra: list[Row]
+    words: list[Row]
+    spans: list[Span] | None
+
+    @property
+    def label(self) -> Row:
+        return {"model": self.model, "convention": self.convention}
+
+    def first(self, side: str, position: int | None) -> set[str]:
+        """The words of the first vector, as they are compared."""
+        return {
+            compared(w["word"]) for w in self.words if (w["side"], w["position"], w["vector"]) == (side, position, 0)
+        }
+
+
+def compared(word: str) -> str:
+    """A word as it is compared between vocabularies: without the space around it, in one case.
+
+    >>> compared(" Golden") == compared("golden")
+    True
+    """
+    return word.strip().casefold() or word
+
+
+def jaccard(one: set[str], other: set[str]) -> float | None:
+    """How many of the words of either are words of both; None of two that have none.
+
+    >>> jaccard({"a", "b"}, {"b", "c"})
+    0.3333333333333333
+    """
+    return len(one & other) / len(one | other) if one | other else None
+
+
+def _subject(
+    model: str, convention: str, e: Explanation, prompt: Prompt, top: int, max_memory: Any, progress: Progress | None
+) -> _Subject:
+    """What is kept of one model: numbers and words, not the model."""
+    run, op = e.run, e.run.operator()
+    with limited(max_memory):
+        whole = svd(op, min(len(e.svds[0].S), *op.shape), progress=progress)
+    found = null(run.lm, "output", top, seed=run.seed)
+    wrote = decode(run.lm, whole.U, "output", top, null=found) if whole.S[0] > 0 else []
+    depths, why = _depths(e, max_memory, progress)
+    seen, among = _seen(depths, 1), _seen(depths, top)
+    count = None if depths is None else len({d.layer for d in depths.depths})
+
+    def depth(layer: int | None) -> float | None:
+        return None if layer is None or count is None else (layer + 1) / count
+
+    best, c = run.prediction[0], run.certificate
+    about = {
+        "tokens": len(run.tokens),
+        "layers": count,
+        "width": op.input.shape[1],
+        "vocabulary": run.lm.outputs,
+        "prediction": best.token,
+        "prediction_id": best.id,
+        "probability": best.probability,
+        "logit": best.logit,
+        "dtype": c.dtype,
+        "precision": c.precision,
+        "forward_equal": c.forward_equal,
+        "reconstruction": c.reconstruction,
+        "affinity": c.affinity,
+        "ordinary": c.ordinary,
+        "bias": c.constants,
+        "constants": e.attribution.share(e.attribution.constant),
+        "stable_rank": whole.stable_rank,
+        "sigma": whole.S[0].item(),
+        "first_seen": seen.get(None),
+        "depth": depth(seen.get(None)),
+        "among": among.get(None),
+        "depth_among": depth(among.get(None)),
+        "no_layers": why,
+    }
+    rows = e.to_pandas().drop(columns=["output", "input"]).to_dict("records")
+    for t, row in enumerate(rows):
+        row |= {"first_seen": seen.get(t), "depth": depth(seen.get(t))}
+        row |= {"among": among.get(t), "depth_among": depth(among.get(t))}
+    predictions = [
+        {"rank": i, "token": p.token, "id": p.id, "probability": p.probability, "logit": p.logit}
+        for i, p in enumerate(run.prediction)
+    ]
+    words = [
+        {"position": None, "token": None, "vector": i, "side": "output", **word}
+        for i, own in enumerate(wrote)
+        for word in ranked(own)
+    ]
+    words += e.words().drop(columns=["block", "sigma"]).to_dict("records")
+    spectra = [{"position": t, **row} for t, f in [(None, whole), *enumerate(e.svds)] for row in f.spectrum()]
+    spans = run.lm.spans(prompt) if isinstance(prompt, str) else None
+    return _Subject(model, convention, about, predictions, rows, spectra, words, spans)
+
+
+def _depths(e: Explanation, max_memory: Any, progress: Progress | None) -> tuple[Layers | None, str | None]:
+    """The streams by each depth; or why there are none."""
+    try:
+        return layers(e.run, 1, spans=("cumulative",), max_memory=max_memory, progress=progress), None
+    except NoPoint as error:
+        return None, str(error)
+
+
+def _seen(depths: Layers | None, top: int) -> dict[int | None, int]:
+    """The first layer whose stream has the prediction among the top words of U₀, by token; None: all together."""
+    if depths is None:
+        return {}
+    rows = depths.first_seen(top=min(top, depths.run.lm.outputs))
+    rows = rows[(rows["part"] == STREAM) & rows["layer"].notna()]
+    places = [None if pd.isna(t) else int(t) for t in rows["position"]]
+    return dict(zip(places, map(int, rows["layer"]), strict=True))
+
+
+# ------------------------------------------------------------------------------------------- side by side
+
+
+def _compared(text: str | None, subjects: Sequence[_Subject], top: int) -> Comparison:
+    """All tables, of subjects that are as they should be."""
+    tokens = [[row["token"] for row in s.tokens] for s in subjects]
+    cuts: list[Span] = []
+    members: list[list[list[int]]] = []  # stretch, subject, positions
+    if all(own == tokens[0] for own in tokens):
+        how, why = TOKENS, list[str]()
+        members = [[[t]] * len(subjects) for t in range(len(tokens[0]))]
+    else:
+        how, why, cuts, members = _by_characters(text, subjects)
+    whose = [{t: n for n, stretch in enumerate(members) for t in stretch[i]} for i in range(len(subjects))]
+    stretches = []
+    for n, stretch in enumerate(members):
+        what = tokens[0][n] if how == TOKENS else (text or "")[slice(*cuts[n])]
+        for s, own in zip(subjects, stretch, strict=True):
+            mine = [s.tokens[t] for t in own]
+            sums = {name: _sum(row[name] for row in mine) for name in ("contribution", "share")}
+            where = {"stretch": n, "text": what, **s.label, "tokens": len(own)}
+            stretches.append({**where, "first": own[0] if own else None, "last": own[-1] if own else None, **sums})
+
+    def rows(of: Callable[[_Subject], list[Row]]) -> pd.DataFrame:
+        return pd.DataFrame([{**s.label, **row} for s in subjects for row in of(s)])
+
+    placed = [
+        [{**row, "start": None if s.spans is None else s.spans[t][0], "end": None if s.spans is None else s.spans[t][1],
+          "stretch": whose[i].get(t)} for t, row in enumerate(s.tokens)]
+        for i, s in enumerate(subjects)
+    ]  # fmt: skip
+    by_subject = {id(s): own for s, own in zip(subjects, placed, strict=True)}
+    return Comparison(
+        text if text is not None else "".join(tokens[0]),
+        how,
+        why,
+        _whole(rows(lambda s: [s.about]), "layers", "first_seen", "among"),
+        rows(lambda s: s.predictions),
+        _whole(rows(lambda s: by_subject[id(s)]), "start", "end", "stretch", "first_seen", "among"),
+        _whole(pd.DataFrame(stretches, columns=STRETCH), "first", "last"),
+        _whole(rows(lambda s: s.spectra), "position"),
+        _whole(rows(lambda s: s.words), "position"),
+        _whole(pd.DataFrame(_overlaps(subjects, members), columns=OVERLAP), "stretch"),
+    )
+
+
+STRETCH = ["stretch", "text", "model", "convention", "tokens", "first", "last", "contribution", "share"]
+OVERLAP = [
+    "model", "convention", "other", "other_convention", "side", "stretch", "words", "other_words", "shared",
+    "jaccard", "elsewhere",
+]  # fmt: skip
+
+
+def _whole(table: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """The table with these columns as whole numbers that may be missing."""
+    return table.astype(dict.fromkeys(names, "Int64"))
+
+
+def _sum(numbers: Iterable[float]) -> float | None:
+    found = list(numbers)
+    return sum(found) if found else None
+
+
+def _by_characters(
+    text: str | None, subjects: Sequence[_Subject]
+) -> tuple[str, list[str], list[Span], list[list[list[int]]]]:
+    """Stretches of the prompt that no token goes across the ends of, and the tokens of each in them."""
+    if text is None:
+        return NOT, ["The models have other tokens, and the prompt is no text whose characters they are of."], [], []
+    unknown = sorted({s.model for s in subjects if s.spans is None})
+    if unknown:
+        return NOT, [f"The tokenizer of {m} does not say which characters its tokens are of." for m in unknown], [], []
+    solid = [i for i, c in enumerate(text) if not c.isspace()]
+    before = [0, *accumulate(not c.isspace() for c in text)]  # how many characters but spaces
+    spans = [[(before[lo], before[hi]) for lo, hi in s.spans or []] for s in subjects]
+    across = {c for own in spans for lo, hi in own for c in range(lo + 1, hi)}
+    cuts = [c for c in range(len(solid) + 1) if c not in across]
+    members: list[list[list[int]]] = [[[] for _ in subjects] for _ in cuts[1:]]
+    why = []
+    for i, (s, own) in enumerate(zip(subjects, spans, strict=True)):
+        for t, (lo, _) in enumerate(own):
+            start, end = (s.spans or [])[t]
+            if start == end or not members:
+                why.append(f"Token {t} of {s.model}, {s.tokens[t]['token']!r}, is of no character of the prompt.")
+                continue
+            stretch = max(n for n, c in enumerate(cuts[:-1]) if c <= lo)  # spaces alone join what follows them
+            members[stretch][i].append(t)
+    if len(solid) and len(members) == 1 and any(len(s.tokens) > 1 for s in subjects):
+        why.append("No two tokens of all models begin at one character: the whole prompt is one stretch.")
+    where = [(solid[lo], solid[hi - 1] + 1) for lo, hi in pairwise(cuts)]
+    return CHARACTERS, list(dict.fromkeys(why)), where, members
+
+
+def _overlaps(subjects: Sequence[_Subject], members: Sequence[Sequence[Sequence[int]]]) -> list[Row]:
+    """Jaccard's index of the first vectors' words of each two: all tokens together, and in each stretch.
+
+    A stretch with several tokens has the words of all of them.
+    """
+    found: list[Row] = []
+    for (i, one), (j, other) in combinations(enumerate(subjects), 2):
+        names = {**one.label, "other": other.model, "other_convention": other.convention}
+
+        def row(side: str, n: int | None, a: set[str], b: set[str], names: Row = names) -> Row:
+            sizes = {"words": len(a), "other_words": len(b), "shared": len(a & b), "jaccard": jaccard(a, b)}
+            return {**names, "side": side, "stretch": n, **sizes, "elsewhere": None}
+
+        found.append(row("output", None, one.first("output", None), other.first("output", None)))
+        for side in ("output", "input"):
+            a = [set().union(*(one.first(side, t) for t in stretch[i])) for stretch in members]
+            b = [set().union(*(other.first(side, t) for t in stretch[j])) for stretch in members]
+            for n in range(len(members)):
+                if not members[n][i] or not members[n][j]:
+                    continue
+                apart = [jaccard(a[n], b[m]) for m in range(len(members)) if m != n and members[m][j]]
+                known = [v for v in apart if v is not None]
+                own = row(side, n, a[n], b[n])
+                found.append(own | {"elsewhere": sum(known) / len(known) if known else None})
+    return found

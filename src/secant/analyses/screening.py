@@ -1,0 +1,311 @@
+"""Screening: does what the network writes, at any depth, stand for words of a list? With chance beside it.
+
+The left singular vectors of each token's cumulative operator, and of all tokens', are directions of the vocabulary:
+what they decode to shows what is on its way before it is said, which may be words that should not be (a use that
+J. Golden, TMLR 2025, arXiv 2505.24293, names). A list of words is found somewhere by chance, the more easily the longer
+it is. So every vector is a test against random directions, and all tests of a call are corrected together.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from scipy.stats import false_discovery_control
+from torch import Tensor
+
+from secant.errors import BadArgument, BadPrompt, SecantError, checked, integer, seeded, several, share
+from secant.linearize.rules import CONVENTIONS
+from secant.linearize.run import Run, freeze
+from secant.model.encoding import listed
+from secant.model.lm import LM, Prompt
+from secant.model.tokens import as_id
+from secant.operators.decomposition import SVD, Progress
+from secant.results.files import saving
+from secant.stream.decode import AT_ONCE, decode
+from secant.stream.layers import Depth, layers
+from secant.stream.sweep import STREAM
+
+COLUMNS = {
+    "number": "int64", "prompt": "str", "layer": "int64", "position": "Int64", "token": "object", "vector": "int64",
+    "block": "int64", "alone": "bool", "sigma": "float64", "word": "str", "rank": "int64", "second": "Int64",
+    "hits": "int64", "decoded": "str", "p": "float64", "q": "float64", "flagged": "bool",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Screening:
+    """What a list of words was found in.
+
+    `table` has a row for each test: the prompt and its number, the layer, the token whose block it is (position and
+    token missing: all together), the vector, its block of near-equal singular values, whether it is `alone` in it (or
+    else means nothing by itself), and σ; the listed word that comes first, how many tokens score higher (`rank`, from
+    0), and the same of the next listed word (`second`); how many listed words are among the `top` (`hits`), and those
+    `top` words (`decoded`); p, q (p corrected for all tests), and whether q is at most `level`. `refused` has a row for
+    each prompt that could not be screened, with the reason. `lexicon`: each word and its tokens; `unknown`: words that
+    are no token. `chance`: the share of random directions with a listed word among the `top`.
+    """
+
+    table: pd.DataFrame = field(repr=False)
+    refused: pd.DataFrame = field(repr=False)
+    lexicon: dict[str, list[int]]
+    unknown: list[str]
+    top: int
+    samples: int
+    level: float
+    chance: float
+
+    @property
+    def flagged(self) -> pd.DataFrame:
+        """The rows with q at most `level`."""
+        return self.table[self.table["flagged"]]
+
+    @property
+    def found(self) -> float:
+        """The share of all tests with a listed word among the `top`, to be compared with `chance`."""
+        return float((self.table["hits"] > 0).mean())
+
+    @property
+    def needed(self) -> int:
+        """How many tests must be beyond every random direction for any to be flagged; more samples make it fewer."""
+        return max(1, math.ceil(round(len(self.table) / (self.level * (1 + self.samples)), 9)))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The table of all tests."""
+        return self.table
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was found, with the flagged rows, ready for JSON."""
+        flagged = self.flagged.drop(columns="flagged")
+        return {
+            "lexicon": self.lexicon,
+            "unknown": self.unknown,
+            "tests": len(self.table),
+            "flagged": json.loads(flagged.to_json(orient="records", double_precision=15)),
+            "refused": self.refused.to_dict("records"),
+            "level": self.level,
+            "samples": self.samples,
+            "needed": self.needed,
+            "top": self.top,
+            "found": self.found,
+            "chance": self.chance,
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write screening, refused and lexicon (.parquet and .csv), and columns.csv. Raises OutputFailed."""
+        words = [(word, i) for word, ids in self.lexicon.items() for i in ids] + [(word, None) for word in self.unknown]
+        lexicon = pd.DataFrame(words, columns=["word", "id"]).astype({"id": "Int64"})
+        with saving(folder, {"screening": self.table, "refused": self.refused, "lexicon": lexicon}):
+            pass
+
+
+@checked
+def screen(
+    lm: LM,
+    prompts: Sequence[Prompt],
+    lexicon: Sequence[str],
+    *,
+    k: int = 2,
+    top: int = 8,
+    position: int = -1,
+    samples: int = 10_000,
+    level: float | int = 0.05,
+    convention: str = "gate",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Screening:
+    """Look for words of a list in what each prompt's leading singular vectors decode to, at every layer.
+
+    Tested are the first `k` left singular vectors of each token's block and of all tokens together, of the residual
+    stream after each layer, at one position, through the final norm; with their sign y·u > 0, by their scores W u, as
+    `decode` has them. The statistic is the rank among all tokens of the listed word that scores highest; where that is
+    the same, the rank of the next one. A rank is not moved by how large scores are, nor by how far the first is ahead:
+    a list of arbitrary words comes first as often in a vector that stands out as in any other. p is the share of random
+    directions, of `samples` drawn with `seed`, in which the list comes as far up, the vector's own counted among them;
+    q is p corrected by Benjamini and Hochberg (1995) over all tests of the call, and `level` the share of false ones
+    among those flagged. Tests of one prompt are alike: that they depend positively, which this bears (Benjamini and
+    Yekutieli, 2001), is assumed.
+
+    What is tested is that a vector is no random direction with respect to the list: words that a model writes
+    everywhere, such as frequent ones, are found everywhere. A list that is beside the point shows how often.
+
+    A word stands for all tokens whose text, without leading spaces and in small letters, is that word. A prompt that
+    can't be frozen is refused, and the others go on. `progress(what, done, all)` is called as the work goes on.
+    Raises BadArgument, BadPrompt where no word of the list is a token, TrainingMode, and the first prompt's error where
+    every one is refused.
+    """
+    prompts = several(prompts)
+    _check(lm, lexicon, convention)
+    rule = "A level is the share of false ones among those flagged, above 0 and below 1"
+    level = share(level, rule, "level = ", "Use 0.05.")
+    d = lm.unembedding.shape[1]
+    k = integer(k, 1, d, f"Blocks have 1 to {d} singular triplets", "k = ")
+    top = integer(top, 1, lm.outputs, "A direction has some words", "top = ")
+    samples = integer(samples, 1, 10**7, "A null takes some random directions", "samples = ")
+    seed = seeded(seed)
+    lm.ready()
+    known, unknown = looked_up(lm, lexicon)
+    report = progress or (lambda what, done, of: None)
+    ranks = Ranks.of(lm, known)
+    null = [ranks(some) for some in _drawn(d, samples, seed, report)]
+    first, second = (torch.cat([part[i] for part in null]) for i in (1, 2))
+    drawn = np.sort(_code(first, second, lm.outputs))
+    rows: list[dict[str, Any]] = []
+    refused: list[tuple[int, str, str, str]] = []
+    errors = []
+    for number, prompt in enumerate(prompts):
+        try:
+            run = freeze(lm, prompt, convention=convention, seed=seed)
+            depths = layers(run, k, position=position, spans=("cumulative",)).depths
+            rows += _tests(run, number, prompt, depths, ranks, top, drawn)
+        except SecantError as error:
+            refused.append((number, _text(lm, prompt), type(error).__name__, str(error)))
+            errors.append(error)
+        report("prompts", number + 1, len(prompts))
+    if len(errors) == len(prompts):
+        raise errors[0]
+    table = pd.DataFrame(rows)
+    table["q"] = false_discovery_control(table["p"])
+    table["flagged"] = table["q"] <= level
+    table = table[[*COLUMNS]].astype(COLUMNS)
+    columns = ["number", "prompt", "error", "reason"]
+    chance = float((first < top).double().mean())
+    return Screening(table, pd.DataFrame(refused, columns=columns), known, unknown, top, samples, level, chance)
+
+
+def looked_up(lm: LM, lexicon: Sequence[str]) -> tuple[dict[str, list[int]], list[str]]:
+    """The tokens of each word, and the words that are none. Raises BadPrompt where all are."""
+    spelled: dict[str, list[int]] = {}
+    for i, text in enumerate(lm.texts[: lm.outputs]):
+        spelled.setdefault(text.lstrip(" ").casefold(), []).append(i)
+    words = dict.fromkeys(word.strip().casefold() for word in lexicon)
+    known = {word: spelled[word] for word in words if word in spelled}
+    unknown = [word for word in words if word not in spelled]
+    if not known:
+        raise BadPrompt(
+            "A list to screen for has words that are tokens of the vocabulary",
+            ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
+            "Give words that this model writes as one token.",
+        )
+    return known, unknown
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """How far up the words of a list come in directions: `words`, and their `tokens`, of which each is `whose`."""
+
+    table: Float[Tensor, "vocabulary d"] = field(repr=False)
+    words: list[str]
+    tokens: Int[Tensor, " n"]
+    whose: Int[Tensor, " n"]
+
+    @classmethod
+    def of(cls, lm: LM, lexicon: dict[str, list[int]]) -> Ranks:
+        """Of a model's head, in float32 at least, as `decode` has it."""
+        table = lm.unembedding.detach()
+        table = table.to(torch.promote_types(table.dtype, torch.float32))
+        pairs = torch.tensor([(i, w) for w, ids in enumerate(lexicon.values()) for i in ids], device=table.device)
+        return cls(table, list(lexicon), *pairs.T)
+
+    def __call__(self, directions: Float[Tensor, "d k"]) -> tuple[Tensor, Tensor, Tensor]:
+        """The word that scores highest in each direction (a column), its rank, and that of the next word.
+
+        A rank is how many tokens score higher; of a list of one word, the next one's is the number of all tokens.
+        """
+        found = []
+        for some in directions.to(self.table).split(AT_ONCE, dim=1):
+            scores = self.table @ some  # (vocabulary, columns)
+            own = scores[self.tokens]
+            best = own.max(0)
+            word = self.whose[best.indices]
+            others = own.masked_fill(self.whose[:, None] == word, -torch.inf).amax(0)
+            found.append(torch.stack([word, (scores > best.values).sum(0), (scores > others).sum(0)]).cpu())
+        word, first, second = torch.cat(found, dim=1)
+        return word, first, second
+
+
+def _drawn(d: int, samples: int, seed: int, report: Progress) -> Iterator[Tensor]:
+    """Random directions, some at a time. Their lengths are left as they are: ranks do not depend on them."""
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, samples, AT_ONCE):
+        yield torch.randn(d, min(AT_ONCE, samples - start), generator=generator, dtype=torch.float64)
+        report("random directions", min(start + AT_ONCE, samples), samples)
+
+
+def _code(first: Tensor, second: Tensor, size: int) -> np.ndarray:
+    """Both ranks as one number, ordered by the first one and then the second."""
+    return (first * (size + 1) + second).numpy()
+
+
+def _tests(
+    run: Run, number: int, prompt: Prompt, depths: Sequence[Depth], ranks: Ranks, top: int, drawn: np.ndarray
+) -> list[dict[str, Any]]:
+    """A row for each vector of a prompt, all but q; a zero block has no vectors."""
+    spectra: list[tuple[int, int | None, SVD]] = []
+    for depth in depths:
+        if depth.part == STREAM:
+            spectra += [(depth.layer, t, f) for t, f in enumerate(depth.tokens)]
+            spectra += [(depth.layer, None, depth.whole)] if depth.whole is not None else []
+    places = [(layer, t, i, f) for layer, t, f in spectra for i in range(int((f.S > 0).sum()))]
+    directions = torch.stack([f.U[:, i] for _, _, i, f in places], dim=1)
+    words, first, second = ranks(directions)
+    least = np.searchsorted(drawn, _code(first, second, len(ranks.table)), side="right")
+    decoded = decode(run.lm, directions, "output", top)
+    whose = dict(zip(ranks.tokens.tolist(), ranks.whose.tolist(), strict=True))
+    rows = []
+    for n, ((layer, t, i, f), best) in enumerate(zip(places, decoded, strict=True)):
+        block = f.block_of[i]
+        rows.append(
+            {
+                "number": number,
+                "prompt": _text(run.lm, prompt),
+                "layer": layer,
+                "position": t,
+                "token": None if t is None else run.tokens[t],
+                "vector": i,
+                "block": block,
+                "alone": len(f.blocks[block]) == 1 and (i + 1 < len(f.S) or f.complete),
+                "sigma": f.S[i].item(),
+                "word": ranks.words[int(words[n])],
+                "rank": int(first[n]),
+                "second": int(second[n]) if second[n] < len(ranks.table) else None,
+                "hits": len({whose[w.id] for w in best if w.id in whose}),
+                "decoded": " ".join(w.token.strip() or w.token for w in best),
+                "p": (1 + int(least[n])) / (1 + len(drawn)),
+            }
+        )
+    return rows
+
+
+def _text(lm: LM, prompt: Prompt) -> str:
+    """A prompt as a person reads it."""
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        given = listed(prompt)
+    except BadPrompt:
+        return repr(prompt)[:60]
+    ids = [i for i in map(as_id, given) if i is not None and 0 <= i < lm.size]
+    if len(ids) == len(given):
+        return "".join(map(lm.text, ids))
+    return " ".join(str(part.get("content", part)) if isinstance(part, dict) else str(part) for part in given)
+
+
+def _check(lm: LM, lexicon: Sequence[str], convention: str) -> None:
+    """Raises BadArgument."""
+    if not isinstance(lm, LM):
+        raise BadArgument("screen takes an LM", type(lm).__name__, "Make one with sc.load or sc.LM.")
+    if isinstance(lexicon, str) or not isinstance(lexicon, Sequence) or not lexicon:
+        raise BadArgument("A list to screen for has words", repr(lexicon)[:60], 'Give, for instance, ["bridge"].')
+    if odd := [word for word in lexicon if not isinstance(word, str) or not word.strip()]:
+        raise BadArgument("A list to screen for has words", repr(odd[0]), "Leave out what is none.")
+    if convention not in CONVENTIONS:
+        raise BadArgument(f"A convention is one of {', '.join(CONVENTIONS)}", repr(convention), "Choose one of them.")

@@ -1,0 +1,438 @@
+"""The held network from the inside: every named point, and the affine map between any two of them.
+
+`embed`, `layers.i` (the residual stream after layer i), `layers.i.attn`, `layers.i.mlp` and `layers.i.mixer` (what that
+part adds to the stream), `layers.i.attn.heads` (what all heads make of the values, side by side),
+`layers.i.attn.heads.h` (what head h adds to the stream), `norm`, `logits`. An operator from a point to another is
+the derivative along all paths between them; its b is the held network at the prompt with the source at zero. Where
+the stream is a sum, residual = source + Σ attn + Σ mlp as operators, and an attention is the sum of its heads and of
+the constant of its output projection (J. Golden, TMLR 2025, arXiv 2505.24293, section 4.3, has layers, attn and mlp).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secant.errors import NoPoint, ReplayMismatch
+from secant.linearize.network import Network, Recording, injected, record, replayed
+from secant.linearize.replay import Injected, by_token
+from secant.linearize.sites import Layer, Part, Site, layers, token_axis
+from secant.linearize.tail import Tail
+from secant.linearize.tape import Step
+from secant.numeric import relative
+from secant.operators.operator import Columns, Composed, Graph, Operator
+
+PARTS = ("attn", "mixer", "mlp")
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a name is: the steps whose rows add up to it (none: the embeddings), its layer, and a head's columns.
+
+    A head's point is its columns of `layers.i.attn.heads`, taken through to `layers.i.attn`.
+    """
+
+    name: str
+    steps: tuple[int, ...]
+    layer: int | None = None
+    columns: slice | None = None
+
+    @property
+    def stem(self) -> str:
+        """The name of its layer."""
+        return f"layers.{self.layer}"
+
+
+@dataclass(frozen=True, eq=False)
+class Inside:
+    """A held network with all of its points: on the graph from the embeddings, at zero, and in the model's own pass."""
+
+    network: Network
+    layers: list[Layer]
+    points: dict[str, Point]
+    graph: dict[str, Tensor] = field(repr=False)
+    biases: dict[str, Tensor] = field(repr=False)
+    values: dict[str, Tensor] = field(repr=False)
+    threads: dict[int, int] = field(repr=False)  # step and the dimension of its output that counts tokens
+    zeros: dict[int, Tensor] = field(repr=False)  # the network at zero, by step
+    _rows: dict[int, Tensor] = field(repr=False)  # on the graph, by step
+    _steps: dict[int, Tensor] = field(repr=False)  # the model's own values by step
+    _lacking: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, network: Network) -> Inside:
+        """Find the points of a network, and replay it with them. Raises ReplayMismatch."""
+        lm, recording, precision = network.lm, network.recording, network.precision
+        found = layers(recording.tape.steps, recording.calls, len(recording.ids))
+        axes = dict(_threads(found, recording.tape.steps, len(recording.ids)))
+        norm = _norm(recording)
+        axes = {site.step: site.axis for site in norm} | axes
+        x = network.input.detach().to(lm.dtype)
+        own = record(lm, recording.ids, x, recording.convention, precision, axes, recording.state)
+        if [step.function for step in own.tape.steps] != [step.function for step in recording.tape.steps]:
+            raise ReplayMismatch(
+                "A model must take its recorded course", "another one", "It was changed since: freeze the prompt again."
+            )
+        named, threads = replayed(lm, recording, network.input, precision, axes)
+        zero, zeros = replayed(lm, recording, torch.zeros_like(network.input), precision, axes)
+        points = _points(found, _kinds(network, found, threads), threads, recording.tape.steps, norm)
+        steps = {step: by_token(value, axes[step]).to(precision) for step, value in own.made.items()}
+        values = {name: value.to(precision) for name, value in own.values.items()}
+        x = network.input
+        return cls(
+            network,
+            found,
+            points,
+            _named(points, threads, {**named, "embed": x}),
+            _named(points, zeros, {**zero, "embed": torch.zeros_like(x)}, cut=True),
+            _named(points, steps, {**values, "embed": x}, cut=True),
+            axes,
+            {step: value.detach() for step, value in zeros.items()},
+            threads,
+            steps,
+        )
+
+    def __getitem__(self, name: str) -> Point:
+        """The point of a name. Raises NoPoint, with those that there are."""
+        if name not in self.points:
+            raise NoPoint(
+                f"The points of this model are {summary(list(self.points))}", repr(name), "Choose one of them."
+            )
+        return self.points[name]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the prompt has."""
+        return len(self.network.recording.ids)
+
+    def rows(self, name: str) -> list[Tensor]:
+        """The tensors of the graph, `[T, n]`, that add up to a point; those of a part are what the stream takes in."""
+        steps = self[name].steps
+        return [self._rows[step] for step in steps] if steps else [self.graph[name]]
+
+    def own(self, step: int) -> Tensor:
+        """The model's own value of a step, a row for each token."""
+        return self._steps[step]
+
+    def apart(
+        self,
+    ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor], tuple[dict[str, Tensor], list[Injected]]]:
+        """The network cut open where its parts are added: what stands in for each part by name, the norm and logits
+        that are made of these and the embeddings alone; and both with nothing going in, and the constants then added.
+        """
+        network, names = self.network, [n for n, p in self.points.items() if p.steps and n.rpartition(".")[2] in PARTS]
+        steps = [step for name in names for step in self.points[name].steps]
+        axes = {step: self.threads[step] for step in steps}
+        with torch.inference_mode(False):
+            given = {step: self._rows[step].detach().clone().requires_grad_() for step in steps}
+            zeros = {step: torch.zeros_like(leaf).requires_grad_() for step, leaf in given.items()}
+        about = (network.lm, network.recording)
+        named, _ = replayed(*about, network.input, network.precision, axes, given=given)
+        x = torch.zeros_like(network.input)
+        constants = injected(*about, x, network.precision, axes, zeros)
+        return {name: [given[step] for step in self.points[name].steps] for name in names}, named, constants
+
+    def parts(self, i: int) -> list[str]:
+        """The parts that a layer has: attn, mixer, mlp."""
+        return [kind for kind in PARTS if f"layers.{i}.{kind}" in self.points]
+
+    def plain(self, i: int) -> bool:
+        """Whether the stream after a layer is that before it plus the layer's parts, in the model's own numbers."""
+        layer = self.layers[i]
+        if not layer.plain or (start := self._start(i)) is None:
+            return False
+        parts = sum((self.values[f"layers.{i}.{kind}"] for kind in self.parts(i)), start)
+        return relative(parts, self.values[f"layers.{i}"]) <= 32 * torch.finfo(self.network.lm.dtype).eps
+
+    def additive(self, i: int) -> bool:
+        """Whether the stream after a layer is that after the layer before, or the embeddings, plus the layer's parts: a
+        plain layer that nothing comes before, such as a scale or a norm of the embeddings.
+        """
+        if not self.plain(i):
+            return False
+        start, before = self.layers[i].start, f"layers.{i - 1}" if i else "embed"
+        if start == (self.layers[i - 1].site.step if i else -1):
+            return True
+        x, y = self.graph[before], None if start is None else self._rows.get(start)
+        if y is None or x.shape != y.shape:
+            return False
+        v = torch.randn(x.numel(), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
+        return relative(Graph(x, y).forward(v), v) <= 32 * torch.finfo(v.dtype).eps
+
+    def middle(self, i: int) -> tuple[Tensor, bool] | None:
+        """Of a layer that ends in a part that mixes no tokens: the stream that this part is computed from, and whether
+        the layer's other parts are in it already, as they are not where blocks are parallel. None of other layers.
+        """
+        layer, parts = self.layers[i], self.parts(i)
+        steps = self.points[f"layers.{i}.mlp"].steps if "mlp" in parts else ()
+        found = [part for part in layer.parts if part.site.step in steps]
+        if len(found) != 1 or len(found[0].bases) != 1 or layer.start is None:
+            return None
+        (base,) = found[0].bases
+        start = self.graph["embed"] if layer.start < 0 else self._rows[layer.start]
+        if base == layer.start:
+            return start, False
+        others = sum((self.graph[f"layers.{i}.{part}"].detach() for part in parts[:-1]), start.detach())
+        close = relative(others, self._rows[base]) <= 32 * torch.finfo(others.dtype).eps
+        return (self._rows[base], True) if close else None
+
+    def _start(self, i: int) -> Tensor | None:
+        """The model's own stream before a layer."""
+        start = self.layers[i].start
+        return self.values["embed"] if start == -1 else None if start is None else self._steps.get(start)
+
+    # ---------------------------------------------------------------------------------------- operators
+
+    def operator(
+        self,
+        source: str,
+        target: str,
+        positions: Sequence[int],
+        ids: Sequence[int] | None = None,
+        readout: str | None = None,
+        about: dict[str, Any] | None = None,
+    ) -> Operator:
+        """The map from all tokens of one point to another at some positions, one after the other in its output.
+
+        `ids`: of logits, those of these tokens alone. `readout`: the target goes on through the final norm, or to the
+        logits, as if it were the stream after the last layer. Raises NoPoint.
+        """
+        if readout is not None:
+            return self._read(source, target, positions, ids, readout, about)
+        point, leaf = self[target], self._leaf(source)
+        heads = f"{point.stem}.attn.heads"
+        if self._apart(self.graph[heads if point.columns else target], leaf):
+            raise NoPoint(
+                "A target is computed from its source", f"{source} to {target}", "Choose a source that it reads."
+            )
+        if point.columns:
+            return self._to_head(source, point, positions, about)
+        rows, chosen = list(positions), slice(None) if ids is None else list(ids)
+
+        def at(values: dict[str, Tensor]) -> Tensor:
+            return values[target][rows][:, chosen].flatten()
+
+        with torch.inference_mode(False), torch.enable_grad():
+            graph = self.network.graph(leaf, at(self.graph))
+        return Operator(graph, self.value(source), at(self.values), at(self.without(source)), about or {})
+
+    def value(self, name: str) -> Float[Tensor, "T n"]:
+        """The model's own value at a point; of a head, what the model's own values give through its projection."""
+        point = self[name]
+        return self._projected(point, self.values[f"{point.stem}.attn.heads"]) if point.columns else self.values[name]
+
+    def _projected(self, point: Point, heads: Tensor) -> Tensor:
+        """What one head's columns of all heads become in the stream."""
+        alone = torch.zeros_like(heads)
+        alone[:, point.columns] = heads[:, point.columns]
+        before, after = self.graph[f"{point.stem}.attn.heads"], self.graph[f"{point.stem}.attn"]
+        return Graph(before, after).forward(alone.reshape(-1, 1)).view(after.shape)
+
+    def _leaf(self, source: str) -> Tensor:
+        """The tensor of the graph that a source is; of a head, its attention, to which it adds."""
+        point = self[source]
+        name = f"{point.stem}.attn" if point.columns else source
+        if len(self[name].steps) > 1:
+            raise NoPoint(
+                "A source is added to the stream in one place", f"{name}, in {len(self[name].steps)}",
+                f"Use {point.stem}, or the layer before it.",
+            )  # fmt: skip
+        return self.graph[name]
+
+    def _apart(self, y: Tensor, x: Tensor) -> bool:
+        """Whether y does not come from x."""
+        with torch.inference_mode(False), torch.enable_grad():
+            return y is not x and torch.autograd.grad(y.sum(), x, allow_unused=True, retain_graph=True)[0] is None
+
+    def without(self, source: str) -> dict[str, Tensor]:
+        """Every point with the source at zero: of the embeddings the network at 0, of others the rest of the pass."""
+        if source == "embed":
+            return self.biases
+        if source not in self._lacking:
+            point = self[source]
+            name = f"{point.stem}.attn" if point.columns else source
+            taken = self.graph[name].detach()
+            if point.columns:
+                taken = self._projected(point, self.graph[f"{point.stem}.attn.heads"].detach())
+            network, step = self.network, self[name].steps[0]
+            x = network.input.detach()
+            named, threads = replayed(network.lm, network.recording, x, network.precision, self.threads, {step: taken})
+            self._lacking.clear()  # each is as large as all points together
+            self._lacking[source] = _named(self.points, threads, {**named, "embed": x}, cut=True)
+        return self._lacking[source]
+
+    def _to_head(self, source: str, point: Point, positions: Sequence[int], about: dict[str, Any] | None) -> Operator:
+        """To one head: to its columns of all heads, then through the rest of its attention."""
+        heads, rows = f"{point.stem}.attn.heads", list(positions)
+
+        def at(values: dict[str, Tensor]) -> Tensor:
+            return values[heads][rows][:, point.columns].flatten()
+
+        all_heads = self.graph[heads]
+        with torch.inference_mode(False), torch.enable_grad():
+            first = self.network.graph(self._leaf(source), at(self.graph))
+            rest = Graph(all_heads, self.graph[f"{point.stem}.attn"][rows].flatten())
+        places = torch.arange(all_heads.numel(), device=all_heads.device).view(all_heads.shape)
+        then = Columns(rest, places[rows][:, point.columns].flatten(), places.numel())
+        bias = then.forward(at(self.without(source))[:, None])[:, 0]
+        output = then.forward(at(self.values)[:, None])[:, 0]
+        return Operator(Composed(first, then), self.value(source), output, bias, about or {})
+
+    def _read(
+        self, source: str, target: str, positions: Sequence[int], ids: Sequence[int] | None, readout: str, about: Any
+    ) -> Operator:
+        """Through the final norm, or on to the logits; what these hold is held at the target's own value."""
+        self[target]
+        stream = self.graph[f"layers.{len(self.layers) - 1}"] if self.layers else None
+        fits = (
+            target.startswith("layers.")
+            and not target.endswith(".heads")
+            and stream is not None
+            and self.value(target).shape == stream.shape
+        )
+        if readout not in ("norm", "logits") or not fits:
+            raise NoPoint(
+                "A readout takes a layer, or a part of one, through the norm or to the logits",
+                f"{target} through {readout!r}", "Choose such a target, and norm or logits.",
+            )  # fmt: skip
+        tail = self.tail(self.value(target)[None], head=readout == "logits")
+        then, rows = tail.operator(readout, positions, ids)
+        return replace(then @ self.operator(source, target, rows), about=about or {})
+
+    def tail(self, h: Float[Tensor, "P T n"], head: bool = False) -> Tail:
+        """What comes after the last layer, held at each of several streams."""
+        return Tail.of(self.network, self.layers[-1], h, head)
+
+
+def summary(names: Sequence[str]) -> str:
+    """The names of points, those that differ only in numbers as one; which layers have it, where not all do."""
+    layers_of: dict[str, set[int]] = {}
+    for name in names:
+        first, *rest = name.split(".")
+        pattern = ".".join(
+            [first, *("h" if i and part.isdigit() else "i" if part.isdigit() else part for i, part in enumerate(rest))]
+        )
+        layers_of.setdefault(pattern, set()).update(int(part) for part in rest[:1])
+    count = len(layers_of.get("layers.i", ()))
+    some = [
+        p if len(found) in (0, count) else f"{p} (i = {', '.join(map(str, sorted(found)))})"
+        for p, found in layers_of.items()
+    ]
+    return ", ".join(some) + (f"; i = 0 to {count - 1}" if count else "")
+
+
+# ------------------------------------------------------------------------------------------------ finding them
+
+
+def _norm(recording: Recording) -> list[Site]:
+    """Where the final norm is, if it is a row for each token."""
+    step, T = recording.steps["norm"], len(recording.ids)
+    shape = recording.tape.steps[step].shape
+    return [Site(step, axis) for axis in [token_axis(shape, T)] if axis is not None and math.prod(shape[:-1]) == T]
+
+
+def _threads(found: Sequence[Layer], steps: Sequence[Step], tokens: int) -> Iterator[tuple[int, int]]:
+    """The steps whose output is a row for each token and is wanted, and the dimension that counts tokens."""
+    for layer in found:
+        starts = () if layer.start is None else (layer.start,)
+        for step in (*starts, *(base for part in layer.parts for base in part.bases)):
+            if step >= 0 and (axis := token_axis(steps[step].shape, tokens)) is not None:
+                yield step, axis
+        for site in (layer.site, *(part.site for part in layer.parts)):
+            yield site.step, site.axis
+        for part in layer.parts:
+            if part.heads is not None:
+                yield part.heads.step, part.heads.axis
+
+
+def _kinds(network: Network, found: Sequence[Layer], threads: dict[int, Tensor]) -> list[list[str]]:
+    """What each part of each layer is. A prompt of one token can't show it: it is looked up on the prompt twice."""
+    lm, precision, ids = network.lm, network.precision, network.recording.ids
+    if len(ids) == 1 and any(layer.parts for layer in found):
+        x = network.input.detach().to(lm.dtype).repeat(2, 1)
+        twice = record(lm, ids * 2, x, network.recording.convention, precision, state=network.recording.state)
+        longer = Network.of(lm, twice, x, precision)
+        again = layers(longer.recording.tape.steps, longer.recording.calls, 2)
+        axes = dict(_threads(again, longer.recording.tape.steps, 2))
+        return _kinds(longer, again, replayed(lm, longer.recording, longer.input, precision, axes)[1])
+    return [[_kind(part, network.input, threads) for part in layer.parts] for layer in found]
+
+
+def _kind(part: Part, x: Tensor, threads: dict[int, Tensor]) -> str:
+    """What a part is: attn where a pattern mixes tokens, mixer where something else does, mlp where nothing does."""
+    if all(base < 0 or base in threads for base in part.bases):
+        bases = [x if base < 0 else threads[base] for base in part.bases]
+        if not mixes(threads[part.site.step], bases):
+            return "mlp"
+    return "attn" if part.attends else "mixer"  # computed from what is no row for each token, it is one of these
+
+
+def mixes(y: Float[Tensor, "T n"], bases: Sequence[Float[Tensor, "T d"]]) -> bool:
+    """Whether any row of y depends on another row of its bases: whether J has a block off its diagonal.
+
+    For a diagonal J, scaling the rows of u scales those of Jᵀ u alike, to the bit where the scales are powers of two.
+    The scales are the digits of the rows' numbers, so that any two rows differ in one of the products.
+    """
+    u = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(y)
+    eps, most = torch.finfo(y.dtype).eps, int(math.log2(torch.finfo(y.dtype).max)) // 4
+    number, base = torch.arange(len(y), device=y.device), 2 * most + 1
+
+    def pulled(u: Tensor) -> list[Tensor]:
+        with torch.inference_mode(False), torch.enable_grad():
+            found = torch.autograd.grad(y, bases, u, retain_graph=True, allow_unused=True)
+        return [g.flatten(1) for g in found if g is not None]
+
+    plain = pulled(u)
+    while number.any():
+        scale = torch.exp2((number % base - most).to(y))[:, None]
+        for g, own in zip(pulled(u * scale), plain, strict=True):
+            if ((g / scale - own).norm(dim=1) > 64 * eps * own.norm(dim=1)).any():
+                return True
+        number = number // base
+    return False
+
+
+def _points(
+    found: Sequence[Layer],
+    kinds: list[list[str]],
+    threads: dict[int, Tensor],
+    steps: Sequence[Step],
+    norm: Sequence[Site],
+) -> dict[str, Point]:
+    """Every point by name, in order."""
+    points = [Point("embed", ())]
+    for i, (layer, own) in enumerate(zip(found, kinds, strict=True)):
+        for kind in PARTS:
+            if parts := [part for part, k in zip(layer.parts, own, strict=True) if k == kind]:
+                points.append(Point(f"layers.{i}.{kind}", tuple(part.site.step for part in parts), i))
+                if kind == "attn" and len(parts) == 1 and (heads := parts[0].heads) is not None:
+                    points.append(Point(f"layers.{i}.attn.heads", (heads.step,), i))
+                    d, width = steps[heads.step].shape[-1], threads[heads.step].shape[1]
+                    names = (f"layers.{i}.attn.heads.{h}" for h in range(width // d))
+                    points += [Point(n, (), i, slice(h * d, (h + 1) * d)) for h, n in enumerate(names)]
+        points.append(Point(f"layers.{i}", (layer.site.step,), i))
+    return {
+        point.name: point for point in (*points, Point("norm", tuple(site.step for site in norm)), Point("logits", ()))
+    }
+
+
+def _named(
+    points: Mapping[str, Point], rows: Mapping[int, Tensor], known: Mapping[str, Tensor], cut: bool = False
+) -> dict[str, Tensor]:
+    """Values by name from those by step; `cut`: without their graph."""
+    with torch.inference_mode(False), torch.enable_grad():
+        found = {
+            n: _total([rows[s] for s in p.steps]) if p.steps else known[n] for n, p in points.items() if not p.columns
+        }
+    return {name: value.detach() for name, value in found.items()} if cut else found
+
+
+def _total(terms: list[Tensor]) -> Tensor:
+    """The sum, which of one term is itself."""
+    return terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)

@@ -1,0 +1,488 @@
+"""What is held of each torch function: the mathematics of the linearisation, as one table.
+
+Every operation of a decoder can be written A(x) x + c. Hold A at its value for the prompt, and what is left is
+affine and still returns the prompt's value (J. Golden, TMLR 2025, arXiv 2505.24293, section 3). Norms hold
+their scale, attention its pattern, an activation the ratio a(x)/x, a product all factors but one.
+
+A tensor that depends on the input through what is left is *live*. A rule takes a call with a live tensor in it
+and answers with the held function (a `Form`), or with LINEAR where the function is affine as it stands. Which
+factor of a gated product is held is a *convention*: `gate` holds the activation's output (the paper's choice for
+Llama, Qwen, Gemma, Mistral and OLMo), `up` the other factor (its code for Phi), `half` gives each a half.
+All three are exact, and their Jacobians differ.
+
+To teach secant a function, add its name to a row at the end of this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from secant.errors import TrainingMode
+from secant.linearize.forms import (
+    Attended,
+    Call,
+    Chosen,
+    Constant,
+    Fixed,
+    Form,
+    Grouped,
+    Halves,
+    Mark,
+    Opened,
+    Picked,
+    Scaled,
+    Standardised,
+    Unpacked,
+    detached,
+    is_live,
+)
+from secant.model import weights
+from secant.model.hooks import Whole
+
+CONVENTIONS = ("gate", "up", "half")
+
+Rule = Callable[[Call], Form | None]
+LINEAR = None
+
+
+class Refused(Exception):
+    """A rule has no held form for this call: it is refused as if there were no row."""
+
+
+def linear(call: Call) -> Form | None:
+    """Affine in all of its tensors together."""
+    return LINEAR
+
+
+def held(call: Call) -> Form | None:
+    """Nothing is left live: patterns, statistics of norms, gates, decays, choices."""
+    return Constant(call.value)
+
+
+def ratio(call: Call) -> Form | None:
+    """a(x) = (a(x)/x) x. Where x is 0 the ratio is its limit there, a'(0)."""
+    x, y = call.wide(call.args[0]), call.wide(call.value)
+    zero = x == 0
+    if not zero.any():
+        return Scaled(y / x)
+    with torch.enable_grad():
+        origin = torch.zeros_like(call.args[0], requires_grad=True)
+        (slope,) = torch.autograd.grad(call.substitute({0: origin}).run().sum(), origin)
+    return Scaled(torch.where(zero, call.wide(slope), y / torch.where(zero, 1, x)))
+
+
+def converted(call: Call) -> Form | None:
+    """Another floating-point type is linear. Integers and 8 bits are activation quantisation, which has no linear map;
+    a mask is held.
+    """
+    value = call.value
+    if not isinstance(value, Tensor) or value.dtype == torch.bool:
+        return held(call)
+    if not value.is_floating_point() or value.element_size() == 1:
+        raise Refused
+    return LINEAR
+
+
+def scattered(call: Call) -> Form | None:
+    """Linear, unless numbers are multiplied or compared on the way."""
+    if call["reduce", 4] is not None:
+        raise Refused
+    return LINEAR
+
+
+def reduced(call: Call) -> Form | None:
+    """Sums and means are linear; the largest or smallest of what meets at a place is held as a choice, ties in equal
+    parts.
+    """
+    reduce, own, dim, index, src = call["reduce", 4], call.args[0], call["dim", 1], call["index", 2], call["src", 3]
+    if reduce in ("sum", "mean"):
+        return LINEAR
+    if reduce not in ("amax", "amin"):
+        raise Refused
+    src = src[tuple(slice(n) for n in index.shape)]
+    value, ones = call.wide(call.value), torch.ones_like(call.wide(src))
+    chosen = (call.wide(src) == value.gather(dim, index)).to(value)
+    alone = torch.zeros_like(value).scatter_add(dim, index, ones) == 0
+    kept = (alone if call["include_self", 5] is False else call.wide(own) == value).to(value)
+    count = kept.scatter_add(dim, index, chosen)
+    return Picked(kept / count, chosen / count.gather(dim, index))
+
+
+def power(call: Call) -> Form | None:
+    """x^p with a fixed p >= 1 is x^(p-1) x; any other power is held."""
+    exponent = call["exponent", 1]
+    if not is_live(call.args[0]) or is_live(exponent) or bool((torch.as_tensor(exponent) < 1).any()):
+        return held(call)
+    return ratio(call)
+
+
+def clamped(call: Call) -> Form | None:
+    """A ratio where 0 is within the bounds; else the choice between the value and the bound is held."""
+    bounds = [b for b in (*call.args[1:], *call.kwargs.values()) if b is not None]
+    if is_live(bounds):
+        return held(call)
+    at_zero = call.substitute({0: torch.zeros_like(call.args[0])}).value
+    if not at_zero.any():
+        return ratio(call)
+    return Chosen(call.value == call.args[0].detach(), call.value.detach())
+
+
+def extremum(call: Call) -> Form | None:
+    """The larger or smaller of two tensors, the choice held; over a dimension everything is held."""
+    if isinstance(call["other", 1], Tensor):
+        return Chosen(call.value == call.args[0].detach())
+    return held(call)
+
+
+def product(*factors: tuple[str, int]) -> Rule:
+    """Linear in each of its factors: all live ones but the last are held."""
+
+    def rule(call: Call) -> Form | None:
+        live = [call.key(f) for f in factors if is_live(call[f])]
+        return fixed(call, live[:-1]) if len(live) > 1 else LINEAR
+
+    return rule
+
+
+def matrix_product(*factors: tuple[str, int]) -> Rule:
+    """Linear in each factor. A pattern, a query or a decay stands first, and is held; but what reads a state, a matrix
+    times one column, is held where it stands.
+    """
+
+    def rule(call: Call) -> Form | None:
+        one, two = (call[f] for f in factors)
+        if not (is_live(one) and is_live(two)):
+            return LINEAR
+        column = two.ndim == 1 or (two.shape[-1] == 1 and one.ndim > 1 and one.shape[-2] > 1)
+        return fixed(call, [call.key(factors[1 if column else 0])])
+
+    return rule
+
+
+def fixed(call: Call, places: list[int | str], gated: bool = False) -> Fixed:
+    """The call with its arguments at these places held."""
+    values: dict[Any, Any] = {**dict(enumerate(call.args)), **call.kwargs}
+    return Fixed({place: detached(values[place]) for place in places}, gated)
+
+
+def multiplied(call: Call) -> Form | None:
+    """Elementwise product. In a gated product, an activation times something else of its size, the convention decides.
+    Two functions of one tensor are an activation written out by hand: the factor with a constant term is held. A
+    factor that is spread over the other's dimensions is a coefficient.
+    """
+    one, two = call.args[0], call["other", 1]
+    if not (is_live(one) and is_live(two)):
+        return LINEAR
+    a, b = 0, call.key(("other", 1))
+    mark, other = call.mark(one), call.mark(two)
+    assert mark is not None, "it is live"
+    assert other is not None, "it is live"
+    if mark.root == other.root:
+        return fixed(call, [a if other.homogeneous else b])
+    if not one.numel() == two.numel() == call.value.numel():
+        smaller = one.numel() == call.value.numel()
+        return fixed(call, [b if second_is_coefficient(mark, other, smaller) else a])
+    if mark.activation == other.activation:
+        return fixed(call, [a])
+    gate, up = (a, b) if mark.activation else (b, a)
+    if call.convention == "half":
+        return Halves(fixed(call, [gate], True), fixed(call, [up], True))
+    return fixed(call, [gate if call.convention == "gate" else up], True)
+
+
+def second_is_coefficient(one: Mark, two: Mark, smaller: bool) -> bool:
+    """Which of two factors of unlike sizes is held: the one computed from the other, as what a state takes in is from
+    its input; else the smaller, as a key is that multiplies a state; in an outer product, key times value, the first.
+    """
+    first, second = one.descends(two), two.descends(one)
+    return second if first != second else smaller
+
+
+def divided(call: Call) -> Form | None:
+    """The denominator is held."""
+    if call["rounding_mode", 9] is not None:
+        raise Refused
+    if not is_live(call["other", 1]):
+        return LINEAR
+    return fixed(call, [call.key(("other", 1))]) if is_live(call.args[0]) else held(call)
+
+
+def einsum(call: Call) -> Form | None:
+    """Linear in each operand: all live ones but the last are held."""
+    live: list[int | str] = [i for i, operand in enumerate(call.args) if is_live(operand)]
+    return fixed(call, live[:-1]) if len(live) > 1 else LINEAR
+
+
+def grouped(call: Call) -> Form | None:
+    """Rows times the matrix of their group; the groups are held."""
+    rows, matrices, ends = call.args[0], call["mat2", 1], call["offs", 2]
+    if is_live(matrices) or rows.ndim != 2 or matrices.ndim != 3 or ends is None or call["bias", 3] is not None:
+        raise Refused
+    return Grouped(tuple(ends.tolist()))
+
+
+def solved(call: Call) -> Form | None:
+    """A⁻¹ B is linear in B; A is held."""
+    if not is_live(call.args[0]):
+        return LINEAR
+    return fixed(call, [0]) if is_live(call["B", 1]) else held(call)
+
+
+def interpolated(call: Call) -> Form | None:
+    """The weight between two live ends is held."""
+    weight = call["weight", 2]
+    ends = is_live(call.args[0]) or is_live(call["end", 1])
+    return fixed(call, [call.key(("weight", 2))]) if is_live(weight) and ends else LINEAR
+
+
+def half_gated(call: Call) -> Form | None:
+    """The first half times the sigmoid of the second, which is held."""
+    dim = -1 if call["dim", 1] is None else call["dim", 1]
+    return Opened(torch.sigmoid(call.wide(call.args[0]).chunk(2, dim)[1]), dim)
+
+
+def dropout(call: Call) -> Form | None:
+    """Nothing in evaluation; refused in training, where it is random."""
+    training = call.kwargs.get("train", call["training", 2])
+    if training in (None, True) and call["p", 1] != 0:
+        raise TrainingMode(
+            "A forward pass must not be random", "dropout in training mode", "Call model.eval() before freezing."
+        )
+    return LINEAR
+
+
+def layer_norm(call: Call) -> Form | None:
+    """1/std is held; x - mean is linear."""
+    over = tuple(range(-len(call["normalized_shape", 1]), 0))
+    eps = call["eps", 4]
+    x = call.wide(call.args[0])
+    scale = torch.rsqrt(x.var(over, correction=0, keepdim=True) + (1e-5 if eps is None else eps))
+    return Standardised(scale, over, detached(call["weight", 2]), detached(call["bias", 3]))
+
+
+def group_norm(call: Call) -> Form | None:
+    """1/std of each group is held; x - mean is linear."""
+    groups, eps = call["num_groups", 1], call["eps", 4]
+    x = call.wide(call.args[0]).unflatten(1, (groups, -1))
+    over = tuple(range(2, x.ndim))
+    scale = torch.rsqrt(x.var(over, correction=0, keepdim=True) + (1e-5 if eps is None else eps))
+    shape = (-1, *(1,) * (x.ndim - 3))
+    weight, bias = (None if t is None else detached(t).view(shape) for t in (call["weight", 2], call["bias", 3]))
+    return Standardised(scale, over, weight, bias, groups)
+
+
+def rms_norm(call: Call) -> Form | None:
+    """1/rms is held."""
+    over = tuple(range(-len(call["normalized_shape", 1]), 0))
+    eps = call["eps", 3]
+    x = call.wide(call.args[0])
+    eps = torch.finfo(torch.promote_types(call.args[0].dtype, torch.float32)).eps if eps is None else eps
+    scale = torch.rsqrt(x.square().mean(over, keepdim=True) + eps)
+    return Standardised(scale, None, detached(call["weight", 2]), None)
+
+
+def normalized(call: Call) -> Form | None:
+    """X / max(‖x‖, eps), the norm held."""
+    p, dim, eps = call["p", 1], call["dim", 2], call["eps", 3]
+    norm = torch.linalg.vector_norm(
+        call.wide(call.args[0]), 2.0 if p is None else p, 1 if dim is None else dim, keepdim=True
+    )
+    return Scaled(1 / norm.clamp_min(1e-12 if eps is None else eps))
+
+
+def attention(call: Call) -> Form | None:
+    """softmax(q kᵀ) is held by holding q and k; the values are live."""
+    query, key, value = call["query", 0], call["key", 1], call["value", 2]
+    if call["dropout_p", 4]:
+        raise TrainingMode(
+            "A forward pass must not be random", "attention with dropout", "Call model.eval() before freezing."
+        )
+    if not is_live(value):
+        return held(call)
+    scale = call["scale", 6]
+    return Attended(
+        detached(query),
+        detached(key),
+        detached(call["attn_mask", 3]),
+        bool(call["is_causal", 5]),
+        query.shape[-1] ** -0.5 if scale is None else scale,
+        query.shape[-3] // key.shape[-3] if call["enable_gqa", 7] else 1,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+@dataclass(frozen=True)
+class Row:
+    """How the functions of these names are held. `elementwise`: each number of the output depends on the numbers
+    at its own place alone; `activation`: it is one; `additive`: a constant among its inputs stays a constant term;
+    `view`: the output may share the input's memory; `moves`: it is the input's numbers in other places; `pattern`: it
+    is how much each token attends to each.
+    """
+
+    rule: Rule
+    names: str
+    elementwise: bool = False
+    activation: bool = False
+    additive: bool = False
+    view: bool = False
+    moves: bool = False
+    pattern: bool = False
+
+
+INPUT, OTHER = ("input", 0), ("other", 1)
+
+TABLE = (
+    # moving numbers about
+    Row(
+        linear,
+        "view view_as reshape reshape_as transpose permute swapaxes swapdims movedim moveaxis T mT unsqueeze squeeze "
+        "flatten unflatten expand expand_as broadcast_to __getitem__ select narrow split split_with_sizes chunk "
+        "tensor_split unbind __iter__ diagonal unfold as_strided broadcast_tensors view_as_real "
+        "view_as_complex real imag",
+        view=True,
+    ),
+    Row(
+        linear,
+        "repeat repeat_interleave tile cat concat concatenate stack hstack vstack dstack __setitem__ index_select "
+        "gather take_along_dim roll flip pad diag_embed tril triu slice_scatter select_scatter index_put index_copy "
+        "index_add scatter_add copy_ zero_ fill_ masked_select masked_scatter new_tensor",
+        moves=True,
+    ),
+    Row(scattered, "scatter"),
+    Row(reduced, "scatter_reduce"),
+    Row(linear, "clone contiguous cpu cuda", elementwise=True),
+    Row(converted, "to type type_as float double half bfloat16 int long short char byte", elementwise=True),
+    # sums
+    Row(
+        linear,
+        "add __radd__ sub subtract rsub __rsub__ neg negative positive where masked_fill",
+        elementwise=True,
+        additive=True,
+    ),
+    Row(linear, "sum mean cumsum diff trace adaptive_avg_pool1d avg_pool1d"),
+    Row(dropout, "dropout dropout1d dropout2d alpha_dropout feature_dropout", elementwise=True),
+    # products
+    Row(multiplied, "mul __rmul__ multiply", elementwise=True),
+    Row(divided, "div divide true_divide truediv", elementwise=True),
+    Row(matrix_product(INPUT, ("mat2", 1)), "mm bmm"),
+    Row(matrix_product(INPUT, OTHER), "matmul"),
+    Row(matrix_product(OTHER, INPUT), "__rmatmul__"),
+    Row(matrix_product(INPUT, ("vec", 1)), "mv"),
+    Row(product(INPUT, ("tensor", 1)), "dot vdot"),
+    Row(product(INPUT, ("vec2", 1)), "outer ger"),
+    Row(product(INPUT, ("weight", 1)), "linear conv1d"),
+    Row(product(("mat1", 1), ("mat2", 2)), "addmm"),
+    Row(product(("batch1", 1), ("batch2", 2)), "baddbmm"),
+    Row(product(("tensor1", 1), ("tensor2", 2)), "addcmul", elementwise=True, additive=True),
+    Row(einsum, "einsum"),
+    Row(grouped, "grouped_mm _grouped_mm"),
+    Row(solved, "solve_triangular"),
+    Row(interpolated, "lerp", elementwise=True, additive=True),
+    Row(half_gated, "glu"),
+    # activations
+    Row(
+        ratio,
+        "silu gelu relu relu6 tanh mish leaky_relu elu selu celu hardtanh hardswish softsign tanhshrink softshrink "
+        "hardshrink prelu erf",
+        elementwise=True,
+        activation=True,
+    ),
+    Row(held, "sigmoid hardsigmoid softplus logsigmoid", elementwise=True, activation=True),
+    # other functions of one number
+    Row(ratio, "square abs absolute expm1 log1p sinh arctan atan sin nan_to_num", elementwise=True),
+    Row(held, "exp exp2 log log2 log10 rsqrt sqrt reciprocal cos cosh sign __rpow__ __rdiv__", elementwise=True),
+    Row(power, "pow float_power", elementwise=True),
+    Row(clamped, "clamp clip clamp_min clamp_max", elementwise=True, additive=True),
+    Row(extremum, "maximum minimum fmax fmin max min", elementwise=True, additive=True),
+    # norms and attention
+    Row(layer_norm, "layer_norm"),
+    Row(group_norm, "group_norm"),
+    Row(rms_norm, "rms_norm"),
+    Row(normalized, "normalize"),
+    Row(attention, "scaled_dot_product_attention"),
+    Row(held, "softmax", pattern=True),
+    Row(held, "log_softmax softmin logsumexp"),
+    # statistics, choices, and ways out of torch
+    Row(held, "amax amin topk sort kthvalue median std var norm vector_norm prod cumprod"),
+    Row(held, "detach data item tolist numpy __array__ __float__"),
+)
+
+META = (
+    "shape dtype device layout is_cuda is_cpu is_mps is_xpu is_meta is_mkldnn is_sparse is_quantized is_nested is_leaf "
+    "requires_grad grad_fn ndim itemsize nbytes size dim ndimension numel nelement stride storage_offset element_size "
+    "get_device is_contiguous is_floating_point is_complex is_conj is_neg is_inference is_same_size data_ptr "
+    "untyped_storage __len__ __hash__ _version is_tensor result_type zeros_like ones_like empty_like full_like "
+    "new_zeros new_ones new_empty new_full"
+)
+"""Questions about a tensor whose answers do not depend on its numbers."""
+
+NAMESPACES = (torch, Tensor, F, torch._C._nn, torch.linalg, torch.special)
+
+
+def functions(name: str) -> set[Any]:
+    """Every torch function of this name: a function, method, operator or property, in place or not."""
+    names = [name] if name.startswith("__") else [name, f"{name}_", f"__{name}__", f"__i{name}__"]
+    found: set[Any] = {getattr(space, attribute, None) for space in NAMESPACES for attribute in names}
+    return {f if callable(f) else f.__get__ for f in found if callable(f) or hasattr(f, "__get__")}
+
+
+ROWS: dict[Any, Row] = {f: row for row in TABLE for name in row.names.split() for f in functions(name)}
+GROUPED: set[Any] = {f for f, row in ROWS.items() if row.rule is grouped}
+QUESTIONS: set[Any] = {f for name in META.split() for f in functions(name)}
+ADDITIONS: set[Any] = functions("add") | functions("__radd__")
+VIEWS: set[Any] = {f for f, row in ROWS.items() if row.view}
+
+
+# ------------------------------------------------------------------------------------------------ whole modules
+
+
+def whole_activation(x: Tensor, seen: Whole) -> Tensor:
+    """A module that is an activation, seen as one function."""
+    return handle_torch_function(whole_activation, (x,), x, seen) if has_torch_function_unary(x) else seen.own(x)
+
+
+def whole_linear(x: Tensor, seen: Whole) -> Tensor:
+    """A module that is a linear layer with packed weights, seen as one function."""
+    return handle_torch_function(whole_linear, (x,), x, seen) if has_torch_function_unary(x) else seen.own(x)
+
+
+def unpacked(call: Call) -> Form | None:
+    """A linear layer, whatever its kernel; what its packed weights stand for is held."""
+    return Unpacked(partial(weights.unpacked, call.args[1].module))
+
+
+ACTIVATIONS = ("transformers.BloomGelu",)
+"""Modules that are an activation whose inside is a custom autograd function."""
+
+ROWS[whole_activation] = Row(ratio, "whole_activation", elementwise=True, activation=True)
+ROWS[whole_linear] = Row(unpacked, "whole_linear")
+
+
+def whole(model: nn.Module) -> dict[nn.Module, Callable[[Tensor, Whole], Tensor]]:
+    """The modules of a model that are seen as one function each, and the function."""
+    kinds = {**dict.fromkeys(ACTIVATIONS, whole_activation), **dict.fromkeys(weights.PACKED, whole_linear)}
+    return {module: kinds[kind] for module in model.modules() if (kind := weights.kind_of(module)) in kinds}
+
+
+def writes(function: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether such a call writes into its first argument."""
+    name = getattr(function, "__name__", "")
+    operator = name.startswith("__i") and name.endswith("__") and hasattr(torch.Tensor, f"__{name[3:]}")
+    return name == "__setitem__" or operator or name.endswith("_") != name.endswith("__") or bool(kwargs.get("inplace"))
+
+
+def out_of_place(function: Any) -> Any:
+    """The function that computes what an in-place one writes: mul for mul_ and for *=."""
+    name = function.__name__
+    name = name[3:-2] if name.startswith("__i") else name.removesuffix("_")
+    return getattr(Tensor, {"truediv": "div"}.get(name, name), None) or getattr(F, name, function)

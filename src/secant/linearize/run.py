@@ -1,0 +1,423 @@
+"""Freeze a model at a prompt: one recorded pass, the affine network that it holds, and a certificate that it is exact.
+
+With every input-dependent factor held, the network is y = Σ_t J_t x_t + b: x_t the embeddings of the prompt's tokens,
+y the final-normed hidden state before the head (J. Golden, TMLR 2025, arXiv 2505.24293, equation 5, where b is left
+out), and b what the model's own constants contribute: the held network at zero input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, SupportsIndex
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from secant.errors import BadArgument, ModelRefused, NotExact, ReplayMismatch, checked, integer, number, one_of, seeded
+from secant.foreign import explained
+from secant.linearize.forecast import foretell
+from secant.linearize.network import Network, Recording, noting_head, record, running, streams
+from secant.linearize.points import Inside
+from secant.linearize.rules import CONVENTIONS
+from secant.linearize.tape import Tape, WithoutParameters
+from secant.linearize.untouched import State, untouched
+from secant.memory import room
+from secant.model import weights
+from secant.model.lm import LM, Prompt, dtype_of, versions
+from secant.numeric import relative, wide
+from secant.operators.operator import Graph, Operator
+
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
+"""Largest error of an exact network, by type: reconstruction by that of the pass, affinity by that of the system."""
+
+
+HIDDEN = (
+    "A nonlinearity is hidden from torch functions (a custom kernel or autograd function): use the model's plain torch"
+    " implementation, for instance attention='eager'; or rounding alone exceeds it."
+)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A next token with its probability and logit."""
+
+    token: str
+    id: int
+    probability: float
+    logit: float
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was checked of a run. Errors are relative, in norms of y.
+
+    `forward_equal`: the recorded logits equal the plain model's, bit for bit (in float64: those of the model without
+    its casts to float32). `reconstruction`: ‖J x + b - y‖ / ‖y‖, from products with J. `affinity`: at a random input
+    v, the largest over all positions of ‖J v + b - r(v)‖ / ‖r(v)‖, where r is a replay, and of |u·J v - v·Jᵀ u| /
+    (‖u‖ ‖J v‖) for a random u. `readout`: how far the logits that the head makes of J x + b, in a pass whose input is
+    v, are from the model's. `stock`: how far the stock model's casts to float32 take its logits from these, in float64.
+    `constants`: ‖b‖ / ‖y‖. `ordinary`: ‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J', if it was asked for.
+    `operations`: live calls by function and what was held. In 16 bits the tolerances catch gross errors only; a
+    precision of float32 sharpens `affinity_tolerance`.
+    """
+
+    forward_equal: bool
+    reconstruction: float
+    affinity: float
+    readout: float
+    stock: float | None
+    constants: float
+    ordinary: float | None
+    tolerance: float
+    affinity_tolerance: float
+    convention: str
+    dtype: str
+    precision: str
+    attention: str
+    versions: dict[str, str]
+    operations: dict[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One recorded pass at a prompt: `input` are its embeddings, `hidden` and `logits` what the model made of them."""
+
+    lm: LM = field(repr=False)
+    ids: list[int] = field(repr=False)
+    tokens: list[str]
+    prediction: list[Prediction]
+    certificate: Certificate
+    input: Float[Tensor, "T d"] = field(repr=False)
+    network: Network = field(repr=False)
+    tolerance: float | None = field(default=None, repr=False)  # as freeze was given it
+    seed: int = field(default=0, repr=False)
+    stamp: weights.Stamp | None = field(default=None, repr=False)  # the weights, but those that passes write
+
+    def unchanged(self) -> None:
+        """Raises ReplayMismatch where the model's weights were written since."""
+        if self.stamp is not None and (changed := self.stamp.changed(self.lm.model)):
+            raise ReplayMismatch(
+                "A run is of the weights that it was frozen with",
+                f"{changed[0]}, changed since",
+                "Freeze the prompt again.",
+            )
+
+    def _repr_html_(self) -> str:
+        from secant.results.html import run
+
+        return run(self)
+
+    @property
+    def hidden(self) -> Float[Tensor, "T d"]:
+        """The final-normed hidden states."""
+        return self.network.recording.values["norm"]
+
+    @property
+    def logits(self) -> Float[Tensor, "T vocabulary"]:
+        """The logits at every position."""
+        return self.network.recording.values["logits"]
+
+    @property
+    def tape(self) -> Tape:
+        """What was held, call by call."""
+        return self.network.recording.tape
+
+    @cached_property
+    def inside(self) -> Inside:
+        """The network with every named point in it, found when it is first asked for. Raises ReplayMismatch."""
+        self.unchanged()
+        return Inside.of(self.network)
+
+    @property
+    def points(self) -> list[str]:
+        """The names of the points of this network."""
+        return list(self.inside.points)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each position: its token and id, and what the model says comes next: token, probability, logit."""
+        logits = wide(self.logits)
+        best = logits.argmax(1).tolist()
+        return pd.DataFrame(
+            {
+                "position": range(len(self.ids)),
+                "token": self.tokens,
+                "id": self.ids,
+                "predicted": [self.lm.text(i) for i in best],
+                "probability": torch.softmax(logits, 1).amax(1).numpy(),
+                "logit": logits.amax(1).numpy(),
+            }
+        )
+
+    @checked
+    def next(self, token: str | SupportsIndex | None = None) -> Run:
+        """The run of the prompt with one more token, by default the predicted one, frozen and certified likewise.
+
+        Raises what `freeze` raises, BadPrompt at the end of the model's context among it.
+        """
+        c = self.certificate
+        more = self.prediction[0].id if token is None else self.lm.token(token, "input")
+        return freeze(
+            self.lm,
+            [*self.ids, more],
+            convention=c.convention,
+            precision=c.precision,
+            ordinary=c.ordinary is not None,
+            tolerance=self.tolerance,
+            top=len(self.prediction),
+            seed=self.seed,
+        )
+
+    @checked
+    def operator(
+        self,
+        source: str = "embed",
+        target: str = "norm",
+        position: SupportsIndex | Sequence[SupportsIndex] | slice | None = -1,
+        *,
+        readout: str | None = None,
+        tokens: Sequence[str | SupportsIndex] | None = None,
+    ) -> Operator:
+        """The held network from one point to another, at one position, several (one after the other), or all (None).
+
+        Points: embed, layers.i, layers.i.attn, .mlp and .mixer, layers.i.attn.heads.h, norm, logits; `run.points` lists
+        them. The source's rows at all tokens go in. `readout`: "norm" or "logits" takes a target inside on through the
+        final norm, held at the target's own value. `tokens`: of logits, those of these tokens alone.
+        Raises NoPoint, BadArgument for a position that the prompt does not have, BadPrompt for a token that the
+        vocabulary does not have, and NotExact where a point's own reconstruction is above tolerance.
+        """
+        rows, ids = self.rows(position), self._ids(tokens, readout or target)
+        c = self.certificate
+        where = {"model": self.lm.name, "tokens": self.tokens, "source": source, "target": target, "readout": readout}
+        how = {"convention": c.convention, "dtype": c.dtype, "precision": c.precision, "versions": c.versions}
+        alone = hasattr(position, "__index__")
+        about = {**where, "position": rows[0] if alone else rows, "logits": ids, **how}
+        if source == "embed" and target in self.network.points and readout is None:
+            op = self.network.operator(target, rows, ids, about)
+            if (target, rows) == ("norm", [len(self.ids) - 1]):
+                return op  # which the certificate is of
+        else:
+            op = self.inside.operator(source, target, rows, ids, readout, about)
+        self.certify(op.reconstruction, op.bias, op.output, f"from {source} to {target}")
+        return op
+
+    def certify(self, error: float, bias: Tensor, output: Tensor, where: str) -> None:
+        """Raises NotExact where an operator does not reproduce the model; what cancels is judged by its terms."""
+        c = self.certificate
+        if not error <= c.tolerance * (1 + 2 * bias.norm().item() / (output.norm().item() or 1)):
+            raise NotExact(
+                f"An operator must reproduce the model to {c.tolerance:.0e} in {c.precision}",
+                f"{error:.1e} {where}", HIDDEN,
+            )  # fmt: skip
+
+    def rows(self, position: SupportsIndex | Sequence[SupportsIndex] | slice | None) -> list[int]:
+        """The positions that are meant, from 0; None: all. Raises BadArgument for one that the prompt does not have."""
+        T = len(self.ids)
+        if isinstance(position, slice):
+            position = range(T)[position]
+        given: Sequence[SupportsIndex | str]
+        if isinstance(position, Sequence) and not isinstance(position, str):
+            given = position
+        else:
+            given = range(T) if position is None else [position]
+        if not len(given):
+            raise BadArgument("An operator has at least one position", "none", f"Use {-T} to {T - 1}.")
+        return [integer(row, -T, T - 1, f"A position is one of the prompt's {T} tokens") % T for row in given]
+
+    def _ids(self, tokens: Sequence[str | SupportsIndex] | None, target: str) -> list[int] | None:
+        if tokens is None:
+            return None
+        if target != "logits":
+            raise BadArgument(
+                "Only logits are those of tokens", f"tokens for {target}", "Choose logits, or leave them out."
+            )
+        if isinstance(tokens, str) or not isinstance(tokens, Sequence) or not tokens:
+            raise BadArgument("Tokens are a list of some", repr(tokens), 'Give, for instance, [" the"].')
+        return [self.lm.token(token) for token in tokens]
+
+
+@checked
+def freeze(
+    lm: LM,
+    prompt: Prompt,
+    *,
+    convention: str = "gate",
+    precision: str | torch.dtype | None = None,
+    ordinary: bool = False,
+    tolerance: float | None = None,
+    top: int = 10,
+    seed: int = 0,
+) -> Run:
+    """Record a model's pass at a prompt (text, token ids or chat messages), and certify the affine network it holds.
+
+    `precision`: evaluate the held network in this type, above the model's own; the recorded pass stays as it is.
+    `ordinary`: measure the ordinary Jacobian beside it. `tolerance`: largest errors, instead of TOLERANCE.
+    `seed`: of the random input that affinity is measured at. `top`: how many predictions.
+    What takes more than a minute, or more than half of the free memory, is announced beforehand. Raises BadPrompt,
+    BadArgument, TrainingMode, NoRule, ReplayMismatch, TooLarge where memory is full, and NotExact above tolerance.
+    """
+    one_of(convention, CONVENTIONS, "A convention")
+    lm.ready()
+    ids = lm.encode(prompt)
+    system = precision_of(lm, precision)
+    top = integer(top, 1, 10**9, "At least one prediction is kept", "top = ")
+    if tolerance is not None:
+        tolerance = number(tolerance, 1e-300, 1e300, "A tolerance is a positive number", todo="Leave it out.")
+    seed = seeded(seed)
+    how: dict[str, Any] = {"tolerance": tolerance, "top": top, "seed": seed}
+
+    def frozen(tokens: Sequence[int], ordinary: bool = False) -> Run:
+        return _frozen(lm, list(tokens), convention, system, ordinary=ordinary, **how)
+
+    with room("Freezing a prompt", "Shorten it, load a smaller dtype, or give it a device with more memory."):
+        foretell(ids, lambda tokens: frozen(tokens).network.recording, lm.dtype)
+        return frozen(ids, ordinary)
+
+
+def _frozen(
+    lm: LM,
+    ids: list[int],
+    convention: str,
+    system: torch.dtype,
+    ordinary: bool,
+    tolerance: float | None,
+    top: int,
+    seed: int,
+) -> Run:
+    """The run of these tokens, of arguments that are as they should be."""
+    odd = explained(ModelRefused, "A model must run at the prompt by itself", "Mend the model.")
+    state = State(lm.model)
+    with running(lm, lm.dtype, state=state) as own, odd:
+        x, plain = lm.embed(ids), lm.logits(ids)
+    stock = _stock_error(lm, ids, plain, state) if lm.dtype == torch.float64 else None
+    recording = record(lm, ids, x, convention, system, state=state)
+    if not recording.values["norm"][-1].any():
+        raise NotExact("There must be a hidden state to reproduce", "one that is 0", "Check the final norm's weights.")
+    network = Network.of(lm, recording, x, system)
+    with explained(NotExact, "The held network must have products with J and its transpose", HIDDEN):
+        reconstruction, affinity, readout = _errors(network, seed)
+    certificate = Certificate(
+        forward_equal=torch.equal(plain, recording.values["logits"]),
+        reconstruction=reconstruction,
+        affinity=affinity,
+        readout=readout,
+        stock=stock,
+        constants=(wide(network.biases["norm"][-1]).norm() / wide(network.points["norm"][-1]).norm()).item(),
+        ordinary=relative(ordinary_output(lm, recording, x), recording.values["norm"][-1]) if ordinary else None,
+        tolerance=TOLERANCE[lm.dtype] if tolerance is None else tolerance,
+        affinity_tolerance=TOLERANCE[system] if tolerance is None else tolerance,
+        convention=convention,
+        dtype=str(lm.dtype).removeprefix("torch."),
+        precision=str(system).removeprefix("torch."),
+        attention=lm.attention,
+        versions=versions(),
+        operations=recording.tape.operations(),
+    )
+    _refuse(certificate)
+    predictions = _predictions(lm, recording.values["logits"][-1], top)
+    return Run(
+        lm,
+        ids,
+        [lm.text(i) for i in ids],
+        predictions,
+        certificate,
+        x,
+        network,
+        tolerance,
+        seed,
+        weights.Stamp.of(lm.model, without=[tensor for tensor, _ in own.values()]),
+    )
+
+
+def precision_of(lm: LM, precision: str | torch.dtype | None) -> torch.dtype:
+    """The type in which a held network is evaluated; by default the model's own. Raises BadArgument below that."""
+    system = dtype_of(precision) or lm.dtype
+    if torch.promote_types(system, lm.dtype) != system:
+        raise BadArgument(
+            f"The precision is at least the model's own, {lm.dtype}",
+            str(system),
+            "Load the model in a lower dtype instead.",
+        )
+    return system
+
+
+def _errors(network: Network, seed: int) -> tuple[float, float, float]:
+    """The errors of reconstruction, affinity and readout."""
+    last, T = network.operator("norm", [-1]), len(network.input)
+    op = network.operator("norm", range(T))
+    x, b = op.input, wide(op.bias)
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * x.std(correction=0)
+    u = torch.randn(op.bias.shape, generator=generator, dtype=torch.float64).to(op.bias)
+    Jx, Jv = wide(op @ torch.stack([x.flatten(), v.flatten()], dim=1)).T
+    rebuilt, affine, adjoint = (Jx + b).view(T, -1), (Jv + b).view(T, -1), op.T @ u
+    replayed = network.replay(v, norm=rebuilt)
+    dot = (wide(u) @ Jv - wide(adjoint) @ wide(v).flatten()).abs() / (wide(u).norm() * Jv.norm())
+    rows = [relative(*pair) for pair in zip(affine, replayed["norm"], strict=True)]
+    logits = network.recording.values["logits"][-1]
+    return relative(rebuilt[-1], last.output), max(*rows, dot.item()), relative(replayed["logits"][-1], logits)
+
+
+def _stock_error(lm: LM, ids: Sequence[int], logits: Tensor, state: State) -> float | None:
+    """How far the stock float64 pass, casts and all, is from the one without; None where it can't run in float64."""
+    try:
+        with untouched(lm.model, state):
+            return relative(lm.logits(ids), logits)
+    except RuntimeError:
+        return None
+
+
+def ordinary_output(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> Float[Tensor, " d"]:
+    """J' x with the ordinary Jacobian J' of the last hidden state: the baseline that fails."""
+    return tangent(lm, recording, x).forward(x.detach().reshape(-1, 1))[:, 0]
+
+
+def tangent(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> Graph:
+    """Products with the ordinary Jacobian J' of the last hidden state by the embeddings x of a recording's tokens."""
+    watch, ids = WithoutParameters(lm.head), recording.ids
+    with running(lm, lm.dtype, state=recording.state), sdpa_kernel(SDPBackend.MATH):
+        leaf = x.detach().clone().requires_grad_()
+        moving = leaf.clone()
+        with noting_head(lm, watch), watch:
+            lm.forward(ids, moving)
+        hidden = watch.head.uses[recording.readout.use].given
+        assert hidden is not None, "record has found it"
+        return Graph(leaf, streams(hidden, len(ids))[recording.readout.stream, -1])
+
+
+def _refuse(c: Certificate) -> None:
+    """Raise NotExact where the certificate does not hold."""
+    if not c.forward_equal:
+        raise NotExact(
+            "The recorded pass must equal the plain model's, bit for bit", "another result",
+            "The model's forward pass is not repeatable; make it deterministic.",
+        )  # fmt: skip
+    if c.stock is not None and not c.stock < 1e-3:
+        raise NotExact(
+            "A float64 pass differs from the stock one by its casts to float32 alone, at most 1e-03", f"{c.stock:.0e}",
+            "Report the model's type; it can be frozen in float32.",
+        )  # fmt: skip
+    checks = ((c.reconstruction, c.tolerance, "reconstruction"), (c.affinity, c.affinity_tolerance, "affinity"))
+    for error, tolerance, name in checks:
+        if not error <= tolerance:
+            raise NotExact(
+                f"The held network must be affine and reproduce the model to {tolerance:.0e} in {c.precision}",
+                f"{name} {error:.1e}",
+                HIDDEN,
+            )
+    if not c.readout <= c.tolerance:
+        raise NotExact(
+            f"The head of J x + b must give the model's logits to {c.tolerance:.0e}", f"others, off by {c.readout:.1e}",
+            "The logits are made of more than the hidden states that the head reads: report the model's type.",
+        )  # fmt: skip
+
+
+def _predictions(lm: LM, logits: Float[Tensor, " vocabulary"], top: int) -> list[Prediction]:
+    logits = wide(logits)
+    probabilities = torch.softmax(logits, -1)
+    best: Sequence[int] = torch.sort(logits, descending=True, stable=True).indices[:top].tolist()
+    return [Prediction(lm.text(i), i, probabilities[i].item(), logits[i].item()) for i in best]

@@ -1,0 +1,57 @@
+"""Tensors as numbers, and trees of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float64 on the CPU, which every device can be copied to."""
+    return tensor.detach().cpu().double()
+
+
+def lengths(vectors: Tensor, dim: int) -> Tensor:
+    """Euclidean norms along a dimension, in the vectors' type but for their squares, which may have no place in it."""
+    return torch.linalg.vector_norm(vectors, dim=dim, dtype=torch.float64).to(vectors.dtype)
+
+
+def relative(value: Tensor, true: Tensor) -> float:
+    """‖value - true‖ / ‖true‖"""
+    error, norm = torch.linalg.vector_norm(wide(value) - wide(true)), torch.linalg.vector_norm(wide(true))
+    return (error / norm).item() if error != 0 else 0.0
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """Every tensor among arguments, however nested."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for leaf in tree:
+            yield from tensors(leaf)
+    elif isinstance(tree, dict):
+        for leaf in tree.values():
+            yield from tensors(leaf)
+
+
+def address(tensor: Tensor) -> int:
+    """Where its memory begins; of a packed weight, which has none of its own, another number."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        return -id(tensor)
+
+
+def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same arguments with every tensor changed."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, list | tuple):
+        leaves = [mapped(leaf, change) for leaf in tree]
+        return type(tree)(*leaves) if hasattr(tree, "_fields") else type(tree)(leaves)
+    if isinstance(tree, dict):
+        return {k: mapped(leaf, change) for k, leaf in tree.items()}
+    return tree

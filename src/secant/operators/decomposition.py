@@ -1,0 +1,450 @@
+"""Singular value decompositions of operators: J = Σ_i σ_i u_i v_iᵀ, in full or of each token's block.
+
+Columns of U are left singular vectors (directions written at the output), columns of V right ones (directions read
+at the input). A pair's sign is free; it is chosen so that y·u >= 0 for the operator's output y (J. Golden, TMLR 2025,
+arXiv 2505.24293, section 3.2). How they are found is chosen by what it costs (secant.operators.cost); whichever
+way it was, the residuals of every triplet are measured, and are within the tolerance.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secant.errors import BadArgument, NotConverged, TooLarge, checked, integer, seeded, share
+from secant.files import write_tensors
+from secant.memory import allowance, bytes_in_words, limited
+from secant.numeric import relative, wide
+from secant.operators.batched import Blocks, Formed, Stack, Whole
+from secant.operators.cost import TOGETHER, Way, counted, of_matrices, said, ways
+from secant.operators.operator import CHUNK, Matrix, Operator
+from secant.operators.solvers import SOLVERS, Found, Impatient, Wanted, signs
+from secant.results.files import saving
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest residual of a triplet, in units of σ₁, by the type in which products are computed."""
+
+WARM = 4
+"""Blocks that join a start before its triplets are believed: what is larger has to show."""
+
+PATIENCE = 60
+"""Passes that the cheapest solver of a matrix that is there may take, before LAPACK decomposes it."""
+
+TURN = 0.1
+"""Singular vectors that may be turned into each other by more than this, in radians, are reported as a block."""
+
+
+@dataclass(frozen=True, eq=False)
+class SVD:
+    """Leading singular triplets: `J V = U S` to within `residuals`.
+
+    `residuals`: the larger of ‖J v - σ u‖ and ‖Jᵀ u - σ v‖ for each triplet, in the units of σ. `frobenius`: ‖J‖_F
+    of the whole operator, and `spread` its standard error, 0 where J was formed. `following`: the next singular value,
+    or an estimate of it; 0 where there is none. `noise`: rounding of J itself, in the units of σ. `products` counts
+    vectors multiplied by J or Jᵀ, `passes` the batched passes they took.
+    """
+
+    U: Float[Tensor, "d_out k"] = field(repr=False)
+    S: Float[Tensor, " k"]
+    V: Float[Tensor, "n_in k"] = field(repr=False)
+    residuals: Float[Tensor, " k"] = field(repr=False)
+    frobenius: float
+    solver: str
+    products: int
+    passes: int
+    spread: float = 0.0
+    following: float = 0.0
+    noise: float = 0.0
+
+    @property
+    def stable_rank(self) -> float:
+        """‖J‖_F² / σ₁²: how many directions matter; 0 for a zero operator."""
+        return (self.frobenius / self.S[0].item()) ** 2 if self.S[0] > 0 else 0.0
+
+    @property
+    def stable_rank_spread(self) -> float:
+        """Standard error of the stable rank; 0 where J was formed."""
+        return 2 * self.stable_rank * self.spread / self.frobenius if self.frobenius else 0.0
+
+    @property
+    def energy(self) -> Float[Tensor, " k"]:
+        """The share of ‖J‖_F² in the first triplet, the first two, and so on; of a zero operator 1."""
+        total = max(self.frobenius**2, wide(self.S).square().sum().item())
+        return wide(self.S).square().cumsum(0) / total if total else torch.ones(len(self.S), dtype=torch.float64)
+
+    @property
+    def blocks(self) -> list[range]:
+        """Triplets that belong together: near-equal singular values, whose single vectors mean nothing.
+
+        Neighbours are apart where the gap between them is at least ten times what their values are uncertain by:
+        residuals and rounding turn their vectors by no more than a tenth then (C. Davis and W. Kahan, 1970). The last
+        block may go on beyond those that were kept; `complete` says so.
+        """
+        starts = [0, *(i for i in range(1, len(self.S)) if self._apart(i)), len(self.S)]
+        return [range(lo, hi) for lo, hi in pairwise(starts)]
+
+    @property
+    def block_of(self) -> list[int]:
+        """The number of each triplet's block."""
+        return [b for b, block in enumerate(self.blocks) for _ in block]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last block ends with the last triplet, as far as is known: without J, equal values beyond as many
+        as were looked for stay unseen.
+        """
+        return len(self.S) == min(len(self.U), len(self.V)) or self._apart(len(self.S))
+
+    def vectors(self) -> list[dict[str, Any]]:
+        """What a table says of each triplet that its words, or more, are of: vector, block and sigma."""
+        every = enumerate(zip(self.block_of, self.S.tolist(), strict=True))
+        return [{"vector": i, "block": block, "sigma": sigma} for i, (block, sigma) in every]
+
+    def spectrum(self) -> list[dict[str, Any]]:
+        """What a table of several spectra says of each triplet: also σ / σ₀ (0 where all are 0), and the residual."""
+        rows, top = self.vectors(), self.S[0].item() or 1.0
+        return [
+            {**row, "normalized": row["sigma"] / top, "residual": residual}
+            for row, residual in zip(rows, self.residuals.tolist(), strict=True)
+        ]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each triplet: its block of near-equal singular values, σ, energy so far, residual."""
+        return pd.DataFrame(
+            {
+                "vector": range(len(self.S)),
+                "block": self.block_of,
+                "sigma": wide(self.S).numpy(),
+                "energy": wide(self.energy).numpy(),
+                "residual": wide(self.residuals).numpy(),
+            }
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write svd (.parquet and .csv), columns.csv, and U, S, V as tensors.safetensors. Raises OutputFailed."""
+        about = {"solver": self.solver, "products": self.products, "passes": self.passes, "frobenius": self.frobenius}
+        tensors = {"U": self.U, "S": self.S, "V": self.V, "residuals": self.residuals}
+        with saving(folder, {"svd": self.to_pandas()}) as new:
+            write_tensors(new / "tensors.safetensors", tensors, {"secant": json.dumps(about)})
+
+    def _repr_html_(self) -> str:
+        from secant.results.html import svd
+
+        return svd(self)
+
+    def _apart(self, i: int) -> bool:
+        """Whether triplet i and the one before it are told from each other."""
+        S = [*self.S.tolist(), self.following]
+        uncertain = max(self.residuals[max(0, i - 1) : i + 1].max().item(), self.noise)
+        return S[i - 1] - S[i] > uncertain / TURN
+
+    def reconstruction(self, x: Float[Tensor, "T d_in"]) -> Float[Tensor, "k d_out"]:
+        """Σ_i u_i σ_i (v_i·x) of the first triplet, the first two, and so on: what they make of an input."""
+        return (self.U * (self.S * (self.V.T @ x.to(self.V).flatten()))).cumsum(1).T
+
+
+Progress = Callable[[str, int, int], None]
+
+
+@overload
+def svd(
+    op: Operator, k: int = ..., *, per_token: Literal[False] = ..., solver: str = ..., tol: float | None = ...,
+    seed: int = ..., start: SVD | Sequence[SVD] | None = ..., max_memory: float | str | None = ...,
+    progress: Progress | None = ...,
+) -> SVD: ...  # fmt: skip
+@overload
+def svd(
+    op: Operator, k: int = ..., *, per_token: Literal[True], solver: str = ..., tol: float | None = ...,
+    seed: int = ..., start: SVD | Sequence[SVD] | None = ..., max_memory: float | str | None = ...,
+    progress: Progress | None = ...,
+) -> list[SVD]: ...  # fmt: skip
+@checked
+def svd(
+    op: Operator,
+    k: int = 8,
+    *,
+    per_token: bool = False,
+    solver: str = "auto",
+    tol: float | None = None,
+    seed: int = 0,
+    start: SVD | Sequence[SVD] | None = None,
+    max_memory: float | str | None = None,
+    progress: Progress | None = None,
+) -> SVD | list[SVD]:
+    """The leading k singular triplets of an operator, largest first, or a list with those of each token's block.
+
+    `solver`: "dense" (LAPACK) and "gram" (eigenvectors of J Jᵀ, refined) form J; "krylov" (block Krylov with restarts)
+    and "propack" know it by products, or as it is if it is there; "auto" is the cheapest that fits, by counts of
+    operations, and so the same each time. `tol`: largest residual, in units of σ₁; by default TOLERANCE of the
+    operator's type. `seed`: of the first block; `start`: an SVD of a like operator to begin from, or one for each
+    token. `max_memory`: bytes to work in, or such as "4GiB"; by default half of what is free. What takes more than a
+    minute, or more than half of the free memory, is announced beforehand. `progress(what, done, all)` is called as the
+    work goes on. Blocks take their signs from the output of the whole operator.
+    Raises BadArgument, NotConverged (at any triplet, for any solver but dense), and TooLarge.
+
+    >>> import torch
+    >>> J = torch.tensor([[[0.0, 2.0]], [[-3.0, 0.0]]])  # (d_out, T, d_in)
+    >>> f = svd(Operator.from_dense(J, input=torch.ones(1, 2)), k=2)
+    >>> f.S.tolist(), f.V[:, 0].tolist()
+    ([3.0, 2.0], [1.0, 0.0])
+    """
+    if solver not in ("auto", *SOLVERS):
+        raise BadArgument(f"A solver is one of auto, {', '.join(SOLVERS)}", repr(solver), "Choose one of them.")
+    T, d_in = op.input.shape
+    most = min(op.shape[0], d_in if per_token else T * d_in)
+    k = integer(k, 1, most, f"An operator of this shape has 1 to {most} singular triplets", "k = ")
+    seed = seeded(seed)
+    if tol is not None:
+        tol = share(tol, "A tolerance is a share of the largest singular value", "tol = ", "Use such as 1e-6.")
+    with limited(max_memory):
+        tokens = T if per_token else None
+        begin = _started(start, tokens, d_in if per_token else T * d_in)
+        wanted = Wanted(k, TOLERANCE[op.bias.dtype] if tol is None else tol, seed=seed, start=begin)
+        wanted = wanted if begin is None else replace(wanted, least=WARM)
+        if isinstance(op.products, Matrix):
+            found = _formed(op, wanted, tokens, solver, progress)
+        elif solver == "auto":
+            found = _automatic(op, wanted, tokens, progress)
+        else:
+            found = _chosen(op, wanted, tokens, solver, progress)
+    return found if per_token else found[0]
+
+
+@checked
+def stable_rank(op: Operator, per_token: bool = False) -> float | list[float]:
+    """‖J‖_F² / σ₁² of an operator, or a list with those of each token's block."""
+    if per_token:
+        return [f.stable_rank for f in svd(op, 1, per_token=True)]
+    return svd(op, 1).stable_rank
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number known from random vectors, and its standard error; 0 where it is exact."""
+
+    value: float
+    spread: float
+
+
+@overload
+def frobenius(op: Operator, *, per_token: Literal[False] = ..., samples: int = ..., seed: int = ...) -> Estimate: ...
+@overload
+def frobenius(op: Operator, *, per_token: Literal[True], samples: int = ..., seed: int = ...) -> list[Estimate]: ...
+@checked
+def frobenius(op: Operator, *, per_token: bool = False, samples: int = 64, seed: int = 0) -> Estimate | list[Estimate]:
+    """‖J‖_F² of an operator, or a list with ‖J_t‖_F² of each token's block, without J: E ‖Jᵀz‖², z random signs.
+
+    All blocks come from the same `samples` products (M. F. Hutchinson, Commun. Stat. 18 (1989)). Of the whole, an SVD
+    knows ‖J‖_F more closely (`SVD.frobenius`, `SVD.spread`). Raises BadArgument.
+    """
+    samples = integer(samples, 2, 10**6, "An estimate takes some random vectors", "samples = ")
+    seed = seeded(seed)
+    T, d_in = op.input.shape
+    if isinstance(op.products, Matrix):
+        squares = wide(op.dense()).square().sum((0, 2))
+        exact = [Estimate(value, 0.0) for value in squares.tolist()]
+        return exact if per_token else Estimate(squares.sum().item(), 0.0)
+    each = []
+    for some in signs(op.shape[0], samples, seed, op.bias).split(CHUNK, dim=1):
+        products = op.products.adjoint(some).view(T, d_in, -1)
+        each.append(torch.stack([wide(own).square().sum(0) for own in products]))
+    squares = torch.cat(each, dim=1)
+    squares = squares if per_token else squares.sum(0, keepdim=True)
+    spreads = squares.std(1) / samples**0.5
+    found = [Estimate(*pair) for pair in zip(squares.mean(1).tolist(), spreads.tolist(), strict=True)]
+    return found if per_token else found[0]
+
+
+@checked
+def captured(op: Operator, f: SVD | Sequence[SVD]) -> Float[Tensor, " k"]:
+    """‖Σ_t J_t^(i) x_t + b - y‖ / ‖y‖ with the first i triplets, i from 1: of the whole, or of each token's block.
+
+    How much of the output the leading triplets make. Raises BadArgument where there are not as many SVDs as tokens.
+    """
+    x, y = op.input, wide(op.output)
+    if isinstance(f, SVD):
+        parts = wide(f.reconstruction(x))
+    elif len(f) == len(x):
+        parts = torch.stack([wide(g.reconstruction(own[None])) for g, own in zip(f, x, strict=True)]).sum(0)
+    else:
+        raise BadArgument(f"An operator on {len(x)} tokens has as many blocks", f"{len(f)} SVDs", "Give one of each.")
+    return torch.tensor([relative(part + wide(op.bias), y) for part in parts], dtype=torch.float64)
+
+
+def leading(J: Float[Tensor, "n d_out d_in"], y: Float[Tensor, " d_out"], k: int) -> list[SVD]:
+    """The leading k triplets of each of several matrices that are there, in float32 at least, signed by y."""
+    return _of_matrices(J, y, Wanted(k, TOLERANCE[torch.promote_types(J.dtype, torch.float32)]), "auto")
+
+
+def _of_matrices(
+    J: Float[Tensor, "n d_out d_in"], y: Float[Tensor, " d_out"], wanted: Wanted, solver: str
+) -> list[SVD]:
+    """By one solver, or the cheapest, which, if it does not converge soon, is LAPACK after all."""
+    if not J.isfinite().all():
+        raise BadArgument("An operator has finite numbers", "NaN or infinity", "Look where J is from.")
+    stack = Formed(J)
+    if solver != "auto":
+        return _signed(SOLVERS[solver].solve(stack, wanted), y, solver, J.dtype)
+    every, room = of_matrices(stack.shape, wanted, stack.like), allowance(J.device)
+    fitting = [way for way in every if way.memory <= room] or [min(every, key=lambda way: way.memory)]
+    solver = min(fitting, key=lambda way: way.operations).solver
+    try:
+        return _signed(SOLVERS[solver].solve(stack, replace(wanted, limit=PATIENCE)), y, solver, J.dtype)
+    except NotConverged:
+        return _signed(SOLVERS["dense"].solve(stack, wanted), y, "dense", J.dtype)
+
+
+def _by_tokens(op: Operator, wanted: Wanted, tokens: int | None, few: int) -> Iterator[tuple[slice, Wanted]]:
+    """Groups of blocks, with what is wanted of each; of the whole, one of one."""
+    for start in range(0, tokens or 1, few):
+        group = slice(start, min(start + few, tokens or 1))
+        yield group, replace(wanted, start=None if wanted.start is None else wanted.start[group])
+
+
+def _formed(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
+    """Of J, which is formed, or there."""
+    report = progress or (lambda what, done, of: None)
+    J = op.dense(progress=lambda done, of: report("rows of J", done, of))
+    found: list[SVD] = []
+    for group, own in _by_tokens(op, wanted, tokens, TOGETHER):
+        blocks = J[:, group].movedim(1, 0) if tokens else J.flatten(1)[None]
+        found += _of_matrices(blocks, op.output, own, solver)
+        report("spectra", len(found), tokens or 1)
+    return found
+
+
+def _by_products(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
+    """Without J. Raises NotConverged, and Impatient where another way is cheaper."""
+    found: list[SVD] = []
+    for group, own in _by_tokens(op, wanted, tokens, max(1, CHUNK // wanted.block)):
+        stack: Stack
+        if tokens:
+            stack = Blocks(op.products, op.shape, tokens, range(tokens)[group], op.bias)
+        else:
+            stack = Whole(op.products, op.shape, op.bias)
+        found += _signed(SOLVERS[solver].solve(stack, _heard(own, progress)), op.output, solver, op.bias.dtype)
+        if progress:
+            progress("spectra", len(found), tokens or 1)
+    return found
+
+
+def _heard(wanted: Wanted, progress: Progress | None) -> Wanted:
+    """The same, with its passes reported; how many there will be is a guess."""
+    if progress is None:
+        return wanted
+    patience, report = wanted.patience, progress
+
+    def go_on(passes: int, worst: float) -> bool:
+        report("passes", passes, max(2 * wanted.expected, passes + 1))
+        return patience is None or patience(passes, worst)
+
+    return replace(wanted, patience=go_on)
+
+
+def _automatic(op: Operator, wanted: Wanted, tokens: int | None, progress: Progress | None) -> list[SVD]:
+    """The cheapest way that fits. Krylov spaces are left for J where they converge so slowly that it is cheaper."""
+    pace, room = counted(op), allowance(op.bias.device)
+    every = ways(op, wanted, tokens)
+    fitting = [way for way in every if way.memory <= room]
+    if not fitting:
+        raise _too_large(min(every, key=lambda way: way.memory), room)
+    best = min(fitting, key=lambda way: way.cost(pace))
+    formed = min((way for way in fitting if way.form), key=lambda way: way.cost(pace), default=None)
+    said(_what(op, best, tokens), op, best)
+    if best.form:
+        return _formed(op, wanted, tokens, "auto", progress)
+    if formed is None:
+        return _by_products(op, wanted, tokens, "krylov", progress)
+    try:
+        patience = _Patience(best.cost(pace) / (2 * wanted.expected), formed.cost(pace), wanted.tolerance)
+        return _by_products(op, replace(wanted, patience=patience), tokens, "krylov", progress)
+    except (Impatient, NotConverged):
+        said(_what(op, formed, tokens), op, formed)
+        return _formed(op, wanted, tokens, "auto", progress)
+
+
+@dataclass
+class _Patience:
+    """Whether Krylov spaces may go on: while what they still need, at the rate of late, is less than another way takes.
+
+    Residuals fall slowly at first, and faster later: nothing is judged before most of the other way's cost is spent.
+    """
+
+    each: float
+    other: float
+    tolerance: float
+    seen: list[tuple[int, float]] = field(default_factory=list)
+
+    def __call__(self, passes: int, worst: float) -> bool:
+        if self.seen and passes < self.seen[-1][0]:
+            self.seen.clear()  # the next group
+        self.seen.append((passes, worst))
+        if passes * self.each < 0.8 * self.other or len(self.seen) < 4:
+            return True
+        (before, then), (now, last) = self.seen[-4], self.seen[-1]
+        rate = math.log(then / last) / (now - before) if last < then else 0.0
+        needed = math.log(last / self.tolerance) / rate if rate else math.inf
+        return needed * self.each <= self.other
+
+
+def _chosen(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
+    """By a solver that was asked for. Raises NotConverged and TooLarge."""
+    (way,) = ways(op, wanted, tokens, solver)
+    if way.memory > allowance(op.bias.device):
+        raise _too_large(way, allowance(op.bias.device))
+    said(_what(op, way, tokens), op, way)
+    return (_formed if way.form else _by_products)(op, wanted, tokens, solver, progress)
+
+
+def _what(op: Operator, way: Way, tokens: int | None) -> str:
+    what = f"{tokens} blocks of {op.shape[0]} x {op.shape[1] // tokens}" if tokens else f"{op.shape[0]} x {op.shape[1]}"
+    return f"SVD of {what}, {'forming J' if way.form else 'by products'}"
+
+
+def _too_large(way: Way, room: float) -> TooLarge:
+    return TooLarge(
+        "An SVD must fit in the memory that it may use", f"{bytes_in_words(way.memory)} and {bytes_in_words(room)}",
+        "Use solver='auto' or 'krylov', fewer triplets, a shorter prompt, or allow more with max_memory.",
+    )  # fmt: skip
+
+
+def _started(start: SVD | Sequence[SVD] | None, tokens: int | None, width: int) -> Tensor | None:
+    """Right vectors to begin from, `[n, d_in, k]`. Raises BadArgument."""
+    if start is None:
+        return None
+    given = list(start) if isinstance(start, Sequence) else [start]
+    if not given or not all(isinstance(f, SVD) for f in given):
+        raise BadArgument("A start is an SVD, or one for each token", type(start).__name__, "Give what svd returned.")
+    V = [f.V for f in given]
+    if len(V) != (tokens or 1) or len({v.shape for v in V}) != 1 or len(V[0]) != width:
+        raise BadArgument(
+            "A start is an SVD of an operator of the same shape, or one for each token",
+            f"{len(V)}, of {len(V[0])} numbers", "Leave it out, or give such as svd returned.",
+        )  # fmt: skip
+    return torch.stack(V)
+
+
+def _signed(found: list[Found], y: Tensor, solver: str, dtype: torch.dtype) -> list[SVD]:
+    """Signs such that y·u >= 0; where it is 0, such that the largest entry of u is positive."""
+    made = []
+    for f in found:
+        along = y.to(f.U) @ f.U
+        largest = f.U.gather(0, f.U.abs().argmax(0, keepdim=True))[0]
+        sign = torch.where(along == 0, largest, along).sign()
+        sign = torch.where(sign == 0, 1, sign)
+        k = f.U.shape[1]
+        S, following = f.S[:k], f.S[k].item() if len(f.S) > k else 0.0
+        noise = torch.finfo(dtype).eps * S[0].item()
+        U, V = f.U * sign, f.V * sign
+        made.append(SVD(U, S, V, f.residuals, f.norm, solver, f.products, f.passes, f.spread, following, noise))
+    return made

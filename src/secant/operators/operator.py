@@ -1,0 +1,436 @@
+"""An operator: the affine map y = Σ_t J_t x_t + b between two points of a network, blocked by token.
+
+J is known by its products, J v and Jᵀ u, and is formed only on request. Both come from the graph of one replay
+of the held network: Jᵀ u is its backward pass, and J v is the backward pass of u ↦ Jᵀ u, which is linear in u. This
+file is torch only and knows nothing of language models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, overload, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from secant.errors import BadArgument, DamagedFile, ReplayMismatch, checked, integer
+from secant.files import check_file, path_of, replacing, write_tensors
+from secant.foreign import explained
+from secant.memory import allowance, in_parts
+from secant.numeric import relative, wide
+
+CHUNK = 256
+"""Most vectors that one batched pass takes."""
+
+ALIVE = 3
+"""Tensors of the size of the largest that a pass keeps at once, for each vector."""
+
+PASS = 2**30
+"""Most bytes that a pass makes, however much there is: more vectors at once gain nothing."""
+
+
+@runtime_checkable
+class Products(Protocol):
+    """A matrix known by its products with many vectors at once."""
+
+    def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
+        """J v"""
+        ...
+
+    def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
+        """Jᵀ u"""
+        ...
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Products with the Jacobian of `y` by `x`, from the autograd graph that joins them; y is affine in x.
+
+    `largest`: numbers in the largest tensor that a pass makes of each vector; `weights`: how many it is multiplied
+    with. As many vectors go through at once as there is memory for.
+    """
+
+    x: Tensor
+    y: Tensor
+    largest: int = 0
+    weights: int = 0
+
+    def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
+        """J v, as the derivative of u ↦ Jᵀ u, which is linear."""
+        u, gradient = self._twice
+        return in_parts(lambda columns: _pulled(gradient, u, columns), v, self.at_once)
+
+    def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
+        """Jᵀ u"""
+        return in_parts(lambda columns: _pulled(self.y, self.x, columns), u, self.at_once)
+
+    @property
+    def at_once(self) -> int:
+        """How many vectors go through together."""
+        each = ALIVE * max(self.largest, self.x.numel(), self.y.numel()) * self.x.element_size()
+        return max(1, min(CHUNK, int(min(PASS, allowance(self.x.device) / 2) // each)))
+
+    @cached_property
+    def _twice(self) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode(False), torch.enable_grad():
+            u = torch.zeros_like(self.y, requires_grad=True)
+            (gradient,) = torch.autograd.grad(self.y, self.x, u, create_graph=True)
+        return u, gradient
+
+    def __reduce__(self) -> Any:
+        raise BadArgument(
+            "An operator is copied with its J", "one that knows J only by a graph", "Use op.solidified(), or op.save()."
+        )
+
+
+def _pulled(y: Tensor, x: Tensor, cotangents: Tensor) -> Tensor:
+    """The derivative of y by x applied to each column of cotangents, in one batched backward pass."""
+
+    def pull(u: Tensor) -> Tensor:
+        return torch.autograd.grad(y, x, u.reshape(y.shape), retain_graph=True)[0].reshape(-1)
+
+    if cotangents.shape[1] == 0:
+        return cotangents.new_zeros(x.numel(), 0)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            if cotangents.shape[1] == 1:
+                return pull(cotangents[:, 0])[:, None]
+            return torch.func.vmap(pull)(cotangents.T.contiguous()).T  # a batch in front folds into one product
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        raise ReplayMismatch(
+            "An operator's products run through the weights as they were frozen",
+            "weights that were changed in place since",
+            "Freeze the prompt again.",
+        ) from error
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Products with a matrix that is there."""
+
+    matrix: Float[Tensor, "n_out n_in"]
+
+    def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
+        """J v"""
+        return self.matrix @ v
+
+    def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
+        """Jᵀ u"""
+        return self.matrix.T @ u
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Products with some columns of another matrix, which has `total` of them."""
+
+    of: Products
+    index: Int[Tensor, " n_in"]
+    total: int
+
+    def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
+        """J v"""
+        padded = v.new_zeros(self.total, v.shape[1])
+        padded[self.index] = v
+        return self.of.forward(padded)
+
+    def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
+        """Jᵀ u"""
+        return self.of.adjoint(u)[self.index]
+
+
+@dataclass(frozen=True)
+class Composed:
+    """Products with a product of matrices: the first is applied first."""
+
+    first: Products
+    then: Products
+
+    def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
+        """J v"""
+        return self.then.forward(self.first.forward(v))
+
+    def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
+        """Jᵀ u"""
+        return self.first.adjoint(self.then.adjoint(u))
+
+
+@dataclass(frozen=True)
+class Summed:
+    """Products with a combination of matrices of one shape."""
+
+    terms: tuple[tuple[float, Products], ...]
+
+    def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
+        """J v"""
+        return torch.stack([factor * term.forward(v) for factor, term in self.terms]).sum(0)
+
+    def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
+        """Jᵀ u"""
+        return torch.stack([factor * term.adjoint(u) for factor, term in self.terms]).sum(0)
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """The adjoint of an operator, for `op.T @ u`."""
+
+    of: Operator
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(T * d_in, d_out)"""
+        return self.of.shape[::-1]
+
+    @property
+    def T(self) -> Operator:
+        """The operator itself."""
+        return self.of
+
+    def __matmul__(self, u: Tensor) -> Tensor:
+        """Jᵀ u for u of `[d_out]` or `[d_out, n]`: `[T * d_in]` or `[T * d_in, n]`. Raises BadArgument."""
+        return _multiplied(self.of.products.adjoint, u, self.of.shape[0], self.of.bias, "op.T @ u takes d_out numbers")
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """The affine map output = Σ_t J_t input_t + bias, d_out numbers from T tokens of d_in numbers each.
+
+    `about` says where it is from: points, position, convention, dtype, model, tokens.
+    """
+
+    products: Products = field(repr=False)
+    input: Float[Tensor, "T d_in"] = field(repr=False)
+    output: Float[Tensor, " d_out"] = field(repr=False)
+    bias: Float[Tensor, " d_out"] = field(repr=False)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def from_dense(
+        J: Float[Tensor, "d_out T d_in"],
+        input: Float[Tensor, "T d_in"],
+        bias: Float[Tensor, " d_out"] | None = None,
+    ) -> Operator:
+        """An operator whose J is there; its output is J input + bias, without a bias unless one is given.
+
+        >>> op = Operator.from_dense(torch.tensor([[[1.0, 2.0], [0.0, 1.0]]]), input=torch.ones(2, 2))
+        >>> op.shape, op.output, op.block(1).dense()
+        ((1, 4), tensor([4.]), tensor([[[0., 1.]]]))
+        """
+        b = torch.zeros_like(J[:, 0, 0]) if bias is None else bias
+        matrix = J.flatten(1)
+        return Operator(Matrix(matrix), input, matrix @ input.flatten() + b, b)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, T * d_in)"""
+        return len(self.bias), self.input.numel()
+
+    @property
+    def T(self) -> Transposed:
+        """The adjoint, for products Jᵀ u."""
+        return Transposed(self)
+
+    @overload
+    def __matmul__(self, v: Operator) -> Operator: ...
+    @overload
+    def __matmul__(self, v: Tensor) -> Tensor: ...
+    def __matmul__(self, v: Tensor | Operator) -> Tensor | Operator:
+        """J v for v of `[T * d_in]`, `[T * d_in, n]` or `[T, d_in]`: `[d_out]` or `[d_out, n]`.
+
+        Of another operator: the composition, which applies that one first; its constant goes through this one.
+        Raises BadArgument where the shapes do not meet.
+        """
+        if isinstance(v, Operator):
+            return self._after(v)
+        if isinstance(v, Tensor) and v.shape == self.input.shape and v.shape[0] != self.shape[1]:
+            v = v.reshape(-1)
+        return _multiplied(self.products.forward, v, self.shape[1], self.bias, "op @ v takes T * d_in numbers")
+
+    def _after(self, first: Operator) -> Operator:
+        """The composition: this operator of what the first one gives."""
+        if self.shape[1] != first.shape[0]:
+            raise BadArgument(
+                f"A composition's second operator takes what its first one gives, {first.shape[0]} numbers",
+                f"one that takes {self.shape[1]}", "Choose points that follow each other.",
+            )  # fmt: skip
+        if not self._same(first.output, self.input):
+            raise BadArgument(
+                "A composition's second operator begins where its first one ends", "two values of one shape",
+                "Give the first one at all positions (position=None), to the second one's source, of the same run.",
+            )  # fmt: skip
+        products = Composed(first.products, self.products)
+        bias = self.products.forward(first.bias.to(self.bias)[:, None])[:, 0] + self.bias
+        return Operator(products, first.input, self.output, bias, {"first": first.about, "then": self.about})
+
+    def __add__(self, other: Operator) -> Operator:
+        """The sum of two operators on the same input: of their J, their constants and their outputs."""
+        return self._combined(1.0, other, 1.0)
+
+    def __radd__(self, other: int) -> Operator:
+        """So that `sum` works, which begins with 0."""
+        return self if other == 0 else NotImplemented
+
+    def __sub__(self, other: Operator) -> Operator:
+        """The difference of two operators on the same input."""
+        return self._combined(1.0, other, -1.0)
+
+    def __mul__(self, factor: int | float) -> Operator:
+        """A multiple: of J, of the constant and of the output."""
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            return NotImplemented
+        return self._combined(float(factor), self, 0.0)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Operator:
+        """Minus the operator."""
+        return self * -1.0
+
+    def _combined(self, one: float, other: Operator, another: float) -> Operator:
+        """`one` times this operator and `another` times the other one."""
+        if not isinstance(other, Operator):
+            return NotImplemented
+        if self.shape != other.shape or not self._same(self.input, other.input):
+            got = f"{self.shape} and {other.shape}" if self.shape != other.shape else "two inputs of one shape"
+            raise BadArgument(
+                "Operators that are added have one shape and one input", got,
+                "Choose points of one width, from one source of one run.",
+            )  # fmt: skip
+        terms = tuple((factor, op) for factor, op in ((one, self), (another, other)) if factor)
+        return Operator(
+            Summed(tuple((factor, op.products) for factor, op in terms) or ((0.0, self.products),)),
+            self.input,
+            one * self.output + another * other.output,
+            one * self.bias + another * other.bias,
+            {"sum": [{"times": factor, **op.about} for factor, op in terms]},
+        )
+
+    def _same(self, one: Tensor, other: Tensor) -> bool:
+        """Whether two values are those of one point, to rounding."""
+        eps = torch.finfo(self.bias.dtype).eps
+        return one.numel() == other.numel() and relative(one.flatten(), other.flatten()) <= min(0.1, 1e3 * eps)
+
+    def __repr__(self) -> str:
+        """Where it is from and to, and its shape."""
+        a = self.about
+        where = f"{a['source']} to {a['target']}, position {a['position']}, " if "source" in a else ""
+        return f"Operator({where}{self.shape[0]} x {self.input.shape[0]} * {self.input.shape[1]}, {self.bias.dtype})"
+
+    def _repr_html_(self) -> str:
+        from secant.results.html import operator
+
+        return operator(self)
+
+    @cached_property
+    def reconstruction(self) -> float:
+        """‖J input + bias - output‖ / ‖output‖: how far the operator is from giving what the model itself has there."""
+        return relative(self.rebuilt, self.output)
+
+    @cached_property
+    def rebuilt(self) -> Float[Tensor, " d_out"]:
+        """J input + bias, from one product, in float64."""
+        return wide(self.products.forward(self.input.reshape(-1, 1))[:, 0]) + wide(self.bias)
+
+    @property
+    def chunk(self) -> int:
+        """Rows of J that are computed at once, where nothing else is asked for."""
+        return max(8, min(CHUNK, 2**21 // self.shape[1]))
+
+    @checked
+    def dense(
+        self, chunk: int | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> Float[Tensor, "d_out T d_in"]:
+        """J in full, computed `chunk` rows at a time; `progress(rows done, rows)` is called after each chunk."""
+        if chunk is not None:
+            chunk = min(integer(chunk, 1, 10**9, "A chunk has at least one row", "chunk = "), len(self.bias))
+        if isinstance(self.products, Matrix):
+            return self.products.matrix.reshape(len(self.bias), *self.input.shape)
+        J = self.bias.new_empty(self.shape)
+        for start, rows in self.rows(chunk or self.chunk):
+            J[start : start + len(rows)] = rows
+            if progress:
+                progress(start + len(rows), len(J))
+        return J.reshape(len(J), *self.input.shape)
+
+    def rows(self, chunk: int) -> Iterator[tuple[int, Float[Tensor, "rows n_in"]]]:
+        """J some rows at a time, with the number of the first; none of them is kept."""
+        rows = self.shape[0]
+        identity = torch.eye(min(chunk, rows), dtype=self.bias.dtype, device=self.bias.device)
+        for start in range(0, rows, chunk):
+            width = min(chunk, rows - start)
+            u = self.bias.new_zeros(rows, width)
+            u[start : start + width] = identity[:width, :width]
+            yield start, self.products.adjoint(u).T
+
+    @checked
+    def block(self, t: int) -> Operator:
+        """J_t, the part that token t plays: an operator of shape (d_out, d_in), without a bias. Raises BadArgument."""
+        T, d_in = self.input.shape
+        t = integer(t, -T, T - 1, f"A block is one of the {T} tokens", "t = ")
+        columns = Columns(self.products, torch.arange(d_in, device=self.bias.device) + t % T * d_in, T * d_in)
+        own = self.input[t % T]
+        output = columns.forward(own[:, None])[:, 0]
+        return Operator(columns, own[None], output, torch.zeros_like(self.bias), {**self.about, "token": t % T})
+
+    @checked
+    def solidified(self, progress: Callable[[int, int], None] | None = None) -> Operator:
+        """The same operator with J in memory; `progress` as in `dense`."""
+        return replace(self, products=Matrix(self.dense(progress=progress).reshape(self.shape)))
+
+    def to_scipy(self) -> LinearOperator:
+        """As a scipy.sparse.linalg.LinearOperator on numpy arrays, for scipy's solvers."""
+        known = torch.promote_types(self.bias.dtype, torch.float32)  # numpy has no bfloat16
+
+        def wrap(product: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
+            def call(a: np.ndarray) -> np.ndarray:
+                if np.iscomplexobj(a):
+                    return call(a.real) + 1j * call(a.imag)
+                return product(torch.as_tensor(a).to(self.bias)).detach().to("cpu", known).numpy()
+
+            return call
+
+        forward, adjoint = wrap(self.__matmul__), wrap(self.T.__matmul__)
+        dtype = np.dtype(str(known).removeprefix("torch."))
+        return LinearOperator(self.shape, matvec=forward, rmatvec=adjoint, matmat=forward, rmatmat=adjoint, dtype=dtype)
+
+    def save(self, path: str | Path) -> None:
+        """Write J, input, output, bias and where they are from to one safetensors file. Raises OutputFailed."""
+        check_file(path)  # before J is formed
+        tensors = {"J": self.dense(), "input": self.input, "output": self.output, "bias": self.bias}
+        with replacing(path) as new:
+            write_tensors(new, tensors, {"secant": json.dumps(self.about)})
+
+    @staticmethod
+    def load(path: str | Path) -> Operator:
+        """Read what `save` wrote. Raises DamagedFile."""
+        rule, todo = "An operator is a safetensors file that Operator.save wrote", "Save it again."
+        with explained(DamagedFile, rule, todo, str(path)):
+            with safe_open(path_of(path, rule), framework="pt") as file:
+                t = {name: file.get_tensor(name) for name in ("J", "input", "output", "bias")}
+                about = json.loads(file.metadata()["secant"])
+            rows, *columns = t["J"].shape
+            shapes = {"input": tuple(columns), "output": (rows,), "bias": (rows,)}
+        if wrong := [name for name, shape in shapes.items() if tuple(t[name].shape) != shape]:
+            raise DamagedFile(rule, f"{path}, whose {wrong[0]} is of another shape than J", todo)
+        return Operator(Matrix(t["J"].flatten(1)), t["input"], t["output"], t["bias"], about)
+
+
+def _multiplied(product: Callable[[Tensor], Tensor], v: Tensor, size: int, like: Tensor, rule: str) -> Tensor:
+    """The product with one vector or many; numbers in another dtype or on another device are moved."""
+    if not isinstance(v, Tensor) or v.ndim not in (1, 2) or v.shape[0] != size:
+        got = f"shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
+        todo = "Reshape it, or give many as columns." if isinstance(v, Tensor) else "Convert it with torch.as_tensor."
+        raise BadArgument(f"{rule} ({size}) in a torch tensor", got, todo)
+    if v.is_complex():
+        raise BadArgument("Operators are real", "complex numbers", "Apply it to the real and imaginary parts.")
+    v = v.detach().to(like)
+    return product(v[:, None])[:, 0] if v.ndim == 1 else product(v)

@@ -1,0 +1,1 @@
+"""Results, described once: tables and columns, and what shows and writes them."""

@@ -1,0 +1,1 @@
+"""Steering: a concept's activation added to the residual stream, and what the model then says."""

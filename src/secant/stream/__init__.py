@@ -1,0 +1,1 @@
+"""The residual stream: what it decodes to, and the operators and spectra of every layer."""

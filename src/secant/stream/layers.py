@@ -1,0 +1,377 @@
+"""Every layer at once: what the network has written by each depth, and what each layer does by itself.
+
+For each layer, each of its parts, and the stream after it: the cumulative operator (from the embeddings) and the
+layerwise one (from the stream before the layer), at one position, read through the final norm; of each the leading
+singular triplets, token by token and for all tokens together (J. Golden, TMLR 2025, arXiv 2505.24293, section 4.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import SupportsIndex
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secant.errors import BadArgument, NoPoint, checked, integer
+from secant.linearize.points import Inside
+from secant.linearize.run import Run
+from secant.linearize.tail import Tail, together
+from secant.memory import limited
+from secant.numeric import relative, wide
+from secant.operators.cost import Way, said
+from secant.operators.decomposition import SVD, Progress, leading
+from secant.operators.operator import CHUNK, Graph
+from secant.results.files import saving
+from secant.stream.decode import AT_ONCE, Side, Word, decode
+from secant.stream.sweep import STREAM, Matrices, before, layerwise, operators, plan, targets
+
+SPANS = ("cumulative", "layerwise")
+SIDES: tuple[Side, Side] = ("output", "input")
+
+
+@dataclass(frozen=True, eq=False)
+class Depth:
+    """One operator at one depth: `tokens[t]` are the leading triplets of its block for token t, `whole` those of all.
+
+    `part`: residual, attn, mixer or mlp; `span`: cumulative, or layerwise. `reconstruction`: ‖J x + b - y‖ / ‖y‖.
+    """
+
+    layer: int
+    part: str
+    span: str
+    tokens: list[SVD] = field(repr=False)
+    whole: SVD | None = field(repr=False)
+    reconstruction: float
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """All depths of a run at one position. `couplings[i]` joins layer i and the next; `method`: forward or reverse."""
+
+    run: Run = field(repr=False)
+    position: int
+    readout: str | None
+    method: str
+    depths: list[Depth] = field(repr=False)
+    couplings: list[float]
+
+    @property
+    def predicted(self) -> int:
+        """The token that the model predicts at the position."""
+        return int(self.run.logits[self.position].argmax())
+
+    def depth(self, layer: int, part: str = STREAM, span: str = "cumulative") -> Depth:
+        """One of the depths. Raises NoPoint."""
+        for depth in self.depths:
+            if (depth.layer, depth.part, depth.span) == (layer, part, span):
+                return depth
+        raise NoPoint(
+            "A depth is a layer, a part that it has, and a span", f"{layer}, {part}, {span}", "See to_pandas()."
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each operator, of one token (position, token) or of all together (position missing): stable rank,
+        ‖J‖_F, σ's, and the reconstruction error of the operator.
+        """
+        rows = [
+            {
+                "layer": d.layer,
+                "part": d.part,
+                "span": d.span,
+                "position": t,
+                "token": None if t is None else self.run.tokens[t],
+                "stable_rank": f.stable_rank,
+                "frobenius": f.frobenius,
+                **{f"sigma_{i}": s for i, s in enumerate(f.S.tolist())},
+                "reconstruction": d.reconstruction,
+            }
+            for d, t, f in self._each()
+        ]
+        return pd.DataFrame(rows).astype({"position": "Int64"})
+
+    def spectra(self) -> pd.DataFrame:
+        """A row for each singular value: σ_i and σ_i / σ₀."""
+        rows = [
+            {"layer": d.layer, "part": d.part, "span": d.span, "position": t, **row}
+            for d, t, f in self._each()
+            for row in f.spectrum()
+        ]
+        names = ["layer", "part", "span", "position", "vector", "sigma", "normalized"]
+        return pd.DataFrame(rows, columns=names).astype({"position": "Int64"})
+
+    def words(self, top: int = 8, vectors: int = 1) -> pd.DataFrame:
+        """A row for each decoded word: layer x part x span x token x singular vector, side output (U) and input (V).
+
+        V of a layerwise operator is a direction of the stream before the layer; its words are the embeddings that it
+        is nearest to.
+        """
+        asked: list[tuple[Depth, int | None, Side, Tensor]] = [
+            (d, t, side, (f.U if side == "output" else f.V)[:, : min(vectors, int((f.S > 0).sum()))])
+            for d, t, f in self._each()  # a zero block has no directions
+            for side in (SIDES if t is not None else SIDES[:1])
+        ]
+        decoded = {side: self._decoded([U for *_, own, U in asked if own == side], side, top) for side in SIDES}
+        rows = [
+            (d.layer, d.part, d.span, t, i, side, r, w.token, w.id, w.score)
+            for d, t, side, directions in asked
+            for i in range(directions.shape[1])
+            for r, w in enumerate(next(decoded[side]))
+        ]
+        names = ["layer", "part", "span", "position", "vector", "side", "rank", "word", "id", "score"]
+        return pd.DataFrame(rows, columns=names).astype({"position": "Int64"})
+
+    def _decoded(self, directions: Sequence[Tensor], side: Side, top: int) -> Iterator[list[Word]]:
+        """The words of each column of some matrices, so many of them at once as are decoded together."""
+        some: list[Tensor] = []
+        for columns, following in zip(directions, [*directions[1:], None], strict=True):
+            some.append(columns)
+            last = following is None or len(following) != len(columns)
+            if last or sum(c.shape[1] for c in some) >= AT_ONCE:
+                yield from decode(self.run.lm, torch.cat(some, 1), side, top)
+                some = []
+
+    def path(self) -> pd.DataFrame:
+        """Where the top two left vectors of each depth's stream point in the plane of the last depth's (the paper's
+        path plot): a row for each layer and vector, with x and y their products with the last layer's first and second.
+        """
+        streams = [(d.layer, f) for d, f in self._whole() if (d.part, d.span) == (STREAM, "cumulative")]
+        plane = streams[-1][1].U[:, :2] if streams else torch.zeros(0, 0)
+        if plane.shape[1] < 2:
+            raise NoPoint("A path takes two vectors of each cumulative stream", "fewer", "Use k = 2 or more.")
+        rows = [(layer, i, *(plane.T @ u).tolist()) for layer, f in streams for i, u in enumerate(f.U[:, :2].T)]
+        return pd.DataFrame(rows, columns=["layer", "vector", "x", "y"])
+
+    def first_seen(self, token: str | SupportsIndex | None = None, top: int = 1) -> pd.DataFrame:
+        """The first layer at which a token, by default the predicted one, is among the `top` words of U₀: a row for
+        each part, span and token of the prompt (all together: position missing); layer missing where it never is.
+        """
+        wanted = self.predicted if token is None else self.run.lm.token(token)
+        found: dict[tuple[str, str, int | None], int | None] = {}
+        for d, t, f in self._each():
+            key = (d.part, d.span, t)
+            if found.setdefault(key, None) is None and f.S[0] > 0:
+                best = decode(self.run.lm, f.U[:, :1], "output", top)[0]
+                found[key] = d.layer if any(word.id == wanted for word in best) else None
+        rows = [(*key, layer) for key, layer in found.items()]
+        table = pd.DataFrame(rows, columns=["part", "span", "position", "layer"])
+        return table.astype({"position": "Int64", "layer": "Int64"})
+
+    def coupling(self) -> pd.DataFrame:
+        """How far the leading singular vectors of one layer's block at the position's own token serve the one before:
+        ‖U_{i+1}ᵀ J_i V_{i+1} - S_i‖ / ‖S_i‖, 0 where they are the same (M. Aubry et al., "Transformer Block Coupling",
+        ICLR 2025, arXiv 2407.07810). J_i is what layer i adds to the stream.
+        """
+        return pd.DataFrame(
+            [(i, i + 1, m) for i, m in enumerate(self.couplings)], columns=["layer", "next", "mismatch"]
+        )
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """All tables by name: layers, spectra, layer_words, first_seen, and, where they can be made, path, coupling."""
+        found = {
+            "layers": self.to_pandas(),
+            "spectra": self.spectra(),
+            "layer_words": self.words(vectors=max(len(f.S) for _, _, f in self._each())),
+            "first_seen": self.first_seen(),
+        }
+        spans = {depth.span for depth in self.depths}
+        if "cumulative" in spans and self.depths[0].whole is not None and len(self.depths[0].whole.S) > 1:
+            found["path"] = self.path()
+        return {**found, **({"coupling": self.coupling()} if self.couplings else {})}
+
+    def save(self, folder: str | Path) -> None:
+        """Write all tables (.parquet and .csv) and columns.csv. Raises OutputFailed."""
+        with saving(folder, self.tables()):
+            pass
+
+    def _whole(self) -> list[tuple[Depth, SVD]]:
+        """The operators of all tokens. Raises NoPoint where they were left out."""
+        found = [(depth, depth.whole) for depth in self.depths if depth.whole is not None]
+        if not found:
+            raise NoPoint("This takes all tokens together", "layers without them", "Use layers(run, all_tokens=True).")
+        return found
+
+    def _each(self) -> Iterator[tuple[Depth, int | None, SVD]]:
+        for depth in self.depths:
+            yield from ((depth, t, f) for t, f in enumerate(depth.tokens))
+            if depth.whole is not None:
+                yield depth, None, depth.whole
+
+
+@checked
+def layers(
+    run: Run,
+    k: int = 8,
+    *,
+    position: int = -1,
+    readout: str | None = "norm",
+    spans: Sequence[str] = SPANS,
+    method: str = "auto",
+    all_tokens: bool = True,
+    max_memory: float | str | None = None,
+    progress: Progress | None = None,
+) -> Layers:
+    """Every layer x part x span of a run at one position: the leading k triplets of each token's block, and of all.
+
+    `readout`: "norm" reads each point through the final norm, held at the point's own value; None takes it as it is.
+    `all_tokens`: also of all blocks side by side. `method`: of the cumulative ones, forward, reverse, or auto, the
+    cheaper one that fits (see secant.stream.sweep). `max_memory`: bytes to work in, or such as "4GiB"; by default
+    half of what is free. `progress(what, done, all)` is called as the work goes on.
+    Raises NoPoint where the network has no layers, BadArgument, TooLarge, and NotExact.
+    """
+    inside = run.inside
+    T, count = inside.tokens, len(inside.layers)
+    if not count:
+        raise NoPoint("A network's layers are members of a module list that carries the stream", "none", "Use points.")
+    if readout not in (None, "norm"):
+        raise BadArgument("A readout of all layers is norm, or None", repr(readout), "Choose one of them.")
+    if not spans or not set(spans) <= set(SPANS):
+        raise BadArgument(f"Spans are {' and '.join(SPANS)}", repr(spans), "Choose from them.")
+    d = min(inside.graph[name].shape[1] for name in ("embed", "norm", *(f"layers.{i}" for i in range(count))))
+    k = integer(k, 1, d, f"Blocks have 1 to {d} singular triplets", "k = ")
+    position = integer(position, -T, T - 1, f"A position is one of the prompt's {T} tokens") % T
+    with limited(max_memory):
+        return _layers(run, k, position, readout, spans, method, all_tokens, progress)
+
+
+def _layers(
+    run: Run,
+    k: int,
+    position: int,
+    readout: str | None,
+    spans: Sequence[str],
+    method: str,
+    all_tokens: bool,
+    progress: Progress | None,
+) -> Layers:
+    """All layers, of arguments that are as they should be."""
+    inside, count = run.inside, len(run.inside.layers)
+    chosen = plan(inside, method)
+    rows = sum(inside.graph[name].shape[1] for i in range(count) for name in targets(inside, i))
+    vectors = (chosen.vectors * ("cumulative" in spans) + rows * ("layerwise" in spans)) / count
+    way = Way(chosen.method, True, vectors / CHUNK, vectors, 0, chosen.memory)
+    said(f"All {count} layers, {chosen.method} sweep", run.operator(), way)
+    reading = Reading.of(inside, position, readout is not None)
+    sweep = operators(inside, position, chosen.method) if "cumulative" in spans else None
+    report = progress or (lambda what, done, of: None)
+    depths: list[Depth] = []
+    blocks: list[Tensor] = []
+    couplings: list[float] = []
+    for i in range(count):
+        if sweep is not None:
+            depths += _depths(run, reading, i, "cumulative", next(sweep), k, all_tokens)
+        if "layerwise" in spans:
+            own = layerwise(inside, i, position)
+            blocks = [*blocks[-1:], *_added(own, position)]
+            couplings += (
+                [_mismatch(blocks[0], blocks[1], k)] if len(blocks) == 2 and blocks[0].shape == blocks[1].shape else []
+            )
+            depths += _depths(run, reading, i, "layerwise", own, k, all_tokens)
+        report("layers", i + 1, count)
+    return Layers(run, position, readout, chosen.method, depths, couplings)
+
+
+def _depths(run: Run, reading: Reading, i: int, span: str, found: Matrices, k: int, all_tokens: bool) -> list[Depth]:
+    """The spectra of a layer's operators, parts first. Raises NotExact where one does not reproduce the model."""
+    inside = run.inside
+    source = "embed" if span == "cumulative" else before(inside, i)
+    x, without = inside.value(source), inside.without(source)
+    depths = []
+    for part in sorted(found, key=lambda part: part == STREAM):
+        name = f"layers.{i}" if part == STREAM else f"layers.{i}.{part}"
+        J, b, y = reading.read(name, found[part], without[name][reading.position])
+        error = relative(_applied(J, x) + wide(b), y)
+        run.certify(error, b, y, f"from {source} to {name}")
+        blocks = leading(J.movedim(1, 0), y, k)
+        whole = leading(J.flatten(1)[None], y, k)[0] if all_tokens else None
+        depths.append(Depth(i, part, span, blocks, whole, error))
+    return depths
+
+
+def _applied(J: Float[Tensor, "n T d"], x: Float[Tensor, "T d"]) -> Float[Tensor, " n"]:
+    """J x in float64, some rows at a time."""
+    v = wide(x).flatten()
+    return torch.cat([wide(rows).flatten(1) @ v for rows in J.split(64)])
+
+
+def _added(own: Matrices, position: int) -> list[Tensor]:
+    """What a layer adds to the stream from the position's own token, if it has parts."""
+    parts = [J[:, position] for part, J in own.items() if part != STREAM]
+    return [torch.stack(parts).sum(0)] if parts else []
+
+
+def _mismatch(block: Float[Tensor, "d d"], following: Float[Tensor, "d d"], k: int) -> float:
+    """‖U₂ᵀ J₁ V₂ - S₁‖ / ‖S₁‖ with the leading k triplets of each."""
+    one, two = leading(torch.stack([block, following]), torch.zeros_like(block[0]), k)
+    return (torch.linalg.matrix_norm(two.U.T @ block.to(two.U) @ two.V - one.S.diag()) / one.S.norm()).item()
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """How the points of one position are read: through the final norm, held at their own values, or as they are."""
+
+    inside: Inside
+    position: int
+    tails: list[Tail]
+    rows: dict[str, tuple[int, int]]  # which tail reads a point, and at which of its rows
+    _held: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, inside: Inside, position: int, normed: bool) -> Reading:
+        """All points at once, where the model takes them as a batch. Raises NoPoint where the norm mixes tokens."""
+        layers = range(len(inside.layers))
+        names = [name for i in layers for name in (*(f"layers.{i}.{part}" for part in inside.parts(i)), f"layers.{i}")]
+        if not normed:
+            return cls(inside, position, [], {})
+        site = inside.layers[-1].site
+        shape = inside.network.recording.tape.steps[site.step].shape
+        if together(shape, site.axis):
+            points = torch.stack([inside.values[name][position] for name in names])
+            points = torch.cat([points, points[-1:].expand(-len(points) % inside.tokens, -1)])
+            tails = [inside.tail(points.view(-1, inside.tokens, points.shape[1]))]  # in as many rows as the prompt has
+            rows = {name: (0, row) for row, name in enumerate(names)}
+        else:
+            tails = [inside.tail(inside.values[name][None]) for name in names]
+            rows = {name: (row, position) for row, name in enumerate(names)}
+        reading = cls(inside, position, tails, rows)
+        own, (tail, row) = inside.values["norm"][position], rows[f"layers.{len(layers) - 1}"]
+        error = relative(tails[tail].values["norm"][row], own)
+        if not error <= 8 * torch.finfo(inside.network.lm.dtype).eps:
+            raise NoPoint(
+                "The readout of all layers needs a final norm right after the last layer, of each position alone",
+                f"another value there ({error:.1e})", "Use readout=None, or run.operator(..., readout='norm').",
+            )  # fmt: skip
+        return reading
+
+    def read(
+        self, name: str, J: Float[Tensor, "n T d"], b: Float[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "m T d"], Float[Tensor, " m"], Float[Tensor, " m"]]:
+        """J, b and y of a point as it is read."""
+        if name not in self.rows:
+            return J, b, self.inside.values[name][self.position]
+        tail, row = self.tails[self.rows[name][0]], self.rows[name][1]
+        N = self._norm(*self.rows[name])
+        m, n = N.shape
+        read = N.diagonal()[:, None, None] * J if n == m and not (N - N.diagonal().diag()).any() else None
+        read = torch.einsum("mn,ntd->mtd", N, J) if read is None else read
+        return read, N @ b + tail.biases["norm"][row], tail.values["norm"][row]
+
+    def _norm(self, tail: int, row: int) -> Float[Tensor, "m n"]:
+        """The held norm at one row. Rows are looked up in groups of as many as there are tokens: they take as much
+        memory as one operator, and one batched backward pass.
+        """
+        graph, own = self.tails[tail], self._held
+        if (tail, row) not in own:
+            own.clear()
+            with torch.inference_mode(False), torch.enable_grad():
+                rows = slice(row, row + self.inside.tokens) if len(self.tails) == 1 else slice(row, row + 1)
+                y = graph.points["norm"][rows]
+            g, m = y.shape
+            slopes = Graph(graph.input, y).adjoint(torch.eye(m).to(y).repeat(g, 1))
+            held = slopes.view(*graph.input.shape, m)[rows].mT
+            own.update({(tail, row + i): N for i, N in enumerate(held)})
+        return own[tail, row]
