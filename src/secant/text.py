@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from pathlib import PurePath
-from typing import Any
 
 SIGNS = {" ": "·", "\n": "⏎", "\t": "⇥"}
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp")
@@ -16,6 +15,11 @@ def visible(token: str) -> str:
     return "".join(SIGNS.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) in UNSEEN else c) for c in token)
 
 
+def readable(text: str) -> str:
+    """A text with its spaces as they are, and what else does not print in sight."""
+    return " ".join(map(visible, text.split(" ")))
+
+
 def named(model: str) -> str:
     """A model's name for a page that may be shown to others: of a folder, its own name and not where it is.
 
@@ -23,9 +27,3 @@ def named(model: str) -> str:
     ('tiny', 'Qwen/Qwen3-4B')
     """
     return PurePath(model).name if PurePath(model).is_absolute() else model
-
-
-def certified(c: Any) -> str:
-    """What a certificate says, in a line."""
-    equal = "forward bit-equal" if c.forward_equal else "forward differs"
-    return f"{equal} · reconstruction {c.reconstruction:.1e} · affinity {c.affinity:.1e}"

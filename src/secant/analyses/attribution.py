@@ -14,11 +14,9 @@ b_P, which crosses the two: token x part, token x head.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, SupportsIndex
 
 import pandas as pd
@@ -27,21 +25,64 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.errors import BadArgument, NotExact, checked
-from secant.files import write_json
 from secant.linearize.network import injected
 from secant.linearize.points import Inside, Point
 from secant.linearize.replay import Injected
-from secant.linearize.run import HIDDEN, Run
+from secant.linearize.run import HIDDEN, LOGIT, Run
 from secant.numeric import wide
 from secant.operators.batched import Blocks
 from secant.operators.operator import Graph
-from secant.results.files import saving
+from secant.results.result import Result
+from secant.results.schema import Column, Table
+from secant.results.view import Cell, Grid, Shown, View
+from secant.text import visible
 
-COLUMNS = ["kind", "name", "position", "layer", "head", "contribution", "all_paths"]
+KIND = Column(
+    "kind",
+    str,
+    "token, constant (these two sum to the logit); embed, layer, outside (these three too); head (of its layer)",
+    heading="",
+)
+NAME = Column("name", str, "the token's text, the part's name, or the module that the constant is of", heading="",
+              show="token")  # fmt: skip
+PLACE = Column("position", int, "place of the token in the prompt, from 0; missing where it is no token", missing=True,
+               heading="")  # fmt: skip
+LAYER_OF = Column("layer", int, "the layer, from 0; missing where it is of none", missing=True)
+HEAD = Column("head", int, "the attention head, from 0; missing where it is none", missing=True)
+CONTRIBUTION = Column(
+    "contribution", float, "what it adds to the logit: of tokens and constants by all paths, of parts straight", LOGIT,
+    heading="logit", show="logit",
+)  # fmt: skip
+ALL_PATHS = Column(
+    "all_paths", float, "what it adds to the logit by all paths, through later parts too; these overlap", LOGIT,
+    heading="all paths", show="logit",
+)  # fmt: skip
+
+CONTRIBUTIONS = Table(
+    "contributions",
+    "something that contributes to the logit",
+    (KIND, NAME, PLACE, LAYER_OF, HEAD, CONTRIBUTION, ALL_PATHS),
+)
+FLOW = Table(
+    "flow",
+    "what a token, or the constants, make of a part or head, by a path",
+    (
+        NAME.but(meaning="the part or head; or outside: constants that are in no part"),
+        Column("path", str, "direct (straight to the logit) or all (through later parts too)"),
+        PLACE.but(meaning="place of the token in the prompt, from 0; missing: the constants"),
+        Column("token", str, "the token's text; missing: the constants", missing=True, show="token"),
+        LAYER_OF,
+        HEAD,
+        Column("contribution", float, "what it adds to the logit by the path", LOGIT, show="logit"),
+    ),
+)
+
+HEADS = 8
+"""Heads that are shown first; all are in the tables."""
 
 
 @dataclass(frozen=True, eq=False)
-class Attribution:
+class Attribution(Result):
     """Contributions to the logit of `target`, or to its difference to that of `versus`, at the last position.
 
     `table` has the columns kind, name, position, layer, head, contribution, all_paths. Its kinds are two sums of the
@@ -52,6 +93,8 @@ class Attribution:
     them: a row for each part or head, path (direct, all) and token, the constants' share with position missing; the
     rows of path direct that are no heads add up to the logit, constants outside parts (*outside*) among them.
     """
+
+    schema = (CONTRIBUTIONS, FLOW)
 
     target: str
     versus: str | None
@@ -74,34 +117,81 @@ class Attribution:
         """A contribution as a share of the logit; NaN where that is 0."""
         return contribution / self.logit if self.logit else float("nan")
 
-    def to_pandas(self) -> pd.DataFrame:
-        """The table."""
-        return self.table.copy()
-
-    def _repr_html_(self) -> str:
-        from secant.results.html import attribution
-
-        return attribution(self)
-
     def tables(self) -> dict[str, pd.DataFrame]:
         """Its tables by name: contributions, and flow if there is one."""
         return {"contributions": self.table} | ({} if self.flow is None else {"flow": self.flow})
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        return {
-            "target": self.target,
-            "versus": self.versus,
-            "logit": self.logit,
-            "total": self.total,
-            "direct": self.direct,
-            **{name: json.loads(table.to_json(orient="records")) for name, table in self.tables().items()},
-        }
+    def about(self) -> dict[str, Any]:
+        """The target, its logit, and both sums."""
+        names = ("target", "versus", "logit", "total", "direct")
+        return {name: getattr(self, name) for name in names}
 
-    def save(self, folder: str | Path) -> None:
-        """Write attribution.json, contributions and flow (.parquet and .csv), columns.csv. Raises OutputFailed."""
-        with saving(folder, self.tables()) as new:
-            write_json(new / "attribution.json", self.to_dict())
+    def view(self) -> View:
+        """Both sums of the logit, and the heads that contribute most to it."""
+        versus = "" if self.versus is None else f" over {visible(self.versus)}"
+        facts = {"logit": f"{visible(self.target)}{versus}   {self.logit:.4f}"}
+        origin = self.table[self.table["kind"].isin(["token", "constant"])]
+        grids = [self._grid(origin, "where it comes from, by all paths")]
+        if self.direct is None:
+            return View("", facts, grids)
+        writers = self.table[self.table["kind"].isin(["embed", "layer", "outside"])]
+        grids.append(self._grid(writers, "what writes it, straight to the logit", direct=True))
+        heads = self.of("head")
+        if len(heads):
+            order = heads["contribution"].abs().sort_values(ascending=False, kind="stable").index
+            rest = f" that matter most, of {heads['head'].notna().sum()}" if len(heads) > HEADS else ""
+            title = f"heads{rest}, straight to the logit"
+            grids.append(self._grid(heads.reindex(order)[:HEADS], title, direct=True))
+        remainder = max(abs(self.total - self.logit), abs(self.direct - self.logit))
+        notes = [
+            f"Both sums are the logit to {remainder:.0e}; heads add up to their layer's attention.",
+            "All paths: what the part adds, taken through later parts too (of embed: everything); those overlap, and "
+            "do not add up. Constants (biases, positions) are taken by all paths in the first sum; in the second those "
+            "inside parts count with them.",
+        ]
+        if self.flow is not None:
+            grids.append(self._crossed(self.flow))
+            notes.append(
+                "Rows of the last table add up to the part's share, columns to the token's. Dim: less than a twentieth "
+                "of the logit. outside: constants that are in no part, such as positions and the final norm's bias."
+            )
+        return View("", facts, grids, notes)
+
+    def _grid(self, rows: pd.DataFrame, title: str, direct: bool = False) -> Grid:
+        """A line for each row: its contribution, its share, and a bar; constants of many modules are one line."""
+        constants = rows[rows["kind"].isin(["constant", "outside"])]
+        lines: list[list[Any]] = [
+            [row.position, Cell(row.name, show="token"), row.contribution, row.all_paths]
+            for row in rows.drop(constants.index).itertuples(index=False)
+        ]
+        if len(constants):
+            of = f"{len(constants)} modules" if len(constants) > 1 else visible(constants["name"].iloc[0])
+            lines.append([None, f"constants of {of}", *constants[["contribution", "all_paths"]].sum()])
+        columns = [Shown("", "integer"), Shown("", most=28), Shown("logit", "logit"), Shown("share", "share")]
+        columns += [Shown("all paths", "logit")] if direct else []
+        shown = [
+            [place, name, c, self.share(c), *([through] if direct else []), c] for place, name, c, through in lines
+        ]
+        return Grid([*columns, Shown("", "bar", spare=1)], shown, title)
+
+    def _crossed(self, flow: pd.DataFrame) -> Grid:
+        """Part x token: what each token, and the constants, make of each part, straight to the logit, with all sums."""
+        rows = flow[(flow["path"] == "direct") & flow["head"].isna()]
+        tokens = rows[rows["position"].notna()].drop_duplicates("position").sort_values("position")["token"].tolist()
+        rows = rows.fillna({"position": len(tokens)})
+        cells = rows.pivot_table("contribution", "name", "position", aggfunc="sum", sort=False).fillna(0.0)
+        cells = cells[sorted(cells.columns)]
+        cells.loc["sum"] = cells.sum()
+        cells["sum"] = cells.sum(axis=1)
+        headings = [Shown(token, "logit", most=9, token=True) for token in tokens]
+        headings += [Shown("constants", "logit"), Shown("sum", "logit")]
+        small = 0.05 * abs(self.logit)
+        lines = [
+            [name, *(Cell(v, "" if abs(v) >= small else "dim") for v in own)]
+            for name, own in zip(cells.index, cells.to_numpy().tolist(), strict=True)
+        ]
+        title = "what each token makes of each part, straight to the logit"
+        return Grid([Shown("part"), *headings], lines, title, keep=1)
 
 
 @checked
@@ -146,7 +236,7 @@ def _attributed(run: Run, chosen: int, other: int | None, parts: bool, flow: boo
         rows += written
         flows = writers.flow(run.tokens) if flow else None
     _certify(run, logit, [sum_ for sum_ in (total, direct) if sum_ is not None], [row["contribution"] for row in rows])
-    table = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("position", "layer", "head"), "Int64"))
+    table = CONTRIBUTIONS.frame(pd.DataFrame(rows, columns=CONTRIBUTIONS.names))
     name = None if other is None else run.lm.text(other)
     return Attribution(run.lm.text(chosen), name, logit, total, direct, table, flows)
 
@@ -309,8 +399,7 @@ class _Writers:
         ]
         beside = sum(row["contribution"] for row in self.outside)
         rows.append(("outside", "direct", None, None, None, None, beside))
-        table = pd.DataFrame(rows, columns=["name", "path", "position", "token", "layer", "head", "contribution"])
-        return table.astype(dict.fromkeys(("position", "layer", "head"), "Int64"))
+        return FLOW.frame(rows)
 
     def _pushed(self, graph: Graph) -> dict[_Key, list[float]]:
         """What each token makes of each name, from a product with J for each token."""

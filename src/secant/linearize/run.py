@@ -8,7 +8,7 @@ out), and b what the model's own constants contribute: the held network at zero 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, SupportsIndex
 
@@ -31,6 +31,9 @@ from secant.model import weights
 from secant.model.lm import LM, Prompt, dtype_of, versions
 from secant.numeric import relative, wide
 from secant.operators.operator import Graph, Operator
+from secant.results.result import Described, Result
+from secant.results.schema import Column, Table
+from secant.results.view import Grid, Tokens, View
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest error of an exact network, by type: reconstruction by that of the pass, affinity by that of the system."""
@@ -39,6 +42,46 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1, tor
 HIDDEN = (
     "A nonlinearity is hidden from torch functions (a custom kernel or autograd function): use the model's plain torch"
     " implementation, for instance attention='eager'; or rounding alone exceeds it."
+)
+
+
+LOGIT, RELATIVE, HIDDEN_STATE = "logit", "share of a norm", "hidden state"
+"""Units that several tables have."""
+
+POSITION = Column("position", int, "place of the token in the prompt, from 0", heading="")
+BLOCK_POSITION = POSITION.but(
+    meaning="place of the token whose block it is, from 0; missing: all tokens together", missing=True
+)
+TOKEN = Column("token", str, "the token's text", show="token")
+TOKEN_ID = Column("id", int, "its id in the vocabulary")
+PROBABILITY = Column("probability", float, "its probability", "probability", heading="p", show="percent")
+ITS_LOGIT = Column("logit", float, "its logit", LOGIT, show="logit")
+RECONSTRUCTION = Column("reconstruction", float, "‖J x + b - y‖ / ‖y‖", RELATIVE, heading="exact to", show="error")
+MODEL = Column("model", str, "the model's name")
+CONVENTION = Column("convention", str, "which factor of a gated product is frozen: gate, up or half")
+
+POSITIONS = Table(
+    "positions",
+    "a position of the prompt",
+    (
+        POSITION,
+        TOKEN,
+        TOKEN_ID,
+        Column("predicted", str, "the token that the model predicts after it", show="token"),
+        PROBABILITY,
+        ITS_LOGIT,
+    ),
+)
+PREDICTIONS = Table(
+    "predictions",
+    "a likely next token",
+    (
+        Column("rank", int, "place among the predictions, from 0"),
+        TOKEN.but(heading="next token"),
+        TOKEN_ID,
+        PROBABILITY,
+        ITS_LOGIT,
+    ),
 )
 
 
@@ -82,10 +125,23 @@ class Certificate:
     versions: dict[str, str]
     operations: dict[str, int]
 
+    def lines(self) -> list[str]:
+        """What it says, in two lines: the errors, and how the run was computed."""
+        equal = "forward bit-equal" if self.forward_equal else "forward differs"
+        precision = "" if self.precision == self.dtype else f", system in {self.precision}"
+        live, linear = sum(self.operations.values()), self.operations.get("linear", 0)
+        return [
+            f"{equal} · reconstruction {self.reconstruction:.1e} · affinity {self.affinity:.1e}",
+            f"{self.dtype}{precision} · {self.attention} attention · convention {self.convention} · "
+            f"{live - linear} of {live} operations frozen",
+        ]
+
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Run(Result):
     """One recorded pass at a prompt: `input` are its embeddings, `hidden` and `logits` what the model made of them."""
+
+    schema = (POSITIONS, PREDICTIONS)
 
     lm: LM = field(repr=False)
     ids: list[int] = field(repr=False)
@@ -106,11 +162,6 @@ class Run:
                 f"{changed[0]}, changed since",
                 "Freeze the prompt again.",
             )
-
-    def _repr_html_(self) -> str:
-        from secant.results.html import run
-
-        return run(self)
 
     @property
     def hidden(self) -> Float[Tensor, "T d"]:
@@ -138,20 +189,37 @@ class Run:
         """The names of the points of this network."""
         return list(self.inside.points)
 
-    def to_pandas(self) -> pd.DataFrame:
-        """A row for each position: its token and id, and what the model says comes next: token, probability, logit."""
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """What the model predicts at each position, and the likeliest next tokens at the last."""
         logits = wide(self.logits)
-        best = logits.argmax(1).tolist()
-        return pd.DataFrame(
-            {
-                "position": range(len(self.ids)),
-                "token": self.tokens,
-                "id": self.ids,
-                "predicted": [self.lm.text(i) for i in best],
-                "probability": torch.softmax(logits, 1).amax(1).numpy(),
-                "logit": logits.amax(1).numpy(),
-            }
-        )
+        positions = {
+            "position": range(len(self.ids)),
+            "token": self.tokens,
+            "id": self.ids,
+            "predicted": [self.lm.text(i) for i in logits.argmax(1).tolist()],
+            "probability": torch.softmax(logits, 1).amax(1).numpy(),
+            "logit": logits.amax(1).numpy(),
+        }
+        guesses = [(rank, p.token, p.id, p.probability, p.logit) for rank, p in enumerate(self.prediction)]
+        return {"positions": POSITIONS.frame(pd.DataFrame(positions)), "predictions": PREDICTIONS.frame(guesses)}
+
+    def about(self) -> dict[str, Any]:
+        """The model, the prompt's tokens, and the certificate."""
+        return {"model": self.lm.name, "tokens": self.tokens, "certificate": asdict(self.certificate)}
+
+    def tensors(self) -> dict[str, Described]:
+        """The embeddings, the final-normed hidden states and the logits."""
+        return {
+            "input": Described("token, d: embeddings x", self.input),
+            "hidden": Described("token, d: final-normed hidden states", self.hidden),
+            "logits": Described("token, vocabulary: logits", self.logits),
+        }
+
+    def view(self) -> View:
+        """The prompt, the certificate, and the likeliest next tokens."""
+        facts = {"tokens": Tokens(self.tokens), "certificate": self.certificate.lines()}
+        grid = Grid.of(PREDICTIONS, self.tables()["predictions"], ("token", "probability|bar", "logit"), most=10)
+        return View(f"Run of {self.lm.name}", facts, [grid])
 
     @checked
     def next(self, token: str | SupportsIndex | None = None) -> Run:

@@ -8,12 +8,10 @@ way it was, the residuals of every triplet are measured, and are within the tole
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal, overload
 
 import pandas as pd
@@ -22,14 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.errors import BadArgument, NotConverged, TooLarge, checked, integer, seeded, share
-from secant.files import write_tensors
 from secant.memory import allowance, bytes_in_words, limited
 from secant.numeric import relative, wide
 from secant.operators.batched import Blocks, Formed, Stack, Whole
 from secant.operators.cost import TOGETHER, Way, counted, of_matrices, said, ways
 from secant.operators.operator import CHUNK, Matrix, Operator
 from secant.operators.solvers import SOLVERS, Found, Impatient, Wanted, signs
-from secant.results.files import saving
+from secant.results.result import Described, Result
+from secant.results.schema import Column, Table
+from secant.results.view import Grid, View
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest residual of a triplet, in units of σ₁, by the type in which products are computed."""
@@ -44,8 +43,40 @@ TURN = 0.1
 """Singular vectors that may be turned into each other by more than this, in radians, are reported as a block."""
 
 
+SIGMA = "output / input"
+"""The unit of singular values."""
+
+VECTOR = Column("vector", int, "which singular vector, from 0, largest σ first")
+BLOCK = Column(
+    "block", int, "which group of near-equal singular values the vector is in; a vector of several means nothing alone"
+)
+VALUE = Column("sigma", float, "the singular value σ_i", SIGMA, heading="σ")
+NORMALIZED = Column("normalized", float, "σ_i / σ₀", "ratio", heading="σ / σ₀")
+RESIDUAL = Column("residual", float, "the larger of ‖J v - σ u‖ and ‖Jᵀ u - σ v‖", SIGMA, show="error")
+STABLE_RANK = Column(
+    "stable_rank", float, "‖J‖_F² / σ₀²: how many directions matter", "directions", heading="R", show="rank"
+)
+
+SPECTRUM = (VECTOR, BLOCK, VALUE, NORMALIZED, RESIDUAL)
+"""What a table of several spectra says of each triplet."""
+
+TABLE = Table(
+    "svd",
+    "a singular triplet of an operator",
+    (
+        VECTOR,
+        BLOCK,
+        VALUE,
+        Column(
+            "energy", float, "share of ‖J‖_F² in the first triplet, the first two, and so on", "share", show="percent"
+        ),
+        RESIDUAL,
+    ),
+)
+
+
 @dataclass(frozen=True, eq=False)
-class SVD:
+class SVD(Result):
     """Leading singular triplets: `J V = U S` to within `residuals`.
 
     `residuals`: the larger of ‖J v - σ u‖ and ‖Jᵀ u - σ v‖ for each triplet, in the units of σ. `frobenius`: ‖J‖_F
@@ -53,6 +84,8 @@ class SVD:
     or an estimate of it; 0 where there is none. `noise`: rounding of J itself, in the units of σ. `products` counts
     vectors multiplied by J or Jᵀ, `passes` the batched passes they took.
     """
+
+    schema = (TABLE,)
 
     U: Float[Tensor, "d_out k"] = field(repr=False)
     S: Float[Tensor, " k"]
@@ -118,29 +151,30 @@ class SVD:
             for row, residual in zip(rows, self.residuals.tolist(), strict=True)
         ]
 
-    def to_pandas(self) -> pd.DataFrame:
+    def tables(self) -> dict[str, pd.DataFrame]:
         """A row for each triplet: its block of near-equal singular values, σ, energy so far, residual."""
-        return pd.DataFrame(
-            {
-                "vector": range(len(self.S)),
-                "block": self.block_of,
-                "sigma": wide(self.S).numpy(),
-                "energy": wide(self.energy).numpy(),
-                "residual": wide(self.residuals).numpy(),
-            }
-        )
+        every = zip(self.vectors(), wide(self.energy).tolist(), self.residuals.tolist(), strict=True)
+        return {"svd": TABLE.frame([{**row, "energy": energy, "residual": left} for row, energy, left in every])}
 
-    def save(self, folder: str | Path) -> None:
-        """Write svd (.parquet and .csv), columns.csv, and U, S, V as tensors.safetensors. Raises OutputFailed."""
-        about = {"solver": self.solver, "products": self.products, "passes": self.passes, "frobenius": self.frobenius}
-        tensors = {"U": self.U, "S": self.S, "V": self.V, "residuals": self.residuals}
-        with saving(folder, {"svd": self.to_pandas()}) as new:
-            write_tensors(new / "tensors.safetensors", tensors, {"secant": json.dumps(about)})
+    def about(self) -> dict[str, Any]:
+        """How it was found, and ‖J‖_F."""
+        return {"solver": self.solver, "products": self.products, "passes": self.passes, "frobenius": self.frobenius}
 
-    def _repr_html_(self) -> str:
-        from secant.results.html import svd
+    def tensors(self) -> dict[str, Described]:
+        """U, S, V and the residuals."""
+        return {
+            "U": Described("d_out, k: left singular vectors in columns", self.U),
+            "S": Described("k: singular values", self.S),
+            "V": Described("n_in, k: right singular vectors in columns", self.V),
+            "residuals": Described("k: the larger of ‖J v - σ u‖ and ‖Jᵀ u - σ v‖", self.residuals),
+        }
 
-        return svd(self)
+    def view(self) -> View:
+        """The singular values, how much they hold and how well they are known."""
+        facts = {"stable rank": f"{self.stable_rank:.4g}", "‖J‖_F": f"{self.frobenius:.4g}"}
+        facts |= {"solver": self.solver, "products": f"{self.products} in {self.passes} passes"}
+        grid = Grid.of(TABLE, self.to_pandas(), ("vector", "sigma|bar", "energy", "residual", "block"))
+        return View(f"{len(self.S)} singular triplets of an operator {len(self.U)} x {len(self.V)}", facts, [grid])
 
     def _apart(self, i: int) -> bool:
         """Whether triplet i and the one before it are told from each other."""

@@ -26,6 +26,8 @@ from secant.files import check_file, path_of, replacing, write_tensors
 from secant.foreign import explained
 from secant.memory import allowance, in_parts
 from secant.numeric import relative, wide
+from secant.results.result import Viewed
+from secant.results.view import Tokens, View
 
 CHUNK = 256
 """Most vectors that one batched pass takes."""
@@ -201,7 +203,7 @@ class Transposed:
 
 
 @dataclass(frozen=True, eq=False)
-class Operator:
+class Operator(Viewed):
     """The affine map output = Σ_t J_t input_t + bias, d_out numbers from T tokens of d_in numbers each.
 
     `about` says where it is from: points, position, convention, dtype, model, tokens.
@@ -325,10 +327,17 @@ class Operator:
         where = f"{a['source']} to {a['target']}, position {a['position']}, " if "source" in a else ""
         return f"Operator({where}{self.shape[0]} x {self.input.shape[0]} * {self.input.shape[1]}, {self.bias.dtype})"
 
-    def _repr_html_(self) -> str:
-        from secant.results.html import operator
-
-        return operator(self)
+    def view(self) -> View:
+        """From where to where it is, its shape, and what it is of."""
+        a, (d_out, n) = self.about, self.shape
+        T, d_in = self.input.shape
+        facts: dict[str, Any] = {"shape": f"{d_out} x ({T} * {d_in}): output = J input + bias"}
+        facts["type"] = str(self.bias.dtype)
+        keys = ("source", "target", "readout", "position", "token", "convention", "precision", "model")
+        facts |= {key: str(a[key]) for key in keys if a.get(key) is not None}
+        if "tokens" in a:
+            facts["tokens"] = Tokens(a["tokens"])
+        return View(f"Operator from {n} to {d_out} dimensions", facts)
 
     @cached_property
     def reconstruction(self) -> float:

@@ -1,23 +1,26 @@
-"""Tables as files: Parquet and CSV, and what their columns mean beside them (secant.results.dictionary).
+"""A result as files: tables as Parquet and CSV, what their columns mean next to them, one JSON, and tensors.
 
-The Parquet's columns have the dictionary's types, whatever is in them, and carry its unit and meaning as metadata. In
+The Parquet's columns have the described types, whatever is in them, and carry their unit and meaning as metadata. In
 CSV every text is in quotes, and what is missing is empty without quotes: `READ` says how that is read back.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 
-from secant.files import check, path_of, replacing
-from secant.results.dictionary import TABLES, Column, Table
+from secant.files import check, path_of, replacing, write_json, write_tensors
+from secant.results.result import Result
+from secant.results.schema import KINDS, Table
 
 ARROW = {
     "integer": pyarrow.int64(),
@@ -25,7 +28,7 @@ ARROW = {
     "text": pyarrow.large_string(),
     "truth": pyarrow.bool_(),
 }
-"""Types of the dictionary as those of Parquet."""
+"""Types of columns as those of Parquet."""
 
 DESCRIBED = "columns"
 """The name of the file that says what the columns of a folder's tables mean."""
@@ -36,37 +39,79 @@ READ = {
     "text": "in quotes, also NA and null; missing: empty without quotes; read as text with keep_default_na=False",
     "truth": "true or false; missing: empty; read as boolean",
 }
-"""How columns of each type are written as CSV, and what pandas has to be told to read them as they are."""
+"""How columns of each type are written as CSV, and what a pandas user sets to read them as they are."""
 
-OTHERS = (
-    "ablation.json", "ablations.json", "attribution.json", "comparison.json", "explanation.json", "settings.json",
-    "summary.json", "target.json", "tensors.safetensors", "report.html", "summary.html", "sweep.png",
-)  # fmt: skip
-"""Files beside tables that results and commands write to a folder."""
+TENSORS = "tensors.safetensors"
 
 
-def check_folder(folder: str | Path) -> None:
-    """Raise what saving a result to a folder would raise, before there is any: BadArgument and OutputFailed."""
-    tables = [f"{name}.{ending}" for name in (*TABLES, DESCRIBED) for ending in ("parquet", "csv")]
-    check(folder, *tables, *OTHERS)
+def json_name(kind: type[Result]) -> str:
+    """The name of a result's JSON file."""
+    return f"{kind.__name__.lower()}.json"
+
+
+def check_folder(folder: str | Path, *kinds: type[Result], files: Iterable[str] = ()) -> None:
+    """Raise what saving results of these kinds to a folder would raise, before there are any.
+
+    Args:
+        folder: Where they would be saved.
+        kinds: The classes of the results.
+        files: The names of other files that would be written there.
+
+    Raises:
+        BadArgument: It is no path.
+        OutputFailed: It, or a file of it, could not be written.
+
+    """
+    names = [table.name for kind in kinds for table in kind.schema]
+    tables = [f"{name}.{ending}" for name in (*names, DESCRIBED) for ending in ("parquet", "csv")]
+    check(folder, *tables, *map(json_name, kinds), TENSORS, *files)
+
+
+def write(result: Result, folder: str | Path) -> None:
+    """Write a result to a folder, as `Result.save` says."""
+    frames = result.tables()
+    with saving(folder, [(result.described(name), frame) for name, frame in frames.items()]) as new:
+        write_json(new / json_name(type(result)), result.to_dict())
+        if tensors := result.tensors():
+            meanings = {name: meaning for name, (meaning, _) in tensors.items()}
+            about = {"secant": json.dumps(plain(result.about())), **meanings}
+            write_tensors(new / TENSORS, {name: tensor for name, (_, tensor) in tensors.items()}, about)
 
 
 @contextmanager
-def saving(folder: str | Path, tables: Mapping[str, pd.DataFrame]) -> Iterator[Path]:
+def saving(folder: str | Path, tables: Iterable[tuple[Table, pd.DataFrame]]) -> Iterator[Path]:
     """A folder with these tables (.parquet and .csv) and columns.csv; more can be written to it in the block.
 
     It is in its place when the block ends well. columns.csv is of all tables that the folder has then, also those that
     were there. Raises OutputFailed.
     """
     with replacing(folder) as new:
-        there = {file.stem for file in path_of(folder).glob("*.parquet")} & set(TABLES)
         new.mkdir()
-        for name, table in tables.items():
-            rows = described(TABLES[name], table)
-            pyarrow.parquet.write_table(rows, new / f"{name}.parquet")
-            write_csv(rows, new / f"{name}.csv")
-        write_columns(new, columns(*there, *tables))
+        about = []
+        for table, frame in tables:
+            rows = arrow(table, frame)
+            pyarrow.parquet.write_table(rows, new / f"{table.name}.parquet")
+            write_csv(rows, new / f"{table.name}.csv")
+            about.append(columns(table))
+        names = {own["table"].iloc[0] for own in about if len(own)}
+        kept = [own for own in _there(path_of(folder)) if len(own) and own["table"].iloc[0] not in names]
+        write_columns(new, pd.concat(sorted([*kept, *about], key=lambda own: own["table"].iloc[0]), ignore_index=True)
+                      if kept or about else columns())  # fmt: skip
         yield new
+
+
+def _there(folder: Path) -> Iterator[pd.DataFrame]:
+    """What columns.csv in a folder says, table by table, of those that are there."""
+    file = folder / f"{DESCRIBED}.csv"
+    if not file.is_file():
+        return
+    try:
+        every = pd.read_csv(file, dtype=str, keep_default_na=False)
+        for name, own in every.groupby("table", sort=False):
+            if (folder / f"{name}.parquet").is_file() and list(own.columns) == list(columns().columns):
+                yield own
+    except (ValueError, KeyError, OSError):  # another program's file of this name
+        return
 
 
 def write_csv(rows: pyarrow.Table, path: Path) -> None:
@@ -75,34 +120,34 @@ def write_csv(rows: pyarrow.Table, path: Path) -> None:
 
 
 def write_columns(folder: Path, about: pd.DataFrame) -> None:
-    """Write the dictionary of a folder's tables beside them."""
+    """Write what the columns of a folder's tables mean next to them."""
     write_csv(pyarrow.Table.from_pandas(about, preserve_index=False), folder / f"{DESCRIBED}.csv")
 
 
-def columns(*names: str, of: Mapping[str, Table] = TABLES) -> pd.DataFrame:
-    """The dictionary of these tables, by default of all: a row for each column, with its type, unit and meaning.
-
-    `csv` says how it is written as CSV, and what to tell a reader of that.
-    `of`: TABLES, or STUDY, which a study writes.
-    """
+def columns(*tables: Table) -> pd.DataFrame:
+    """What the columns of these tables mean: a row for each, with its type, unit, meaning, and how CSV has it."""
     rows = [
-        (name, column, *about, READ[about.type])
-        for name, table in of.items()
-        if name in names or not names
-        for column, about in table.columns.items()
+        (table.name, column.name, column.kind, column.unit, column.meaning, READ[column.kind])
+        for table in tables
+        for column in table.columns
     ]
     return pd.DataFrame(rows, columns=["table", "column", "type", "unit", "meaning", "csv"])
 
 
-def column(table: Table, name: str) -> Column:
-    """What a column holds. Raises KeyError for one that the dictionary does not have: it needs a line there."""
-    return table.columns.get(name) or table.columns[re.sub(r"\d+$", "{i}", name)]
-
-
-def described(table: Table, rows: pd.DataFrame) -> pyarrow.Table:
+def arrow(table: Table, frame: pd.DataFrame) -> pyarrow.Table:
     """Rows of a table as they are written, with what its columns mean."""
     fields = []
-    for key in rows.columns:
-        about = column(table, key)
-        fields.append(pyarrow.field(key, ARROW[about.type], metadata={"unit": about.unit, "meaning": about.meaning}))
-    return pyarrow.Table.from_pandas(rows, schema=pyarrow.schema(fields), preserve_index=False)
+    for key in frame.columns:
+        about = table[key]
+        kind = ARROW[KINDS[about.type]]
+        fields.append(pyarrow.field(key, kind, metadata={"unit": about.unit, "meaning": about.meaning}))
+    return pyarrow.Table.from_pandas(frame, schema=pyarrow.schema(fields), preserve_index=False)
+
+
+def plain(tree: Any) -> Any:
+    """The same with None for NaN, which JSON does not have, and tuples as lists."""
+    if isinstance(tree, Mapping):
+        return {str(key): plain(leaf) for key, leaf in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [plain(leaf) for leaf in tree]
+    return None if isinstance(tree, float) and math.isnan(tree) else tree

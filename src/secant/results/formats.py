@@ -1,0 +1,62 @@
+"""Values as text, the same wherever they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from secant.results.view import Cell, Tokens, missing
+from secant.text import readable, visible
+
+
+def number(value: float) -> str:
+    """A number in six places at most.
+
+    >>> number(0.123456), number(123456.0), number(float("inf"))
+    ('0.123', '1e+05', 'inf')
+    """
+    line = f"{value:.3g}"
+    return line if len(line) <= 6 else f"{value:.0e}"
+
+
+def share(value: float) -> str:
+    """A share of a logit, in percent; without decimals from ten times the logit on."""
+    return f"{value:z.1%}" if abs(value) < 9.995 else f"{value:.0%}"
+
+
+FORMATS: dict[str, Callable[[Any], str]] = {
+    "text": lambda value: readable(str(value)),
+    "token": visible,
+    "tokens": lambda value: " ".join(visible(token.strip() or token) for token in value),
+    "integer": lambda value: f"{value:d}",
+    "number": number,
+    "rank": lambda value: f"{value:.1f}",
+    "logit": lambda value: f"{value:z.3f}",
+    "share": share,
+    "percent": lambda value: f"{value:.1%}",
+    "error": lambda value: f"{value:.1e}",
+    "truth": lambda value: "yes" if value else "no",
+}
+"""Each format of `secant.results.schema.Format`."""
+
+NUMBERS = {"integer", "number", "rank", "logit", "share", "percent", "error"}
+"""Formats that stand to the right in a column."""
+
+
+def shown(value: Any, format: str) -> str:
+    """A value, or a cell's, as text; nothing where it is missing."""
+    if isinstance(value, Cell):
+        text = shown(value.value, value.show or format)
+        return value.mark + text if text else ""
+    if missing(value):
+        return ""
+    if isinstance(value, str) and format in NUMBERS:
+        return readable(value)
+    return FORMATS[format](value)
+
+
+def fact(value: Any) -> str:
+    """What is said of the whole, as text."""
+    if isinstance(value, Tokens):
+        return " ".join(map(visible, value))
+    return " ".join(map(fact, value)) if isinstance(value, list | tuple) else readable(str(value))

@@ -1,0 +1,185 @@
+"""A view as a person reads it in a terminal."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import IO, Any, cast
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from secant.results.formats import NUMBERS, fact, shown
+from secant.results.view import Cell, Grid, Shown, Style, Tokens, View, missing
+from secant.text import readable, visible
+
+STYLES: dict[Style, str] = {"": "", "strong": "bold", "dim": "dim", "bad": "red"}
+
+BAR = 20
+"""Characters of the longest bar."""
+
+LEAST = 8
+"""Characters that a column of tokens has at least; it takes what is left."""
+
+GAP = 2
+"""Blanks between columns."""
+
+
+class _Trimmed(io.TextIOBase):
+    """Standard output without blanks at the ends of lines, which rich fills with them."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return sys.stdout.encoding
+
+    def write(self, text: str) -> int:
+        sys.stdout.write(re.sub(r" +(?=\n)", "", text))
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+def console(width: int | None = None) -> Console:
+    """Standard output, which prints what it is given: no markup, no names of emoji. 100 columns, and no blanks at the
+    ends of lines, where it is no terminal.
+    """
+    plain: Any = {"highlight": False, "markup": False, "emoji": False, "width": width}
+    out = Console(**plain)
+    return out if out.is_terminal else Console(**{**plain, "width": width or 100}, file=cast("IO[str]", _Trimmed()))
+
+
+def show(view: View, width: int | None = None) -> None:
+    """Print a view on standard output: the title and facts, the grids, and what they mean."""
+    out = console(width)
+    out.print()
+    if view.title:
+        out.print(Text(readable(view.title), style="bold"))
+    if view.facts:
+        out.print(_facts(view.facts))
+    for grid in view.grids:
+        if grid.rows or grid.title:
+            for part in _parts(grid, out.width):
+                out.print()
+                out.print(part)
+    for warning in view.warnings:
+        out.print()
+        out.print(Text(readable(warning), style="red"))
+    if view.notes:
+        out.print()
+        out.print(Text(" ".join(map(readable, view.notes)), style="dim"))
+
+
+def _facts(facts: dict[str, Any]) -> Table:
+    """A line for each fact; of several lines, the name stands by the first."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    for name, value in facts.items():
+        lines = value if isinstance(value, list) else [value]
+        for i, line in enumerate(lines):
+            table.add_row("" if i else name, Text(fact(line), style="dim" if i else ""))
+    return table
+
+
+def _parts(grid: Grid, width: int) -> list[Table]:
+    """A grid as tables that fit: without its spare columns, or with its columns in several tables."""
+    rows = list(grid.rows if grid.most is None else grid.rows[: grid.most])
+    columns = list(grid.columns)
+    if not grid.keep:
+        places = list(range(len(columns)))
+        for spare in sorted({column.spare for column in columns} - {0}, reverse=True):
+            if _least(columns, rows, places) <= width:
+                break
+            places = [i for i in places if columns[i].spare != spare]
+        tables = [_table(columns, rows, places, width)]
+    else:
+        first, tables, start = list(range(grid.keep)), [], grid.keep
+        while start < len(columns):
+            end = start + 1
+            while end < len(columns) and _least(columns, rows, [*first, *range(start, end + 1)]) <= width:
+                end += 1
+            tables.append(_table(columns, rows, [*first, *range(start, end)], width))
+            start = end
+    tables[0].title = Text(readable(grid.title), style="dim") if grid.title else None
+    if len(grid.rows) > len(rows):
+        tables[-1].caption = Text(f"and {len(grid.rows) - len(rows)} more: to_pandas(), --json and --out have all")
+    return tables
+
+
+def _least(columns: Sequence[Shown], rows: Sequence[Sequence[Any]], places: Sequence[int]) -> int:
+    """The width that some columns need."""
+    widths = [LEAST if columns[i].show == "tokens" else _width(columns[i], [row[i] for row in rows]) for i in places]
+    return sum(widths) + GAP * (len(places) - 1)
+
+
+def _width(column: Shown, values: Sequence[Any]) -> int:
+    """The width of a column: that of its widest value, or the most that it may have."""
+    if column.show == "bar":
+        return BAR
+    widest = max((cell_len(shown(value, column.show)) for value in values), default=0)
+    return max(1, min(max(widest, cell_len(_heading(column))), column.most))
+
+
+def _heading(column: Shown) -> str:
+    return visible(column.heading) if column.token else readable(column.heading)
+
+
+def _table(columns: Sequence[Shown], rows: Sequence[Sequence[Any]], places: Sequence[int], width: int) -> Table:
+    """Some columns of a grid; those of tokens share the room that is left."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), title_justify="left")
+    table.caption_style, table.caption_justify = "dim", "left"
+    own = {i: [row[i] for row in rows] for i in places}
+    wide = [i for i in places if columns[i].show == "tokens"]
+    taken = sum(_width(columns[i], own[i]) for i in places if i not in wide) + GAP * (len(places) - 1)
+    left = [max(LEAST, (width - taken - k) // max(1, len(wide))) for k in range(len(wide))]
+    widths = {i: _width(columns[i], own[i]) for i in places} | {
+        i: min(room, max(_width(replace(columns[i], most=10**6), own[i]), cell_len(_heading(columns[i]))))
+        for i, room in zip(wide, left, strict=True)
+    }
+    for i in places:
+        right = columns[i].show in NUMBERS
+        table.add_column(
+            Text(_heading(columns[i])), justify="right" if right else "left", no_wrap=True, width=widths[i],
+            overflow="ellipsis",
+        )  # fmt: skip
+    tops = {i: _top(own[i]) for i in places if columns[i].show == "bar"}
+    for row in rows:
+        table.add_row(*(_cell(row[i], columns[i], widths[i], tops.get(i, 0.0)) for i in places))
+    return table
+
+
+def _top(values: Sequence[Any]) -> float:
+    """The largest magnitude of a column."""
+    return max((abs(_value(value)) for value in values if not missing(_value(value))), default=0.0)
+
+
+def _value(value: Any) -> Any:
+    return value.value if isinstance(value, Cell) else value
+
+
+def _cell(value: Any, column: Shown, width: int, top: float) -> Text:
+    style = STYLES[value.style] if isinstance(value, Cell) else ""
+    if column.show == "bar":
+        own = _value(value)
+        length = 0 if missing(own) or not top else round(BAR * abs(own) / top)
+        return Text(("█" if length and own >= 0 else "▒") * length, style="red" if length and own < 0 else style)
+    if column.show == "tokens" and not missing(_value(value)):
+        mark = value.mark if isinstance(value, Cell) else ""
+        return Text(mark + _whole(Tokens(_value(value)), width - len(mark)), style=style)
+    return Text(shown(value, column.show), style=style)
+
+
+def _whole(tokens: Tokens, width: int) -> str:
+    """As many tokens as fit whole, at least a part of the first."""
+    line = ""
+    for token in tokens:
+        longer = f"{line} {shown((token,), 'tokens')}".strip()
+        if line and cell_len(longer) > width:
+            break
+        line = longer
+    return line
