@@ -330,7 +330,7 @@ def test_what_is_not_there_is_left_out(tmp_path: Path) -> None:
     assert set(found.tables()) == expected
     found.save(tmp_path / "out")
     assert {file.stem for file in (tmp_path / "out").glob("*.parquet")} == expected
-    assert set(figures.summarized(found)) == {"ranks_by_position", "mean_spectra"}
+    assert set(figures.every(found)) == {"ranks_by_position", "mean_spectra"}
     found.report(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert 'id="plot-exact"' in page

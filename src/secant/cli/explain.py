@@ -145,6 +145,6 @@ def _reported(explanation: Explanation, evidence: Evidence, out: Path) -> str:
 
 def _draw(explanation: Explanation, folder: Path) -> None:
     """Every figure of an explanation, as PNG and as PDF."""
-    from secant.figures import explained
+    from secant.figures import every
 
-    drawn(explained(explanation), folder)
+    drawn(every(explanation), folder)

@@ -74,7 +74,7 @@ def _drawn(summary: Summary, out: Path, figures: bool) -> str:
         summary.report(out / "summary.html")
         page = f"; the page is {out / 'summary.html'}"
     if figures:
-        from secant.figures import summarized
+        from secant.figures import every
 
-        drawn(summarized(summary), out / "figures")
+        drawn(every(summary), out / "figures")
     return page

@@ -2,57 +2,34 @@
 
 Axes can be given, one or as many as the figure has panels; `columns` is how wide a new figure is, in columns of a
 paper. Matplotlib is needed by nothing else, and is imported when something is drawn. Style and sizes are one table, in
-`secant.figures.style`.
+`secant.figures.style`. A figure is a function with the decorator `secant.figures.style.drawn`, in a module of this
+folder: nothing else names it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
 
-from secant.analyses.explain import Explanation
-from secant.figures.contributions import attribution, flow
-from secant.figures.depth import layer_spectra, path, stable_ranks
-from secant.figures.measures import faithfulness, reach, steering
-from secant.figures.prompts import emergence, mean_spectra, ranks_by_depth, ranks_by_position, summarized
-from secant.figures.style import save
-from secant.figures.system import jacobian, largest, reconstruction, spectra
+from secant.figures.style import FIGURES, every, save
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from matplotlib.figure import Figure
 
-__all__ = [
-    "attribution",
-    "emergence",
-    "explained",
-    "faithfulness",
-    "flow",
-    "jacobian",
-    "largest",
-    "layer_spectra",
-    "mean_spectra",
-    "path",
-    "ranks_by_depth",
-    "ranks_by_position",
-    "reach",
-    "reconstruction",
-    "save",
-    "spectra",
-    "stable_ranks",
-    "steering",
-    "summarized",
-]
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["every", "save", *FIGURES]
 
 
-def explained(e: Explanation) -> dict[str, Figure]:
-    """Every figure of an explanation, by name; those of layers where it has them."""
-    found = {
-        "reconstruction": reconstruction(e.run),
-        "attribution": attribution(e.attribution),
-        "spectra": spectra(e),
-        "jacobian": jacobian(e.run.operator()),
-    }
-    if e.layers is not None:
-        found |= {"layer_spectra": layer_spectra(e.layers), "stable_ranks": stable_ranks(e.layers)}
-        if len(e.svds[0].S) > 1:
-            found["path"] = path(e.layers)
-    return found
+def __getattr__(name: str) -> Callable[..., Figure]:
+    if name in FIGURES:
+        return FIGURES[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[Any]:
+    return __all__

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from secant.analyses.attribution import Attribution
+from secant.analyses.explain import Explanation
 from secant.errors import BadArgument, integer
 from secant.figures import style
 from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown
@@ -20,7 +21,7 @@ CONSTANTS = "constants"
 PATHS = {"direct": "straight to the logit", "all": "by all paths"}
 
 
-@drawn
+@drawn(of=Explanation, take=lambda e: e.attribution)
 def attribution(a: Attribution, axes: Any = None, *, most: int = 40, columns: int | None = None) -> Figure:
     """A logit as its two sums: by where it comes from (tokens), and by what writes it (parts), if it has that.
 

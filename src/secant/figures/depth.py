@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from secant.analyses.explain import Explanation
 from secant.errors import BadArgument
 from secant.figures import style
 from secant.figures.style import COLOURS, drawn, panels
@@ -22,7 +23,7 @@ PARTS = {STREAM: "blue", "attn": "orange", "mlp": "green", "mixer": "purple"}
 DASHES = {"cumulative": "-", "layerwise": "--"}
 
 
-@drawn
+@drawn(of=Explanation, take=lambda e: e.layers)
 def layer_spectra(layers: Layers, axes: Any = None, *, columns: int = 2) -> Figure:
     """The leading singular values of all tokens' blocks, σ_i / σ_0, a line for each layer: a panel for each span."""
     table = _together(layers.spectra())
@@ -40,7 +41,7 @@ def layer_spectra(layers: Layers, axes: Any = None, *, columns: int = 2) -> Figu
     return figure
 
 
-@drawn
+@drawn(of=Explanation, take=lambda e: e.layers if len(e.svds[0].S) > 1 else None)
 def path(layers: Layers, ax: Any = None, *, columns: int = 1) -> Figure:
     """Where the top two left vectors of each depth point in the plane of the last depth's; numbers are layers."""
     table = layers.path()
@@ -72,7 +73,7 @@ def _numbered(
             panel.annotate(f"{layer:.0f}", (x, y), color=colour, fontweight="bold" if layer == last else None, **where)
 
 
-@drawn
+@drawn(of=Explanation, take=lambda e: e.layers)
 def stable_ranks(layers: Layers, ax: Any = None, *, columns: int = 1) -> Figure:
     """The stable rank by depth of all tokens' blocks together: the stream and its parts, cumulative and layerwise."""
     table = _together(layers.to_pandas())

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DASHES = ("-", "--", ":", "-.")
 
 
-@drawn
+@drawn(of=Summary, take=lambda s: s if len(s.ranks) else None)
 def ranks_by_position(summary: Summary, category: str | None = None, ax: Any = None, *, columns: int = 2) -> Figure:
     """The stable rank of each position's block over prompts, boxes side by side for each model and convention.
 
@@ -51,7 +51,7 @@ def ranks_by_position(summary: Summary, category: str | None = None, ax: Any = N
     return figure
 
 
-@drawn
+@drawn(of=Summary, take=lambda s: s if len(s.depths) else None)
 def ranks_by_depth(
     summary: Summary, category: str | None = None, axes: Any = None, *, part: str = "residual", columns: int = 2
 ) -> Figure:
@@ -75,7 +75,7 @@ def ranks_by_depth(
     return figure
 
 
-@drawn
+@drawn(of=Summary, take=lambda s: s if len(s.emergence) else None)
 def emergence(summary: Summary, category: str | None = None, ax: Any = None, *, columns: int = 1) -> Figure:
     """The share of prompts whose prediction has been the first word of U₀ of all tokens by each depth of the stream.
 
@@ -89,7 +89,7 @@ def emergence(summary: Summary, category: str | None = None, ax: Any = None, *, 
     return figure
 
 
-@drawn
+@drawn(of=Summary, take=lambda s: s if len(s.spectra) else None)
 def mean_spectra(summary: Summary, category: str | None = None, ax: Any = None, *, columns: int = 1) -> Figure:
     """The mean of the leading singular values, σ_i / σ_0, of all tokens together, with its interval.
 
@@ -103,20 +103,6 @@ def mean_spectra(summary: Summary, category: str | None = None, ax: Any = None, 
     panel.set_xticks(sorted(set(rows["vector"])))
     _key(figure, panel, ax)
     return figure
-
-
-def summarized(summary: Summary) -> dict[str, Figure]:
-    """Every figure of a summary that there is something to draw in, by name."""
-    found: dict[str, Figure] = {}
-    if len(summary.ranks):
-        found["ranks_by_position"] = ranks_by_position(summary)
-    if len(summary.depths):
-        found["ranks_by_depth"] = ranks_by_depth(summary)
-    if len(summary.emergence):
-        found["emergence"] = emergence(summary)
-    if len(summary.spectra):
-        found["mean_spectra"] = mean_spectra(summary)
-    return found
 
 
 def _chosen(table: pd.DataFrame, category: str | None, analysis: str) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from secant.errors import BadArgument, SecantError, integer
 from secant.files import path_of, replacing
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 WIDTH = {1: 3.4, 2: 7.0}
 """Inches of a figure that is one or two columns of a paper wide."""
@@ -110,9 +111,30 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
-    """The function, drawing in the style; a new figure is laid out once and for all, so that its files repeat."""
+FIGURES: dict[str, Callable[..., Figure]] = {}
+"""Every figure by its name, in the order of their modules."""
 
+_OF: dict[str, tuple[type, Callable[[Any], Any]]] = {}
+
+
+@overload
+def drawn(function: Callable[P, Figure], /) -> Callable[P, Figure]: ...
+@overload
+def drawn(*, of: type[R], take: Callable[[R], Any] = ...) -> Callable[[Callable[P, Figure]], Callable[P, Figure]]: ...
+def drawn(function: Any = None, /, *, of: Any = None, take: Callable[[Any], Any] = lambda result: result) -> Any:
+    """A figure of the package: it draws in the style, and is laid out once and for all, so that its files repeat.
+
+    Args:
+        function: The function, where there are no arguments.
+        of: The class of results that the figure is drawn for with --figures.
+        take: What the figure is drawn from, given such a result; None where there is nothing to draw.
+    """
+    if function is None:
+        return functools.partial(_registered, of=of, take=take)
+    return _registered(function)
+
+
+def _registered(function: Callable[P, Figure], of: Any = None, take: Any = None) -> Callable[P, Figure]:
     @functools.wraps(function)
     def draw(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with drawing():
@@ -123,7 +145,16 @@ def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
                 figure.set_layout_engine("none")
             return figure
 
+    FIGURES[function.__name__] = draw
+    if of is not None:
+        _OF[function.__name__] = (of, take)
     return draw
+
+
+def every(result: Any) -> dict[str, Figure]:
+    """Every figure of a result that it has something to draw in, by name."""
+    taken = {name: take(result) for name, (of, take) in _OF.items() if isinstance(result, of)}
+    return {name: FIGURES[name](own) for name, own in taken.items() if own is not None}
 
 
 def save(figure: Figure, path: str | Path, dpi: int = 300) -> None:

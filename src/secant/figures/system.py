@@ -28,7 +28,7 @@ PIXELS = 1500
 """Entries of a side of J that are drawn each by itself; beyond, means of neighbours are."""
 
 
-@drawn
+@drawn(of=Explanation, take=lambda e: e.run)
 def reconstruction(run: Run, axes: Any = None, *, columns: int = 2) -> Figure:
     """Is J x + b the model's y? Each of its numbers against the model's, and how large the errors are.
 
@@ -60,7 +60,7 @@ def reconstruction(run: Run, axes: Any = None, *, columns: int = 2) -> Figure:
     return figure
 
 
-@drawn
+@drawn(of=Explanation, take=lambda e: e.run.operator())
 def jacobian(op: Operator, ax: Any = None, *, quantile: float = 0.99, columns: int = 2) -> Figure:
     """J as an image, the blocks of the tokens side by side; colours end at a quantile of |J|, and beyond they stay.
 
@@ -110,7 +110,7 @@ def _grouped(matrix: torch.Tensor, size: int) -> torch.Tensor:
     return matrix if size == 1 else torch.stack([some.mean(0) for some in matrix.split(size)])
 
 
-@drawn
+@drawn(of=Explanation)
 def spectra(e: Explanation, ax: Any = None, *, vectors: int | None = None, most: int = 30, columns: int = 2) -> Figure:
     """Each token's leading singular values, and what their vectors decode to: written (U) and read (V).
 

@@ -17,9 +17,9 @@ import pandas as pd
 import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
+from torch import Tensor
 
 from secant.files import check, path_of, replacing, write_json, write_tensors
-from secant.results.result import Result
 from secant.results.schema import KINDS, Table
 
 ARROW = {
@@ -44,38 +44,36 @@ READ = {
 TENSORS = "tensors.safetensors"
 
 
-def json_name(kind: type[Result]) -> str:
-    """The name of a result's JSON file."""
-    return f"{kind.__name__.lower()}.json"
-
-
-def check_folder(folder: str | Path, *kinds: type[Result], files: Iterable[str] = ()) -> None:
-    """Raise what saving results of these kinds to a folder would raise, before there are any.
+def check_folder(folder: str | Path, tables: Iterable[Table], files: Iterable[str] = ()) -> None:
+    """Raise what writing such tables and files to a folder would raise, before there are any.
 
     Args:
-        folder: Where they would be saved.
-        kinds: The classes of the results.
-        files: The names of other files that would be written there.
+        folder: Where they would be written.
+        tables: The tables.
+        files: The names of other files.
 
     Raises:
         BadArgument: It is no path.
         OutputFailed: It, or a file of it, could not be written.
-
     """
-    names = [table.name for kind in kinds for table in kind.schema]
-    tables = [f"{name}.{ending}" for name in (*names, DESCRIBED) for ending in ("parquet", "csv")]
-    check(folder, *tables, *map(json_name, kinds), TENSORS, *files)
+    names = [*(table.name for table in tables), DESCRIBED]
+    check(folder, *(f"{name}.{ending}" for name in names for ending in ("parquet", "csv")), *files)
 
 
-def write(result: Result, folder: str | Path) -> None:
-    """Write a result to a folder, as `Result.save` says."""
-    frames = result.tables()
-    with saving(folder, [(result.described(name), frame) for name, frame in frames.items()]) as new:
-        write_json(new / json_name(type(result)), result.to_dict())
-        if tensors := result.tensors():
-            meanings = {name: meaning for name, (meaning, _) in tensors.items()}
-            about = {"secant": json.dumps(plain(result.about())), **meanings}
-            write_tensors(new / TENSORS, {name: tensor for name, (_, tensor) in tensors.items()}, about)
+def write(
+    folder: str | Path,
+    name: str,
+    tables: Iterable[tuple[Table, pd.DataFrame]],
+    tree: Mapping[str, Any],
+    tensors: Mapping[str, tuple[str, Tensor]],
+    about: Mapping[str, Any],
+) -> None:
+    """Write tables, a tree as the JSON file of a name, and tensors with their meanings. Raises OutputFailed."""
+    with saving(folder, tables) as new:
+        write_json(new / f"{name}.json", tree)
+        if tensors:
+            said = {"secant": json.dumps(plain(about)), **{key: meaning for key, (meaning, _) in tensors.items()}}
+            write_tensors(new / TENSORS, {key: tensor for key, (_, tensor) in tensors.items()}, said)
 
 
 @contextmanager

@@ -103,4 +103,26 @@ class Result(Viewed):
         """
         from secant.results.files import write
 
-        write(self, folder)
+        tables = [(self.described(name), frame) for name, frame in self.tables().items()]
+        write(folder, self.file(), tables, self.to_dict(), self.tensors(), self.about())
+
+    @classmethod
+    def file(cls) -> str:
+        """The name of its JSON file, without the ending."""
+        return cls.__name__.lower()
+
+    @classmethod
+    def check_folder(cls, folder: str | Path, *files: str) -> None:
+        """Raise what saving such a result to a folder would raise, before there is one.
+
+        Args:
+            folder: Where it would be saved.
+            files: The names of other files that would be written there.
+
+        Raises:
+            BadArgument: It is no path.
+            OutputFailed: It, or a file of it, could not be written.
+        """
+        from secant.results.files import TENSORS, check_folder
+
+        check_folder(folder, cls.schema, [f"{cls.file()}.json", TENSORS, *files])
