@@ -57,7 +57,7 @@ def names(run: sc.Run, i: int) -> dict[str, str]:
 def test_both_ways_give_the_same_operators(family: str, position: int) -> None:
     run = run_of(family)
     inside = run.inside
-    assert sweep.is_chain(inside)
+    assert inside.chain
     both = zip(sweep.forward(inside, position), sweep.reverse(inside, position), strict=True)
     for i, (one, other) in enumerate(both):
         assert set(one) == set(other) == set(names(run, i))
@@ -179,7 +179,7 @@ def test_nothing_of_the_size_of_all_layers_is_held(method: str) -> None:
 def test_a_network_whose_layers_read_more_than_the_stream() -> None:
     """Gemma 4 reads embeddings of its own at each layer: maps do not compose, and the sweep says so."""
     run = run_of("gemma4_text")
-    assert not sweep.is_chain(run.inside)
+    assert not run.inside.chain
     assert sc.layers(run, 2, spans=["cumulative"]).method == "reverse"
     with pytest.raises(BadArgument, match="each layer reads the stream before it alone"):
         sc.layers(run, 2, method="forward")
@@ -188,10 +188,10 @@ def test_a_network_whose_layers_read_more_than_the_stream() -> None:
 def test_in_16_bits_maps_are_not_composed() -> None:
     """Whether they could be can't be told from rounding."""
     run = sc.freeze(model_of("gemma4_text", dtype=torch.bfloat16), prompt())
-    assert not sweep.is_chain(run.inside)
+    assert not run.inside.chain
     assert sc.layers(run, 2, spans=["cumulative"]).method == "reverse"
     wide = sc.freeze(model_of("llama", dtype=torch.bfloat16), prompt(), precision="float32")
-    assert sweep.is_chain(wide.inside)
+    assert wide.inside.chain
 
 
 def test_a_depth_that_is_not_reproduced_is_refused() -> None:

@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from secant.analyses.attribution import Attribution, attribute
     from secant.analyses.compare import Comparison, compare
     from secant.analyses.continuation import Steps, follow
-    from secant.analyses.evidence import Evidence
-    from secant.analyses.explain import Explanation, explain
+    from secant.analyses.explain import Evidence, Explanation, explain
     from secant.analyses.faithfulness import Faithfulness, faithfulness
     from secant.analyses.interpolation import Reach, reach
     from secant.analyses.screening import Screening, screen
@@ -43,8 +42,7 @@ _WHERE = {
     "analyses.continuation": ["follow", "Steps"],
     "analyses.ablation": ["ablate", "ablations", "Ablation", "Ablations"],
     "analyses.faithfulness": ["faithfulness", "Faithfulness"],
-    "analyses.explain": ["explain", "Explanation"],
-    "analyses.evidence": ["Evidence"],
+    "analyses.explain": ["explain", "Explanation", "Evidence"],
     "stream.layers": ["layers", "Layers", "Depth"],
     "steering.steer": ["steer"],
     "steering.sweep": ["steering_sweep", "Sweep"],

@@ -25,7 +25,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.errors import BadArgument, NotExact, checked
-from secant.linearize.network import injected
 from secant.linearize.points import Inside, Point
 from secant.linearize.replay import Injected
 from secant.linearize.run import HIDDEN, LOGIT, Run
@@ -270,7 +269,7 @@ def _by_origin(run: Run, e: Float[Tensor, " vocabulary"]) -> list[dict[str, Any]
     x = network.input.detach()
     tokens = [0.0] * len(x) if gradient is None else (wide(gradient) * wide(x)).sum(1).tolist()
     rows = [_row("token", name, c, position=t) for t, (name, c) in enumerate(zip(run.tokens, tokens, strict=True))]
-    zero, constants = injected(run.lm, network.recording, torch.zeros_like(x), network.precision)
+    zero, constants = network.at_zero
     return rows + _by_module("constant", zero["logits"][-1], e, constants)
 
 

@@ -17,16 +17,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from secant.analyses.explain import Explanation, explain
+from secant.analyses.case import Case
+from secant.analyses.explain import Explanation, explained
 from secant.errors import BadArgument, NoPoint, checked
 from secant.files import write_json
 from secant.linearize.rules import CONVENTIONS
-from secant.memory import limited
 from secant.model.lm import LM, Prompt
-from secant.operators.decomposition import svd
 from secant.results.files import saving
-from secant.stream.decode import decode, null, ranked
-from secant.stream.layers import Layers, layers
+from secant.stream.decode import Null, Side, ranked
+from secant.stream.layers import Layers
 from secant.stream.sweep import STREAM
 from secant.text import named
 
@@ -123,12 +122,14 @@ def compare(
         label = name or named(lm.name)
         if any(s.model == label for s in subjects):
             raise BadArgument("Models have names of their own", f"{label!r} twice", "Give them by name, as a dict.")
+        nulls: dict[Side, Null] = {}  # conventions of one model share them
         for convention in conventions:
-            e = explain(
+            e = explained(
                 lm, prompt, k=k, top=top, convention=convention, precision=precision, seed=seed,
-                max_memory=max_memory, progress=progress,
+                max_memory=max_memory, progress=progress, nulls=nulls,
             )  # fmt: skip
-            subjects.append(_subject(label, convention, e, prompt, top, max_memory, progress))
+            with e.case.working(max_memory, progress):
+                subjects.append(_subject(label, convention, e, prompt, top))
         del lm, e  # before the next one is made
     if len(subjects) < 2:
         raise BadArgument("A comparison is of two models or more, or of one in several conventions",
@@ -178,16 +179,11 @@ def jaccard(one: set[str], other: set[str]) -> float | None:
     return len(one & other) / len(one | other) if one | other else None
 
 
-def _subject(
-    model: str, convention: str, e: Explanation, prompt: Prompt, top: int, max_memory: Any, progress: Progress | None
-) -> _Subject:
+def _subject(model: str, convention: str, e: Explanation, prompt: Prompt, top: int) -> _Subject:
     """What is kept of one model: numbers and words, not the model."""
-    run, op = e.run, e.run.operator()
-    with limited(max_memory):
-        whole = svd(op, min(len(e.svds[0].S), *op.shape), progress=progress)
-    found = null(run.lm, "output", top, seed=run.seed)
-    wrote = decode(run.lm, whole.U, "output", top, null=found) if whole.S[0] > 0 else []
-    depths, why = _depths(e, max_memory, progress)
+    run, whole = e.run, e.case.whole
+    (wrote,) = e.case.words([whole], "output")
+    depths, why = _depths(e.case)
     seen, among = _seen(depths, 1), _seen(depths, top)
     count = None if depths is None else len({d.layer for d in depths.depths})
 
@@ -198,7 +194,7 @@ def _subject(
     about = {
         "tokens": len(run.tokens),
         "layers": count,
-        "width": op.input.shape[1],
+        "width": run.input.shape[1],
         "vocabulary": run.lm.outputs,
         "prediction": best.token,
         "prediction_id": best.id,
@@ -239,10 +235,10 @@ def _subject(
     return _Subject(model, convention, about, predictions, rows, spectra, words, spans)
 
 
-def _depths(e: Explanation, max_memory: Any, progress: Progress | None) -> tuple[Layers | None, str | None]:
+def _depths(case: Case) -> tuple[Layers | None, str | None]:
     """The streams by each depth; or why there are none."""
     try:
-        return layers(e.run, 1, spans=("cumulative",), max_memory=max_memory, progress=progress), None
+        return case.layers(1, spans=("cumulative",)), None
     except NoPoint as error:
         return None, str(error)
 

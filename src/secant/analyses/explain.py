@@ -11,22 +11,71 @@ from typing import Any
 
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from secant.analyses.attribution import Attribution, attribute
+from secant.analyses.attribution import COLUMNS as CONTRIBUTION
+from secant.analyses.attribution import Attribution
+from secant.analyses.case import Case
 from secant.analyses.continuation import Steps, follow
-from secant.analyses.evidence import Evidence, gathered
 from secant.errors import BadArgument, checked, integer
 from secant.files import check_file, replacing, write_json, write_tensors, write_text
 from secant.linearize.run import Run, freeze
-from secant.memory import limited, peak, timed
+from secant.memory import peak, timed
 from secant.model.lm import LM, Prompt
-from secant.numeric import lengths
-from secant.operators.batched import parts
-from secant.operators.decomposition import SVD, svd
+from secant.numeric import wide
+from secant.operators.decomposition import SVD, countable
 from secant.results.files import saving
-from secant.stream.decode import Side, Word, decode, null, ranked
+from secant.stream.decode import Null, Side, Word, ranked
 from secant.stream.layers import Layers
-from secant.stream.layers import layers as every_layer
+
+OTHERS = 4
+"""Predictions that the first one is compared with."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """All sums of the logit, with parts, heads and flow, and against other predictions; and pictures of J.
+
+    `image[r, t, c]` is the root mean square of a rectangle of J_t, which begins at row r d_out / R and at column
+    c d_in / C (rounded up); None if it was left out. `shape` is (d_out, T, d_in). `output` is y, `rebuilt` is J x + b,
+    and `ordinary` is J' x with the ordinary Jacobian J'. `writes` and `reads` are what random directions decode to.
+    """
+
+    attribution: Attribution
+    versus: list[Attribution] = field(repr=False)
+    image: Float[Tensor, "R T C"] | None = field(repr=False)
+    shape: tuple[int, int, int]
+    output: Float[Tensor, " d_out"] = field(repr=False)
+    rebuilt: Float[Tensor, " d_out"] = field(repr=False)
+    ordinary: Float[Tensor, " d_out"] = field(repr=False)
+    writes: Null
+    reads: Null
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Its tables by name: contributions and flow, versus, rebuilt, chance, and image unless it was left out."""
+        found = {**self.attribution.tables(), "versus": self._versus(), "rebuilt": self._rebuilt()}
+        found["chance"] = pd.concat([_chance(self.writes), _chance(self.reads)], ignore_index=True)
+        return found if self.image is None else found | {"image": _rectangles(self.image, self.shape)}
+
+    def save(self, folder: str | Path) -> None:
+        """Write its tables (.parquet and .csv) and columns.csv. Raises OutputFailed."""
+        with saving(folder, self.tables()):
+            pass
+
+    def _versus(self) -> pd.DataFrame:
+        """A row for each contribution to the prediction's logit over another's."""
+        sums = [
+            a.table.assign(prediction=number, versus=a.versus, difference=a.logit)
+            for number, a in enumerate(self.versus, 1)
+        ]
+        names = ["prediction", "versus", "difference", *CONTRIBUTION]
+        return pd.concat(sums, ignore_index=True)[names] if sums else pd.DataFrame(columns=names)
+
+    def _rebuilt(self) -> pd.DataFrame:
+        """A row for each unit of y."""
+        numbers = {"output": self.output, "rebuilt": self.rebuilt, "ordinary": self.ordinary}
+        return pd.DataFrame({"unit": range(self.shape[0]), **{name: own.tolist() for name, own in numbers.items()}})
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +92,7 @@ class Explanation:
     outputs: list[list[list[Word]]] = field(repr=False)
     inputs: list[list[list[Word]]] = field(repr=False)
     norms: list[float] = field(repr=False)
+    case: Case = field(repr=False)  # all of it is taken from, and its evidence too
     layers: Layers | None = None
     steps: Steps | None = None
     seconds: dict[str, float] = field(default_factory=dict, repr=False)
@@ -149,8 +199,8 @@ class Explanation:
         `image`: False leaves J's out, for which all of its rows are computed. `max_memory` and `progress` as in
         `explain`. Raises TooLarge, and what `attribute` raises.
         """
-        top = max((len(words) for words in (*self.outputs[-1], *self.inputs[-1])), default=0) or 8
-        return gathered(self.run, top, image=image, seed=self.run.seed, max_memory=max_memory, progress=progress)
+        with self.case.working(max_memory, progress):
+            return gathered(self.case, image=image)
 
     def report(self, path: str | Path, evidence: Evidence | None = None) -> None:
         """Write one page of HTML with all of it and with its evidence, which is gathered unless it is given.
@@ -170,6 +220,40 @@ class Explanation:
         page = contents(self, self.evidence() if evidence is None else evidence)
         with replacing(path) as new:
             write_text(new, html(page, plotly))
+
+
+def gathered(case: Case, *, image: bool = True) -> Evidence:
+    """The evidence of a case. `image`: of J. Raises NotExact where a sum is not the logit, and TooLarge."""
+    run, op = case.run, case.run.operator()
+    return Evidence(
+        case.attribution(parts=True, flow=True),
+        [case.attribution(p.id) for p in run.prediction[1 : 1 + OTHERS]],
+        case.image if image else None,
+        (len(op.bias), *op.input.shape),
+        wide(op.output),
+        op.rebuilt,
+        wide(run.ordinary),
+        case.null("output"),
+        case.null("input"),
+    )
+
+
+def _rectangles(image: Float[Tensor, "R T C"], shape: tuple[int, int, int]) -> pd.DataFrame:
+    """A row for each rectangle, by where it begins."""
+    (R, T, C), (rows, _, width) = image.shape, shape
+    places = [(-(-r * rows // R), t, -(-c * width // C)) for r in range(R) for t in range(T) for c in range(C)]
+    table = pd.DataFrame(places, columns=["unit", "position", "column"])
+    return table.assign(size=image.flatten().tolist())
+
+
+def _chance(null: Null) -> pd.DataFrame:
+    """A row for each place among the words of a random direction."""
+    table = pd.DataFrame({"mean": null.mean.tolist(), "std": null.std.tolist()})
+    return (
+        table.rename_axis("rank")
+        .reset_index()
+        .assign(side=null.side, samples=len(null.words))[["side", "rank", "mean", "std", "samples"]]
+    )
 
 
 def _without_nan(tree: Any) -> Any:
@@ -203,34 +287,48 @@ def explain(
     such as "4GiB", by default half of what is free; the rest as in `freeze`. `progress(what, done, all)` is called as
     the work goes on. Raises what `freeze`, `svd`, `layers` and `follow` raise.
     """
+    return explained(
+        lm, prompt, k=k, top=top, convention=convention, precision=precision, seed=seed, layers=layers, steps=steps,
+        max_memory=max_memory, progress=progress, nulls={},
+    )  # fmt: skip
+
+
+def explained(
+    lm: LM,
+    prompt: Prompt,
+    *,
+    k: int,
+    top: int,
+    convention: str,
+    precision: str | torch.dtype | None,
+    seed: int,
+    max_memory: float | str | None,
+    progress: Callable[[str, int, int], None] | None,
+    nulls: dict[Side, Null],
+    layers: bool = False,
+    steps: int = 1,
+) -> Explanation:
+    """What `explain` does; `nulls`: what random directions decode to, which runs of one model share."""
     seconds: dict[str, float] = {}
     top = integer(top, 1, 10**9, "A direction has some words", "top = ")
     steps = integer(steps, 1, 10**6, "A continuation has at least one step", "steps = ")
     with timed("freezing", seconds):
         run = freeze(lm, prompt, convention=convention, precision=precision, ordinary=True, top=max(top, 10), seed=seed)
-    with timed("contributions", seconds):
-        attribution = attribute(run, parts=False)
-    op = run.operator()
-    with timed("spectra", seconds), limited(max_memory):
-        svds = svd(op, k, per_token=True, progress=progress)
-    with timed("words", seconds):
-        outputs, inputs = _decoded(lm, svds, "output", top, seed), _decoded(lm, svds, "input", top, seed)
-    with timed("norms", seconds):
-        norms = lengths(parts(op), 1)
-    depths, further = None, None
-    if layers:
-        with timed("layers", seconds):
-            depths = every_layer(run, k, max_memory=max_memory, progress=progress)
-    if steps != 1:
-        with timed("steps", seconds):
-            further = follow(run, steps, progress=progress)
-    return Explanation(
-        run, attribution, svds, outputs, inputs, norms.tolist(), depths, further, seconds, peak(lm.device)
-    )
-
-
-def _decoded(lm: LM, svds: list[SVD], side: Side, top: int, seed: int) -> list[list[list[Word]]]:
-    """The words of each token's singular vectors, beside what random directions decode to; none of a zero block's."""
-    directions = torch.cat([f.U if side == "output" else f.V for f in svds], dim=1)
-    words = iter(decode(lm, directions, side, top, null=null(lm, side, top, seed=seed)))
-    return [[own if sigma > 0 else [] for sigma, own in zip(f.S.tolist(), words, strict=False)] for f in svds]
+    case = Case(run, countable(run.operator(), k, per_token=True), top, seed, nulls=nulls)
+    with case.working(max_memory, progress):
+        with timed("contributions", seconds):
+            attribution = case.attribution()
+        with timed("spectra", seconds):
+            svds = case.blocks
+        with timed("words", seconds):
+            outputs, inputs = case.words(svds, "output"), case.words(svds, "input")
+        with timed("norms", seconds):
+            norms = case.norms
+        depths, further = None, None
+        if layers:
+            with timed("layers", seconds):
+                depths = case.layers()
+        if steps != 1:
+            with timed("steps", seconds):
+                further = follow(run, steps, progress=progress)
+    return Explanation(run, attribution, svds, outputs, inputs, norms, case, depths, further, seconds, peak(lm.device))

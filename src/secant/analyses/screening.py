@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from scipy.stats import false_discovery_control
 from torch import Tensor
 
+from secant.analyses.case import Case
 from secant.errors import BadArgument, BadPrompt, SecantError, checked, integer, seeded, several, share
 from secant.linearize.rules import CONVENTIONS
 from secant.linearize.run import Run, freeze
@@ -30,8 +31,8 @@ from secant.model.lm import LM, Prompt
 from secant.model.tokens import as_id
 from secant.operators.decomposition import SVD, Progress
 from secant.results.files import saving
-from secant.stream.decode import AT_ONCE, decode
-from secant.stream.layers import Depth, layers
+from secant.stream.decode import AT_ONCE, Scores, best
+from secant.stream.layers import Depth
 from secant.stream.sweep import STREAM
 
 COLUMNS = {
@@ -164,7 +165,7 @@ def screen(
     for number, prompt in enumerate(prompts):
         try:
             run = freeze(lm, prompt, convention=convention, seed=seed)
-            depths = layers(run, k, position=position, spans=("cumulative",)).depths
+            depths = Case(run, k, top, seed).layers(position=position, spans=("cumulative",)).depths
             rows += _tests(run, number, prompt, depths, ranks, top, drawn)
         except SecantError as error:
             refused.append((number, _text(lm, prompt), type(error).__name__, str(error)))
@@ -202,7 +203,7 @@ def looked_up(lm: LM, lexicon: Sequence[str]) -> tuple[dict[str, list[int]], lis
 class Ranks:
     """How far up the words of a list come in directions: `words`, and their `tokens`, of which each is `whose`."""
 
-    table: Float[Tensor, "vocabulary d"] = field(repr=False)
+    scores: Scores = field(repr=False)
     words: list[str]
     tokens: Int[Tensor, " n"]
     whose: Int[Tensor, " n"]
@@ -210,26 +211,29 @@ class Ranks:
     @classmethod
     def of(cls, lm: LM, lexicon: dict[str, list[int]]) -> Ranks:
         """Of a model's head, in float32 at least, as `decode` has it."""
-        table = lm.unembedding.detach()
-        table = table.to(torch.promote_types(table.dtype, torch.float32))
-        pairs = torch.tensor([(i, w) for w, ids in enumerate(lexicon.values()) for i in ids], device=table.device)
-        return cls(table, list(lexicon), *pairs.T)
+        scores = Scores.of(lm, "output", lm.unembedding.dtype)
+        pairs = torch.tensor(
+            [(i, w) for w, ids in enumerate(lexicon.values()) for i in ids], device=scores.table.device
+        )
+        return cls(scores, list(lexicon), *pairs.T)
 
     def __call__(self, directions: Float[Tensor, "d k"]) -> tuple[Tensor, Tensor, Tensor]:
         """The word that scores highest in each direction (a column), its rank, and that of the next word.
 
         A rank is how many tokens score higher; of a list of one word, the next one's is the number of all tokens.
         """
-        found = []
-        for some in directions.to(self.table).split(AT_ONCE, dim=1):
-            scores = self.table @ some  # (vocabulary, columns)
-            own = scores[self.tokens]
-            best = own.max(0)
-            word = self.whose[best.indices]
-            others = own.masked_fill(self.whose[:, None] == word, -torch.inf).amax(0)
-            found.append(torch.stack([word, (scores > best.values).sum(0), (scores > others).sum(0)]).cpu())
+        found = [self.among(self.scores(some)[0]) for some in directions.split(AT_ONCE, dim=1)]
         word, first, second = torch.cat(found, dim=1)
         return word, first, second
+
+    def among(self, scores: Float[Tensor, "k vocabulary"]) -> Int[Tensor, "3 k"]:
+        """The same of the scores that all tokens have in some directions."""
+        own = scores[:, self.tokens]
+        most = own.max(1)
+        word = self.whose[most.indices]
+        others = own.masked_fill(self.whose == word[:, None], -torch.inf).amax(1)
+        higher = [(scores > bound[:, None]).sum(1) for bound in (most.values, others)]
+        return torch.stack([word, *higher]).cpu()
 
 
 def _drawn(d: int, samples: int, seed: int, report: Progress) -> Iterator[Tensor]:
@@ -256,12 +260,16 @@ def _tests(
             spectra += [(depth.layer, None, depth.whole)] if depth.whole is not None else []
     places = [(layer, t, i, f) for layer, t, f in spectra for i in range(int((f.S > 0).sum()))]
     directions = torch.stack([f.U[:, i] for _, _, i, f in places], dim=1)
-    words, first, second = ranks(directions)
-    least = np.searchsorted(drawn, _code(first, second, len(ranks.table)), side="right")
-    decoded = decode(run.lm, directions, "output", top)
+    found, decoded = [], []
+    for some in directions.split(AT_ONCE, dim=1):
+        scores, sizes = ranks.scores(some)
+        found.append(ranks.among(scores))
+        decoded += best(scores, sizes, top).words(run.lm)
+    words, first, second = torch.cat(found, dim=1)
+    least = np.searchsorted(drawn, _code(first, second, run.lm.outputs), side="right")
     whose = dict(zip(ranks.tokens.tolist(), ranks.whose.tolist(), strict=True))
     rows = []
-    for n, ((layer, t, i, f), best) in enumerate(zip(places, decoded, strict=True)):
+    for n, ((layer, t, i, f), own) in enumerate(zip(places, decoded, strict=True)):
         block = f.block_of[i]
         rows.append(
             {
@@ -276,9 +284,9 @@ def _tests(
                 "sigma": f.S[i].item(),
                 "word": ranks.words[int(words[n])],
                 "rank": int(first[n]),
-                "second": int(second[n]) if second[n] < len(ranks.table) else None,
-                "hits": len({whose[w.id] for w in best if w.id in whose}),
-                "decoded": " ".join(w.token.strip() or w.token for w in best),
+                "second": int(second[n]) if second[n] < run.lm.outputs else None,
+                "hits": len({whose[w.id] for w in own if w.id in whose}),
+                "decoded": " ".join(w.token.strip() or w.token for w in own),
                 "p": (1 + int(least[n])) / (1 + len(drawn)),
             }
         )

@@ -34,8 +34,7 @@ from secant.cli.options import (
 from secant.cli.printing import print_json, print_line
 
 if TYPE_CHECKING:
-    from secant.analyses.evidence import Evidence
-    from secant.analyses.explain import Explanation
+    from secant.analyses.explain import Evidence, Explanation
     from secant.model.lm import LM
 
 

@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import IO, Any, cast
 
 import pandas as pd
@@ -261,7 +262,8 @@ def show_layers(out: Console, layers: Layers, highlight: Sequence[int] = ()) -> 
     marked = set(highlight or [layers.predicted])
     rows = layers.to_pandas()
     together = rows[rows["position"].isna()].set_index(["layer", "part", "span"])
-    words = layers.words(top=6)
+    shown = [d for d in layers.depths if (d.part, d.span) == ("residual", "cumulative")]
+    streams = replace(layers, depths=shown).words(top=6, sides=["output"])
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     parts = [part for part in dict.fromkeys(rows["part"]) if part != "residual"]
     table.add_column("layer", justify="right", style="dim", no_wrap=True)
@@ -270,7 +272,6 @@ def show_layers(out: Console, layers: Layers, highlight: Sequence[int] = ()) -> 
     for heading, width in zip(headings, widths, strict=True):
         table.add_column(heading, justify="right", no_wrap=True, width=width)
     table.add_column("writes by now (U₀)", no_wrap=True, width=max(8, out.width - 7 - sum(w + 2 for w in widths)))
-    streams = words[(words["part"] == "residual") & (words["span"] == "cumulative") & (words["side"] == "output")]
     for i in sorted(set(rows["layer"])):
         now, own = together.loc[(i, "residual", "cumulative")], together.loc[(i, "residual", "layerwise")]
         numbers = [(now, "stable_rank"), (own, "stable_rank"), (now, "sigma_0")]

@@ -13,7 +13,7 @@ from secant.analyses.explain import Explanation
 from secant.errors import BadArgument, integer
 from secant.figures import style
 from secant.figures.style import COLOURS, clipped, drawn, fitting, named, panels, shown, word
-from secant.linearize.run import Run, ordinary_output
+from secant.linearize.run import Run
 from secant.numeric import wide
 from secant.operators.operator import Operator
 from secant.stream.decode import Largest
@@ -38,7 +38,7 @@ def reconstruction(run: Run, axes: Any = None, *, columns: int = 2) -> Figure:
     figure, (scatter, errors) = panels(axes, 2, columns, 2.4 if columns == 2 else 1.8)
     op = run.operator()
     y, held = wide(op.output).numpy(), op.rebuilt.numpy()
-    ordinary = wide(ordinary_output(run.lm, run.network.recording, run.input)).numpy()
+    ordinary = wide(run.ordinary).numpy()
     both = {"J x + b": (held, "blue", "o"), "ordinary J′ x": (ordinary, "orange", "x")}
     size = float(np.sqrt(np.mean(y**2)))
     relative = {name: np.abs(found - y) / size for name, (found, *_) in both.items()}

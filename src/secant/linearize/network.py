@@ -218,6 +218,12 @@ class Network:
         weights = sum(p.numel() for p in self.lm.model.parameters()) - embedding
         return self.recording.tape.largest(self.recording.steps.values()), weights
 
+    @cached_property
+    def at_zero(self) -> tuple[dict[str, Tensor], list[Injected]]:
+        """The norm and the logits of the network at zero, on a graph, and the constants that its steps add to it."""
+        x = torch.zeros_like(self.input.detach())
+        return injected(self.lm, self.recording, x, self.precision)
+
     def replay(self, v: Float[Tensor, "T d"], norm: Float[Tensor, "T n"] | None = None) -> dict[str, Tensor]:
         """The held network's value at each point, `[T, n]`, for other embeddings. `norm`: hidden states that the head
         is applied to in place of those that it makes, and that the logits are then of. Raises ReplayMismatch.

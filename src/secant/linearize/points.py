@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -187,6 +188,26 @@ class Inside:
         start = self.layers[i].start
         return self.values["embed"] if start == -1 else None if start is None else self._steps.get(start)
 
+    @cached_property
+    def chain(self) -> bool:
+        """Whether each layer reads the stream before it, and the embeddings through it alone: J composes.
+
+        In 16 bits that can't be told from rounding.
+        """
+        if self.graph["embed"].element_size() < 4:
+            return False
+        x, outs = self.graph["embed"], [self.graph[f"layers.{i}"] for i in range(len(self.layers))]
+        v = torch.randn(x.numel(), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
+        with torch.inference_mode(False), torch.enable_grad():
+            every = torch.cat([out.flatten() for out in outs])
+        whole = Graph(x, every).forward(v).split([out.numel() for out in outs])
+        tolerance = 1e3 * torch.finfo(v.dtype).eps
+        for before, out, expected in zip([x, *outs], outs, whole, strict=False):
+            v = Graph(before, out).forward(v)
+            if not torch.linalg.vector_norm(v - expected) <= tolerance * torch.linalg.vector_norm(expected):
+                return False
+        return True
+
     # ---------------------------------------------------------------------------------------- operators
 
     def operator(
@@ -266,6 +287,19 @@ class Inside:
             self._lacking.clear()  # each is as large as all points together
             self._lacking[source] = _named(self.points, threads, {**named, "embed": x}, cut=True)
         return self._lacking[source]
+
+    def without_streams(self) -> dict[str, Tensor]:
+        """Each layer's parts and stream with the stream before that layer at zero, from one replay for all layers.
+
+        Only for a chain. The first layer reads the embeddings, which stay as they are.
+        """
+        network, steps = self.network, [layer.site.step for layer in self.layers]
+        with torch.inference_mode(False):
+            zeros = {step: torch.zeros_like(self._rows[step]).requires_grad_() for step in steps}
+        x = network.input.detach()
+        named, threads = replayed(network.lm, network.recording, x, network.precision, self.threads, instead=zeros)
+        wanted = {n: p for n, p in self.points.items() if p.layer is not None and not n.endswith(".heads")}
+        return _named(wanted, threads, named, cut=True)
 
     def _to_head(self, source: str, point: Point, positions: Sequence[int], about: dict[str, Any] | None) -> Operator:
         """To one head: to its columns of all heads, then through the rest of its attention."""

@@ -23,7 +23,7 @@ class Replay(Mode):
     `points` maps each wanted step to the tensor that it made, once the model has run. `threads` maps steps to the
     dimension of their output that counts tokens: the point is then `[T, n]`, and whatever the model makes of that
     output, it makes of the point. `less`: what is taken off at some threads; `given`: what stands in for some.
-    `instead`: what the model goes on with after some wanted steps, in place of what they made, which is the point.
+    `instead`: what the model goes on with after some steps, in place of what they made, which is the point.
     Raises ReplayMismatch where the model takes another course than it did when it was recorded.
     """
 
@@ -77,7 +77,7 @@ class Replay(Mode):
         if number in self.less:
             point = point - self.less[number]
         self.points[number] = point
-        through = of_tokens(point, out.shape, axis).clone()
+        through = of_tokens(self.instead.get(number, point), out.shape, axis).clone()
         return through if into is None else into.copy_(through)
 
     def _cast(self, tensor: Tensor) -> Tensor:

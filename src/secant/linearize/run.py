@@ -153,6 +153,7 @@ class Run(Result):
     tolerance: float | None = field(default=None, repr=False)  # as freeze was given it
     seed: int = field(default=0, repr=False)
     stamp: weights.Stamp | None = field(default=None, repr=False)  # the weights, but those that passes write
+    _ordinary: Tensor | None = field(default=None, repr=False)  # where the certificate has taken it already
 
     def unchanged(self) -> None:
         """Raises ReplayMismatch where the model's weights were written since."""
@@ -177,6 +178,14 @@ class Run(Result):
     def tape(self) -> Tape:
         """What was held, call by call."""
         return self.network.recording.tape
+
+    @cached_property
+    def ordinary(self) -> Float[Tensor, " d"]:
+        """J' x with the ordinary Jacobian J' of the last hidden state by the embeddings: the baseline that fails."""
+        if self._ordinary is not None:
+            return self._ordinary
+        self.unchanged()
+        return ordinary_output(self.lm, self.network.recording, self.input)
 
     @cached_property
     def inside(self) -> Inside:
@@ -368,6 +377,7 @@ def _frozen(
     network = Network.of(lm, recording, x, system)
     with explained(NotExact, "The held network must have products with J and its transpose", HIDDEN):
         reconstruction, affinity, readout = _errors(network, seed)
+    baseline = ordinary_output(lm, recording, x) if ordinary else None
     certificate = Certificate(
         forward_equal=torch.equal(plain, recording.values["logits"]),
         reconstruction=reconstruction,
@@ -375,7 +385,7 @@ def _frozen(
         readout=readout,
         stock=stock,
         constants=(wide(network.biases["norm"][-1]).norm() / wide(network.points["norm"][-1]).norm()).item(),
-        ordinary=relative(ordinary_output(lm, recording, x), recording.values["norm"][-1]) if ordinary else None,
+        ordinary=None if baseline is None else relative(baseline, recording.values["norm"][-1]),
         tolerance=TOLERANCE[lm.dtype] if tolerance is None else tolerance,
         affinity_tolerance=TOLERANCE[system] if tolerance is None else tolerance,
         convention=convention,
@@ -398,6 +408,7 @@ def _frozen(
         tolerance,
         seed,
         weights.Stamp.of(lm.model, without=[tensor for tensor, _ in own.values()]),
+        baseline,
     )
 
 

@@ -235,8 +235,7 @@ def svd(
     if solver not in ("auto", *SOLVERS):
         raise BadArgument(f"A solver is one of auto, {', '.join(SOLVERS)}", repr(solver), "Choose one of them.")
     T, d_in = op.input.shape
-    most = min(op.shape[0], d_in if per_token else T * d_in)
-    k = integer(k, 1, most, f"An operator of this shape has 1 to {most} singular triplets", "k = ")
+    k = countable(op, k, per_token)
     seed = seeded(seed)
     if tol is not None:
         tol = share(tol, "A tolerance is a share of the largest singular value", "tol = ", "Use such as 1e-6.")
@@ -245,13 +244,31 @@ def svd(
         begin = _started(start, tokens, d_in if per_token else T * d_in)
         wanted = Wanted(k, TOLERANCE[op.bias.dtype] if tol is None else tol, seed=seed, start=begin)
         wanted = wanted if begin is None else replace(wanted, least=WARM)
-        if isinstance(op.products, Matrix):
+        if solver == "auto":
+            found, _ = _automatic(op, wanted, tokens, progress)
+        elif isinstance(op.products, Matrix):
             found = _formed(op, wanted, tokens, solver, progress)
-        elif solver == "auto":
-            found = _automatic(op, wanted, tokens, progress)
         else:
             found = _chosen(op, wanted, tokens, solver, progress)
     return found if per_token else found[0]
+
+
+def decomposed(
+    op: Operator, k: int, *, per_token: bool = False, seed: int = 0, progress: Progress | None = None
+) -> tuple[list[SVD], Operator]:
+    """What `svd` finds by the cheapest way, and the operator, with J in memory where that way has formed it.
+
+    Raises what `svd` raises.
+    """
+    k = countable(op, k, per_token)
+    wanted = Wanted(k, TOLERANCE[op.bias.dtype], seed=seed)
+    return _automatic(op, wanted, len(op.input) if per_token else None, progress)
+
+
+def countable(op: Operator, k: int, per_token: bool = False) -> int:
+    """A number of triplets that an operator, or each of its blocks, has. Raises BadArgument."""
+    most = min(op.shape[0], op.input.shape[1] if per_token else op.shape[1])
+    return integer(k, 1, most, f"An operator of this shape has 1 to {most} singular triplets", "k = ")
 
 
 @checked
@@ -348,7 +365,7 @@ def _by_tokens(op: Operator, wanted: Wanted, tokens: int | None, few: int) -> It
 def _formed(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
     """Of J, which is formed, or there."""
     report = progress or (lambda what, done, of: None)
-    J = op.dense(progress=lambda done, of: report("rows of J", done, of))
+    J = _solid(op, progress).dense()
     found: list[SVD] = []
     for group, own in _by_tokens(op, wanted, tokens, TOGETHER):
         blocks = J[:, group].movedim(1, 0) if tokens else J.flatten(1)[None]
@@ -385,8 +402,14 @@ def _heard(wanted: Wanted, progress: Progress | None) -> Wanted:
     return replace(wanted, patience=go_on)
 
 
-def _automatic(op: Operator, wanted: Wanted, tokens: int | None, progress: Progress | None) -> list[SVD]:
-    """The cheapest way that fits. Krylov spaces are left for J where they converge so slowly that it is cheaper."""
+def _automatic(
+    op: Operator, wanted: Wanted, tokens: int | None, progress: Progress | None
+) -> tuple[list[SVD], Operator]:
+    """The cheapest way that fits, and the operator, with J where it was formed on the way. Krylov spaces are left for J
+    where they converge so slowly that it is cheaper.
+    """
+    if isinstance(op.products, Matrix):
+        return _formed(op, wanted, tokens, "auto", progress), op
     pace, room = counted(op), allowance(op.bias.device)
     every = ways(op, wanted, tokens)
     fitting = [way for way in every if way.memory <= room]
@@ -395,16 +418,21 @@ def _automatic(op: Operator, wanted: Wanted, tokens: int | None, progress: Progr
     best = min(fitting, key=lambda way: way.cost(pace))
     formed = min((way for way in fitting if way.form), key=lambda way: way.cost(pace), default=None)
     said(_what(op, best, tokens), op, best)
-    if best.form:
-        return _formed(op, wanted, tokens, "auto", progress)
-    if formed is None:
-        return _by_products(op, wanted, tokens, "krylov", progress)
-    try:
-        patience = _Patience(best.cost(pace) / (2 * wanted.expected), formed.cost(pace), wanted.tolerance)
-        return _by_products(op, replace(wanted, patience=patience), tokens, "krylov", progress)
-    except (Impatient, NotConverged):
-        said(_what(op, formed, tokens), op, formed)
-        return _formed(op, wanted, tokens, "auto", progress)
+    if not best.form:
+        if formed is None:
+            return _by_products(op, wanted, tokens, "krylov", progress), op
+        try:
+            patience = _Patience(best.cost(pace) / (2 * wanted.expected), formed.cost(pace), wanted.tolerance)
+            return _by_products(op, replace(wanted, patience=patience), tokens, "krylov", progress), op
+        except (Impatient, NotConverged):
+            said(_what(op, formed, tokens), op, formed)
+    solid = _solid(op, progress)
+    return _formed(solid, wanted, tokens, "auto", progress), solid
+
+
+def _solid(op: Operator, progress: Progress | None) -> Operator:
+    report = progress or (lambda what, done, of: None)
+    return op.solidified(progress=lambda done, of: report("rows of J", done, of))
 
 
 @dataclass

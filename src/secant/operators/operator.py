@@ -373,6 +373,9 @@ class Operator(Viewed):
     def rows(self, chunk: int) -> Iterator[tuple[int, Float[Tensor, "rows n_in"]]]:
         """J some rows at a time, with the number of the first; none of them is kept."""
         rows = self.shape[0]
+        if isinstance(self.products, Matrix):
+            yield from ((start, self.products.matrix[start : start + chunk]) for start in range(0, rows, chunk))
+            return
         identity = torch.eye(min(chunk, rows), dtype=self.bias.dtype, device=self.bias.device)
         for start in range(0, rows, chunk):
             width = min(chunk, rows - start)

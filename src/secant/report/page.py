@@ -13,8 +13,7 @@ from torch import Tensor
 
 from secant.analyses.attribution import Attribution
 from secant.analyses.continuation import Steps
-from secant.analyses.evidence import Evidence
-from secant.analyses.explain import Explanation
+from secant.analyses.explain import Evidence, Explanation
 from secant.operators.decomposition import SVD
 from secant.stream.decode import Null, Word
 from secant.stream.layers import Layers
@@ -227,8 +226,7 @@ def _map(layers: Layers, part: str, span: str, texts: Texts) -> dict[str, Any] |
     if not own:
         return None
     cells: dict[tuple[int, int], list[int]] = {}
-    rows = replace(layers, depths=own).words(top=3)
-    for w in rows[rows["side"] == "output"].itertuples(index=False):
+    for w in replace(layers, depths=own).words(top=3, sides=["output"]).itertuples(index=False):
         cells.setdefault((w.layer, w.position), []).append(texts.place(w.word))
     return {
         "part": part,

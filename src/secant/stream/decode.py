@@ -5,19 +5,20 @@ What a direction decodes to says little without what chance decodes to: `null` m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from secant.errors import BadArgument, checked, integer, one_of, seeded
 from secant.model.lm import LM
 from secant.numeric import lengths
+from secant.operators.decomposition import SVD
 from secant.operators.operator import Operator
 from secant.results.files import saving
 
@@ -26,6 +27,9 @@ Metric = Literal["dot", "cosine"]
 
 METRICS: dict[str, Metric] = {"output": "dot", "input": "cosine"}
 """How a direction is compared with tokens on each side, unless another way is asked for."""
+
+SIDES: tuple[Side, Side] = ("output", "input")
+"""Where directions are: written at the output, or read at the input."""
 
 AT_ONCE = 64
 """Directions that are decoded together."""
@@ -90,8 +94,7 @@ def decode(
     one_of(side, list(METRICS), "A side")
     metric = METRICS[side] if metric is None else metric
     one_of(metric, list(METRICS.values()), "A metric")
-    table = lm.unembedding if side == "output" else lm.embedding
-    top = min(integer(top, 1, 10**9, "A direction has some words", "top = "), len(table))
+    top = min(integer(top, 1, 10**9, "A direction has some words", "top = "), len(_vectors(lm, side)))
     if null is not None and (
         (null.side, null.metric, null.centered, null.keep) != (side, metric, centered, keep) or null.top < top
     ):
@@ -99,30 +102,8 @@ def decode(
             "A null is of the same side, metric, centring, filter, and as many words", repr(null), "Make one anew."
         )
     columns = directions.detach().reshape(len(directions) if directions.ndim else 1, -1)
-    if len(columns) != table.shape[1]:
-        raise BadArgument(
-            f"Directions on the {side} side have {table.shape[1]} numbers", f"{len(columns)}", "Give them as columns."
-        )
-    wide = torch.promote_types(torch.promote_types(table.dtype, columns.dtype), torch.float32)
-    table, columns = table.to(wide), columns.to(device=table.device, dtype=wide)
-    kept = _kept(lm, keep, len(table))
-    if centered:
-        table = table - table.mean(0)
-    norms = lengths(table, 1)[:, None] if metric == "cosine" else None
-    found: list[list[Word]] = []
-    for some in columns.split(AT_ONCE, dim=1):
-        sizes = lengths(some, 0)
-        if norms is None:
-            scores = table @ some
-        else:  # one length after the other: their product may be too small for the type
-            units = some / torch.where(sizes > 0, sizes, 1)
-            scores = (table @ units) / torch.where(norms > 0, norms, 1)
-            scores = torch.where((norms > 0) & (sizes > 0), scores, -torch.inf)
-            sizes = torch.ones_like(sizes)
-        if kept is not None:
-            scores[~kept.to(scores.device)] = -torch.inf
-        found += [_words(lm, own, top, length, null) for own, length in zip(scores.T, sizes.tolist(), strict=True)]
-    return found
+    scores = Scores.of(lm, side, columns.dtype, metric=metric, centered=centered, keep=keep)
+    return [words for some in columns.split(AT_ONCE, dim=1) for words in best(*scores(some), top).words(lm, null)]
 
 
 @checked
@@ -142,7 +123,7 @@ def null(
     Raises BadArgument.
     """
     samples = integer(samples, 2, 10**6, "A null takes some random directions", "samples = ")
-    width = (lm.unembedding if side == "output" else lm.embedding).shape[1]
+    width = _vectors(lm, side).shape[1]
     drawn = torch.randn(width, samples, generator=torch.Generator().manual_seed(seeded(seed)), dtype=torch.float64)
     drawn = drawn / torch.linalg.vector_norm(drawn, dim=0)
     words = decode(lm, drawn, side, top, metric=metric, centered=centered, keep=keep)
@@ -206,18 +187,189 @@ def largest(lm: LM, op: Operator, of: Literal["columns", "rows"] = "columns", co
     return Largest(of, pd.DataFrame(table, columns=names))
 
 
-def _kept(lm: LM, keep: Callable[[str], bool] | None, rows: int) -> Tensor | None:
-    """Which tokens of a side, of so many, count."""
-    return None if keep is None else torch.tensor([bool(keep(text)) for text in lm.texts[:rows]])
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """How well each token of one side fits directions: a logit W u, or a cosine. -inf: a token that does not count.
+
+    `table` has a token's vector in each row; `norms` are their lengths, where the score is a cosine.
+    """
+
+    table: Float[Tensor, "vocabulary d"] = field(repr=False)
+    norms: Float[Tensor, "vocabulary 1"] | None = field(repr=False)
+    dropped: Tensor | None = field(repr=False)
+    side: Side
+
+    @classmethod
+    def of(
+        cls,
+        lm: LM,
+        side: Side,
+        dtype: torch.dtype,
+        *,
+        metric: Metric | None = None,
+        centered: bool = False,
+        keep: Callable[[str], bool] | None = None,
+    ) -> Scores:
+        """Of one side of a model, computed in the wider one of its type and `dtype`, in float32 at least."""
+        table = _vectors(lm, side)
+        table = table.to(torch.promote_types(torch.promote_types(table.dtype, dtype), torch.float32))
+        kept = None if keep is None else torch.tensor([bool(keep(text)) for text in lm.texts[: len(table)]])
+        if centered:
+            table = table - table.mean(0)
+        norms = lengths(table, 1)[:, None] if (metric or METRICS[side]) == "cosine" else None
+        return cls(table, norms, None if kept is None else ~kept.to(table.device), side)
+
+    def __call__(self, directions: Float[Tensor, "d k"]) -> tuple[Float[Tensor, "k vocabulary"], Float[Tensor, " k"]]:
+        """The scores of each direction (a column), in a row, and the length that they are proportional to.
+
+        Raises BadArgument where directions do not have the width of this side.
+        """
+        if len(directions) != self.table.shape[1]:
+            raise BadArgument(
+                f"Directions on the {self.side} side have {self.table.shape[1]} numbers",
+                f"{len(directions)}",
+                "Give them as columns.",
+            )
+        columns = directions.detach().to(self.table)
+        sizes = lengths(columns, 0)
+        if self.norms is None:
+            scores = self.table @ columns
+        else:  # one length after the other: their product may be too small for the type
+            units = columns / torch.where(sizes > 0, sizes, 1)
+            scores = (self.table @ units) / torch.where(self.norms > 0, self.norms, 1)
+            scores = torch.where((self.norms > 0) & (sizes > 0), scores, -torch.inf)
+            sizes = torch.ones_like(sizes)
+        if self.dropped is not None:
+            scores[self.dropped] = -torch.inf
+        return scores.T.contiguous(), sizes
 
 
-def _words(lm: LM, scores: Float[Tensor, " vocabulary"], top: int, length: float, null: Null | None) -> list[Word]:
-    """The best tokens of one direction of a length; equal scores in order of id."""
-    least = scores.topk(top).values[-1]
-    ids = (scores >= least).nonzero().flatten()
-    best, order = scores[ids].sort(descending=True, stable=True)
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The best tokens of some directions, a row each, best first; equal scores in order of id. -inf: there are no more.
+
+    `lengths`: what the scores are proportional to. `ranks`: how many tokens come before one that was asked for.
+    """
+
+    ids: Int[Tensor, "n top"]
+    scores: Float[Tensor, "n top"]
+    lengths: Float[Tensor, " n"]
+    ranks: Int[Tensor, " n"] | None = None
+
+    def words(self, lm: LM, null: Null | None = None) -> list[list[Word]]:
+        """The tokens of each direction, with z-scores if there is a null."""
+        rows = zip(self.ids.tolist(), self.scores.tolist(), self.lengths.tolist(), strict=True)
+        return [_words(lm, ids, scores, length, null) for ids, scores, length in rows]
+
+    def rows(self, which: slice) -> Best:
+        """Those of some directions."""
+        ranks = None if self.ranks is None else self.ranks[which]
+        return Best(self.ids[which], self.scores[which], self.lengths[which], ranks)
+
+
+def best(
+    scores: Float[Tensor, "n vocabulary"], lengths: Float[Tensor, " n"], top: int, token: int | None = None
+) -> Best:
+    """The `top` tokens of each row of scores, and the rank of a token in each."""
+    top = min(top, scores.shape[1])
+    values, ids = scores.topk(min(top + 1, scores.shape[1]), dim=1)
+    last = values[:, top - 1]
+    tied = (values[:, -1] == last) & (last > -torch.inf) if values.shape[1] > top else torch.zeros_like(last).bool()
+    odd = (tied | values.isnan().any(1)).nonzero().flatten().tolist()
+    ids, order = ids[:, :top].sort(dim=1)
+    values, order = values[:, :top].gather(1, order).sort(dim=1, descending=True, stable=True)
+    ids = ids.gather(1, order)
+    for i in odd:  # more tokens score alike than there is room for: those of the lowest ids
+        own = scores[i].nan_to_num(-torch.inf, torch.inf, -torch.inf)
+        values[i], ids[i] = (sorted_[:top] for sorted_ in own.sort(descending=True, stable=True))
+    return Best(ids.cpu(), values.cpu(), lengths.cpu(), None if token is None else ranks_of(scores, token).cpu())
+
+
+def ranks_of(scores: Float[Tensor, "n vocabulary"], token: int) -> Int[Tensor, " n"]:
+    """How many tokens come before one: those that score higher, and those of a lower id that score alike."""
+    own = scores[:, token : token + 1]
+    return (scores > own).sum(1) + (scores[:, :token] == own).sum(1)
+
+
+class Decodings:
+    """What singular vectors decode to, each direction decoded once; kept by its SVD and side.
+
+    `top`: at least so many tokens of each are kept. `token`: one whose rank in every left vector is kept too.
+    """
+
+    def __init__(self, lm: LM, top: int = 8, token: int | None = None) -> None:
+        self.lm, self.top, self.token = lm, top, token
+        self._kept: dict[tuple[SVD, Side], Best] = {}
+
+    def __call__(self, asked: Sequence[tuple[SVD, int]], side: Side, top: int) -> list[Best]:
+        """The best tokens, at least `top` of them, of the first so many vectors of each SVD on one side."""
+        top = min(max(top, self.top), len(_vectors(self.lm, side)))
+        self._decode([(f, count) for f, count in asked if count], side, top)
+        nothing = Best(torch.zeros(0, top, dtype=torch.long), torch.zeros(0, top), torch.zeros(0))
+        return [self._kept[f, side].rows(slice(0, count)) if count else nothing for f, count in asked]
+
+    def ranks(self, found: Sequence[SVD], token: int) -> list[int]:
+        """How many tokens come before this one in what the first left vector of each decodes to."""
+        if token == self.token:
+            kept = self([(f, 1) for f in found], "output", self.top)
+            return [int(own.ranks[0]) for own in kept if own.ranks is not None]
+        scores, ranks = None, list[int]()
+        for some in _together(f.U[:, :1] for f in found):
+            scores = scores or Scores.of(self.lm, "output", some.dtype)
+            ranks += ranks_of(scores(some)[0], token).tolist()
+        return ranks
+
+    def _decode(self, asked: Sequence[tuple[SVD, int]], side: Side, top: int) -> None:
+        """Decode what is not kept yet, or not with so many tokens."""
+        todo: dict[SVD, slice] = {}
+        for f, count in asked:
+            kept = self._kept.get((f, side))
+            if kept is None:
+                todo[f] = slice(0, count)
+            elif kept.ids.shape[1] < top:
+                todo[f] = slice(0, max(count, len(kept.ids)))
+            elif len(kept.ids) < count:
+                todo[f] = slice(len(kept.ids), count)
+        columns = [(f.U if side == "output" else f.V)[:, some] for f, some in todo.items()]
+        scores, found = None, list[Best]()
+        for some in _together(columns):
+            scores = scores or Scores.of(self.lm, side, some.dtype)
+            found.append(best(*scores(some), top, self.token if side == "output" else None))
+        if not found:
+            return
+        every, start = _joined(found), 0
+        for (f, added), own in zip(todo.items(), columns, strict=True):
+            new, start = every.rows(slice(start, start + own.shape[1])), start + own.shape[1]
+            self._kept[f, side] = _joined([self._kept[f, side], new]) if added.start else new
+
+
+def _together(columns: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Columns of matrices, so many at once as are decoded together."""
+    some: list[Tensor] = []
+    for own in columns:
+        some.append(own)
+        if sum(c.shape[1] for c in some) >= AT_ONCE:
+            yield from torch.cat(some, 1).split(AT_ONCE, dim=1)
+            some = []
+    if sum(c.shape[1] for c in some):
+        yield from torch.cat(some, 1).split(AT_ONCE, dim=1)
+
+
+def _joined(found: Sequence[Best]) -> Best:
+    """The rows of several, one after the other."""
+    ranks = [own.ranks for own in found if own.ranks is not None]
+    return Best(
+        torch.cat([own.ids for own in found]),
+        torch.cat([own.scores for own in found]),
+        torch.cat([own.lengths for own in found]),
+        torch.cat(ranks) if ranks else None,
+    )
+
+
+def _words(lm: LM, ids: Sequence[int], scores: Sequence[float], length: float, null: Null | None) -> list[Word]:
+    """The tokens of one direction of a length."""
     words = []
-    for place, (score, i) in enumerate(zip(best[:top].tolist(), ids[order][:top].tolist(), strict=True)):
+    for place, (i, score) in enumerate(zip(ids, scores, strict=True)):
         if score == -torch.inf:
             break
         z = None
@@ -225,3 +377,8 @@ def _words(lm: LM, scores: Float[Tensor, " vocabulary"], top: int, length: float
             z = ((score / length - null.mean[place]) / null.std[place]).item()
         words.append(Word(lm.text(i), i, score, z))
     return words
+
+
+def _vectors(lm: LM, side: Side) -> Float[Tensor, "vocabulary d"]:
+    """What stands for each token on a side."""
+    return lm.unembedding if side == "output" else lm.embedding

@@ -7,7 +7,7 @@ singular triplets, token by token and for all tokens together (J. Golden, TMLR 2
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import SupportsIndex
@@ -27,11 +27,10 @@ from secant.operators.cost import Way, said
 from secant.operators.decomposition import SVD, Progress, leading
 from secant.operators.operator import CHUNK, Graph
 from secant.results.files import saving
-from secant.stream.decode import AT_ONCE, Side, Word, decode
+from secant.stream.decode import SIDES, Decodings, Side
 from secant.stream.sweep import STREAM, Matrices, before, layerwise, operators, plan, targets
 
 SPANS = ("cumulative", "layerwise")
-SIDES: tuple[Side, Side] = ("output", "input")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +58,7 @@ class Layers:
     method: str
     depths: list[Depth] = field(repr=False)
     couplings: list[float]
+    decodings: Decodings = field(repr=False)
 
     @property
     def predicted(self) -> int:
@@ -104,36 +104,29 @@ class Layers:
         names = ["layer", "part", "span", "position", "vector", "sigma", "normalized"]
         return pd.DataFrame(rows, columns=names).astype({"position": "Int64"})
 
-    def words(self, top: int = 8, vectors: int = 1) -> pd.DataFrame:
+    def words(self, top: int = 8, vectors: int = 1, sides: Sequence[Side] = SIDES) -> pd.DataFrame:
         """A row for each decoded word: layer x part x span x token x singular vector, side output (U) and input (V).
 
         V of a layerwise operator is a direction of the stream before the layer; its words are the embeddings that it
-        is nearest to.
+        is nearest to. Each direction is decoded once, however often it is asked for.
         """
-        asked: list[tuple[Depth, int | None, Side, Tensor]] = [
-            (d, t, side, (f.U if side == "output" else f.V)[:, : min(vectors, int((f.S > 0).sum()))])
-            for d, t, f in self._each()  # a zero block has no directions
-            for side in (SIDES if t is not None else SIDES[:1])
+        asked: list[tuple[Depth, int | None, Side, SVD, int]] = [
+            (d, t, side, f, min(vectors, int((f.S > 0).sum())))  # a zero block has no directions
+            for d, t, f in self._each()
+            for side in (sides if t is not None else [side for side in sides if side == "output"])
         ]
-        decoded = {side: self._decoded([U for *_, own, U in asked if own == side], side, top) for side in SIDES}
+        decoded = {
+            side: iter(self.decodings([(f, count) for *_, own, f, count in asked if own == side], side, top))
+            for side in sides
+        }
         rows = [
             (d.layer, d.part, d.span, t, i, side, r, w.token, w.id, w.score)
-            for d, t, side, directions in asked
-            for i in range(directions.shape[1])
-            for r, w in enumerate(next(decoded[side]))
+            for d, t, side, *_ in asked
+            for i, words in enumerate(next(decoded[side]).words(self.run.lm))
+            for r, w in enumerate(words[:top])
         ]
         names = ["layer", "part", "span", "position", "vector", "side", "rank", "word", "id", "score"]
         return pd.DataFrame(rows, columns=names).astype({"position": "Int64"})
-
-    def _decoded(self, directions: Sequence[Tensor], side: Side, top: int) -> Iterator[list[Word]]:
-        """The words of each column of some matrices, so many of them at once as are decoded together."""
-        some: list[Tensor] = []
-        for columns, following in zip(directions, [*directions[1:], None], strict=True):
-            some.append(columns)
-            last = following is None or len(following) != len(columns)
-            if last or sum(c.shape[1] for c in some) >= AT_ONCE:
-                yield from decode(self.run.lm, torch.cat(some, 1), side, top)
-                some = []
 
     def path(self) -> pd.DataFrame:
         """Where the top two left vectors of each depth's stream point in the plane of the last depth's (the paper's
@@ -152,11 +145,12 @@ class Layers:
         """
         wanted = self.predicted if token is None else self.run.lm.token(token)
         found: dict[tuple[str, str, int | None], int | None] = {}
-        for d, t, f in self._each():
-            key = (d.part, d.span, t)
-            if found.setdefault(key, None) is None and f.S[0] > 0:
-                best = decode(self.run.lm, f.U[:, :1], "output", top)[0]
-                found[key] = d.layer if any(word.id == wanted for word in best) else None
+        each = [(d.layer, (d.part, d.span, t), f) for d, t, f in self._each()]
+        ranks = iter(self.decodings.ranks([f for *_, f in each if f.S[0] > 0], wanted))
+        for layer, key, f in each:
+            seen = f.S[0] > 0 and next(ranks) < top
+            if found.setdefault(key, None) is None and seen:
+                found[key] = layer
         rows = [(*key, layer) for key, layer in found.items()]
         table = pd.DataFrame(rows, columns=["part", "span", "position", "layer"])
         return table.astype({"position": "Int64", "layer": "Int64"})
@@ -258,28 +252,43 @@ def _layers(
     reading = Reading.of(inside, position, readout is not None)
     sweep = operators(inside, position, chosen.method) if "cumulative" in spans else None
     report = progress or (lambda what, done, of: None)
+    alone = inside.without_streams() if "layerwise" in spans and inside.chain else None
     depths: list[Depth] = []
     blocks: list[Tensor] = []
     couplings: list[float] = []
     for i in range(count):
         if sweep is not None:
-            depths += _depths(run, reading, i, "cumulative", next(sweep), k, all_tokens)
+            depths += _depths(run, reading, i, "cumulative", next(sweep), inside.biases, k, all_tokens)
         if "layerwise" in spans:
             own = layerwise(inside, i, position)
             blocks = [*blocks[-1:], *_added(own, position)]
             couplings += (
                 [_mismatch(blocks[0], blocks[1], k)] if len(blocks) == 2 and blocks[0].shape == blocks[1].shape else []
             )
-            depths += _depths(run, reading, i, "layerwise", own, k, all_tokens)
+            without = alone if alone is not None and i else inside.without(before(inside, i))
+            depths += _depths(run, reading, i, "layerwise", own, without, k, all_tokens)
         report("layers", i + 1, count)
-    return Layers(run, position, readout, chosen.method, depths, couplings)
+    decodings = Decodings(run.lm, token=int(run.logits[position].argmax()))
+    return Layers(run, position, readout, chosen.method, depths, couplings, decodings)
 
 
-def _depths(run: Run, reading: Reading, i: int, span: str, found: Matrices, k: int, all_tokens: bool) -> list[Depth]:
-    """The spectra of a layer's operators, parts first. Raises NotExact where one does not reproduce the model."""
+def _depths(
+    run: Run,
+    reading: Reading,
+    i: int,
+    span: str,
+    found: Matrices,
+    without: Mapping[str, Tensor],
+    k: int,
+    all_tokens: bool,
+) -> list[Depth]:
+    """The spectra of a layer's operators, parts first; `without`: each point with their source at zero.
+
+    Raises NotExact where one does not reproduce the model.
+    """
     inside = run.inside
     source = "embed" if span == "cumulative" else before(inside, i)
-    x, without = inside.value(source), inside.without(source)
+    x = inside.value(source)
     depths = []
     for part in sorted(found, key=lambda part: part == STREAM):
         name = f"layers.{i}" if part == STREAM else f"layers.{i}.{part}"

@@ -19,7 +19,7 @@ from torch import Tensor
 from secant.errors import BadArgument, TooLarge
 from secant.linearize.points import Inside
 from secant.memory import allowance, bytes_in_words
-from secant.operators.operator import CHUNK, Graph, Operator
+from secant.operators.operator import CHUNK, Operator
 
 METHODS = ("auto", "forward", "reverse")
 STREAM = "residual"
@@ -41,7 +41,7 @@ def plan(inside: Inside, method: str = "auto") -> Plan:
     """The cheaper way that fits into the allowed memory, or the one asked for. Raises BadArgument, TooLarge."""
     if method not in METHODS:
         raise BadArgument(f"A method is one of {', '.join(METHODS)}", repr(method), "Choose one of them.")
-    chained = method != "reverse" and is_chain(inside)
+    chained = method != "reverse" and inside.chain
     if method == "forward" and not chained:
         raise BadArgument(
             "A forward sweep needs a network in which each layer reads the stream before it alone",
@@ -100,26 +100,6 @@ def targets(inside: Inside, i: int) -> list[str]:
 def before(inside: Inside, i: int) -> str:
     """The point that a layer starts from."""
     return f"layers.{i - 1}" if i else "embed"
-
-
-def is_chain(inside: Inside) -> bool:
-    """Whether each layer reads the stream before it, and the embeddings through it alone: J composes.
-
-    In 16 bits that can't be told from rounding.
-    """
-    if inside.graph["embed"].element_size() < 4:
-        return False
-    x, outs = inside.graph["embed"], [inside.graph[f"layers.{i}"] for i in range(len(inside.layers))]
-    v = torch.randn(x.numel(), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
-    with torch.inference_mode(False), torch.enable_grad():
-        every = torch.cat([out.flatten() for out in outs])
-    whole = Graph(x, every).forward(v).split([out.numel() for out in outs])
-    tolerance = 1e3 * torch.finfo(v.dtype).eps
-    for before, out, expected in zip([x, *outs], outs, whole, strict=False):
-        v = Graph(before, out).forward(v)
-        if not torch.linalg.vector_norm(v - expected) <= tolerance * torch.linalg.vector_norm(expected):
-            return False
-    return True
 
 
 def separate(inside: Inside, i: int) -> bool:

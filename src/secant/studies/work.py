@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save
 
+from secant.analyses.case import Case
 from secant.errors import OutputFailed, SecantError, TooLarge
 from secant.linearize.run import Run, freeze, precision_of
 from secant.memory import is_out_of_memory, limited, unannounced
@@ -25,8 +26,8 @@ from secant.model.lm import LM
 from secant.model.loading import load
 from secant.model.sources import ATLAS
 from secant.model.weights import fingerprint
-from secant.stream.decode import Null, Side, null
-from secant.studies.analyses import ANALYSES, Case, Settings
+from secant.stream.decode import Null, Side
+from secant.studies.analyses import ANALYSES, Settings
 from secant.studies.prompts import Item
 
 
@@ -153,9 +154,7 @@ class Worker:
             self.lm, item.prompt, convention=s.convention, precision=s.precision, seed=s.seed, top=1,
             ordinary="reconstruction" in s.analyses,
         )  # fmt: skip
-        if "words" in s.analyses and not self._nulls:
-            self._nulls = {side: null(self.lm, side, s.top, seed=s.seed) for side in ("output", "input")}
-        case = Case(run, s, self._nulls)
+        case = Case(run, s.k, s.top, s.seed, full="conventions" in s.analyses, nulls=self._nulls)
         tables: dict[str, pd.DataFrame] = {}
         for name in s.analyses:
             tables |= ANALYSES[name](case)
