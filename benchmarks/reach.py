@@ -1,9 +1,9 @@
 """How far does a prompt's linear system reach? Held and ordinary Jacobian on the way to another prompt; how J turns.
 
 Between pairs of prompts of the same length, and between a prompt and the same with one token swapped for a random one:
-errors of the held network, of the ordinary Jacobian's tangent and of no change at all, in norms of the true y(α), at
+errors of the frozen network, of the ordinary Jacobian's tangent and of no change at all, in norms of the true y(α), at
 α = 0.1, 0.25, 0.5 and 1 of the way in embedding space; angles of y, and mean principal angles of the spans of the first
-four left and right singular vectors; how often one beats another, and how often the held network and the first prompt
+four left and right singular vectors; how often one beats another, and how often the frozen network and the first prompt
 give the network's next token. Medians (of how often, shares) with bootstrap intervals of 95 %.
 Prompts of Atlas are from its held-out list; of other models, plain sentences. `--markdown` prints tables.
 
@@ -29,14 +29,14 @@ from corpus import read_questions
 ALPHAS = (0.1, 0.25, 0.5, 1.0)
 K, SEED, RESAMPLES = 4, 0, 2000
 NAMES = {
-    "held_error": "held", "ordinary_error": "ordinary", "still_error": "no change", "y_angle": "angle of y",
+    "frozen_error": "frozen", "ordinary_error": "ordinary", "still_error": "no change", "y_angle": "angle of y",
     "u_mean": "of U", "v_mean": "of V", "u_angle": "of U, largest", "j_distance": "J moves",
 }  # fmt: skip
 ANGLES = ("angle of y", "of U", "of V", "of U, largest")
 SHARES = {
-    "ordinary_better": "ordinary beats held",
-    "held_helps": "held beats no change",
-    "agrees": "token, held",
+    "ordinary_better": "ordinary beats frozen",
+    "frozen_helps": "frozen beats no change",
+    "agrees": "token, frozen",
     "kept": "token, no change",
 }
 SENTENCES = [
@@ -87,9 +87,9 @@ def measured(lm: sc.LM, start: list[int], other: list[int] | tuple[int, int], co
     table = sc.reach(run, other, steps=ALPHAS, k=K).to_pandas()
     return table.assign(
         kept=table["predicted"] == run.prediction[0].token,
-        ordinary_better=table["ordinary_error"] < table["held_error"],
-        held_helps=table["held_error"] < table["still_error"],
-        agrees=table["predicted"] == table["held_predicted"],
+        ordinary_better=table["ordinary_error"] < table["frozen_error"],
+        frozen_helps=table["frozen_error"] < table["still_error"],
+        agrees=table["predicted"] == table["frozen_predicted"],
     )
 
 

@@ -22,11 +22,11 @@ best = of_marin.loc[of_marin["contribution"].idxmax()]
 print(f"Marin's way: {best['contribution']:.2f} of {tokens[' Marin']:.2f} through {best['name']}")
 assert best["name"] == "layers.5.attn"
 
-# taken out, in the held network and in the model itself
-held, real = sc.ablate(run, best["name"]).change(" Golden")
-print(f"without it Golden's logit changes by {held:.2f} in the held network, by {real:.2f} in the model")
+# taken out, in the frozen network and in the model itself
+frozen, real = sc.ablate(run, best["name"]).change(" Golden")
+print(f"without it Golden's logit changes by {frozen:.2f} in the frozen network, by {real:.2f} in the model")
 whole = sc.attribute(run, " Golden").of("layer").set_index("name")["all_paths"]
-assert abs(held + whole[best["name"]]) < 1e-11
+assert abs(frozen + whole[best["name"]]) < 1e-11
 
 # do the contributions tell what happens when tokens go?
 judged = sc.faithfulness(run, methods=["secant", "gradient x input", "random"]).table

@@ -1,101 +1,180 @@
-"""Ablation: take a token, head, attention or MLP out, in the held network and in the model itself, side by side.
+"""Ablation: take a token, head, attention or MLP out of the frozen network and of the model itself, side by side.
 
-In the held network everything else stays as it was, so that the answer is exactly what the linear system says, y + J Δ.
-In the model itself patterns, gates and norms answer to the change. Where the two agree, the linear system predicts; how
-often they do is a question of measurement, not of definition.
+In the frozen network everything else stays as it was, so that the answer is exactly what the linear system says,
+y + J Δ. In the model itself patterns, gates and norms respond to the change. Where the two agree, the linear system
+predicts; how often they do has to be measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secant.analyses.attribution import HEAD, HEADS, KIND, LAYER_OF, NAME, PLACE
 from secant.errors import BadArgument, BadPrompt, NoPoint, checked, integer
-from secant.files import write_json
 from secant.linearize.network import altered, replayed, running
 from secant.linearize.points import PARTS, Inside, Point
-from secant.linearize.run import Run
+from secant.linearize.run import ITS_LOGIT, LOGIT, PROBABILITY, Run
 from secant.numeric import wide
-from secant.results.files import saving
+from secant.results.result import Result
+from secant.results.schema import Column, Table
+from secant.results.view import Grid, Tokens, View
+from secant.stream.decode import WORD, WORD_ID
+from secant.text import visible
 
 BY = ("zero", "mean")
 
+FROZEN, REAL = "the frozen network (the linear system)", "the model itself"
+
+ABLATION = Table(
+    "ablation",
+    "a token that is among the best before, frozen or real",
+    (
+        WORD.but(name="token", meaning="the token's text"),
+        WORD_ID.but(meaning="its id in the vocabulary"),
+        ITS_LOGIT.but(name="before", meaning="its logit before"),
+        PROBABILITY.but(name="before_probability", meaning="its probability before", heading="p before"),
+        ITS_LOGIT.but(name="frozen", meaning=f"its logit after, in {FROZEN}"),
+        PROBABILITY.but(name="frozen_probability", meaning="its probability by these logits", heading="p frozen"),
+        ITS_LOGIT.but(name="real", meaning=f"its logit after, in {REAL}"),
+        PROBABILITY.but(name="real_probability", meaning="its probability there", heading="p real"),
+    ),
+)
+ABLATIONS = Table(
+    "ablations",
+    "a token, part or head that is taken out by itself",
+    (
+        KIND.but(meaning="token, layer (a part of one) or head"),
+        NAME.but(meaning="the token's text, or the name of the part or head"),
+        PLACE,
+        LAYER_OF,
+        HEAD,
+        Column("frozen", float, f"how much the target's logit changes in {FROZEN}", LOGIT, show="logit"),
+        Column("real", float, f"how much it changes in {REAL}", LOGIT, show="logit"),
+    ),
+)
+
+SIDES = "frozen: in the frozen network, y + J Δ; real: in the model itself, whose patterns, gates and norms respond."
+"""What the two columns of changes mean."""
+
 
 @dataclass(frozen=True, eq=False)
-class Ablation:
-    """The last position's logits: the model's own before, what the linear system says of them after, `before` + J Δ,
-    and what the model itself then gives. `what` was taken out at `positions`, or another token put there.
+class Ablation(Result):
+    """The last position's logits before and after something was taken out.
+
+    Attributes:
+        run: The run that it was taken out of.
+        what: What was taken out: a token by its position, or the name of a part or head.
+        by: What stands there instead: zero, mean, or another token's text.
+        positions: Where it was taken out.
+        before: The model's own logits.
+        frozen: What the linear system says of them after, `before` + J Δ.
+        real: What the model itself then gives.
+
     """
+
+    schema = (ABLATION,)
 
     run: Run = field(repr=False)
     what: str
     by: str
     positions: list[int]
     before: Float[Tensor, " vocabulary"] = field(repr=False)
-    held: Float[Tensor, " vocabulary"] = field(repr=False)
+    frozen: Float[Tensor, " vocabulary"] = field(repr=False)
     real: Float[Tensor, " vocabulary"] = field(repr=False)
 
     def change(self, target: str | SupportsIndex | None = None) -> tuple[float, float]:
-        """How much a token's logit changes, by default the predicted one's: in the held network, and in the model."""
+        """How much a token's logit changes: in the frozen network, and in the model itself.
+
+        Args:
+            target: The token; by default the predicted one.
+
+        """
         chosen = self.run.prediction[0].id if target is None else self.run.lm.token(target)
-        held, real = (wide(after[chosen]) - wide(self.before[chosen]) for after in (self.held, self.real))
-        return held.item(), real.item()
+        frozen, real = (wide(after[chosen]) - wide(self.before[chosen]) for after in (self.frozen, self.real))
+        return frozen.item(), real.item()
 
     def to_pandas(self, top: int = 10) -> pd.DataFrame:
-        """A row for each token that is among the `top` best before, held or real: logits and probabilities of each."""
-        every = {"before": self.before, "held": self.held, "real": self.real}
-        best = dict.fromkeys(
-            i for logits in every.values() for i in logits.topk(min(top, len(logits))).indices.tolist()
-        )
-        rows: dict[str, list[object]] = {"token": [self.run.lm.text(i) for i in best], "id": list(best)}
-        for name, logits in every.items():
-            rows[name] = [logits[i].item() for i in best]
-            rows[f"{name}_probability"] = [torch.softmax(logits, 0)[i].item() for i in best]
-        return pd.DataFrame(rows)
+        """A row for each token that is among the `top` best before, frozen or real: logits and probabilities."""
+        every = (self.before, self.frozen, self.real)
+        best = dict.fromkeys(i for logits in every for i in logits.topk(min(top, len(logits))).indices.tolist())
+        likely = [torch.softmax(logits, 0) for logits in every]
+        rows = [
+            (self.run.lm.text(i), i, *(x[i].item() for pair in zip(every, likely, strict=True) for x in pair))
+            for i in best
+        ]
+        return ABLATION.frame(rows)
 
-    def save(self, folder: str | Path) -> None:
-        """Write ablation (.parquet and .csv), columns.csv, and ablation.json with what was taken out and where.
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tokens that are among the best before, frozen or real."""
+        return {"ablation": self.to_pandas()}
 
-        Raises OutputFailed.
-        """
-        with saving(folder, {"ablation": self.to_pandas()}) as new:
-            said = {"what": self.what, "by": self.by, "positions": self.positions}
-            write_json(new / "ablation.json", said)
+    def about(self) -> dict[str, Any]:
+        """The model, the prompt's tokens, what was taken out, and where."""
+        where = {"what": self.what, "by": self.by, "positions": self.positions}
+        return {"model": self.run.lm.name, "tokens": self.run.tokens, **where}
+
+    def view(self) -> View:
+        """How the predicted token's logit changes, and the best tokens before and after."""
+        frozen, real = self.change()
+        where = "everywhere" if len(self.positions) == len(self.run.ids) else ", ".join(map(str, self.positions))
+        facts = {
+            "tokens": Tokens(self.run.tokens),
+            "positions": where,
+            "change": f"of the logit of {visible(self.run.prediction[0].token)}: {frozen:+.3f} in the frozen network, "
+            f"{real:+.3f} in the model itself",
+        }
+        names = ("token", "before_probability", "frozen_probability", "real_probability", "before", "frozen", "real")
+        grid = Grid.of(ABLATION, self.to_pandas(), names, spare=dict.fromkeys(("before", "frozen", "real"), 1))
+        other = f"{visible(self.by)} instead of {self.what}"
+        title = f"{self.by.capitalize()} ablation of {self.what}" if self.by in BY else other
+        return View(title, facts, [grid], [SIDES])
 
 
 @dataclass(frozen=True, eq=False)
-class Ablations:
-    """How much the target's logit changes as each token, part and head is taken out by itself, in the same way (`by`).
+class Ablations(Result):
+    """How much the target's logit changes as each token, part and head is taken out by itself.
 
-    `table` has a row for each, with kind (token, layer, head), name, position, layer, head, and the change in the held
-    network (`held`) and in the model (`real`).
+    Attributes:
+        target: The token whose logit changes.
+        by: What stands there instead: zero or mean.
+        table: A row for each, with kind (token, layer, head), name, position, layer, head, and the change in the
+            frozen network (`frozen`) and in the model itself (`real`).
+
     """
+
+    schema = (ABLATIONS,)
 
     target: str
     by: str
     table: pd.DataFrame = field(repr=False)
 
-    def to_pandas(self) -> pd.DataFrame:
-        """The table."""
-        return self.table.copy()
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Its table."""
+        return {"ablations": self.table}
 
-    def _repr_html_(self) -> str:
-        from secant.results.html import ablations
+    def about(self) -> dict[str, Any]:
+        """The target, and what stands where something was taken out."""
+        return {"target": self.target, "by": self.by}
 
-        return ablations(self)
-
-    def save(self, folder: str | Path) -> None:
-        """Write ablations (.parquet and .csv), columns.csv, ablations.json (target, by). Raises OutputFailed."""
-        with saving(folder, {"ablations": self.table}) as new:
-            said = {"target": self.target, "by": self.by}
-            write_json(new / "ablations.json", said)
+    def view(self) -> View:
+        """Tokens and parts in their order, and the heads that matter most to the model itself."""
+        grids = []
+        for kind, title in (("token", "tokens"), ("layer", "parts"), ("head", "heads")):
+            rows = self.table[self.table["kind"] == kind]
+            if kind == "head" and len(rows) > HEADS:
+                title = f"heads that matter most to the model itself, of {len(rows)}"
+                rows = rows.loc[rows["real"].abs().sort_values(ascending=False, kind="stable").index[:HEADS]]
+            names = ("position", "name", "frozen", "real|real") if kind == "token" else ("name", "frozen", "real|real")
+            grids.append(Grid.of(ABLATIONS, rows, names, title=title))
+        title = f"Change of the logit of {visible(self.target)} by {self.by} ablation of one after the other"
+        return View(title, grids=[grid for grid in grids if grid.rows], notes=[SIDES])
 
 
 @checked
@@ -107,12 +186,24 @@ def ablate(
     position: SupportsIndex | Sequence[SupportsIndex] | slice | None = None,
     reference: Run | Sequence[Run] = (),
 ) -> Ablation:
-    """Take something out of a run: a token (its position), or a part or head by the name of its point.
+    """Take something out of a run.
 
-    `by`: "zero"; "mean", over the positions of the runs in `reference`, by default this one's; for a token also another
-    token's text or id, which then stands there. `position`: where a part or head is taken out, by default everywhere.
     A token's embedding is what changes; another token also changes what else the model makes of ids.
-    Raises NoPoint, BadArgument, BadPrompt, and ReplayMismatch where the model was changed since.
+
+    Args:
+        run: The run.
+        what: A token (its position), or a part or head by the name of its point.
+        by: "zero"; "mean", over the positions of the runs in `reference`; for a token also another token's text or id,
+            which then stands there.
+        position: Where a part or head is taken out, by default everywhere.
+        reference: The runs that means are taken over, by default this one.
+
+    Raises:
+        NoPoint: Nothing has this name.
+        BadArgument: An argument is none of those.
+        BadPrompt: Another token is none of the vocabulary's.
+        ReplayMismatch: The model was changed since.
+
     """
     run.unchanged()
     reference = [reference] if isinstance(reference, Run) else list(reference)
@@ -141,16 +232,16 @@ def ablate(
     }
     threads = {step: inside.threads[step] for step in given}
     network = run.network
-    held, _ = replayed(run.lm, network.recording, network.input, network.precision, threads, given=given)
+    frozen, _ = replayed(run.lm, network.recording, network.input, network.precision, threads, given=given)
     real = altered(run.lm, network.recording, threads, given)
-    return _beside(run, what, str(by), rows, held["logits"][-1], real[-1])
+    return _beside(run, what, str(by), rows, frozen["logits"][-1], real[-1])
 
 
-def _beside(run: Run, what: str, by: str, rows: list[int], held: Tensor, real: Tensor) -> Ablation:
-    """The ablation; what the held network changes is taken from its own numbers, in which nothing changed is 0."""
-    change = wide(held) - wide(run.network.points["logits"][-1])
+def _beside(run: Run, what: str, by: str, rows: list[int], frozen: Tensor, real: Tensor) -> Ablation:
+    """The ablation; the frozen network's change is the difference of its own logits, so that no change is 0."""
+    change = wide(frozen) - wide(run.network.points["logits"][-1])
     before = run.logits[-1]
-    return Ablation(run, what, by, rows, before, (wide(before) + change).to(held), real)
+    return Ablation(run, what, by, rows, before, (wide(before) + change).to(frozen), real)
 
 
 def _mean(by: str | SupportsIndex, reference: Sequence[Run], whole: Point, step: int) -> Tensor | None:
@@ -191,8 +282,8 @@ def _token(run: Run, position: int, by: str | SupportsIndex, reference: Sequence
         with running(lm, lm.dtype, state=network.recording.state):
             x[t] = lm.embed(ids)[t]
             real = lm.logits(ids)[-1]
-    held = network.replay(x)["logits"][-1]
-    return _beside(run, f"token {t}", lm.text(ids[t]) if by not in BY else str(by), [t], held, real)
+    frozen = network.replay(x)["logits"][-1]
+    return _beside(run, f"token {t}", lm.text(ids[t]) if by not in BY else str(by), [t], frozen, real)
 
 
 @checked
@@ -205,8 +296,19 @@ def ablations(
     reference: Run | Sequence[Run] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Ablations:
-    """Every token, part and head taken out by itself, as `ablate` does. `target`: by default the predicted token;
-    `progress(what, done, all)` is called as the work goes on. Raises what `ablate` raises.
+    """Take every token, part and head out by itself, as `ablate` does.
+
+    Args:
+        run: The run.
+        by: "zero" or "mean".
+        kinds: Which of token, layer and head.
+        target: The token whose logit is looked at, by default the predicted one.
+        reference: The runs that means are taken over, by default this one.
+        progress: Called as `progress(what, done, all)` while the work goes on.
+
+    Raises:
+        SecantError: What `ablate` raises.
+
     """
     if not kinds or not set(kinds) <= {"token", "layer", "head"}:
         raise BadArgument("Kinds are token, layer and head", repr(kinds), "Choose from them.")
@@ -218,13 +320,11 @@ def ablations(
     found += [("head", p.name, p) for p in named if "head" in kinds and p.columns]
     chosen, rows = run.prediction[0].id if target is None else run.lm.token(target), []
     for number, (kind, what, point) in enumerate(found):
-        held, real = ablate(run, what, by, reference=reference).change(chosen)
+        frozen, real = ablate(run, what, by, reference=reference).change(chosen)
         head = int(point.name.rpartition(".")[2]) if point is not None and point.columns else None
         name = run.tokens[what] if isinstance(what, int) else what
         position = what if isinstance(what, int) else None
-        rows.append((kind, name, position, point.layer if point else None, head, held, real))
+        rows.append((kind, name, position, point.layer if point else None, head, frozen, real))
         if progress:
             progress("ablations", number + 1, len(found))
-    table = pd.DataFrame(rows, columns=["kind", "name", "position", "layer", "head", "held", "real"])
-    table = table.astype(dict.fromkeys(("position", "layer", "head"), "Int64"))
-    return Ablations(run.lm.text(chosen), by, table)
+    return Ablations(run.lm.text(chosen), by, ABLATIONS.frame(rows))

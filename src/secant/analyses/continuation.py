@@ -8,15 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from secant.analyses.attribution import Attribution, attribute
+from secant.analyses.attribution import CONTRIBUTIONS, Attribution, attribute
 from secant.errors import checked, integer
-from secant.linearize.run import Certificate, Prediction, Run
-from secant.results.files import saving
+from secant.linearize.run import ITS_LOGIT, PROBABILITY, RECONSTRUCTION, TOKEN, Certificate, Prediction, Run
+from secant.results.result import Result
+from secant.results.schema import Column
+from secant.results.view import Cell, Grid, Shown, Tokens, View, missing
 from secant.steering.generate import added
+
+STEPS = CONTRIBUTIONS.but(
+    "steps",
+    "a contribution to the logit of a generated token",
+    before=(
+        Column("step", int, "which generated token, from 0"),
+        TOKEN.but(name="generated", meaning="its text"),
+        PROBABILITY,
+        ITS_LOGIT.but(meaning="its logit, which the contributions of tokens and constants sum to"),
+        RECONSTRUCTION.but(meaning="‖J x + b - y‖ / ‖y‖ of the system at this step"),
+    ),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +43,20 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class Steps:
-    """A continuation, a step each token. `tokens` are those of the prompt and then the generated ones; `text`: what the
-    generated ones add to the prompt's text, without special tokens.
+class Steps(Result):
+    """A continuation, a step for each token.
 
-    `ended`: why there are no more steps: their number, the end of text, a token without an embedding, or the model's
-    context.
+    Attributes:
+        tokens: Those of the prompt and then the generated ones.
+        prompt: How many of them are the prompt's.
+        steps: The steps.
+        text: What the generated tokens add to the prompt's text, without special tokens.
+        ended: Why there are no more steps: their number ("steps"), the end of text, a token without an embedding, or
+            the model's context.
+
     """
+
+    schema = (STEPS,)
 
     tokens: list[str]
     prompt: int
@@ -43,25 +64,36 @@ class Steps:
     text: str
     ended: str
 
-    def to_pandas(self) -> pd.DataFrame:
-        """One table of all steps' attributions: step, generated token, its probability, reconstruction error, and the
-        columns of each attribution's table.
-        """
-        tables = []
-        for number, step in enumerate(self.steps):
-            table = step.attribution.to_pandas()
-            for place, (name, value) in enumerate(
-                {
-                    "step": number,
-                    "generated": step.prediction.token,
-                    "probability": step.prediction.probability,
-                    "logit": step.attribution.logit,
-                    "reconstruction": step.certificate.reconstruction,
-                }.items()
-            ):
-                table.insert(place, name, value)
-            tables.append(table)
-        return pd.concat(tables, ignore_index=True)
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """One table of all steps: the generated token, and the rows of its attribution."""
+        tables = [
+            step.attribution.table.assign(
+                step=number, generated=step.prediction.token, probability=step.prediction.probability,
+                logit=step.attribution.logit, reconstruction=step.certificate.reconstruction,
+            )
+            for number, step in enumerate(self.steps)
+        ]  # fmt: skip
+        return {"steps": STEPS.frame(pd.concat(tables, ignore_index=True))}
+
+    def about(self) -> dict[str, Any]:
+        """The tokens, how many of them are the prompt's, the text, and why it ended."""
+        return {"tokens": self.tokens, "prompt": self.prompt, "text": self.text, "ended": self.ended}
+
+    def view(self) -> View:
+        """Generated token x token before it: shares of the logit."""
+        columns = [Shown("", "integer"), Shown("generated", "token", most=12), Shown("p", "percent")]
+        columns += [Shown("exact to", "error")]
+        columns += [Shown(token, "share", most=9, token=True) for token in self.tokens[:-1]]
+        rows = []
+        for number, (step, shares) in enumerate(zip(self.steps, self.shares().to_numpy().tolist(), strict=True)):
+            largest = max((abs(share) for share in shares if not missing(share)), default=0.0)
+            own = [Cell(share, "strong" if abs(share) == largest else "") for share in shares]
+            p = step.prediction
+            rows.append([number, p.token, p.probability, step.certificate.reconstruction, *own])
+        facts = {"prompt": Tokens(self.tokens[: self.prompt]), "continuation": self.text}
+        ended = "" if self.ended == "steps" else f" It ended at the {self.ended}."
+        notes = [f"Each row: what each token before it contributes to the generated token's logit, as a share.{ended}"]
+        return View("The model's own continuation, token by token", facts, [Grid(columns, rows, keep=4)], notes)
 
     def shares(self) -> pd.DataFrame:
         """Step x token: each token's share of the generated token's logit; missing where it had not come yet."""
@@ -71,21 +103,26 @@ class Steps:
         ]
         return pd.DataFrame(rows, columns=range(len(self.tokens) - 1))
 
-    def save(self, folder: str | Path) -> None:
-        """Write steps (.parquet and .csv) and columns.csv. Raises OutputFailed."""
-        with saving(folder, {"steps": self.to_pandas()}):
-            pass
-
 
 @checked
 def follow(
     run: Run, steps: int, *, parts: bool = False, progress: Callable[[str, int, int], None] | None = None
 ) -> Steps:
-    """The model's own continuation of a run, and what each of its tokens is made of; the first step is the run itself.
+    """The model's own continuation of a run, with each of its tokens decomposed; the first step is the run itself.
 
-    `parts`: attributions by layer and head too. It ends before `steps` tokens at the model's end of text, at a token
-    that its head has and its embedding has not, or at the end of its context, and says so.
-    Raises BadArgument, and what `freeze` and `attribute` raise.
+    It ends early at the model's end of text, at a token that the head has and the embedding has not, or at the end of
+    the model's context, and says so.
+
+    Args:
+        run: The run that is continued.
+        steps: How many tokens, at most.
+        parts: Attributions by layer and head too.
+        progress: Called as `progress(what, done, all)` while the work goes on.
+
+    Raises:
+        BadArgument: There is no step.
+        SecantError: What `freeze` and `attribute` raise.
+
     """
     steps = integer(steps, 1, 10**6, "A continuation has at least one step", "steps = ")
     prompt, found, ended = len(run.ids), list[Step](), "steps"

@@ -1,11 +1,11 @@
-"""Is an attribution true? It is if it tells what happens to the logit when tokens are taken away.
+"""Is an attribution true? It is if it predicts what happens to the logit when tokens are taken away.
 
 Tokens leave the prompt, most important first (their absence shows what they did: comprehensiveness), or all but the
-most important ones do (what is left carries the answer: sufficiency), as of J. DeYoung et al., "ERASER" (ACL 2020,
-arXiv 1911.03429); beside them the area under the first curve, and the rank correlation of scores with what each token's
-own absence does (leave-one-out). The model is run on the shorter prompts as they are. Beside secant's contributions
-stand gradient x input (M. Denil et al., arXiv 1412.6815), integrated gradients (M. Sundararajan et al., ICML 2017; from
-captum), attention rollout (S. Abnar and W. Zuidema, ACL 2020, arXiv 2005.00928) and random order.
+most important ones do (what is left carries the answer: sufficiency), after J. DeYoung et al., "ERASER" (ACL 2020,
+arXiv 1911.03429). Two more measures are the area under the first curve, and the rank correlation of scores with what
+each token's own absence does (leave-one-out). The model runs on the shorter prompts as they are. secant's contributions
+are compared with gradient x input (M. Denil et al., arXiv 1412.6815), integrated gradients (M. Sundararajan et al.,
+ICML 2017; from captum), attention rollout (S. Abnar and W. Zuidema, ACL 2020, arXiv 2005.00928) and a random order.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import pandas as pd
@@ -27,40 +26,118 @@ from torch import Tensor
 
 from secant.analyses.attribution import attribute
 from secant.errors import BadArgument, SecantError, checked, integer, seeded
-from secant.files import write_json
 from secant.linearize.network import running
-from secant.linearize.run import Run
+from secant.linearize.run import LOGIT, POSITION, TOKEN, Run
 from secant.numeric import wide
-from secant.results.files import saving
+from secant.results.result import Result
+from secant.results.schema import Column, Table
+from secant.results.view import Grid, Shown, View, cells
+from secant.text import visible
 
 DELETE = "delete"
 
+METHOD = Column("method", str, "the method that the scores come from")
+VALUE = Column("value", str, "logit or log-probability, of the target")
+
+FAITHFULNESS = Table(
+    "faithfulness",
+    "a method and a value",
+    (
+        METHOD,
+        VALUE,
+        Column("comprehensiveness", float,
+               "what is lost on average as the best tokens are removed: more is better", "value"),
+        Column("sufficiency", float,
+               "what is missing on average where only the best tokens are kept: less is better", "value"),
+        Column("area", float, "mean height of the curve of removal: less is better", "value"),
+        Column("correlation", float,
+               "Spearman's, of scores with leave-one-out; missing where one of them is constant", "correlation",
+               heading="ρ"),
+    ),
+)  # fmt: skip
+CURVES = Table(
+    "curves",
+    "a method, a value, an order and a number of tokens",
+    (
+        METHOD,
+        VALUE,
+        Column("order", str, "remove (the best tokens are removed) or keep (only these are kept)"),
+        Column("tokens", int, "how many tokens were removed or kept", "tokens"),
+        Column("result", float, "the value that is left", "value"),
+    ),
+)
+SCORES = Table(
+    "scores",
+    "a method and a token that can be removed",
+    (
+        METHOD,
+        POSITION,
+        TOKEN,
+        Column("score", float, "the method's score", "the method's own"),
+        Column("left_out", float, "what the token's absence alone takes from the logit", LOGIT, heading="left out",
+               show="logit"),
+    ),
+)  # fmt: skip
+
 
 @dataclass(frozen=True, eq=False)
-class Faithfulness:
-    """How well each method's scores tell what happens. `value` is the target's logit or its log-probability.
+class Faithfulness(Result):
+    """How well each method's scores predict what happens.
 
-    `table`: a row for each method and value: `comprehensiveness` (how much is lost on average over the prompts that
-    lack the 1, 2, … best tokens: more is better), `sufficiency` (on average over those that have only these: less is
-    better), `area` under the curve of removal (less is better), `correlation` (Spearman's, with leave-one-out).
-    `curves`: method, value, order (remove, keep), tokens, result. `scores`: method, position, token, score, and
-    `left_out`, what its absence takes from the logit.
+    Attributes:
+        target: The token whose logit, or log-probability, is the `value`.
+        table: A row for each method and value: `comprehensiveness` (how much is lost on average over the prompts that
+            lack the 1, 2, … best tokens: more is better), `sufficiency` (on average over those that have only these:
+            less is better), `area` under the curve of removal (less is better), `correlation` (Spearman's, with
+            leave-one-out).
+        curves: method, value, order (remove, keep), tokens, result.
+        scores: method, position, token, score, and `left_out`, what its absence takes from the logit.
+
     """
+
+    schema = (FAITHFULNESS, CURVES, SCORES)
 
     target: str
     table: pd.DataFrame = field(repr=False)
     curves: pd.DataFrame = field(repr=False)
     scores: pd.DataFrame = field(repr=False)
 
-    def to_pandas(self) -> pd.DataFrame:
-        """The table."""
-        return self.table.copy()
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The measures, the curves that they are of, and the scores."""
+        return {"faithfulness": self.table, "curves": self.curves, "scores": self.scores}
 
-    def save(self, folder: str | Path) -> None:
-        """Write faithfulness, curves, scores (.parquet and .csv), columns.csv, target.json. Raises OutputFailed."""
-        tables = {"faithfulness": self.table, "curves": self.curves, "scores": self.scores}
-        with saving(folder, tables) as new:
-            write_json(new / "target.json", {"target": self.target})
+    def about(self) -> dict[str, Any]:
+        """The target."""
+        return {"target": self.target}
+
+    def view(self) -> View:
+        """The measures of each method, and its scores next to what each token's absence takes from the logit."""
+        names = ("method", "comprehensiveness", "sufficiency", "correlation", "area")
+        measures = [
+            Grid.of(FAITHFULNESS, rows, names, spare={"area": 1}, title=f"{value} of {visible(self.target)}")
+            for value, rows in self.table.groupby("value", sort=False)
+        ]
+        scores = self.scores.pivot_table("score", "position", "method", sort=False)
+        tokens = self.scores.drop_duplicates("position").set_index("position")
+        columns = [
+            Shown("", "integer"), Shown("token", "token", most=16), Shown("left out", "logit"),
+            Shown("", "bar", spare=1), *(Shown(method, "number") for method in scores),
+        ]  # fmt: skip
+        rows = [
+            [t, token, left, left, *own]
+            for t, token, left, own in zip(
+                tokens.index, tokens["token"], tokens["left_out"], map(cells, scores.to_numpy()), strict=True
+            )
+        ]
+        each = Grid(columns, rows, "each token's absence alone, and the methods' scores", keep=2)
+        notes = [
+            "comprehensiveness: what is lost on average as the best tokens are removed (more is better). sufficiency: "
+            "what is missing on average where only the best are kept (less is better). area: mean height of the curve "
+            "of removal (less is better). ρ: Spearman's correlation of scores with what each token's absence alone "
+            "takes (left out: from the logit)."
+        ]
+        title = f"Do scores predict the logit of {visible(self.target)} where tokens are taken away?"
+        return View(title, grids=[*measures, each], notes=notes)
 
 
 @checked
@@ -74,12 +151,23 @@ def faithfulness(
     scores: Mapping[str, Sequence[float | int]] | None = None,
     seed: int = 0,
 ) -> Faithfulness:
-    """Take tokens away as attributions say, and see what the model does.
+    """Take tokens away in the order of attributions, and see what the model does.
 
-    `methods`: some of METHODS; "integrated gradients" needs captum, "attention rollout" a model loaded with eager
-    attention. `scores`: of further methods, a number for each token. `replace`: "delete", or a token that stands in.
-    `keep`: positions that always stay, by default a first token that begins every text. `seed`: of the random order.
-    Raises BadArgument, BadPrompt where a token is none of the vocabulary's, and what `attribute` raises.
+    Args:
+        run: The run.
+        target: The token whose logit is looked at, by default the predicted one.
+        methods: Some of METHODS. "integrated gradients" requires captum, "attention rollout" a model that was loaded
+            with eager attention.
+        replace: "delete", or a token that stands in for those that are taken away.
+        keep: Positions that always stay, by default a first token that begins every text.
+        scores: Those of further methods, a number for each token.
+        seed: The seed of the random order.
+
+    Raises:
+        BadArgument: An argument is none of those.
+        BadPrompt: A token is none of the vocabulary's.
+        SecantError: What `attribute` raises.
+
     """
     for method in methods:
         if method not in METHODS:
@@ -176,13 +264,7 @@ def _judged(
             lost, missing = whole[i] - np.mean(gone), whole[i] - np.mean(only)
             area = scipy.integrate.trapezoid(removal) / (len(removal) - 1)
             rows.append((method, value, lost, missing, area, correlation))
-    names = ["method", "value", "comprehensiveness", "sufficiency", "area", "correlation"]
-    return Faithfulness(
-        target,
-        pd.DataFrame(rows, columns=names),
-        pd.DataFrame(curves, columns=["method", "value", "order", "tokens", "result"]),
-        pd.DataFrame(each, columns=["method", "position", "token", "score", "left_out"]),
-    )
+    return Faithfulness(target, FAITHFULNESS.frame(rows), CURVES.frame(curves), SCORES.frame(each))
 
 
 def _correlation(one: Sequence[float], other: Sequence[float]) -> float:

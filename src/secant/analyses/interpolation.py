@@ -1,16 +1,15 @@
-"""How far does a linear system reach? The held network, and the network itself, between one prompt and another.
+"""How far does a linear system reach? The frozen network, and the network itself, between one prompt and another.
 
 A frozen prompt's system y = J x + b is exact at x. On the line x(α) = (1 - α) x + α x' to another prompt's embeddings
-it is an approximation of the network, y(α); so is the ordinary Jacobian's tangent, y(0) + J' (x(α) - x), and so is to
-say that nothing changes, y(0). At each α the network is frozen anew, which tells how far y and J have turned.
+it approximates the network, y(α). Two other approximations are the ordinary Jacobian's tangent, y(0) + J' (x(α) - x),
+and no change at all, y(0). At each α the network is frozen anew, which shows how far y and J have turned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import SupportsFloat, cast
+from typing import Any, SupportsFloat, cast
 
 import numpy as np
 import pandas as pd
@@ -21,29 +20,65 @@ from torch import Tensor
 
 from secant.errors import BadArgument, BadPrompt, checked, integer
 from secant.linearize.network import Network, record, running
-from secant.linearize.run import Run, tangent
+from secant.linearize.run import RECONSTRUCTION, RELATIVE, TOKEN, Run, tangent
 from secant.memory import allowance
 from secant.model.lm import Prompt
 from secant.numeric import relative, wide
 from secant.operators.decomposition import SVD, Progress, svd
 from secant.operators.operator import Operator
-from secant.results.files import saving
+from secant.results.result import Result
+from secant.results.schema import Column, Table
+from secant.results.view import Grid, Tokens, View
 
 Swap = tuple[int, str | int]
 
+DEGREES = "degrees"
+
+REACH = Table(
+    "reach",
+    "a step on the way from one prompt to another",
+    (
+        Column("alpha", float, "how far: 0 the prompt, 1 the other", "share of the way", heading="α"),
+        Column("frozen_error", float, "‖ŷ - y(α)‖ / ‖y(α)‖ of the frozen network", RELATIVE, heading="frozen"),
+        Column("ordinary_error", float, "the same of the ordinary Jacobian's tangent", RELATIVE, heading="ordinary"),
+        Column("still_error", float, "the same of no change", RELATIVE, heading="no change"),
+        TOKEN.but(name="predicted", meaning="the network's next token at α", heading="next token"),
+        TOKEN.but(name="frozen_predicted", meaning="the frozen network's next token", heading="frozen token"),
+        Column("y_angle", float, "angle between y(α) and y(0)", DEGREES, heading="y turns"),
+        Column("u_angle", float, "largest principal angle between the spans of the first left vectors at α and at 0",
+               DEGREES, heading="U turns"),
+        Column("u_mean", float, "mean of these angles", DEGREES, heading="U, mean"),
+        Column("v_angle", float, "largest principal angle between the spans of the first right vectors", DEGREES,
+               heading="V turns"),
+        Column("v_mean", float, "mean of these angles", DEGREES, heading="V, mean"),
+        Column("gap", float, "1 - σ_{k+1} / σ_k of J(α): where it is small, the spans mean little", "ratio"),
+        Column("j_distance", float, "‖J(α) - J(0)‖ / ‖J(0)‖; missing where J does not fit in memory", RELATIVE,
+               heading="J moves"),
+        RECONSTRUCTION.but(meaning="‖J x + b - y‖ / ‖y‖ of the network that was frozen at α"),
+    ),
+)  # fmt: skip
+
 
 @dataclass(frozen=True, eq=False)
-class Reach:
-    """A way from one prompt's embeddings to another's, and how the system of the first one does on it.
+class Reach(Result):
+    """The way from one prompt's embeddings to another's, and how the first one's system does on it.
 
-    `table` has a row for each α. Errors are ‖ŷ - y(α)‖ / ‖y(α)‖ at the last position: `held_error` of J x(α) + b,
-    `ordinary_error` of y(0) + J' (x(α) - x), `still_error` of y(0). `predicted` is the network's next token at α, and
-    `held_predicted` the held network's. Angles are in degrees: `y_angle` between y(α) and y(0); `u_angle` the largest
-    and `u_mean` the mean principal angle between the spans of the first k left singular vectors of J(α) and J(0), and
-    `v_angle`, `v_mean` of the right ones. `gap` is 1 - σ_{k+1} / σ_k of J(α): where it is small, the spans mean little.
-    `j_distance`: ‖J(α) - J(0)‖ / ‖J(0)‖ (Frobenius), missing where J does not fit in memory. `reconstruction`: of the
-    network that was frozen at α.
+    Attributes:
+        run: The run that it begins at.
+        ids: The tokens that it goes to.
+        tokens: Their texts.
+        k: How many leading singular vectors span what is compared.
+        table: A row for each α. Errors are ‖ŷ - y(α)‖ / ‖y(α)‖ at the last position: `frozen_error` of J x(α) + b,
+            `ordinary_error` of y(0) + J' (x(α) - x), `still_error` of y(0). `predicted` is the network's next token at
+            α, and `frozen_predicted` the frozen network's. Angles are in degrees: `y_angle` between y(α) and y(0);
+            `u_angle` the largest and `u_mean` the mean principal angle between the spans of the first k left singular
+            vectors of J(α) and J(0), and `v_angle`, `v_mean` of the right ones. `gap` is 1 - σ_{k+1} / σ_k of J(α):
+            where it is small, the spans mean little. `j_distance`: ‖J(α) - J(0)‖ / ‖J(0)‖ (Frobenius), missing where J
+            does not fit in memory. `reconstruction`: of the network that was frozen at α.
+
     """
+
+    schema = (REACH,)
 
     run: Run = field(repr=False)
     ids: list[int] = field(repr=False)
@@ -51,14 +86,28 @@ class Reach:
     k: int
     table: pd.DataFrame = field(repr=False)
 
-    def to_pandas(self) -> pd.DataFrame:
-        """The table."""
-        return self.table
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Its table."""
+        return {"reach": self.table}
 
-    def save(self, folder: str | Path) -> None:
-        """Write reach (.parquet and .csv) and columns.csv. Raises OutputFailed."""
-        with saving(folder, {"reach": self.table}):
-            pass
+    def about(self) -> dict[str, Any]:
+        """The model, both prompts' tokens, and how many singular vectors were compared."""
+        return {"model": self.run.lm.name, "tokens": self.run.tokens, "to": self.tokens, "k": self.k}
+
+    def view(self) -> View:
+        """The three errors, the next tokens, and the angles at each step."""
+        facts = {"from": Tokens(self.run.tokens), "to": Tokens(self.tokens)}
+        angles = ("y_angle", "u_angle", "v_angle", "gap", "j_distance")
+        names = ("alpha", "frozen_error", "ordinary_error", "still_error", "predicted", "frozen_predicted", *angles)
+        spare = {"y_angle": 1, "j_distance": 2, "u_angle": 3, "v_angle": 3, "gap": 3}
+        grid = Grid.of(REACH, self.table, names, spare=spare)
+        several = f"the first {self.k} singular vectors" if self.k > 1 else "the first singular vector"
+        notes = [
+            "frozen, ordinary, no change: errors of the frozen network, of the ordinary Jacobian's tangent, and of the "
+            "first prompt's own output, in norms of y(α). Turns are angles in degrees, U and V those of the spans of "
+            f"{several}; where the gap to the next singular value is small, these mean little."
+        ]
+        return View("From one prompt to another", facts, [grid], notes)
 
 
 @checked
@@ -72,11 +121,23 @@ def reach(
 ) -> Reach:
     """Go from a run's embeddings to those of another prompt, and compare the network with its system on the way.
 
-    `other`: a prompt of as many tokens, or a tuple (position, token): the run's own with that token in that place, a
-    token given by its text or id. `steps`: how many α there are, evenly from 0 to 1, or the α themselves. `k`: leading
-    singular vectors whose spans are compared. What the model makes of tokens besides their embeddings stays the run's.
-    `progress(what, done, all)` is called as the work goes on.
-    Raises BadPrompt where the lengths differ, BadArgument, NotExact, TrainingMode, and what `svd` raises.
+    What the model makes of tokens besides their embeddings stays the run's.
+
+    Args:
+        run: The run.
+        other: A prompt of as many tokens, or a tuple (position, token): the run's own with that token in that place, a
+            token given by its text or id.
+        steps: How many α there are, evenly from 0 to 1, or the α themselves.
+        k: Leading singular vectors whose spans are compared.
+        progress: Called as `progress(what, done, all)` while the work goes on.
+
+    Raises:
+        BadPrompt: The lengths differ.
+        BadArgument: An argument is none of those.
+        NotExact: A network that was frozen on the way does not reproduce the model.
+        TrainingMode: The model is in training mode.
+        SecantError: What `svd` raises.
+
     """
     lm, x, network = run.lm, run.input, run.network
     ids, alphas = _other(run, other), _alphas(steps)
@@ -97,17 +158,17 @@ def reach(
         )
         op = Network.of(lm, recording, at, network.precision).operator("norm", [-1])
         run.certify(op.reconstruction, op.bias, op.output, f"at α = {alpha:g}")
-        held, now = network.replay(at), wide(op.output)
+        frozen, now = network.replay(at), wide(op.output)
         J_now, found = _decomposed(op, k)
         u, v = _angles(first.U, found.U), _angles(first.V, found.V)
         rows.append(
             {
                 "alpha": alpha,
-                "held_error": relative(held["norm"][-1], now),
+                "frozen_error": relative(frozen["norm"][-1], now),
                 "ordinary_error": relative(y + alpha * slope, now),
                 "still_error": relative(y, now),
                 "predicted": lm.text(int(recording.values["logits"][-1].argmax())),
-                "held_predicted": lm.text(int(held["logits"][-1].argmax())),
+                "frozen_predicted": lm.text(int(frozen["logits"][-1].argmax())),
                 "y_angle": angle(y, now),
                 "u_angle": u.max(),
                 "u_mean": u.mean(),
@@ -120,7 +181,7 @@ def reach(
         )
         if progress:
             progress("steps", done + 1, len(alphas))
-    return Reach(run, ids, [lm.text(i) for i in ids], k, pd.DataFrame(rows))
+    return Reach(run, ids, [lm.text(i) for i in ids], k, REACH.frame(rows))
 
 
 def angle(a: Float[Tensor, " d"], b: Float[Tensor, " d"]) -> float:

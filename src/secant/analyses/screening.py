@@ -8,11 +8,9 @@ it is. So every vector is a test against random directions, and all tests of a c
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,35 +23,87 @@ from torch import Tensor
 from secant.analyses.case import Case
 from secant.errors import BadArgument, BadPrompt, SecantError, checked, integer, seeded, several, share
 from secant.linearize.rules import CONVENTIONS
-from secant.linearize.run import Run, freeze
+from secant.linearize.run import BLOCK_POSITION, TOKEN, Run, freeze
 from secant.model.encoding import listed
 from secant.model.lm import LM, Prompt
 from secant.model.tokens import as_id
-from secant.operators.decomposition import SVD, Progress
-from secant.results.files import saving
-from secant.stream.decode import AT_ONCE, Scores, best
+from secant.operators.decomposition import BLOCK, SVD, VALUE, VECTOR, Progress
+from secant.results.result import Result
+from secant.results.schema import Column, Table
+from secant.results.view import Cell, Grid, Shown, Tokens, View
+from secant.stream.decode import AT_ONCE, WORD_ID, Scores, best
 from secant.stream.layers import Depth
 from secant.stream.sweep import STREAM
 
-COLUMNS = {
-    "number": "int64", "prompt": "str", "layer": "int64", "position": "Int64", "token": "object", "vector": "int64",
-    "block": "int64", "alone": "bool", "sigma": "float64", "word": "str", "rank": "int64", "second": "Int64",
-    "hits": "int64", "decoded": "str", "p": "float64", "q": "float64", "flagged": "bool",
-}  # fmt: skip
+NUMBER = Column("number", int, "number of the prompt, from 0")
+PROMPT = Column("prompt", str, "the prompt")
+
+SCREENING = Table(
+    "screening",
+    "a test: a singular vector of the residual stream",
+    (
+        NUMBER,
+        PROMPT,
+        Column("layer", int, "the layer, from 0"),
+        BLOCK_POSITION,
+        TOKEN.but(meaning="the token's text; missing: all tokens together", missing=True),
+        VECTOR,
+        BLOCK,
+        Column("alone", bool, "whether it is alone in its block; if not, it means nothing by itself"),
+        VALUE.but(meaning="the vector's singular value"),
+        Column("word", str, "the listed word that ranks first"),
+        Column("rank", int, "how many tokens score higher than it", "tokens"),
+        Column("second", int, "the same of the next listed word; missing where the list has one word", "tokens", True),
+        Column("hits", int, "how many listed words are among the vector's top tokens", "words"),
+        Column("decoded", str, "the vector's top tokens, best first", heading="writes (U)"),
+        Column("p", float, "share of random directions in which the list ranks as high", "probability"),
+        Column("q", float, "p corrected for all tests (Benjamini and Hochberg)", "false discovery rate"),
+        Column("flagged", bool, "whether q is at most the level"),
+    ),
+)
+REFUSED = Table(
+    "refused",
+    "a prompt that could not be screened",
+    (NUMBER, PROMPT, Column("error", str, "the kind of error"), Column("reason", str, "what it says")),
+)
+LEXICON = Table(
+    "lexicon",
+    "a word of the list and a token that it stands for",
+    (
+        Column("word", str, "the word"),
+        WORD_ID.but(meaning="the token's id in the vocabulary; missing: the word is no token", missing=True),
+    ),
+)
+
+LONG = 200
+"""Characters of a prompt that are shown first."""
+
+SHOWN = 12
+"""Flagged vectors of one prompt that are shown first; all are in the tables."""
 
 
 @dataclass(frozen=True, eq=False)
-class Screening:
+class Screening(Result):
     """What a list of words was found in.
 
-    `table` has a row for each test: the prompt and its number, the layer, the token whose block it is (position and
-    token missing: all together), the vector, its block of near-equal singular values, whether it is `alone` in it (or
-    else means nothing by itself), and σ; the listed word that comes first, how many tokens score higher (`rank`, from
-    0), and the same of the next listed word (`second`); how many listed words are among the `top` (`hits`), and those
-    `top` words (`decoded`); p, q (p corrected for all tests), and whether q is at most `level`. `refused` has a row for
-    each prompt that could not be screened, with the reason. `lexicon`: each word and its tokens; `unknown`: words that
-    are no token. `chance`: the share of random directions with a listed word among the `top`.
+    Attributes:
+        table: A row for each test: the prompt and its number, the layer, the token whose block it is (position and
+            token missing: all together), the vector, its block of near-equal singular values, whether it is `alone` in
+            it (if not, it means nothing by itself), and σ; the listed word that ranks first, how many tokens score
+            higher (`rank`, from 0), and the same of the next listed word (`second`); how many listed words are among
+            the `top` tokens (`hits`), and those `top` tokens (`decoded`); p, q (p corrected for all tests), and whether
+            q is at most `level`.
+        refused: A row for each prompt that could not be screened, with the reason.
+        lexicon: Each word and its tokens.
+        unknown: Words that are no token.
+        top: How many tokens of each vector were looked at.
+        samples: How many random directions the vectors were compared with.
+        level: The false discovery rate.
+        chance: The share of random directions with a listed word among the `top`.
+
     """
+
+    schema = (SCREENING, REFUSED, LEXICON)
 
     table: pd.DataFrame = field(repr=False)
     refused: pd.DataFrame = field(repr=False)
@@ -79,33 +129,67 @@ class Screening:
         """How many tests must be beyond every random direction for any to be flagged; more samples make it fewer."""
         return max(1, math.ceil(round(len(self.table) / (self.level * (1 + self.samples)), 9)))
 
-    def to_pandas(self) -> pd.DataFrame:
-        """The table of all tests."""
-        return self.table
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """All tests, the prompts that were refused, and the list with its tokens."""
+        known = [(word, i) for word, ids in self.lexicon.items() for i in ids]
+        lexicon = LEXICON.frame([*known, *((word, None) for word in self.unknown)])
+        return {"screening": self.table, "refused": self.refused, "lexicon": lexicon}
 
-    def to_dict(self) -> dict[str, Any]:
-        """What was found, with the flagged rows, ready for JSON."""
-        flagged = self.flagged.drop(columns="flagged")
-        return {
-            "lexicon": self.lexicon,
-            "unknown": self.unknown,
-            "tests": len(self.table),
-            "flagged": json.loads(flagged.to_json(orient="records", double_precision=15)),
-            "refused": self.refused.to_dict("records"),
-            "level": self.level,
-            "samples": self.samples,
-            "needed": self.needed,
-            "top": self.top,
-            "found": self.found,
-            "chance": self.chance,
-        }
+    def about(self) -> dict[str, Any]:
+        """How many tests there were, how they were made, and what chance gives."""
+        names = ("level", "samples", "needed", "top", "found", "chance", "unknown")
+        return {"tests": len(self.table), **{name: getattr(self, name) for name in names}}
 
-    def save(self, folder: str | Path) -> None:
-        """Write screening, refused and lexicon (.parquet and .csv), and columns.csv. Raises OutputFailed."""
-        words = [(word, i) for word, ids in self.lexicon.items() for i in ids] + [(word, None) for word in self.unknown]
-        lexicon = pd.DataFrame(words, columns=["word", "id"]).astype({"id": "Int64"})
-        with saving(folder, {"screening": self.table, "refused": self.refused, "lexicon": lexicon}):
-            pass
+    def view(self) -> View:
+        """The flagged vectors of each prompt, those of smallest q first; how many there are, and what chance gives."""
+        grids, tests, flagged = [], len(self.table), len(self.flagged)
+        for (_, prompt), rows in self.table.groupby(["number", "prompt"], sort=False):
+            own = rows[rows["flagged"]].sort_values(["q", "rank", "second"], kind="stable")
+            grids.append(_grid(own, f"{_clipped(prompt)}: {len(own)} of {len(rows)} vectors flagged"))
+        warnings = [f"{_clipped(row.prompt)}: refused. {row.reason}" for row in self.refused.itertuples()]
+        notes = [
+            f"{flagged} of {tests} vectors flagged at a false discovery rate of {self.level:g}, by the rank of the "
+            f"best listed word, compared with random directions. A listed word is among the top {self.top} tokens of "
+            f"{self.found:.1%} of the vectors, and of {self.chance:.2%} of {self.samples} random directions, which is "
+            f"{self.chance * tests:.1f} of {tests}."
+        ]
+        if self.needed > 1:
+            notes.append(
+                f"{self.samples} random directions are few for {tests} tests: none is flagged unless {self.needed} of "
+                f"them rank above all of these. {math.ceil(tests / self.level)} samples have no such bound."
+            )
+        if self.unknown:
+            some = ", ".join(self.unknown[:SHOWN]) + (" …" if len(self.unknown) > SHOWN else "")
+            notes.append(f"Of the list, {len(self.unknown)} are not one token of this model: {some}.")
+        if flagged:
+            notes.append(
+                "rank: how many tokens score higher. token: whose block it is; all: of all tokens together. "
+                "≈: the next singular value is near-equal, and one vector alone means nothing."
+            )
+        return View("Screening for a list of words", grids=grids, notes=notes, warnings=warnings)
+
+
+def _clipped(prompt: str) -> str:
+    """The beginning of a prompt."""
+    return prompt if len(prompt) <= LONG else f"{prompt[:LONG]} …"
+
+
+def _grid(rows: pd.DataFrame, title: str) -> Grid:
+    """A line for each vector."""
+    columns = [
+        Shown("layer", "integer"), Shown("token", "token", most=16), Shown("vector", "integer", spare=2),
+        Shown("word", most=16), Shown("rank", "integer"), Shown("q", "number", spare=1), Shown("writes (U)", "tokens"),
+    ]  # fmt: skip
+    lines = [
+        [
+            row["layer"],
+            Cell("all", show="text") if pd.isna(row["position"]) else row["token"],
+            Cell(row["vector"], mark="" if row["alone"] else "≈"),
+            *(row["word"], row["rank"], row["q"], Tokens(row["decoded"].split(" "))),
+        ]
+        for row in rows.to_dict("records")
+    ]
+    return Grid(columns, lines, title, most=SHOWN)
 
 
 @checked
@@ -176,10 +260,8 @@ def screen(
     table = pd.DataFrame(rows)
     table["q"] = false_discovery_control(table["p"])
     table["flagged"] = table["q"] <= level
-    table = table[[*COLUMNS]].astype(COLUMNS)
-    columns = ["number", "prompt", "error", "reason"]
     chance = float((first < top).double().mean())
-    return Screening(table, pd.DataFrame(refused, columns=columns), known, unknown, top, samples, level, chance)
+    return Screening(SCREENING.frame(table), REFUSED.frame(refused), known, unknown, top, samples, level, chance)
 
 
 def looked_up(lm: LM, lexicon: Sequence[str]) -> tuple[dict[str, list[int]], list[str]]:

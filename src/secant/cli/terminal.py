@@ -18,12 +18,8 @@ from rich.text import Text
 
 from secant.analyses.attribution import Attribution
 from secant.analyses.compare import Comparison
-from secant.analyses.continuation import Steps
 from secant.analyses.explain import Explanation
-from secant.analyses.screening import Screening
 from secant.linearize.run import Certificate
-from secant.steering.generate import Continuation
-from secant.steering.sweep import Sweep
 from secant.stream.decode import Word
 from secant.stream.layers import Layers
 from secant.studies.study import Study
@@ -222,38 +218,6 @@ def show_flow(out: Console, a: Attribution, tokens: Sequence[str]) -> None:
     out.print(Text(legend, style="dim"))
 
 
-def show_steps(out: Console, steps: Steps) -> None:
-    """Generated token x token before it: shares of the logit, in percent."""
-    shares, width = steps.shares(), 9
-    fitting = max(1, (out.width - 34) // (width + 2))
-    for start in range(0, shares.shape[1], fitting):
-        places = range(start, min(start + fitting, shares.shape[1]))
-        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
-        table.add_column("", justify="right", style="dim", no_wrap=True)
-        table.add_column("generated", no_wrap=True, width=12)
-        table.add_column("p", justify="right", no_wrap=True)
-        table.add_column("exact to", justify="right", no_wrap=True)
-        for t in places:
-            style = "" if t < steps.prompt else "italic"
-            table.add_column(Text(visible(steps.tokens[t]), style=style), justify="right", no_wrap=True, width=width)
-        for number, step in enumerate(steps.steps):
-            row = shares.iloc[number]
-            largest = row.abs().idxmax()
-            cells = [
-                Text("" if pd.isna(row[t]) else _number(row[t], "share"), style="bold" if t == largest else "")
-                for t in places
-            ]
-            p = step.prediction
-            error = f"{step.certificate.reconstruction:.0e}"
-            table.add_row(str(number), Text(visible(p.token)), f"{p.probability:.0%}", error, *cells)
-        out.print()
-        out.print(table)
-    out.print()
-    ended = "" if steps.ended == "steps" else f" It ended at the {steps.ended}."
-    legend = f"Each row: the share of the generated token's logit that each token before it contributes.{ended}"
-    out.print(Text(legend, style="dim"))
-
-
 def show_layers(out: Console, layers: Layers, highlight: Sequence[int] = ()) -> None:
     """Each layer's spectrum and words, then the word that each token's block writes by each depth.
 
@@ -320,44 +284,7 @@ def _marked(word: str, wanted: bool) -> Text:
 
 
 SHOWN = 12
-"""Flagged vectors of one prompt that are shown; all are in the tables."""
-
-
-def show_screening(out: Console, s: Screening) -> None:
-    """The flagged vectors of each prompt, those of smallest q first; how many there are, and what chance gives."""
-    for (_, prompt), rows in s.table.groupby(["number", "prompt"], sort=False):
-        flagged = rows[rows["flagged"]].sort_values(["q", "rank", "second"], kind="stable")
-        out.print()
-        out.print(Text(_readable(prompt), style="bold" if len(flagged) else ""))
-        if len(flagged):
-            out.print(_flagged(flagged[:SHOWN], out.width))
-        more = f", {SHOWN} shown" if len(flagged) > SHOWN else ""
-        out.print(Text(f"{len(flagged)} of {len(rows)} vectors flagged{more}", style="dim"))
-    for row in s.refused.to_dict("records"):
-        out.print()
-        out.print(Text(f"{_readable(row['prompt'])}: refused. {_readable(row['reason'])}", style="red"))
-    out.print()
-    tests = len(s.table)
-    summary = (
-        f"{len(s.flagged)} of {tests} vectors flagged at a false discovery rate of {s.level:g}, by the rank of the "
-        f"best listed word beside that in random directions. A listed word is among the first {s.top} of "
-        f"{s.found:.1%} of the vectors, and of {s.chance:.2%} of {s.samples} random directions, which is "
-        f"{s.chance * tests:.1f} of {tests}."
-    )
-    if s.needed > 1:
-        enough = math.ceil(tests / s.level)
-        summary += (
-            f" {s.samples} random directions are few for {tests} tests: none is flagged unless {s.needed} of them rank "
-            f"above all of these. --samples {enough} has no such bound."
-        )
-    if s.unknown:
-        words = ", ".join(map(_readable, s.unknown[:SHOWN])) + (" …" if len(s.unknown) > SHOWN else "")
-        summary += f" Of the list, {len(s.unknown)} are not one token of this model: {words}."
-    legend = (
-        " rank: how many tokens score higher. token: whose block it is; all: of all tokens together. "
-        "≈: a near-equal vector is next to it, and one alone means nothing."
-    )
-    out.print(Text(summary + (legend if len(s.flagged) else ""), style="dim"))
+"""Reasons why prompts failed that are shown."""
 
 
 def show_study(out: Console, study: Study) -> None:
@@ -390,27 +317,6 @@ def show_study(out: Console, study: Study) -> None:
 def _readable(text: Any) -> str:
     """A text with its spaces as they are, and what else does not print in sight."""
     return " ".join(visible(part) for part in str(text).split(" "))
-
-
-def _flagged(rows: pd.DataFrame, width: int) -> Table:
-    """A line for each vector; words take the room that is left."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
-    lines = []
-    for row in rows.to_dict("records"):
-        token = Text("all", style="italic") if pd.isna(row["position"]) else Text(visible(row["token"]))
-        vector, word = f"{row['vector']}" if row["alone"] else f"≈{row['vector']}", Text(_readable(row["word"]))
-        lines.append(
-            (Text(str(row["layer"])), token, Text(vector), word, Text(str(row["rank"])), Text(f"{row['q']:.1g}"))
-        )
-    left = width
-    for i, name in enumerate(("layer", "token", "vector", "word", "rank", "q")):
-        own = min(16, max(cell_len(name), *(line[i].cell_len for line in lines)))
-        table.add_column(name, justify="left" if name in ("token", "word") else "right", no_wrap=True, width=own)
-        left -= own + 2
-    table.add_column("writes (U)", no_wrap=True, width=max(8, left))
-    for line, decoded in zip(lines, rows["decoded"], strict=True):
-        table.add_row(*line, Text(_readable(decoded)))
-    return table
 
 
 def show_comparison(out: Console, c: Comparison) -> None:
@@ -667,64 +573,3 @@ def show_architectures(out: Console, rows: Sequence[dict[str, str]]) -> None:
             out.print(Text(f"{row['type']} is {row['result']}: {row['reason']}"))
     results = [row["result"] for row in rows]
     out.print(Text(" · ".join(f"{results.count(r)} {r}" for r in dict.fromkeys(results)), style="dim"))
-
-
-def show_steered(out: Console, prompt: str, plain: Continuation, steered: Continuation, how: str) -> None:
-    """Two continuations side by side, with their perplexities under the model as it is."""
-    out.print()
-    out.print(Text("prompt  ", style="dim") + Text(_line(prompt)))
-    out.print()
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
-    for heading in ("unsteered", how):
-        table.add_column(heading, ratio=1, overflow="fold")
-    table.add_row(*(Text(_line(c.text)) for c in (plain, steered)))
-    table.add_row(*(Text(f"perplexity {_number(c.perplexity, 'perplexity')}", style="dim") for c in (plain, steered)))
-    out.print(table)
-
-
-def show_sweep(out: Console, sweep: Sweep, most: float = 2.0) -> None:
-    """A line for each setting, and the best trade-off, with what it says."""
-    settings, best, plain = sweep.settings, sweep.best(most), sweep.plain
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
-    table.add_column("form", no_wrap=True)
-    for heading in ("layer", "strength", "rate", "95 %", "perplexity"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for i, row in sweep.table.iterrows():
-        layer = "" if pd.isna(row["layer"]) else str(row["layer"])
-        between = f"{row['low']:.0%} to {row['high']:.0%}"
-        cells = (layer, f"{row['strength']:g}", f"{row['rate']:.0%}", between, _number(row["perplexity"], "perplexity"))
-        table.add_row(row["form"], *cells, style="bold" if best is not None and i == best.name else "")
-    out.print()
-    out.print(Text("concept  ", style="dim") + Text(_line(settings.concept)))
-    out.print(Text("words    ", style="dim") + Text(_line(", ".join(settings.words))))
-    out.print()
-    out.print(table)
-    out.print()
-    if best is None:
-        out.print(
-            f"None says the words more often than the unsteered model ({plain['rate']:.0%}) at a perplexity of at most "
-            f"{most:g} times its own."
-        )
-    else:
-        where = f"{best['form']}, layer {best['layer']}, strength {best['strength']:g}"
-        times = best["perplexity"] / plain["perplexity"]
-        out.print(
-            f"Best at {most:g} times the perplexity or less: {where}: {best['rate']:.0%} against {plain['rate']:.0%}, "
-            f"at {times:.2f} times."
-        )
-        texts = sweep.texts
-        for key in ("form", "layer", "strength"):
-            texts = texts[texts[key] == best[key]]
-        said = texts[texts["found"]].iloc[0]
-        out.print(Text("for instance  ", style="dim") + Text(_line(said["text"] + said["continuation"])))
-    several = "" if plain["prompts"] == 1 else "s"
-    legend = (
-        f"{plain['prompts']} prompt{several}, at most {settings.tokens} tokens each. rate: continuations with one of "
-        "the words, and its exact 95 % interval; perplexity: of the continuations, under the unsteered model."
-    )
-    out.print(Text(legend, style="dim"))
-
-
-def _line(text: str) -> str:
-    """A text on one line, spaces as they are, everything else so that it can be seen."""
-    return " ".join(visible(word) for word in text.strip(" ").split(" "))

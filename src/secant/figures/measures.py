@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ORDERS = {"remove": "tokens removed, most important first", "keep": "tokens kept, most important first"}
 GUESSES = {
-    "held_error": ("held network", "blue", "-"),
+    "frozen_error": ("frozen network", "blue", "-"),
     "ordinary_error": ("ordinary Jacobian", "orange", "--"),
     "still_error": ("no change", "grey", ":"),
 }
@@ -90,7 +90,7 @@ def _changes(
 
 @drawn
 def reach(*results: Reach, ax: Any = None, columns: int = 1) -> Figure:
-    """The error of three guesses on the way from one prompt to another: the held network, the tangent, no change.
+    """The error of three guesses on the way from one prompt to another: the frozen network, the tangent, no change.
 
     Of several results a thin line each, and their median at the α that all have. Raises BadArgument where there is no
     result.

@@ -37,7 +37,7 @@ def _text(meaning: str) -> Column:
     return Column("text", "", meaning)
 
 
-LOGIT, SIGMA, RELATIVE, DEGREES = "logit", "output / input", "share of a norm", "degrees"
+LOGIT, SIGMA, RELATIVE = "logit", "output / input", "share of a norm"
 
 POSITION = _integer("place of the token in the prompt, from 0")
 TOGETHER = _integer("place of the token whose block it is, from 0; missing: all tokens together")
@@ -63,15 +63,8 @@ OF_LAYER = _integer("the layer, from 0; missing where it is of none")
 HEAD = _integer("the attention head, from 0; missing where it is none")
 CONTRIBUTION = _number("what it adds to the logit: of tokens and constants by all paths, of parts straight", LOGIT)
 ALL_PATHS = _number("what it adds to the logit by all paths, through later parts too; these overlap", LOGIT)
-METHOD = _text("the method that the scores are of")
-VALUE = _text("logit or log-probability, of the target")
-FORM = _text("how it was steered: mixture, additive, activation; or unsteered")
-STEERED = _integer("the layer that was steered, from 0; missing where none was")
-STRENGTH = _number("strength of steering; 0 leaves the model as it is")
-NUMBER = _integer("number of the prompt, from 0")
 PROMPT = _text("the prompt")
 
-HELD = "the held network (the linear system)"
 MODEL = _text("the model's name")
 CONVENTION = _text("what a gated product holds: gate, up or half")
 OTHER = _text("the other model's name")
@@ -155,18 +148,6 @@ TABLES: dict[str, Table] = {
             "z": _number(
                 "how far the score is above the same rank in what random directions decode to", "its deviations"
             ),
-        },
-    ),
-    "steps": Table(
-        "Explanation with steps",
-        "a contribution to the logit of a generated token",
-        {
-            "step": _integer("which generated token, from 0"),
-            "generated": _text("its text"),
-            "probability": _number("its probability", "probability"),
-            "logit": _number("its logit, which the contributions of tokens and constants sum to", LOGIT),
-            "reconstruction": _number("‖J x + b - y‖ / ‖y‖ of the system at this step", RELATIVE),
-            **CONTRIBUTIONS,
         },
     ),
     "layers": Table(
@@ -303,63 +284,6 @@ TABLES: dict[str, Table] = {
             "samples": _integer("how many directions were drawn", "directions"),
         },
     ),
-    "largest_columns": Table(
-        "Largest",
-        "a word that one of the largest columns of J decodes to, through the head",
-        {
-            "rank": _integer("which column, from 0, largest norm first"),
-            "position": POSITION,
-            "token": _text("the token's text; missing where the operator is of no prompt"),
-            "unit": _integer("which number of the token's embedding, from 0"),
-            "norm": _number("norm of the column", SIGMA),
-            "place": RANK,
-            "word": WORD,
-            "id": WORD_ID,
-            "score": _number("the word's logit, of the column as it is", LOGIT),
-        },
-    ),
-    "largest_rows": Table(
-        "Largest",
-        "a word that one of the largest rows of a block of J decodes to, among the embeddings",
-        {
-            "rank": _integer("which row, from 0, largest norm first"),
-            "position": POSITION,
-            "token": _text("the token's text; missing where the operator is of no prompt"),
-            "unit": _integer("which number of the output, from 0"),
-            "norm": _number("norm of the row", SIGMA),
-            "place": RANK,
-            "word": WORD,
-            "id": WORD_ID,
-            "score": _number("cosine of the row and the word's embedding", "cosine"),
-        },
-    ),
-    "ablation": Table(
-        "Ablation",
-        "a token that is among the best before, held or real",
-        {
-            "token": WORD,
-            "id": WORD_ID,
-            "before": _number("its logit before", LOGIT),
-            "before_probability": _number("its probability before", "probability"),
-            "held": _number(f"its logit after, in {HELD}", LOGIT),
-            "held_probability": _number("its probability by these logits", "probability"),
-            "real": _number("its logit after, in the model itself", LOGIT),
-            "real_probability": _number("its probability there", "probability"),
-        },
-    ),
-    "ablations": Table(
-        "Ablations",
-        "a token, part or head that is taken out by itself",
-        {
-            "kind": _text("token, layer (a part of one) or head"),
-            "name": _text("the token's text, or the part's or head's name"),
-            "position": PLACE,
-            "layer": OF_LAYER,
-            "head": HEAD,
-            "held": _number(f"how much the target's logit changes in {HELD}", LOGIT),
-            "real": _number("how much it changes in the model itself", LOGIT),
-        },
-    ),
     "svd": Table(
         "SVD",
         "a singular triplet",
@@ -370,133 +294,6 @@ TABLES: dict[str, Table] = {
             "energy": _number("share of ‖J‖_F² in the triplets up to this one", "share"),
             "residual": _number("the larger of ‖J v - σ u‖ and ‖Jᵀ u - σ v‖", SIGMA),
         },
-    ),
-    "faithfulness": Table(
-        "Faithfulness",
-        "a method and a value",
-        {
-            "method": METHOD,
-            "value": VALUE,
-            "comprehensiveness": _number(
-                "what is lost on average as the best tokens are removed: more is better", "value"
-            ),
-            "sufficiency": _number("what is missing on average where only the best are kept: less is better", "value"),
-            "area": _number("mean height of the curve of removal: less is better", "value"),
-            "correlation": _number(
-                "Spearman's, of scores with leave-one-out; missing where one is constant", "correlation"
-            ),
-        },
-    ),
-    "curves": Table(
-        "Faithfulness",
-        "a method, a value, an order and a number of tokens",
-        {
-            "method": METHOD,
-            "value": VALUE,
-            "order": _text("remove (the best tokens are removed) or keep (only these are kept)"),
-            "tokens": _integer("how many tokens were removed or kept", "tokens"),
-            "result": _number("the value that is left", "value"),
-        },
-    ),
-    "scores": Table(
-        "Faithfulness",
-        "a method and a token that can be removed",
-        {
-            "method": METHOD,
-            "position": POSITION,
-            "token": TOKEN,
-            "score": _number("the method's score", "the method's own"),
-            "left_out": _number("what the token's absence alone takes from the logit", LOGIT),
-        },
-    ),
-    "sweep": Table(
-        "Sweep",
-        "a form x layer x strength; the first one is unsteered",
-        {
-            "form": FORM,
-            "layer": STEERED,
-            "strength": STRENGTH,
-            "rate": _number("share of the prompts after which one of the concept's words came", "share of prompts"),
-            "low": _number("lower end of the rate's 95 % interval, exact (Clopper and Pearson)", "share of prompts"),
-            "high": _number("upper end of it", "share of prompts"),
-            "perplexity": _number("of all continuations together, under the unsteered model", "perplexity"),
-            "prompts": _integer("how many prompts", "prompts"),
-        },
-    ),
-    "texts": Table(
-        "Sweep",
-        "a continuation: form x layer x strength x prompt",
-        {
-            "form": FORM,
-            "layer": STEERED,
-            "strength": STRENGTH,
-            "prompt": NUMBER,
-            "text": PROMPT,
-            "continuation": _text("what was generated"),
-            "found": Column("truth", "", "whether one of the concept's words came"),
-            "perplexity": _number("of the continuation, under the unsteered model", "perplexity"),
-            "tokens": _integer("how many tokens were generated", "tokens"),
-        },
-    ),
-    "reach": Table(
-        "Reach",
-        "a step on the way from one prompt to another",
-        {
-            "alpha": _number("how far: 0 the prompt, 1 the other", "share of the way"),
-            "held_error": _number("‖ŷ - y(α)‖ / ‖y(α)‖ of the held network", RELATIVE),
-            "ordinary_error": _number("the same of the ordinary Jacobian's tangent", RELATIVE),
-            "still_error": _number("the same of no change", RELATIVE),
-            "predicted": _text("the network's next token at α"),
-            "held_predicted": _text("the held network's"),
-            "y_angle": _number("angle between y(α) and y(0)", DEGREES),
-            "u_angle": _number(
-                "largest principal angle between the spans of the first left vectors at α and at 0", DEGREES
-            ),
-            "u_mean": _number("mean of these angles", DEGREES),
-            "v_angle": _number("largest principal angle between the spans of the first right vectors", DEGREES),
-            "v_mean": _number("mean of these angles", DEGREES),
-            "gap": _number("1 - σ_{k+1} / σ_k of J(α): where it is small, the spans mean little", "ratio"),
-            "j_distance": _number("‖J(α) - J(0)‖ / ‖J(0)‖; missing where J does not fit in memory", RELATIVE),
-            "reconstruction": _number("‖J x + b - y‖ / ‖y‖ of the network that was frozen at α", RELATIVE),
-        },
-    ),
-    "screening": Table(
-        "Screening",
-        "a test: a singular vector of the stream",
-        {
-            "number": NUMBER,
-            "prompt": PROMPT,
-            "layer": LAYER,
-            "position": TOGETHER,
-            "token": TOKEN,
-            "vector": VECTOR,
-            "block": BLOCK,
-            "alone": Column("truth", "", "whether it is alone in its block; or else means nothing by itself"),
-            "sigma": _number("the vector's singular value", SIGMA),
-            "word": _text("the listed word that comes first"),
-            "rank": _integer("how many tokens score higher than it", "tokens"),
-            "second": _integer("the same of the next listed word; missing where there is one word", "tokens"),
-            "hits": _integer("how many listed words are among the decoded ones", "words"),
-            "decoded": _text("the decoded words, best first"),
-            "p": _number("share of random directions in which the list comes as far up", "probability"),
-            "q": _number("p corrected for all tests (Benjamini and Hochberg)", "false discovery rate"),
-            "flagged": Column("truth", "", "whether q is at most the level"),
-        },
-    ),
-    "refused": Table(
-        "Screening",
-        "a prompt that could not be screened",
-        {
-            "number": NUMBER,
-            "prompt": PROMPT,
-            "error": _text("the kind of error"),
-            "reason": _text("what it says"),
-        },
-    ),
-    "lexicon": Table(
-        "Screening",
-        "a word of the list and a token that it stands for",
-        {"word": _text("the word"), "id": _integer("the token's id in the vocabulary; missing: the word is no token")},
     ),
     "compared": Table(
         "Comparison",

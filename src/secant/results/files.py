@@ -143,9 +143,9 @@ def arrow(table: Table, frame: pd.DataFrame) -> pyarrow.Table:
 
 
 def plain(tree: Any) -> Any:
-    """The same with None for NaN, which JSON does not have, and tuples as lists."""
+    """The same with None for NaN and infinity, which JSON does not have, and tuples as lists."""
     if isinstance(tree, Mapping):
         return {str(key): plain(leaf) for key, leaf in tree.items()}
     if isinstance(tree, list | tuple):
         return [plain(leaf) for leaf in tree]
-    return None if isinstance(tree, float) and math.isnan(tree) else tree
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

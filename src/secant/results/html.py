@@ -35,7 +35,7 @@ def html(view: View) -> str:
         said = " · ".join(fact(line) for line in lines)
         parts.append(f"<div><small>{escape(name)}</small> {escape(said)}</div>")
     parts += [f"<div>{escape(readable(warning))}</div>" for warning in view.warnings]
-    parts += [_grid(grid) for grid in view.grids if grid.rows]
+    parts += [_grid(grid) for grid in view.grids if grid.rows or grid.title]
     if view.notes:
         parts.append(f"<div><small>{escape(' '.join(map(readable, view.notes)))}</small></div>")
     return "".join([*parts, "</div>"])
@@ -52,8 +52,10 @@ def _grid(grid: Grid) -> str:
         lines.append(
             "<tr>" + "".join(f"<td{_style(c, value)}>{_cell(value, c, t)}</td>" for value, c, t in own) + "</tr>"
         )
-    table = f'<table style="border-collapse:collapse;border:none;color:inherit;font:inherit">{"".join(lines)}</table>'
     title = f"<div><small>{escape(readable(grid.title))}</small></div>" if grid.title else ""
+    if not rows:
+        return title
+    table = f'<table style="border-collapse:collapse;border:none;color:inherit;font:inherit">{"".join(lines)}</table>'
     more = [
         f"{len(every) - len(some)} more {what}"
         for every, some, what in ((grid.rows, rows, "rows"), (grid.columns, columns, "columns"))
@@ -70,6 +72,7 @@ def _top(values: Sequence[Any]) -> float:
 
 def _style(column: Shown, value: Any = None) -> str:
     style = STYLES[value.style] if isinstance(value, Cell) else ""
+    style += ";white-space:normal" if column.wrap else ""
     return f' style="{CELL.format("right" if column.show in NUMBERS else "left", style)}"'
 
 

@@ -44,7 +44,7 @@ class Column:
     meaning: str
     unit: str = ""
     missing: bool = False
-    heading: str = ""
+    heading: str | None = None
     show: Format | None = None
 
     @property

@@ -24,7 +24,7 @@ BAR = 20
 """Characters of the longest bar."""
 
 LEAST = 8
-"""Characters that a column of tokens has at least; it takes what is left."""
+"""Characters that a column that takes what is left has at least."""
 
 GAP = 2
 """Blanks between columns."""
@@ -63,7 +63,10 @@ def show(view: View, width: int | None = None) -> None:
     if view.facts:
         out.print(_facts(view.facts))
     for grid in view.grids:
-        if grid.rows or grid.title:
+        if grid.title and not grid.rows:
+            out.print()
+            out.print(Text(readable(grid.title), style="dim"))
+        elif grid.rows:
             for part in _parts(grid, out.width):
                 out.print()
                 out.print(part)
@@ -113,8 +116,13 @@ def _parts(grid: Grid, width: int) -> list[Table]:
 
 def _least(columns: Sequence[Shown], rows: Sequence[Sequence[Any]], places: Sequence[int]) -> int:
     """The width that some columns need."""
-    widths = [LEAST if columns[i].show == "tokens" else _width(columns[i], [row[i] for row in rows]) for i in places]
+    widths = [LEAST if _takes_rest(columns[i]) else _width(columns[i], [row[i] for row in rows]) for i in places]
     return sum(widths) + GAP * (len(places) - 1)
+
+
+def _takes_rest(column: Shown) -> bool:
+    """Whether a column shares the room that is left."""
+    return column.show == "tokens" or column.wrap
 
 
 def _width(column: Shown, values: Sequence[Any]) -> int:
@@ -130,11 +138,11 @@ def _heading(column: Shown) -> str:
 
 
 def _table(columns: Sequence[Shown], rows: Sequence[Sequence[Any]], places: Sequence[int], width: int) -> Table:
-    """Some columns of a grid; those of tokens share the room that is left."""
+    """Some columns of a grid; those of tokens, and of texts that wrap, share the room that is left."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), title_justify="left")
     table.caption_style, table.caption_justify = "dim", "left"
     own = {i: [row[i] for row in rows] for i in places}
-    wide = [i for i in places if columns[i].show == "tokens"]
+    wide = [i for i in places if _takes_rest(columns[i])]
     taken = sum(_width(columns[i], own[i]) for i in places if i not in wide) + GAP * (len(places) - 1)
     left = [max(LEAST, (width - taken - k) // max(1, len(wide))) for k in range(len(wide))]
     widths = {i: _width(columns[i], own[i]) for i in places} | {
@@ -144,8 +152,8 @@ def _table(columns: Sequence[Shown], rows: Sequence[Sequence[Any]], places: Sequ
     for i in places:
         right = columns[i].show in NUMBERS
         table.add_column(
-            Text(_heading(columns[i])), justify="right" if right else "left", no_wrap=True, width=widths[i],
-            overflow="ellipsis",
+            Text(_heading(columns[i])), justify="right" if right else "left", no_wrap=not columns[i].wrap,
+            width=widths[i], overflow="fold" if columns[i].wrap else "ellipsis",
         )  # fmt: skip
     tops = {i: _top(own[i]) for i in places if columns[i].show == "bar"}
     for row in rows:

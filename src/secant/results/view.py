@@ -7,7 +7,7 @@ is up to what shows it (`secant.results.terminal`, `secant.results.html`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -43,6 +43,7 @@ class Shown:
         most: The most characters that it takes.
         spare: On a narrow screen, columns that are spare are left out first, the largest number before the others.
         token: Whether its heading is a token.
+        wrap: Whether what does not fit goes on in further lines. Such columns share the room that is left.
 
     """
 
@@ -51,6 +52,7 @@ class Shown:
     most: int = 34
     spare: int = 0
     token: bool = False
+    wrap: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,29 @@ class Grid:
     most: int | None = None
 
     @staticmethod
-    def of(table: Table, frame: pd.DataFrame, names: Iterable[str], **more: Any) -> Grid:
-        """Columns of a frame, with the headings and formats that its table describes; "a|b" adds a bar of b."""
+    def of(
+        table: Table, frame: pd.DataFrame, names: Iterable[str], *, spare: Mapping[str, int] | None = None, **more: Any
+    ) -> Grid:
+        """Columns of a frame, with the headings and formats that its table describes.
+
+        Args:
+            table: What describes them.
+            frame: The rows.
+            names: The names of the columns; "a|b" adds a bar of b after a.
+            spare: Those that are left out on a narrow screen, as `Shown` has it.
+            more: What else a grid has.
+
+        """
         shown, values = [], []
         for name in names:
             name, _, bar = name.partition("|")
             column = table[name]
-            shown.append(Shown(column.heading or name, column.format))
+            heading = name if column.heading is None else column.heading
+            shown.append(Shown(heading, column.format, spare=(spare or {}).get(name, 0)))
             values.append(cells(frame[name]))
             if bar:
                 shown.append(Shown("", "bar", spare=9))
-                values.append(cells(frame[name]))
+                values.append(cells(frame[bar]))
         return Grid(shown, list(zip(*values, strict=True)), **more)
 
 

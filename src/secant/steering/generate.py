@@ -16,6 +16,11 @@ from secant.foreign import explained, quiet
 from secant.linearize.untouched import untouched
 from secant.model.lm import LM, Prompt
 from secant.numeric import relative, wide
+from secant.results.schema import Column
+
+CONTINUATION = Column("continuation", str, "what was generated")
+PERPLEXITY = Column("perplexity", float, "perplexity of the continuation, under the unsteered model", "perplexity")
+TOKENS = Column("tokens", int, "how many tokens were generated", "tokens")
 
 RUNS = "A model that goes on must run at the prompts by itself"
 TOGETHER = 64
@@ -64,7 +69,14 @@ TODO = "Mend its generation_config.json."
 
 @dataclass(frozen=True)
 class Continuation:
-    """What was said after a prompt, up to the token that ends it, and its surprise: -log of its probability."""
+    """What was generated after a prompt.
+
+    Attributes:
+        ids: Its tokens, up to the one that ends it.
+        text: Their text.
+        surprise: -log of its probability.
+
+    """
 
     ids: tuple[int, ...]
     text: str

@@ -29,6 +29,7 @@ from secant.linearize.tail import together
 from secant.model.hooks import answering
 from secant.model.lm import LM, Prompt
 from secant.numeric import mapped, tensors
+from secant.results.schema import Column
 from secant.steering.kv_cache import following
 
 
@@ -64,6 +65,13 @@ FORMS = {
     "activation": Form(added, False, -math.inf, math.inf, (0.5, 1.0, 1.25, 1.5, 2.0, 3.0)),
 }
 """Each form by its name."""
+
+PLAIN = "unsteered"
+"""The form of what was generated without steering."""
+
+FORM = Column("form", str, f"how it was steered: {', '.join(FORMS)}; or {PLAIN}")
+LAYER = Column("layer", int, "the layer that was steered, from 0; missing where none was", missing=True)
+STRENGTH = Column("strength", float, "strength of steering; 0 leaves the model as it is")
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
-"""How much steering gives and what it costs: how often a concept's words come, and how odd the text has become.
+"""What steering gives and what it costs: how often a concept's words come, and how odd the text becomes.
 
-Every form x layer x strength is generated with on the same prompts. Perplexity is that of the continuation, given the
-prompt, under the model as it is without steering.
+Every form x layer x strength generates from the same prompts. Perplexity is that of the continuation, given the prompt,
+under the model without steering.
 """
 
 from __future__ import annotations
@@ -9,29 +9,83 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, SupportsFloat, SupportsIndex
 
 import pandas as pd
 import scipy.stats
 
 from secant.errors import BadArgument, checked, seeded, several
-from secant.files import write_json
 from secant.linearize.run import Run
 from secant.model.lm import LM, Prompt
-from secant.results.files import saving
-from secant.steering.generate import Continuation, batches, continued, encoded, perplexity, text_of, weighed
-from secant.steering.steer import FORMS, Aim, aimed, concept_of, steered, strength_of
+from secant.results.result import Result
+from secant.results.schema import Column, Table, records
+from secant.results.view import Cell, Grid, Shown, View, cells
+from secant.steering.generate import (
+    CONTINUATION,
+    PERPLEXITY,
+    TOKENS,
+    Continuation,
+    batches,
+    continued,
+    encoded,
+    perplexity,
+    text_of,
+    weighed,
+)
+from secant.steering.steer import FORM, FORMS, LAYER, PLAIN, STRENGTH, Aim, aimed, concept_of, steered, strength_of
 
 Row = dict[str, Any]
 
-PLAIN = "unsteered"
-"""The form of the row without steering."""
+OF_PROMPTS = "share of prompts"
+
+SWEEP = Table(
+    "sweep",
+    "a form x layer x strength; the first one is unsteered",
+    (
+        FORM,
+        LAYER,
+        STRENGTH,
+        Column("rate", float, "share of the prompts after which one of the concept's words came", OF_PROMPTS,
+               show="percent"),
+        Column("low", float, "lower end of the rate's 95 % interval, exact (Clopper and Pearson)", OF_PROMPTS),
+        Column("high", float, "upper end of it", OF_PROMPTS),
+        PERPLEXITY.but(meaning="perplexity of all continuations together, under the unsteered model"),
+        Column("prompts", int, "how many prompts", "prompts"),
+    ),
+)  # fmt: skip
+TEXTS = Table(
+    "texts",
+    "a continuation: form x layer x strength x prompt",
+    (
+        FORM,
+        LAYER,
+        STRENGTH,
+        Column("prompt", int, "number of the prompt, from 0"),
+        Column("text", str, "the prompt"),
+        CONTINUATION,
+        Column("found", bool, "whether one of the concept's words came"),
+        PERPLEXITY,
+        TOKENS,
+    ),
+)
+
+MOST = 2.0
+"""The perplexity that the best setting may have, in times the unsteered one."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a sweep was made with; `words` are those that count as the concept's."""
+    """What a sweep was made with.
+
+    Attributes:
+        model: The model's name.
+        concept: The concept's text.
+        words: Those that count as the concept's.
+        tokens: Most in a continuation.
+        sample: Whether tokens were drawn.
+        seed: The seed that they were drawn with.
+
+    """
 
     model: str
     concept: str
@@ -42,12 +96,19 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
-class Sweep:
-    """Steering at several strengths: a row of `table` for each form x layer x strength, the first one unsteered.
+class Sweep(Result):
+    """Steering at several strengths.
 
-    `rate`: the share of the prompts after which one of the words came; `low`, `high`: its exact 95 % interval.
-    `perplexity`: of all continuations together, under the unsteered model. `texts`: each of them.
+    Attributes:
+        settings: What it was made with.
+        table: A row for each form x layer x strength, the first one unsteered. `rate`: the share of the prompts after
+            which one of the words came; `low`, `high`: its exact 95 % interval. `perplexity`: of all continuations
+            together, under the unsteered model.
+        texts: Each continuation.
+
     """
+
+    schema = (SWEEP, TEXTS)
 
     settings: Settings
     table: pd.DataFrame = field(repr=False)
@@ -58,9 +119,16 @@ class Sweep:
         """The row without steering."""
         return self.table.iloc[0]
 
-    def best(self, most: float = 2.0) -> pd.Series | None:
-        """The row with the highest rate among those whose perplexity is at most so many times the unsteered, of equal
-        ones that of the lowest perplexity; None where none of them has a higher rate than without steering.
+    def best(self, most: float = MOST) -> pd.Series | None:
+        """The setting that gives most at a bearable cost.
+
+        Args:
+            most: The perplexity that it may have, in times the unsteered one.
+
+        Returns:
+            The row with the highest rate among these; of equal ones that of the lowest perplexity. None where no row
+            has a higher rate than without steering.
+
         """
         table, plain = self.table, self.plain
         cheap = table[(table["perplexity"] <= most * plain["perplexity"]) & (table["rate"] > plain["rate"])]
@@ -68,14 +136,50 @@ class Sweep:
             return None
         return cheap.sort_values(["rate", "perplexity"], ascending=[False, True], kind="stable").iloc[0]
 
-    def to_pandas(self) -> pd.DataFrame:
-        """The table: form, layer, strength, rate, low, high, perplexity, prompts."""
-        return self.table.copy()
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The settings' rates and perplexities, and each continuation."""
+        return {"sweep": self.table, "texts": self.texts}
 
-    def save(self, folder: str | Path) -> None:
-        """Write sweep and texts (.parquet and .csv), columns.csv, and settings.json. Raises OutputFailed."""
-        with saving(folder, {"sweep": self.table, "texts": self.texts}) as new:
-            write_json(new / "settings.json", asdict(self.settings))
+    def about(self) -> dict[str, Any]:
+        """What it was made with, and the best setting's row."""
+        best = self.best()
+        row = None if best is None else records(self.table.loc[[best.name]])[0]
+        return {**asdict(self.settings), "words": list(self.settings.words), "best": row}
+
+    def view(self) -> View:
+        """A line for each setting, and the best trade-off, with what it says."""
+        settings, best, plain = self.settings, self.best(), self.plain
+        columns = [
+            Shown("form"), Shown("layer", "integer"), Shown("strength", "number"), Shown("rate", "percent"),
+            Shown("95 %", spare=1), Shown("perplexity", "number"),
+        ]  # fmt: skip
+        rows = []
+        for i, row in self.table.iterrows():
+            between = f"{row['low']:.0%} to {row['high']:.0%}"
+            values = [*cells(row[["form", "layer", "strength", "rate"]]), between, row["perplexity"]]
+            rows.append([Cell(v, "strong" if best is not None and i == best.name else "") for v in values])
+        facts: dict[str, Any] = {"concept": settings.concept.strip(), "words": ", ".join(settings.words)}
+        if best is None:
+            facts["best"] = (
+                f"no setting says the words more often than the unsteered model ({plain['rate']:.0%}) at a perplexity "
+                f"of at most {MOST:g} times its own"
+            )
+        else:
+            texts = self.texts
+            for key in ("form", "layer", "strength"):
+                texts = texts[texts[key] == best[key]]
+            said = texts[texts["found"]].iloc[0]
+            facts["best"] = [
+                f"{best['form']}, layer {best['layer']}, strength {best['strength']:g}: {best['rate']:.0%} instead of "
+                f"{plain['rate']:.0%}, at {best['perplexity'] / plain['perplexity']:.2f} times the perplexity",
+                f"for instance: {(said['text'] + said['continuation']).strip()}",
+            ]
+        notes = [
+            f"{plain['prompts']} prompt{'' if plain['prompts'] == 1 else 's'}, at most {settings.tokens} tokens each. "
+            "rate: continuations with one of the words, and its exact 95 % interval. perplexity: of the continuations, "
+            f"under the unsteered model; the best setting has at most {MOST:g} times the unsteered one."
+        ]
+        return View(f"Steering {settings.model}", facts, [Grid(columns, rows)], notes)
 
 
 @checked
@@ -93,14 +197,28 @@ def steering_sweep(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Sweep:
-    """Go on from prompts with every form x layer x strength of steering towards a concept, and without.
+    """Continue prompts with every form x layer x strength of steering towards a concept, and without.
 
-    `layers`: all by default. `strengths`: by default those of each form's own grid; 0 is always there. `words`: what
-    counts as the concept; by default the words of its text, of three letters or more, that stand in no prompt.
-    `tokens`: most in a continuation. Greedy, or with `sample` drawn as the model's own settings say; `seed`: of the
-    samples, the same at every setting. `progress(what, done, all)` is called as work goes on.
+    Args:
+        lm: The model.
+        prompts: The prompts.
+        concept: A prompt or its Run.
+        layers: All by default.
+        strengths: By default those of each form's own grid; 0 is always there.
+        forms: Some of mixture, additive and activation.
+        words: What counts as the concept; by default the words of its text, of three letters or more, that stand in no
+            prompt.
+        tokens: Most in a continuation.
+        sample: Draw tokens as the model's own settings say, instead of taking the likeliest.
+        seed: The seed of the samples, the same at every setting.
+        progress: Called as `progress(what, done, all)` while the work goes on.
 
-    Raises BadArgument, BadPrompt, NoPoint, and what `freeze` raises.
+    Raises:
+        BadArgument: An argument is none of those.
+        BadPrompt: A prompt is none, or leaves no room.
+        NoPoint: The model has no layers.
+        SecantError: What `freeze` raises.
+
     """
     seed = seeded(seed)
     run = concept_of(lm, concept)
@@ -144,8 +262,7 @@ def steering_sweep(
         table.append(one)
         said += own
         report("settings", len(table), 1 + len(chosen) * len(plans))
-    whole, each_text = (pd.DataFrame(part).astype({"layer": "Int64"}) for part in (table, said))
-    return Sweep(settings, whole, each_text)
+    return Sweep(settings, SWEEP.frame(table), TEXTS.frame(said))
 
 
 def _strengths(form: str, strengths: Sequence[SupportsFloat] | None) -> list[float]:

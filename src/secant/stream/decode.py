@@ -1,13 +1,14 @@
 """Directions as tokens: output directions through the head, input directions by cosine to the embeddings.
 
-What a direction decodes to says little without what chance decodes to: `null` measures that, and words carry a z-score.
+What a direction decodes to says little without what random directions decode to: `null` measures that, and tokens carry
+a z-score.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -16,11 +17,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from secant.errors import BadArgument, checked, integer, one_of, seeded
+from secant.linearize.run import LOGIT, POSITION, TOKEN
 from secant.model.lm import LM
 from secant.numeric import lengths
-from secant.operators.decomposition import SVD
+from secant.operators.decomposition import SIGMA, SVD
 from secant.operators.operator import Operator
-from secant.results.files import saving
+from secant.results.result import Result
+from secant.results.schema import Column, Table
+from secant.results.view import Grid, Shown, Tokens, View, cells
 
 Side = Literal["output", "input"]
 Metric = Literal["dot", "cosine"]
@@ -33,6 +37,70 @@ SIDES: tuple[Side, Side] = ("output", "input")
 
 AT_ONCE = 64
 """Directions that are decoded together."""
+
+SIDE = Column("side", str, "output (a left singular vector: what is written) or input (a right one: what is read)")
+RANK = Column("rank", int, "place among the direction's top tokens, from 0")
+WORD = Column("word", str, "the decoded token's text", show="token")
+WORD_ID = Column("id", int, "the decoded token's id in the vocabulary")
+SCORE = Column(
+    "score", float, "how well the token fits the unit vector: at the output its logit, at the input its cosine",
+    "logit or cosine",
+)  # fmt: skip
+Z = Column(
+    "z", float, "how far the score is above that of the same rank in what random directions decode to",
+    "standard deviations",
+)  # fmt: skip
+
+NULL = Table(
+    "null",
+    "a place among the top tokens of a random unit direction",
+    (
+        SIDE.but(meaning="output or input: what directions are compared with"),
+        RANK.but(meaning="place among the top tokens, from 0"),
+        Column("mean", float, "mean of the score at this place over the random directions", "logit or cosine"),
+        Column("std", float, "its standard deviation", "logit or cosine"),
+    ),
+)
+NULL_WORDS = Table(
+    "null_words",
+    "a top token of a random unit direction",
+    (
+        Column("direction", int, "which random direction, from 0"),
+        RANK,
+        WORD,
+        WORD_ID,
+        SCORE.but(meaning="how well the token fits the direction, by the null's metric"),
+    ),
+)
+LARGEST_COLUMNS = Table(
+    "largest_columns",
+    "a top token of one of the largest columns of J, decoded through the head",
+    (
+        Column("rank", int, "which column, from 0, largest norm first"),
+        POSITION,
+        TOKEN.but(meaning="the token's text; missing where the operator belongs to no prompt", missing=True),
+        Column("unit", int, "which element of the token's embedding, from 0"),
+        Column("norm", float, "norm of the column", SIGMA),
+        RANK.but(name="place", meaning="place among the column's top tokens, from 0"),
+        WORD,
+        WORD_ID,
+        SCORE.but(meaning="the token's logit, from the column as it is", unit=LOGIT),
+    ),
+)
+LARGEST_ROWS = LARGEST_COLUMNS.but(
+    "largest_rows",
+    "a top token of one of the largest rows of a block of J, decoded to input embeddings",
+    after=(
+        Column("rank", int, "which row, from 0, largest norm first"),
+        Column("unit", int, "which element of the output, from 0"),
+        Column("norm", float, "norm of the row", SIGMA),
+        RANK.but(name="place", meaning="place among the row's top tokens, from 0"),
+        SCORE.but(meaning="cosine of the row and the token's embedding", unit="cosine"),
+    ),
+)
+
+COMMON = 8
+"""Tokens that are shown of those that random directions decode to most often."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +118,27 @@ class Word:
 
 
 def ranked(words: Sequence[Word]) -> list[dict[str, Any]]:
-    """What a table says of each of a direction's words, best first: rank (from 0), word, id, score and z."""
+    """What a table says of each of a direction's top tokens, best first: rank (from 0), word, id, score and z."""
     return [{"rank": i, "word": w.token, "id": w.id, "score": w.score, "z": w.z} for i, w in enumerate(words)]
 
 
 @dataclass(frozen=True, eq=False)
-class Null:
-    """What random unit directions decode to: mean and standard deviation of the best, second-best … score.
+class Null(Result):
+    """What random unit directions decode to.
 
-    `words[i]` are those of the i-th random direction.
+    Attributes:
+        side: "output" or "input".
+        metric: "dot" or "cosine".
+        centered: Whether the mean of all tokens' vectors was subtracted.
+        keep: Which token texts count; None: all.
+        top: How many tokens were asked for.
+        mean: Mean of the best, second-best … score over the directions.
+        std: Its standard deviation.
+        words: The top tokens of each random direction.
+
     """
+
+    schema = (NULL, NULL_WORDS)
 
     side: Side
     metric: Metric
@@ -69,6 +148,31 @@ class Null:
     mean: Float[Tensor, " top"]
     std: Float[Tensor, " top"]
     words: list[list[Word]] = field(repr=False)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The scores to expect at each place, and the top tokens of each random direction."""
+        scores = zip(self.mean.tolist(), self.std.tolist(), strict=True)
+        rows = [(i, rank, w.token, w.id, w.score) for i, own in enumerate(self.words) for rank, w in enumerate(own)]
+        return {
+            "null": NULL.frame([(self.side, rank, mean, std) for rank, (mean, std) in enumerate(scores)]),
+            "null_words": NULL_WORDS.frame(rows),
+        }
+
+    def about(self) -> dict[str, Any]:
+        """The settings, and how many directions were drawn."""
+        how = {"side": self.side, "metric": self.metric, "centered": self.centered, "top": self.top}
+        return {**how, "filtered": self.keep is not None, "samples": len(self.words)}
+
+    def view(self) -> View:
+        """The scores to expect, and the tokens that come first most often."""
+        first = Counter(own[0].token for own in self.words if own).most_common(COMMON)
+        facts = {
+            "directions": len(self.words),
+            "compared by": f"{'logit' if self.metric == 'dot' else 'cosine'}{', centred' if self.centered else ''}",
+            "most often first": Tokens(token for token, _ in first),
+        }
+        grid = Grid.of(NULL, self.tables()["null"], ("rank", "mean|mean", "std"))
+        return View(f"What random directions decode to, {self.side} side", facts, [grid])
 
 
 @checked
@@ -83,13 +187,26 @@ def decode(
     keep: Callable[[str], bool] | None = None,
     null: Null | None = None,
 ) -> list[list[Word]]:
-    """The `top` tokens that each direction (a column) stands for, best first; equal scores in order of id.
+    """The top tokens of each direction.
 
-    `side="output"`: by their logit W u, the head's weight times the direction. `side="input"`: by the cosine between
-    the direction and their embedding. `metric`: "dot" or "cosine", in place of these; tokens whose vector is zero have
-    no cosine and are left out. `centered`: without the mean of all tokens' vectors, which a softmax does not see.
-    `keep`: which token texts count, for instance `str.isalpha`. `null`: what chance decodes to, of the same settings.
-    Raises BadArgument where the directions do not have the width of that side, or the null is of other settings.
+    Args:
+        lm: The model.
+        directions: One direction, or several as columns.
+        side: "output" scores tokens by their logit W u, the head's weight times the direction; "input" by the cosine
+            between the direction and their embedding.
+        top: Tokens for each direction, at most.
+        metric: "dot" or "cosine", instead of the side's own. Tokens whose vector is zero have no cosine and are left
+            out.
+        centered: Subtract the mean of all tokens' vectors first, which a softmax does not see.
+        keep: Which token texts count, for instance `str.isalpha`.
+        null: What random directions decode to with the same settings; it gives tokens their z.
+
+    Returns:
+        A list for each direction, best first; equal scores in order of id.
+
+    Raises:
+        BadArgument: The directions do not have the width of that side, or the null has other settings.
+
     """
     one_of(side, list(METRICS), "A side")
     metric = METRICS[side] if metric is None else metric
@@ -118,9 +235,21 @@ def null(
     samples: int = 256,
     seed: int = 0,
 ) -> Null:
-    """What `samples` random directions decode to, drawn with `seed`; the settings are those of `decode`.
+    """What random directions decode to.
 
-    Raises BadArgument.
+    Args:
+        lm: The model.
+        side: "output" or "input", as `decode` has it.
+        top: Tokens for each direction.
+        metric: As of `decode`.
+        centered: As of `decode`.
+        keep: As of `decode`.
+        samples: How many directions are drawn.
+        seed: The seed that they are drawn with.
+
+    Raises:
+        BadArgument: A setting is none.
+
     """
     samples = integer(samples, 2, 10**6, "A null takes some random directions", "samples = ")
     width = _vectors(lm, side).shape[1]
@@ -133,38 +262,59 @@ def null(
 
 
 @dataclass(frozen=True, eq=False)
-class Largest:
+class Largest(Result):
     """The columns (or rows) of J of largest norm, and what they decode to.
 
-    `table` has a row for each word: rank of the column (or row), its token's position and text, its unit (of the input,
-    or of the output), its norm, and place, word, id and score of the word.
+    Attributes:
+        of: "columns" or "rows".
+        table: A row for each top token: rank of the column (or row), its token's position and text, its unit (of the
+            input, or of the output), its norm, and place, word, id and score of the top token.
+
     """
+
+    schema = (LARGEST_COLUMNS, LARGEST_ROWS)
 
     of: Literal["columns", "rows"]
     table: pd.DataFrame = field(repr=False)
 
-    def to_pandas(self) -> pd.DataFrame:
-        """The table."""
-        return self.table.copy()
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Its table, largest_columns or largest_rows."""
+        return {f"largest_{self.of}": self.table}
 
-    def _repr_html_(self) -> str:
-        from secant.results.html import largest
+    def about(self) -> dict[str, Any]:
+        """Whether these are columns or rows."""
+        return {"of": self.of}
 
-        return largest(self)
-
-    def save(self, folder: str | Path) -> None:
-        """Write largest_columns, or largest_rows (.parquet and .csv), and columns.csv. Raises OutputFailed."""
-        with saving(folder, {f"largest_{self.of}": self.table}):
-            pass
+    def view(self) -> View:
+        """A line for each column (or row): where it is, its norm, and its top tokens."""
+        groups = [(own.iloc[0], Tokens(own["word"])) for _, own in self.table.groupby("rank", sort=True)]
+        columns = [
+            Shown("", "integer"), Shown("token", "token", most=16), Shown("unit", "integer"), Shown("norm", "number"),
+            Shown("", "bar", spare=1), Shown("top tokens", "tokens"),
+        ]  # fmt: skip
+        rows = [[*cells(one[["position", "token", "unit", "norm"]]), one["norm"], words] for one, words in groups]
+        side = "the head, as logits" if self.of == "columns" else "the embeddings, by cosine"
+        notes = [f"Each one is decoded by itself through {side}."]
+        return View(f"The largest {self.of} of J", grids=[Grid(columns, rows)], notes=notes)
 
 
 @checked
 def largest(lm: LM, op: Operator, of: Literal["columns", "rows"] = "columns", count: int = 8, top: int = 8) -> Largest:
     """The columns of J of largest norm, decoded through the head, or the rows, decoded to input embeddings.
 
-    Each kind is ordered by its own norms. Columns are what one unit of one token's embedding writes; rows what one unit
-    of the output is selective for (J. Golden, arXiv 2505.24293, section 4.2). J is formed. Raises BadArgument where the
-    operator's width is not that of the side.
+    A column is what one unit of one token's embedding writes; a row is what one unit of the output is selective for
+    (J. Golden, arXiv 2505.24293, section 4.2). J is formed.
+
+    Args:
+        lm: The model.
+        op: The operator.
+        of: "columns" or "rows"; each are ordered by their own norms.
+        count: How many of them.
+        top: Tokens for each.
+
+    Raises:
+        BadArgument: The operator does not have the width of that side.
+
     """
     if of not in ("columns", "rows"):
         raise BadArgument("Largest are columns or rows", repr(of), "Choose one of them.")
@@ -183,8 +333,8 @@ def largest(lm: LM, op: Operator, of: Literal["columns", "rows"] = "columns", co
         t = op.about.get("token", t)
         token = tokens[t] if tokens else None
         table += [(rank, t, token, unit, norm, r, w.token, w.id, w.score) for r, w in enumerate(own)]
-    names = ["rank", "position", "token", "unit", "norm", "place", "word", "id", "score"]
-    return Largest(of, pd.DataFrame(table, columns=names))
+    described = LARGEST_COLUMNS if of == "columns" else LARGEST_ROWS
+    return Largest(of, described.frame(table))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,143 @@
+"""A prompt's continuation with steering next to the one without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, SupportsFloat, SupportsIndex
+
+import pandas as pd
+
+from secant.errors import checked
+from secant.linearize.run import TOKEN, TOKEN_ID, Run
+from secant.model.lm import LM, Prompt
+from secant.results.formats import number
+from secant.results.result import Result
+from secant.results.schema import Column, Table
+from secant.results.view import Cell, Grid, Shown, View
+from secant.steering.generate import (
+    CONTINUATION,
+    PERPLEXITY,
+    TOKENS,
+    Continuation,
+    continued,
+    encoded,
+    text_of,
+    weighed,
+)
+from secant.steering.steer import FORM, LAYER, PLAIN, STRENGTH, concept_of, steer
+
+STEERED = Table(
+    "steered", "a continuation, unsteered or steered", (FORM, LAYER, STRENGTH, CONTINUATION, PERPLEXITY, TOKENS)
+)
+STEERED_TOKENS = Table(
+    "steered_tokens",
+    "a generated token of a continuation",
+    (FORM, Column("place", int, "place among the generated tokens, from 0"), TOKEN, TOKEN_ID),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Steered(Result):
+    """Two continuations of a prompt.
+
+    Attributes:
+        lm: The model.
+        prompt: The prompt's text.
+        concept: The concept's text.
+        form: How it was steered.
+        layer: The layer that was steered.
+        strength: How much.
+        sample: Whether tokens were drawn.
+        seed: The seed that they were drawn with.
+        unsteered: The continuation without steering.
+        steered: That with it; both perplexities are under the unsteered model.
+
+    """
+
+    schema = (STEERED, STEERED_TOKENS)
+
+    lm: LM
+    prompt: str
+    concept: str
+    form: str
+    layer: int
+    strength: float
+    sample: bool
+    seed: int
+    unsteered: Continuation
+    steered: Continuation
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Both continuations, and their tokens."""
+        plain, other = self.unsteered, self.steered
+        rows = [
+            (PLAIN, None, 0.0, plain.text, plain.perplexity, len(plain.ids)),
+            (self.form, self.layer, self.strength, other.text, other.perplexity, len(other.ids)),
+        ]
+        tokens = [
+            (form, place, self.lm.text(i), i)
+            for form, one in ((PLAIN, plain), (self.form, other))
+            for place, i in enumerate(one.ids)
+        ]
+        return {"steered": STEERED.frame(rows), "steered_tokens": STEERED_TOKENS.frame(tokens)}
+
+    def about(self) -> dict[str, Any]:
+        """The model, the prompt, the concept, and how it was steered."""
+        names = ("prompt", "concept", "form", "layer", "strength", "sample", "seed")
+        return {"model": self.lm.name, **{name: getattr(self, name) for name in names}}
+
+    def view(self) -> View:
+        """The continuations side by side, with their perplexities."""
+        both = (self.unsteered, self.steered)
+        headings = (PLAIN, f"{self.form}, layer {self.layer}, strength {self.strength:g}")
+        rows: list[list[Any]] = [
+            [c.text.strip(" ") for c in both],
+            [Cell(f"perplexity {number(c.perplexity)}", "dim") for c in both],
+        ]
+        facts = {"prompt": self.prompt.strip(" "), "concept": self.concept.strip(" ")}
+        notes = ["Perplexities are those of the continuations, under the unsteered model."]
+        grid = Grid([Shown(heading, wrap=True) for heading in headings], rows)
+        return View(f"Steering {self.lm.name}", facts, [grid], notes)
+
+
+@checked
+def side_by_side(
+    lm: LM,
+    prompt: Prompt,
+    concept: Prompt | Run,
+    *,
+    layer: SupportsIndex,
+    strength: SupportsFloat,
+    form: str = "mixture",
+    tokens: int = 20,
+    sample: bool = False,
+    seed: int = 0,
+) -> Steered:
+    """Continue a prompt with steering towards a concept, and without.
+
+    Args:
+        lm: The model.
+        prompt: The prompt.
+        concept: A prompt or its Run.
+        layer: The layer that is steered, as of `steer`.
+        strength: How much, as of `steer`.
+        form: How, as of `steer`.
+        tokens: Most in a continuation.
+        sample: Draw tokens as the model's own settings say, instead of taking the likeliest.
+        seed: The seed of the samples, the same for both.
+
+    Raises:
+        BadArgument: An argument is none of those.
+        BadPrompt: The prompt is none, or leaves no room.
+        SecantError: What `steer` and `freeze` raise.
+
+    """
+    run, rows = concept_of(lm, concept), encoded(lm, [prompt], tokens)
+    steering = steer(lm, run, layer=layer, strength=strength, form=form)
+    plain = continued(lm, rows, tokens, sample=sample, seed=seed)
+    with steering:
+        other = continued(lm, rows, tokens, sample=sample, seed=seed)
+    unsteered, steered = weighed(lm, rows * 2, plain + other)
+    text = prompt if isinstance(prompt, str) else text_of(lm, rows[0])
+    about = concept if isinstance(concept, str) else text_of(lm, run.ids)
+    return Steered(lm, text, about, form, layer.__index__(), float(strength), sample, seed, unsteered, steered)
