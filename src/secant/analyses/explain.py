@@ -208,8 +208,8 @@ class Explanation:
         The page needs no network. Raises SecantError where plotly is not installed, OutputFailed, and what `evidence`
         raises.
         """
-        from secant.report.document import html, library
         from secant.report.page import contents
+        from secant.results.page import EXPLANATION, html, library
 
         if not isinstance(evidence, Evidence | None):
             raise BadArgument(
@@ -219,7 +219,7 @@ class Explanation:
         plotly = library()
         page = contents(self, self.evidence() if evidence is None else evidence)
         with replacing(path) as new:
-            write_text(new, html(page, plotly))
+            write_text(new, html(EXPLANATION, page, plotly))
 
 
 def gathered(case: Case, *, image: bool = True) -> Evidence:

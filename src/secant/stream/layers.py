@@ -19,18 +19,51 @@ from torch import Tensor
 
 from secant.errors import BadArgument, NoPoint, checked, integer
 from secant.linearize.points import Inside
-from secant.linearize.run import Run
+from secant.linearize.run import BLOCK_POSITION, RECONSTRUCTION, TOKEN, Run
 from secant.linearize.tail import Tail, together
 from secant.memory import limited
 from secant.numeric import relative, wide
 from secant.operators.cost import Way, said
-from secant.operators.decomposition import SVD, Progress, leading
+from secant.operators.decomposition import SIGMA, STABLE_RANK, SVD, Progress, leading
 from secant.operators.operator import CHUNK, Graph
 from secant.results.files import saving
+from secant.results.schema import Column, Table
 from secant.stream.decode import SIDES, Decodings, Side
 from secant.stream.sweep import STREAM, Matrices, before, layerwise, operators, plan, targets
 
 SPANS = ("cumulative", "layerwise")
+
+LAYER = Column("layer", int, "the layer, from 0")
+PART = Column("part", str, "residual (the residual stream after the layer), or what adds to it: attn, mlp or mixer")
+SPAN = Column("span", str, "cumulative (from the embeddings) or layerwise (from the residual stream before the layer)")
+FROBENIUS = Column("frobenius", float, "‖J‖_F", SIGMA)
+
+LAYERS = Table(
+    "layers",
+    "an operator: layer x part x span x token, and of all tokens together",
+    (
+        LAYER,
+        PART,
+        SPAN,
+        BLOCK_POSITION,
+        TOKEN.but(meaning="the token's text; missing: all tokens together", missing=True),
+        STABLE_RANK,
+        FROBENIUS,
+        Column("sigma_{i}", float, "the singular value σ_i", SIGMA),
+        RECONSTRUCTION.but(meaning="‖J x + b - y‖ / ‖y‖ of the whole operator at this depth"),
+    ),
+)
+FIRST_SEEN = Table(
+    "first_seen",
+    "part x span x token, and all tokens together",
+    (
+        PART,
+        SPAN,
+        BLOCK_POSITION,
+        LAYER.but(meaning="the first layer at which U₀ decodes first to the predicted token; missing: never",
+                  missing=True),
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

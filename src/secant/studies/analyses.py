@@ -1,18 +1,26 @@
-"""What a study can ask of each prompt: one function for each analysis, from a prompt's run to rows of tables."""
+"""What a study can ask of each prompt: one function for each analysis, next to the tables that its rows are of.
+
+A new analysis is a function under `@analysis`; a new column is a `Column` in its table and a value in its rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import pandas as pd
 from torch import Tensor
 
+from secant.analyses.attribution import CONTRIBUTIONS
 from secant.analyses.case import Case
 from secant.linearize.rules import CONVENTIONS
-from secant.linearize.run import freeze
+from secant.linearize.run import BLOCK_POSITION, RECONSTRUCTION, RELATIVE, TOKEN, freeze
 from secant.numeric import wide
-from secant.stream.decode import SIDES, ranked
+from secant.operators.decomposition import BLOCK, SPECTRUM, STABLE_RANK, VALUE, VECTOR
+from secant.results.schema import Column, Table
+from secant.stream.decode import RANK, SCORE, SIDE, SIDES, WORD, WORD_ID, Z, ranked
+from secant.stream.layers import FIRST_SEEN, FROBENIUS, LAYERS
 
 
 @dataclass(frozen=True)
@@ -30,48 +38,133 @@ class Settings:
     seed: int = 0
 
 
-Tables = dict[str, pd.DataFrame]
+Rows: TypeAlias = Sequence[Sequence[Any]] | Sequence[dict[str, Any]] | pd.DataFrame
+"""Rows of a table, as `Table.frame` takes them."""
 
 
-def reconstruction(case: Case) -> Tables:
-    """How well J x + b gives y, beside the ordinary Jacobian."""
+@dataclass(frozen=True)
+class Analysis:
+    """An analysis of a study.
+
+    Attributes:
+        name: What a study is asked for.
+        rows: Yields the rows of each of its tables, in the order of these.
+        writes: Its tables, without what a study puts before every row.
+
+    """
+
+    name: str
+    rows: Callable[[Case], Iterator[Rows]]
+    writes: tuple[Table, ...]
+
+    def __call__(self, case: Case) -> dict[str, pd.DataFrame]:
+        """Its tables of a prompt, by name."""
+        return {table.name: table.frame(rows) for table, rows in zip(self.writes, self.rows(case), strict=True)}
+
+
+ANALYSES: dict[str, Analysis] = {}
+"""Every analysis by its name, which is its function's."""
+
+
+def analysis(*writes: Table) -> Callable[[Callable[[Case], Iterator[Rows]]], Analysis]:
+    """Enter a function as an analysis that writes these tables; several analyses may write the same one."""
+
+    def entered(rows: Callable[[Case], Iterator[Rows]]) -> Analysis:
+        return ANALYSES.setdefault(rows.__name__, Analysis(rows.__name__, rows, writes))
+
+    return entered
+
+
+OF_BLOCK = (
+    BLOCK_POSITION,
+    TOKEN.but(meaning="the token's text; missing: all tokens together", missing=True),
+)
+"""Which block of J a row is of."""
+
+
+@analysis(
+    Table(
+        "reconstructions",
+        "a prompt",
+        (
+            RECONSTRUCTION,
+            Column("ordinary", float, "‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J'", RELATIVE),
+            Column("bias", float, "‖b‖ / ‖y‖: what the model's own constants contribute to y", RELATIVE),
+        ),
+    )
+)
+def reconstruction(case: Case) -> Iterator[Rows]:
+    """How well J x + b gives y, next to the ordinary Jacobian."""
     c = case.run.certificate
-    return {"reconstructions": _table([(c.reconstruction, c.ordinary, c.constants)], "reconstruction ordinary bias")}
+    yield [(c.reconstruction, c.ordinary, c.constants)]
 
 
-def spectra(case: Case) -> Tables:
+@analysis(Table("singular_values", "a singular value of a token's block, or of all together", (*OF_BLOCK, *SPECTRUM)))
+def spectra(case: Case) -> Iterator[Rows]:
     """Singular values of each token's block, and of all together."""
-    rows = [{"position": t, "token": token, **row} for t, token, f in case.each() for row in f.spectrum()]
-    return {"singular_values": pd.DataFrame(rows)}
+    yield [{"position": t, "token": token, **row} for t, token, f in case.each() for row in f.spectrum()]
 
 
-def stable_rank(case: Case) -> Tables:
+@analysis(
+    Table(
+        "stable_ranks",
+        "a token's block, or all together",
+        (
+            *OF_BLOCK,
+            STABLE_RANK,
+            FROBENIUS,
+            Column("spread", float, "standard error of the stable rank; 0 where J was formed", "directions"),
+        ),
+    )
+)
+def stable_rank(case: Case) -> Iterator[Rows]:
     """Stable ranks of each token's block, and of all together."""
-    rows = [(t, token, f.stable_rank, f.frobenius, f.stable_rank_spread) for t, token, f in case.each()]
-    return {"stable_ranks": _table(rows, "position token stable_rank frobenius spread")}
+    yield [(t, token, f.stable_rank, f.frobenius, f.stable_rank_spread) for t, token, f in case.each()]
 
 
-def layers(case: Case) -> Tables:
+@analysis(LAYERS, FIRST_SEEN.but(after=[Column("layer_count", int, "how many layers the model has", "layers")]))
+def layers(case: Case) -> Iterator[Rows]:
     """Stable ranks and singular values at every depth, and where the prediction shows first."""
     found = case.layers(min(case.k, case.op.shape[0], case.op.input.shape[1]))
-    seen, table = found.first_seen(), found.to_pandas()
-    sigmas = [f"sigma_{i}" for i in range(case.k)]
-    ends = [name for name in table.columns if not name.startswith("sigma_")]
-    table = table.reindex(columns=[*ends[:-1], *sigmas, ends[-1]])  # the same columns whatever the model's width
-    return {"layers": table, "first_seen": seen.assign(layer_count=len(case.run.inside.layers))}
+    table = found.to_pandas()
+    missing = {f"sigma_{i}" for i in range(case.k)} - {*table.columns}
+    yield table.assign(**dict.fromkeys(sorted(missing), float("nan")))  # the same columns whatever the model's width
+    yield found.first_seen().assign(layer_count=len(case.run.inside.layers))
 
 
-def attribution(case: Case) -> Tables:
+@analysis(CONTRIBUTIONS)
+def attribution(case: Case) -> Iterator[Rows]:
     """What tokens and constants contribute to the predicted logit."""
-    return {"contributions": case.attribution().table}
+    yield case.attribution().table
 
 
-def parts(case: Case) -> Tables:
-    """What the embeddings, layers and heads contribute to the predicted logit, beside tokens and constants."""
-    return {"contributions": case.attribution(parts=True).table}
+@analysis(CONTRIBUTIONS)
+def parts(case: Case) -> Iterator[Rows]:
+    """What the embeddings, layers and heads contribute to the predicted logit, next to tokens and constants."""
+    yield case.attribution(parts=True).table
 
 
-def words(case: Case) -> Tables:
+@analysis(
+    Table(
+        "words",
+        "a decoded token of a singular vector of a token's block, or of all together",
+        (
+            *OF_BLOCK,
+            VECTOR,
+            BLOCK,
+            VALUE.but(meaning="the vector's singular value"),
+            SIDE,
+            RANK,
+            WORD,
+            WORD_ID,
+            SCORE,
+            Z,
+            Column("predicted", bool, "whether it is the predicted token"),
+            Column("own", bool, "whether it is the position's own token"),
+        ),
+    )
+)
+def words(case: Case) -> Iterator[Rows]:
     """What the singular vectors of each token's block decode to, and the left ones of all together."""
     predicted = case.run.prediction[0].id
     rows = []
@@ -85,28 +178,40 @@ def words(case: Case) -> Tables:
                 for vector, best in zip(f.vectors(), decoded, strict=True)
                 for word in ranked(best)
             ]  # fmt: skip
-    names = "position token vector block sigma side rank word id score z predicted own"
-    return {"words": pd.DataFrame(rows, columns=names.split())}
+    yield rows
 
 
-def conventions(case: Case) -> Tables:
+@analysis(
+    Table(
+        "conventions",
+        "a token's block, or all together, and another convention",
+        (
+            Column("other", str, "the other convention"),
+            BLOCK_POSITION,
+            Column("distance", float, "‖J - J'‖_F / ‖J‖_F; missing where J is zero", RELATIVE),
+            Column("cosine", float, "⟨J, J'⟩ / (‖J‖_F ‖J'‖_F); missing where one is zero", "cosine"),
+        ),
+    )
+)
+def conventions(case: Case) -> Iterator[Rows]:
     """How far J is from what it is in the other conventions, of each token's block and of all together."""
     own, c = wide(case.op.dense()), case.run.certificate
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for other in CONVENTIONS:
         if other != c.convention:
             run = freeze(case.run.lm, case.run.ids, convention=other, precision=c.precision, seed=case.seed)
             J = wide(run.operator().dense())
             pairs = [*((t, own[:, t], J[:, t]) for t in range(own.shape[1])), (None, own, J)]
             rows += [(other, t, *_apart(mine, theirs)) for t, mine, theirs in pairs]
-    return {"conventions": _table(rows, "other position distance cosine")}
+    yield rows
 
 
-ANALYSES: dict[str, Callable[[Case], Tables]] = {
-    function.__name__: function
-    for function in (reconstruction, spectra, stable_rank, layers, attribution, parts, words, conventions)
+WRITERS = {
+    table.name: [other.name for other in ANALYSES.values() if table.name in {own.name for own in other.writes}]
+    for each in ANALYSES.values()
+    for table in each.writes
 }
-"""Every analysis by its name."""
+"""Which analyses write a table; what the first of them writes, the others write too, and more."""
 
 
 def _apart(one: Tensor, other: Tensor) -> tuple[float | None, float | None]:
@@ -115,7 +220,3 @@ def _apart(one: Tensor, other: Tensor) -> tuple[float | None, float | None]:
     distance = (one - other).norm().item() / norm if norm else None
     cosine = (one * other).sum().item() / (norm * length) if norm and length else None
     return distance, cosine
-
-
-def _table(rows: Sequence[tuple[object, ...]], names: str) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=names.split())

@@ -29,11 +29,10 @@ import pyarrow.parquet
 from secant.errors import BadArgument, DamagedFile
 from secant.files import check, clear, failing, making, path_of, replacing, write_json
 from secant.foreign import explained
-from secant.results.dictionary import STUDY
-from secant.results.files import columns, described, write_columns
+from secant.results.files import arrow, columns, write_columns
 from secant.studies.identity import Identity
 from secant.studies.identity import described as identity_of
-from secant.studies.work import Computed
+from secant.studies.work import SCHEMA, Computed
 
 SPEC, MANIFEST, SHARDS, TABLES, LOCK = "study.json", "manifest.json", "shards", "tables", ".lock"
 
@@ -91,7 +90,7 @@ class Folder:
         with replacing(self.path / SHARDS / name) as new:
             new.mkdir()
             for table, rows in computed.tables.items():
-                pyarrow.parquet.write_table(described(STUDY[table], rows), new / f"{table}.parquet")
+                pyarrow.parquet.write_table(arrow(SCHEMA[table], rows), new / f"{table}.parquet")
             if computed.tensors is not None:
                 (new / "tensors.safetensors").write_bytes(computed.tensors)
             sign(new, shard=name, study=self.identity.key, fingerprint=computed.fingerprint)
@@ -133,8 +132,8 @@ class Folder:
         shards = [self.path / SHARDS / name for name in self.identity.names]
         with replacing(self.path / TABLES) as new:
             new.mkdir()
-            written = [name for name in STUDY if _joined(shards, name, new / f"{name}.parquet")]
-            write_columns(new, columns(*written, of=STUDY))
+            written = [SCHEMA[name] for name in SCHEMA if _joined(shards, name, new / f"{name}.parquet")]
+            write_columns(new, columns(*written))
             sign(new, study=self.identity.key)
 
     def _describe(self) -> None:

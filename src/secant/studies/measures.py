@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from secant.analyses.compare import compared, jaccard
-from secant.studies.reading import STAMP, SUBJECT
+from secant.studies.reading import KEYS, SUBJECT
 
 TOTAL = ("token", "constant")
 """Kinds of contributions that sum to the logit; those of parts do so too."""
@@ -28,7 +28,7 @@ Words = dict[tuple[str, int | None, str], set[str]]
 
 def scalars(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """A prompt's numbers as measures by the name of their column."""
-    return rows.melt(STAMP, list(columns), "measure", "value")
+    return rows.melt(KEYS, list(columns), "measure", "value")
 
 
 def emerged(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -41,14 +41,14 @@ def emerged(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     stream = rows[(rows["part"] == "residual") & (rows["span"] == "cumulative")]
     first = stream["layer"].astype(float)
     seen = stream.assign(seen=first.notna().astype(float), seen_depth=(first + 1) / stream["layer_count"])
-    return curve[[*STAMP, "part", "span", "layer", "depth", "value"]], scalars(seen, "seen", "seen_depth")
+    return curve[[*KEYS, "part", "span", "layer", "depth", "value"]], scalars(seen, "seen", "seen_depth")
 
 
 def shares(rows: pd.DataFrame) -> pd.DataFrame:
     """The share of the logit by kind, of layers also by part; where a sum is there, a kind without a row adds 0."""
     layers = rows[rows["kind"] == "layer"]
     parts = layers.assign(kind="layer." + layers["name"].str.split(".").str[-1])
-    sums = pd.concat([rows, parts], ignore_index=True).groupby([*STAMP, "kind"], dropna=False)["contribution"].sum()
+    sums = pd.concat([rows, parts], ignore_index=True).groupby([*KEYS, "kind"], dropna=False)["contribution"].sum()
     sums = sums.unstack("kind")
     for kinds in (TOTAL, WRITTEN):
         sums = sums.reindex(columns=[*sums.columns, *(kind for kind in kinds if kind not in sums)])
@@ -56,7 +56,7 @@ def shares(rows: pd.DataFrame) -> pd.DataFrame:
         for kind in kinds:
             sums.loc[there & sums[kind].isna(), kind] = 0.0
     total = sums[list(TOTAL)].sum(axis=1)
-    found = sums.div(total.where(total != 0), axis=0).reset_index().melt(STAMP, None, "kind", "value")
+    found = sums.div(total.where(total != 0), axis=0).reset_index().melt(KEYS, None, "kind", "value")
     found["part"] = found["kind"].str.partition(".")[2].replace("", None)
     return found.assign(kind=found["kind"].str.partition(".")[0])
 
@@ -65,17 +65,16 @@ def decoded(rows: pd.DataFrame) -> pd.DataFrame:
     """Measures of the words of first vectors: whether the prediction is among those written, by all tokens' blocks
     together, the last token's or any token's; and the share of tokens whose own word is among those that they read.
     """
-    keys = [*STAMP]
     written = rows[rows["side"] == "output"]
     single = written[written["position"].notna()]
-    last = single.groupby(keys, dropna=False)["position"].transform("max")
+    last = single.groupby(KEYS, dropna=False)["position"].transform("max")
     read = rows[(rows["side"] == "input") & rows["position"].notna()]
-    tokens = read.groupby([*keys, "position"], dropna=False)["own"].any().reset_index()
+    tokens = read.groupby([*KEYS, "position"], dropna=False)["own"].any().reset_index()
     found = {
-        "writes_together": written[written["position"].isna()].groupby(keys, dropna=False)["predicted"].any(),
-        "writes_last": single[single["position"] == last].groupby(keys, dropna=False)["predicted"].any(),
-        "writes_any": single.groupby(keys, dropna=False)["predicted"].any(),
-        "reads_own": tokens.groupby(keys, dropna=False)["own"].mean(),
+        "writes_together": written[written["position"].isna()].groupby(KEYS, dropna=False)["predicted"].any(),
+        "writes_last": single[single["position"] == last].groupby(KEYS, dropna=False)["predicted"].any(),
+        "writes_any": single.groupby(KEYS, dropna=False)["predicted"].any(),
+        "reads_own": tokens.groupby(KEYS, dropna=False)["own"].mean(),
     }
     tables = [series.astype(float).rename("value").reset_index().assign(measure=name) for name, series in found.items()]
     return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
@@ -83,7 +82,7 @@ def decoded(rows: pd.DataFrame) -> pd.DataFrame:
 
 def distances(rows: pd.DataFrame) -> pd.DataFrame:
     """How far conventions differ, of all tokens together and on average over each token's own block."""
-    keys = [*STAMP, "other"]
+    keys = [*KEYS, "other"]
     long = rows.melt([*keys, "position"], ["distance", "cosine"], "measure", "value")
     whole = long[long["position"].isna()].drop(columns="position").assign(of="together")
     mean = long[long["position"].notna()].groupby([*keys, "measure"], dropna=False)["value"].mean().reset_index()
@@ -99,7 +98,7 @@ def overlaps(rows: pd.DataFrame) -> pd.DataFrame:
     words: dict[tuple[str, str], dict[int, Words]] = {}
     tokens: dict[tuple[str, str, int], dict[int, str]] = {}
     categories: dict[int, Any] = {}
-    for row in rows[[*STAMP, "position", "token", "side", "word"]].itertuples(index=False):
+    for row in rows[[*KEYS, "position", "token", "side", "word"]].itertuples(index=False):
         place = None if pd.isna(row.position) else int(row.position)
         own = words.setdefault((row.model, row.convention), {}).setdefault(row.prompt, {})
         own.setdefault(("together" if place is None else "tokens", place, row.side), set()).add(compared(row.word))
@@ -120,10 +119,7 @@ def overlaps(rows: pd.DataFrame) -> pd.DataFrame:
                  "chance": away.get((of, side))}
                 for (of, side), index in here.items()
             ]  # fmt: skip
-    return pd.DataFrame(found, columns=OVERLAPS)
-
-
-OVERLAPS = [*SUBJECT, "other", "other_convention", "prompt", "category", "of", "side", "value", "chance"]
+    return pd.DataFrame(found)
 
 
 def _indices(one: Words, other: Words, same: bool) -> dict[tuple[str, str], float | None]:

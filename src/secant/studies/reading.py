@@ -17,16 +17,19 @@ import pyarrow.dataset
 
 from secant.errors import BadArgument, DamagedFile
 from secant.foreign import explained
-from secant.results.dictionary import STUDY
-from secant.results.files import ARROW, column
+from secant.results.files import ARROW
 from secant.studies.folder import TABLES
 from secant.studies.study import Study
+from secant.studies.work import PROMPT_KEYS, SCHEMA, STAMP
 
 AT_ONCE = 100
 """Prompts whose tables are held at a time."""
 
-SUBJECT = ["model", "convention"]
-STAMP = [*SUBJECT, "prompt", "category"]
+KEYS = [column.name for column in PROMPT_KEYS]
+"""What a number of a prompt is of: its model, convention, number and category."""
+
+SUBJECT = KEYS[:2]
+"""What is compared: models and conventions."""
 
 
 def opened(path: str | Path) -> Study:
@@ -68,7 +71,7 @@ def _rows(study: Study, table: str, columns: Iterable[str], condition: Any = Non
         data = pyarrow.dataset.dataset(file, format="parquet")
         if missing := set(names) - set(data.schema.names):
             raise DamagedFile(f"The table {table} of a study has a column {min(missing)}", f"{file} without it", todo)
-        known = pyarrow.schema([(name, ARROW[column(STUDY[table], name).type]) for name in names])
+        known = pyarrow.schema([(name, ARROW[SCHEMA[table][name].kind]) for name in names])
         return data.to_table(columns=names, filter=condition).cast(known).to_pandas()
 
 
@@ -83,8 +86,7 @@ class Studies:
         """All rows of prompts, and of each study its own number of each prompt that it has."""
         numbers: dict[tuple[str, int], int] = {}
         rows, own = [], []
-        columns = [*STAMP, "precision", "run_forward_equal", "run_reconstruction", "run_affinity",
-                   "text", "tokens", "reason", "error"]  # fmt: skip
+        columns = [*(column.name for column in STAMP), "text", "tokens", "reason", "error"]
         for study in self.studies:
             table = _rows(study, "prompts", columns)
             texts = table.drop_duplicates("prompt").sort_values("prompt").set_index("prompt")["text"]
@@ -121,8 +123,8 @@ class Studies:
             yield every[start : start + AT_ONCE]
 
     def read(self, table: str, columns: Iterable[str], prompts: list[int], condition: Any = None) -> pd.DataFrame:
-        """Some columns of a table, with the stamp, of these prompts. Raises DamagedFile."""
-        found, names = [], [*STAMP, *columns]
+        """Some columns of a table, with what each row is of, of these prompts. Raises DamagedFile."""
+        found, names = [], [*KEYS, *columns]
         for study, own in zip(self.studies, self._read[1], strict=True):
             local = [own[p] for p in prompts if p in own]
             if not local or not _file(study, table).is_file():

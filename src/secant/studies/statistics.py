@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
+from secant.results.schema import Column
+
 LEVEL = 0.95
 """Confidence of intervals."""
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
-
-STATISTICS = ["n", "mean", "low", "high", "interval", *QUANTILES]
-"""The columns of a number's statistics."""
 
 JACKKNIFE = 1000
 """Prompts up to which intervals are bias-corrected and accelerated; it leaves out each in turn, which is quadratic."""
@@ -25,6 +24,24 @@ ROOM = 2**22
 
 ONE, ALIKE, UNDEFINED = "none: one prompt", "none: all alike", "none: too few distinct values"
 """Why there is no interval."""
+
+
+def statistics(unit: str) -> tuple[Column, ...]:
+    """The columns of a number's statistics over prompts, with the number's unit."""
+    return (
+        Column("n", int, "how many prompts have such a number", "prompts"),
+        Column("mean", float, "the mean over them", unit),
+        Column(
+            "low", float, "lower end of its 95 % bootstrap interval over prompts; missing where there is none", unit
+        ),
+        Column("high", float, "upper end of it", unit),
+        Column("interval", str, "how it was found: BCa or percentile; or why there is none"),
+        Column("q05", float, "5th percentile over the prompts", unit),
+        Column("q25", float, "first quartile", unit),
+        Column("median", float, "median", unit),
+        Column("q75", float, "third quartile", unit),
+        Column("q95", float, "95th percentile", unit),
+    )
 
 
 def interval(values: np.ndarray[Any, Any], seed: int, resamples: int) -> tuple[float, float, str]:
@@ -47,7 +64,7 @@ def interval(values: np.ndarray[Any, Any], seed: int, resamples: int) -> tuple[f
     return float(found.low), float(found.high), method
 
 
-def described(values: pd.DataFrame, keys: Sequence[str], seed: int, resamples: int) -> pd.DataFrame:
+def described(values: pd.DataFrame, keys: Sequence[str], seed: int, resamples: int) -> list[dict[str, Any]]:
     """A row for each combination of the keys: the statistics of the column `value`, of which each prompt has one.
 
     Each is given of all prompts (category missing), and of those of each category. Missing values count in no n.
@@ -65,6 +82,4 @@ def described(values: pd.DataFrame, keys: Sequence[str], seed: int, resamples: i
                 {"category": None, **dict(zip(by, key, strict=True)), "n": len(numbers), "mean": numbers.mean(),
                  "low": low, "high": high, "interval": how, **dict(zip(QUANTILES, quantiles, strict=True))}
             )  # fmt: skip
-    first = [key for key in ("model", "convention") if key in keys]
-    order = [*first, "category", *(key for key in keys if key not in first), *STATISTICS]
-    return pd.DataFrame(rows, columns=order)
+    return rows

@@ -22,14 +22,15 @@ from secant.foreign import explained
 from secant.linearize.rules import CONVENTIONS
 from secant.memory import announce, peak, size_of
 from secant.model.lm import LM, versions
-from secant.results.dictionary import STUDY
 from secant.results.files import columns
+from secant.results.result import Viewed
+from secant.results.view import Grid, Shown, View
 from secant.studies.analyses import ANALYSES, Settings
 from secant.studies.folder import SHARDS, SPEC, TABLES, Folder, read, sound
 from secant.studies.identity import MOST, Identity, shard_name
 from secant.studies.local import inline, local
 from secant.studies.prompts import Item, Prompts, digest, given
-from secant.studies.work import Computed, Shard, Source, Work, Worker, identified
+from secant.studies.work import PROMPTS, SCHEMA, Computed, Shard, Source, Work, Worker, identified
 
 ENGINES = ("local", "ray")
 CPU = torch.device("cpu")
@@ -39,9 +40,20 @@ LOOK = 5.0
 Progress = Callable[[str, int, int], None]
 
 
+SHOWN = 8
+"""Reasons why prompts failed that are shown first."""
+
+
 @dataclass(frozen=True)
-class Study:
-    """A study's folder: what it is, and its rows, by table. `missing`: how many shards are not there yet."""
+class Study(Viewed):
+    """A study's folder: what it is, and its rows, by table.
+
+    Attributes:
+        folder: Where it is.
+        identity: All that its rows depend on.
+        missing: How many shards are not there yet.
+
+    """
 
     folder: Path
     identity: Identity
@@ -50,21 +62,33 @@ class Study:
 
     @classmethod
     def open(cls, folder: str | Path) -> Study:
-        """The study that a folder holds. Raises BadArgument where there is none, and DamagedFile."""
+        """The study that a folder holds.
+
+        Raises:
+            BadArgument: There is none.
+            DamagedFile: What is there is not as it was written.
+
+        """
         path, identity = path_of(folder).absolute(), read(folder)
         there = {shard.name for shard in (path / SHARDS).glob("*")}
         return cls(path, identity, len(set(identity.names) - there))
 
     @property
     def tables(self) -> list[str]:
-        """The tables that it has."""
+        """The names of the tables that it has."""
         found = {file.stem for file in self._files("*")}
-        return [name for name in STUDY if name in found]
+        return [name for name in SCHEMA if name in found]
 
-    def to_pandas(self, table: str = "prompts") -> pd.DataFrame:
+    def to_pandas(self, table: str = PROMPTS.name) -> pd.DataFrame:
         """The rows of a table, by model, convention and prompt; of shards that are done, where some are not.
 
-        Raises BadArgument where there is no such table, and DamagedFile.
+        Args:
+            table: The name of one of its tables.
+
+        Raises:
+            BadArgument: It has no such table.
+            DamagedFile: A file of the table is not as it was written.
+
         """
         if not isinstance(table, str) or table not in self.tables:
             raise BadArgument(
@@ -74,11 +98,18 @@ class Study:
         integers = {pyarrow.int64(): pd.Int64Dtype()}  # which numpy's can't be missing
         read, todo = pyarrow.parquet.read_table, "Run the study again."
         with explained(DamagedFile, "A study's tables are Parquet files", todo, f"{self.folder}"):
-            some = [read(file).to_pandas(types_mapper=integers.get) for file in self._files(table)]
+            some = [
+                read(file).to_pandas(types_mapper=integers.get, ignore_metadata=True) for file in self._files(table)
+            ]
         return pd.concat(some, ignore_index=True)
 
     def sound(self, table: str) -> None:
-        """Raises DamagedFile where the files of a table are not as they were written; each is looked at once."""
+        """Check that the files of a table are as they were written; each is checked once.
+
+        Raises:
+            DamagedFile: One is not.
+
+        """
         for file in self._files(table):
             if file not in self._sound:
                 sound(file)
@@ -92,12 +123,48 @@ class Study:
 
     def columns(self) -> pd.DataFrame:
         """What the columns of its tables mean."""
-        return columns(*self.tables, of=STUDY)
+        return columns(*(SCHEMA[name] for name in self.tables))
 
-    def _repr_html_(self) -> str:
-        from secant.results.html import study
+    def view(self) -> View:
+        """How many prompts of each model and convention went well, how exact they are, and why the others failed."""
+        own = self.identity
+        facts = {
+            "folder": str(self.folder),
+            "analyses": ", ".join(own.analyses),
+            "prompts": f"{own.prompts} in shards of {own.shard}",
+        }
+        notes = []
+        if self.missing:
+            facts["missing"] = f"{self.missing} of {own.count} shards: run the study again, or merge the other parts"
+        else:
+            notes.append(f"All rows are in {self.folder / TABLES}: {', '.join(self.tables)}.")
+        grids, warnings = [], []
+        if PROMPTS.name in self.tables:
+            prompts = self.to_pandas()
+            grids = [self._subjects(prompts)]
+            notes.insert(0, "reconstruction, affinity: the largest errors of all prompts, as certified.")
+            failed = prompts[prompts["reason"].notna()]
+            for reason, rows in list(failed.groupby("reason", sort=False))[:SHOWN]:
+                numbers = rows["prompt"].unique()
+                more = " …" if len(numbers) > 5 else ""
+                warnings.append(f"failed: {', '.join(map(str, numbers[:5]))}{more}: {reason}")
+            if (more_reasons := failed["reason"].nunique() - SHOWN) > 0:
+                warnings.append(f"and {more_reasons} more reasons: failed has all")
+        return View(f"Study of {', '.join(own.labels)}", facts, grids, notes, warnings)
 
-        return study(self)
+    @staticmethod
+    def _subjects(prompts: pd.DataFrame) -> Grid:
+        """A line for each model and convention."""
+        lines = []
+        for (model, convention), rows in prompts.groupby(["model", "convention"], sort=False):
+            well = rows[rows["reason"].isna()]
+            equal = "equal" if well["run_forward_equal"].astype(bool).all() else "not equal"
+            errors = [well[name].max() for name in ("run_reconstruction", "run_affinity")]
+            lines.append([model, convention, len(rows), len(rows) - len(well), equal if len(well) else None, *errors])
+        return Grid(
+            [Shown("model"), Shown("convention"), Shown("prompts", "integer"), Shown("failed", "integer"),
+             Shown("forward", spare=2), Shown("reconstruction", "error"), Shown("affinity", "error", spare=1)], lines,
+        )  # fmt: skip
 
     def _files(self, table: str) -> list[Path]:
         if self.missing == 0 and (self.folder / TABLES).exists():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,57 @@ from safetensors.torch import save
 
 from secant.analyses.case import Case
 from secant.errors import OutputFailed, SecantError, TooLarge
-from secant.linearize.run import Run, freeze, precision_of
+from secant.linearize.run import CONVENTION, ITS_LOGIT, MODEL, PROBABILITY, RELATIVE, Run, freeze, precision_of
 from secant.memory import is_out_of_memory, limited, unannounced
 from secant.model.lm import LM
 from secant.model.loading import load
 from secant.model.sources import ATLAS
 from secant.model.weights import fingerprint
+from secant.results.schema import Column, Table
 from secant.stream.decode import Null, Side
 from secant.studies.analyses import ANALYSES, Settings
 from secant.studies.prompts import Item
+
+PROMPT_KEYS = (
+    MODEL.but(meaning="the model's name in the study"),
+    CONVENTION,
+    Column("prompt", int, "the prompt's number in the study, from 0"),
+    Column("category", str, "the prompt's category; missing where it has none", missing=True),
+)
+"""What a row of a study is of."""
+
+STAMP = (
+    *PROMPT_KEYS,
+    Column("precision", str, "the type in which the linear system was evaluated"),
+    Column(
+        "run_forward_equal", bool,
+        "certificate: whether the recorded pass is the plain model's, bit for bit; missing if it failed", missing=True,
+    ),
+    Column("run_reconstruction", float, "certificate: ‖J x + b - y‖ / ‖y‖", RELATIVE),
+    Column("run_affinity", float, "certificate: how far the frozen network is from affine at a random input", RELATIVE),
+)  # fmt: skip
+"""What every row of a study starts with: what it is of, and its certificate."""
+
+PROMPTS = Table(
+    "prompts",
+    "a prompt, with one model and convention",
+    (
+        Column("text", str, "the prompt"),
+        Column("tokens", int, "how many tokens it has; missing if it failed", "tokens", missing=True),
+        Column("prediction", str, "the predicted token's text", missing=True, show="token"),
+        Column("prediction_id", int, "its id in the vocabulary", missing=True),
+        PROBABILITY,
+        ITS_LOGIT,
+        Column("error", str, "the kind of error, if it failed", missing=True),
+        Column("reason", str, "what the error says; missing if it went well", missing=True),
+    ),
+)
+
+SCHEMA: dict[str, Table] = {
+    table.name: table.but(before=STAMP)
+    for table in (PROMPTS, *(table for analysis in ANALYSES.values() for table in analysis.writes))
+}
+"""Every table of a study by its name, as it is written."""
 
 
 @dataclass(frozen=True)
@@ -128,25 +169,25 @@ class Worker:
             torch.set_num_threads(threads)
         each = [found[item.number] for item in shard.items]
         names = dict.fromkeys(name for tables, _ in each for name in tables)
-        tables = {name: _stacked([tables[name] for tables, _ in each if name in tables]) for name in names}
+        stacked = {name: [tables[name] for tables, _ in each if name in tables] for name in names}
+        tables = {name: pd.concat(frames, ignore_index=True) for name, frames in stacked.items()}
         tensors = {name: tensor for _, own in each for name, tensor in own.items()}
         return Computed(shard.number, self.fingerprint, tables, save(tensors) if self.work.tensors else None)
 
     def _of(self, item: Item) -> tuple[dict[str, pd.DataFrame], dict[str, torch.Tensor]]:
         """The tables of a prompt, with what it is and its certificate on each row; and its tensors."""
+        run: Run | None
         try:
             run, tables, tensors = self._analysed(item)
         except OutputFailed:
             raise
         except Exception as error:
-            return {"prompts": self._stamped(_failed(item, error), item, None)}, {}
-        best = run.prediction[0]
-        prompt = {
-            "text": item.text(), "tokens": len(run.ids), "prediction": best.token, "prediction_id": best.id,
-            "probability": best.probability, "logit": best.logit, "error": None, "reason": None,
-        }  # fmt: skip
-        every = {"prompts": pd.DataFrame([prompt]), **tables}
-        return {name: self._stamped(table, item, run) for name, table in every.items()}, tensors
+            run, tables, tensors, prompt = None, {}, {}, _failed(item, error)
+        else:
+            best = run.prediction[0]
+            prompt = (item.text(), len(run.ids), best.token, best.id, best.probability, best.logit, None, None)
+        every = {PROMPTS.name: PROMPTS.frame([prompt]), **tables}
+        return {name: self._stamped(name, table, item, run) for name, table in every.items()}, tensors
 
     def _analysed(self, item: Item) -> tuple[Run, dict[str, pd.DataFrame], dict[str, torch.Tensor]]:
         s = self.work.settings
@@ -166,35 +207,21 @@ class Worker:
             tensors[f"{item.number}.{name}"] = torch.stack([getattr(f, name) for f in case.blocks])
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
-    def _stamped(self, table: pd.DataFrame, item: Item, run: Run | None) -> pd.DataFrame:
-        """Rows with the model, the prompt and the certificate that they are of."""
+    def _stamped(self, name: str, table: pd.DataFrame, item: Item, run: Run | None) -> pd.DataFrame:
+        """Rows of a table with the model, the prompt and the certificate that they are of."""
         c = None if run is None else run.certificate
-        stamp: dict[str, Any] = {
-            "model": self.work.label,
-            "convention": self.work.settings.convention,
-            "prompt": item.number,
-            "category": item.category,
-            "precision": self.work.settings.precision or str(self.lm.dtype).removeprefix("torch."),
-            "run_forward_equal": None if c is None else c.forward_equal,
-            "run_reconstruction": None if c is None else c.reconstruction,
-            "run_affinity": None if c is None else c.affinity,
-        }
-        return pd.concat([pd.DataFrame([stamp] * len(table), index=table.index), table], axis=1)
+        precision = self.work.settings.precision or str(self.lm.dtype).removeprefix("torch.")
+        checked = (None,) * 3 if c is None else (c.forward_equal, c.reconstruction, c.affinity)
+        stamp = (self.work.label, self.work.settings.convention, item.number, item.category, precision, *checked)
+        values = dict(zip((column.name for column in STAMP), stamp, strict=True))
+        return SCHEMA[name].frame(table.assign(**values))
 
 
-def _failed(item: Item, error: Exception) -> pd.DataFrame:
+def _failed(item: Item, error: Exception) -> tuple[Any, ...]:
     """The row of a prompt that failed."""
     if is_out_of_memory(error):
         error = TooLarge(
             "A prompt must fit in memory", " ".join(str(error).split())[:160] or "none left", "Shorten it."
         )
     said = str(error) if isinstance(error, SecantError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
-    nothing = dict.fromkeys(["prediction", "prediction_id", "probability", "logit"])
-    return pd.DataFrame(
-        [{"text": item.text(), "tokens": None, **nothing, "error": type(error).__name__, "reason": said}]
-    )
-
-
-def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Rows of several tables, with numbers that are missing somewhere."""
-    return pd.concat([table.astype(object) for table in tables], ignore_index=True)
+    return (item.text(), *[None] * 5, type(error).__name__, said)

@@ -1,9 +1,21 @@
 "use strict";
 // Draws the page of a summary from its data. Texts become text nodes, never HTML.
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const { about, tables } = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
-  const { subjects, categories } = data;
+
+  /** The rows of a table that may be there, each as an object. */
+  function rowsOf(name) {
+    const columns = Object.entries(tables[name] ?? {}).map(([key, own]) => [key, own.codes ? own.codes.map((code) => (code === null ? null : own.texts[code])) : own]);
+    return (columns[0]?.[1] ?? []).map((_, i) => Object.fromEntries(columns.map(([key, values]) => [key, values[i]])));
+  }
+  const data = Object.fromEntries(["measures", "ranks", "spectra", "depths", "emergence", "shares", "overlaps", "conventions"].map((name) => [name, rowsOf(`summary_${name}`)]));
+  data.coverage = rowsOf("coverage");
+  data.failures = rowsOf("failures");
+  const distinct = (values) => [...new Set(values)];
+  const subjects = distinct(data.coverage.map((r) => JSON.stringify([r.model, r.convention]))).map((text) => JSON.parse(text)).map(([model, convention]) => ({ model, convention }));
+  const models = distinct(subjects.map((s) => s.model));
+  const categories = distinct(data.coverage.map((r) => r.category)).filter((category) => category !== null);
 
   function make(tag, properties = {}, ...children) {
     const node = document.createElement(tag);
@@ -14,12 +26,12 @@
   const fill = (node, ...children) => node && node.replaceChildren(...children);
   const row = (...cells) => make("tr", {}, ...cells);
   const minus = (text) => text.replace("-", "−");
-  const number = (x, digits = 4) => (x === null || x === undefined ? "–" : minus(Math.abs(x) >= 1e-4 || x === 0 ? String(Number(x.toPrecision(digits))) : x.toExponential(1)));
+  const number = (x, digits = 4) => (x === null ? "–" : minus(Math.abs(x) >= 1e-4 || x === 0 ? String(Number(x.toPrecision(digits))) : x.toExponential(1)));
   // plotly reads a few tags and entities in its labels: none of them may come from a name
   const label = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-  const brief = (text) => {
+  const brief = (text, most = 28) => {
     const signs = [...text];
-    return signs.length > 28 ? signs.slice(0, 27).join("") + "…" : text;
+    return signs.length > most ? signs.slice(0, most - 1).join("") + "…" : text;
   };
   const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]; // M. Okabe and K. Ito, safe for colour blindness
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
@@ -27,29 +39,27 @@
 
   // ------------------------------------------------------------------------------------------- tables
 
-  const texts = new Set(["model", "convention", "category", "precision", "error", "reason", "example", "measure", "interval", "part", "span", "kind", "other", "other_convention", "of", "side"]);
-  function table(id, rows, names, missing = {}) {
+  /** All columns of some rows of a table, but those that say the same of each, such as the chosen category. */
+  function table(id, rows, without = []) {
     const node = $(id);
     if (!node) return;
-    const isText = (name) => texts.has(name);
-    const head = make("thead", {}, row(...names.map((name) => make("th", { scope: "col", class: isText(name) ? null : "number" }, name.replaceAll("_", " ")))));
+    const names = Object.keys(rows[0] ?? {}).filter((name) => !without.includes(name));
+    const texts = new Set(names.filter((name) => rows.some((r) => typeof r[name] === "string")));
+    const head = make("thead", {}, row(...names.map((name) => make("th", { scope: "col", class: texts.has(name) ? null : "number" }, name.replaceAll("_", " ")))));
     const cell = (r, name) => {
-      const value = r[name] ?? null;
-      if (value === null) return make("td", { class: isText(name) ? null : "number" }, missing[name] ?? "–");
-      return isText(name) ? make("td", {}, make("bdi", { dir: "auto" }, String(value))) : make("td", { class: "number" }, number(value));
+      if (r[name] === null) return make("td", { class: texts.has(name) ? null : "number" }, ALL[name] ?? "–");
+      return texts.has(name) ? make("td", {}, make("bdi", { dir: "auto" }, brief(r[name], 200))) : make("td", { class: "number" }, number(r[name]));
     };
     fill(node, head, make("tbody", {}, ...rows.map((r) => row(...names.map((name) => cell(r, name))))));
   }
-  const STATISTICS = ["n", "mean", "low", "high", "interval"];
-  const QUANTILES = ["q05", "q25", "median", "q75", "q95"];
   const ALL = { category: "all", position: "all", part: "" };
 
   // ------------------------------------------------------------------------------------------- what is chosen
 
   let state = { category: null, part: null, position: null, theme: "auto" };
-  const chosen = (rows) => rows.filter((r) => (r.category ?? null) === state.category);
+  const chosen = (rows) => rows.filter((r) => r.category === state.category);
   const of = (rows, s) => rows.filter((r) => r.model === s.model && r.convention === s.convention);
-  const name = (s) => label(brief(data.models.length > 1 ? s.model : "") + (data.models.length > 1 && conventions > 1 ? ", " : "") + (conventions > 1 || data.models.length < 2 ? s.convention : ""));
+  const name = (s) => label(brief(models.length > 1 ? s.model : "") + (models.length > 1 && conventions > 1 ? ", " : "") + (conventions > 1 || models.length < 2 ? s.convention : ""));
   const conventions = new Set(subjects.map((s) => s.convention)).size;
 
   function colours() {
@@ -110,7 +120,7 @@
     exact: (c) => [dots(chosen(data.measures), EXACT, (r) => r.measure), layout(c, axis(c, "", among(EXACT)), axis(c, "error over ‖y‖", { type: "log", exponentformat: "power" }))],
     words: (c) => [dots(chosen(data.measures), WORDS, (r) => r.measure), layout(c, axis(c, "", among(WORDS)), axis(c, "share", { tickformat: ".0%", range: [-0.03, 1.03] }))],
     ranks(c) {
-      const [, common] = data.positions.find(([category]) => category === state.category);
+      const [, common] = about.positions.find(([category]) => category === state.category);
       const rows = chosen(data.ranks).filter((r) => common.includes(r.position));
       const traces = subjects.map((s, i) => {
         const own = of(rows, s);
@@ -122,7 +132,7 @@
       return [traces, layout(c, axis(c, "position of the token", { dtick: Math.max(1, Math.ceil(Math.max(...rows.map((r) => r.position)) / 16)) }), axis(c, "stable rank", { type: "log" }), { boxmode: "group" })];
     },
     spectra(c) {
-      const rows = chosen(data.spectra).filter((r) => (r.position ?? null) === state.position);
+      const rows = chosen(data.spectra).filter((r) => r.position === state.position);
       return [curves(rows, "vector"), layout(c, axis(c, "i", { dtick: 1 }), axis(c, "σᵢ/σ₀", { range: [0, 1.05] }))];
     },
     depths(c) {
@@ -154,7 +164,7 @@
           { type: "scatter", mode: "markers", x, y: own.map(([, r]) => r.chance), marker: { color: c.muted, symbol: "x-thin-open", size: 9 }, showlegend: false, hoverinfo: "text", text: own.map(([, r]) => `chance: ${number(r.chance)}`) },
         ];
       });
-      return [traces, layout(c, axis(c, "", among(keys)), percent(c, "words in common"))];
+      return [traces, layout(c, axis(c, "", among(keys)), percent(c, "top tokens in common"))];
     },
   };
 
@@ -179,16 +189,10 @@
   }
 
   function drawTables() {
-    table("coverage", chosen(data.coverage), ["model", "convention", "precision", "category", "prompts", "failed", "least", "most", "forward_equal", "reconstruction", "affinity"], ALL);
-    table("numbers-measures", chosen(data.measures), ["model", "convention", "measure", ...STATISTICS], ALL);
-    table("numbers-ranks", chosen(data.ranks), ["model", "convention", "position", ...STATISTICS, ...QUANTILES], ALL);
-    table("numbers-spectra", chosen(data.spectra).filter((r) => (r.position ?? null) === state.position), ["model", "convention", "position", "vector", ...STATISTICS], ALL);
-    const here = (rows) => chosen(rows).filter((r) => r.part === part()[0] && r.span === part()[1]);
-    table("numbers-depths", here(data.depths), ["model", "convention", "part", "span", "layer", "depth", ...STATISTICS], ALL);
-    table("numbers-emergence", here(data.emergence), ["model", "convention", "part", "span", "layer", "depth", ...STATISTICS], ALL);
-    table("numbers-shares", chosen(data.shares), ["model", "convention", "kind", "part", ...STATISTICS], ALL);
-    table("numbers-overlaps", chosen(data.overlaps), ["model", "convention", "other", "other_convention", "of", "side", ...STATISTICS, "chance"], ALL);
-    table("numbers-conventions", chosen(data.conventions), ["model", "convention", "other", "of", "measure", ...STATISTICS], ALL);
+    table("coverage", chosen(data.coverage));
+    const here = (r) => r.part === part()[0] && r.span === part()[1];
+    const shown = { spectra: (r) => r.position === state.position, depths: here, emergence: here };
+    for (const [name, rows] of Object.entries(data)) table(`numbers-${name}`, chosen(rows).filter(shown[name] ?? (() => true)), ["category"]);
   }
   function draw() {
     document.documentElement.dataset.theme = state.theme;
@@ -200,14 +204,14 @@
     draw();
   }
 
-  table("failures", data.failures, ["model", "convention", "category", "prompts", "error", "reason", "example"]);
+  table("failures", data.failures);
   const options = (node, all) => fill(node, ...all.map(([value, text]) => make("option", { value }, text)));
   if ($("category")) {
     options($("category"), [["all", "all"], ...categories.map((text, i) => [String(i), brief(text)])]);
     $("category").addEventListener("change", (event) => go({ category: event.target.value === "all" ? null : categories[Number(event.target.value)] }));
   }
   if ($("position")) {
-    const places = [...new Set(data.spectra.map((r) => r.position ?? null))].sort((a, b) => (a ?? -1) - (b ?? -1));
+    const places = [...new Set(data.spectra.map((r) => r.position))].sort((a, b) => (a ?? -1) - (b ?? -1));
     state.position = places[0];
     options($("position"), places.map((p) => [String(p), p === null ? "all tokens together" : `position ${p}`]));
     $("position").addEventListener("change", (event) => go({ position: event.target.value === "null" ? null : Number(event.target.value) }));

@@ -1,0 +1,147 @@
+"""A page: one HTML file with all that it needs inside, and leave to fetch nothing.
+
+It knows descriptions only: what is said of the whole, and tables, which a script of this package draws. What comes from
+a prompt or a tokenizer goes in as JSON, in which nothing can end a script, and the page's policy lets the two scripts
+that are in it run, by their hashes, and no others.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from secant.errors import SecantError
+from secant.files import check_file, replacing, write_text
+from secant.results.files import plain
+from secant.results.formats import shown
+from secant.results.schema import Column, Table
+
+
+class Template(NamedTuple):
+    """A page that there is: its HTML, which gets the contents as `page`, and the script that draws it."""
+
+    html: str
+    script: str
+
+
+EXPLANATION = Template("template.html.j2", "page.js")
+SUMMARY = Template("summary.html.j2", "summary.js")
+
+DIGITS = 6
+"""Digits of numbers on a page."""
+
+LONGEST = 1000
+"""Characters of a text on a page."""
+
+UNSAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}"})
+"""Characters that could end a script, or a line of one, and how JSON writes them otherwise."""
+
+
+def write(
+    path: str | Path, template: Template, about: Mapping[str, Any], tables: Iterable[tuple[Table, pd.DataFrame]]
+) -> None:
+    """Write a page of tables.
+
+    Args:
+        path: The file.
+        template: Which page.
+        about: What is said of the whole, ready for JSON.
+        tables: Tables and their rows.
+
+    Raises:
+        SecantError: plotly is not installed.
+        OutputFailed: The file can't be written.
+
+    """
+    check_file(path)  # before there is any work
+    plotly = library()
+    contents = {"about": plain(about), "tables": {table.name: columnar(table, frame) for table, frame in tables}}
+    with replacing(path) as new:
+        write_text(new, html(template, contents, plotly))
+
+
+def columnar(table: Table, frame: pd.DataFrame) -> dict[str, Any]:
+    """A table as its columns, each a list of values; of texts, `texts` has each once and `codes` the place of each
+    row's in it. What is missing is None, numbers are no longer than is of use, and texts show every character.
+
+    >>> rows = pd.DataFrame({"word": ["a b", None, "a b"], "score": [0.12345678, 1.0, float("nan")]})
+    >>> columnar(Table("words", "a word", (Column("word", str, ""), Column("score", float, ""))), rows)
+    {'word': {'texts': ['a b'], 'codes': [0, None, 0]}, 'score': [0.123457, 1.0, None]}
+    """
+    return {str(name): _values(table[str(name)], own) for name, own in frame.items()}
+
+
+def _values(column: Column, own: pd.Series) -> Any:
+    values = own.astype(object).where(own.notna(), None).tolist()
+    if column.type is float:
+        return [None if v is None or not math.isfinite(v) else float(f"{v:.{DIGITS}g}") for v in values]
+    if column.type is not str:
+        return values
+    places: dict[str, int] = {}
+    codes = [None if v is None else places.setdefault(v, len(places)) for v in values]
+    return {"texts": [_text(text, column) for text in places], "codes": codes}
+
+
+def _text(text: str, column: Column) -> str:
+    found = shown(text, column.format)
+    return found if len(found) <= LONGEST else found[: LONGEST - 1] + "…"
+
+
+def library() -> str:
+    """The text of plotly.js. Raises SecantError where plotly is not installed."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise SecantError(
+            "The page draws with plotly", "an installation without it", "pip install 'secant[report]'"
+        ) from error
+    return str(get_plotlyjs())
+
+
+def embedded(contents: Any) -> str:
+    r"""Contents as JSON in which no character means anything to HTML.
+
+    >>> embedded(["</script>", "&amp;"])
+    '["\\u003c/script\\u003e","\\u0026amp;"]'
+    """
+    return json.dumps(contents, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(UNSAFE)
+
+
+def html(template: Template, contents: dict[str, Any], plotly: str) -> str:
+    """The document of a page's contents, drawn by the text of plotly.js."""
+    text, script, css = (_own(name) for name in (*template, "page.css"))
+    policy = {
+        "default-src": "'none'",
+        "script-src": " ".join(f"'sha256-{_digest(text)}'" for text in (script, plotly)),
+        "style-src": "'unsafe-inline'",
+        "img-src": "data: blob:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(text).render(
+        page=contents,
+        policy="; ".join(f"{name} {value}" for name, value in policy.items()),
+        css=Markup(css),  # these four are this package's own, plotly's, or JSON without signs of HTML
+        script=Markup(script),
+        plotly=Markup(plotly),
+        data=Markup(embedded(contents)),
+    )
+
+
+def _own(name: str) -> str:
+    return files("secant.results.page").joinpath(name).read_text("utf-8")
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
