@@ -50,7 +50,7 @@ MEASURES = {
     "writes_any": ("prediction in U₀, any token", True, "the same of any token"),
     "reads_own": ("tokens' own among V₀'s", True,
                   "the share of tokens that are themselves among the top tokens of their V₀"),
-    "seen": ("prediction first in U₀ at a layer", True,
+    "seen": ("prediction first at some layer", True,
              "whether U₀ of all tokens decodes first to the prediction at some layer"),
     "seen_depth": ("at that share of depth", True, "the first such layer as a share of depth, where there is one"),
 }  # fmt: skip
