@@ -2,25 +2,30 @@
 
     python tools/tables.py
 
-It is made of src/secant/dictionary.py, which the files themselves are written by.
+It is made of the descriptions that the files themselves are written by: the `schema` of each result, and the tables of
+a study.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from secant.results.dictionary import STUDY, TABLES
+import secant as sc
+from secant.results.result import Result
+from secant.results.schema import Table
+from secant.studies.work import SCHEMA
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "tables.md"
 
 HEAD = """# Tables
 
-Every table that secant writes, as Parquet and as CSV: what a row is, and what each column holds. `columns.csv` beside
+Every table that secant writes, as Parquet and as CSV: what a row is, and what each column holds. `columns.csv` next to
 them says the same of the tables of its folder, and so does the metadata of each Parquet column. Types: integer and
 number are 64 bits wide, text is UTF-8, truth is true or false; what is missing is empty in CSV and null in Parquet. A
 `{i}` in a name stands for 0, 1, 2, …
 
-Written by `python tools/tables.py` from `src/secant/dictionary.py`.
+Written by `python tools/tables.py` from the tables that stand next to the code that fills them.
 
 ## Reading CSV
 
@@ -57,14 +62,33 @@ file as text (in Excel: Data, From Text/CSV, and type Text for each column), or 
 """
 
 
+def results() -> Iterator[type[Result]]:
+    """Every public result."""
+    for name in sc.__all__:
+        kind = getattr(sc, name)
+        if isinstance(kind, type) and issubclass(kind, Result):
+            yield kind
+
+
+def tables() -> dict[Table, str]:
+    """Every table of a result, and what writes it; those of several results once."""
+    found: dict[Table, list[str]] = {}
+    for kind in results():
+        for table in kind.schema:
+            found.setdefault(table, []).append(kind.__name__)
+    return {table: ", ".join(names) for table, names in found.items()}
+
+
 def page() -> str:
-    """The dictionary as a page."""
+    """All descriptions as a page."""
     parts = [HEAD]
-    for title, table in [*TABLES.items(), *((f"study: {name}", table) for name, table in STUDY.items())]:
-        lines = [f"\n## {title}\n", f"Of {table.of}. A row is {table.row}.\n"]
+    titled = [(table.name, table, of) for table, of in tables().items()]
+    titled += [(f"study: {name}", table, "Study") for name, table in SCHEMA.items()]
+    for title, table, of in titled:
+        lines = [f"\n## {title}\n", f"Of {of}. A row is {table.row}.\n"]
         lines += ["| column | type | unit | meaning |", "|---|---|---|---|"]
-        for column, about in table.columns.items():
-            lines.append(f"| `{column}` | {about.type} | {about.unit} | {about.meaning.replace('|', chr(92) + '|')} |")
+        for own in table.columns:
+            lines.append(f"| `{own.name}` | {own.kind} | {own.unit} | {own.meaning.replace('|', chr(92) + '|')} |")
         parts.append("\n".join(lines) + "\n")
     return "".join(parts)
 
