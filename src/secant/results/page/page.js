@@ -1,8 +1,153 @@
 "use strict";
-// Draws the page from its data. Texts of prompts and tokenizers become text nodes, never HTML.
+// Draws the page of an explanation from its tables. Texts of prompts and tokenizers become text nodes, never HTML.
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
-  const { texts, tokens, blocks, depths, sums } = data;
+  // ------------------------------------------------------------------------------------------- tables
+
+  // `about` and `tables` are those of the result's JSON and files; what is drawn is arranged from them here, once.
+  const { about, tables } = JSON.parse(document.getElementById("data").textContent);
+  const texts = []; // each text once; what is drawn names a text by its place
+  const places = new Map();
+  function place(text) {
+    if (!places.has(text)) {
+      places.set(text, texts.length);
+      texts.push(text);
+    }
+    return places.get(text);
+  }
+  function records(name) {
+    const columns = Object.entries(tables[name] || {}).map(([key, own]) => [key, own && own.codes ? own.codes.map((code) => (code === null ? null : own.texts[code])) : own]);
+    return columns.length ? columns[0][1].map((_, i) => Object.fromEntries(columns.map(([key, values]) => [key, values[i]]))) : [];
+  }
+  function grouped(rows, ...keys) {
+    const found = new Map();
+    for (const row of rows) {
+      const key = keys.map((name) => row[name]).join(" ");
+      if (!found.has(key)) found.set(key, []);
+      found.get(key).push(row);
+    }
+    return found;
+  }
+  const total = (rows) => rows.reduce((sum, row) => sum + row.contribution, 0);
+
+  function summed(rows, target, versus, logit) {
+    const tokens = rows.filter((r) => r.kind === "token");
+    const constants = rows.filter((r) => r.kind === "constant");
+    return { target: place(target), versus: versus === null ? null : place(versus), logit, total: total(tokens) + total(constants), tokens: tokens.map((r) => r.contribution), constant: total(constants) };
+  }
+  function spectrum(vectors, rank) {
+    const groups = [...grouped(vectors, "block").values()].map((own) => [own[0].vector, own[own.length - 1].vector + 1]);
+    return { S: vectors.map((v) => v.sigma), rank, groups };
+  }
+  // entries [text, score, z] of each vector of a block, on one side
+  function decoded(rows, count, z) {
+    const found = Array.from({ length: count }, () => []);
+    for (const r of rows) found[r.vector]?.push([place(r.word), r.score, z(r)]);
+    return found;
+  }
+  function byDepth() {
+    const layers = records("layers");
+    if (!layers.length) return null;
+    const chance = grouped(records("chance"), "side", "rank");
+    const z = (r) => {
+      const [of] = chance.get(`${r.side} ${r.rank}`) || [];
+      return of ? (r.score - of.mean) / of.std : null;
+    };
+    const stream = (r) => r.part === "residual" && r.span === "cumulative";
+    const words = grouped(records("layer_words"), "part", "span", "layer", "position", "side");
+    const vectors = grouped(records("spectra").filter(stream), "layer", "position");
+    const of = (part, span, layer, position, side) => words.get([part, span, layer, position, side].join(" ")) || [];
+    const blocks = [...grouped(layers.filter((r) => stream(r) && r.position !== null), "layer").values()].map((own) =>
+      own.map((r) => {
+        const found = spectrum(vectors.get(`${r.layer} ${r.position}`) || [], r.stable_rank);
+        const count = Math.min(found.S.length, about.layers.vectors);
+        const [writes, reads] = ["output", "input"].map((side) => decoded(of(r.part, r.span, r.layer, r.position, side), count, z));
+        return { ...found, writes, reads };
+      }),
+    );
+    const map = [...grouped(layers.filter((r) => r.position !== null), "part", "span").values()].map((own) => ({
+      part: own[0].part,
+      span: own[0].span,
+      rows: [...grouped(own, "layer").values()].map((line) => ({
+        layer: line[0].layer,
+        cells: line.map((r) => of(r.part, r.span, r.layer, r.position, "output").filter((w) => w.vector === 0 && w.rank < 3).map((w) => place(w.word))),
+      })),
+    }));
+    map.sort((a, b) => (a.span !== "cumulative") - (b.span !== "cumulative") || (a.part !== "residual") - (b.part !== "residual"));
+    return {
+      ...about.layers,
+      layers: [...new Set(layers.filter(stream).map((r) => r.layer))],
+      blocks,
+      map,
+      ranks: layers.filter((r) => r.position === null).map((r) => ({ ...r, rank: r.stable_rank, sigma: r.sigma_0 })),
+      path: tables.path ? records("path") : null,
+      reconstruction: Math.max(...layers.map((r) => r.reconstruction)),
+    };
+  }
+  function pictured() {
+    if (!tables.image) return null;
+    const { unit, position, column, size } = tables.image;
+    const [R, C] = [unit, column].map((own) => new Set(own).size);
+    const T = new Set(position).size;
+    return Array.from({ length: R }, (_, r) => Array.from({ length: T }, (_, t) => size.slice((r * T + t) * C, (r * T + t + 1) * C)));
+  }
+  function continued() {
+    if (!tables.steps) return null;
+    const steps = [...grouped(records("steps"), "step").values()];
+    const last = about.steps.tokens.length - 1;
+    return {
+      ...about.steps,
+      tokens: about.steps.tokens.map(place),
+      rows: steps.map((own) => {
+        const shares = own.filter((r) => r.kind === "token").map((r) => (r.logit ? r.contribution / r.logit : null));
+        return { token: place(own[0].generated), probability: own[0].probability, reconstruction: own[0].reconstruction, shares: Array.from({ length: last }, (_, t) => shares[t] ?? null) };
+      }),
+    };
+  }
+  function flowed() {
+    if (!tables.flow) return null;
+    const rows = records("flow").filter((r) => r.path === "direct" && r.head === null && r.position !== null);
+    return [...grouped(rows, "layer").values()].map((own) => ({
+      layer: own[0].layer,
+      tokens: [...grouped(own, "position").values()].sort((a, b) => a[0].position - b[0].position).map(total),
+    }));
+  }
+  function arranged() {
+    const tokens = records("tokens");
+    const contributions = records("contributions");
+    const parts = contributions.filter((r) => !["token", "constant"].includes(r.kind));
+    const words = grouped(records("words"), "position", "side");
+    const vectors = grouped(records("singular_values"), "position");
+    const versus = [...grouped(records("versus"), "prediction").values()];
+    const chance = grouped(records("chance"), "side");
+    const units = tables.rebuilt;
+    return {
+      model: about.model,
+      certificate: about.certificate,
+      tokens: tokens.map((r) => ({ text: place(r.token), id: r.id })),
+      prediction: records("predictions").map((r) => ({ ...r, token: place(r.token) })),
+      sums: [summed(contributions, about.target, null, about.logit), ...versus.map((own) => summed(own, about.target, own[0].versus, own[0].difference))],
+      parts: parts.length ? parts.map((r) => ({ ...r, name: place(r.name), direct: r.contribution, through: r.all_paths })) : null,
+      flow: flowed(),
+      blocks: tokens.map((r) => {
+        const found = spectrum(vectors.get(String(r.position)) || [], r.stable_rank);
+        const count = found.S.filter((s) => s > 0).length;
+        const [writes, reads] = ["output", "input"].map((side) => decoded(words.get(`${r.position} ${side}`) || [], count, (w) => w.z));
+        return { ...found, norm: r.norm, writes, reads };
+      }),
+      chance: Object.fromEntries([["writes", "output"], ["reads", "input"]].map(([name, side]) => {
+        const own = chance.get(side);
+        return [name, { samples: own[0].samples, mean: own.map((r) => r.mean), std: own.map((r) => r.std) }];
+      })),
+      depths: byDepth(),
+      shape: about.shape,
+      image: pictured(),
+      rebuilt: { units: units.unit, output: units.output, rebuilt: units.rebuilt, ordinary: units.ordinary },
+      steps: continued(),
+      how: about.how,
+    };
+  }
+  const data = arranged();
+  const { tokens, blocks, depths, sums } = data;
   const T = tokens.length;
   const $ = (id) => document.getElementById(id);
 
@@ -95,10 +240,10 @@
     const lines = [
       ["forward pass", c.forward_equal ? "equal, bit for bit" : "not equal", "The recorded logits against those of the plain model."],
       ["reconstruction", error(c.reconstruction), `‖J x + b − y‖ / ‖y‖: how far the system is from the model's own y. Refused above ${error(c.tolerance)}.`],
-      ["affinity", error(c.affinity), `How far the held network is from affine, at a random input. Refused above ${error(c.affinity_tolerance)}.`],
+      ["affinity", error(c.affinity), `How far the frozen network is from affine, at a random input. Refused above ${error(c.affinity_tolerance)}.`],
       ["constants", share(c.constants, 1), "‖b‖ / ‖y‖: what the model adds whatever the prompt, biases for instance."],
     ];
-    if (c.ordinary !== null) lines.push(["ordinary Jacobian", `off by ${(100 * c.ordinary).toFixed(0)} %`, "The same, with the model's ordinary derivative in place of J: the baseline."]);
+    if (c.ordinary !== null) lines.push(["ordinary Jacobian", `off by ${(100 * c.ordinary).toFixed(0)} %`, "The same, with the model's ordinary derivative instead of J: the baseline."]);
     if (c.stock !== null) lines.push(["stock casts", error(c.stock), "How far the stock model's casts to float32 take its float64 logits."]);
     fill($("certificate"), ...lines.flatMap(([name, value, says]) => [make("dt", {}, name), make("dd", {}, value, make("small", {}, says))]));
   }
@@ -164,7 +309,7 @@
     const whole = state.view === "layer" ? from : s.logit;
     const rows = own.map((x, t) => row(make("td", { class: "number" }, String(t)), make("td", {}, word(tokens[t].text)), cell(String(tokens[t].id)), cell(signed(x)), cell(share(x, whole)), cell(number(blocks[t].norm)), cell(number(blocks[t].S[0])), cell(number(blocks[t].rank))));
     if (state.view !== "layer") rows.push(row(make("td"), make("td", {}, "constants"), make("td"), cell(signed(s.constant)), cell(share(s.constant, whole)), make("td"), make("td"), make("td")));
-    const names = head("", "token", "id", "contribution", "share", "‖J x‖", "σ₁", "stable rank");
+    const names = head("", "token", "id", "contribution", "share", "‖J x‖", "σ₀", "stable rank");
     names.querySelector("th").className = "";
     fill($("numbers"), names, body(rows));
   }
@@ -199,9 +344,9 @@
     const block = chosen();
     fill($("block-token"), word(tokens[state.token].text), state.layer === null ? "" : ` after layer ${state.layer}`);
     const whole = state.layer === null ? `, ‖J x‖ ${number(block.norm)}, contribution ${signed(sums[0].tokens[state.token])} (${share(sums[0].tokens[state.token], sums[0].logit)})` : ", from the embeddings to the stream here, read through the final norm";
-    $("block-says").textContent = `Token ${state.token}: σ₁ ${number(block.S[0])}, stable rank ${number(block.rank)}${whole}.`;
+    $("block-says").textContent = `Token ${state.token}: σ₀ ${number(block.S[0])}, stable rank ${number(block.rank)}${whole}.`;
     const { writes, reads } = data.chance;
-    $("chance").textContent = `The best word of a random direction has a score of ${fixed(writes.mean[0])} ± ${fixed(writes.std[0])} (writes) and ${fixed(reads.mean[0])} ± ${fixed(reads.std[0])} (reads), of ${writes.samples} drawn.`;
+    $("chance").textContent = `The top token of a random direction has a score of ${fixed(writes.mean[0])} ± ${fixed(writes.std[0])} (writes) and ${fixed(reads.mean[0])} ± ${fixed(reads.std[0])} (reads), of ${writes.samples} drawn.`;
     const group = (i) => block.groups.find(([lo, hi]) => lo <= i && i < hi) || [i, i + 1];
     const parts = block.writes.map((writes, i) => {
       const [lo, hi] = group(i);
@@ -213,7 +358,7 @@
       );
     });
     fill($("vectors"), ...(parts.length ? parts : [make("p", {}, "This block is zero: it has no directions.")]));
-    if (state.layer !== null && depths.vectors < block.S.length) $("vectors").append(make("p", { class: "muted" }, `At each depth the page has room for ${depths.vectors} of ${block.S.length} vectors, ${depths.top} words each; the tables have all.`));
+    if (state.layer !== null && depths.vectors < block.S.length) $("vectors").append(make("p", { class: "muted" }, `At each depth the page has room for ${depths.vectors} of ${block.S.length} vectors, ${depths.top} top tokens each; the tables have all.`));
   }
 
   function side(caption, score, words) {
@@ -512,12 +657,12 @@
       const height = Math.min(900, Math.max(320, 60 + 18 * parted.length));
       $("plot-parts").style.height = `${height}px`;
     }
-    if (depths) fill($("ranks"), head("layer", "of", "stable rank", "σ₁"), body(depths.ranks.map((r) => row(make("td", {}, String(r.layer)), cell(`${NAMES[r.part] || r.part}, ${r.span}`), cell(number(r.rank)), cell(number(r.sigma))))));
+    if (depths) fill($("ranks"), head("layer", "of", "stable rank", "σ₀"), body(depths.ranks.map((r) => row(make("td", {}, String(r.layer)), cell(`${NAMES[r.part] || r.part}, ${r.span}`), cell(number(r.rank)), cell(number(r.sigma))))));
     if (data.steps) drawSteps();
     const { how, certificate: c } = data;
     const held = Object.values(c.operations).reduce((a, b) => a + b, 0);
     const lines = [
-      ["model", data.model], ["convention", `${c.convention}: what a gated product holds`], ["computed in", `${c.dtype}, system in ${c.precision}, on ${how.device}, ${c.attention} attention`],
+      ["model", data.model], ["convention", `${c.convention}: which factor of a gated product is frozen`], ["computed in", `${c.dtype}, system in ${c.precision}, on ${how.device}, ${c.attention} attention`],
       ["live operations", String(held)], ["solver", how.solvers.join(", ") + (depths ? `; layers by a ${depths.method} sweep, worst reconstruction ${error(depths.reconstruction)}` : "")], ["seed", String(how.seed)],
       ["time", Object.entries(how.seconds).map(([what, s]) => `${what} ${number(s, 3)} s`).join(", ") || "not noted"],
       ["memory at the peak", how.memory === null ? "not known" : size(how.memory)],
