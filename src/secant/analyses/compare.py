@@ -7,25 +7,39 @@ model goes across, and what lies between two cuts is a stretch that every model 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, combinations, pairwise
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
 from secant.analyses.case import Case
-from secant.analyses.explain import Explanation, explained
+from secant.analyses.explain import CONTRIBUTED, NORM, SHARE, Explanation, explained
 from secant.errors import BadArgument, NoPoint, checked
-from secant.files import write_json
 from secant.linearize.rules import CONVENTIONS
+from secant.linearize.run import (
+    BLOCK_POSITION,
+    CONVENTION,
+    ITS_LOGIT,
+    MODEL,
+    POSITION,
+    PREDICTIONS,
+    PROBABILITY,
+    RECONSTRUCTION,
+    RELATIVE,
+    TOKEN,
+    TOKEN_ID,
+)
 from secant.model.lm import LM, Prompt
-from secant.results.files import saving
-from secant.stream.decode import Null, Side, ranked
-from secant.stream.layers import Layers
+from secant.operators.decomposition import SPECTRUM, STABLE_RANK, VALUE, VECTOR
+from secant.results.formats import shown
+from secant.results.result import Result
+from secant.results.schema import Column, Table
+from secant.results.view import Grid, Shown, View, missing
+from secant.stream.decode import RANK, SCORE, SIDE, WORD, WORD_ID, Null, Side, Z, ranked
+from secant.stream.layers import LAYER, Layers
 from secant.stream.sweep import STREAM
 from secant.text import named
 
@@ -37,14 +51,148 @@ TOKENS, CHARACTERS, NOT = "tokens", "characters", "not"
 """How tokens are aligned: they are the same; by characters of the prompt; not at all."""
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """Several models, or conventions of one, at one prompt; `models` has a row for each.
+ALIGNMENT = {TOKENS: "the same in all", CHARACTERS: "aligned by characters", NOT: "not aligned"}
+"""How tokens are aligned, as a reader is told."""
 
-    `predictions`, `tokens`, `spectra` and `words` are of each model by itself. `stretches` of the prompt have tokens of
-    every model, as far as they can be aligned: `aligned` says how (tokens, characters, or not), `why` what could not
-    be. `overlaps`: Jaccard's index of decoded words, of two models at a time.
+OF = (MODEL, CONVENTION)
+"""What a row is of."""
+
+OTHER = (
+    MODEL.but(name="other", meaning="the other model's name"),
+    CONVENTION.but(name="other_convention", meaning="the other one's convention"),
+)
+FIRST_LAYER = LAYER.but(
+    name="first_seen",
+    meaning="first layer at which the prediction is the top token of U₀ of the residual stream; missing: never",
+    missing=True,
+)
+DEPTH = Column("depth", float, "the layer as a share of the model's depth: 1 is the last; missing where the layer is",
+               "share of depth")  # fmt: skip
+AMONG = FIRST_LAYER.but(
+    name="among", meaning="first layer at which it is among the top tokens that are decoded; missing: never"
+)
+DEPTHS = (FIRST_LAYER, DEPTH, AMONG, DEPTH.but(name="depth_among", meaning="that layer as a share of the depth"))
+
+COMPARED = Table(
+    "compared",
+    "a model in a convention",
+    (
+        *OF,
+        Column("tokens", int, "how many tokens the prompt has", "tokens"),
+        Column("layers", int, "how many layers the model has; missing where none can be found", "layers", missing=True),
+        Column("width", int, "elements of a token's embedding", "elements"),
+        Column("vocabulary", int, "tokens in its vocabulary", "tokens"),
+        Column("prediction", str, "the predicted token", show="token"),
+        Column("prediction_id", int, "its id in the model's vocabulary"),
+        PROBABILITY,
+        ITS_LOGIT,
+        Column("dtype", str, "the type the model computes in"),
+        Column("precision", str, "the type the linear system is evaluated in"),
+        Column("forward_equal", bool, "whether the recorded pass is the plain one, bit for bit"),
+        RECONSTRUCTION,
+        Column(
+            "affinity", float, "how far the frozen network is from affine, at a random input", RELATIVE, show="error"
+        ),
+        Column("ordinary", float, "‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J'", RELATIVE),
+        Column("bias", float, "‖b‖ / ‖y‖", RELATIVE),
+        SHARE.but(name="constants", meaning="the constants' share of the logit; missing where that is 0"),
+        STABLE_RANK.but(meaning="‖J‖_F² / σ₀² of all tokens together"),
+        VALUE.but(meaning="σ₀ of all tokens together", heading="σ₀"),
+        *DEPTHS,
+        Column("no_layers", str, "why there are no layers; missing where there are", missing=True),
+    ),
+)
+COMPARED_PREDICTIONS = PREDICTIONS.but(
+    "compared_predictions", "a likely next token of a model in a convention", before=OF
+)
+COMPARED_TOKENS = Table(
+    "compared_tokens",
+    "a token of the prompt, of a model in a convention",
+    (
+        *OF,
+        POSITION,
+        TOKEN,
+        TOKEN_ID,
+        CONTRIBUTED,
+        SHARE,
+        NORM,
+        VALUE.but(meaning="σ₀ of the token's block J_t"),
+        STABLE_RANK.but(meaning="‖J_t‖_F² / σ₀²: how many directions matter"),
+        *DEPTHS,
+        Column(
+            "start",
+            int,
+            "first character of the prompt that it is of, from 0; missing where that is not known",
+            missing=True,
+        ),
+        Column("end", int, "the character after the last; the same where it is of none", missing=True),
+        Column("stretch", int, "which stretch of the prompt it is in; missing: it is aligned with none", missing=True),
+    ),
+)
+COMPARED_SPECTRA = Table(
+    "compared_spectra", "a singular value, of a model in a convention", (*OF, BLOCK_POSITION, *SPECTRUM)
+)
+COMPARED_WORDS = Table(
+    "compared_words",
+    "a top token, of a model in a convention",
+    (*OF, BLOCK_POSITION, TOKEN.but(missing=True), VECTOR, SIDE, RANK, WORD, WORD_ID, SCORE, Z),
+)
+STRETCHES = Table(
+    "stretches",
+    "a stretch of the prompt that every model has tokens of its own for, and a model in a convention",
+    (
+        Column("stretch", int, "which stretch, from 0"),
+        Column("text", str, "its text"),
+        *OF,
+        Column("tokens", int, "how many tokens it is", "tokens"),
+        Column("first", int, "place of the first of them; missing where it has none", missing=True),
+        Column("last", int, "place of the last of them", missing=True),
+        CONTRIBUTED.but(meaning="what they add to the predicted token's logit together"),
+        SHARE.but(meaning="the same as a share of the logit"),
+    ),
+)
+OVERLAPS = Table(
+    "overlaps",
+    "two models or conventions, a side, and a stretch of the prompt or all tokens together",
+    (
+        *OF,
+        *OTHER,
+        SIDE,
+        Column("stretch", int, "which stretch, from 0; missing: all tokens together", missing=True),
+        Column("words", int, "how many top tokens the first vectors of the one have", "tokens"),
+        Column("other_words", int, "the same of the other", "tokens"),
+        Column("shared", int, "top tokens of both, as text, without space around them, in one case", "tokens"),
+        Column(
+            "jaccard",
+            float,
+            "top tokens of both, of those of either (Jaccard's index); missing where there are none",
+            "share",
+        ),
+        Column(
+            "elsewhere", float, "mean of the same with the other's top tokens at all other stretches: chance", "share"
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison(Result):
+    """Several models, or conventions of one, at one prompt.
+
+    Attributes:
+        prompt: The prompt.
+        aligned: How tokens are aligned: tokens (they are the same), characters, or not.
+        why: What could not be aligned.
+        models: A row for each model and convention.
+        predictions: The likeliest next tokens of each.
+        tokens: Each one's tokens.
+        stretches: Stretches of the prompt for which every model has tokens of its own.
+        spectra: Each one's singular values.
+        words: Each one's top tokens.
+        overlaps: Jaccard's index of the top tokens of two models at a time.
     """
+
+    schema = (COMPARED, COMPARED_PREDICTIONS, COMPARED_TOKENS, COMPARED_SPECTRA, COMPARED_WORDS, STRETCHES, OVERLAPS)
 
     prompt: str
     aligned: str
@@ -56,10 +204,6 @@ class Comparison:
     spectra: pd.DataFrame = field(repr=False)
     words: pd.DataFrame = field(repr=False)
     overlaps: pd.DataFrame = field(repr=False)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """A row for each model and convention: prediction, certificate, spectrum, where the prediction first stands."""
-        return self.models.copy()
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """All tables by the name of their file."""
@@ -73,20 +217,98 @@ class Comparison:
             "overlaps": self.overlaps,
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        tables = {name: json.loads(table.to_json(orient="records")) for name, table in self.tables().items()}
-        return {"prompt": self.prompt, "aligned": self.aligned, "why": self.why, **tables}
+    def about(self) -> dict[str, Any]:
+        """The prompt, how tokens are aligned, and what could not be."""
+        return {"prompt": self.prompt, "aligned": self.aligned, "why": self.why}
 
-    def save(self, folder: str | Path) -> None:
-        """Write comparison.json, all tables (.parquet and .csv) and columns.csv. Raises OutputFailed."""
-        with saving(folder, self.tables()) as new:
-            write_json(new / "comparison.json", self.to_dict())
+    def view(self) -> View:
+        """A line for each model, its spectrum and top tokens, and what each stretch of the prompt adds, by model."""
+        names = self._names()
+        grids = [
+            self._by_model(names),
+            self._written(names),
+            *([self._by_stretch(names)] if len(self.stretches) else []),
+        ]
+        same = self.overlaps[self.overlaps["stretch"].isna()]
+        pairs = [f"{self._pair(row, names)}: {_index(row['jaccard'])}" for row in same.to_dict("records")]
+        notes = [
+            "exact to: ‖J x + b - y‖ / ‖y‖. σ₀ and R: largest singular value and stable rank of all tokens' blocks next to "
+            "each other. first in U₀: the first layer at which the prediction is the top token that they write, and its "
+            "share of the depth; among: is one of those decoded.",
+            f"Top tokens in common (Jaccard), of all tokens: {'; '.join(pairs)}.",
+        ]
+        placed = self.overlaps[self.overlaps["stretch"].notna()]
+        if len(placed):
+            means = placed.groupby("side", sort=False)[["jaccard", "elsewhere"]].mean()
+            sides = [
+                f"{'written' if side == 'output' else 'read'} {_index(row.jaccard)}, elsewhere in the prompt "
+                f"{_index(row.elsewhere)}"
+                for side, row in means.iterrows()
+            ]
+            notes.append(f"Of each stretch, on average: {'; '.join(sides)}.")
+        facts = {"prompt": self.prompt, "tokens": ALIGNMENT[self.aligned]}
+        return View("", facts, grids, [*notes, *self.why])
 
-    def _repr_html_(self) -> str:
-        from secant.results.html import comparison
+    def _names(self) -> dict[tuple[str, str], str]:
+        """The name of each model, with its convention where there are several."""
+        several = self.models["convention"].nunique() > 1
+        keys = zip(self.models["model"], self.models["convention"], strict=True)
+        return {(model, how): f"{model}, {how}" if several else model for model, how in keys}
 
-        return comparison(self)
+    def _pair(self, row: dict[Any, Any], names: dict[tuple[str, str], str]) -> str:
+        return f"{names[row['model'], row['convention']]} and {names[row['other'], row['other_convention']]}"
+
+    def _by_model(self, names: dict[tuple[str, str], str]) -> Grid:
+        """Each model's prediction, exactness and spectrum, and where its prediction first is the top token."""
+        columns = [
+            Shown("", most=24),
+            Shown("next token", "token", most=18),
+            Shown("p", "percent"),
+            Shown("exact to", "error"),
+            Shown("tokens", "integer", spare=1),
+            Shown("σ₀", "number", spare=1),
+            Shown("R", "rank"),
+            Shown("first in U₀"),
+        ]
+        rows = []
+        for row in self.models.to_dict("records"):
+            if not missing(row["first_seen"]):
+                where = f"{row['first_seen']} ({row['depth']:.0%})"
+            elif not missing(row["among"]):
+                where = f"among {row['among']} ({row['depth_among']:.0%})"
+            else:
+                where = "no layers" if missing(row["layers"]) else "never"
+            keys = ("prediction", "probability", "reconstruction", "tokens", "sigma", "stable_rank")
+            rows.append((names[row["model"], row["convention"]], *(row[key] for key in keys), where))
+        return Grid(columns, rows)
+
+    def _written(self, names: dict[tuple[str, str], str]) -> Grid:
+        """What all tokens together write with their first vector, model by model, and the leading singular values."""
+        rows = []
+        for (model, convention), name in names.items():
+            spectra, words = (
+                table[(table["model"] == model) & (table["convention"] == convention) & table["position"].isna()]
+                for table in (self.spectra, self.words)
+            )
+            values = " ".join(f"{value:.2f}" for value in spectra["normalized"][:4])
+            rows.append((name, values, words[words["vector"] == 0]["word"].tolist()))
+        return Grid([Shown("", most=24), Shown("σ / σ₀"), Shown("writes (U₀)", "tokens")], rows)
+
+    def _by_stretch(self, names: dict[tuple[str, str], str]) -> Grid:
+        """Stretch x model: its share of the logit, and in how many tokens, where it is not one."""
+        rows = []
+        for _, own in self.stretches.groupby("stretch"):
+            cells = [
+                None if missing(share) else shown(share, "share") + (f" in {tokens}" if tokens > 1 else "")
+                for share, tokens in zip(own["share"], own["tokens"], strict=True)
+            ]
+            rows.append((own["text"].iloc[0], *cells))
+        columns = [Shown("share of the logit", most=28), *(Shown(name, "share", most=16) for name in names.values())]
+        return Grid(columns, rows, keep=1)
+
+
+def _index(jaccard: float | None) -> str:
+    return "none to compare" if missing(jaccard) else f"{jaccard:.2f}"
 
 
 @checked
@@ -276,8 +498,8 @@ def _compared(text: str | None, subjects: Sequence[_Subject], top: int) -> Compa
             where = {"stretch": n, "text": what, **s.label, "tokens": len(own)}
             stretches.append({**where, "first": own[0] if own else None, "last": own[-1] if own else None, **sums})
 
-    def rows(of: Callable[[_Subject], list[Row]]) -> pd.DataFrame:
-        return pd.DataFrame([{**s.label, **row} for s in subjects for row in of(s)])
+    def rows(of: Callable[[_Subject], list[Row]]) -> list[Row]:
+        return [{**s.label, **row} for s in subjects for row in of(s)]
 
     placed = [
         [{**row, "start": None if s.spans is None else s.spans[t][0], "end": None if s.spans is None else s.spans[t][1],
@@ -289,26 +511,14 @@ def _compared(text: str | None, subjects: Sequence[_Subject], top: int) -> Compa
         text if text is not None else "".join(tokens[0]),
         how,
         why,
-        _whole(rows(lambda s: [s.about]), "layers", "first_seen", "among"),
-        rows(lambda s: s.predictions),
-        _whole(rows(lambda s: by_subject[id(s)]), "start", "end", "stretch", "first_seen", "among"),
-        _whole(pd.DataFrame(stretches, columns=STRETCH), "first", "last"),
-        _whole(rows(lambda s: s.spectra), "position"),
-        _whole(rows(lambda s: s.words), "position"),
-        _whole(pd.DataFrame(_overlaps(subjects, members), columns=OVERLAP), "stretch"),
+        COMPARED.frame(rows(lambda s: [s.about])),
+        COMPARED_PREDICTIONS.frame(rows(lambda s: s.predictions)),
+        COMPARED_TOKENS.frame(rows(lambda s: by_subject[id(s)])),
+        STRETCHES.frame(stretches),
+        COMPARED_SPECTRA.frame(rows(lambda s: s.spectra)),
+        COMPARED_WORDS.frame(rows(lambda s: s.words)),
+        OVERLAPS.frame(_overlaps(subjects, members)),
     )
-
-
-STRETCH = ["stretch", "text", "model", "convention", "tokens", "first", "last", "contribution", "share"]
-OVERLAP = [
-    "model", "convention", "other", "other_convention", "side", "stretch", "words", "other_words", "shared",
-    "jaccard", "elsewhere",
-]  # fmt: skip
-
-
-def _whole(table: pd.DataFrame, *names: str) -> pd.DataFrame:
-    """The table with these columns as whole numbers that may be missing."""
-    return table.astype(dict.fromkeys(names, "Int64"))
 
 
 def _sum(numbers: Iterable[float]) -> float | None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +12,152 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.analyses.attribution import COLUMNS as CONTRIBUTION
-from secant.analyses.attribution import Attribution
+from secant.analyses.attribution import CONTRIBUTIONS, FLOW, Attribution
 from secant.analyses.case import Case
-from secant.analyses.continuation import Steps, follow
+from secant.analyses.continuation import STEPS, Steps, follow
 from secant.errors import BadArgument, checked, integer
-from secant.files import check_file, replacing, write_json, write_tensors, write_text
-from secant.linearize.run import Run, freeze
+from secant.files import check_file
+from secant.linearize.run import (
+    BLOCK_POSITION,
+    HIDDEN_STATE,
+    LOGIT,
+    POSITION,
+    PREDICTIONS,
+    TOKEN,
+    TOKEN_ID,
+    Run,
+    freeze,
+)
 from secant.memory import peak, timed
 from secant.model.lm import LM, Prompt
 from secant.numeric import wide
-from secant.operators.decomposition import SVD, countable
-from secant.results.files import saving
-from secant.stream.decode import Null, Side, Word, ranked
-from secant.stream.layers import Layers
+from secant.operators.decomposition import BLOCK, SIGMA, SPECTRUM, STABLE_RANK, SVD, VALUE, VECTOR, countable
+from secant.results.result import Described, Result
+from secant.results.schema import Column, Table
+from secant.results.view import Cell, Grid, Shown, Style, View
+from secant.stream.decode import RANK, SCORE, SIDE, WORD, WORD_ID, Null, Side, Word, Z, ranked
+from secant.stream.layers import LAYER_WORDS, Layers
+from secant.stream.sweep import STREAM
+from secant.text import named, visible
+
+CONTRIBUTED = Column(
+    "contribution", float, "what the token adds to the predicted token's logit, by all paths", LOGIT, show="logit"
+)
+SHARE = Column(
+    "share", float, "contribution as a share of the logit; missing where that is 0", "share of the logit", show="share"
+)
+NORM = Column(
+    "norm", float, "‖J_t x_t‖: what the token writes to the final hidden state", HIDDEN_STATE, heading="‖J x‖"
+)
+OF_BLOCK = (BLOCK_POSITION, TOKEN.but(meaning="the token's text; missing: all tokens together", missing=True))
+
+TOKENS = Table(
+    "tokens",
+    "a token of the prompt",
+    (
+        POSITION,
+        TOKEN,
+        TOKEN_ID,
+        CONTRIBUTED,
+        SHARE,
+        NORM,
+        VALUE.but(meaning="σ₀, the largest singular value of the token's block J_t", heading="σ₀"),
+        STABLE_RANK.but(meaning="‖J_t‖_F² / σ₀²: how many directions matter"),
+        Column("output", str, "top tokens of the first left singular vector, best first", heading="writes (U₀)"),
+        Column("input", str, "top tokens of the first right singular vector, best first", heading="reads (V₀)"),
+    ),
+)
+SINGULAR_VALUES = Table("singular_values", "a singular value of a token's block", (POSITION, TOKEN, *SPECTRUM))
+WORDS = Table(
+    "words",
+    "a top token of a singular vector of a token's block",
+    (
+        POSITION,
+        TOKEN,
+        VECTOR,
+        BLOCK,
+        VALUE.but(meaning="the vector's singular value"),
+        SIDE,
+        RANK,
+        WORD,
+        WORD_ID,
+        SCORE,
+        Z,
+    ),
+)
+
+VERSUS = CONTRIBUTIONS.but(
+    "versus",
+    "a contribution to the predicted token's logit over that of another prediction",
+    before=(
+        Column("prediction", int, "which prediction it is set against, from 1, likeliest first"),
+        Column("versus", str, "its text", show="token"),
+        Column(
+            "difference", float, "the difference of the two logits, which the contributions sum to", LOGIT, show="logit"
+        ),
+    ),
+)
+REBUILT = Table(
+    "rebuilt",
+    "an element of the final hidden state",
+    (
+        Column("unit", int, "the element, from 0"),
+        Column("output", float, "y, the model's own", HIDDEN_STATE),
+        Column("rebuilt", float, "J x + b", HIDDEN_STATE),
+        Column("ordinary", float, "J' x with the ordinary Jacobian J'", HIDDEN_STATE),
+    ),
+)
+IMAGE = Table(
+    "image",
+    "a rectangle of a token's block of J, which ends where the next one begins",
+    (
+        Column("unit", int, "its first element of the final hidden state, from 0"),
+        POSITION,
+        Column("column", int, "its first element of the token's embedding, from 0"),
+        Column("size", float, "root mean square of the entries of J in it", SIGMA),
+    ),
+)
+CHANCE = Table(
+    "chance",
+    "a place among the top tokens of a random unit direction",
+    (
+        SIDE.but(meaning="output or input: what directions are compared with"),
+        RANK,
+        Column("mean", float, "mean of the score over random directions", "logit or cosine"),
+        Column("std", float, "its standard deviation", "logit or cosine"),
+        Column("samples", int, "how many directions were drawn", "directions"),
+    ),
+)
 
 OTHERS = 4
 """Predictions that the first one is compared with."""
 
 
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """All sums of the logit, with parts, heads and flow, and against other predictions; and pictures of J.
+UNITS = 512
+"""Elements of y that the page shows next to what rebuilds them, evenly spaced."""
 
-    `image[r, t, c]` is the root mean square of a rectangle of J_t, which begins at row r d_out / R and at column
-    c d_in / C (rounded up); None if it was left out. `shape` is (d_out, T, d_in). `output` is y, `rebuilt` is J x + b,
-    and `ordinary` is J' x with the ordinary Jacobian J'. `writes` and `reads` are what random directions decode to.
+MOST = 20_000
+"""Top tokens of all depths that a page has room for; long prompts get fewer of each vector."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence(Result):
+    """What supports an explanation: every sum of the logit, and pictures of J.
+
+    Attributes:
+        attribution: The logit by tokens and constants, by parts and heads, and their crossing.
+        versus: Differences between the logit and those of other predictions.
+        image: J as an image: `image[r, t, c]` is the root mean square of a rectangle of J_t, which begins at row
+            r d_out / R and at column c d_in / C (rounded up); None if it was left out.
+        shape: (d_out, T, d_in).
+        output: y, the final hidden state.
+        rebuilt: J x + b.
+        ordinary: J' x with the ordinary Jacobian J'.
+        writes: What random directions decode to at the output.
+        reads: What they decode to at the input.
     """
+
+    schema = (CONTRIBUTIONS, FLOW, VERSUS, REBUILT, CHANCE, IMAGE)
 
     attribution: Attribution
     versus: list[Attribution] = field(repr=False)
@@ -54,37 +171,57 @@ class Evidence:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Its tables by name: contributions and flow, versus, rebuilt, chance, and image unless it was left out."""
-        found = {**self.attribution.tables(), "versus": self._versus(), "rebuilt": self._rebuilt()}
-        found["chance"] = pd.concat([_chance(self.writes), _chance(self.reads)], ignore_index=True)
-        return found if self.image is None else found | {"image": _rectangles(self.image, self.shape)}
-
-    def save(self, folder: str | Path) -> None:
-        """Write its tables (.parquet and .csv) and columns.csv. Raises OutputFailed."""
-        with saving(folder, self.tables()):
-            pass
-
-    def _versus(self) -> pd.DataFrame:
-        """A row for each contribution to the prediction's logit over another's."""
         sums = [
             a.table.assign(prediction=number, versus=a.versus, difference=a.logit)
             for number, a in enumerate(self.versus, 1)
         ]
-        names = ["prediction", "versus", "difference", *CONTRIBUTION]
-        return pd.concat(sums, ignore_index=True)[names] if sums else pd.DataFrame(columns=names)
+        rebuilt = zip(
+            range(self.shape[0]), *(own.tolist() for own in (self.output, self.rebuilt, self.ordinary)), strict=True
+        )
+        chance = [
+            (null.side, rank, mean, std, len(null.words))
+            for null in (self.writes, self.reads)
+            for rank, (mean, std) in enumerate(zip(null.mean.tolist(), null.std.tolist(), strict=True))
+        ]
+        found = {
+            **self.attribution.tables(),
+            "versus": VERSUS.frame(pd.concat(sums, ignore_index=True)) if sums else VERSUS.empty,
+            "rebuilt": REBUILT.frame(rebuilt),
+            "chance": CHANCE.frame(chance),
+        }
+        return found if self.image is None else found | {"image": _rectangles(self.image, self.shape)}
 
-    def _rebuilt(self) -> pd.DataFrame:
-        """A row for each unit of y."""
-        numbers = {"output": self.output, "rebuilt": self.rebuilt, "ordinary": self.ordinary}
-        return pd.DataFrame({"unit": range(self.shape[0]), **{name: own.tolist() for name, own in numbers.items()}})
+    def about(self) -> dict[str, Any]:
+        """The target, its logit and both sums, and the shape of J."""
+        return {**self.attribution.about(), "shape": list(self.shape)}
+
+    def view(self) -> View:
+        """Both sums of the logit, and its differences to those of other predictions."""
+        own = self.attribution.view()
+        rows = [(a.versus, a.logit, a.total) for a in self.versus]
+        columns = [Shown("over", "token"), Shown("difference", "logit"), Shown("sum of tokens and constants", "logit")]
+        return replace(own, title="Evidence", grids=[*own.grids, Grid(columns, rows)])
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation:
+class Explanation(Result):
     """A prompt's linear system, token by token.
 
-    `svds[t]` are the leading triplets of J_t; `outputs[t][i]` and `inputs[t][i]` the words of its i-th left and right
-    singular vectors; `norms[t]` is ‖J_t x_t‖, what the token writes to the final hidden state.
+    Attributes:
+        run: The run.
+        attribution: The predicted token's logit by tokens and constants.
+        svds: The leading triplets of each token's block J_t.
+        outputs: The top tokens of each left singular vector: token x vector x rank.
+        inputs: The same of the right ones.
+        norms: ‖J_t x_t‖ of each token: what it writes to the final hidden state.
+        case: What it was taken from; its evidence is taken from it too.
+        layers: Every layer, if they were asked for.
+        steps: The continuation, if it was asked for.
+        seconds: How long each stage took.
+        memory: The most memory that was taken, in bytes; None where that is not known.
     """
+
+    schema = (TOKENS, PREDICTIONS, SINGULAR_VALUES, WORDS, *Layers.schema, STEPS)
 
     run: Run
     attribution: Attribution
@@ -92,32 +229,52 @@ class Explanation:
     outputs: list[list[list[Word]]] = field(repr=False)
     inputs: list[list[list[Word]]] = field(repr=False)
     norms: list[float] = field(repr=False)
-    case: Case = field(repr=False)  # all of it is taken from, and its evidence too
+    case: Case = field(repr=False)
     layers: Layers | None = None
     steps: Steps | None = None
     seconds: dict[str, float] = field(default_factory=dict, repr=False)
     memory: int | None = field(default=None, repr=False)
 
-    def to_pandas(self) -> pd.DataFrame:
-        """A row for each token: its contribution to the predicted logit, its share, ‖J_t x_t‖, σ₁, stable rank."""
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Its tables by name: tokens, predictions, singular_values, words; those of layers and steps, if it has any."""
+        vectors = [(t, token, f) for t, (token, f) in enumerate(zip(self.run.tokens, self.svds, strict=True))]
+        spectra = [{"position": t, "token": token, **row} for t, token, f in vectors for row in f.spectrum()]
+        return {
+            "tokens": self._tokens(),
+            "predictions": self.run.tables()["predictions"],
+            "singular_values": SINGULAR_VALUES.frame(spectra),
+            "words": self.words(),
+            **({} if self.layers is None else self.layers.tables()),
+            **({} if self.steps is None else self.steps.tables()),
+        }
+
+    def _tokens(self) -> pd.DataFrame:
+        """A row for each token: its contribution to the predicted logit, its share, ‖J_t x_t‖, σ₀, stable rank."""
         contributions = self.attribution.of("token")["contribution"].tolist()
-        return pd.DataFrame(
-            {
-                "position": range(len(self.svds)),
-                "token": self.run.tokens,
-                "id": self.run.ids,
-                "contribution": contributions,
-                "share": [self.attribution.share(c) for c in contributions],
-                "norm": self.norms,
-                "sigma": [f.S[0].item() for f in self.svds],
-                "stable_rank": [f.stable_rank for f in self.svds],
-                "output": [" ".join(w.token.strip() for w in words[0]) for words in self.outputs],
-                "input": [" ".join(w.token.strip() for w in words[0]) for words in self.inputs],
-            }
+        return TOKENS.frame(
+            zip(
+                range(len(self.svds)),
+                self.run.tokens,
+                self.run.ids,
+                contributions,
+                map(self.attribution.share, contributions),
+                self.norms,
+                (f.S[0].item() for f in self.svds),
+                (f.stable_rank for f in self.svds),
+                *(
+                    [" ".join(w.token.strip() for w in words[0]) for words in side]
+                    for side in (self.outputs, self.inputs)
+                ),
+                strict=True,
+            )
         )
 
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each token: its contribution to the predicted logit, its share, ‖J_t x_t‖, σ₀, stable rank."""
+        return self._tokens()
+
     def words(self) -> pd.DataFrame:
-        """A row for each decoded word; vectors, ranks and blocks (of near-equal singular values) count from 0."""
+        """A row for each top token; vectors, ranks and blocks (of near-equal singular values) count from 0."""
         rows = [
             {"position": t, "token": self.run.tokens[t], **vector, "side": side, **word}
             for side, decoded in (("output", self.outputs), ("input", self.inputs))
@@ -125,65 +282,77 @@ class Explanation:
             for vector, words in zip(self.svds[t].vectors(), own, strict=True)
             for word in ranked(words)
         ]
-        names = ["position", "token", "vector", "block", "sigma", "side", "rank", "word", "id", "score", "z"]
-        return pd.DataFrame(rows, columns=names)
+        return WORDS.frame(rows)
 
-    def _repr_html_(self) -> str:
-        from secant.results.html import explanation
-
-        return explanation(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the tensors, ready for JSON."""
-        tokens = self.to_pandas().drop(columns=["output", "input"]).to_dict("records")
-        for row, f, out, into in zip(tokens, self.svds, self.outputs, self.inputs, strict=True):
-            row["singular_values"] = f.S.tolist()
-            row["blocks"] = [list(block) for block in f.blocks]
-            row["output"] = [[asdict(w) for w in words] for words in out]
-            row["input"] = [[asdict(w) for w in words] for words in into]
+    def about(self) -> dict[str, Any]:
+        """The model, the certificate, the logit and both of its sums, and how it was computed."""
         constant = self.attribution.constant
         said = {
             "model": self.run.lm.name,
             "prediction": [asdict(p) for p in self.run.prediction],
             "certificate": asdict(self.run.certificate),
-            "logit": self.attribution.logit,
-            "total": self.attribution.total,
+            **self.attribution.about(),
             "constant": {"contribution": constant, "share": self.attribution.share(constant)},
-            "tokens": tokens,
         }
-        if self.layers is not None:
-            tables = self.layers.tables()
-            said["layers"] = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
-        if self.steps is not None:
-            table = self.steps.to_pandas()
-            said["steps"] = {"ended": self.steps.ended, "rows": json.loads(table.to_json(orient="records"))}
-        return _without_nan(said)
+        return said if self.steps is None else {**said, "continuation": self.steps.about()}
 
-    def save(self, folder: str | Path) -> None:
-        """Write explanation.json, tokens, words, the tables of layers and steps (.parquet and .csv), columns.csv and
-        tensors.safetensors. Raises OutputFailed.
-        """
-        tensors = {
-            "U": torch.stack([f.U for f in self.svds]),
-            "S": torch.stack([f.S for f in self.svds]),
-            "V": torch.stack([f.V for f in self.svds]),
-        }
+    def tensors(self) -> dict[str, Described]:
+        """U, S and V of each token's block; x, y and b."""
         op = self.run.operator()
-        tensors |= {"input": op.input, "output": op.output, "bias": op.bias}
-        about = {
-            "secant": json.dumps({**op.about, "attention": self.run.certificate.attention}),
-            "U": "token, d_out, k: left singular vectors of J_t in columns",
-            "S": "token, k: singular values",
-            "V": "token, d_in, k: right singular vectors in columns",
-            "input": "token, d_in: embeddings x",
-            "output": "d_out: y, the final-normed hidden state",
-            "bias": "d_out: b; y = sum of J_t x_t + b",
+        return {
+            "U": Described(
+                "token, d_out, k: left singular vectors of J_t in columns", torch.stack([f.U for f in self.svds])
+            ),
+            "S": Described("token, k: singular values", torch.stack([f.S for f in self.svds])),
+            "V": Described("token, d_in, k: right singular vectors in columns", torch.stack([f.V for f in self.svds])),
+            "input": Described("token, d_in: embeddings x", op.input),
+            "output": Described("d_out: y, the final-normed hidden state", op.output),
+            "bias": Described("d_out: b; y = sum of J_t x_t + b", op.bias),
         }
-        layers = {} if self.layers is None else self.layers.tables()
-        steps = {} if self.steps is None else {"steps": self.steps.to_pandas()}
-        with saving(folder, {"tokens": self.to_pandas(), "words": self.words(), **layers, **steps}) as new:
-            write_json(new / "explanation.json", self.to_dict())
-            write_tensors(new / "tensors.safetensors", tensors, about)
+
+    def view(self) -> View:
+        """The prediction, the certificate, and a row for each token; then layers and steps."""
+        c, a = self.run.certificate, self.attribution
+        guesses = [f"{visible(p.token)} {p.probability:.1%}" for p in self.run.prediction[:5]]
+        facts = {"next token": "   ".join(guesses), "certificate": c.lines()}
+        if c.ordinary is not None:
+            facts["certificate"] = [*c.lines(), f"the ordinary Jacobian is off by {c.ordinary:.0%}"]
+        several = any(len(f.blocks[0]) > 1 for f in self.svds)
+        legend = (
+            f"share: of the logit of {visible(a.target)} ({a.logit:.4f}); the shares sum to it to "
+            f"{abs(a.total - a.logit):.0e}. σ₀: largest singular value of the token's block J, R: its stable rank. "
+            "writes, reads: what its first left and right singular vectors decode to."
+        )
+        legend += " ≈: the next is near-equal, and a vector alone means nothing." if several else ""
+        legend += "" if a.logit > 0 else " The logit is negative: a positive share lowers it."
+        further = [result.view() for result in (self.layers, self.steps) if result is not None]
+        return View(
+            f"Explanation by {named(self.run.lm.name)}",
+            facts,
+            [self._by_token(), *(grid for view in further for grid in view.grids)],
+            [legend, *(note for view in further for note in view.notes)],
+        )
+
+    def _by_token(self) -> Grid:
+        """A row for each token, and one for the constants."""
+        columns = [
+            Shown("", "integer"), Shown("token", most=16), Shown("share", "share"), Shown("‖J x‖", "number", spare=2),
+            Shown("σ₀", "number"), Shown("R", "rank", spare=2), Shown("writes (U₀)", "tokens"),
+            Shown("reads (V₀)", "tokens"),
+        ]  # fmt: skip
+        frame = self._tokens()
+        largest = frame["share"].abs().max()
+        rows: list[tuple[Any, ...]] = []
+        for row, f, out, into in zip(frame.itertuples(index=False), self.svds, self.outputs, self.inputs, strict=True):
+            near = "≈" if len(f.blocks[0]) > 1 else ""
+            bold: Style = "strong" if abs(row.share) == largest else ""
+            tokens = ([w.token for w in side[0]] for side in (out, into))
+            rows.append((
+                row.position, Cell(row.token, show="token"), Cell(row.share, bold), row.norm,
+                Cell(row.sigma, mark=near), row.stable_rank, *tokens,
+            ))  # fmt: skip
+        constant = self.attribution.share(self.attribution.constant)
+        return Grid(columns, [*rows, (None, "constants", constant, None, None, None, (), ())])
 
     @checked
     def evidence(
@@ -193,33 +362,90 @@ class Explanation:
         max_memory: float | str | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Evidence:
-        """What the page shows beyond this: sums against other predictions, by layer and by head, J as an image, y
-        beside what rebuilds it, and what random directions decode to; with tables of its own.
+        """What supports it: sums against other predictions, by layer and by head, J as an image, y next to what
+        rebuilds it, and what random directions decode to; with tables of its own.
 
-        `image`: False leaves J's out, for which all of its rows are computed. `max_memory` and `progress` as in
-        `explain`. Raises TooLarge, and what `attribute` raises.
+        Args:
+            image: Whether J's image is part of it, for which all rows of J are computed.
+            max_memory: As in `explain`.
+            progress: As in `explain`.
+
+        Raises:
+            TooLarge: It does not fit in the memory.
+            NotExact: A sum is not the logit.
         """
         with self.case.working(max_memory, progress):
             return gathered(self.case, image=image)
 
     def report(self, path: str | Path, evidence: Evidence | None = None) -> None:
-        """Write one page of HTML with all of it and with its evidence, which is gathered unless it is given.
+        """Write one page of HTML with all of it, and with its evidence. The page needs no network.
 
-        The page needs no network. Raises SecantError where plotly is not installed, OutputFailed, and what `evidence`
-        raises.
+        Args:
+            path: The file.
+            evidence: Its evidence, which is gathered unless it is given.
+
+        Raises:
+            SecantError: plotly is not installed.
+            OutputFailed: The file can't be written.
         """
-        from secant.report.page import contents
-        from secant.results.page import EXPLANATION, html, library
+        from secant.results.page import EXPLANATION, library, write
 
         if not isinstance(evidence, Evidence | None):
             raise BadArgument(
                 "A page has an explanation's evidence", f"{evidence!r:.60}", "Give explanation.evidence()."
             )
         check_file(path)  # before there is any work
-        plotly = library()
-        page = contents(self, self.evidence() if evidence is None else evidence)
-        with replacing(path) as new:
-            write_text(new, html(EXPLANATION, page, plotly))
+        library()
+        about, tables = self._page(self.evidence() if evidence is None else evidence)
+        write(path, EXPLANATION, about, [(_described(name), frame) for name, frame in tables.items()])
+
+    def _page(self, evidence: Evidence) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+        """What the page shows: all tables, those that grow with the prompt as far as there is room, and their head."""
+        tables = {
+            name: frame for name, frame in self.tables().items() if name not in ("layer_words",)
+        } | evidence.tables()
+        rows = evidence.shape[0]
+        units = sorted({i * rows // min(rows, UNITS) for i in range(min(rows, UNITS))})
+        tables["rebuilt"] = tables["rebuilt"].iloc[units]
+        about = {
+            **self.about(),
+            "model": named(self.run.lm.name),
+            **evidence.about(),
+            "how": {
+                "device": str(self.run.lm.device),
+                "seconds": self.seconds,
+                "memory": self.memory,
+                "solvers": sorted({f.solver for f in self.svds}),
+                "seed": self.run.seed,
+            },
+        }
+        if self.steps is not None:
+            about["steps"] = {"tokens": self.steps.tokens, "prompt": self.steps.prompt, "ended": self.steps.ended}
+        if self.layers is not None:
+            words, vectors, top = self._layer_words(self.layers, len(evidence.writes.mean))
+            tables["layer_words"] = words
+            count = tables["layers"]["layer"].nunique()
+            shown = {"vectors": vectors, "top": top, "count": count}
+            about["layers"] = {"position": self.layers.position, "method": self.layers.method, **shown}
+        return about, tables
+
+    def _layer_words(self, layers: Layers, most: int) -> tuple[pd.DataFrame, int, int]:
+        """The top tokens of every block of the residual stream, of as many vectors and as many tokens as there is room
+        for; of other operators and of all tokens together the first few.
+        """
+        stream = [d for d in layers.depths if (d.part, d.span) == (STREAM, "cumulative")]
+        kept = max((len(f.S) for d in stream for f in d.tokens), default=0)
+        each = MOST // max(1, 2 * len(self.run.ids) * len(stream))  # of both sides of a block
+        vectors = max(1, min(kept, each // 4))
+        top = max(1, min(most, each // vectors))
+        first = replace(layers, depths=[d for d in layers.depths if d not in stream]).words(top=3, sides=["output"])
+        words = replace(layers, depths=stream).words(top=top, vectors=vectors)
+        return LAYER_WORDS.frame(pd.concat([words, first], ignore_index=True)), vectors, top
+
+
+def _described(name: str) -> Table:
+    """The description of a table of an explanation or of its evidence."""
+    return {table.name: table for table in (*Explanation.schema, *Evidence.schema)}[name]
 
 
 def gathered(case: Case, *, image: bool = True) -> Evidence:
@@ -242,27 +468,7 @@ def _rectangles(image: Float[Tensor, "R T C"], shape: tuple[int, int, int]) -> p
     """A row for each rectangle, by where it begins."""
     (R, T, C), (rows, _, width) = image.shape, shape
     places = [(-(-r * rows // R), t, -(-c * width // C)) for r in range(R) for t in range(T) for c in range(C)]
-    table = pd.DataFrame(places, columns=["unit", "position", "column"])
-    return table.assign(size=image.flatten().tolist())
-
-
-def _chance(null: Null) -> pd.DataFrame:
-    """A row for each place among the words of a random direction."""
-    table = pd.DataFrame({"mean": null.mean.tolist(), "std": null.std.tolist()})
-    return (
-        table.rename_axis("rank")
-        .reset_index()
-        .assign(side=null.side, samples=len(null.words))[["side", "rank", "mean", "std", "samples"]]
-    )
-
-
-def _without_nan(tree: Any) -> Any:
-    """The same with null for numbers that there are none of, such as a share of a logit of 0; JSON has no NaN."""
-    if isinstance(tree, dict):
-        return {key: _without_nan(leaf) for key, leaf in tree.items()}
-    if isinstance(tree, list):
-        return [_without_nan(leaf) for leaf in tree]
-    return None if isinstance(tree, float) and math.isnan(tree) else tree
+    return IMAGE.frame([(*place, size) for place, size in zip(places, image.flatten().tolist(), strict=True)])
 
 
 @checked

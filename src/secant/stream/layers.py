@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import pandas as pd
 import torch
@@ -24,12 +23,24 @@ from secant.linearize.tail import Tail, together
 from secant.memory import limited
 from secant.numeric import relative, wide
 from secant.operators.cost import Way, said
-from secant.operators.decomposition import SIGMA, STABLE_RANK, SVD, Progress, leading
+from secant.operators.decomposition import (
+    BLOCK,
+    NORMALIZED,
+    SIGMA,
+    STABLE_RANK,
+    SVD,
+    VALUE,
+    VECTOR,
+    Progress,
+    leading,
+)
 from secant.operators.operator import CHUNK, Graph
-from secant.results.files import saving
+from secant.results.result import Result
 from secant.results.schema import Column, Table
-from secant.stream.decode import SIDES, Decodings, Side
+from secant.results.view import Cell, Grid, Shown, View
+from secant.stream.decode import RANK, SCORE, SIDE, SIDES, WORD, WORD_ID, Decodings, Side
 from secant.stream.sweep import STREAM, Matrices, before, layerwise, operators, plan, targets
+from secant.text import visible
 
 SPANS = ("cumulative", "layerwise")
 
@@ -53,6 +64,16 @@ LAYERS = Table(
         RECONSTRUCTION.but(meaning="‖J x + b - y‖ / ‖y‖ of the whole operator at this depth"),
     ),
 )
+SPECTRA = Table(
+    "spectra",
+    "a singular value of such an operator",
+    (LAYER, PART, SPAN, BLOCK_POSITION, VECTOR, BLOCK, VALUE, NORMALIZED),
+)
+LAYER_WORDS = Table(
+    "layer_words",
+    "a top token of a singular vector of such an operator",
+    (LAYER, PART, SPAN, BLOCK_POSITION, VECTOR, SIDE, RANK, WORD, WORD_ID, SCORE),
+)
 FIRST_SEEN = Table(
     "first_seen",
     "part x span x token, and all tokens together",
@@ -60,10 +81,34 @@ FIRST_SEEN = Table(
         PART,
         SPAN,
         BLOCK_POSITION,
-        LAYER.but(meaning="the first layer at which U₀ decodes first to the predicted token; missing: never",
+        LAYER.but(meaning="the first layer at which the predicted token is the top token of U₀; missing: never",
                   missing=True),
     ),
 )  # fmt: skip
+PATH = Table(
+    "path",
+    "one of the top two left vectors of the residual stream, cumulative, all tokens together",
+    (
+        LAYER,
+        VECTOR,
+        Column("x", float, "its product with the last layer's first left vector", "cosine"),
+        Column("y", float, "its product with the last layer's second left vector", "cosine"),
+    ),
+)
+COUPLING = Table(
+    "coupling",
+    "a layer and the next",
+    (
+        LAYER,
+        Column("next", int, "the layer after it"),
+        Column(
+            "mismatch",
+            float,
+            "‖U'ᵀ J V' - S‖ / ‖S‖ with the next layer's vectors: 0 the same, about 1 unrelated",
+            "ratio",
+        ),
+    ),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +127,10 @@ class Depth:
 
 
 @dataclass(frozen=True, eq=False)
-class Layers:
+class Layers(Result):
     """All depths of a run at one position. `couplings[i]` joins layer i and the next; `method`: forward or reverse."""
+
+    schema = (LAYERS, SPECTRA, LAYER_WORDS, FIRST_SEEN, PATH, COUPLING)
 
     run: Run = field(repr=False)
     position: int
@@ -92,6 +139,7 @@ class Layers:
     depths: list[Depth] = field(repr=False)
     couplings: list[float]
     decodings: Decodings = field(repr=False)
+    highlight: tuple[int, ...] = ()
 
     @property
     def predicted(self) -> int:
@@ -125,7 +173,7 @@ class Layers:
             }
             for d, t, f in self._each()
         ]
-        return pd.DataFrame(rows).astype({"position": "Int64"})
+        return LAYERS.frame(rows)
 
     def spectra(self) -> pd.DataFrame:
         """A row for each singular value: σ_i and σ_i / σ₀."""
@@ -134,8 +182,7 @@ class Layers:
             for d, t, f in self._each()
             for row in f.spectrum()
         ]
-        names = ["layer", "part", "span", "position", "vector", "sigma", "normalized"]
-        return pd.DataFrame(rows, columns=names).astype({"position": "Int64"})
+        return SPECTRA.frame([{name: row[name] for name in SPECTRA.names} for row in rows])
 
     def words(self, top: int = 8, vectors: int = 1, sides: Sequence[Side] = SIDES) -> pd.DataFrame:
         """A row for each decoded word: layer x part x span x token x singular vector, side output (U) and input (V).
@@ -158,8 +205,7 @@ class Layers:
             for i, words in enumerate(next(decoded[side]).words(self.run.lm))
             for r, w in enumerate(words[:top])
         ]
-        names = ["layer", "part", "span", "position", "vector", "side", "rank", "word", "id", "score"]
-        return pd.DataFrame(rows, columns=names).astype({"position": "Int64"})
+        return LAYER_WORDS.frame(rows)
 
     def path(self) -> pd.DataFrame:
         """Where the top two left vectors of each depth's stream point in the plane of the last depth's (the paper's
@@ -170,7 +216,7 @@ class Layers:
         if plane.shape[1] < 2:
             raise NoPoint("A path takes two vectors of each cumulative stream", "fewer", "Use k = 2 or more.")
         rows = [(layer, i, *(plane.T @ u).tolist()) for layer, f in streams for i, u in enumerate(f.U[:, :2].T)]
-        return pd.DataFrame(rows, columns=["layer", "vector", "x", "y"])
+        return PATH.frame(rows)
 
     def first_seen(self, token: str | SupportsIndex | None = None, top: int = 1) -> pd.DataFrame:
         """The first layer at which a token, by default the predicted one, is among the `top` words of U₀: a row for
@@ -184,18 +230,14 @@ class Layers:
             seen = f.S[0] > 0 and next(ranks) < top
             if found.setdefault(key, None) is None and seen:
                 found[key] = layer
-        rows = [(*key, layer) for key, layer in found.items()]
-        table = pd.DataFrame(rows, columns=["part", "span", "position", "layer"])
-        return table.astype({"position": "Int64", "layer": "Int64"})
+        return FIRST_SEEN.frame([(*key, layer) for key, layer in found.items()])
 
     def coupling(self) -> pd.DataFrame:
         """How far the leading singular vectors of one layer's block at the position's own token serve the one before:
         ‖U_{i+1}ᵀ J_i V_{i+1} - S_i‖ / ‖S_i‖, 0 where they are the same (M. Aubry et al., "Transformer Block Coupling",
         ICLR 2025, arXiv 2407.07810). J_i is what layer i adds to the stream.
         """
-        return pd.DataFrame(
-            [(i, i + 1, m) for i, m in enumerate(self.couplings)], columns=["layer", "next", "mismatch"]
-        )
+        return COUPLING.frame([(i, i + 1, m) for i, m in enumerate(self.couplings)])
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """All tables by name: layers, spectra, layer_words, first_seen, and, where they can be made, path, coupling."""
@@ -210,10 +252,70 @@ class Layers:
             found["path"] = self.path()
         return {**found, **({"coupling": self.coupling()} if self.couplings else {})}
 
-    def save(self, folder: str | Path) -> None:
-        """Write all tables (.parquet and .csv) and columns.csv. Raises OutputFailed."""
-        with saving(folder, self.tables()):
-            pass
+    def about(self) -> dict[str, Any]:
+        """The model, the position that is read, the readout, and how the operators were found."""
+        where = {"model": self.run.lm.name, "tokens": self.run.tokens, "position": self.position}
+        return {**where, "readout": self.readout, "method": self.method}
+
+    def view(self) -> View:
+        """Each layer's spectrum and top tokens, then the top token of each token's block at each depth."""
+        marked = set(self.highlight or [self.predicted])
+        words = self.words(top=6, sides=["output"])
+        words = words[(words["part"] == STREAM) & (words["span"] == "cumulative")]
+        read = ", through the final norm" if self.readout else ""
+        note = (
+            f"At {visible(self.run.tokens[self.position])}{read}. R: stable rank of all tokens' blocks by this depth; "
+            "R alone: of the layer from its own input. The last table has the top token of each token's block by each "
+            "depth. ▸ marks the predicted token, or those of --highlight."
+        )
+        return View("", grids=[self._by_layer(words, marked), self._by_token(words, marked)], notes=[note])
+
+    def _by_layer(self, words: pd.DataFrame, marked: set[int]) -> Grid:
+        """Layer by layer: stable ranks of the residual stream, of the layer alone and of its parts, and top tokens."""
+        rows = self.to_pandas()
+        rows = rows[rows["position"].isna()] if rows["position"].isna().any() else rows[rows["position"] == 0]
+        by = rows.set_index(["layer", "part", "span"])
+        parts = [part for part in dict.fromkeys(rows["part"]) if part != STREAM]
+        columns = [
+            Shown("layer", "integer"),
+            Shown("R", "rank"),
+            Shown("R alone", "rank", spare=1),
+            Shown("σ₀", "number"),
+        ]
+        columns += [Shown(f"R {part}", "rank", spare=2) for part in parts]
+
+        def value(key: tuple[int, str, str], name: str) -> float | None:
+            return by.loc[key, name] if key in by.index else None
+
+        together = words[words["position"].isna()]
+        lines = []
+        for i in sorted(set(rows["layer"])):
+            own = together[together["layer"] == i]
+            tokens = [
+                ("▸" if token in marked else "") + word.strip(" ")
+                for word, token in zip(own["word"], own["id"], strict=True)
+            ]
+            lines.append([
+                i,
+                value((i, STREAM, "cumulative"), "stable_rank"),
+                value((i, STREAM, "layerwise"), "stable_rank"),
+                value((i, STREAM, "cumulative"), "sigma_0"),
+                *(value((i, part, "cumulative"), "stable_rank") for part in parts),
+                tokens,
+            ])  # fmt: skip
+        return Grid([*columns, Shown("writes by now (U₀)", "tokens")], lines)
+
+    def _by_token(self, words: pd.DataFrame, marked: set[int]) -> Grid:
+        """Layer x token: the top token of U₀ of the token's block; nothing of a zero block."""
+        first = words[(words["rank"] == 0) & words["position"].notna()]
+        cells = {
+            (row.layer, row.position): Cell((row.word,), *(("strong", "▸") if row.id in marked else ("", "")), "tokens")
+            for row in first.itertuples(index=False)
+        }
+        tokens = range(len(self.run.tokens))
+        columns = [Shown("layer", "integer"), *(Shown(self.run.tokens[t], "text", most=10, token=True) for t in tokens)]
+        lines = [[i, *(cells.get((i, t)) for t in tokens)] for i in sorted(set(first["layer"]))]
+        return Grid(columns, lines, keep=1)
 
     def _whole(self) -> list[tuple[Depth, SVD]]:
         """The operators of all tokens. Raises NoPoint where they were left out."""
