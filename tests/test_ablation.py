@@ -1,4 +1,4 @@
-"""What is taken out is taken out: in the held network as the operators say, in the model as its own hooks say."""
+"""What is taken out is taken out: in the frozen network as the operators say, in the model as its own hooks say."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_model_itself_without_a_part(run: sc.Run) -> None:
 
 
 @pytest.mark.parametrize("family", KINDS)
-def test_the_held_network_without_a_part(family: str) -> None:
+def test_the_frozen_network_without_a_part(family: str) -> None:
     """y + J Δ, by the operators; the model's own pass with nothing changed is itself."""
     run = sc.freeze(model_of(family), prompt())
     inside, before = run.inside, run.logits[-1]
@@ -81,17 +81,17 @@ def test_the_held_network_without_a_part(family: str) -> None:
         op = run.operator(name, "logits")
         value = inside.value(name)
         out = sc.ablate(run, name)
-        torch.testing.assert_close(out.held, before - op @ value, rtol=0, atol=1e-11)
-        assert not torch.allclose(out.held, before)
+        torch.testing.assert_close(out.frozen, before - op @ value, rtol=0, atol=1e-11)
+        assert not torch.allclose(out.frozen, before)
         point, average = inside[name], value.mean(0).expand_as(value)
         if point.columns:  # a norm after the heads may weigh each position otherwise
             heads = inside.values[f"{point.stem}.attn.heads"]
             average = inside._projected(point, heads.mean(0).expand_as(heads))
-        mean = sc.ablate(run, name, "mean").held
+        mean = sc.ablate(run, name, "mean").frozen
         torch.testing.assert_close(mean, before + op @ (average - value), rtol=0, atol=1e-11)
         some = torch.zeros_like(value)
         some[2] = value[2]
-        torch.testing.assert_close(sc.ablate(run, name, position=2).held, before - op @ some, rtol=0, atol=1e-11)
+        torch.testing.assert_close(sc.ablate(run, name, position=2).frozen, before - op @ some, rtol=0, atol=1e-11)
     last = f"layers.{len(inside.layers) - 1}.mlp"
     if last in run.points and family != "bert":
         torch.testing.assert_close(sc.ablate(run, last, position=0).real, before, rtol=0, atol=1e-12)
@@ -103,7 +103,7 @@ def test_a_token(run: sc.Run) -> None:
         out = sc.ablate(run, 3, by)
         v = x.clone()
         v[3] = row
-        torch.testing.assert_close(out.held, op @ v + op.bias, rtol=0, atol=1e-12)
+        torch.testing.assert_close(out.frozen, op @ v + op.bias, rtol=0, atol=1e-12)
         with running(run.lm, run.lm.dtype):
             real = run.lm.model(inputs_embeds=v[None], use_cache=False).logits[0, -1].detach()
         torch.testing.assert_close(out.real, real, rtol=0, atol=1e-12)
@@ -118,7 +118,7 @@ def test_means_of_other_prompts(run: sc.Run) -> None:
     value = run.inside.value("layers.0.mlp")
     expected = run.logits[-1] + run.operator("layers.0.mlp", "logits") @ (rows.mean(0) - value)
     torch.testing.assert_close(
-        sc.ablate(run, "layers.0.mlp", "mean", reference=others).held, expected, rtol=0, atol=1e-11
+        sc.ablate(run, "layers.0.mlp", "mean", reference=others).frozen, expected, rtol=0, atol=1e-11
     )
 
 
@@ -131,12 +131,12 @@ def test_all_of_them_side_by_side(run: sc.Run) -> None:
     assert table["kind"].value_counts().to_dict() == {"token": LENGTH, "layer": 2 * layers, "head": heads * layers}
     a = sc.attribute(run, 11)
     tokens = table[table["kind"] == "token"]
-    assert tokens["held"].tolist() == pytest.approx((-a.of("token")["contribution"]).tolist(), abs=1e-11)
+    assert tokens["frozen"].tolist() == pytest.approx((-a.of("token")["contribution"]).tolist(), abs=1e-11)
     parts = table[table["kind"] == "layer"]
-    assert parts["held"].tolist() == pytest.approx((-a.of("layer")["all_paths"]).tolist(), abs=1e-11)
+    assert parts["frozen"].tolist() == pytest.approx((-a.of("layer")["all_paths"]).tolist(), abs=1e-11)
     shown = sc.ablate(run, "layers.0.mlp").to_pandas(3)
     assert shown["before"].max() == pytest.approx(float(run.logits[-1].max()))
-    assert {"held", "real", "real_probability"} <= set(shown.columns)
+    assert {"frozen", "real", "real_probability"} <= set(shown.columns)
 
 
 def test_refusals(run: sc.Run) -> None:
@@ -168,13 +168,13 @@ def test_a_model_that_was_changed_since_is_refused() -> None:
 
 
 def test_in_a_wider_precision_nothing_taken_out_is_nothing() -> None:
-    """The held network's own numbers are the base, not the 16-bit model's."""
+    """The frozen network's own numbers are the base, not the 16-bit model's."""
     lm = model_of("gpt2", dtype=torch.bfloat16)
     run = sc.freeze(lm, prompt(), precision="float32")
     assert sc.ablate(run, 3, run.ids[3]).change(11) == pytest.approx((0, 0), abs=1e-6)
     a = sc.attribute(run, 11)
     table = sc.ablations(run, kinds=["layer"], target=11).table
-    assert table["held"].tolist() == pytest.approx((-a.of("layer")["all_paths"]).tolist(), abs=1e-4)
+    assert table["frozen"].tolist() == pytest.approx((-a.of("layer")["all_paths"]).tolist(), abs=1e-4)
 
 
 def test_weights_written_since_are_refused(run: sc.Run) -> None:
@@ -197,5 +197,5 @@ def test_arguments_that_mean_nothing(run: sc.Run) -> None:
         sc.ablate(run, "layers.1.mlp", "mean", reference=other)
     with pytest.raises(BadArgument, match="A token is where it is"):
         sc.ablate(run, 1, position=3)
-    one = sc.ablate(run, "layers.1.mlp", "mean", reference=run).held
-    assert torch.equal(one, sc.ablate(run, "layers.1.mlp", "mean").held)
+    one = sc.ablate(run, "layers.1.mlp", "mean", reference=run).frozen
+    assert torch.equal(one, sc.ablate(run, "layers.1.mlp", "mean").frozen)

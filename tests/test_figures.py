@@ -253,10 +253,10 @@ def test_curves_of_one_result_and_of_several(judged: list[sc.Faithfulness]) -> N
 
 def test_errors_on_the_way(ways: list[sc.Reach]) -> None:
     (panel,) = figures.reach(ways[0]).axes
-    for line, name in zip(panel.lines, ("held_error", "ordinary_error", "still_error"), strict=True):
+    for line, name in zip(panel.lines, ("frozen_error", "ordinary_error", "still_error"), strict=True):
         np.testing.assert_array_equal(line.get_xydata(), ways[0].table[["alpha", name]].to_numpy())
     (panel,) = figures.reach(*ways).axes
-    median = np.median([way.table["held_error"] for way in ways], axis=0)
+    median = np.median([way.table["frozen_error"] for way in ways], axis=0)
     np.testing.assert_allclose(panel.lines[2].get_ydata(), median)
 
 

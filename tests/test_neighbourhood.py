@@ -17,7 +17,7 @@ from secant.linearize.network import Network, record
 from secant.numeric import relative
 
 PROMPT, OTHER = "The bridge out of Marin is the", "The bridge out of London is the"
-ERRORS = ["held_error", "ordinary_error", "still_error"]
+ERRORS = ["frozen_error", "ordinary_error", "still_error"]
 ANGLES = ["y_angle", "u_angle", "u_mean", "v_angle", "v_mean"]
 
 
@@ -37,7 +37,7 @@ def test_at_its_beginning_nothing_has_changed(way: sc.Reach) -> None:
     assert first[ERRORS].max() <= 1e-12
     assert first[ANGLES].max() <= 1e-10
     assert first["j_distance"] <= 1e-12
-    assert first["predicted"] == first["held_predicted"] == "Golden"
+    assert first["predicted"] == first["frozen_predicted"] == "Golden"
 
 
 def test_at_its_end_it_is_the_other_prompt(lm: sc.LM, run: sc.Run, way: sc.Reach) -> None:
@@ -48,7 +48,7 @@ def test_at_its_end_it_is_the_other_prompt(lm: sc.LM, run: sc.Run, way: sc.Reach
     assert way.ids == other.ids
     assert last["predicted"] == other.prediction[0].token == "Tower"
     assert last["still_error"] == pytest.approx(relative(y.output, to.output), rel=1e-12)
-    assert last["held_error"] == pytest.approx(relative(y @ to.input + y.bias, to.output), rel=1e-11)
+    assert last["frozen_error"] == pytest.approx(relative(y @ to.input + y.bias, to.output), rel=1e-11)
     J, J1 = y.dense(), to.dense()
     assert last["j_distance"] == pytest.approx(float((J1 - J).norm() / J.norm()), rel=1e-11)
     spans = [np.linalg.svd(M.flatten(1).numpy(), full_matrices=False) for M in (J, J1)]
@@ -61,7 +61,7 @@ def test_at_its_end_it_is_the_other_prompt(lm: sc.LM, run: sc.Run, way: sc.Reach
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "mixtral", "mamba"])
 def test_identities_in_between(family: str) -> None:
-    """The held network is J x + b there too, J' is the slope of the network, and what is frozen anew is exact."""
+    """The frozen network is J x + b there too, J' is the slope of the network, and what is frozen anew is exact."""
     lm = model_of(family)
     run = sc.freeze(lm, prompt())
     found = sc.reach(run, (3, 7), steps=[0, 1e-6, 0.3, 1], k=2)
@@ -73,7 +73,7 @@ def test_identities_in_between(family: str) -> None:
     recording = record(lm, run.ids, at, "gate", torch.float64)
     y = recording.values["norm"][-1]
     row = found.table.set_index("alpha").loc[0.3]
-    assert row["held_error"] == pytest.approx(relative(op @ at + op.bias, y), rel=1e-10)
+    assert row["frozen_error"] == pytest.approx(relative(op @ at + op.bias, y), rel=1e-10)
     assert row["y_angle"] == pytest.approx(angle(op.output, y), rel=1e-10)
     J = Network.of(lm, recording, at, torch.float64).operator("norm", [-1]).dense()
     assert row["j_distance"] == pytest.approx(relative(J, op.dense()), rel=1e-10)
@@ -97,7 +97,7 @@ def test_a_linear_model_has_no_neighbourhood(lm: sc.LM) -> None:
     linear.model.eval()
     run = sc.freeze(linear, prompt())
     table = sc.reach(run, (LENGTH - 1, 5), steps=4, k=2).table
-    assert table[["held_error", "ordinary_error"]].to_numpy().max() <= 1e-12
+    assert table[["frozen_error", "ordinary_error"]].to_numpy().max() <= 1e-12
     assert table[["u_angle", "v_angle", "j_distance"]].to_numpy().max() <= 1e-9
     assert table["still_error"].iloc[-1] > 0.1
 
@@ -130,8 +130,8 @@ def test_precision_above_the_models_own(folder: Path) -> None:
     run = sc.freeze(sc.load(folder, dtype="bfloat16"), PROMPT, precision="float32")
     table = sc.reach(run, OTHER, steps=3, k=2).table
     assert table["reconstruction"].max() < 0.1
-    assert table["held_error"].iloc[0] < 0.1
-    assert table["held_error"].iloc[-1] > 0.1
+    assert table["frozen_error"].iloc[0] < 0.1
+    assert table["frozen_error"].iloc[-1] > 0.1
 
 
 def test_save(way: sc.Reach, tmp_path: Path) -> None:

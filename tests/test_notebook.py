@@ -62,7 +62,7 @@ def shown(lm: sc.LM, explanation: sc.Explanation) -> list[object]:
     op = replace(run.operator(), about={**run.operator().about, "tokens": odd.tokens, "model": HOSTILE})
     e = replace(explanation, run=odd, attribution=a, outputs=words, inputs=words)
     changes = sc.Ablations(
-        HOSTILE, HOSTILE, pd.DataFrame({"kind": "token", "name": HOSTILE, "held": 1.0, "real": -2.0}, [0])
+        HOSTILE, HOSTILE, pd.DataFrame({"kind": "token", "name": HOSTILE, "frozen": 1.0, "real": -2.0}, [0])
     )
     largest = sc.largest(run.lm, run.operator(), count=2, top=2)
     largest = replace(largest, table=largest.table.assign(token=HOSTILE, word=HOSTILE))
@@ -104,7 +104,7 @@ def test_the_numbers_are_those_of_the_result(explanation: sc.Explanation) -> Non
     assert [row[1] for row in Parsed(f._repr_html_()).rows[1:]] == [f"{s:.4g}" for s in f.S.tolist()]
     changes = sc.ablations(explanation.run, kinds=["token"])
     assert [row[2:4] for row in Parsed(changes._repr_html_()).rows[1:]] == [
-        [f"{held:.4g}", f"{real:.4g}"] for held, real in changes.table[["held", "real"]].to_numpy()
+        [f"{frozen:z.3f}", f"{real:z.3f}"] for frozen, real in changes.table[["frozen", "real"]].to_numpy()
     ]
     columns = sc.largest(explanation.run.lm, explanation.run.operator().block(2), count=3, top=2)
     first = columns.table.drop_duplicates("rank")

@@ -171,7 +171,7 @@ class Ablations(Result):
             if kind == "head" and len(rows) > HEADS:
                 title = f"heads that matter most to the model itself, of {len(rows)}"
                 rows = rows.loc[rows["real"].abs().sort_values(ascending=False, kind="stable").index[:HEADS]]
-            names = ("position", "name", "frozen", "real|real") if kind == "token" else ("name", "frozen", "real|real")
+            names = ("position", "name", "frozen", "real|bar") if kind == "token" else ("name", "frozen", "real|bar")
             grids.append(Grid.of(ABLATIONS, rows, names, title=title))
         title = f"Change of the logit of {visible(self.target)} by {self.by} ablation of one after the other"
         return View(title, grids=[grid for grid in grids if grid.rows], notes=[SIDES])

@@ -84,7 +84,7 @@ class Grid:
         Args:
             table: What describes them.
             frame: The rows.
-            names: The names of the columns; "a|b" adds a bar of b after a.
+            names: The names of the columns; "a|bar" draws a bar after a.
             spare: Those that are left out on a narrow screen, as `Shown` has it.
             more: What else a grid has.
 
@@ -98,7 +98,7 @@ class Grid:
             values.append(cells(frame[name]))
             if bar:
                 shown.append(Shown("", "bar", spare=9))
-                values.append(cells(frame[bar]))
+                values.append(cells(frame[name]))
         return Grid(shown, list(zip(*values, strict=True)), **more)
 
 

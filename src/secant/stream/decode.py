@@ -171,7 +171,7 @@ class Null(Result):
             "compared by": f"{'logit' if self.metric == 'dot' else 'cosine'}{', centred' if self.centered else ''}",
             "most often first": Tokens(token for token, _ in first),
         }
-        grid = Grid.of(NULL, self.tables()["null"], ("rank", "mean|mean", "std"))
+        grid = Grid.of(NULL, self.tables()["null"], ("rank", "mean|bar", "std"))
         return View(f"What random directions decode to, {self.side} side", facts, [grid])
 
 
