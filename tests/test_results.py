@@ -36,7 +36,7 @@ MADE: dict[str, Callable[[sc.LM, sc.Run], Result]] = {
     "Largest, columns": lambda lm, run: sc.largest(lm, run.operator().block(2), count=2, top=2),
     "Largest, rows": lambda lm, run: sc.largest(lm, run.operator(), "rows", count=2, top=2),
     "Ablation": lambda lm, run: sc.ablate(run, 2, 5),
-    "Ablations": lambda lm, run: sc.ablations(run, kinds=["token", "head"]),
+    "Ablations": lambda lm, run: sc.ablations(run, kinds=["token", "layer"]),
     "Faithfulness": lambda lm, run: sc.faithfulness(run, methods=["secant", "random"]),
     "Reach": lambda lm, run: sc.reach(run, (5, 7), steps=3, k=2),
     "Screening": lambda lm, run: sc.screen(lm, [PROMPT, HOSTILE], ["golden", "tower", HOSTILE], samples=300, top=4),

@@ -96,7 +96,7 @@ def test_the_correction_by_hand(screening: sc.Screening) -> None:
     np.testing.assert_allclose(screening.table["q"], q, rtol=1e-12)
     assert (screening.table["flagged"] == (q <= 0.05)).all()
     assert screening.flagged.equals(screening.table[q <= 0.05])
-    assert screening.to_pandas() is screening.table
+    pd.testing.assert_frame_equal(screening.to_pandas(), screening.table)
 
 
 def test_how_many_have_to_be_beyond_chance(lm: sc.LM, screening: sc.Screening) -> None:
@@ -206,6 +206,9 @@ def test_save(screening: sc.Screening, tmp_path: Path) -> None:
     screening.save(tmp_path / "out")
     written = pd.read_parquet(tmp_path / "out" / "screening.parquet")
     pd.testing.assert_frame_equal(written, screening.table, check_dtype=False)
+    said = json.loads((tmp_path / "out" / "screening.json").read_text("utf-8"))
+    assert said["tests"] == len(said["screening"]) == len(screening.table)
+    assert [row["word"] for row in said["screening"] if row["flagged"]] == screening.flagged["word"].tolist()
     assert len(pd.read_csv(tmp_path / "out" / "refused.csv")) == 0
     assert pd.read_csv(tmp_path / "out" / "lexicon.csv")["word"].tolist() == ["golden", "tower"]
     (tmp_path / "file").write_text("")
@@ -271,8 +274,10 @@ def test_command_for_programs(texts: dict[str, Path]) -> None:
     assert code == 0
     said = json.loads(out)
     assert said["tests"] == 42
-    assert {row["prompt"] for row in said["flagged"]} == {"The capital of France is"}
-    assert {"paris"} <= {row["word"] for row in said["flagged"]}
+    flagged = [row for row in said["screening"] if row["flagged"]]
+    assert {row["prompt"] for row in flagged} == {"The capital of France is"}
+    assert {"paris"} <= {row["word"] for row in flagged}
+    assert {row["word"] for row in said["lexicon"] if row["id"] is None} == {"san francisco"}
     assert said["unknown"] == ["san francisco"]
     assert said["refused"] == []
     assert said["needed"] == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -14,7 +13,6 @@ import pandas as pd
 import pytest
 import torch
 from families import model_of, prompt
-from rich.console import Console
 from test_cli import refused
 from typer.testing import CliRunner
 
@@ -22,11 +20,11 @@ import secant as sc
 from secant import figures
 from secant.cli import app
 from secant.cli.options import SteeringForm
-from secant.cli.terminal import show_steered
 from secant.errors import BadArgument, BadPrompt, NoPoint, SecantError
-from secant.steering.generate import Continuation, batches, continued, weighed
-from secant.steering.steer import steer as steering
-from secant.steering.sweep import PLAIN, Settings
+from secant.steering.generate import batches, continued, weighed
+from secant.steering.steer import FORMS as STEERING_FORMS
+from secant.steering.steered import side_by_side
+from secant.steering.sweep import PLAIN, SWEEP, TEXTS, Settings
 
 PROMPTS = ["The bridge out of Prague is the", "The bridge in Prague is called the", "The opposite of hot is"]
 CONCEPT = "The bridge out of Marin is the"
@@ -149,11 +147,10 @@ def test_the_same_sweep_twice_and_drawn(lm: sc.LM, run: sc.Run) -> None:
 
 def table_of(*rows: tuple[float, float]) -> sc.Sweep:
     """A sweep of these rates and perplexities, the first of them unsteered."""
-    table = pd.DataFrame(
-        [("mixture" if i else PLAIN, i, 0.1 * i, rate, rate, rate, cost, 10) for i, (rate, cost) in enumerate(rows)],
-        columns=["form", "layer", "strength", "rate", "low", "high", "perplexity", "prompts"],
+    table = SWEEP.frame(
+        [("mixture" if i else PLAIN, i, 0.1 * i, rate, rate, rate, cost, 10) for i, (rate, cost) in enumerate(rows)]
     )
-    return sc.Sweep(Settings("", "", ("x",), 1, False, 0), table, pd.DataFrame())
+    return sc.Sweep(Settings("", "", ("x",), 1, False, 0), table, TEXTS.empty)
 
 
 def test_the_best_trade_off() -> None:
@@ -163,14 +160,23 @@ def test_the_best_trade_off() -> None:
     assert best["layer"] == 3
     assert found.best(3)["layer"] == 1  # type: ignore[index]
     assert found.best(1) is None
-    assert table_of((0.2, 3.0), (0.2, 3.0), (0.1, 1.0)).best(100) is None
+    assert found.about()["best"]["layer"] == 3
+    none = table_of((0.2, 3.0), (0.2, 3.0), (0.1, 1.0))
+    assert none.best(100) is None
+    assert none.about()["best"] is None
+    assert "no setting says the words more often" in none.view().facts["best"]
+
+
+def test_a_perplexity_beyond_all_numbers_is_none_in_json() -> None:
+    said = json.loads(json.dumps(table_of((0.2, 3.0), (0.9, np.inf)).to_dict(), allow_nan=False))
+    assert [row["perplexity"] for row in said["sweep"]] == [3.0, None]
 
 
 def test_a_sweep_of_every_layer_has_its_own_words_and_strengths(lm: sc.LM) -> None:
     found = sc.steering_sweep(lm, PROMPTS[:1], CONCEPT, words=[" Tower ", "tower"], tokens=2)
     assert found.settings.words == ("tower",)
     assert sorted(set(found.table["layer"].dropna())) == list(range(7))
-    assert set(found.table["strength"]) == {0, *steering.FORMS["mixture"].grid}
+    assert set(found.table["strength"]) == {0, *STEERING_FORMS["mixture"].grid}
 
 
 @pytest.mark.parametrize(
@@ -213,12 +219,12 @@ def test_a_model_without_layers_is_refused(lm: sc.LM, run: sc.Run) -> None:
 
 def test_a_sweep_is_written(sweep: sc.Sweep, tmp_path: Path) -> None:
     sweep.save(tmp_path / "out")
-    names = ["columns.csv", "settings.json", "sweep.csv", "sweep.parquet", "texts.csv", "texts.parquet"]
+    names = ["columns.csv", "sweep.csv", "sweep.json", "sweep.parquet", "texts.csv", "texts.parquet"]
     assert sorted(os.listdir(tmp_path / "out")) == names
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / "sweep.parquet"), sweep.table)
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / "texts.parquet"), sweep.texts)
+    for name, frame in (("sweep", sweep.table), ("texts", sweep.texts)):
+        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / f"{name}.parquet"), frame, check_dtype=False)
     assert len(pd.read_csv(tmp_path / "out" / "texts.csv")) == 3 * len(sweep.table)
-    assert json.loads((tmp_path / "out" / "settings.json").read_text())["words"] == ["marin", "golden", "gate"]
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text("utf-8"))["words"] == ["marin", "golden", "gate"]
 
 
 def test_the_figure_shows_the_table(sweep: sc.Sweep) -> None:
@@ -247,7 +253,7 @@ def test_without_matplotlib_it_is_said(sweep: sc.Sweep, monkeypatch: pytest.Monk
 
 
 def test_the_forms_of_the_command_line_are_those_there_are() -> None:
-    assert [form.value for form in SteeringForm] == list(steering.FORMS)
+    assert [form.value for form in SteeringForm] == list(STEERING_FORMS)
 
 
 def ran(*args: object) -> str:
@@ -256,29 +262,50 @@ def ran(*args: object) -> str:
     return result.stdout
 
 
-def test_steer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secant.cli.terminal.console", lambda: Console(width=80))
+def test_side_by_side_is_what_each_gives_alone(lm: sc.LM, run: sc.Run) -> None:
+    how = {"layer": 6, "strength": 2, "form": "activation"}
+    both = side_by_side(lm, PROMPTS[0], run, tokens=6, **how)
+    rows = [lm.encode(PROMPTS[0])]
+    assert [list(both.unsteered.ids)] == continued(lm, rows, 6)
+    with sc.steer(lm, run, **how):
+        assert [list(both.steered.ids)] == continued(lm, rows, 6)
+    assert both.unsteered != both.steered
+    assert both.unsteered.perplexity < both.steered.perplexity
+    table, tokens = both.to_pandas(), both.tables()["steered_tokens"]
+    assert table["form"].tolist() == [PLAIN, "activation"]
+    assert table["perplexity"].tolist() == [both.unsteered.perplexity, both.steered.perplexity]
+    assert tokens[tokens["form"] == "activation"]["id"].tolist() == list(both.steered.ids)
+    zero = side_by_side(lm, PROMPTS[0], CONCEPT, layer=6, strength=0, tokens=6)
+    assert zero.unsteered == zero.steered
+
+
+def test_a_long_continuation_is_printed_whole(lm: sc.LM, run: sc.Run, capsys: pytest.CaptureFixture[str]) -> None:
+    both = side_by_side(lm, PROMPTS[0], run, layer=6, strength=2, form="activation", tokens=40)
+    both.show(60)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    start = next(i for i, line in enumerate(lines) if "strength 2" in line) + 1
+    left = lines[start - 1].index("strength 2")
+    column = " ".join(line[left:].strip() for line in lines[start:] if not line.startswith("perplexity"))
+    assert "".join(both.steered.text.split()) in "".join(column.split())
+
+
+def test_steer() -> None:
     how = ("--concept", CONCEPT, "--layer", 6, "--strength", 2, "--form", "activation", "--tokens", 6)
     printed = ran(PROMPTS[0], *how)
-    assert max(map(len, printed.splitlines())) <= 80
+    assert max(map(len, printed.splitlines())) <= 100
     assert "unsteered" in printed
     assert "activation, layer 6, strength 2" in printed
     said = json.loads(ran(PROMPTS[0], *how, "--json"))
-    assert said["unsteered"]["text"] != said["steered"]["text"]
-    assert said["unsteered"]["perplexity"] < said["steered"]["perplexity"]
-    assert said["unsteered"]["text"].strip() == "Vltava."
-    assert said["unsteered"]["text"].strip() in printed
+    plain, steered = said["steered"]
+    assert plain["continuation"] != steered["continuation"]
+    assert plain["perplexity"] < steered["perplexity"]
+    assert plain["continuation"].strip() == "Vltava."
+    assert plain["continuation"].strip() in printed
     assert json.loads(ran(PROMPTS[0], *how, "--json")) == said
     zero = json.loads(ran(PROMPTS[0], *how[:5], 0, "--json"))
-    assert zero["unsteered"] == zero["steered"]
-
-
-def test_steer_shows_odd_characters() -> None:
-    out = Console(width=60, record=True, file=io.StringIO())
-    show_steered(out, " a\x1b[31m\n b", *[Continuation((1,), "x\u202ey\tz [bold]", 0.0)] * 2, "how")
-    printed = out.export_text()
-    assert "a\\x1b[31m⏎ b" in printed
-    assert "x\\x202ey⇥z [bold]" in printed
+    plain, steered = zero["steered"]
+    assert plain["continuation"] == steered["continuation"]
 
 
 def test_steer_sweeps(tmp_path: Path) -> None:
@@ -286,15 +313,15 @@ def test_steer_sweeps(tmp_path: Path) -> None:
     file.write_text("\n\n".join(PROMPTS) + "\n")
     how = ["--prompts", file, "--concept", CONCEPT, "--sweep", "--tokens", 4, "--layer", 6, "--seed", 1]
     printed = ran(*how, "--form", "activation", "--form", "mixture", "--out", out, "--word", "Gate")
-    assert "Best at 2 times the perplexity or less" in printed or "None says the words more often" in printed
-    assert "words    gate" in printed
-    written = {"settings.json", "sweep.csv", "sweep.parquet", "texts.csv", "texts.parquet", "sweep.png", "columns.csv"}
+    assert "times the perplexity" in printed or "no setting says the words more often" in printed
+    assert re.search("^words +gate$", printed, re.MULTILINE)
+    written = {"sweep.json", "sweep.csv", "sweep.parquet", "texts.csv", "texts.parquet", "sweep.png", "columns.csv"}
     assert set(os.listdir(out)) == written
     said = json.loads(ran(*how, "--strength", 0.5, "--form", "activation", "--json", "--word", "Vltava"))
-    assert [row["strength"] for row in said["table"]] == [0, 0.5]
+    assert [row["strength"] for row in said["sweep"]] == [0, 0.5]
     assert said["words"] == ["vltava"]
     assert said["best"] is None
-    assert said["table"][0]["rate"] == pytest.approx(2 / 3)
+    assert said["sweep"][0]["rate"] == pytest.approx(2 / 3)
 
 
 def test_steer_refuses(tmp_path: Path) -> None:
