@@ -325,12 +325,14 @@ class Explanation(Result):
         )
         legend += " ≈: the next is near-equal, and a vector alone means nothing." if several else ""
         legend += "" if a.logit > 0 else " The logit is negative: a positive share lowers it."
-        further = [result.view() for result in (self.layers, self.steps) if result is not None]
+        grids = [replace(self._by_token(), note=legend)]
+        for view in (result.view() for result in (self.layers, self.steps) if result is not None):
+            *first, last = view.grids
+            grids += [*first, replace(last, note=" ".join(view.notes))]
         return View(
             f"Explanation by {named(self.run.lm.name)}",
             facts,
-            [self._by_token(), *(grid for view in further for grid in view.grids)],
-            [legend, *(note for view in further for note in view.notes)],
+            grids,
         )
 
     def _by_token(self) -> Grid:

@@ -61,7 +61,9 @@ def _grid(grid: Grid) -> str:
         for every, some, what in ((grid.rows, rows, "rows"), (grid.columns, columns, "columns"))
         if len(every) > len(some)
     ]
-    return title + table + (f"<small>and {' and '.join(more)}: tables() has all</small>" if more else "")
+    left = f"<small>and {' and '.join(more)}: tables() has all</small>" if more else ""
+    note = f"<div><small>{escape(readable(grid.note))}</small></div>" if grid.note else ""
+    return title + table + left + note
 
 
 def _top(values: Sequence[Any]) -> float:

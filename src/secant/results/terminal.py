@@ -70,6 +70,9 @@ def show(view: View, width: int | None = None) -> None:
             for part in _parts(grid, out.width):
                 out.print()
                 out.print(part)
+            if grid.note:
+                out.print()
+                out.print(Text(readable(grid.note), style="dim"))
     for warning in view.warnings:
         out.print()
         out.print(Text(readable(warning), style="red"))

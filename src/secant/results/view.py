@@ -66,6 +66,7 @@ class Grid:
         keep: Where columns do not fit next to each other, so many of the first are repeated and the others go below;
             0 where columns are left out instead.
         most: Rows that are shown; how many more there are is said.
+        note: What its columns mean.
 
     """
 
@@ -74,6 +75,7 @@ class Grid:
     title: str = ""
     keep: int = 0
     most: int | None = None
+    note: str = ""
 
     @staticmethod
     def of(
