@@ -15,7 +15,7 @@ from helpers import real
 
 import secant as sc
 from secant.errors import BadArgument, NoPoint, NotExact, TooLarge
-from secant.linearize.points import Inside
+from secant.linearize.points import ActivationGraph
 from secant.memory import limited
 from secant.stream import sweep
 from secant.stream.layers import _mismatch
@@ -301,4 +301,4 @@ def test_refusals() -> None:
         some.path()
     with pytest.raises(NoPoint, match=r"got 9, residual, cumulative"):
         some.depth(9)
-    assert isinstance(run.inside, Inside)
+    assert isinstance(run.inside, ActivationGraph)

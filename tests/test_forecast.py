@@ -91,7 +91,7 @@ def test_time_is_told_from_what_shorter_prompts_take(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(forecast.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(forecast, "announce", lambda what, seconds, memory, device: said.append(seconds))
     monkeypatch.setattr(forecast, "multiplications", lambda device, dtype: 1e30)
-    forecast.foretell([1] * 512, frozen, lm.dtype)
+    forecast.announce_cost([1] * 512, frozen, lm.dtype)
     assert said == [pytest.approx(256.0)]
 
 

@@ -137,13 +137,13 @@ def test_every_point_is_exact(family: str) -> None:
     run = run_of(family)
     inside, network = run.inside, run.network
     v = torch.randn(run.input.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    named, threads = replayed(network.lm, network.recording, v, network.precision, inside.threads)
+    named, by_step = replayed(network.lm, network.recording, v, network.precision, inside.token_axes)
     for name in some(run):
         op = run.operator(target=name)
         assert op.reconstruction <= 1e-12, name
         point = inside.points[name]
         if point.columns is None:
-            r = named[name] if name in named else sum(threads[s] for s in point.steps)
+            r = named[name] if name in named else sum(by_step[s] for s in point.steps)
             close(op @ v + op.bias, r[-1].detach(), op.output)
         u = torch.randn(len(op.bias), dtype=torch.float64)
         torch.testing.assert_close(u @ (op @ v), (op.T @ u) @ v.flatten(), rtol=1e-10, atol=1e-10)
@@ -159,8 +159,8 @@ def test_between_points_inside(family: str) -> None:
         (step,) = inside.points[source].steps
         own = inside.graph[source].detach()
         s = torch.randn(own.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
-        _, threads = replayed(
-            network.lm, network.recording, network.input, network.precision, inside.threads, {step: own - s}
+        _, by_step = replayed(
+            network.lm, network.recording, network.input, network.precision, inside.token_axes, {step: own - s}
         )
         for target in ("layers.0", "layers.1", f"layers.1.{inside.parts(1)[0]}", "norm"):
             if target == source:
@@ -168,7 +168,7 @@ def test_between_points_inside(family: str) -> None:
             op = run.operator(source, target, position=[2, -1])
             assert op.reconstruction <= 1e-12
             if target != "norm":
-                r = sum(threads[step] for step in inside.points[target].steps)[[2, -1]]
+                r = sum(by_step[step] for step in inside.points[target].steps)[[2, -1]]
                 close(op @ s + op.bias, r.detach().flatten(), op.output)
 
 
@@ -454,7 +454,7 @@ def test_what_does_not_meet_is_refused() -> None:
         run.operator(target="layers.1", position=[0, 11])
     with pytest.raises(BadArgument, match="at least one position"):
         run.operator(target="layers.1", position=[])
-    with pytest.raises(BadArgument, match="Only logits are those of tokens"):
+    with pytest.raises(BadArgument, match="Only logits can be selected by tokens"):
         run.operator(target="norm", tokens=[3])
     with pytest.raises(BadPrompt, match="got 97"):
         run.operator(target="logits", tokens=[97])

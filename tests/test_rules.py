@@ -207,7 +207,7 @@ def test_every_name_has_a_sample() -> None:
 def test_no_name_stands_twice() -> None:
     names = [name for row in rules.TABLE for name in row.names.split()]
     assert len(names) == len(set(names))
-    assert not rules.QUESTIONS & set(rules.ROWS)
+    assert not rules.METADATA & set(rules.ROWS)
 
 
 @pytest.mark.parametrize(("name", "i"), CASES, ids=[f"{n}-{i}" for n, i in CASES])
@@ -394,7 +394,7 @@ def test_forms_say_what_they_hold() -> None:
 @pytest.mark.parametrize("block", [1, 40, 10**6])
 def test_a_pattern_in_blocks_of_rows(masked: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """P v and Pᵀ u are those of the whole pattern, whatever the blocks, for one vector and many, with grouped keys."""
-    monkeypatch.setattr(forms, "PATTERN", block)
+    monkeypatch.setattr(forms, "PATTERN_ELEMENTS", block)
     torch.manual_seed(0)
     q, k = torch.randn(1, 4, 9, 5, dtype=torch.float64), torch.randn(1, 2, 9, 5, dtype=torch.float64)
     allowed = torch.rand(1, 1, 9, 9) < 0.7
@@ -434,6 +434,6 @@ def test_no_pattern_is_kept() -> None:
     known = {id(t) for t in before}
     after = [t for t in gc.get_objects() if type(t) is torch.Tensor and id(t) not in known]
     largest = max(t.untyped_storage().nbytes() // t.element_size() for t in after)
-    held = max(t.numel() for s in run.tape.steps if s.form is not None for t in forms.held_tensors(s.form))
+    held = max(t.numel() for s in run.tape.steps if s.form is not None for t in forms.coefficients(s.form))
     assert held < T * T
     assert largest < T * T

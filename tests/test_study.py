@@ -19,13 +19,13 @@ import pyarrow.parquet
 import pytest
 import torch
 from safetensors import safe_open
+from secant.results.dictionary import STAMP, STUDY
 from tokenizers import normalizers
 from typer.testing import CliRunner
 
 import secant as sc
 from secant.cli import app
 from secant.errors import BadArgument, DamagedFile, ModelNotFound, OutputFailed, SecantError, TooLarge
-from secant.results.dictionary import STAMP, STUDY
 from secant.studies import analyses, local, work
 from secant.studies.analyses import ANALYSES
 from secant.studies.folder import Folder, read

@@ -13,11 +13,11 @@ import pytest
 import tables as tool
 import torch
 from safetensors.torch import load_file
+from secant.results.dictionary import TABLES
 from studies import study
 
 import secant as sc
 from secant.errors import OutputFailed
-from secant.results.dictionary import TABLES
 from secant.results.files import ARROW, column, columns, saving
 from secant.steering.sweep import Settings
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from secant.analyses.attribution import HEAD, HEADS, KIND, LAYER_OF, NAME, PLACE
 from secant.errors import BadArgument, BadPrompt, NoPoint, checked, integer
-from secant.linearize.network import altered, replayed, running
-from secant.linearize.points import PARTS, Inside, Point
+from secant.linearize.network import patched_logits, replayed, running
+from secant.linearize.points import PARTS, ActivationGraph, Point
 from secant.linearize.run import ITS_LOGIT, LOGIT, PROBABILITY, Run
 from secant.numeric import wide
 from secant.results.result import Result
@@ -230,10 +230,10 @@ def ablate(
     given = {
         step: _replaced(inside, point, step, rows, _mean(by, reference or [run], whole, step)) for step in whole.steps
     }
-    threads = {step: inside.threads[step] for step in given}
+    token_axes = {step: inside.token_axes[step] for step in given}
     network = run.network
-    frozen, _ = replayed(run.lm, network.recording, network.input, network.precision, threads, given=given)
-    real = altered(run.lm, network.recording, threads, given)
+    frozen, _ = replayed(run.lm, network.recording, network.input, network.precision, token_axes, patches=given)
+    real = patched_logits(run.lm, network.recording, token_axes, given)
     return _beside(run, what, str(by), rows, frozen["logits"][-1], real[-1])
 
 
@@ -256,7 +256,7 @@ def _mean(by: str | SupportsIndex, reference: Sequence[Run], whole: Point, step:
     return torch.cat(rows).mean(0)
 
 
-def _replaced(inside: Inside, point: Point, step: int, rows: Sequence[int], mean: Tensor | None) -> Tensor:
+def _replaced(inside: ActivationGraph, point: Point, step: int, rows: Sequence[int], mean: Tensor | None) -> Tensor:
     """The model's own rows of a step with some of them, or a head's columns of these, at zero or at a mean."""
     with torch.inference_mode(False):
         own, columns = inside.own(step).detach().clone(), point.columns or slice(None)

@@ -25,9 +25,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.errors import BadArgument, NotExact, checked
-from secant.linearize.points import Inside, Point
-from secant.linearize.replay import Injected
-from secant.linearize.run import HIDDEN, LOGIT, Run
+from secant.linearize.points import ActivationGraph, Point
+from secant.linearize.replay import InjectedConstant
+from secant.linearize.run import HIDDEN_OPERATION, LOGIT, Run
 from secant.numeric import wide
 from secant.operators.batched import Blocks
 from secant.operators.operator import Graph
@@ -245,7 +245,7 @@ def _certify(run: Run, logit: float, sums: Sequence[float], terms: Sequence[floa
     most = run.certificate.tolerance * (abs(logit) + sum(map(abs, terms)))
     for found in sums:
         if not abs(found - logit) <= most:
-            raise NotExact("Contributions must add up to the logit", f"{found:.6g} for {logit:.6g}", HIDDEN)
+            raise NotExact("Contributions must add up to the logit", f"{found:.6g} for {logit:.6g}", HIDDEN_OPERATION)
 
 
 def _row(kind: str, name: str, contribution: float, **where: Any) -> dict[str, Any]:
@@ -273,7 +273,7 @@ def _by_origin(run: Run, e: Float[Tensor, " vocabulary"]) -> list[dict[str, Any]
     return rows + _by_module("constant", zero["logits"][-1], e, constants)
 
 
-def _by_module(kind: str, logits: Tensor, e: Tensor, constants: Sequence[Injected]) -> list[dict[str, Any]]:
+def _by_module(kind: str, logits: Tensor, e: Tensor, constants: Sequence[InjectedConstant]) -> list[dict[str, Any]]:
     """What the constants of each module contribute; those that do not reach the logit are left out."""
     found: dict[str, float] = defaultdict(float)
     for constant, slope in zip(constants, _slopes(logits @ e, [c.edge for c in constants]), strict=True):
@@ -316,16 +316,16 @@ class _Writers:
     `tensors`: of the graph, `[T, n]`; `zeros`: the same of the network at zero. `terms` weigh them.
     """
 
-    inside: Inside
+    inside: ActivationGraph
     tensors: list[Tensor]
     zeros: list[Tensor]
     terms: list[_Term]
     outside: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, inside: Inside, e: Float[Tensor, " vocabulary"]) -> _Writers:
+    def of(cls, inside: ActivationGraph, e: Float[Tensor, " vocabulary"]) -> _Writers:
         """All slopes at once: a backward pass through the whole network, and one with its parts cut apart."""
-        given, cut, (zero, constants) = inside.apart()
+        given, cut, (zero, constants) = inside.cut_at_parts()
         names = ["embed", *given]
         owners = [name for name in names for _ in inside.rows(name)]
         tensors = [rows for name in names for rows in inside.rows(name)]
@@ -432,12 +432,12 @@ class _Writers:
         return found
 
 
-def _heads(inside: Inside, name: str) -> list[Point]:
+def _heads(inside: ActivationGraph, name: str) -> list[Point]:
     """The heads of an attention."""
     return [point for n, point in inside.points.items() if point.columns and n.startswith(f"{name}.heads.")]
 
 
-def _pulled(inside: Inside, name: str, slope: Tensor | None) -> Tensor | None:
+def _pulled(inside: ActivationGraph, name: str, slope: Tensor | None) -> Tensor | None:
     """A derivative by what an attention adds, as one by what its heads make of the values."""
     if slope is None:
         return None

@@ -1,9 +1,10 @@
-"""What freezing a long prompt will take, told from its beginning, which is frozen first.
+"""Estimate the time and memory that freezing a long prompt takes, from its first tokens, which are frozen first.
 
-Memory is counted on the tape: what a backward pass keeps of each step on the way from the input, what is held, and the
-gradients of slices, each as large as what it is a slice of, which fragment the heap where a model walks its tokens one
-by one. The counts of two lengths give those of the whole: linear in the tokens, and quadratic where T x T numbers are
-kept. Time is that of an eighth of the prompt, eight times, and the products of attention, which grow with T x T.
+Memory is counted on the tape: the outputs that a backward pass keeps, the frozen coefficients, and the gradients of
+slices. Each of these gradients is as large as the sliced tensor; they fragment the heap if a model processes its tokens
+one by one. Two lengths give the linear and the quadratic term in the number of tokens; the quadratic one comes from
+T x T tensors. The estimated time is eight times that of an eighth of the prompt, plus attention's products, which grow
+with T x T.
 """
 
 from __future__ import annotations
@@ -23,27 +24,27 @@ from secant.memory import announce, is_large, multiplications
 if TYPE_CHECKING:
     from secant.linearize.network import Recording
 
-LEAST = 256
-"""Tokens from which on a prompt is long enough to ask."""
+MIN_TOKENS = 256
+"""Shorter prompts are frozen without an estimate."""
 
-KEPT, HELD = 1.5, 1.1
-"""Bytes at the peak for each byte of the steps' outputs, and of what they hold: tests/test_forecast.py measures it."""
+GRAPH_BYTES, COEFFICIENT_BYTES = 1.5, 1.1
+"""Peak bytes for each byte of the steps' outputs, and of the coefficients; tests/test_forecast.py measures both."""
 
-PASSES = 20
-"""Times that the products of attention are made while a prompt is frozen."""
+ATTENTION_PASSES = 20
+"""How often attention's products are computed while a prompt is frozen."""
 
 
 def memory(recording: Recording, dtype: torch.dtype) -> float:
-    """Bytes at the peak of freezing this recording's prompt."""
-    tape, size = recording.tape, max(4, dtype.itemsize)  # in 16 bits, models cast up on the way
+    """Returns the estimated peak memory in bytes of freezing this recording's prompt."""
+    tape, size = recording.tape, max(4, dtype.itemsize)  # half-precision models cast up inside
     path = tape.path(recording.steps.values())
     kept = sum(math.prod(step.shape) for step in path)
     sliced = sum(_whole(tape.steps, step) for step in path)
-    return size * (KEPT * kept + sliced) + HELD * tape.nbytes
+    return size * (GRAPH_BYTES * kept + sliced) + COEFFICIENT_BYTES * tape.nbytes
 
 
 def _whole(steps: Sequence[Step], step: Step) -> int:
-    """Numbers in what a step takes a slice of; 0 where it is no slice."""
+    """Elements of the tensor that a step slices, or 0 if the step is not a slice."""
     row = ROWS.get(step.function)
     if step.form is not None or row is None or not row.view or not step.parents or step.parents[0] < 0:
         return 0
@@ -52,30 +53,36 @@ def _whole(steps: Sequence[Step], step: Step) -> int:
 
 
 def _attention(recording: Recording) -> float:
-    """Floating-point operations of one pass's products with patterns."""
+    """Floating-point operations of one pass's products with attention patterns."""
     shapes = [step.shape for step in recording.tape.steps if step.attends]
     return sum(4.0 * math.prod(shape) * len(recording.ids) for shape in shapes)
 
 
-def foretell(ids: Sequence[int], frozen: Callable[[Sequence[int]], Recording], dtype: torch.dtype) -> None:
-    """Announce what freezing a long prompt will take; `frozen` freezes a shorter one and gives its recording.
+def announce_cost(ids: Sequence[int], frozen: Callable[[Sequence[int]], Recording], dtype: torch.dtype) -> None:
+    """Announce the estimated time and memory of freezing a long prompt, if they are large.
 
-    A sixteenth of the prompt is frozen first, and an eighth where that alone does not show that it is little.
+    A sixteenth of the prompt is frozen first. An eighth follows, unless the sixteenth shows that the cost is small.
+
+    Args:
+        ids: The prompt's tokens.
+        frozen: Freezes a shorter prompt and returns its recording.
+        dtype: The model's type.
     """
     T = len(ids)
     counts: list[float] = []
-    if T < LEAST:
+    if T < MIN_TOKENS:
         return
     for n in (T // 16, T // 8):
         start = time.perf_counter()
         try:
             recording = frozen(ids[:n])
         except SecantError:
-            return  # a type that takes no such length, or an error that the whole prompt will have too
-        seconds, counts = time.perf_counter() - start, [*counts, memory(recording, dtype) / n]  # bytes a token
+            return  # a length that the model refuses, or an error that the whole prompt raises too
+        seconds, counts = time.perf_counter() - start, [*counts, memory(recording, dtype) / n]  # bytes per token
         device = recording.values["norm"].device
         if not is_large(seconds * 64, counts[0] * 16 * T, device):
             return
-    linear, quadratic = seconds * T / n, _attention(recording) * (T / n) ** 2 * PASSES / multiplications(device, dtype)
-    growth = (counts[1] - counts[0]) / (T // 8 - T // 16)  # bytes a token, for each token more
+    linear = seconds * T / n
+    quadratic = _attention(recording) * (T / n) ** 2 * ATTENTION_PASSES / multiplications(device, dtype)
+    growth = (counts[1] - counts[0]) / (T // 8 - T // 16)  # bytes per token, for each additional token
     announce(f"Freezing {T} tokens", linear + quadratic, T * (counts[1] + growth * (T - n)), device)

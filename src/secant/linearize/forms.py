@@ -1,8 +1,8 @@
-"""Held functions: what is left of a torch function once its input-dependent factor is held.
+"""Forms: torch functions whose input-dependent factor is frozen.
 
-A `Call` is one call of a torch function. A `Form` maps a call to the value of the held function at the call's
-own live arguments; it is affine in them, and at the recorded input it returns the recorded value (J. Golden,
-TMLR 2025, arXiv 2505.24293, section 3).
+A `Call` is one call of a torch function. A `Form` maps a call to the value of the frozen function at the call's live
+arguments. It is affine in them, and at the recorded input it returns the recorded value (J. Golden, TMLR 2025,
+arXiv 2505.24293, section 3).
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from secant.numeric import mapped, tensors
 
 @dataclass(frozen=True)
 class Mark:
-    """What the recorder knows of a tensor that came from the input.
+    """What the recorder knows of a live tensor.
 
-    `step` is the call that made it, `source` the node of the graph where its numbers were made, before they were only
-    moved about. Tensors share a `root` where each is an elementwise function of one and the same tensor; `homogeneous`
-    says that this function has no constant term, `activation` that an activation is in it.
+    Attributes:
+        step: The call that made it.
+        root: A number that tensors share if they are elementwise functions of the same tensor.
+        homogeneous: Whether that function has no constant term.
+        activation: Whether an activation is part of that function.
+        source: The node of the autograd graph that computed its elements; later nodes only rearranged them.
     """
 
     step: int
@@ -37,7 +40,7 @@ class Mark:
     source: Any = None
 
     def descends(self, other: Mark) -> bool:
-        """Whether these numbers were computed from the other ones."""
+        """Whether this tensor was computed from the other one."""
         if self.source is None or other.source is None:
             return False
         nodes, seen, first = [self.source], set(), other.source._sequence_nr()
@@ -53,7 +56,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a torch function, its first argument always in `args`."""
+    """One call of a torch function. Its first argument is always in `args`."""
 
     func: Callable[..., Any]
     args: tuple[Any, ...]
@@ -61,21 +64,21 @@ class Call:
     mark: Callable[[Tensor], Mark | None] = field(default=lambda tensor: None)
     convention: str = "gate"
     precision: torch.dtype | None = None
-    plain: tuple[Any, Any] | None = None  # args and kwargs as a plain pass has them, if they are not these cut loose
+    plain: tuple[Any, Any] | None = None  # args and kwargs of a plain pass, if not these detached
 
     def __getitem__(self, where: tuple[str, int]) -> Any:
-        """The argument of this name or at this place; None where it was not given."""
+        """The argument with this name or at this place, or None if it was not given."""
         name, place = where
         if name in self.kwargs:
             return self.kwargs[name]
         return self.args[place] if len(self.args) > place else None
 
     def key(self, where: tuple[str, int]) -> int | str:
-        """Where that argument stands in this call: its name, or its place."""
+        """The name or the place under which this call has that argument."""
         return where[0] if where[0] in self.kwargs else where[1]
 
     def substitute(self, values: dict[int | str, Any]) -> Call:
-        """The same call with other values at some places."""
+        """The same call with different values at some places."""
         args = tuple(values.get(i, a) for i, a in enumerate(self.args))
         kwargs = {k: values.get(k, a) for k, a in self.kwargs.items()}
         return replace(self, args=args, kwargs=kwargs, plain=None)
@@ -86,36 +89,36 @@ class Call:
 
     @cached_property
     def value(self) -> Any:
-        """The function's own value, bit for bit, cut loose from the input.
+        """The function's own value, bit for bit, detached from the input.
 
-        Parameters stay as they are: torch chooses some kernels by what requires grad.
+        Parameters stay as they are, because torch selects some kernels by which arguments require grad.
         """
         args, kwargs = self.plain or (_plain(self.args), _plain(self.kwargs))
         with torch.no_grad():
             return self.func(*args, **kwargs)
 
     def wide(self, tensor: Tensor) -> Tensor:
-        """The tensor, cut loose, in the type that coefficients are computed in: the precision, and float32 at least."""
+        """The detached tensor in the type that coefficients are computed in: `precision`, or at least float32."""
         return tensor.detach().to(torch.promote_types(tensor.dtype, self.precision or torch.float32))
 
 
 def detached(tree: Any) -> Any:
-    """The same arguments, every tensor cut loose from the input."""
+    """Returns the same arguments with every tensor detached from the input."""
     return mapped(tree, lambda t: t.detach() if t.requires_grad else t)
 
 
 def live(tree: Any) -> list[Tensor]:
-    """The tensors among the arguments that still depend on the input. Leaves, such as parameters, never do."""
+    """Returns the live tensors among the arguments. Leaves, such as parameters, are never live."""
     return [t for t in tensors(tree) if t.requires_grad and not t.is_leaf]
 
 
 def is_live(tree: Any) -> bool:
-    """Whether any tensor among the arguments still depends on the input."""
+    """Returns whether any tensor among the arguments is live."""
     return bool(live(tree))
 
 
 def _plain(tree: Any) -> Any:
-    """The arguments as they are in a plain pass: what is live, cut loose."""
+    """The arguments as a plain pass has them, with live tensors detached."""
     return mapped(tree, lambda t: t.detach() if t.requires_grad and not t.is_leaf else t)
 
 
@@ -124,7 +127,7 @@ def _plain(tree: Any) -> Any:
 
 @dataclass(frozen=True)
 class Constant:
-    """The recorded value itself: nothing is left live."""
+    """The recorded value itself. It depends on no live argument."""
 
     value: Any
 
@@ -134,7 +137,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Scaled:
-    """A held factor times the first argument: f(x) = (f(x)/x) x."""
+    """A frozen factor times the first argument: f(x) = (f(x)/x) x."""
 
     factor: Tensor
 
@@ -145,18 +148,18 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Fixed:
-    """The function itself with some arguments held, which makes it affine in the others."""
+    """The function itself with some arguments frozen, which makes it affine in the others."""
 
-    held: dict[int | str, Tensor]
-    gated: bool = False  # held by convention
+    frozen: dict[int | str, Tensor]
+    gated: bool = False  # frozen by convention
 
     def __call__(self, call: Call) -> Any:
-        return call.substitute(self.held).run()
+        return call.substitute(self.frozen).run()
 
 
 @dataclass(frozen=True)
 class Halves:
-    """The mean of two forms of one product: each factor is live for its half."""
+    """The mean of two forms of one product, each of which leaves the other factor live."""
 
     one: Fixed
     two: Fixed
@@ -167,7 +170,7 @@ class Halves:
 
 @dataclass(frozen=True)
 class Opened:
-    """The first half of the argument times a gate, held, that the other half opened."""
+    """The first half of the argument times a frozen gate, which was computed from the other half."""
 
     gate: Tensor
     dim: int
@@ -179,7 +182,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Elementwise choice, held, between the first argument and another: a live one, or the given constant."""
+    """A frozen elementwise choice between the first argument and either another live one or a constant."""
 
     first: Tensor
     other: Tensor | None = None
@@ -190,7 +193,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Picked:
-    """The largest or smallest of the numbers that meet at a place, the choice held: weights that sum to 1 there."""
+    """A scattered maximum or minimum with the choice frozen, as weights that sum to 1 at each index."""
 
     own: Tensor
     source: Tensor
@@ -203,9 +206,10 @@ class Picked:
 
 @dataclass(frozen=True)
 class Standardised:
-    """A norm: scale (x - mean), with the mean live and the scale held; then weight and bias.
+    """A norm: scale (x - mean), with the scale frozen and the mean live, followed by weight and bias.
 
-    `groups`: the channels, dimension 1, are normed in so many groups; weight and bias are a number each channel.
+    With `groups`, the channels (dimension 1) are normed in that many groups, and weight and bias have one element for
+    each channel.
     """
 
     scale: Tensor
@@ -228,17 +232,17 @@ class Standardised:
         return (y if self.bias is None else y + self.bias).to(call.args[0].dtype)
 
 
-PATTERN = 2**24
-"""Numbers of an attention's pattern that are made at a time."""
+PATTERN_ELEMENTS = 2**24
+"""How many elements of an attention pattern are computed at a time."""
 
 
 @dataclass(frozen=True)
 class Attended:
-    """Attention with its pattern held. Queries and keys are kept, never the pattern of T x T numbers a head."""
+    """Attention with its pattern frozen. Queries and keys are stored instead of the T x T pattern of each head."""
 
     query: Tensor  # (..., heads, T, d)
     key: Tensor  # (..., heads / groups, keys, d)
-    mask: Tensor | None  # to (..., heads, T, keys); True attends, or a number to add to the scores
+    mask: Tensor | None  # broadcasts to (..., heads, T, keys); True attends, a float is added to the scores
     causal: bool
     scale: float
     groups: int
@@ -250,34 +254,33 @@ class Attended:
         return _Mix.apply(value, self, False)
 
     def mix(self, v: Tensor, transpose: bool) -> Tensor:
-        """P v, or Pᵀ v, over blocks of rows of P, each computed, used and dropped.
+        """Returns P v, or Pᵀ v. Blocks of rows of P are computed one after the other and dropped after use.
 
-        A leading dimension of v beyond those of P counts its vectors: they stand side by side as columns.
+        If v has one dimension more than P, its leading dimension counts vectors, which are multiplied as columns.
         """
         if v.ndim > self.query.ndim:
             columns = v.movedim(0, -2)
             return self.mix(columns.flatten(-2), transpose).unflatten(-1, columns.shape[-2:]).movedim(-2, 0)
         length, keys = self.query.shape[-2], self.key.shape[-2]
-        step = max(1, PATTERN // (self.query.shape[:-2].numel() * keys))
+        step = max(1, PATTERN_ELEMENTS // (self.query.shape[:-2].numel() * keys))
         blocks = [(lo, min(lo + step, length)) for lo in range(0, length, step)]
         if not transpose:
             out = [self.pattern(lo, hi).to(v.dtype) @ v[..., : self._reach(hi), :] for lo, hi in blocks]
             return torch.cat(out, dim=-2)
         total = v.new_zeros(*v.shape[:-2], keys, v.shape[-1])
         for lo, hi in blocks:
-            if v[
-                ..., lo:hi, :
-            ].any():  # where one position is looked at, there is nothing in most rows of the last layer
+            if v[..., lo:hi, :].any():  # for an operator at one position, most rows of the last layer are zero
                 total[..., : self._reach(hi), :] += self.pattern(lo, hi).mT.to(v.dtype) @ v[..., lo:hi, :]
         return total
 
     def _reach(self, hi: int) -> int:
-        """How many keys there are up to the last that a row before `hi` attends."""
+        """How many keys there are, up to the last one that any row before `hi` attends to."""
         return min(hi, self.key.shape[-2]) if self.causal else self.key.shape[-2]
 
     def pattern(self, lo: int, hi: int) -> Tensor:
-        """Rows lo to hi of the pattern, (..., heads, hi - lo, keys up to the last that they attend); a row sums to 1,
-        or to 0 where all is masked.
+        """Returns rows lo to hi of the pattern, (..., heads, hi - lo, keys), up to the last key that they attend to.
+
+        A row sums to 1, or to 0 if all of its keys are masked.
         """
         wide = torch.promote_types(self.query.dtype, torch.float32)
         key = self.key[..., : self._reach(hi), :].to(wide)
@@ -295,7 +298,7 @@ class Attended:
 
 
 class _Mix(torch.autograd.Function):
-    """v ↦ P v, whose adjoint is u ↦ Pᵀ u, whose adjoint is the first: it can be differentiated twice."""
+    """v ↦ P v, whose adjoint is u ↦ Pᵀ u. The adjoint of that is v ↦ P v again, so both can be differentiated."""
 
     @staticmethod
     def forward(v: Tensor, form: Attended, transpose: bool) -> Tensor:
@@ -314,26 +317,26 @@ class _Mix(torch.autograd.Function):
         return _Mix.apply(v.movedim(dims[0], 0), form, transpose), 0
 
 
-def by_groups(rows: Tensor, matrices: Tensor, ends: Sequence[int]) -> Tensor:
-    """Each group of rows times its own matrix; a group ends where the next begins, and rows beyond the last give 0."""
+def grouped_product(rows: Tensor, matrices: Tensor, ends: Sequence[int]) -> Tensor:
+    """Returns each group of rows times its matrix: group i ends before row `ends[i]`, and later rows give 0."""
     starts = (0, *ends[:-1])
-    parts = [rows[lo:hi] @ matrix for lo, hi, matrix in zip(starts, ends, matrices, strict=True)]
-    return torch.cat([*parts, rows.new_zeros(len(rows) - ends[-1], matrices.shape[-1])])
+    products = [rows[lo:hi] @ matrix for lo, hi, matrix in zip(starts, ends, matrices, strict=True)]
+    return torch.cat([*products, rows.new_zeros(len(rows) - ends[-1], matrices.shape[-1])])
 
 
 @dataclass(frozen=True)
 class Grouped:
-    """A product with one matrix for each group of rows: experts, which are given their tokens in order."""
+    """A product with one matrix for each group of rows, as for experts whose tokens are sorted by expert."""
 
     ends: tuple[int, ...]
 
     def __call__(self, call: Call) -> Tensor:
-        return by_groups(call.args[0], call["mat2", 1], self.ends)
+        return grouped_product(call.args[0], call["mat2", 1], self.ends)
 
 
 @dataclass(frozen=True)
 class Unpacked:
-    """A linear layer with packed weights: the product with what they stand for, unpacked anew for each call."""
+    """A linear layer with packed weights, which are unpacked for each call."""
 
     unpacked: Callable[[], tuple[Tensor, Tensor | None]]
 
@@ -346,12 +349,12 @@ class Unpacked:
 Form = Constant | Scaled | Fixed | Halves | Opened | Chosen | Picked | Standardised | Attended | Grouped | Unpacked
 
 
-def left_live(form: Form | None, call: Call) -> list[Tensor]:
-    """The tensors of a call that its held function is a function of."""
+def live_arguments(form: Form | None, call: Call) -> list[Tensor]:
+    """Returns the live tensors that the frozen function of a call depends on."""
     if isinstance(form, Constant):
         return []
     if isinstance(form, Fixed):
-        call = call.substitute(form.held)
+        call = call.substitute(form.frozen)
     if isinstance(form, Attended):
         return live(call["value", 2])
     if isinstance(form, Scaled | Opened | Standardised):
@@ -359,14 +362,16 @@ def left_live(form: Form | None, call: Call) -> list[Tensor]:
     return live((call.args, call.kwargs))
 
 
-def held_tensors(form: Form) -> Iterator[Tensor]:
-    """Every coefficient that the form holds."""
+def coefficients(form: Form) -> Iterator[Tensor]:
+    """Yields every frozen tensor of a form."""
     for value in vars(form).values():
-        yield from held_tensors(value) if isinstance(value, Form) else tensors(value)
+        yield from coefficients(value) if isinstance(value, Form) else tensors(value)
 
 
-def changed(form: Form, change: Callable[[Tensor], Tensor]) -> Form:
-    """The same form with every coefficient changed: cast to another dtype, or copied."""
+def map_coefficients(form: Form, change: Callable[[Tensor], Tensor]) -> Form:
+    """Returns the same form with every frozen tensor changed, for instance cast or copied."""
     values: dict[str, Any] = vars(form)
     made: Any = type(form)
-    return made(**{k: changed(v, change) if isinstance(v, Form) else mapped(v, change) for k, v in values.items()})
+    return made(
+        **{k: map_coefficients(v, change) if isinstance(v, Form) else mapped(v, change) for k, v in values.items()}
+    )

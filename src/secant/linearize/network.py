@@ -1,6 +1,6 @@
-"""The held network: a model's recorded pass at a prompt, which can be replayed on any input.
+"""The frozen network: a model's recorded pass at a prompt, which can be replayed on any input.
 
-Two replays give the affine map to every point: one at the prompt's own embeddings, whose autograd graph holds J, and
+Two replays give the affine map to every point: one at the prompt's own embeddings, whose autograd graph contains J, and
 one at zero, whose value is b. b is what biases, learned positions and other constants of the model contribute.
 """
 
@@ -21,18 +21,17 @@ from secant.errors import ModelRefused, NoPoint
 from secant.foreign import explained
 from secant.linearize.forms import live
 from secant.linearize.precision import Precision
-from secant.linearize.replay import Altered, Constants, Injected, Replay
+from secant.linearize.replay import InjectedConstant, Patch, Replay, ReplayWithConstants
 from secant.linearize.rules import whole
-from secant.linearize.sites import LayerCall
-from secant.linearize.tape import Record, Tape, WithoutParameters
+from secant.linearize.tape import LayerCall, Record, Tape, WithoutParameters
 from secant.linearize.untouched import State, untouched
 from secant.model.hooks import answering, before, seen_whole
 from secant.model.lm import LM
 from secant.operators.operator import Graph, Operator
 
 
-def throughout(dtype: torch.dtype, upcast: bool = False) -> AbstractContextManager[Any]:
-    """Keep a float64 model, or one that is evaluated above its own type, from casting down."""
+def without_downcasts(dtype: torch.dtype, upcast: bool = False) -> AbstractContextManager[Any]:
+    """Returns a mode that prevents downcasts, if the model is in float64 or evaluated above its own type."""
     return Precision(dtype) if upcast or dtype == torch.float64 else nullcontext()
 
 
@@ -40,21 +39,29 @@ def throughout(dtype: torch.dtype, upcast: bool = False) -> AbstractContextManag
 def running(
     lm: LM, dtype: torch.dtype, upcast: bool = False, state: State | None = None
 ) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Run the model from a state, with gradients, whatever the caller's mode, in one type throughout, and leave it as
-    it is: see `untouched`, which says what is yielded.
+    """Run the model with gradients, in one type throughout, whatever the caller's grad mode, and leave it as it is.
+
+    Args:
+        lm: The model.
+        dtype: The type.
+        upcast: Whether that type is above the model's own.
+        state: The state that the model starts from.
+
+    Yields:
+        What `untouched` yields.
     """
     grads, own = (torch.inference_mode(False), torch.enable_grad()), untouched(lm.model, state)
-    with grads[0], grads[1], own as written, seen_whole(whole(lm.model)), throughout(dtype, upcast):
+    with grads[0], grads[1], own as written, seen_whole(whole(lm.model)), without_downcasts(dtype, upcast):
         yield written
 
 
-class _Reached(Exception):
-    """The head has been reached, and nothing after it is wanted."""
+class _HeadReached(Exception):
+    """Ends a pass at the head."""
 
 
 @contextmanager
 def noting_head(lm: LM, mode: Record | WithoutParameters) -> Iterator[None]:
-    """Let a mode know of the calls of the head's module, whatever its weight meets inside."""
+    """Tell a mode when calls of the head's module begin and end."""
 
     def called(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mode.head.called(args[0] if args else next(iter(kwargs.values())), mode)
@@ -67,23 +74,23 @@ def noting_head(lm: LM, mode: Record | WithoutParameters) -> Iterator[None]:
 
 
 @contextmanager
-def as_far_as_the_head(lm: LM, nth: int) -> Iterator[None]:
-    """End a pass where the head's module is called for the nth time, from 1."""
+def stopping_at_head(lm: LM, nth: int) -> Iterator[None]:
+    """End a pass when the head's module is called for the nth time, counted from 1."""
     calls = 0
 
     def count(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal calls
         calls += 1
         if calls == nth:
-            raise _Reached
+            raise _HeadReached
 
-    with suppress(_Reached), before([lm.head], count):
+    with suppress(_HeadReached), before([lm.head], count):
         yield
 
 
 @contextmanager
-def noting_calls(lm: LM, mode: Record) -> Iterator[list[LayerCall]]:
-    """Note every call of a member of a module list that gives something live."""
+def noting_layer_calls(lm: LM, mode: Record) -> Iterator[list[LayerCall]]:
+    """Note every call of a member of a module list that returns a live tensor."""
     found: list[LayerCall] = []
     lists = (module for module in lm.model.modules() if isinstance(module, nn.ModuleList))
     members = dict.fromkeys(member for each in lists for member in each)
@@ -101,9 +108,14 @@ def noting_calls(lm: LM, mode: Record) -> Iterator[list[LayerCall]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Readout:
-    """Where the logits are read: which `use` of the head in the pass makes them, which `call` of its module that is
-    (from 1; 0 if it is none), the `hidden` states that it is applied to, (streams, T, d), and which `stream` of them.
+class Unembedding:
+    """The use of the head that the logits come from.
+
+    Attributes:
+        use: Which use of the head in the pass it is.
+        call: Which call of the head's module it is, counted from 1; 0 if the module is not called.
+        hidden: The hidden states that the head is applied to, (streams, T, d).
+        stream: The one of these streams that the logits belong to.
     """
 
     use: int
@@ -114,20 +126,28 @@ class Readout:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """A model's own pass: its tokens, its tape, its values at each point, `[T, n]`, and the steps that made them.
+    """A model's own pass, recorded.
 
-    `calls` are those of members of module lists; `made` the values of wanted steps, as they are; `state` is what the
-    model kept from passes before: every other pass of this recording begins with it too.
+    Attributes:
+        ids: The tokens.
+        tape: The recorded calls.
+        values: The norm and the logits, `[T, n]`.
+        steps: The steps that made them.
+        unembedding: The use of the head that the logits come from.
+        convention: Which factor of a gated product is frozen.
+        layer_calls: The calls of members of module lists.
+        captured: The outputs of the steps that were asked for.
+        state: The state in which the model started; every replay starts in it too.
     """
 
     ids: list[int]
     tape: Tape
     values: dict[str, Tensor] = field(repr=False)
     steps: dict[str, int]
-    readout: Readout
+    unembedding: Unembedding
     convention: str = "gate"
-    calls: list[LayerCall] = field(default_factory=list, repr=False)
-    made: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    layer_calls: list[LayerCall] = field(default_factory=list, repr=False)
+    captured: dict[int, Tensor] = field(default_factory=dict, repr=False)
     state: State | None = field(default=None, repr=False)
 
 
@@ -140,42 +160,59 @@ def record(
     wanted: Iterable[int] = (),
     state: State | None = None,
 ) -> Recording:
-    """Run the model on tokens as it is, and note what a convention holds. Raises NoRule, NoPoint, TrainingMode."""
+    """Run the model unaltered, and record what a convention freezes.
+
+    Args:
+        lm: The model.
+        ids: The tokens.
+        x: Their embeddings.
+        convention: Which factor of a gated product is frozen.
+        precision: The type in which the network will be evaluated.
+        wanted: Steps whose outputs are captured.
+        state: The state in which the model starts.
+
+    Raises:
+        NoRule: A torch function has no rule.
+        NoPoint: The logits do not come from the head.
+        TrainingMode: The model is in training mode.
+        ModelRefused: The model fails when it runs with gradients.
+    """
     mode = Record(lm.model, lm.head, convention, precision if precision != lm.dtype else None, wanted)
     moving = mode.enter(x)
     odd = explained(ModelRefused, "A model must run with gradients as it does without", "Report its type.")
-    with running(lm, lm.dtype, state=state), noting_head(lm, mode), noting_calls(lm, mode) as calls, mode, odd:
+    with running(lm, lm.dtype, state=state), noting_head(lm, mode), noting_layer_calls(lm, mode) as calls, mode, odd:
         logits = lm.forward(ids, moving)
     if logits.shape[1] != len(ids):
         raise NoPoint(
-            "A model's logits are those of the prompt's tokens", f"{logits.shape[1]} positions for {len(ids)} tokens",
-            "Give a model without virtual tokens, such as those of prompt tuning.",
+            "A model must give logits for exactly the prompt's tokens",
+            f"{logits.shape[1]} positions for {len(ids)} tokens",
+            "Use a model without virtual tokens, such as those of prompt tuning.",
         )  # fmt: skip
-    readout, made = _read(lm, mode, logits, len(ids))
-    steps = {"norm": made, "logits": mode.made(logits)}
-    values = {"norm": readout.hidden[readout.stream], "logits": logits[0].detach()}
-    kept = {step: v for step, v in mode.values.items() if v is not None}  # not so where the course is another
-    return Recording(list(ids), mode.tape, values, steps, readout, convention, calls, kept, state)
+    unembedding, made = _unembedding(lm, mode, logits, len(ids))
+    steps = {"norm": made, "logits": mode.maker(logits)}
+    values = {"norm": unembedding.hidden[unembedding.stream], "logits": logits[0].detach()}
+    kept = {step: v for step, v in mode.values.items() if v is not None}  # None if the pass diverged before that step
+    return Recording(list(ids), mode.tape, values, steps, unembedding, convention, calls, kept, state)
 
 
-def _read(lm: LM, mode: Record, logits: Tensor, length: int) -> tuple[Readout, int]:
-    """Where these logits were read, and the step that made what the head was applied to. Raises NoPoint."""
-    use = mode.read(logits)
+def _unembedding(lm: LM, mode: Record, logits: Tensor, length: int) -> tuple[Unembedding, int]:
+    """The use of the head that these logits come from, and the step that made its input. Raises NoPoint."""
+    use = mode.head_use(logits)
     uses = mode.head.uses[: use + 1]
     given = uses[-1].given
-    assert given is not None, "the logits are made of it"
+    assert given is not None, "the logits are computed from it"
     if given.numel() % (length * given.shape[-1]):
         raise NoPoint(
-            "The head that the logits are read from is applied to a row for each token of the prompt",
+            "The head must be applied to a row for each token of the prompt",
             f"shape {tuple(given.shape)} for {length} tokens", "Report the model's type.",
         )  # fmt: skip
     hidden = streams(given.detach(), length)
     call = sum(each.called for each in uses) if uses[-1].called else 0
-    return Readout(use, call, hidden, _leading(lm, hidden, logits[0])), uses[-1].made
+    return Unembedding(use, call, hidden, _stream_of(lm, hidden, logits[0])), uses[-1].made
 
 
-def _leading(lm: LM, hidden: Tensor, logits: Tensor) -> int:
-    """Which of several hidden states the logits are of."""
+def _stream_of(lm: LM, hidden: Tensor, logits: Tensor) -> int:
+    """Which of several streams of hidden states the logits belong to."""
     if len(hidden) == 1:
         return 0
     with torch.no_grad():
@@ -183,13 +220,22 @@ def _leading(lm: LM, hidden: Tensor, logits: Tensor) -> int:
 
 
 def streams(hidden: Tensor, length: int) -> Tensor:
-    """The hidden states at the head, a row each stream, (streams, T, d); most models have one."""
+    """Returns the hidden states at the head as (streams, T, d); most models have one stream."""
     return hidden.reshape(-1, length, hidden.shape[-1])
 
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """The affine network that a recording holds. `points` are on the graph from `input`, `biases` their value at 0."""
+    """The affine network of a recording.
+
+    Attributes:
+        lm: The model.
+        recording: The recording.
+        precision: The type in which the network is evaluated.
+        input: The prompt's embeddings.
+        points: The norm and the logits, on the autograd graph from `input`.
+        biases: The norm and the logits at zero embeddings.
+    """
 
     lm: LM
     recording: Recording
@@ -200,7 +246,7 @@ class Network:
 
     @classmethod
     def of(cls, lm: LM, recording: Recording, x: Float[Tensor, "T d"], precision: torch.dtype) -> Network:
-        """Replay a recording at the prompt's embeddings and at zero. Raises ReplayMismatch."""
+        """Replay a recording at the prompt's embeddings x and at zero. Raises ReplayMismatch."""
         with torch.inference_mode(False):
             leaf = x.detach().to(precision, copy=True).requires_grad_()
         points, _ = replayed(lm, recording, leaf, precision)
@@ -208,42 +254,53 @@ class Network:
         return cls(lm, recording, precision, leaf, points, {name: b.detach() for name, b in biases.items()})
 
     def graph(self, x: Tensor, y: Tensor) -> Graph:
-        """Products between two tensors of the graph, with what a pass through the network takes."""
+        """Returns products with the derivative of y by x, two tensors of the graph, with the cost of a pass."""
         return Graph(x, y, *self._size)
 
     @cached_property
     def _size(self) -> tuple[int, int]:
-        """Numbers in the largest tensor that a pass makes of each vector, and weights that it is multiplied with."""
+        """Elements of the largest tensor in a pass, and the number of weights that a pass multiplies by."""
         embedding = self.lm.model.get_input_embeddings().weight.numel()
         weights = sum(p.numel() for p in self.lm.model.parameters()) - embedding
         return self.recording.tape.largest(self.recording.steps.values()), weights
 
     @cached_property
-    def at_zero(self) -> tuple[dict[str, Tensor], list[Injected]]:
-        """The norm and the logits of the network at zero, on a graph, and the constants that its steps add to it."""
+    def at_zero(self) -> tuple[dict[str, Tensor], list[InjectedConstant]]:
+        """The norm and the logits at zero embeddings, on a graph, and the constants that the steps add on the way."""
         x = torch.zeros_like(self.input.detach())
-        return injected(self.lm, self.recording, x, self.precision)
+        return replayed_with_constants(self.lm, self.recording, x, self.precision)
 
     def replay(self, v: Float[Tensor, "T d"], norm: Float[Tensor, "T n"] | None = None) -> dict[str, Tensor]:
-        """The held network's value at each point, `[T, n]`, for other embeddings. `norm`: hidden states that the head
-        is applied to in place of those that it makes, and that the logits are then of. Raises ReplayMismatch.
+        """Returns the norm and the logits of the frozen network, `[T, n]`, at different embeddings.
+
+        Args:
+            v: The embeddings.
+            norm: Hidden states that the head is applied to instead of those computed from v.
+
+        Raises:
+            ReplayMismatch: The model was changed after the recording.
         """
-        recording, instead = self.recording, None
+        recording, continued_with = self.recording, None
         if norm is not None:
-            readout, step = recording.readout, recording.steps["norm"]
+            unembedding, step = recording.unembedding, recording.steps["norm"]
             with torch.inference_mode(False):
-                every = readout.hidden.to(self.input, copy=True)
-                every[readout.stream] = norm.to(every)
-                instead = {step: every.view(recording.tape.steps[step].shape)}
-        points, _ = replayed(self.lm, recording, v.detach().to(self.input), self.precision, instead=instead)
+                every = unembedding.hidden.to(self.input, copy=True)
+                every[unembedding.stream] = norm.to(every)
+                continued_with = {step: every.view(recording.tape.steps[step].shape)}
+        v = v.detach().to(self.input)
+        points, _ = replayed(self.lm, recording, v, self.precision, continued_with=continued_with)
         return {name: point.detach() for name, point in points.items()}
 
     def operator(
         self, target: str, rows: Sequence[int], ids: Sequence[int] | None = None, about: dict[str, Any] | None = None
     ) -> Operator:
-        """The map from the embeddings to some rows of a point, one after the other; its output is the model's own.
+        """Returns the map from the embeddings to some rows of a point. Its output is that of the model's own pass.
 
-        `ids`: some columns of each row alone.
+        Args:
+            target: `norm` or `logits`.
+            rows: The rows, which follow each other in the output.
+            ids: The columns of each row; by default all.
+            about: Metadata that the operator keeps.
         """
         chosen = slice(None) if ids is None else list(ids)
 
@@ -261,42 +318,51 @@ def replayed(
     recording: Recording,
     x: Float[Tensor, "T d"],
     precision: torch.dtype,
-    threads: Mapping[int, int] | None = None,
-    less: Mapping[int, Tensor] | None = None,
-    given: Mapping[int, Tensor] | None = None,
-    instead: Mapping[int, Tensor] | None = None,
+    token_axes: Mapping[int, int] | None = None,
+    subtracted: Mapping[int, Tensor] | None = None,
+    patches: Mapping[int, Tensor] | None = None,
+    continued_with: Mapping[int, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-    """Run the model with what the tape holds: its points by name and those of `threads` by step, `[T, n]`, on the graph
-    from x if it has one. `threads`, `less`, `given` and `instead` are as in Replay.
+    """Replay a recording at embeddings x. The other arguments are those of `Replay`.
+
+    Returns:
+        The norm and the logits by name, and the points of `token_axes` by step, all `[T, n]` and on the graph from x.
+
+    Raises:
+        ReplayMismatch: The model diverged from its recorded pass.
     """
-    mode = Replay(recording.tape, recording.steps.values(), _cast(lm, precision), threads, less, given, instead)
-    return _through(mode, lm, recording, x, precision), {step: mode.points[step] for step in threads or ()}
+    how = (token_axes, subtracted, patches, continued_with)
+    mode = Replay(recording.tape, recording.steps.values(), _cast(lm, precision), *how)
+    return _through(mode, lm, recording, x, precision), {step: mode.points[step] for step in token_axes or ()}
 
 
-def altered(lm: LM, recording: Recording, threads: Mapping[int, int], given: Mapping[int, Tensor]) -> Tensor:
-    """The logits of the model itself, `[T, vocabulary]`, with the outputs of some steps replaced."""
-    mode = Altered(recording.tape, threads, given)
+def patched_logits(
+    lm: LM, recording: Recording, token_axes: Mapping[int, int], patches: Mapping[int, Tensor]
+) -> Tensor:
+    """Returns the logits of the model itself, `[T, vocabulary]`, with patches as in `Patch`. Raises ReplayMismatch."""
+    mode = Patch(recording.tape, token_axes, patches)
     with running(lm, lm.dtype, state=recording.state):
         moving = mode.enter(lm.embed(recording.ids))
         with mode:
             return lm.forward(recording.ids, moving)[0].detach()
 
 
-def injected(
+def replayed_with_constants(
     lm: LM,
     recording: Recording,
     x: Float[Tensor, "T d"],
     precision: torch.dtype,
-    threads: Mapping[int, int] | None = None,
-    given: Mapping[int, Tensor] | None = None,
-) -> tuple[dict[str, Tensor], list[Injected]]:
-    """What `replayed` makes, and the constants that its steps add."""
-    mode = Constants(recording.tape, recording.steps.values(), _cast(lm, precision), threads, None, given)
-    return _through(mode, lm, recording, x, precision), mode.injected
+    token_axes: Mapping[int, int] | None = None,
+    patches: Mapping[int, Tensor] | None = None,
+) -> tuple[dict[str, Tensor], list[InjectedConstant]]:
+    """Returns the norm and the logits of a replay, and the constants that its steps add."""
+    wanted, cast = recording.steps.values(), _cast(lm, precision)
+    mode = ReplayWithConstants(recording.tape, wanted, cast, token_axes, patches=patches)
+    return _through(mode, lm, recording, x, precision), mode.constants
 
 
 def _cast(lm: LM, precision: torch.dtype) -> torch.dtype | None:
-    """The type that coefficients are cast to, if it is not the model's own."""
+    """The type that coefficients are cast to, or None for the model's own."""
     return precision if precision != lm.dtype else None
 
 
@@ -309,4 +375,4 @@ def _through(
         lm.forward(recording.ids, moving)
     with torch.inference_mode(False), torch.enable_grad():
         norm, logits = (mode.points[recording.steps[name]] for name in ("norm", "logits"))
-        return {"norm": streams(norm, len(recording.ids))[recording.readout.stream], "logits": logits[0]}
+        return {"norm": streams(norm, len(recording.ids))[recording.unembedding.stream], "logits": logits[0]}

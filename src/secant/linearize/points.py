@@ -1,11 +1,12 @@
-"""The held network from the inside: every named point, and the affine map between any two of them.
+"""The named activations of the frozen network, and the affine map between any two of them.
 
-`embed`, `layers.i` (the residual stream after layer i), `layers.i.attn`, `layers.i.mlp` and `layers.i.mixer` (what that
-part adds to the stream), `layers.i.attn.heads` (what all heads make of the values, side by side),
-`layers.i.attn.heads.h` (what head h adds to the stream), `norm`, `logits`. An operator from a point to another is
-the derivative along all paths between them; its b is the held network at the prompt with the source at zero. Where
-the stream is a sum, residual = source + Σ attn + Σ mlp as operators, and an attention is the sum of its heads and of
-the constant of its output projection (J. Golden, TMLR 2025, arXiv 2505.24293, section 4.3, has layers, attn and mlp).
+The points are `embed`, `layers.i` (the residual stream after layer i), `layers.i.attn`, `layers.i.mlp` and
+`layers.i.mixer` (what that part adds to the stream), `layers.i.attn.heads` (the outputs of all heads, concatenated),
+`layers.i.attn.heads.h` (what head h adds to the stream), `norm` and `logits`. The operator from one point to another is
+the derivative along all paths between them. Its b is the target in the frozen network at the prompt with the source set
+to zero. If the stream is a sum, then residual = source + Σ attn + Σ mlp as operators, and an attention is the sum of
+its heads and of the bias of its output projection (J. Golden, TMLR 2025, arXiv 2505.24293, section 4.3, has the layers,
+attn and mlp).
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.errors import NoPoint, ReplayMismatch
-from secant.linearize.network import Network, Recording, injected, record, replayed
-from secant.linearize.replay import Injected, by_token
-from secant.linearize.sites import Layer, Part, Site, layers, token_axis
-from secant.linearize.tail import Tail
+from secant.linearize.network import Network, Recording, record, replayed, replayed_with_constants
+from secant.linearize.readout import Readout
+from secant.linearize.replay import InjectedConstant, by_token
+from secant.linearize.residual_stream import HookPoint, Layer, Part, layers, token_axis
 from secant.linearize.tape import Step
 from secant.numeric import relative
 from secant.operators.operator import Columns, Composed, Graph, Operator
@@ -34,9 +35,13 @@ PARTS = ("attn", "mixer", "mlp")
 
 @dataclass(frozen=True)
 class Point:
-    """Where a name is: the steps whose rows add up to it (none: the embeddings), its layer, and a head's columns.
+    """Where a named activation is found.
 
-    A head's point is its columns of `layers.i.attn.heads`, taken through to `layers.i.attn`.
+    Attributes:
+        name: The name.
+        steps: The steps whose outputs sum to it; none for `embed`, `logits` and single heads.
+        layer: Its layer.
+        columns: The columns of a head in `layers.i.attn.heads`, which the output projection maps to `layers.i.attn`.
     """
 
     name: str
@@ -51,8 +56,19 @@ class Point:
 
 
 @dataclass(frozen=True, eq=False)
-class Inside:
-    """A held network with all of its points: on the graph from the embeddings, at zero, and in the model's own pass."""
+class ActivationGraph:
+    """A frozen network with all of its named activations.
+
+    Attributes:
+        network: The network.
+        layers: Its layers.
+        points: Where each activation is found, by name.
+        graph: The activations on the autograd graph from the embeddings, by name, each `[T, n]`.
+        biases: The activations of the frozen network at zero embeddings.
+        values: The activations of the model's own pass.
+        token_axes: For each step that is kept, the dimension of its output that counts tokens.
+        zeros: The outputs of these steps at zero embeddings.
+    """
 
     network: Network
     layers: list[Layer]
@@ -60,47 +76,52 @@ class Inside:
     graph: dict[str, Tensor] = field(repr=False)
     biases: dict[str, Tensor] = field(repr=False)
     values: dict[str, Tensor] = field(repr=False)
-    threads: dict[int, int] = field(repr=False)  # step and the dimension of its output that counts tokens
-    zeros: dict[int, Tensor] = field(repr=False)  # the network at zero, by step
+    token_axes: dict[int, int] = field(repr=False)
+    zeros: dict[int, Tensor] = field(repr=False)
     _rows: dict[int, Tensor] = field(repr=False)  # on the graph, by step
     _steps: dict[int, Tensor] = field(repr=False)  # the model's own values by step
-    _lacking: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    _without: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, network: Network) -> Inside:
-        """Find the points of a network, and replay it with them. Raises ReplayMismatch."""
+    def of(cls, network: Network) -> ActivationGraph:
+        """Find the points of a network, and replay it to get their values.
+
+        Raises:
+            ReplayMismatch: The model was changed after the recording.
+        """
         lm, recording, precision = network.lm, network.recording, network.precision
-        found = layers(recording.tape.steps, recording.calls, len(recording.ids))
-        axes = dict(_threads(found, recording.tape.steps, len(recording.ids)))
-        norm = _norm(recording)
-        axes = {site.step: site.axis for site in norm} | axes
+        found = layers(recording.tape.steps, recording.layer_calls, len(recording.ids))
+        axes = dict(_token_axes(found, recording.tape.steps, len(recording.ids)))
+        norm = _norm_output(recording)
+        axes = {point.step: point.axis for point in norm} | axes
         x = network.input.detach().to(lm.dtype)
         own = record(lm, recording.ids, x, recording.convention, precision, axes, recording.state)
         if [step.function for step in own.tape.steps] != [step.function for step in recording.tape.steps]:
             raise ReplayMismatch(
-                "A model must take its recorded course", "another one", "It was changed since: freeze the prompt again."
-            )
-        named, threads = replayed(lm, recording, network.input, precision, axes)
+                "A model must repeat its recorded calls", "different ones",
+                "The model was changed after the recording: freeze the prompt again.",
+            )  # fmt: skip
+        named, by_step = replayed(lm, recording, network.input, precision, axes)
         zero, zeros = replayed(lm, recording, torch.zeros_like(network.input), precision, axes)
-        points = _points(found, _kinds(network, found, threads), threads, recording.tape.steps, norm)
-        steps = {step: by_token(value, axes[step]).to(precision) for step, value in own.made.items()}
+        points = _points(found, _kinds(network, found, by_step), by_step, recording.tape.steps, norm)
+        steps = {step: by_token(value, axes[step]).to(precision) for step, value in own.captured.items()}
         values = {name: value.to(precision) for name, value in own.values.items()}
         x = network.input
         return cls(
             network,
             found,
             points,
-            _named(points, threads, {**named, "embed": x}),
+            _named(points, by_step, {**named, "embed": x}),
             _named(points, zeros, {**zero, "embed": torch.zeros_like(x)}, cut=True),
             _named(points, steps, {**values, "embed": x}, cut=True),
             axes,
             {step: value.detach() for step, value in zeros.items()},
-            threads,
+            by_step,
             steps,
         )
 
     def __getitem__(self, name: str) -> Point:
-        """The point of a name. Raises NoPoint, with those that there are."""
+        """Returns the point with this name. Raises NoPoint, which lists the names."""
         if name not in self.points:
             raise NoPoint(
                 f"The points of this model are {summary(list(self.points))}", repr(name), "Choose one of them."
@@ -113,38 +134,41 @@ class Inside:
         return len(self.network.recording.ids)
 
     def rows(self, name: str) -> list[Tensor]:
-        """The tensors of the graph, `[T, n]`, that add up to a point; those of a part are what the stream takes in."""
+        """Returns the tensors of the graph, `[T, n]`, that sum to a point. Those of a part are added to the stream."""
         steps = self[name].steps
         return [self._rows[step] for step in steps] if steps else [self.graph[name]]
 
     def own(self, step: int) -> Tensor:
-        """The model's own value of a step, a row for each token."""
+        """Returns the output of a step in the model's own pass, one row for each token."""
         return self._steps[step]
 
-    def apart(
+    def cut_at_parts(
         self,
-    ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor], tuple[dict[str, Tensor], list[Injected]]]:
-        """The network cut open where its parts are added: what stands in for each part by name, the norm and logits
-        that are made of these and the embeddings alone; and both with nothing going in, and the constants then added.
+    ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor], tuple[dict[str, Tensor], list[InjectedConstant]]]:
+        """Cut the network where its parts are added to the stream, so that each part is an independent input.
+
+        Returns:
+            The inputs that replace the parts, by the parts' names; the norm and logits computed from these and the
+            embeddings; and the norm and logits with all inputs at zero, with the constants that are added then.
         """
         network, names = self.network, [n for n, p in self.points.items() if p.steps and n.rpartition(".")[2] in PARTS]
         steps = [step for name in names for step in self.points[name].steps]
-        axes = {step: self.threads[step] for step in steps}
+        axes = {step: self.token_axes[step] for step in steps}
         with torch.inference_mode(False):
             given = {step: self._rows[step].detach().clone().requires_grad_() for step in steps}
             zeros = {step: torch.zeros_like(leaf).requires_grad_() for step, leaf in given.items()}
         about = (network.lm, network.recording)
-        named, _ = replayed(*about, network.input, network.precision, axes, given=given)
+        named, _ = replayed(*about, network.input, network.precision, axes, patches=given)
         x = torch.zeros_like(network.input)
-        constants = injected(*about, x, network.precision, axes, zeros)
+        constants = replayed_with_constants(*about, x, network.precision, axes, zeros)
         return {name: [given[step] for step in self.points[name].steps] for name in names}, named, constants
 
     def parts(self, i: int) -> list[str]:
-        """The parts that a layer has: attn, mixer, mlp."""
+        """Returns which of attn, mixer and mlp a layer has."""
         return [kind for kind in PARTS if f"layers.{i}.{kind}" in self.points]
 
     def plain(self, i: int) -> bool:
-        """Whether the stream after a layer is that before it plus the layer's parts, in the model's own numbers."""
+        """Returns whether the stream after a layer is the stream before it plus its parts, in the model's own pass."""
         layer = self.layers[i]
         if not layer.plain or (start := self._start(i)) is None:
             return False
@@ -152,13 +176,14 @@ class Inside:
         return relative(parts, self.values[f"layers.{i}"]) <= 32 * torch.finfo(self.network.lm.dtype).eps
 
     def additive(self, i: int) -> bool:
-        """Whether the stream after a layer is that after the layer before, or the embeddings, plus the layer's parts: a
-        plain layer that nothing comes before, such as a scale or a norm of the embeddings.
+        """Returns whether the stream after a layer is the layer before, or the embeddings, plus its parts.
+
+        This holds for plain layers, unless the stream is changed before them, as by a norm of the embeddings.
         """
         if not self.plain(i):
             return False
         start, before = self.layers[i].start, f"layers.{i - 1}" if i else "embed"
-        if start == (self.layers[i - 1].site.step if i else -1):
+        if start == (self.layers[i - 1].output.step if i else -1):
             return True
         x, y = self.graph[before], None if start is None else self._rows.get(start)
         if y is None or x.shape != y.shape:
@@ -167,12 +192,13 @@ class Inside:
         return relative(Graph(x, y).forward(v), v) <= 32 * torch.finfo(v.dtype).eps
 
     def middle(self, i: int) -> tuple[Tensor, bool] | None:
-        """Of a layer that ends in a part that mixes no tokens: the stream that this part is computed from, and whether
-        the layer's other parts are in it already, as they are not where blocks are parallel. None of other layers.
+        """Returns the stream that a layer's mlp is computed from, if the layer has one mlp and one such stream.
+
+        The second value says whether that stream includes the layer's other parts; in parallel blocks it does not.
         """
         layer, parts = self.layers[i], self.parts(i)
         steps = self.points[f"layers.{i}.mlp"].steps if "mlp" in parts else ()
-        found = [part for part in layer.parts if part.site.step in steps]
+        found = [part for part in layer.parts if part.output.step in steps]
         if len(found) != 1 or len(found[0].bases) != 1 or layer.start is None:
             return None
         (base,) = found[0].bases
@@ -184,15 +210,15 @@ class Inside:
         return (self._rows[base], True) if close else None
 
     def _start(self, i: int) -> Tensor | None:
-        """The model's own stream before a layer."""
+        """The stream before a layer in the model's own pass."""
         start = self.layers[i].start
         return self.values["embed"] if start == -1 else None if start is None else self._steps.get(start)
 
     @cached_property
     def chain(self) -> bool:
-        """Whether each layer reads the stream before it, and the embeddings through it alone: J composes.
+        """Whether each layer depends on the embeddings only through the stream before it, so that J composes.
 
-        In 16 bits that can't be told from rounding.
+        It is False in half precision, which rounds too coarsely to tell.
         """
         if self.graph["embed"].element_size() < 4:
             return False
@@ -219,18 +245,26 @@ class Inside:
         readout: str | None = None,
         about: dict[str, Any] | None = None,
     ) -> Operator:
-        """The map from all tokens of one point to another at some positions, one after the other in its output.
+        """Returns the map from all tokens of one point to some positions of another.
 
-        `ids`: of logits, those of these tokens alone. `readout`: the target goes on through the final norm, or to the
-        logits, as if it were the stream after the last layer. Raises NoPoint.
+        Args:
+            source: The point that goes in.
+            target: The point that comes out.
+            positions: The positions of the target, which follow each other in the output.
+            ids: The tokens whose logits are wanted; by default all.
+            readout: `norm` or `logits`: read out the target as if it were the stream after the last layer.
+            about: Metadata that the operator keeps.
+
+        Raises:
+            NoPoint: A point does not exist, the target does not depend on the source, or it can't be read out.
         """
         if readout is not None:
-            return self._read(source, target, positions, ids, readout, about)
+            return self._read_out(source, target, positions, ids, readout, about)
         point, leaf = self[target], self._leaf(source)
         heads = f"{point.stem}.attn.heads"
-        if self._apart(self.graph[heads if point.columns else target], leaf):
+        if self._is_independent(self.graph[heads if point.columns else target], leaf):
             raise NoPoint(
-                "A target is computed from its source", f"{source} to {target}", "Choose a source that it reads."
+                "A target is computed from its source", f"{source} to {target}", "Choose a source before the target."
             )
         if point.columns:
             return self._to_head(source, point, positions, about)
@@ -244,19 +278,19 @@ class Inside:
         return Operator(graph, self.value(source), at(self.values), at(self.without(source)), about or {})
 
     def value(self, name: str) -> Float[Tensor, "T n"]:
-        """The model's own value at a point; of a head, what the model's own values give through its projection."""
+        """Returns a point in the model's own pass; a head's output is mapped by the frozen output projection."""
         point = self[name]
         return self._projected(point, self.values[f"{point.stem}.attn.heads"]) if point.columns else self.values[name]
 
     def _projected(self, point: Point, heads: Tensor) -> Tensor:
-        """What one head's columns of all heads become in the stream."""
+        """What one head of the concatenated heads adds to the stream."""
         alone = torch.zeros_like(heads)
         alone[:, point.columns] = heads[:, point.columns]
         before, after = self.graph[f"{point.stem}.attn.heads"], self.graph[f"{point.stem}.attn"]
         return Graph(before, after).forward(alone.reshape(-1, 1)).view(after.shape)
 
     def _leaf(self, source: str) -> Tensor:
-        """The tensor of the graph that a source is; of a head, its attention, to which it adds."""
+        """The tensor of the graph for a source; for a head, the attention that it belongs to."""
         point = self[source]
         name = f"{point.stem}.attn" if point.columns else source
         if len(self[name].steps) > 1:
@@ -266,16 +300,16 @@ class Inside:
             )  # fmt: skip
         return self.graph[name]
 
-    def _apart(self, y: Tensor, x: Tensor) -> bool:
-        """Whether y does not come from x."""
+    def _is_independent(self, y: Tensor, x: Tensor) -> bool:
+        """Whether y does not depend on x."""
         with torch.inference_mode(False), torch.enable_grad():
             return y is not x and torch.autograd.grad(y.sum(), x, allow_unused=True, retain_graph=True)[0] is None
 
     def without(self, source: str) -> dict[str, Tensor]:
-        """Every point with the source at zero: of the embeddings the network at 0, of others the rest of the pass."""
+        """Returns every point of the frozen network at the prompt with the source set to zero."""
         if source == "embed":
             return self.biases
-        if source not in self._lacking:
+        if source not in self._without:
             point = self[source]
             name = f"{point.stem}.attn" if point.columns else source
             taken = self.graph[name].detach()
@@ -283,26 +317,28 @@ class Inside:
                 taken = self._projected(point, self.graph[f"{point.stem}.attn.heads"].detach())
             network, step = self.network, self[name].steps[0]
             x = network.input.detach()
-            named, threads = replayed(network.lm, network.recording, x, network.precision, self.threads, {step: taken})
-            self._lacking.clear()  # each is as large as all points together
-            self._lacking[source] = _named(self.points, threads, {**named, "embed": x}, cut=True)
-        return self._lacking[source]
+            about = (network.lm, network.recording, x, network.precision)
+            named, by_step = replayed(*about, self.token_axes, {step: taken})
+            self._without.clear()  # each is as large as all points together
+            self._without[source] = _named(self.points, by_step, {**named, "embed": x}, cut=True)
+        return self._without[source]
 
     def without_streams(self) -> dict[str, Tensor]:
-        """Each layer's parts and stream with the stream before that layer at zero, from one replay for all layers.
+        """Returns each layer's parts and stream with the stream before that layer at zero, from one replay.
 
-        Only for a chain. The first layer reads the embeddings, which stay as they are.
+        It is right only for a chain. The embeddings, which the first layer reads, are not set to zero.
         """
-        network, steps = self.network, [layer.site.step for layer in self.layers]
+        network, steps = self.network, [layer.output.step for layer in self.layers]
         with torch.inference_mode(False):
             zeros = {step: torch.zeros_like(self._rows[step]).requires_grad_() for step in steps}
         x = network.input.detach()
-        named, threads = replayed(network.lm, network.recording, x, network.precision, self.threads, instead=zeros)
+        about = (network.lm, network.recording, x, network.precision)
+        named, by_step = replayed(*about, self.token_axes, continued_with=zeros)
         wanted = {n: p for n, p in self.points.items() if p.layer is not None and not n.endswith(".heads")}
-        return _named(wanted, threads, named, cut=True)
+        return _named(wanted, by_step, named, cut=True)
 
     def _to_head(self, source: str, point: Point, positions: Sequence[int], about: dict[str, Any] | None) -> Operator:
-        """To one head: to its columns of all heads, then through the rest of its attention."""
+        """The operator to one head: to its columns of the concatenated heads, then through the output projection."""
         heads, rows = f"{point.stem}.attn.heads", list(positions)
 
         def at(values: dict[str, Tensor]) -> Tensor:
@@ -318,10 +354,10 @@ class Inside:
         output = then.forward(at(self.values)[:, None])[:, 0]
         return Operator(Composed(first, then), self.value(source), output, bias, about or {})
 
-    def _read(
+    def _read_out(
         self, source: str, target: str, positions: Sequence[int], ids: Sequence[int] | None, readout: str, about: Any
     ) -> Operator:
-        """Through the final norm, or on to the logits; what these hold is held at the target's own value."""
+        """The operator through the final norm, or to the logits, which are frozen at the target's own value."""
         self[target]
         stream = self.graph[f"layers.{len(self.layers) - 1}"] if self.layers else None
         fits = (
@@ -335,17 +371,19 @@ class Inside:
                 "A readout takes a layer, or a part of one, through the norm or to the logits",
                 f"{target} through {readout!r}", "Choose such a target, and norm or logits.",
             )  # fmt: skip
-        tail = self.tail(self.value(target)[None], head=readout == "logits")
-        then, rows = tail.operator(readout, positions, ids)
+        readout_map = self.readout_at(self.value(target)[None], head=readout == "logits")
+        then, rows = readout_map.operator(readout, positions, ids)
         return replace(then @ self.operator(source, target, rows), about=about or {})
 
-    def tail(self, h: Float[Tensor, "P T n"], head: bool = False) -> Tail:
-        """What comes after the last layer, held at each of several streams."""
-        return Tail.of(self.network, self.layers[-1], h, head)
+    def readout_at(self, h: Float[Tensor, "P T n"], head: bool = False) -> Readout:
+        """Returns the final norm, and with `head` also the head, frozen at each of several residual streams."""
+        return Readout.of(self.network, self.layers[-1], h, head)
 
 
 def summary(names: Sequence[str]) -> str:
-    """The names of points, those that differ only in numbers as one; which layers have it, where not all do."""
+    """Returns the names of points in one line, with layers and heads as i and h. It says which layers have a point
+    that not all layers have.
+    """
     layers_of: dict[str, set[int]] = {}
     for name in names:
         first, *rest = name.split(".")
@@ -361,57 +399,58 @@ def summary(names: Sequence[str]) -> str:
     return ", ".join(some) + (f"; i = 0 to {count - 1}" if count else "")
 
 
-# ------------------------------------------------------------------------------------------------ finding them
+# ------------------------------------------------------------------------------------------------ finding points
 
 
-def _norm(recording: Recording) -> list[Site]:
-    """Where the final norm is, if it is a row for each token."""
+def _norm_output(recording: Recording) -> list[HookPoint]:
+    """Where the output of the final norm is, if it has one row for each token."""
     step, T = recording.steps["norm"], len(recording.ids)
     shape = recording.tape.steps[step].shape
-    return [Site(step, axis) for axis in [token_axis(shape, T)] if axis is not None and math.prod(shape[:-1]) == T]
+    return [HookPoint(step, axis) for axis in [token_axis(shape, T)] if axis is not None and math.prod(shape[:-1]) == T]
 
 
-def _threads(found: Sequence[Layer], steps: Sequence[Step], tokens: int) -> Iterator[tuple[int, int]]:
-    """The steps whose output is a row for each token and is wanted, and the dimension that counts tokens."""
+def _token_axes(found: Sequence[Layer], steps: Sequence[Step], tokens: int) -> Iterator[tuple[int, int]]:
+    """The steps that layers and their parts need, and the dimension of each output that counts tokens."""
     for layer in found:
         starts = () if layer.start is None else (layer.start,)
         for step in (*starts, *(base for part in layer.parts for base in part.bases)):
             if step >= 0 and (axis := token_axis(steps[step].shape, tokens)) is not None:
                 yield step, axis
-        for site in (layer.site, *(part.site for part in layer.parts)):
-            yield site.step, site.axis
+        for point in (layer.output, *(part.output for part in layer.parts)):
+            yield point.step, point.axis
         for part in layer.parts:
             if part.heads is not None:
                 yield part.heads.step, part.heads.axis
 
 
-def _kinds(network: Network, found: Sequence[Layer], threads: dict[int, Tensor]) -> list[list[str]]:
-    """What each part of each layer is. A prompt of one token can't show it: it is looked up on the prompt twice."""
+def _kinds(network: Network, found: Sequence[Layer], by_step: dict[int, Tensor]) -> list[list[str]]:
+    """The kind of each part of each layer. One token can't show it, so such a prompt is run twice in a row."""
     lm, precision, ids = network.lm, network.precision, network.recording.ids
     if len(ids) == 1 and any(layer.parts for layer in found):
         x = network.input.detach().to(lm.dtype).repeat(2, 1)
         twice = record(lm, ids * 2, x, network.recording.convention, precision, state=network.recording.state)
         longer = Network.of(lm, twice, x, precision)
-        again = layers(longer.recording.tape.steps, longer.recording.calls, 2)
-        axes = dict(_threads(again, longer.recording.tape.steps, 2))
+        again = layers(longer.recording.tape.steps, longer.recording.layer_calls, 2)
+        axes = dict(_token_axes(again, longer.recording.tape.steps, 2))
         return _kinds(longer, again, replayed(lm, longer.recording, longer.input, precision, axes)[1])
-    return [[_kind(part, network.input, threads) for part in layer.parts] for layer in found]
+    return [[_kind(part, network.input, by_step) for part in layer.parts] for layer in found]
 
 
-def _kind(part: Part, x: Tensor, threads: dict[int, Tensor]) -> str:
-    """What a part is: attn where a pattern mixes tokens, mixer where something else does, mlp where nothing does."""
-    if all(base < 0 or base in threads for base in part.bases):
-        bases = [x if base < 0 else threads[base] for base in part.bases]
-        if not mixes(threads[part.site.step], bases):
+def _kind(part: Part, x: Tensor, by_step: dict[int, Tensor]) -> str:
+    """The kind of a part: attn if a pattern mixes tokens, mixer if something else does, mlp if nothing does."""
+    if all(base < 0 or base in by_step for base in part.bases):
+        bases = [x if base < 0 else by_step[base] for base in part.bases]
+        if not mixes(by_step[part.output.step], bases):
             return "mlp"
-    return "attn" if part.attends else "mixer"  # computed from what is no row for each token, it is one of these
+    return "attn" if part.attends else "mixer"  # also if its bases do not have one row for each token
 
 
 def mixes(y: Float[Tensor, "T n"], bases: Sequence[Float[Tensor, "T d"]]) -> bool:
-    """Whether any row of y depends on another row of its bases: whether J has a block off its diagonal.
+    """Returns whether any row of y depends on a different row of its bases, so that J is not block-diagonal.
 
-    For a diagonal J, scaling the rows of u scales those of Jᵀ u alike, to the bit where the scales are powers of two.
-    The scales are the digits of the rows' numbers, so that any two rows differ in one of the products.
+    If J is block-diagonal, scaling the rows of u scales the rows of Jᵀ u in the same way, bit for bit if the scales are
+    powers of two. The exponents are the digits of the rows' indices, so that any two rows differ in one of the
+    products.
     """
     u = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(y)
     eps, most = torch.finfo(y.dtype).eps, int(math.log2(torch.finfo(y.dtype).max)) // 4
@@ -435,31 +474,30 @@ def mixes(y: Float[Tensor, "T n"], bases: Sequence[Float[Tensor, "T d"]]) -> boo
 def _points(
     found: Sequence[Layer],
     kinds: list[list[str]],
-    threads: dict[int, Tensor],
+    by_step: dict[int, Tensor],
     steps: Sequence[Step],
-    norm: Sequence[Site],
+    norm: Sequence[HookPoint],
 ) -> dict[str, Point]:
     """Every point by name, in order."""
     points = [Point("embed", ())]
     for i, (layer, own) in enumerate(zip(found, kinds, strict=True)):
         for kind in PARTS:
             if parts := [part for part, k in zip(layer.parts, own, strict=True) if k == kind]:
-                points.append(Point(f"layers.{i}.{kind}", tuple(part.site.step for part in parts), i))
+                points.append(Point(f"layers.{i}.{kind}", tuple(part.output.step for part in parts), i))
                 if kind == "attn" and len(parts) == 1 and (heads := parts[0].heads) is not None:
                     points.append(Point(f"layers.{i}.attn.heads", (heads.step,), i))
-                    d, width = steps[heads.step].shape[-1], threads[heads.step].shape[1]
+                    d, width = steps[heads.step].shape[-1], by_step[heads.step].shape[1]
                     names = (f"layers.{i}.attn.heads.{h}" for h in range(width // d))
                     points += [Point(n, (), i, slice(h * d, (h + 1) * d)) for h, n in enumerate(names)]
-        points.append(Point(f"layers.{i}", (layer.site.step,), i))
-    return {
-        point.name: point for point in (*points, Point("norm", tuple(site.step for site in norm)), Point("logits", ()))
-    }
+        points.append(Point(f"layers.{i}", (layer.output.step,), i))
+    points += [Point("norm", tuple(hook.step for hook in norm)), Point("logits", ())]
+    return {point.name: point for point in points}
 
 
 def _named(
     points: Mapping[str, Point], rows: Mapping[int, Tensor], known: Mapping[str, Tensor], cut: bool = False
 ) -> dict[str, Tensor]:
-    """Values by name from those by step; `cut`: without their graph."""
+    """Values by name from values by step. With `cut` they are detached."""
     with torch.inference_mode(False), torch.enable_grad():
         found = {
             n: _total([rows[s] for s in p.steps]) if p.steps else known[n] for n, p in points.items() if not p.columns
@@ -468,5 +506,5 @@ def _named(
 
 
 def _total(terms: list[Tensor]) -> Tensor:
-    """The sum, which of one term is itself."""
+    """The sum of the terms. One term is returned as it is."""
     return terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)

@@ -1,6 +1,6 @@
 """Run a stock model in one floating-point type throughout.
 
-Modelling code casts norms and softmax to float32 whatever the model is in, which leaves an error near 1e-7 in float64.
+Modelling code casts norms and softmax to float32 in every dtype, which leaves an error near 1e-7 in float64.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from secant.linearize.forms import by_groups
-from secant.linearize.rules import GROUPED, QUESTIONS, VIEWS, writes
+from secant.linearize.forms import grouped_product
+from secant.linearize.rules import GROUPED, METADATA, VIEWS, writes
 from secant.numeric import mapped
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Precision(TorchFunctionMode):
-    """Whatever is in a lower floating-point type, or is cast to one, is cast up to this one instead."""
+    """A mode in which tensors of lower floating-point types, and casts to these types, are cast to `dtype` instead."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -27,10 +27,10 @@ class Precision(TorchFunctionMode):
         self.lower = frozenset(FLOATS[FLOATS.index(dtype) + 1 :])
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in QUESTIONS or func in VIEWS:
-            return func(*args, **(kwargs or {}))  # what is computed from a view is cast up then
+        if func in METADATA or func in VIEWS:
+            return func(*args, **(kwargs or {}))  # a view keeps its dtype; what is computed from it is cast up
         written = args[0] if args and writes(func, kwargs or {}) else None
-        args, kwargs = self._up(args), self._up(kwargs or {})
+        args, kwargs = self._cast_tree_up(args), self._cast_tree_up(kwargs or {})
         if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
             func, args = Tensor.to, (args[0], self.dtype)
         if (
@@ -38,24 +38,24 @@ class Precision(TorchFunctionMode):
             and kwargs.get("dtype") is None
             and isinstance(kwargs.get("fill_value", args[-1] if args else None), float)
         ):
-            kwargs["dtype"] = self.dtype  # or a number that float32 does not reach would overflow
-        if func in GROUPED and args[0].dtype == torch.float64:  # torch has no kernel for it
-            return by_groups(args[0], args[1], kwargs["offs"].tolist())
-        if written is not None and args[0] is not written:  # a lower-precision tensor stays what it is
+            kwargs["dtype"] = self.dtype  # a value beyond the range of float32 would overflow
+        if func in GROUPED and args[0].dtype == torch.float64:  # torch has no float64 kernel
+            return grouped_product(args[0], args[1], kwargs["offs"].tolist())
+        if written is not None and args[0] is not written:  # the tensor that is written keeps its dtype
             return written.copy_(func(*args, **kwargs))
         out = func(*args, **kwargs)
-        return mapped(out, self._raise) if written is None else out
+        return mapped(out, self._cast_up) if written is None else out
 
-    def _raise(self, tensor: Tensor) -> Tensor:
+    def _cast_up(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.dtype in self.lower else tensor
 
-    def _up(self, tree: Any) -> Any:
+    def _cast_tree_up(self, tree: Any) -> Any:
         if isinstance(tree, torch.dtype):
             return self.dtype if tree in self.lower else tree
         if isinstance(tree, Tensor):
-            return self._raise(tree)
+            return self._cast_up(tree)
         if type(tree) in (list, tuple):
-            return type(tree)(self._up(leaf) for leaf in tree)
+            return type(tree)(self._cast_tree_up(leaf) for leaf in tree)
         if type(tree) is dict:
-            return {k: self._up(leaf) for k, leaf in tree.items()}
+            return {k: self._cast_tree_up(leaf) for k, leaf in tree.items()}
         return tree

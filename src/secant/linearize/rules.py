@@ -1,14 +1,15 @@
-"""What is held of each torch function: the mathematics of the linearisation, as one table.
+"""The rules of linearisation: which factor of each torch function is frozen, as one table.
 
-Every operation of a decoder can be written A(x) x + c. Hold A at its value for the prompt, and what is left is
-affine and still returns the prompt's value (J. Golden, TMLR 2025, arXiv 2505.24293, section 3). Norms hold
-their scale, attention its pattern, an activation the ratio a(x)/x, a product all factors but one.
+Every operation of a decoder can be written A(x) x + c. With A frozen at its value for the prompt, the operation is
+affine in x and still returns the prompt's value (J. Golden, TMLR 2025, arXiv 2505.24293, section 3). The frozen factor
+is the scale of a norm, the pattern of attention, the ratio a(x)/x of an activation, and all factors but one of a
+product.
 
-A tensor that depends on the input through what is left is *live*. A rule takes a call with a live tensor in it
-and answers with the held function (a `Form`), or with LINEAR where the function is affine as it stands. Which
-factor of a gated product is held is a *convention*: `gate` holds the activation's output (the paper's choice for
-Llama, Qwen, Gemma, Mistral and OLMo), `up` the other factor (its code for Phi), `half` gives each a half.
-All three are exact, and their Jacobians differ.
+A tensor is *live* if it still depends on the input when these factors are frozen. A rule takes a call that has a live
+tensor among its arguments. It returns the frozen function (a `Form`), or LINEAR if the function is affine already.
+Which factor of a gated product is frozen is a *convention*: `gate` freezes the activation's output (the paper's choice
+for Llama, Qwen, Gemma, Mistral and OLMo), `up` freezes the other factor (its code for Phi), and `half` averages the
+two. All three are exact, and their Jacobians differ.
 
 To teach secant a function, add its name to a row at the end of this file.
 """
@@ -54,7 +55,7 @@ LINEAR = None
 
 
 class Refused(Exception):
-    """A rule has no held form for this call: it is refused as if there were no row."""
+    """A rule has no frozen form for this call, which is then refused as if it had no row in the table."""
 
 
 def linear(call: Call) -> Form | None:
@@ -62,13 +63,13 @@ def linear(call: Call) -> Form | None:
     return LINEAR
 
 
-def held(call: Call) -> Form | None:
-    """Nothing is left live: patterns, statistics of norms, gates, decays, choices."""
+def frozen(call: Call) -> Form | None:
+    """The whole value is frozen: patterns, statistics of norms, gates, decays, choices."""
     return Constant(call.value)
 
 
 def ratio(call: Call) -> Form | None:
-    """a(x) = (a(x)/x) x. Where x is 0 the ratio is its limit there, a'(0)."""
+    """a(x) = (a(x)/x) x, with the ratio frozen. Where x is 0 the ratio is its limit, a'(0)."""
     x, y = call.wide(call.args[0]), call.wide(call.value)
     zero = x == 0
     if not zero.any():
@@ -80,28 +81,26 @@ def ratio(call: Call) -> Form | None:
 
 
 def converted(call: Call) -> Form | None:
-    """Another floating-point type is linear. Integers and 8 bits are activation quantisation, which has no linear map;
-    a mask is held.
+    """A cast between floating-point types is linear, and a mask is frozen. Casts to integers or 8 bits quantise
+    activations, which no linear map does: they are refused.
     """
     value = call.value
     if not isinstance(value, Tensor) or value.dtype == torch.bool:
-        return held(call)
+        return frozen(call)
     if not value.is_floating_point() or value.element_size() == 1:
         raise Refused
     return LINEAR
 
 
 def scattered(call: Call) -> Form | None:
-    """Linear, unless numbers are multiplied or compared on the way."""
+    """Linear if elements are only written. A reduction that multiplies or compares them is refused."""
     if call["reduce", 4] is not None:
         raise Refused
     return LINEAR
 
 
 def reduced(call: Call) -> Form | None:
-    """Sums and means are linear; the largest or smallest of what meets at a place is held as a choice, ties in equal
-    parts.
-    """
+    """Sums and means are linear. Of a maximum or minimum, the choice is frozen; elements that tie share it equally."""
     reduce, own, dim, index, src = call["reduce", 4], call.args[0], call["dim", 1], call["index", 2], call["src", 3]
     if reduce in ("sum", "mean"):
         return LINEAR
@@ -117,18 +116,18 @@ def reduced(call: Call) -> Form | None:
 
 
 def power(call: Call) -> Form | None:
-    """x^p with a fixed p >= 1 is x^(p-1) x; any other power is held."""
+    """x^p with a constant p >= 1 is x^(p-1) x, with x^(p-1) frozen. Any other power is frozen as a whole."""
     exponent = call["exponent", 1]
     if not is_live(call.args[0]) or is_live(exponent) or bool((torch.as_tensor(exponent) < 1).any()):
-        return held(call)
+        return frozen(call)
     return ratio(call)
 
 
 def clamped(call: Call) -> Form | None:
-    """A ratio where 0 is within the bounds; else the choice between the value and the bound is held."""
+    """The ratio is frozen if 0 lies within the bounds. Otherwise the choice between value and bound is frozen."""
     bounds = [b for b in (*call.args[1:], *call.kwargs.values()) if b is not None]
     if is_live(bounds):
-        return held(call)
+        return frozen(call)
     at_zero = call.substitute({0: torch.zeros_like(call.args[0])}).value
     if not at_zero.any():
         return ratio(call)
@@ -136,25 +135,27 @@ def clamped(call: Call) -> Form | None:
 
 
 def extremum(call: Call) -> Form | None:
-    """The larger or smaller of two tensors, the choice held; over a dimension everything is held."""
+    """Of two tensors, the choice of the larger or smaller is frozen. Over a dimension, the whole value is frozen."""
     if isinstance(call["other", 1], Tensor):
         return Chosen(call.value == call.args[0].detach())
-    return held(call)
+    return frozen(call)
 
 
 def product(*factors: tuple[str, int]) -> Rule:
-    """Linear in each of its factors: all live ones but the last are held."""
+    """A rule for functions that are linear in each factor: all live factors but the last are frozen."""
 
     def rule(call: Call) -> Form | None:
         live = [call.key(f) for f in factors if is_live(call[f])]
-        return fixed(call, live[:-1]) if len(live) > 1 else LINEAR
+        return with_frozen(call, live[:-1]) if len(live) > 1 else LINEAR
 
     return rule
 
 
 def matrix_product(*factors: tuple[str, int]) -> Rule:
-    """Linear in each factor. A pattern, a query or a decay stands first, and is held; but what reads a state, a matrix
-    times one column, is held where it stands.
+    """A rule for matrix products, which are linear in each factor.
+
+    Patterns, queries and decays come first, so the first factor is frozen. The exception is a matrix times one column,
+    by which a query reads a state: there the column is frozen.
     """
 
     def rule(call: Call) -> Form | None:
@@ -162,21 +163,23 @@ def matrix_product(*factors: tuple[str, int]) -> Rule:
         if not (is_live(one) and is_live(two)):
             return LINEAR
         column = two.ndim == 1 or (two.shape[-1] == 1 and one.ndim > 1 and one.shape[-2] > 1)
-        return fixed(call, [call.key(factors[1 if column else 0])])
+        return with_frozen(call, [call.key(factors[1 if column else 0])])
 
     return rule
 
 
-def fixed(call: Call, places: list[int | str], gated: bool = False) -> Fixed:
-    """The call with its arguments at these places held."""
+def with_frozen(call: Call, places: list[int | str], gated: bool = False) -> Fixed:
+    """The form of a call with its arguments at these places frozen."""
     values: dict[Any, Any] = {**dict(enumerate(call.args)), **call.kwargs}
     return Fixed({place: detached(values[place]) for place in places}, gated)
 
 
 def multiplied(call: Call) -> Form | None:
-    """Elementwise product. In a gated product, an activation times something else of its size, the convention decides.
-    Two functions of one tensor are an activation written out by hand: the factor with a constant term is held. A
-    factor that is spread over the other's dimensions is a coefficient.
+    """An elementwise product, of which one factor is frozen.
+
+    Two functions of the same tensor are an activation written out by hand: the factor with a constant term is frozen.
+    A factor that is broadcast is a coefficient, which is frozen. In a gated product, which multiplies an activation by
+    another tensor of its size, the convention decides.
     """
     one, two = call.args[0], call["other", 1]
     if not (is_live(one) and is_live(two)):
@@ -186,43 +189,46 @@ def multiplied(call: Call) -> Form | None:
     assert mark is not None, "it is live"
     assert other is not None, "it is live"
     if mark.root == other.root:
-        return fixed(call, [a if other.homogeneous else b])
+        return with_frozen(call, [a if other.homogeneous else b])
     if not one.numel() == two.numel() == call.value.numel():
         smaller = one.numel() == call.value.numel()
-        return fixed(call, [b if second_is_coefficient(mark, other, smaller) else a])
+        return with_frozen(call, [b if second_is_coefficient(mark, other, smaller) else a])
     if mark.activation == other.activation:
-        return fixed(call, [a])
+        return with_frozen(call, [a])
     gate, up = (a, b) if mark.activation else (b, a)
     if call.convention == "half":
-        return Halves(fixed(call, [gate], True), fixed(call, [up], True))
-    return fixed(call, [gate if call.convention == "gate" else up], True)
+        return Halves(with_frozen(call, [gate], True), with_frozen(call, [up], True))
+    return with_frozen(call, [gate if call.convention == "gate" else up], True)
 
 
 def second_is_coefficient(one: Mark, two: Mark, smaller: bool) -> bool:
-    """Which of two factors of unlike sizes is held: the one computed from the other, as what a state takes in is from
-    its input; else the smaller, as a key is that multiplies a state; in an outer product, key times value, the first.
+    """Whether the second of two factors of different sizes is the one that is frozen.
+
+    It is the factor that was computed from the other, as the input gate of a state is computed from the state's input.
+    If neither was, it is the smaller one, as a key that multiplies a state; in an outer product of a key and a value it
+    is the first.
     """
     first, second = one.descends(two), two.descends(one)
     return second if first != second else smaller
 
 
 def divided(call: Call) -> Form | None:
-    """The denominator is held."""
+    """The denominator is frozen."""
     if call["rounding_mode", 9] is not None:
         raise Refused
     if not is_live(call["other", 1]):
         return LINEAR
-    return fixed(call, [call.key(("other", 1))]) if is_live(call.args[0]) else held(call)
+    return with_frozen(call, [call.key(("other", 1))]) if is_live(call.args[0]) else frozen(call)
 
 
 def einsum(call: Call) -> Form | None:
-    """Linear in each operand: all live ones but the last are held."""
+    """Linear in each operand: all live operands but the last are frozen."""
     live: list[int | str] = [i for i, operand in enumerate(call.args) if is_live(operand)]
-    return fixed(call, live[:-1]) if len(live) > 1 else LINEAR
+    return with_frozen(call, live[:-1]) if len(live) > 1 else LINEAR
 
 
 def grouped(call: Call) -> Form | None:
-    """Rows times the matrix of their group; the groups are held."""
+    """Rows times the matrix of their group. The assignment to groups is frozen."""
     rows, matrices, ends = call.args[0], call["mat2", 1], call["offs", 2]
     if is_live(matrices) or rows.ndim != 2 or matrices.ndim != 3 or ends is None or call["bias", 3] is not None:
         raise Refused
@@ -230,37 +236,37 @@ def grouped(call: Call) -> Form | None:
 
 
 def solved(call: Call) -> Form | None:
-    """A⁻¹ B is linear in B; A is held."""
+    """A⁻¹ B is linear in B, and A is frozen."""
     if not is_live(call.args[0]):
         return LINEAR
-    return fixed(call, [0]) if is_live(call["B", 1]) else held(call)
+    return with_frozen(call, [0]) if is_live(call["B", 1]) else frozen(call)
 
 
 def interpolated(call: Call) -> Form | None:
-    """The weight between two live ends is held."""
+    """The weight between two live ends is frozen."""
     weight = call["weight", 2]
     ends = is_live(call.args[0]) or is_live(call["end", 1])
-    return fixed(call, [call.key(("weight", 2))]) if is_live(weight) and ends else LINEAR
+    return with_frozen(call, [call.key(("weight", 2))]) if is_live(weight) and ends else LINEAR
 
 
 def half_gated(call: Call) -> Form | None:
-    """The first half times the sigmoid of the second, which is held."""
+    """The first half times the sigmoid of the second half, with the sigmoid frozen."""
     dim = -1 if call["dim", 1] is None else call["dim", 1]
     return Opened(torch.sigmoid(call.wide(call.args[0]).chunk(2, dim)[1]), dim)
 
 
 def dropout(call: Call) -> Form | None:
-    """Nothing in evaluation; refused in training, where it is random."""
+    """Dropout is the identity in evaluation mode. In training mode it is random, which is refused."""
     training = call.kwargs.get("train", call["training", 2])
     if training in (None, True) and call["p", 1] != 0:
         raise TrainingMode(
-            "A forward pass must not be random", "dropout in training mode", "Call model.eval() before freezing."
+            "A forward pass must be deterministic", "dropout in training mode", "Call model.eval() before freezing."
         )
     return LINEAR
 
 
 def layer_norm(call: Call) -> Form | None:
-    """1/std is held; x - mean is linear."""
+    """1/std is frozen, and x - mean is linear."""
     over = tuple(range(-len(call["normalized_shape", 1]), 0))
     eps = call["eps", 4]
     x = call.wide(call.args[0])
@@ -269,7 +275,7 @@ def layer_norm(call: Call) -> Form | None:
 
 
 def group_norm(call: Call) -> Form | None:
-    """1/std of each group is held; x - mean is linear."""
+    """1/std of each group is frozen, and x - mean is linear."""
     groups, eps = call["num_groups", 1], call["eps", 4]
     x = call.wide(call.args[0]).unflatten(1, (groups, -1))
     over = tuple(range(2, x.ndim))
@@ -280,7 +286,7 @@ def group_norm(call: Call) -> Form | None:
 
 
 def rms_norm(call: Call) -> Form | None:
-    """1/rms is held."""
+    """1/rms is frozen."""
     over = tuple(range(-len(call["normalized_shape", 1]), 0))
     eps = call["eps", 3]
     x = call.wide(call.args[0])
@@ -290,7 +296,7 @@ def rms_norm(call: Call) -> Form | None:
 
 
 def normalized(call: Call) -> Form | None:
-    """X / max(‖x‖, eps), the norm held."""
+    """Each vector over its norm, x / max(‖x‖, eps), with the norm frozen."""
     p, dim, eps = call["p", 1], call["dim", 2], call["eps", 3]
     norm = torch.linalg.vector_norm(
         call.wide(call.args[0]), 2.0 if p is None else p, 1 if dim is None else dim, keepdim=True
@@ -299,14 +305,14 @@ def normalized(call: Call) -> Form | None:
 
 
 def attention(call: Call) -> Form | None:
-    """softmax(q kᵀ) is held by holding q and k; the values are live."""
+    """softmax(q kᵀ) is frozen by freezing q and k. The values are live."""
     query, key, value = call["query", 0], call["key", 1], call["value", 2]
     if call["dropout_p", 4]:
         raise TrainingMode(
-            "A forward pass must not be random", "attention with dropout", "Call model.eval() before freezing."
+            "A forward pass must be deterministic", "attention with dropout", "Call model.eval() before freezing."
         )
     if not is_live(value):
-        return held(call)
+        return frozen(call)
     scale = call["scale", 6]
     return Attended(
         detached(query),
@@ -323,10 +329,17 @@ def attention(call: Call) -> Form | None:
 
 @dataclass(frozen=True)
 class Row:
-    """How the functions of these names are held. `elementwise`: each number of the output depends on the numbers
-    at its own place alone; `activation`: it is one; `additive`: a constant among its inputs stays a constant term;
-    `view`: the output may share the input's memory; `moves`: it is the input's numbers in other places; `pattern`: it
-    is how much each token attends to each.
+    """The rule for the torch functions of some names, and what is known of them.
+
+    Attributes:
+        rule: What is frozen in a call.
+        names: The functions' names, separated by spaces.
+        elementwise: Each element of the output depends only on the elements of the inputs at the same index.
+        activation: The function is an activation.
+        additive: A constant input remains a constant term of the output.
+        view: The output may share memory with the input.
+        moves: The output consists of the input's elements at other indices.
+        pattern: The output is an attention pattern.
     """
 
     rule: Rule
@@ -342,7 +355,7 @@ class Row:
 INPUT, OTHER = ("input", 0), ("other", 1)
 
 TABLE = (
-    # moving numbers about
+    # rearranging elements
     Row(
         linear,
         "view view_as reshape reshape_as transpose permute swapaxes swapdims movedim moveaxis T mT unsqueeze squeeze "
@@ -397,10 +410,10 @@ TABLE = (
         elementwise=True,
         activation=True,
     ),
-    Row(held, "sigmoid hardsigmoid softplus logsigmoid", elementwise=True, activation=True),
-    # other functions of one number
+    Row(frozen, "sigmoid hardsigmoid softplus logsigmoid", elementwise=True, activation=True),
+    # other functions of one element
     Row(ratio, "square abs absolute expm1 log1p sinh arctan atan sin nan_to_num", elementwise=True),
-    Row(held, "exp exp2 log log2 log10 rsqrt sqrt reciprocal cos cosh sign __rpow__ __rdiv__", elementwise=True),
+    Row(frozen, "exp exp2 log log2 log10 rsqrt sqrt reciprocal cos cosh sign __rpow__ __rdiv__", elementwise=True),
     Row(power, "pow float_power", elementwise=True),
     Row(clamped, "clamp clip clamp_min clamp_max", elementwise=True, additive=True),
     Row(extremum, "maximum minimum fmax fmin max min", elementwise=True, additive=True),
@@ -410,27 +423,27 @@ TABLE = (
     Row(rms_norm, "rms_norm"),
     Row(normalized, "normalize"),
     Row(attention, "scaled_dot_product_attention"),
-    Row(held, "softmax", pattern=True),
-    Row(held, "log_softmax softmin logsumexp"),
-    # statistics, choices, and ways out of torch
-    Row(held, "amax amin topk sort kthvalue median std var norm vector_norm prod cumprod"),
-    Row(held, "detach data item tolist numpy __array__ __float__"),
+    Row(frozen, "softmax", pattern=True),
+    Row(frozen, "log_softmax softmin logsumexp"),
+    # statistics, choices, and conversions that leave torch
+    Row(frozen, "amax amin topk sort kthvalue median std var norm vector_norm prod cumprod"),
+    Row(frozen, "detach data item tolist numpy __array__ __float__"),
 )
 
-META = (
+METADATA_NAMES = (
     "shape dtype device layout is_cuda is_cpu is_mps is_xpu is_meta is_mkldnn is_sparse is_quantized is_nested is_leaf "
     "requires_grad grad_fn ndim itemsize nbytes size dim ndimension numel nelement stride storage_offset element_size "
     "get_device is_contiguous is_floating_point is_complex is_conj is_neg is_inference is_same_size data_ptr "
     "untyped_storage __len__ __hash__ _version is_tensor result_type zeros_like ones_like empty_like full_like "
     "new_zeros new_ones new_empty new_full"
 )
-"""Questions about a tensor whose answers do not depend on its numbers."""
+"""Queries about a tensor whose answers do not depend on its elements."""
 
 NAMESPACES = (torch, Tensor, F, torch._C._nn, torch.linalg, torch.special)
 
 
 def functions(name: str) -> set[Any]:
-    """Every torch function of this name: a function, method, operator or property, in place or not."""
+    """Returns every torch function of this name: functions, methods, operators and properties, in place or not."""
     names = [name] if name.startswith("__") else [name, f"{name}_", f"__{name}__", f"__i{name}__"]
     found: set[Any] = {getattr(space, attribute, None) for space in NAMESPACES for attribute in names}
     return {f if callable(f) else f.__get__ for f in found if callable(f) or hasattr(f, "__get__")}
@@ -438,7 +451,7 @@ def functions(name: str) -> set[Any]:
 
 ROWS: dict[Any, Row] = {f: row for row in TABLE for name in row.names.split() for f in functions(name)}
 GROUPED: set[Any] = {f for f, row in ROWS.items() if row.rule is grouped}
-QUESTIONS: set[Any] = {f for name in META.split() for f in functions(name)}
+METADATA: set[Any] = {f for name in METADATA_NAMES.split() for f in functions(name)}
 ADDITIONS: set[Any] = functions("add") | functions("__radd__")
 VIEWS: set[Any] = {f for f, row in ROWS.items() if row.view}
 
@@ -447,42 +460,42 @@ VIEWS: set[Any] = {f for f, row in ROWS.items() if row.view}
 
 
 def whole_activation(x: Tensor, seen: Whole) -> Tensor:
-    """A module that is an activation, seen as one function."""
+    """Call a module that is an activation as one torch function."""
     return handle_torch_function(whole_activation, (x,), x, seen) if has_torch_function_unary(x) else seen.own(x)
 
 
 def whole_linear(x: Tensor, seen: Whole) -> Tensor:
-    """A module that is a linear layer with packed weights, seen as one function."""
+    """Call a module that is a linear layer with packed weights as one torch function."""
     return handle_torch_function(whole_linear, (x,), x, seen) if has_torch_function_unary(x) else seen.own(x)
 
 
 def unpacked(call: Call) -> Form | None:
-    """A linear layer, whatever its kernel; what its packed weights stand for is held."""
+    """A linear layer with any kernel. The form multiplies by the unpacked weights."""
     return Unpacked(partial(weights.unpacked, call.args[1].module))
 
 
 ACTIVATIONS = ("transformers.BloomGelu",)
-"""Modules that are an activation whose inside is a custom autograd function."""
+"""Modules that are activations and compute them in a custom autograd function."""
 
 ROWS[whole_activation] = Row(ratio, "whole_activation", elementwise=True, activation=True)
 ROWS[whole_linear] = Row(unpacked, "whole_linear")
 
 
 def whole(model: nn.Module) -> dict[nn.Module, Callable[[Tensor, Whole], Tensor]]:
-    """The modules of a model that are seen as one function each, and the function."""
+    """Returns the modules of a model that are recorded as one function each, and these functions."""
     kinds = {**dict.fromkeys(ACTIVATIONS, whole_activation), **dict.fromkeys(weights.PACKED, whole_linear)}
     return {module: kinds[kind] for module in model.modules() if (kind := weights.kind_of(module)) in kinds}
 
 
 def writes(function: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether such a call writes into its first argument."""
+    """Returns whether such a call writes into its first argument."""
     name = getattr(function, "__name__", "")
     operator = name.startswith("__i") and name.endswith("__") and hasattr(torch.Tensor, f"__{name[3:]}")
     return name == "__setitem__" or operator or name.endswith("_") != name.endswith("__") or bool(kwargs.get("inplace"))
 
 
 def out_of_place(function: Any) -> Any:
-    """The function that computes what an in-place one writes: mul for mul_ and for *=."""
+    """Returns the function that computes what an in-place one writes, such as mul for mul_ and for *=."""
     name = function.__name__
     name = name[3:-2] if name.startswith("__i") else name.removesuffix("_")
     return getattr(Tensor, {"truediv": "div"}.get(name, name), None) or getattr(F, name, function)

@@ -1,8 +1,8 @@
-"""Freeze a model at a prompt: one recorded pass, the affine network that it holds, and a certificate that it is exact.
+"""Freeze a model at a prompt: one recorded pass, its affine network, and a certificate that the network is exact.
 
-With every input-dependent factor held, the network is y = Σ_t J_t x_t + b: x_t the embeddings of the prompt's tokens,
-y the final-normed hidden state before the head (J. Golden, TMLR 2025, arXiv 2505.24293, equation 5, where b is left
-out), and b what the model's own constants contribute: the held network at zero input.
+With every input-dependent factor frozen, the network is y = Σ_t J_t x_t + b. x_t are the embeddings of the prompt's
+tokens, y is the final-normed hidden state before the head, and b is the frozen network at zero input, which the model's
+own constants contribute (J. Golden, TMLR 2025, arXiv 2505.24293, equation 5, which leaves out b).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secant.errors import BadArgument, ModelRefused, NotExact, ReplayMismatch, checked, integer, number, one_of, seeded
 from secant.foreign import explained
-from secant.linearize.forecast import foretell
+from secant.linearize.forecast import announce_cost
 from secant.linearize.network import Network, Recording, noting_head, record, running, streams
-from secant.linearize.points import Inside
+from secant.linearize.points import ActivationGraph
 from secant.linearize.rules import CONVENTIONS
 from secant.linearize.tape import Tape, WithoutParameters
 from secant.linearize.untouched import State, untouched
@@ -36,12 +36,12 @@ from secant.results.schema import Column, Table
 from secant.results.view import Grid, Tokens, View
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
-"""Largest error of an exact network, by type: reconstruction by that of the pass, affinity by that of the system."""
+"""Largest error of an exact network, by dtype: the model's for reconstruction, the precision's for affinity."""
 
 
-HIDDEN = (
-    "A nonlinearity is hidden from torch functions (a custom kernel or autograd function): use the model's plain torch"
-    " implementation, for instance attention='eager'; or rounding alone exceeds it."
+HIDDEN_OPERATION = (
+    "A custom kernel or autograd function hides a nonlinearity: use the model's plain torch implementation, such as"
+    " attention='eager'. Or rounding alone exceeds the tolerance."
 )
 
 
@@ -87,7 +87,14 @@ PREDICTIONS = Table(
 
 @dataclass(frozen=True)
 class Prediction:
-    """A next token with its probability and logit."""
+    """A predicted next token.
+
+    Attributes:
+        token: Its text.
+        id: Its id in the vocabulary.
+        probability: Its probability.
+        logit: Its logit.
+    """
 
     token: str
     id: int
@@ -97,16 +104,28 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was checked of a run. Errors are relative, in norms of y.
+    """The evidence that a run is exact. All errors are relative norms.
 
-    `forward_equal`: the recorded logits equal the plain model's, bit for bit (in float64: those of the model without
-    its casts to float32). `reconstruction`: ‖J x + b - y‖ / ‖y‖, from products with J. `affinity`: at a random input
-    v, the largest over all positions of ‖J v + b - r(v)‖ / ‖r(v)‖, where r is a replay, and of |u·J v - v·Jᵀ u| /
-    (‖u‖ ‖J v‖) for a random u. `readout`: how far the logits that the head makes of J x + b, in a pass whose input is
-    v, are from the model's. `stock`: how far the stock model's casts to float32 take its logits from these, in float64.
-    `constants`: ‖b‖ / ‖y‖. `ordinary`: ‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J', if it was asked for.
-    `operations`: live calls by function and what was held. In 16 bits the tolerances catch gross errors only; a
-    precision of float32 sharpens `affinity_tolerance`.
+    In half precision the tolerances catch only gross errors; `precision="float32"` tightens `affinity_tolerance`.
+
+    Attributes:
+        forward_equal: Whether the recorded logits equal the plain model's bit for bit; in float64, those of the model
+            without its casts to float32.
+        reconstruction: ‖J x + b - y‖ / ‖y‖, from products with J.
+        affinity: The largest of two errors at a random input v: ‖J v + b - r(v)‖ / ‖r(v)‖ at any position, where r is
+            a replay, and |u·J v - v·Jᵀ u| / (‖u‖ ‖J v‖) for a random u.
+        readout: The error of the logits if the head is applied to J x + b in a pass whose input is v.
+        stock: In float64, the difference between the logits of the stock model, which casts to float32, and these.
+        constants: ‖b‖ / ‖y‖.
+        ordinary: ‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J', if it was requested.
+        tolerance: The largest allowed `reconstruction` and `readout`.
+        affinity_tolerance: The largest allowed `affinity`.
+        convention: Which factor of a gated product is frozen.
+        dtype: The model's type.
+        precision: The type in which the frozen network is evaluated.
+        attention: The model's attention implementation.
+        versions: The versions of the packages involved.
+        operations: How many calls with live arguments there were, by function and kind of frozen form.
     """
 
     forward_equal: bool
@@ -126,7 +145,7 @@ class Certificate:
     operations: dict[str, int]
 
     def lines(self) -> list[str]:
-        """What it says, in two lines: the errors, and how the run was computed."""
+        """Returns a summary in two lines: the errors, and how the run was computed."""
         equal = "forward bit-equal" if self.forward_equal else "forward differs"
         precision = "" if self.precision == self.dtype else f", system in {self.precision}"
         live, linear = sum(self.operations.values()), self.operations.get("linear", 0)
@@ -139,7 +158,20 @@ class Certificate:
 
 @dataclass(frozen=True, eq=False)
 class Run(Result):
-    """One recorded pass at a prompt: `input` are its embeddings, `hidden` and `logits` what the model made of them."""
+    """One recorded pass of a model at a prompt, and its frozen network.
+
+    Attributes:
+        lm: The model.
+        ids: The prompt's token ids.
+        tokens: The tokens' texts.
+        prediction: The most probable next tokens, best first.
+        certificate: The evidence that the frozen network is exact.
+        input: The tokens' embeddings.
+        network: The frozen network.
+        tolerance: The tolerance that `freeze` was given.
+        seed: The seed of the random input that affinity was measured at.
+        stamp: A fingerprint of the weights, except those that the model writes itself.
+    """
 
     schema = (POSITIONS, PREDICTIONS)
 
@@ -150,16 +182,16 @@ class Run(Result):
     certificate: Certificate
     input: Float[Tensor, "T d"] = field(repr=False)
     network: Network = field(repr=False)
-    tolerance: float | None = field(default=None, repr=False)  # as freeze was given it
+    tolerance: float | None = field(default=None, repr=False)
     seed: int = field(default=0, repr=False)
-    stamp: weights.Stamp | None = field(default=None, repr=False)  # the weights, but those that passes write
-    _ordinary: Tensor | None = field(default=None, repr=False)  # where the certificate has taken it already
+    stamp: weights.Stamp | None = field(default=None, repr=False)
+    _ordinary: Tensor | None = field(default=None, repr=False)  # if the certificate computed it
 
     def unchanged(self) -> None:
-        """Raises ReplayMismatch where the model's weights were written since."""
+        """Raises ReplayMismatch if the model's weights have changed since."""
         if self.stamp is not None and (changed := self.stamp.changed(self.lm.model)):
             raise ReplayMismatch(
-                "A run is of the weights that it was frozen with",
+                "A model must keep the weights that a run was frozen with",
                 f"{changed[0]}, changed since",
                 "Freeze the prompt again.",
             )
@@ -171,12 +203,12 @@ class Run(Result):
 
     @property
     def logits(self) -> Float[Tensor, "T vocabulary"]:
-        """The logits at every position."""
+        """The logits at each position."""
         return self.network.recording.values["logits"]
 
     @property
     def tape(self) -> Tape:
-        """What was held, call by call."""
+        """The frozen factors, call by call."""
         return self.network.recording.tape
 
     @cached_property
@@ -188,18 +220,18 @@ class Run(Result):
         return ordinary_output(self.lm, self.network.recording, self.input)
 
     @cached_property
-    def inside(self) -> Inside:
-        """The network with every named point in it, found when it is first asked for. Raises ReplayMismatch."""
+    def inside(self) -> ActivationGraph:
+        """The frozen network with all of its named activations, computed on first use. Raises ReplayMismatch."""
         self.unchanged()
-        return Inside.of(self.network)
+        return ActivationGraph.of(self.network)
 
     @property
     def points(self) -> list[str]:
-        """The names of the points of this network."""
+        """The names of the network's activations."""
         return list(self.inside.points)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """What the model predicts at each position, and the likeliest next tokens at the last."""
+        """Returns the prediction at each position, and the most probable next tokens after the prompt."""
         logits = wide(self.logits)
         positions = {
             "position": range(len(self.ids)),
@@ -213,11 +245,11 @@ class Run(Result):
         return {"positions": POSITIONS.frame(pd.DataFrame(positions)), "predictions": PREDICTIONS.frame(guesses)}
 
     def about(self) -> dict[str, Any]:
-        """The model, the prompt's tokens, and the certificate."""
+        """Returns the model's name, the prompt's tokens and the certificate."""
         return {"model": self.lm.name, "tokens": self.tokens, "certificate": asdict(self.certificate)}
 
     def tensors(self) -> dict[str, Described]:
-        """The embeddings, the final-normed hidden states and the logits."""
+        """Returns the embeddings, the final-normed hidden states and the logits."""
         return {
             "input": Described("token, d: embeddings x", self.input),
             "hidden": Described("token, d: final-normed hidden states", self.hidden),
@@ -225,16 +257,21 @@ class Run(Result):
         }
 
     def view(self) -> View:
-        """The prompt, the certificate, and the likeliest next tokens."""
+        """Returns what to show first: the prompt, the certificate and the most probable next tokens."""
         facts = {"tokens": Tokens(self.tokens), "certificate": self.certificate.lines()}
         grid = Grid.of(PREDICTIONS, self.tables()["predictions"], ("token", "probability|bar", "logit"), most=10)
         return View(f"Run of {self.lm.name}", facts, [grid])
 
     @checked
     def next(self, token: str | SupportsIndex | None = None) -> Run:
-        """The run of the prompt with one more token, by default the predicted one, frozen and certified likewise.
+        """Returns the run of the prompt with one more token, frozen with the same settings.
 
-        Raises what `freeze` raises, BadPrompt at the end of the model's context among it.
+        Args:
+            token: The token, as text or id; by default the predicted one.
+
+        Raises:
+            BadPrompt: The token is unknown, or the prompt fills the model's context.
+            SecantError: Whatever else `freeze` raises.
         """
         c = self.certificate
         more = self.prediction[0].id if token is None else self.lm.token(token, "input")
@@ -259,13 +296,25 @@ class Run(Result):
         readout: str | None = None,
         tokens: Sequence[str | SupportsIndex] | None = None,
     ) -> Operator:
-        """The held network from one point to another, at one position, several (one after the other), or all (None).
+        """Returns the affine map from one activation, at all tokens, to another at some positions.
 
-        Points: embed, layers.i, layers.i.attn, .mlp and .mixer, layers.i.attn.heads.h, norm, logits; `run.points` lists
-        them. The source's rows at all tokens go in. `readout`: "norm" or "logits" takes a target inside on through the
-        final norm, held at the target's own value. `tokens`: of logits, those of these tokens alone.
-        Raises NoPoint, BadArgument for a position that the prompt does not have, BadPrompt for a token that the
-        vocabulary does not have, and NotExact where a point's own reconstruction is above tolerance.
+        Activations are embed, layers.i, layers.i.attn, layers.i.mlp, layers.i.mixer, layers.i.attn.heads.h, norm and
+        logits; `run.points` lists those of this model.
+
+        Args:
+            source: The activation that goes in.
+            target: The activation that comes out.
+            position: One position, several, which follow each other in the output, or None for all. Negative ones
+                count from the end.
+            readout: "norm" or "logits": read out a target inside the network through the final norm, which is frozen at
+                the target's own value.
+            tokens: If the output is logits, the tokens whose logits are wanted, as texts or ids; by default all.
+
+        Raises:
+            NoPoint: This model has no such activation, or the target does not depend on the source.
+            BadArgument: The prompt has no such position.
+            BadPrompt: The vocabulary has no such token.
+            NotExact: The operator does not reproduce the target within the tolerance.
         """
         rows, ids = self.rows(position), self._ids(tokens, readout or target)
         c = self.certificate
@@ -276,23 +325,23 @@ class Run(Result):
         if source == "embed" and target in self.network.points and readout is None:
             op = self.network.operator(target, rows, ids, about)
             if (target, rows) == ("norm", [len(self.ids) - 1]):
-                return op  # which the certificate is of
+                return op  # the certificate covers it
         else:
             op = self.inside.operator(source, target, rows, ids, readout, about)
         self.certify(op.reconstruction, op.bias, op.output, f"from {source} to {target}")
         return op
 
     def certify(self, error: float, bias: Tensor, output: Tensor, where: str) -> None:
-        """Raises NotExact where an operator does not reproduce the model; what cancels is judged by its terms."""
+        """Raises NotExact if an operator does not reproduce the model; terms that may cancel widen the tolerance."""
         c = self.certificate
         if not error <= c.tolerance * (1 + 2 * bias.norm().item() / (output.norm().item() or 1)):
             raise NotExact(
                 f"An operator must reproduce the model to {c.tolerance:.0e} in {c.precision}",
-                f"{error:.1e} {where}", HIDDEN,
+                f"{error:.1e} {where}", HIDDEN_OPERATION,
             )  # fmt: skip
 
     def rows(self, position: SupportsIndex | Sequence[SupportsIndex] | slice | None) -> list[int]:
-        """The positions that are meant, from 0; None: all. Raises BadArgument for one that the prompt does not have."""
+        """Returns positions counted from 0; None stands for all. Raises BadArgument if the prompt lacks one."""
         T = len(self.ids)
         if isinstance(position, slice):
             position = range(T)[position]
@@ -310,10 +359,10 @@ class Run(Result):
             return None
         if target != "logits":
             raise BadArgument(
-                "Only logits are those of tokens", f"tokens for {target}", "Choose logits, or leave them out."
+                "Only logits can be selected by tokens", f"tokens for {target}", "Choose logits, or omit the tokens."
             )
         if isinstance(tokens, str) or not isinstance(tokens, Sequence) or not tokens:
-            raise BadArgument("Tokens are a list of some", repr(tokens), 'Give, for instance, [" the"].')
+            raise BadArgument("Tokens are a non-empty list", repr(tokens), 'Give, for instance, [" the"].')
         return [self.lm.token(token) for token in tokens]
 
 
@@ -329,13 +378,30 @@ def freeze(
     top: int = 10,
     seed: int = 0,
 ) -> Run:
-    """Record a model's pass at a prompt (text, token ids or chat messages), and certify the affine network it holds.
+    """Returns a model's recorded pass at a prompt, with its frozen network and a certificate that it is exact.
 
-    `precision`: evaluate the held network in this type, above the model's own; the recorded pass stays as it is.
-    `ordinary`: measure the ordinary Jacobian beside it. `tolerance`: largest errors, instead of TOLERANCE.
-    `seed`: of the random input that affinity is measured at. `top`: how many predictions.
-    What takes more than a minute, or more than half of the free memory, is announced beforehand. Raises BadPrompt,
-    BadArgument, TrainingMode, NoRule, ReplayMismatch, TooLarge where memory is full, and NotExact above tolerance.
+    A run that is estimated to take more than a minute, or more than half of the free memory, is announced beforehand.
+
+    Args:
+        lm: The model.
+        prompt: A text, token ids or chat messages.
+        convention: Which factor of a gated product is frozen: gate, up or half.
+        precision: The type in which the frozen network is evaluated, at least the model's own, which is the default.
+            The recorded pass keeps the model's own type.
+        ordinary: Whether the error of the ordinary Jacobian is measured too.
+        tolerance: The largest allowed error, instead of TOLERANCE.
+        top: How many predictions to keep.
+        seed: The seed of the random input that affinity is measured at.
+
+    Raises:
+        BadPrompt: The prompt is empty, too long, or not in the vocabulary.
+        BadArgument: Another argument is out of range.
+        TrainingMode: A dropout is active.
+        ModelRefused: The model can't be run at the prompt.
+        NoRule: A torch function that meets the input has no rule.
+        ReplayMismatch: A replay of the model diverges from its recorded pass.
+        TooLarge: The memory does not suffice.
+        NotExact: An error of the certificate exceeds its tolerance.
     """
     one_of(convention, CONVENTIONS, "A convention")
     lm.ready()
@@ -351,7 +417,7 @@ def freeze(
         return _frozen(lm, list(tokens), convention, system, ordinary=ordinary, **how)
 
     with room("Freezing a prompt", "Shorten it, load a smaller dtype, or give it a device with more memory."):
-        foretell(ids, lambda tokens: frozen(tokens).network.recording, lm.dtype)
+        announce_cost(ids, lambda tokens: frozen(tokens).network.recording, lm.dtype)
         return frozen(ids, ordinary)
 
 
@@ -365,17 +431,17 @@ def _frozen(
     top: int,
     seed: int,
 ) -> Run:
-    """The run of these tokens, of arguments that are as they should be."""
-    odd = explained(ModelRefused, "A model must run at the prompt by itself", "Mend the model.")
+    """The run of these tokens, for arguments that were checked."""
+    odd = explained(ModelRefused, "A model must run at the prompt by itself", "Fix the model.")
     state = State(lm.model)
     with running(lm, lm.dtype, state=state) as own, odd:
         x, plain = lm.embed(ids), lm.logits(ids)
     stock = _stock_error(lm, ids, plain, state) if lm.dtype == torch.float64 else None
     recording = record(lm, ids, x, convention, system, state=state)
     if not recording.values["norm"][-1].any():
-        raise NotExact("There must be a hidden state to reproduce", "one that is 0", "Check the final norm's weights.")
+        raise NotExact("The final hidden state must not be zero", "one that is 0", "Check the final norm's weights.")
     network = Network.of(lm, recording, x, system)
-    with explained(NotExact, "The held network must have products with J and its transpose", HIDDEN):
+    with explained(NotExact, "The frozen network must have products with J and its transpose", HIDDEN_OPERATION):
         reconstruction, affinity, readout = _errors(network, seed)
     baseline = ordinary_output(lm, recording, x) if ordinary else None
     certificate = Certificate(
@@ -413,7 +479,7 @@ def _frozen(
 
 
 def precision_of(lm: LM, precision: str | torch.dtype | None) -> torch.dtype:
-    """The type in which a held network is evaluated; by default the model's own. Raises BadArgument below that."""
+    """Returns the type in which a frozen network is evaluated, by default the model's own, or raises BadArgument."""
     system = dtype_of(precision) or lm.dtype
     if torch.promote_types(system, lm.dtype) != system:
         raise BadArgument(
@@ -442,7 +508,7 @@ def _errors(network: Network, seed: int) -> tuple[float, float, float]:
 
 
 def _stock_error(lm: LM, ids: Sequence[int], logits: Tensor, state: State) -> float | None:
-    """How far the stock float64 pass, casts and all, is from the one without; None where it can't run in float64."""
+    """The error of the stock float64 pass, which casts to float32; None if it can't run in float64."""
     try:
         with untouched(lm.model, state):
             return relative(lm.logits(ids), logits)
@@ -451,47 +517,49 @@ def _stock_error(lm: LM, ids: Sequence[int], logits: Tensor, state: State) -> fl
 
 
 def ordinary_output(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> Float[Tensor, " d"]:
-    """J' x with the ordinary Jacobian J' of the last hidden state: the baseline that fails."""
+    """Returns J' x with the ordinary Jacobian J' of the last hidden state: the baseline that fails."""
     return tangent(lm, recording, x).forward(x.detach().reshape(-1, 1))[:, 0]
 
 
 def tangent(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> Graph:
-    """Products with the ordinary Jacobian J' of the last hidden state by the embeddings x of a recording's tokens."""
+    """Returns products with the ordinary Jacobian J' of the last hidden state by the embeddings x of a recording."""
     watch, ids = WithoutParameters(lm.head), recording.ids
     with running(lm, lm.dtype, state=recording.state), sdpa_kernel(SDPBackend.MATH):
         leaf = x.detach().clone().requires_grad_()
         moving = leaf.clone()
         with noting_head(lm, watch), watch:
             lm.forward(ids, moving)
-        hidden = watch.head.uses[recording.readout.use].given
+        hidden = watch.head.uses[recording.unembedding.use].given
         assert hidden is not None, "record has found it"
-        return Graph(leaf, streams(hidden, len(ids))[recording.readout.stream, -1])
+        return Graph(leaf, streams(hidden, len(ids))[recording.unembedding.stream, -1])
 
 
 def _refuse(c: Certificate) -> None:
-    """Raise NotExact where the certificate does not hold."""
+    """Raise NotExact if the certificate fails."""
     if not c.forward_equal:
         raise NotExact(
-            "The recorded pass must equal the plain model's, bit for bit", "another result",
-            "The model's forward pass is not repeatable; make it deterministic.",
+            "The recorded pass must equal the plain model's, bit for bit", "a different result",
+            "The model's forward pass is not deterministic: make it so.",
         )  # fmt: skip
     if c.stock is not None and not c.stock < 1e-3:
         raise NotExact(
-            "A float64 pass differs from the stock one by its casts to float32 alone, at most 1e-03", f"{c.stock:.0e}",
-            "Report the model's type; it can be frozen in float32.",
+            "A float64 pass may differ from the stock one only by its casts to float32, by at most 1e-03",
+            f"{c.stock:.0e}",
+            "Freeze the model in float32, and report its type.",
         )  # fmt: skip
     checks = ((c.reconstruction, c.tolerance, "reconstruction"), (c.affinity, c.affinity_tolerance, "affinity"))
     for error, tolerance, name in checks:
         if not error <= tolerance:
             raise NotExact(
-                f"The held network must be affine and reproduce the model to {tolerance:.0e} in {c.precision}",
+                f"The frozen network must be affine and reproduce the model to {tolerance:.0e} in {c.precision}",
                 f"{name} {error:.1e}",
-                HIDDEN,
+                HIDDEN_OPERATION,
             )
     if not c.readout <= c.tolerance:
         raise NotExact(
-            f"The head of J x + b must give the model's logits to {c.tolerance:.0e}", f"others, off by {c.readout:.1e}",
-            "The logits are made of more than the hidden states that the head reads: report the model's type.",
+            f"The head applied to J x + b must give the model's logits to {c.tolerance:.0e}",
+            f"an error of {c.readout:.1e}",
+            "The logits depend on more than the hidden states that the head reads: report the model's type.",
         )  # fmt: skip
 
 

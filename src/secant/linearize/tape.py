@@ -1,13 +1,13 @@
-"""Record a model's forward pass with one torch function mode, and replay it with its coefficients held.
+"""Record a model's forward pass with one torch function mode, so that it can be replayed with frozen coefficients.
 
-The first pass runs every function as it is and notes, call by call, what the rules hold. A replay runs the same
-model on any input; where the first pass held something, the held function runs in its place. The replayed network
-is affine in its input: b = replay(0) and J v = replay(v) - b.
+The recording runs every function as it is and writes down, call by call, what the rules freeze. A replay runs the same
+model on any input and calls the frozen functions instead of the recorded ones. The replayed network is affine in its
+input: b = replay(0) and J v = replay(v) - b.
 
-A tensor is live if it requires grad because it descends from the input: autograd tracks that through views, in-place
-writes and functions that this mode never sees. Leaves, such as parameters, and what else requires grad for reasons of
-its own are cut loose as they enter a call. Modes are local to a thread and gone when their `with` block ends; nothing
-of the model is touched.
+A tensor is live if it requires grad because it descends from the input. Autograd tracks that through views, in-place
+writes and functions that this mode never sees. Leaves, such as parameters, and tensors that require grad for other
+reasons are detached when they enter a call. A mode is local to its thread and ends with its `with` block. The model
+itself is never changed.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from secant.linearize.forms import (
     Form,
     Halves,
     Mark,
-    changed,
-    held_tensors,
-    left_live,
+    coefficients,
     live,
+    live_arguments,
+    map_coefficients,
 )
 from secant.linearize.rules import (
-    QUESTIONS,
+    METADATA,
     ROWS,
     Refused,
     Row,
@@ -57,10 +57,15 @@ from secant.numeric import address, mapped, tensors
 
 @dataclass
 class Step:
-    """One call with a live tensor in it: the function, the module that called it, and what was held (None: linear).
+    """One call with a live argument.
 
-    `parents` are the steps that made what is left live of its arguments, -1 where none did; `shape` is that of its
-    output. `attends`: it is a product with the pattern of an attention.
+    Attributes:
+        function: The torch function.
+        module: The path of the module that called it.
+        form: The frozen function, or None if the function is linear as it is.
+        parents: The steps that made the arguments of the frozen function; -1 stands for the input.
+        shape: The shape of the output.
+        attends: Whether the call multiplies by an attention pattern.
     """
 
     function: Any
@@ -71,9 +76,23 @@ class Step:
     attends: bool = False
 
 
+@dataclass(frozen=True)
+class LayerCall:
+    """One call of a member of a module list, with the module's path.
+
+    `out` is the step that made its output, `last` the last step inside it, and `nth` says which call of that module it
+    was, counted from 1.
+    """
+
+    module: str
+    out: int
+    last: int
+    nth: int = 1
+
+
 @dataclass
 class Tape:
-    """The recorded pass: its live calls in order, which replays follow."""
+    """A recorded pass: its calls with live arguments, in order."""
 
     steps: list[Step] = field(default_factory=list)
     _storages: dict[int, list[Step]] = field(default_factory=dict, repr=False)
@@ -84,33 +103,33 @@ class Tape:
         self._register(step)
 
     def _register(self, step: Step) -> None:
-        for tensor in held_tensors(step.form) if step.form is not None else ():
+        for tensor in coefficients(step.form) if step.form is not None else ():
             self._storages.setdefault(address(tensor), []).append(step)
 
     def protect(self, target: Tensor) -> None:
-        """Before `target` is written in place: coefficients in the same memory get a copy of their own."""
+        """Copy the coefficients that share memory with `target`, which is about to be written in place."""
         for step in self._storages.pop(address(target), ()):
             if step.form is not None:
-                step.form = apart(step.form, target)
+                step.form = unaliased(step.form, target)
                 self._register(step)
 
     def operations(self) -> dict[str, int]:
-        """How many live calls there were of each rule."""
+        """Returns the number of linear steps, and of the others by torch function and kind of form."""
         counts = Counter(
             "linear" if s.form is None else f"{name_of(s.function)}: {kind_of(s.form)}" for s in self.steps
         )
         return dict(sorted(counts.items()))
 
     def largest(self, ends: Iterable[int]) -> int:
-        """Numbers in the largest tensor on the way from the input to the output of some steps."""
+        """Returns the number of elements of the largest tensor on any path from the input to these steps."""
         return max((math.prod(step.shape) for step in self.path(ends)), default=0)
 
     def path(self, ends: Iterable[int]) -> list[Step]:
-        """The steps on the way from the input to the output of some."""
-        return [self.steps[step] for step in sorted(self.behind(ends))]
+        """Returns the steps on all paths from the input to these steps, in order."""
+        return [self.steps[step] for step in sorted(self.ancestors(ends))]
 
-    def behind(self, ends: Iterable[int]) -> set[int]:
-        """The numbers of the steps that the output of some is made of, and of these themselves."""
+    def ancestors(self, ends: Iterable[int]) -> set[int]:
+        """Returns the numbers of these steps and of all steps that they were computed from."""
         reached, stack = set[int](), [*ends]
         while stack:
             step = stack.pop()
@@ -121,31 +140,31 @@ class Tape:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the coefficients, shared storage counted once."""
-        held = (t for s in self.steps if s.form is not None for t in held_tensors(s.form))
-        storages = {address(t): t.untyped_storage().nbytes() for t in held}
+        """Bytes of the coefficients. Shared storage is counted once."""
+        frozen = (t for s in self.steps if s.form is not None for t in coefficients(s.form))
+        storages = {address(t): t.untyped_storage().nbytes() for t in frozen}
         return sum(storages.values())
 
 
 def kind_of(form: Form) -> str:
-    """What a form holds, in a word."""
+    """Returns the kind of a form in one word, as the certificate counts it."""
     gated = isinstance(form, Halves) or (isinstance(form, Fixed) and form.gated)
     return "gated" if gated else type(form).__name__.lower()
 
 
-def apart(form: Form, target: Tensor) -> Form:
-    """The same form, with copies of those coefficients that share the target's memory."""
+def unaliased(form: Form, target: Tensor) -> Form:
+    """Returns the same form with copies of those coefficients that share memory with `target`."""
     here = address(target)
-    return changed(form, lambda t: t.clone() if address(t) == here else t)
+    return map_coefficients(form, lambda t: t.clone() if address(t) == here else t)
 
 
 def name_of(function: Any) -> str:
-    """A readable name of a torch function."""
+    """Returns a readable name of a torch function."""
     return (resolve_name(function) or getattr(function, "__name__", repr(function))).removesuffix(".__get__")
 
 
-def normal(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same arguments with the first one by position, and einsum's operands unpacked."""
+def canonical(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns the same arguments with the first one by position and the operands of einsum unpacked."""
     if not args and "input" in kwargs:
         kwargs = dict(kwargs)
         args = (kwargs.pop("input"),)
@@ -155,17 +174,22 @@ def normal(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
 
 
 def without_leaves(tree: Any) -> Any:
-    """The same arguments with leaves of the graph, such as parameters, cut loose."""
+    """Returns the same arguments with leaves of the graph, such as parameters, detached."""
     if not any(t.requires_grad and t.is_leaf for t in tensors(tree)):
         return tree
     return mapped(tree, lambda t: t.detach() if t.requires_grad and t.is_leaf else t)
 
 
 @dataclass
-class Use:
-    """A use of the head: a call of its module, or of another function that takes its weight. `given`: the live tensor
-    that it is applied to, if there is one, and `made` the step that made it, or -1; `begin` to `end`: the steps of the
-    tape that belong to it.
+class HeadUse:
+    """One use of the head: a call of its module, or of another function that takes its weight.
+
+    Attributes:
+        given: The live tensor that the head is applied to, if any.
+        made: The step that made this tensor, or -1.
+        begin: The first step that belongs to the use.
+        end: The first step after it.
+        called: Whether the module was called.
     """
 
     given: Tensor | None
@@ -175,31 +199,31 @@ class Use:
     called: bool
 
 
-class Head:
-    """Every use of a head in one pass, in order: a model may look at its own logits on the way, or have several."""
+class HeadUses:
+    """All uses of a head in one pass, in order. A model may compute logits more than once."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.uses: list[Use] = []
+        self.uses: list[HeadUse] = []
         self._module, self._open = module, False
 
     def called(self, given: Any, mode: Record | WithoutParameters) -> None:
-        """The head's module is called."""
+        """Note that a call of the head's module begins."""
         self._used(live(given), mode, 0, called=True)
         self._open = True
 
     def returned(self, step: int) -> None:
-        """The call has come to its end."""
+        """Note that the call of the head's module has ended, before this step."""
         self.uses[-1].end, self._open = step, False
 
-    def met(self, args: Any, mode: Record | WithoutParameters) -> None:
-        """A function is called: a use, if the head's whole weight is among its arguments and no call is under way."""
+    def observe(self, args: Any, mode: Record | WithoutParameters) -> None:
+        """Note a function call as a use if it takes the head's whole weight and no call of the module is open."""
         if not self._open and self._is_here(args):
             self._used(live(args), mode, 1, called=False)
 
     def _used(self, moving: list[Tensor], mode: Record | WithoutParameters, steps: int, called: bool) -> None:
         given = moving[0] if moving else None
-        mark = None if given is None else mode.mark(given)  # as it is now: a cast may give the same tensor back
-        self.uses.append(Use(given, -1 if mark is None else mark.step, mode.count, mode.count + steps, called))
+        mark = None if given is None else mode.mark(given)  # read it now: a later cast may return the same tensor
+        self.uses.append(HeadUse(given, -1 if mark is None else mark.step, mode.count, mode.count + steps, called))
 
     def _is_here(self, args: Any) -> bool:
         weight: Any = self._module.weight
@@ -210,64 +234,64 @@ class Head:
 
 
 class WithoutParameters(TorchFunctionMode):
-    """Keep parameters out of the graph; `head` keeps what the head is applied to."""
+    """A mode that keeps parameters out of the autograd graph. `head` notes what the head is applied to."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        self.head, self.count = Head(head), 0  # nothing is counted here, nor marked
+        self.head, self.count = HeadUses(head), 0  # this mode counts no steps and marks no tensors
 
     def mark(self, tensor: Tensor) -> Mark | None:
-        """Nothing is known of a tensor."""
+        """Returns None: this mode marks no tensors."""
         return None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = normal(func, args, kwargs or {})
-        if func in QUESTIONS:
+        args, kwargs = canonical(func, args, kwargs or {})
+        if func in METADATA:
             return func(*args, **kwargs)
-        self.head.met(args, self)
+        self.head.observe(args, self)
         if not live((args, kwargs)):
-            return unrecorded(func, args, kwargs)
+            return run_without_graph(func, args, kwargs)
         return func(*without_leaves(args), **without_leaves(kwargs))
 
 
-def unrecorded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def run_without_graph(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a call on constants without a graph."""
-    if any(t.requires_grad for t in tensors((args, kwargs))):  # not so of the functions that set the mode
+    if any(t.requires_grad for t in tensors((args, kwargs))):  # never so of functions that set the grad mode
         with torch.no_grad():
             return func(*args, **kwargs)
     return func(*args, **kwargs)
 
 
 class _Live(torch.autograd.Function):
-    """A call's own value, computed without a graph and marked live."""
+    """Returns a call's own value, which was computed without a graph, as a live tensor."""
 
     @staticmethod
     def forward(ctx: Any, call: Call, *moving: Tensor) -> Any:
-        return mapped(call.value, lambda t: t.data)  # no view of anything, or it could not be written in place
+        return mapped(call.value, lambda t: t.data)  # not a view, which could not be written in place
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise AssertionError("a recording is not differentiated: its replays are")
+        raise AssertionError("only replays are differentiated, never a recording")
 
 
-UNREAD = (
-    "The logits must be what the head makes of what the model made of the input",
-    "a model where they are not",
+UNTRACED_LOGITS = (
+    "The logits must be the output of the model's head, applied to hidden states that depend on the input",
+    "logits that are not",
     "Report the model's type.",
 )
 
 
 class Mode(TorchFunctionMode):
-    """What recording and replaying share: what is live, which calls are steps, and how they write in place."""
+    """The base of recording and replaying: tells live tensors from others, and steps from other calls."""
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
         self.tape = tape
-        self.known = WeakIdKeyDictionary()  # live tensors that came from the input, and what is known of them
+        self.known = WeakIdKeyDictionary()  # live tensors, and their marks
         self._origin: Any = None
 
     def enter(self, x: Tensor) -> Tensor:
-        """A live copy of an input, on the graph from it; everything that descends from it is live."""
+        """Returns a live copy of an input, which is on the graph from it. All that descends from the copy is live."""
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x if x.requires_grad else x.detach().clone().requires_grad_()
             moving = leaf.clone()
@@ -275,8 +299,8 @@ class Mode(TorchFunctionMode):
         return moving
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = normal(func, args, kwargs or {})
-        if func in QUESTIONS:
+        args, kwargs = canonical(func, args, kwargs or {})
+        if func in METADATA:
             return func(*args, **kwargs)
         into = args[0] if args and isinstance(args[0], Tensor) and writes(func, kwargs) else None
         if into is not None:
@@ -284,19 +308,19 @@ class Mode(TorchFunctionMode):
         moving = live((args, kwargs))
         foreign = [self._is_foreign(t) for t in moving]
         if all(foreign):
-            return self.still(func, args, kwargs)
+            return self.run_constant(func, args, kwargs)
         plain = None
         if any(foreign):
             plain = mapped((args, kwargs), lambda t: t if t.is_leaf or self._is_foreign(t) else t.detach())
             args, kwargs = mapped((args, kwargs), lambda t: t.detach() if self._is_foreign(t) else t)
         return self.step(func, args, kwargs, into, plain)
 
-    def still(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one call without a live tensor in it, and without a graph of what else requires grad."""
-        return unrecorded(func, args, kwargs)
+    def run_constant(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one call without live arguments, and without a graph of other tensors that require grad."""
+        return run_without_graph(func, args, kwargs)
 
     def _is_foreign(self, tensor: Tensor) -> bool:
-        """Whether a tensor requires grad for a reason of its own, and does not descend from the input."""
+        """Whether a tensor requires grad without descending from the input."""
         if not tensor.requires_grad or tensor.is_leaf or tensor in self.known:
             return False
         nodes, seen = [tensor.grad_fn], set()
@@ -311,15 +335,32 @@ class Mode(TorchFunctionMode):
 
     @abstractmethod
     def step(self, func: Any, args: Any, kwargs: Any, into: Tensor | None, plain: Any) -> Any:
-        """Run one call with a live tensor in it. `plain`: its arguments as a plain pass has them, if not these."""
+        """Run one call with live arguments.
+
+        Args:
+            func: The torch function.
+            args: Its positional arguments, with foreign tensors detached.
+            kwargs: Its keyword arguments, likewise.
+            into: The argument that the call writes in place, if it does.
+            plain: The arguments as a plain pass has them, if they are different.
+        """
 
 
 class Record(Mode):
-    """Run a model on a live input as it is, and note on a tape what each call holds.
+    """A mode that runs a model unaltered on a live input and records what each call freezes.
 
-    `head` keeps what the unembedding is applied to. `precision`: compute coefficients in this type where it is higher
-    than the call's own. `values` maps each wanted step to the value that it made, once the model has run.
-    Raises NoRule at a function for which the table of rules has no row.
+    After the model has run, `tape` has the steps, `values` the value of each wanted step, and `head` the uses of the
+    unembedding.
+
+    Args:
+        model: The model, whose modules are named on the tape.
+        head: Its unembedding.
+        convention: Which factor of a gated product is frozen.
+        precision: The lowest type that coefficients are computed in; float32 by default.
+        wanted: The steps whose values are kept.
+
+    Raises:
+        NoRule: A function with a live argument has no row in the table of rules.
     """
 
     def __init__(
@@ -335,38 +376,38 @@ class Record(Mode):
         self.convention, self.precision = convention, precision
         self.modules = {id(module): name or type(module).__name__ for name, module in model.named_modules()}
         self._roots = itertools.count()
-        self.patterns = WeakIdKeyDictionary()  # softmaxes, and what was made of them
-        self.head = Head(head)
+        self.patterns = WeakIdKeyDictionary()  # attention patterns: softmaxes, also masked, scaled or moved
+        self.head = HeadUses(head)
 
     @property
     def count(self) -> int:
-        """How many steps there are."""
+        """How many steps have been recorded."""
         return len(self.tape.steps)
 
     def mark(self, tensor: Tensor) -> Mark | None:
-        """What is known of a tensor: None of a constant, nothing in particular of a live one that no step made."""
+        """Returns the mark of a tensor: None for a constant, a blank mark for a live tensor that no step made."""
         if tensor.requires_grad and not tensor.is_leaf and tensor not in self.known:
             self.known[tensor] = Mark(-1, next(self._roots), source=tensor.grad_fn)
         return self.known.get(tensor)
 
-    def made(self, tensor: Tensor) -> int:
-        """The step that made a live tensor. Raises NoPoint where none did."""
+    def maker(self, tensor: Tensor) -> int:
+        """Returns the step that made a live tensor. Raises NoPoint if no step did."""
         mark = self.mark(tensor)
         if mark is None or mark.step < 0:
-            raise NoPoint(*UNREAD)
+            raise NoPoint(*UNTRACED_LOGITS)
         return mark.step
 
-    def read(self, logits: Tensor) -> int:
-        """Which use of the head made these logits: the last that they are made of. Raises NoPoint where none did."""
-        behind = self.tape.behind([self.made(logits)])
+    def head_use(self, logits: Tensor) -> int:
+        """Returns the number of the last use of the head that these logits come from. Raises NoPoint if none did."""
+        ancestors = self.tape.ancestors([self.maker(logits)])
         for number, use in reversed([*enumerate(self.head.uses)]):
-            inside = behind.intersection(range(use.begin, use.end))
+            inside = ancestors.intersection(range(use.begin, use.end))
             if use.made >= 0 and any(use.made in self.tape.steps[step].parents for step in inside):
                 return number
-        raise NoPoint(*UNREAD)
+        raise NoPoint(*UNTRACED_LOGITS)
 
     def step(self, func: Any, args: Any, kwargs: Any, into: Tensor | None, plain: Any) -> Any:
-        """Run one call with a live tensor in it."""
+        """Run one call with live arguments, and record it."""
         module = self._module()
         row = ROWS.get(func)
         about = {"mark": self.mark, "convention": self.convention, "precision": self.precision, "plain": plain}
@@ -381,8 +422,8 @@ class Record(Mode):
         except Refused:
             raise self._refusal(func, module) from None
         if form is None and into is None and not view and not _floats(call.value):
-            form = Constant(call.value)  # linear, but on to integers
-        self.head.met(args, self)
+            form = Constant(call.value)  # a linear function with an integer output
+        self.head.observe(args, self)
         parents = self._parents(call, form)  # before a write makes its target live
         out: Any
         if isinstance(form, Constant):
@@ -392,7 +433,7 @@ class Record(Mode):
         else:
             out = _Live.apply(call, *live((args, kwargs)))
         if into is not None and form is not None:
-            form = apart(form, into)
+            form = unaliased(form, into)
             out = into.copy_(out)
         written = out if into is None else into
         shape = tuple(written.shape) if isinstance(written, Tensor) else ()
@@ -404,10 +445,10 @@ class Record(Mode):
             self.known[made] = self._marked(row, call, form, made)
         return out
 
-    def still(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one call without a live tensor in it; a function of a held function of a root is one of that root too."""
-        self.head.met(args, self)
-        out = super().still(func, args, kwargs)
+    def run_constant(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one call without live arguments. An elementwise function of a marked constant shares its root."""
+        self.head.observe(args, self)
+        out = super().run_constant(func, args, kwargs)
         row = ROWS.get(func)
         self._follow(row, out, args, kwargs)
         if row is not None and row.elementwise and any(t in self.known for t in tensors((args, kwargs))):
@@ -416,12 +457,12 @@ class Record(Mode):
         return out
 
     def _parents(self, call: Call, form: Form | None) -> tuple[int, ...]:
-        """The steps that made what a call leaves live of its arguments."""
-        marks = (self.mark(t) for t in left_live(form, call))
+        """The steps that made the arguments of the call's frozen function."""
+        marks = (self.mark(t) for t in live_arguments(form, call))
         return tuple(-1 if mark is None else mark.step for mark in marks)
 
     def _attends(self, row: Row | None, call: Call, form: Form | None) -> bool:
-        """Whether a call mixes what is live by a pattern of attention."""
+        """Whether a call multiplies live tensors by an attention pattern."""
         mixes = row is not None and not (row.elementwise or row.view or row.moves) and not isinstance(form, Constant)
         return isinstance(form, Attended) or (mixes and self._patterned(call.args, call.kwargs))
 
@@ -429,13 +470,13 @@ class Record(Mode):
         return any(t in self.patterns for t in tensors(arguments))
 
     def _follow(self, row: Row | None, out: Any, *arguments: Any) -> None:
-        """A pattern stays one where it is masked, scaled, or moved about."""
+        """Track attention patterns: a masked, scaled or rearranged pattern is still one."""
         keeps = row is not None and (row.elementwise or row.view or row.moves)
         if row is not None and (row.pattern or (keeps and self._patterned(*arguments))):
             self.patterns.update((made, True) for made in tensors(out))
 
     def _marked(self, row: Row | None, call: Call, form: Form | None, made: Tensor) -> Mark:
-        """What is known of an output. It is an elementwise function of the root that its inputs share, if any."""
+        """The mark of an output. If all inputs share a root, an elementwise output shares it too."""
         step = len(self.tape.steps) - 1
         given = [t for t in tensors((call.args, call.kwargs)) if t.is_floating_point()]
         marks = [mark for t in given if (mark := self.mark(t)) is not None]
@@ -458,7 +499,7 @@ class Record(Mode):
         )
 
     def _module(self) -> str:
-        """The module of the model whose forward is running."""
+        """The path of the module whose forward is running."""
         frame = sys._getframe(3)
         while frame is not None:
             name = self.modules.get(id(frame.f_locals.get("self")))
@@ -476,19 +517,19 @@ class Record(Mode):
 
 
 def _floats(value: Any) -> bool:
-    """Whether there is a number in a value that could be live."""
+    """Whether a value contains floating-point or complex elements, which could be live."""
     return any(t.is_floating_point() or t.is_complex() for t in tensors(value))
 
 
 def _shares(call: Call) -> bool:
-    """Whether a call's value is a view of one of its arguments, or no tensor."""
+    """Whether a call's value shares memory with an argument, or contains no tensor."""
     given = {address(t) for t in tensors((call.args, call.kwargs))}
     made = list(tensors(call.value))
     return not made or any(address(t) in given for t in made)
 
 
 def functional(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **about: Any) -> Call:
-    """The call; one that writes into its first argument computes its result beside it instead."""
+    """Returns a call. If the function writes in place, the call computes the same result out of place."""
     if kwargs.get("inplace"):
         return Call(func, args, {**kwargs, "inplace": False}, **about)
     return Call(out_of_place(func) if writes(func, kwargs) else func, args, kwargs, **about)

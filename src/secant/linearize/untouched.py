@@ -1,9 +1,9 @@
-"""Running a model and leaving it as it was: what it writes and assigns on its way is put back; neither backward hooks
-nor compiled calls are in force meanwhile.
+"""Run a model and leave it as it was: tensors that it writes or assigns are restored, and its backward hooks and
+compiled calls are disabled meanwhile.
 
-Some models keep state from pass to pass: rotary frequencies for the length of the prompt, masks that are made once. A
-pass of ours must leave no trace of it, and must not undo what another thread does to the model at the same time. Passes
-through one model go one after the other, since that state is shared.
+Some models keep state from pass to pass, such as rotary frequencies for the length of the prompt, or masks that are
+made once. A pass of ours must leave no trace in that state, and must not undo what another thread does to the model at
+the same time. Because the state is shared, only one thread at a time runs a model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from secant.linearize.rules import QUESTIONS, VIEWS, writes
+from secant.linearize.rules import METADATA, VIEWS, writes
 from secant.model.hooks import as_plain_torch, assigned, put_back
 from secant.numeric import address, mapped, tensors
 
@@ -27,34 +27,34 @@ _turns: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
 def _turn(model: nn.Module) -> threading.RLock:
-    """What the one thread holds that runs a model."""
+    """The lock of a model, which the thread that runs it acquires."""
     with _lock:
         return _turns.setdefault(model, threading.RLock())
 
 
 Copies = dict[str, tuple[Tensor, Tensor]]
-"""Tensors by name, each with a copy of what was in it before it was written."""
+"""Tensors by name, each with a copy of its contents before it was written."""
 
 
 class State:
-    """What a model keeps from pass to pass at some moment: buffers, and tensors among the attributes of its modules.
+    """A snapshot of what a model keeps from pass to pass: buffers and attributes of its modules.
 
-    `copies`: what was in those that the first pass from here wrote in place; later passes write no others.
+    `copies` has the tensors that the first pass from this state wrote in place. Later passes write no others.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        with _turn(model):  # or it might be in the middle of a pass of another thread
+        with _turn(model):  # not in the middle of another thread's pass
             self._tables = [(table, dict(table)) for m in model.modules() for table in (m._buffers, vars(m))]
         self._inference = any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
         self.copies: Copies | None = None
 
     @property
     def plain(self) -> bool:
-        """Whether a pass from here needs no watching: it writes nothing, and no tensor is of inference mode."""
+        """Whether passes need no watching: they write nothing, and no tensor was made in inference mode."""
         return self.copies == {} and not self._inference
 
     def restore(self) -> Copies:
-        """Let the model have it again; what was in its tensors until now."""
+        """Restore the model to this state, and return what its tensors contained until now."""
         for table, then in self._tables:
             put_back(table, then)
         copies = self.copies or {}
@@ -64,7 +64,7 @@ class State:
 
 
 def _write(copies: Copies) -> None:
-    """Let tensors have what was in them."""
+    """Write the copies back."""
     for tensor, copy in copies.values():
         with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
             tensor.copy_(copy)
@@ -72,11 +72,17 @@ def _write(copies: Copies) -> None:
 
 @contextmanager
 def untouched(model: nn.Module, state: State | None = None) -> Iterator[Copies]:
-    """Run a model in this thread, as plain torch, from a state that it had, and leave it as it is. What is yielded has
-    in the end what was in the parameters and buffers that its passes wrote in place.
+    """Run a model in this thread as plain torch, and leave it as it is now.
 
-    Tensors that it assigns or writes are put back, but not what another thread assigns; backward hooks and compiled
-    calls are out of force; tensors made in inference mode count as ordinary ones.
+    Tensors that the model assigns or writes are restored, but not what another thread assigns. Backward hooks and
+    compiled calls are disabled. Tensors that were made in inference mode are treated as ordinary ones.
+
+    Args:
+        model: The model.
+        state: The state that it starts from; by default its current one.
+
+    Yields:
+        The parameters and buffers that were written in place, complete when the block ends.
     """
     with _turn(model), assigned(list(model.modules())), as_plain_torch(model):
         before = {} if state is None else state.restore()
@@ -93,10 +99,10 @@ def untouched(model: nn.Module, state: State | None = None) -> Iterator[Copies]:
 
 
 class _Keeping(TorchFunctionMode):
-    """Keep a copy of each tensor of a model before it is written in place.
+    """A mode that copies each tensor of a model before it is written in place.
 
-    What graphs keep of a pass must not change after it: tensors that are written, or were by passes before, are read as
-    copies; and those made in inference mode, which can't be on a graph, by another name.
+    Tensors that autograd graphs keep must not change after the pass. Functions therefore read copies of the tensors
+    that this or an earlier pass wrote. Tensors of inference mode, which can't be on a graph, are read through aliases.
     """
 
     def __init__(self, model: nn.Module, before: Copies) -> None:
@@ -112,7 +118,7 @@ class _Keeping(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in QUESTIONS:
+        if func in METADATA:
             return func(*args, **kwargs)
         targets = [*tensors(args[:1] if writes(func, kwargs) else ()), *tensors(kwargs.get("out"))]
         for target in targets:
@@ -131,20 +137,20 @@ class _Keeping(TorchFunctionMode):
 
 
 def _overlap(one: Tensor, two: Tensor) -> bool:
-    """Whether two tensors of one storage may share memory."""
+    """Whether two tensors of the same storage may share memory."""
     (lo, hi), (start, end) = _extent(one), _extent(two)
     return lo < end and start < hi
 
 
 def _extent(tensor: Tensor) -> tuple[Any, Any]:
-    """Its first byte in its storage, and the first after it."""
+    """The first byte of a tensor in its storage, and the first byte after it."""
     last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     start = tensor.storage_offset() * tensor.element_size()
     return start, start + (last + 1) * tensor.element_size() if tensor.numel() else start
 
 
 def _ordinary(tensor: Tensor) -> Tensor:
-    """A tensor made in inference mode as an ordinary one with the same memory."""
+    """A tensor made in inference mode, as an ordinary tensor with the same memory."""
     if type(tensor) in (Tensor, nn.Parameter) and tensor.is_inference():
         return torch.utils.dlpack.from_dlpack(tensor.detach())
     return tensor

@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from secant.errors import BadArgument, NoPoint, checked, integer, number, one_of
+from secant.linearize.readout import batchable
 from secant.linearize.run import Run, freeze
-from secant.linearize.tail import together
 from secant.model.hooks import answering
 from secant.model.lm import LM, Prompt
 from secant.numeric import mapped, tensors
@@ -94,7 +94,7 @@ class Aim:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the stream as the model has it, behind batch and tokens."""
-        return tuple(self.run.tape.steps[self.run.inside.layers[self.layer].site.step].shape[2:])
+        return tuple(self.run.tape.steps[self.run.inside.layers[self.layer].output.step].shape[2:])
 
 
 _STEERED: ContextVar[tuple[nn.Module, ...]] = ContextVar("models that are being steered", default=())
@@ -147,9 +147,9 @@ def aimed(run: Run, layer: SupportsIndex) -> Aim:
         raise NoPoint("A network's layers are members of a module list that carries the stream", "none", "Use points.")
     last = len(found) - 1
     aim = Aim(run, integer(layer, 0, last, f"The layers of this model are 0 to {last}", "layer = "))
-    site = found[aim.layer].site
+    site = found[aim.layer].output
     shape = run.tape.steps[site.step].shape
-    if not together(shape, site.axis):
+    if not batchable(shape, site.axis):
         raise NoPoint(
             "A stream that is steered has a row for each text, then one for each token", f"shape {tuple(shape)}",
             "Another model has.",

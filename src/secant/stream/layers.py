@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.errors import BadArgument, NoPoint, checked, integer
-from secant.linearize.points import Inside
+from secant.linearize.points import ActivationGraph
+from secant.linearize.readout import Readout, batchable
 from secant.linearize.run import BLOCK_POSITION, RECONSTRUCTION, TOKEN, Run
-from secant.linearize.tail import Tail, together
 from secant.memory import limited
 from secant.numeric import relative, wide
 from secant.operators.cost import Way, said
@@ -458,28 +458,29 @@ def _mismatch(block: Float[Tensor, "d d"], following: Float[Tensor, "d d"], k: i
 class Reading:
     """How the points of one position are read: through the final norm, held at their own values, or as they are."""
 
-    inside: Inside
+    inside: ActivationGraph
     position: int
-    tails: list[Tail]
+    tails: list[Readout]
     rows: dict[str, tuple[int, int]]  # which tail reads a point, and at which of its rows
     _held: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, inside: Inside, position: int, normed: bool) -> Reading:
+    def of(cls, inside: ActivationGraph, position: int, normed: bool) -> Reading:
         """All points at once, where the model takes them as a batch. Raises NoPoint where the norm mixes tokens."""
         layers = range(len(inside.layers))
         names = [name for i in layers for name in (*(f"layers.{i}.{part}" for part in inside.parts(i)), f"layers.{i}")]
         if not normed:
             return cls(inside, position, [], {})
-        site = inside.layers[-1].site
+        site = inside.layers[-1].output
         shape = inside.network.recording.tape.steps[site.step].shape
-        if together(shape, site.axis):
+        if batchable(shape, site.axis):
             points = torch.stack([inside.values[name][position] for name in names])
             points = torch.cat([points, points[-1:].expand(-len(points) % inside.tokens, -1)])
-            tails = [inside.tail(points.view(-1, inside.tokens, points.shape[1]))]  # in as many rows as the prompt has
+            batch = points.view(-1, inside.tokens, points.shape[1])  # streams of as many rows as the prompt has tokens
+            tails = [inside.readout_at(batch)]
             rows = {name: (0, row) for row, name in enumerate(names)}
         else:
-            tails = [inside.tail(inside.values[name][None]) for name in names]
+            tails = [inside.readout_at(inside.values[name][None]) for name in names]
             rows = {name: (row, position) for row, name in enumerate(names)}
         reading = cls(inside, position, tails, rows)
         own, (tail, row) = inside.values["norm"][position], rows[f"layers.{len(layers) - 1}"]

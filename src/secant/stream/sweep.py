@@ -1,10 +1,11 @@
-"""All layers' operators at one position, one layer after the other: by a sweep forward, or by backward passes.
+"""The operators of all layers at one position, layer by layer, from a forward sweep or from backward passes.
 
-*Reverse*: a backward pass for each row of each part, through all layers below it. *Forward*: the derivative of the
-stream by the embeddings, at every position, goes once through the layers and serves every part: H ← H + A H for what
-mixes tokens; and where a layer ends in a part that does not, that part's own matrix M_s at each position s is formed
-once, H_s ← H_s + M_s H_s. A forward sweep costs T d vectors a layer, whatever is asked for; backward passes cost d
-vectors for each part and each layer below it. Neither holds more than one layer's matrices besides H.
+*Reverse*: one backward pass for each row of each part, through all layers below it. *Forward*: H, the derivative of the
+residual stream at every position by the embeddings, is carried through the layers once, and gives the operators of all
+parts. A part that mixes tokens updates H ← H + A H. If a layer ends in a part that does not, its matrix M_s at each
+position s is formed once, and H_s ← H_s + M_s H_s. A forward sweep costs T d vectors for each layer, whichever
+operators are asked for; backward passes cost d vectors for each part and each layer below it. Both keep the matrices of
+only one layer in memory, and the forward sweep also H.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.errors import BadArgument, TooLarge
-from secant.linearize.points import Inside
+from secant.linearize.points import ActivationGraph
 from secant.memory import allowance, bytes_in_words
 from secant.operators.operator import CHUNK, Operator
 
@@ -25,43 +26,52 @@ METHODS = ("auto", "forward", "reverse")
 STREAM = "residual"
 
 Matrices = dict[str, Float[Tensor, "d_out T d_in"]]
-"""J of each part of a layer and of the stream after it, at one position."""
+"""J at one position for each part of a layer, and for the residual stream after it."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How the cumulative operators are found, and what it takes: vectors through one layer, and bytes."""
+    """How the cumulative operators are computed, and the cost: vectors through one layer, and bytes of memory."""
 
     method: str
     vectors: float
     memory: float
 
 
-def plan(inside: Inside, method: str = "auto") -> Plan:
-    """The cheaper way that fits into the allowed memory, or the one asked for. Raises BadArgument, TooLarge."""
+def plan(inside: ActivationGraph, method: str = "auto") -> Plan:
+    """Returns the cheapest plan that fits into the allowed memory.
+
+    Args:
+        inside: The network.
+        method: One of METHODS.
+
+    Raises:
+        BadArgument: The method is unknown, or the network allows no forward sweep.
+        TooLarge: No plan fits.
+    """
     if method not in METHODS:
         raise BadArgument(f"A method is one of {', '.join(METHODS)}", repr(method), "Choose one of them.")
     chained = method != "reverse" and inside.chain
     if method == "forward" and not chained:
         raise BadArgument(
-            "A forward sweep needs a network in which each layer reads the stream before it alone",
-            "one that does not", "Use method='reverse', or 'auto'.",
+            "A forward sweep requires a network in which each layer reads the stream before it alone",
+            "a network in which one reads more", "Use method='reverse', or 'auto'.",
         )  # fmt: skip
-    ways = [reverse_cost(inside)] + ([forward_cost(inside)] if chained else [])
+    plans = [reverse_cost(inside)] + ([forward_cost(inside)] if chained else [])
     room = allowance(inside.graph["embed"].device)
-    fitting = [way for way in ways if method in ("auto", way.method) and way.memory <= room]
+    fitting = [p for p in plans if method in ("auto", p.method) and p.memory <= room]
     if not fitting:
-        least = min(way.memory for way in ways if method in ("auto", way.method))
+        least = min(p.memory for p in plans if method in ("auto", p.method))
         raise TooLarge(
             "The matrices of one layer must fit in memory",
             f"{bytes_in_words(least)} for them and {bytes_in_words(room)} to work in",
             "Shorten the prompt, allow more with max_memory, or use run.operator() and its products.",
         )
-    return min(fitting, key=lambda way: way.vectors)
+    return min(fitting, key=lambda p: p.vectors)
 
 
-def forward_cost(inside: Inside) -> Plan:
-    """T d vectors through each layer, of which a part that does not mix tokens needs only d, and one small product."""
+def forward_cost(inside: ActivationGraph) -> Plan:
+    """Returns the cost of T d vectors through each layer. A part that mixes no tokens takes only d, and one product."""
     T, d = inside.graph["embed"].shape
     width = max(inside.graph[f"layers.{i}"].shape[1] for i in range(len(inside.layers)))
     shares = [SMALL + (1 - SMALL) / T if separate(inside, i) else 1.0 for i in range(len(inside.layers))]
@@ -70,18 +80,18 @@ def forward_cost(inside: Inside) -> Plan:
 
 
 SMALL = 0.4
-"""What a layer costs without the part that mixes no tokens, with products with its matrices: in Llama's shape."""
+"""Share of a layer's cost without the part that mixes no tokens, but with that part's products, in Llama's shape."""
 
 
-def reverse_cost(inside: Inside) -> Plan:
-    """D vectors for each part, through each layer below."""
+def reverse_cost(inside: ActivationGraph) -> Plan:
+    """Returns the cost of d vectors for each part through each layer below it."""
     width = max(inside.graph[f"layers.{i}"].shape[1] for i in range(len(inside.layers)))
     vectors = float(sum(width * len(targets(inside, i)) * (i + 1) for i in range(len(inside.layers))))
     return Plan("reverse", vectors, _spectra(inside))
 
 
-def _spectra(inside: Inside) -> float:
-    """Bytes of one layer's matrices, with the stream before it, one as it is read, and what its spectrum takes."""
+def _spectra(inside: ActivationGraph) -> float:
+    """Bytes of one layer's matrices, the one of the stream before it, a readout of one, and its decomposition."""
     T, d = inside.graph["embed"].shape
     size = inside.graph["embed"].element_size()
     widths = [
@@ -91,29 +101,29 @@ def _spectra(inside: Inside) -> float:
     return float(T * d) * (size * (max(map(sum, widths)) + 2 * most) + 2 * max(size, 4) * most)
 
 
-def targets(inside: Inside, i: int) -> list[str]:
-    """The points of a layer whose operators are computed; a plain layer's stream is their sum."""
+def targets(inside: ActivationGraph, i: int) -> list[str]:
+    """Returns the points of a layer whose operators are computed. In an additive layer, the stream is their sum."""
     parts = [f"layers.{i}.{part}" for part in inside.parts(i)]
     return parts if inside.additive(i) else [*parts, f"layers.{i}"]
 
 
-def before(inside: Inside, i: int) -> str:
-    """The point that a layer starts from."""
+def before(inside: ActivationGraph, i: int) -> str:
+    """Returns the name of the stream before a layer."""
     return f"layers.{i - 1}" if i else "embed"
 
 
-def separate(inside: Inside, i: int) -> bool:
-    """Whether a layer is the stream plus what mixes tokens plus, last, one part that does not."""
+def separate(inside: ActivationGraph, i: int) -> bool:
+    """Returns whether a layer adds parts that mix tokens and, last, one part that does not."""
     return inside.additive(i) and inside.middle(i) is not None
 
 
-def operators(inside: Inside, position: int, method: str) -> Iterator[Matrices]:
-    """The cumulative J of each layer's parts and stream, layer by layer."""
+def operators(inside: ActivationGraph, position: int, method: str) -> Iterator[Matrices]:
+    """Yields the cumulative J of each layer's parts and stream, layer by layer."""
     return forward(inside, position) if method == "forward" else reverse(inside, position)
 
 
-def reverse(inside: Inside, position: int) -> Iterator[Matrices]:
-    """By backward passes from each point to the embeddings."""
+def reverse(inside: ActivationGraph, position: int) -> Iterator[Matrices]:
+    """Yields the cumulative J of each layer from backward passes."""
     T, d = inside.graph["embed"].shape
     stream = torch.zeros(d, T, d).to(inside.graph["embed"])
     stream[:, position] = torch.eye(d)
@@ -125,8 +135,8 @@ def reverse(inside: Inside, position: int) -> Iterator[Matrices]:
         yield found
 
 
-def layerwise(inside: Inside, i: int, position: int) -> Matrices:
-    """J of a layer's parts and of the stream after it by the stream before it."""
+def layerwise(inside: ActivationGraph, i: int, position: int) -> Matrices:
+    """Returns J from the stream before a layer to its parts and to the stream after it."""
     found = rows(inside, before(inside, i), targets(inside, i), i, position)
     if STREAM not in found:
         T, d = inside.graph[before(inside, i)].shape
@@ -136,23 +146,23 @@ def layerwise(inside: Inside, i: int, position: int) -> Matrices:
     return found
 
 
-def rows(inside: Inside, source: str, names: list[str], i: int, position: int) -> Matrices:
-    """J of several points at one position, all rows of them in the same backward passes."""
+def rows(inside: ActivationGraph, source: str, names: list[str], i: int, position: int) -> Matrices:
+    """Returns J of several points at one position. All of their rows share the same backward passes."""
     x = inside.graph[source]
     with torch.inference_mode(False), torch.enable_grad():
         y = torch.cat([inside.graph[name][position] for name in names])
     nothing = torch.zeros_like(y).detach()
     J = Operator(inside.network.graph(x, y), x.detach(), nothing, nothing).dense(CHUNK)
-    parts = J.split([inside.graph[name].shape[1] for name in names])
-    return {_part(name, i): part for name, part in zip(names, parts, strict=True)}
+    blocks = J.split([inside.graph[name].shape[1] for name in names])
+    return {_part(name, i): block for name, block in zip(names, blocks, strict=True)}
 
 
 def _part(name: str, i: int) -> str:
     return STREAM if name == f"layers.{i}" else name.rpartition(".")[2]
 
 
-def forward(inside: Inside, position: int) -> Iterator[Matrices]:
-    """By one sweep of the embeddings' basis through the layers: H is `[columns, T, d]`, a column after the other."""
+def forward(inside: ActivationGraph, position: int) -> Iterator[Matrices]:
+    """Yields the cumulative J of each layer from one forward sweep. H is `[columns, T, d]`, column by column."""
     T, d = inside.graph["embed"].shape
     H = torch.eye(T * d).to(inside.graph["embed"]).view(T * d, T, d)
     last = len(inside.layers) - 1
@@ -161,8 +171,10 @@ def forward(inside: Inside, position: int) -> Iterator[Matrices]:
         yield {name: columns.T.reshape(-1, T, d) for name, columns in found.items()}
 
 
-def _through(inside: Inside, i: int, H: Tensor, position: int, places: slice) -> tuple[dict[str, Tensor], Tensor]:
-    """What a layer's parts make of H at the position, `[columns, n]`, and H after it at the places wanted."""
+def _through(
+    inside: ActivationGraph, i: int, H: Tensor, position: int, places: slice
+) -> tuple[dict[str, Tensor], Tensor]:
+    """H through each part of a layer at the position, `[columns, n]`, and H after the layer at the wanted places."""
     x, at = inside.graph[before(inside, i)], position - places.start
     kinds, middle = inside.parts(i), inside.middle(i) if inside.additive(i) else None
     if middle is None:
@@ -180,24 +192,24 @@ def _through(inside: Inside, i: int, H: Tensor, position: int, places: slice) ->
     read = after if mixed else H[:, places]
     T, d = inside.graph["embed"].shape
     basis = torch.eye(stream.shape[1]).to(stream)[:, None].expand(-1, T, -1)
-    alone = _swept(inside, stream, f"layers.{i}.{kinds[-1]}", basis.contiguous(), places)  # transposed, at each place
+    alone = _swept(inside, stream, f"layers.{i}.{kinds[-1]}", basis.contiguous(), places)  # M_s, transposed
     for s in range(after.shape[1]):
         reached = _reach(read[:, s], T) * d
         more = read[:reached, s] @ alone[:, s]
         if s == at:
             out[kinds[-1]] = torch.cat([more, more.new_zeros(len(H) - reached, more.shape[1])])
-        after[:reached, s] += more  # each place reads itself alone, so that what is read is not written before
+        after[:reached, s] += more  # a place reads only its own rows, which are written after that
     return {**out, STREAM: after[:, at]}, after
 
 
 def _reach(columns: Tensor, tokens: int) -> int:
-    """How many tokens there are up to the last that reaches this place."""
+    """How many tokens there are, up to the last one that this place depends on."""
     reaching = columns.view(tokens, -1, columns.shape[1]).ne(0).any(2).any(1).nonzero().flatten()
     return int(reaching[-1]) + 1 if len(reaching) else 0
 
 
-def _swept(inside: Inside, x: Tensor, target: str, H: Tensor, places: slice) -> Tensor:
-    """Columns `[columns, T, d]` through the map from x to some places of a point: `[columns, places, n]`."""
+def _swept(inside: ActivationGraph, x: Tensor, target: str, H: Tensor, places: slice) -> Tensor:
+    """The columns of H, `[columns, T, d]`, mapped from x to some places of a point, `[columns, places, n]`."""
     y = inside.graph[target]
     whole = places == slice(0, len(y))
     with torch.inference_mode(False), torch.enable_grad():

@@ -1,7 +1,7 @@
-"""What comes after the last layer: the final norm and the head, held at a stream of one's own.
+"""The readout: the final norm and the head after the last layer, frozen at any residual stream.
 
-The paper reads every depth through the final norm (J. Golden, TMLR 2025, arXiv 2505.24293, section 4.3): at a point
-inside, the norm's statistics are those of the point itself, not those of the last layer.
+The paper reads out every depth through the final norm (J. Golden, TMLR 2025, arXiv 2505.24293, section 4.3). The norm's
+statistics are frozen at the activation that is read out, not at the last layer's output.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from secant.linearize.network import Network, as_far_as_the_head, noting_head, running, streams
+from secant.linearize.network import Network, noting_head, running, stopping_at_head, streams
 from secant.linearize.replay import Replay, of_tokens
-from secant.linearize.sites import Layer
+from secant.linearize.residual_stream import Layer
 from secant.linearize.tape import Record
 from secant.model.hooks import answering
 from secant.numeric import mapped, tensors
@@ -25,8 +25,15 @@ from secant.operators.operator import Columns, Graph, Operator
 
 
 @dataclass(frozen=True, eq=False)
-class Tail:
-    """The affine map from streams after the last layer to the norm and the logits, row by row of P * T tokens."""
+class Readout:
+    """The affine map from P residual streams after the last layer to the norm and the logits.
+
+    Attributes:
+        input: The streams, with P * T rows.
+        points: `norm`, and `logits` if wanted, on the graph from `input`; one row for each row of `input`.
+        biases: The same at zero.
+        values: The same as the model itself computes it.
+    """
 
     input: Float[Tensor, "rows n"] = field(repr=False)
     points: dict[str, Tensor] = field(repr=False)
@@ -34,18 +41,29 @@ class Tail:
     values: dict[str, Tensor] = field(repr=False)
 
     @classmethod
-    def of(cls, network: Network, last: Layer, h: Float[Tensor, "P T n"], head: bool) -> Tail:
-        """Record and replay it at P streams together; with `head`, on to the logits. Raises NoPoint."""
+    def of(cls, network: Network, last: Layer, h: Float[Tensor, "P T n"], head: bool) -> Readout:
+        """Record and replay the readout at P streams in one batch.
+
+        Args:
+            network: The frozen network.
+            last: Its last layer, whose output the streams replace.
+            h: The streams.
+            head: Whether the logits are computed too.
+
+        Raises:
+            NoPoint: The logits do not come from the head.
+        """
         lm, recording, precision = network.lm, network.recording, network.precision
         batch, tokens = h.shape[:2]
         x = network.input.detach()
-        shape = recording.tape.steps[last.site.step].shape
+        shape = recording.tape.steps[last.output.step].shape
 
         def through(mode: Record | Replay, rows: Tensor) -> Tensor | None:
-            stream = _raw(mode.enter(rows), shape, last.site.axis, batch)
+            stream = _as_activation(mode.enter(rows), shape, last.output.axis, batch)
             logits = None
-            ending = nullcontext() if head else as_far_as_the_head(lm, recording.readout.call)
-            with _replacing(lm.model.get_submodule(last.call.module), last.call.nth, shape, stream), ending, mode:
+            ending = nullcontext() if head else stopping_at_head(lm, recording.unembedding.call)
+            module = lm.model.get_submodule(last.call.module)
+            with _replacing_output(module, last.call.nth, shape, stream), ending, mode:
                 logits = lm.forward(recording.ids, x.to(rows))
             return logits
 
@@ -54,13 +72,13 @@ class Tail:
         rows = h.detach().flatten(0, 1)
         with running(lm, lm.dtype, state=recording.state), noting_head(lm, mode):
             logits = through(mode, rows.to(lm.dtype))
-        use = mode.head.uses[recording.readout.use]
-        assert use.given is not None, "it is made of the stream"
-        steps = {"norm": use.made} | ({} if logits is None else {"logits": mode.made(logits)})
+        use = mode.head.uses[recording.unembedding.use]
+        assert use.given is not None, "it is computed from the stream"
+        steps = {"norm": use.made} | ({} if logits is None else {"logits": mode.maker(logits)})
 
         def named(raw: dict[str, Tensor]) -> dict[str, Tensor]:
             with torch.inference_mode(False), torch.enable_grad():
-                norm = {"norm": streams(raw["norm"], batch * tokens)[recording.readout.stream]}
+                norm = {"norm": streams(raw["norm"], batch * tokens)[recording.unembedding.stream]}
                 return norm | ({"logits": raw["logits"].flatten(0, 1)} if "logits" in raw else {})
 
         def replayed(leaf: Tensor) -> dict[str, Tensor]:
@@ -77,7 +95,16 @@ class Tail:
         return cls(leaf, replayed(leaf), biases, values)
 
     def operator(self, name: str, rows: Sequence[int], ids: Sequence[int] | None = None) -> tuple[Operator, list[int]]:
-        """To some rows of the norm or of the logits, from those rows of the stream that matter to them, and which."""
+        """Returns the map to some rows of a point, and the rows of the stream that it takes.
+
+        Args:
+            name: `norm` or `logits`.
+            rows: The rows of the point, which follow each other in the output.
+            ids: The columns of each row; by default all.
+
+        Returns:
+            The operator from those rows of the stream that the output depends on, and the numbers of these rows.
+        """
         chosen = slice(None) if ids is None else list(ids)
 
         def at(values: dict[str, Tensor]) -> Tensor:
@@ -93,21 +120,21 @@ class Tail:
         return Operator(products, self.input.detach()[needed], at(self.values), at(self.biases)), needed
 
 
-def together(shape: Sequence[int], axis: int) -> bool:
-    """Whether streams of this shape can go through the model as one batch."""
+def batchable(shape: Sequence[int], axis: int) -> bool:
+    """Returns whether streams of this shape, whose dimension `axis` counts tokens, can be run as one batch."""
     return axis == 1 and shape[0] == 1
 
 
-def _raw(rows: Tensor, shape: Sequence[int], axis: int, batch: int) -> Tensor:
-    """A stream as the model has it, from a row for each token; several as a batch."""
+def _as_activation(rows: Tensor, shape: Sequence[int], axis: int, batch: int) -> Tensor:
+    """One stream in the shape that the model has it in, or several as a batch, from one row for each token."""
     if batch > 1:
         return rows.view(batch, -1, *shape[2:])
     return of_tokens(rows, shape, axis)
 
 
 @contextmanager
-def _replacing(module: nn.Module, nth: int, shape: Sequence[int], stream: Tensor) -> Iterator[None]:
-    """Let a module's nth call give this stream in place of its own."""
+def _replacing_output(module: nn.Module, nth: int, shape: Sequence[int], stream: Tensor) -> Iterator[None]:
+    """Let a module's nth call return this stream instead of its own."""
     calls = 0
 
     def answer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
@@ -116,7 +143,7 @@ def _replacing(module: nn.Module, nth: int, shape: Sequence[int], stream: Tensor
         if calls != nth:
             return None
         first = next(t for t in tensors(out) if t.shape == tuple(shape))
-        given = stream.clone()  # a step, even where nothing follows
+        given = stream.clone()  # recorded as a step, even if nothing follows
         return mapped(out, lambda t: given if t is first else t)
 
     with answering([module], answer):
