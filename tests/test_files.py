@@ -21,7 +21,7 @@ from secant.results.dictionary import TABLES
 
 import secant as sc
 from secant.errors import OutputFailed, SecantError
-from secant.files import HALF, check, check_file, clear, replacing
+from secant.results.paths import HALF, check, check_file, clear, replacing
 from secant.results.files import OTHERS, READ, check_folder, described, saving
 from secant.signals import Ended, raised
 from secant.studies.study import Study, merge, study

@@ -12,7 +12,7 @@ from families import model_of
 
 import secant as sc
 from secant import memory as resources
-from secant.errors import TooLarge
+from secant.errors import TooLarge, is_out_of_memory
 from secant.linearize import forecast
 from secant.linearize.network import Network
 
@@ -102,4 +102,4 @@ def test_no_room_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Network, "of", full)
     with pytest.raises(TooLarge, match=r"Freezing a prompt must fit in memory; got .* Shorten it"):
         sc.freeze(model_of("llama"), [1, 2, 3])
-    assert resources.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))

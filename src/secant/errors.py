@@ -93,6 +93,21 @@ class NotConverged(SecantError):
     """A solver did not reach its tolerance within its limit."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is full, in Python or on a device; torch has several ways to say it.
+
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    (True, True)
+    """
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)  # so is torch.OutOfMemoryError; torch is not imported for it
+        and (
+            type(error).__name__ == "OutOfMemoryError"
+            or any(said in str(error) for said in ("out of memory", "can't allocate memory"))
+        )
+    )
+
+
 def seeded(seed: Any) -> int:
     """A seed of random numbers. Raises BadArgument."""
     return integer(seed, 0, 2**63 - 1, "A seed is a whole number that is not negative", "seed = ")

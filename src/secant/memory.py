@@ -21,7 +21,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from secant.errors import BadArgument, TooLarge
+from secant.errors import BadArgument, TooLarge, is_out_of_memory
 
 LONG = 60.0
 """Seconds from which on work is announced."""
@@ -113,13 +113,6 @@ def unannounced() -> Iterator[None]:
         yield
     finally:
         _ANNOUNCED.reset(token)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is full: torch has several ways to say so."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(s in str(error) for s in ("out of memory", "can't allocate memory"))
-    )
 
 
 @contextmanager

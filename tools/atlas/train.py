@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
-from secant.files import replacing
+from secant.results.paths import replacing
 
 from corpus import SEED, documents, questions
 from evaluate import answered, sampled, shares

@@ -16,7 +16,7 @@ from secant.analyses.attribution import CONTRIBUTIONS, FLOW, Attribution
 from secant.analyses.case import Case
 from secant.analyses.continuation import STEPS, Steps, follow
 from secant.errors import BadArgument, checked, integer
-from secant.files import check_file
+from secant.results.paths import check_file
 from secant.linearize.run import (
     BLOCK_POSITION,
     HIDDEN_STATE,

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from secant.cli.process import ENDED, INTERRUPTS, RULE, TODO, say
-from secant.errors import BadArgument, SecantError
+from secant.errors import BadArgument, SecantError, is_out_of_memory
 from secant.signals import Ended
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -36,8 +36,7 @@ def ending(error: BaseException) -> tuple[int, str]:
         return 2, str(_usage(error))
     if isinstance(error, OSError):
         return 2, f"{RULE}; got {error.strerror or said}. {TODO}"
-    resources = sys.modules.get("secant.memory")  # without it torch has not failed
-    if isinstance(error, MemoryError) or (resources and resources.is_out_of_memory(error)):
+    if is_out_of_memory(error):
         return 2, f"A run must fit in memory; got {said[:200]}. Shorten the prompt or load a smaller dtype."
     return 1, f"An error that secant does not expect; got {type(error).__name__}: {said[:300]}. Run again with --debug."
 

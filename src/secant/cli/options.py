@@ -16,7 +16,7 @@ import typer
 from secant.cli.border import ending
 from secant.cli.process import say
 from secant.errors import seeded
-from secant.files import path_of
+from secant.results.paths import path_of
 from secant.signals import raised
 
 if TYPE_CHECKING:

@@ -50,8 +50,8 @@ def screen(
 ) -> None:
     """Look for words of a list in what each layer writes, with chance beside it. Exit code 2 if a prompt is refused."""
     import secant as sc
-    from secant.files import lines
     from secant.results.files import check_folder
+    from secant.results.paths import lines
 
     if out is not None:
         check_folder(out)

@@ -110,7 +110,7 @@ def study(
 ) -> None:
     """Ask the same of many prompts: rows as Parquet, each with its certificate. Ended at any moment, it goes on."""
     import secant as sc
-    from secant.files import check
+    from secant.results.paths import check
     from secant.studies.analyses import Settings
     from secant.studies.local import paying
     from secant.studies.prompts import read

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from secant.errors import BadArgument, SecantError, integer
-from secant.files import path_of, replacing
+from secant.results.paths import path_of, replacing
 from secant.text import visible
 
 if TYPE_CHECKING:

@@ -22,10 +22,10 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from secant.errors import BadArgument, DamagedFile, ReplayMismatch, checked, integer
-from secant.files import check_file, path_of, replacing, write_tensors
 from secant.foreign import explained
 from secant.memory import allowance, in_parts
 from secant.numeric import relative, wide
+from secant.results.paths import check_file, path_of, replacing, write_tensors
 from secant.results.result import Viewed
 from secant.results.view import Tokens, View
 

@@ -19,7 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from torch import Tensor
 
-from secant.files import check, path_of, replacing, write_json, write_tensors
+from secant.results.paths import check, path_of, replacing, write_json, write_tensors
 from secant.results.schema import KINDS, Table
 
 ARROW = {

@@ -27,9 +27,9 @@ import pyarrow
 import pyarrow.parquet
 
 from secant.errors import BadArgument, DamagedFile
-from secant.files import check, clear, failing, making, path_of, replacing, write_json
 from secant.foreign import explained
 from secant.results.files import arrow, columns, write_columns
+from secant.results.paths import check, clear, failing, making, path_of, replacing, write_json
 from secant.studies.identity import Identity
 from secant.studies.identity import described as identity_of
 from secant.studies.work import SCHEMA, Computed

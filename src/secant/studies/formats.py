@@ -17,8 +17,8 @@ import pyarrow
 import pyarrow.parquet
 
 from secant.errors import BadArgument, DamagedFile, SecantError
-from secant.files import named, text
 from secant.foreign import explained, quiet
+from secant.results.paths import named, text
 from secant.studies.separated import damaged, separated
 
 RULE = "Prompts are in a .txt, .csv, .tsv, .jsonl, .json or .parquet file, or in the folder of a data set"

@@ -20,8 +20,8 @@ from typing import Any, TypeAlias
 import pandas as pd
 
 from secant.errors import BadArgument, BadPrompt, DamagedFile, integer
-from secant.files import lines, named, path_of
 from secant.foreign import explained
+from secant.results.paths import lines, named, path_of
 from secant.studies.formats import READERS, RULE, Table, data_set, listed
 from secant.studies.separated import NAMES
 

@@ -17,12 +17,12 @@ import torch
 
 from secant import __version__
 from secant.errors import BadArgument, DamagedFile, checked, chosen, integer, seeded
-from secant.files import path_of, paths_of
 from secant.foreign import explained
 from secant.linearize.rules import CONVENTIONS
 from secant.memory import announce, peak, size_of
 from secant.model.lm import LM, versions
 from secant.results.files import columns
+from secant.results.paths import path_of, paths_of
 from secant.results.result import Viewed
 from secant.results.view import Grid, Shown, View
 from secant.studies.analyses import ANALYSES, Settings

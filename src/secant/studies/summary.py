@@ -17,9 +17,9 @@ import pyarrow.dataset
 
 from secant.analyses.attribution import KIND
 from secant.errors import BadArgument, checked, integer, seeded
-from secant.files import paths_of
 from secant.linearize.run import BLOCK_POSITION, CONVENTION, MODEL, RELATIVE
 from secant.operators.decomposition import VECTOR
+from secant.results.paths import paths_of
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Shown, View

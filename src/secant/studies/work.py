@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save
 
 from secant.analyses.case import Case
-from secant.errors import OutputFailed, SecantError, TooLarge
+from secant.errors import OutputFailed, SecantError, TooLarge, is_out_of_memory
 from secant.linearize.run import CONVENTION, ITS_LOGIT, MODEL, PROBABILITY, RELATIVE, Run, freeze, precision_of
-from secant.memory import is_out_of_memory, limited, unannounced
+from secant.memory import limited, unannounced
 from secant.model.lm import LM
 from secant.model.loading import load
 from secant.model.sources import ATLAS

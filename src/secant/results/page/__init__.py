@@ -21,9 +21,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from secant.errors import SecantError
-from secant.files import check_file, replacing, write_text
 from secant.results.files import plain
 from secant.results.formats import shown
+from secant.results.paths import check_file, replacing, write_text
 from secant.results.schema import Column, Table
 
 
