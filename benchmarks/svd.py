@@ -1,4 +1,4 @@
-"""Claim: leading triplets the cheapest way: whole operator (d 1024, 8 layers, T 32) at least 5 times as fast as J and
+"""Claim: leading triplets the cheapest plan: whole operator (d 1024, 8 layers, T 32) at least 5 times as fast as J and
 its SVD by LAPACK, with at most a tenth of the additional memory; each token's block (d 2048, 4 layers, T 4) at least
 twice as fast; and nowhere on a grid of d, T and k slower than 1.2 times the better of dense and Krylov.
 
@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import secant as sc
 from secant.memory import multiplications
 from secant.operators import cost as costs
-from secant.operators.cost import counted, ways
+from secant.operators.cost import plans
 from secant.operators.decomposition import TOLERANCE
 from secant.operators.solvers import Wanted
 
@@ -54,10 +54,10 @@ def least(op: sc.Operator, k: int, per_token: bool) -> dict[str, float]:
 
 
 def expected(op: sc.Operator, k: int, per_token: bool) -> float:
-    """Seconds of the cheapest way, as they are announced."""
-    every = ways(op, Wanted(k, TOLERANCE[op.bias.dtype]), len(op.input) if per_token else None)
-    best = min(every, key=lambda way: way.cost(counted(op)))
-    return best.cost(costs.timed(op), multiplications(op.bias.device, op.bias.dtype))
+    """Seconds of the cheapest plan, as they are announced."""
+    every = plans(op, Wanted(k, TOLERANCE[op.bias.dtype]), len(op.input) if per_token else None)
+    best = min(every, key=lambda plan: plan.cost(costs.estimated_pace(op)))
+    return best.cost(costs.measured_pace(op), multiplications(op.bias.device, op.bias.dtype))
 
 
 def peak(d: int, layers: int, T: int, per_token: bool, solver: str) -> float:

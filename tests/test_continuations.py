@@ -124,7 +124,7 @@ def test_a_text_beyond_all_likelihood_has_an_infinite_perplexity() -> None:
 @pytest.mark.parametrize("ends", ["x", [None], [1.5], True, {"a": 1}])
 def test_what_ends_a_text_is_ids(own: sc.LM, ends: object) -> None:
     own.model.generation_config.eos_token_id = ends
-    with pytest.raises(ModelRefused, match="What ends a text is a token id, or several; got eos_token_id = "):
+    with pytest.raises(ModelRefused, match="An end token is a token id, or several; got eos_token_id = "):
         texts(own)
 
 

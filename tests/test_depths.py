@@ -290,7 +290,7 @@ def test_refusals() -> None:
     ):
         with pytest.raises(BadArgument, match=said):
             sc.layers(run, **{"k": 2, **wrong})
-    with pytest.raises(NoPoint, match="members of a module list"):
+    with pytest.raises(NoPoint, match="must be in a module list"):
         sc.layers(run_of("cpmant"), 2)
     with pytest.raises(NoPoint, match="k = 2 or more"):
         sc.layers(run, 1).path()

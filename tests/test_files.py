@@ -21,8 +21,8 @@ from secant.results.dictionary import TABLES
 
 import secant as sc
 from secant.errors import OutputFailed, SecantError
-from secant.results.paths import HALF, check, check_file, clear, replacing
 from secant.results.files import OTHERS, READ, check_folder, described, saving
+from secant.results.paths import HALF_WRITTEN, check, check_file, clear, replacing
 from secant.signals import Ended, raised
 from secant.studies.study import Study, merge, study
 from secant.studies.summary import summarize
@@ -214,13 +214,13 @@ def test_nothing_half_written_is_left(tmp_path: Path, error: BaseException) -> N
 
 
 def test_only_what_secant_left_is_cleared(tmp_path: Path) -> None:
-    kept = [".tables.old", f"{HALF}mine-of-2024", "x" + HALF + "abcdefgh", ".secant", "tables"]
-    for name in (*kept, f"{HALF}abcdefgh"):
+    kept = [".tables.old", f"{HALF_WRITTEN}mine-of-2024", "x" + HALF_WRITTEN + "abcdefgh", ".secant", "tables"]
+    for name in (*kept, f"{HALF_WRITTEN}abcdefgh"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("mine")
-    (tmp_path / f"{HALF}12345678").symlink_to(tmp_path / "tables")
+    (tmp_path / f"{HALF_WRITTEN}12345678").symlink_to(tmp_path / "tables")
     clear(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == sorted([*kept, f"{HALF}12345678"])
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, f"{HALF_WRITTEN}12345678"])
     assert (tmp_path / "tables" / "file").read_text() == "mine"
 
 
@@ -304,7 +304,7 @@ def test_a_command_that_is_ended_leaves_nothing_half_written(folder: Path, tmp_p
     assert process.returncode == 128 + getattr(signal, name)
     assert line.startswith("secant: ")
     assert f"got {name}" in line
-    assert list(out.rglob(f"{HALF}*")) == []
+    assert list(out.rglob(f"{HALF_WRITTEN}*")) == []
     assert len(Study.open(out).to_pandas()) == 4000 - Study.open(out).missing
 
 

@@ -114,7 +114,7 @@ def test_no_room_leaves_nothing_behind(
 
 
 def test_memory_that_does_not_suffice_is_said_beforehand(lm: sc.LM) -> None:
-    with pytest.raises(TooLarge, match=r"must fit in the memory that it may use; got .* and 1\.0 KiB"):
+    with pytest.raises(TooLarge, match=r"must fit in the allowed memory; got .* of 1\.0 KiB"):
         sc.explain(lm, "The bridge out of Marin is the", max_memory="1KiB")
 
 

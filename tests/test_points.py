@@ -420,12 +420,12 @@ def test_operators_that_do_not_meet_are_refused() -> None:
         between(target="layers.1", position=backwards),
         sc.freeze(run.lm, prompt()[::-1]).operator(target="layers.1", position=None),
     ):
-        with pytest.raises(BadArgument, match="begins where its first one ends"):
+        with pytest.raises(BadArgument, match="begins where the first one ends"):
             then @ first
     for other in (between(), sc.freeze(run.lm, prompt()[::-1]).operator("layers.1", "norm")):
-        with pytest.raises(BadArgument, match="one shape and one input; got two inputs"):
+        with pytest.raises(BadArgument, match="the same shape and the same input; got two different inputs"):
             then + other
-        with pytest.raises(BadArgument, match="one shape and one input; got two inputs"):
+        with pytest.raises(BadArgument, match="the same shape and the same input; got two different inputs"):
             then - other
 
 
@@ -458,7 +458,7 @@ def test_what_does_not_meet_is_refused() -> None:
         run.operator(target="norm", tokens=[3])
     with pytest.raises(BadPrompt, match="got 97"):
         run.operator(target="logits", tokens=[97])
-    with pytest.raises(BadArgument, match="second operator takes what its first one gives"):
+    with pytest.raises(BadArgument, match="second operator of a composition takes"):
         run.operator() @ run.operator()
     with pytest.raises(BadArgument, match="one shape"):
         run.operator() + run.operator(target="logits")

@@ -15,11 +15,11 @@ from torch import Tensor
 import secant as sc
 from secant import memory as resources
 from secant.errors import BadArgument, NotConverged, TooLarge
-from secant.memory import in_parts, limited
+from secant.memory import in_batches, limited
 from secant.operators import cost as costs
 from secant.operators import decomposition as spectra
 from secant.operators import solvers
-from secant.operators.batched import Blocks, Whole, parts
+from secant.operators.batched import Blocks, MatrixBatch, SingleMatrix, token_terms
 from secant.operators.operator import Matrix, Operator
 from secant.operators.solvers import Wanted
 
@@ -119,6 +119,32 @@ def test_the_held_network_by_every_solver(run: sc.Run, solver: str, per_token: b
         assert (op.output @ f.U >= 0).all()
 
 
+@pytest.mark.parametrize("formed", [False, True])
+def test_a_solver_is_a_function_and_a_row(monkeypatch: pytest.MonkeyPatch, formed: bool) -> None:
+    """Found by its name, and by `auto` where its row says that it costs least; nothing else names it."""
+    asked: list[tuple[int, int, int]] = []
+
+    def made_up(batch: MatrixBatch, wanted: Wanted) -> list[solvers.Triplets]:
+        asked.append(batch.shape)
+        return solvers.SOLVERS["dense" if formed else "krylov"].solve(batch, wanted)
+
+    nothing = lambda d_out, d_in, wanted: 0.0  # noqa: E731
+    row = solvers.Solver(made_up, nothing, nothing, nothing, 0.0, "always", formed)
+    monkeypatch.setitem(solvers.SOLVERS, "made_up", row)
+    J = spectrum(SPECTRA["slow"], (N, 150))
+    for op, solver in (
+        (operator_of(J), "made_up"),
+        (operator_of(J), "auto"),
+        (hidden(J), "made_up"),
+        (hidden(J), "auto"),
+    ):
+        before, f = len(asked), sc.svd(op, 2, solver=solver)
+        assert len(asked) == before + 1
+        np.testing.assert_allclose(f.S, SPECTRA["slow"][:2], rtol=1e-12)
+    with pytest.raises(BadArgument, match="made_up; got 'another'"):
+        sc.svd(hidden(J), 2, solver="another")
+
+
 def test_all_triplets() -> None:
     J = spectrum(np.arange(1.0, 21), (20, 30))
     for solver in ("dense", "krylov", "auto"):
@@ -151,7 +177,7 @@ def test_numbers_that_are_not_finite() -> None:
     J = spectrum(SPECTRA["slow"], (N, 150))
     J[3, 4] = torch.nan
     for solver in ("auto", "dense", "krylov"):
-        with pytest.raises(BadArgument, match="An operator has finite numbers"):
+        with pytest.raises(BadArgument, match="An operator must be finite"):
             sc.svd(operator_of(J), 2, solver=solver)
     with pytest.raises(NotConverged, match="Products with J must be finite"):
         sc.svd(hidden(J), 2, solver="krylov")
@@ -237,8 +263,8 @@ def test_two_numbers_in_a_matrix_of_zeros() -> None:
 
 def test_costs_of_a_block_are_those_of_the_network(run: sc.Run) -> None:
     op = run.operator()
-    assert costs.counted(op.block(3)) == costs.counted(op)
-    assert costs.counted(2 * op).vector == costs.counted(op).vector
+    assert costs.estimated_pace(op.block(3)) == costs.estimated_pace(op)
+    assert costs.estimated_pace(2 * op).vector == costs.estimated_pace(op).vector
 
 
 def test_the_same_seed_gives_the_same_answer(run: sc.Run) -> None:
@@ -388,10 +414,10 @@ def large() -> sc.Operator:
 
 
 def test_auto_forms_j_or_not_by_cost(large: sc.Operator, run: sc.Run) -> None:
-    pace = costs.counted(large)
+    pace = costs.estimated_pace(large)
     for k, formed in ((2, False), (64, True)):
         wanted = Wanted(k, 1e-4)
-        best = min(costs.ways(large, wanted, None), key=lambda way: way.cost(pace))
+        best = min(costs.plans(large, wanted, None), key=lambda plan: plan.cost(pace))
         assert best.form == formed
     assert sc.svd(large, 2).spread > 0  # J was not formed
     assert sc.svd(large, 64).spread == 0
@@ -416,7 +442,7 @@ def test_patience() -> None:
 
 
 def test_memory_decides(large: sc.Operator) -> None:
-    with pytest.raises(TooLarge, match=r"must fit in the memory that it may use; got .* and 1\.0 KiB"):
+    with pytest.raises(TooLarge, match=r"must fit in the allowed memory; got .* of 1\.0 KiB"):
         sc.svd(large, 2, max_memory=1024.0)
     with pytest.raises(TooLarge, match="fewer triplets, a shorter prompt, or allow more with max_memory"):
         sc.svd(large, 2, solver="dense", max_memory="100KiB")
@@ -427,9 +453,9 @@ def test_memory_decides(large: sc.Operator) -> None:
 def test_chunks_follow_the_memory_that_is_allowed(large: sc.Operator) -> None:
     graph = large.products
     with limited("1GiB"):
-        most = graph.at_once
+        most = graph.batch_size
     with limited("1MiB"):
-        few = graph.at_once
+        few = graph.batch_size
         J = large.dense()
     assert few < most
     torch.testing.assert_close(J, large.dense(), rtol=1e-4, atol=1e-4)
@@ -454,12 +480,12 @@ def test_out_of_memory_is_halved_and_tried_again() -> None:
         (MemoryError, ""),
     ):
         asked.clear()
-        assert torch.equal(in_parts(product(5, kind, text), x, 16), 2 * x)
+        assert torch.equal(in_batches(product(5, kind, text), x, 16), 2 * x)
         assert asked == [16, 8, 4, 4, 4, 4, 4]
-        with pytest.raises(TooLarge, match="One vector must have room in a pass"):
-            in_parts(product(0, kind, text), x, 16)
+        with pytest.raises(TooLarge, match="A pass through the network must fit in memory"):
+            in_batches(product(0, kind, text), x, 16)
     with pytest.raises(RuntimeError, match="another"):
-        in_parts(product(0, RuntimeError, "another"), x, 16)
+        in_batches(product(0, RuntimeError, "another"), x, 16)
 
 
 def test_long_work_is_announced(
@@ -490,17 +516,17 @@ def test_long_work_is_announced(
 def test_memory_is_estimated_within_a_factor_of_two(solver: str, per_token: bool) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
     op = sc.freeze(model_of("llama", dtype=torch.float32, **sizes), [i % 90 for i in range(64)]).operator()
-    (way,) = costs.ways(op, Wanted(8, 1e-4), 64 if per_token else None, solver)
+    (plan,) = costs.plans(op, Wanted(8, 1e-4), 64 if per_token else None, solver)
     sc.svd(op, 8, solver=solver, per_token=per_token)
     most = allocated(lambda: sc.svd(op, 8, solver=solver, per_token=per_token))
-    assert 0.5 <= way.memory / most <= 2.0
+    assert 0.5 <= plan.memory / most <= 2.0
 
 
 def test_memory_of_every_row_is_estimated_within_a_factor_of_two() -> None:
     """As the image of J goes through them."""
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
     op = sc.freeze(model_of("llama", dtype=torch.float32, **sizes), [i % 90 for i in range(64)]).operator()
-    assert 0.5 <= costs.every_row(op).memory / allocated(lambda: imaged(op)) <= 2.0
+    assert 0.5 <= costs.row_plan(op).memory / allocated(lambda: imaged(op)) <= 2.0
 
 
 def allocated(call: Callable[[], object]) -> int:
@@ -520,19 +546,19 @@ def allocated(call: Callable[[], object]) -> int:
 def test_blocks_by_products_are_those_of_j(run: sc.Run) -> None:
     op = run.operator()
     J = op.dense()
-    stack = Blocks(op.products, op.shape, LENGTH, [0, 4, 10], op.bias)
+    batch = Blocks(op.products, op.shape, LENGTH, [0, 4, 10], op.bias)
     V, U = torch.randn(3, 32, 5, dtype=torch.float64), torch.randn(3, 32, 5, dtype=torch.float64)
     own = J[:, [0, 4, 10]].movedim(1, 0)
-    torch.testing.assert_close(stack.forward(V), own @ V)
-    torch.testing.assert_close(stack.adjoint(U), own.mT @ U)
-    torch.testing.assert_close(stack.only([1]).forward(V[:1]), own[1:2] @ V[:1])
-    whole = Whole(op.products, op.shape, op.bias)
+    torch.testing.assert_close(batch.forward(V), own @ V)
+    torch.testing.assert_close(batch.adjoint(U), own.mT @ U)
+    torch.testing.assert_close(batch.select([1]).forward(V[:1]), own[1:2] @ V[:1])
+    whole = SingleMatrix(op.products, op.shape, op.bias)
     torch.testing.assert_close(whole.adjoint(U[:1])[0], J.flatten(1).T @ U[0])
 
 
 def test_what_each_token_makes_of_the_output(run: sc.Run) -> None:
     op = run.operator()
     expected = torch.einsum("otd,td->to", op.dense(), op.input)
-    torch.testing.assert_close(parts(op), expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(parts(op).sum(0) + op.bias, op.output, rtol=0, atol=1e-12)
+    torch.testing.assert_close(token_terms(op), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(token_terms(op).sum(0) + op.bias, op.output, rtol=0, atol=1e-12)
     assert isinstance(op.solidified().products, Matrix)

@@ -16,7 +16,7 @@ from transformers import CompileConfig
 import secant as sc
 from secant.errors import BadArgument, NoPoint, SecantError
 from secant.model.lm import LM
-from secant.steering.kv_cache import accumulated, counted
+from secant.steering.kv_cache import accumulated, real_positions
 from secant.steering.steer import FORMS
 
 LAYER = 1
@@ -285,10 +285,10 @@ def test_a_generation_that_compiles_itself_is_refused(form: str) -> None:
 
 
 def test_masks_that_say_nothing_of_padding_are_refused() -> None:
-    with pytest.raises(BadArgument, match="Give one of two axes"):
-        counted(torch.ones(1, 2, 3), 1, 3, 0)
+    with pytest.raises(BadArgument, match="Give one with two axes"):
+        real_positions(torch.ones(1, 2, 3), 1, 3, 0)
     with pytest.raises(BadArgument, match="got dict"):
-        counted({"sliding_attention": None}, 1, 3, 0)
+        real_positions({"sliding_attention": None}, 1, 3, 0)
 
 
 def test_embeddings_that_are_not_seen_are_refused() -> None:
@@ -296,7 +296,7 @@ def test_embeddings_that_are_not_seen_are_refused() -> None:
     embedding = run.lm.model.get_input_embeddings()
     with sc.steer(run.lm, run, layer=LAYER, strength=0.5), pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(embedding), "__call__", lambda self, ids: nn.functional.embedding(ids, self.weight))
-        with pytest.raises(BadArgument, match="an embedding for each token of the stream; got none"):
+        with pytest.raises(BadArgument, match="an embedding for each token of the residual stream; got none"):
             run.lm.model(torch.tensor([[4, 5]]))
 
 

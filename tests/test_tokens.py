@@ -193,7 +193,7 @@ def test_a_tokenizer_without_offsets(bare: sc.LM) -> None:
     assert lm.texts[10] == "<10>"  # which it calls <unk>
     with pytest.raises(BadPrompt, match=r"Every word must be in the model's vocabulary; got 'axb'\."):
         lm.encode("ab <unk> axb c")
-    with pytest.raises(BadPrompt, match=r"in a token; got '€', which the tokenizer leaves out"):
+    with pytest.raises(BadPrompt, match=r"in a token; got '€', which the tokenizer drops"):
         lm.encode("a €b")
     assert lm.token("a") == 1
     with pytest.raises(BadPrompt, match="one token of the vocabulary; got 'x'"):
@@ -206,9 +206,9 @@ def test_a_tokenizer_without_offsets(bare: sc.LM) -> None:
 def test_characters_that_a_tokenizer_drops_are_named(of: Callable[..., sc.LM]) -> None:
     lm = of(models.BPE(vocabulary(*"42 inKl"), []))
     assert lm.encode("42 in Kln") == [0, 1, 2, 3, 4, 2, 5, 6, 4]
-    with pytest.raises(BadPrompt, match=r"must be in a token; got '€', 'ö', which the tokenizer leaves out"):
+    with pytest.raises(BadPrompt, match=r"must be in a token; got '€', 'ö', which the tokenizer drops"):
         lm.encode("42 € in Köln")
-    with pytest.raises(BadPrompt, match=r"got U\+0301, which the tokenizer leaves out"):
+    with pytest.raises(BadPrompt, match=r"got U\+0301, which the tokenizer drops"):
         lm.encode("Kln\u0301")
     with pytest.raises(BadPrompt, match="one token of the vocabulary; got 'K€'"):
         lm.token("K€")
@@ -218,7 +218,7 @@ def test_characters_that_a_tokenizer_drops_are_named(of: Callable[..., sc.LM]) -
 def test_bytes_that_a_tokenizer_drops_are_of_a_character(of: Callable[..., sc.LM], missing: int) -> None:
     lm = byte_level(of, missing)
     assert lm.encode("42 è")
-    with pytest.raises(BadPrompt, match=r"got '€', which the tokenizer leaves out"):
+    with pytest.raises(BadPrompt, match=r"got '€', which the tokenizer drops"):
         lm.encode("42 € è")
 
 
@@ -258,12 +258,12 @@ def test_what_a_normalizer_writes_otherwise_is_the_models_own(of: Callable[..., 
 
 def test_what_is_cut_away_between_tokens_is_named(of: Callable[..., sc.LM]) -> None:
     lm = of(models.WordLevel(vocabulary("a", "b"), unk_token="a"), split=pre_tokenizers.CharDelimiterSplit("_"))
-    with pytest.raises(BadPrompt, match="got '_', which the tokenizer leaves out"):
+    with pytest.raises(BadPrompt, match="got '_', which the tokenizer drops"):
         lm.encode("b_b")
     for context in ("(?<=b)-+(?=b)", "(?<=b)--(?=b)"):  # alone it would stay
         lm = of(models.BPE(vocabulary("a", "b", "-"), []), split=pre_tokenizers.Split(Regex(context), "removed"))
         assert lm.encode("a-a") == [0, 2, 0]
-        with pytest.raises(BadPrompt, match="got '-', which the tokenizer leaves out"):
+        with pytest.raises(BadPrompt, match="got '-', which the tokenizer drops"):
             lm.encode("a-b--b")
 
 
@@ -309,7 +309,7 @@ def test_an_unknown_token_outside_the_embedding(of: Callable[..., sc.LM]) -> Non
 def test_half_a_character(of: Callable[..., sc.LM], lm: sc.LM, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm.tokenizer, "chat_template", "{{ messages[0]['content'] }}")
     for given in (text, [{"role": "user", "content": text}]):
-        with pytest.raises(BadPrompt, match="text in Unicode"):
+        with pytest.raises(BadPrompt, match="must be Unicode text"):
             lm.encode(given)
     with pytest.raises(BadPrompt):
         lm.token(text)
@@ -391,7 +391,7 @@ ERRORS = [ValueError("so"), KeyError("x"), RuntimeError(), AssertionError(), Pan
 def test_whatever_a_tokenizer_raises(bare: sc.LM, part: str, error: BaseException) -> None:
     lm = replace(bare, tokenizer=Odd(**{part: error}))
     with pytest.raises(
-        ModelRefused, match=f"got an error in its own code, {type(error).__name__}.* Mend the tokenizer"
+        ModelRefused, match=f"got an error in its own code, {type(error).__name__}.* Correct the tokenizer"
     ):
         (lm.encode("a"), lm.text(1))
 
@@ -431,18 +431,18 @@ def test_chat_messages(chatting: Callable[[str], sc.LM]) -> None:
     lm = chatting(CHAT)
     assert lm.encode([USER, USER]) == lm.encode("user: aa\nuser: aa\n")
     assert lm.encode([{"role": "wizard", "content": ""}]) == lm.encode("wizard: \n")
-    with pytest.raises(BadPrompt, match=r"got '€', which the tokenizer leaves out"):
+    with pytest.raises(BadPrompt, match=r"got '€', which the tokenizer drops"):
         lm.encode([USER, {"role": "user", "content": "a €"}])
 
 
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{{ raise_exception('Roles must alternate') }}", "got an error in it, TemplateError: Roles must alternate"),
-        ("{% for m in messages %}", "got an error in it, TemplateSyntaxError"), ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ raise_exception('Roles must alternate') }}", "error in the template, TemplateError: Roles must alternate"),
+        ("{% for m in messages %}", "error in the template, TemplateSyntaxError"), ("{{ 1 / 0 }}", "ZeroDivisionError"),
         ("{{ messages[7]['content'] }}", "UndefinedError"),
         ("{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] }}{% endif %}{% endfor %}",
-         r"must write every message as it is; got a prompt without message 0, of role 'user'"),
+         r"must contain every message unchanged; got a prompt without message 0, of role 'user'"),
         ("{{ messages[0]['content'] }}", "without message 0"),  # one of two that are the same
         ("{% for m in messages %}{% for p in m.content %}{{ p['text'] }}{% endfor %}{% endfor %}", "without message 0"),
     ],

@@ -182,8 +182,8 @@ def test_a_sweep_of_every_layer_has_its_own_words_and_strengths(lm: sc.LM) -> No
 @pytest.mark.parametrize(
     ("how", "kind", "said"),
     [
-        ({"prompts": []}, BadArgument, "Prompts are a list of some"),
-        ({"prompts": "one"}, BadArgument, "Prompts are a list of some"),
+        ({"prompts": []}, BadArgument, "Prompts are a non-empty list"),
+        ({"prompts": "one"}, BadArgument, "Prompts are a non-empty list"),
         ({"prompts": [""]}, BadPrompt, "at least one token"),
         ({"words": None, "prompts": [CONCEPT]}, BadArgument, "recognised by words"),
         ({"words": []}, BadArgument, "recognised by words"),

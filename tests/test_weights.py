@@ -189,6 +189,47 @@ def test_hqq_is_what_it_stands_for(checkpoint: Path) -> None:
     assert run.certificate.operations["whole_linear: unpacked"] == 3
 
 
+class Kernel(torch.autograd.Function):
+    """A product with signs and a scale for each row, whose inside no torch function sees."""
+
+    @staticmethod
+    def forward(ctx: object, x: torch.Tensor, signs: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return x @ (signs * scale[:, None]).T
+
+
+class Ternary(nn.Module):
+    """A linear layer of a format that is made up: -1, 0 and 1, and a scale for each row."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(layer.weight.detach().abs().mean(1))
+        weight = (layer.weight.detach() / self.scale[:, None]).round().clamp(-1, 1).to(torch.int8)
+        self.weight, self.bias = nn.Parameter(weight, requires_grad=False), None
+        self.out_features = layer.out_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return Kernel.apply(x, self.weight.to(x.dtype), self.scale)
+
+
+def test_a_packed_format_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head's, too; without the row its kernel is refused."""
+    model = model_of("llama").model
+    for layer in model.model.layers:
+        layer.mlp.down_proj = Ternary(layer.mlp.down_proj)
+    model.lm_head = Ternary(model.lm_head)
+    model.eval()
+    layers = len(model.model.layers)
+    with pytest.raises((sc.NoRule, sc.NotExact, NoPoint)):
+        sc.freeze(sc.LM(model), prompt())
+    monkeypatch.setitem(weights.PACKED, f"{__name__}.Ternary", lambda module: module.weight * module.scale[:, None])
+    lm = sc.LM(model)
+    run = sc.freeze(lm, prompt())
+    assert max(run.certificate.reconstruction, run.certificate.affinity) <= 1e-12
+    assert run.certificate.operations["whole_linear: unpacked"] == layers + 1
+    assert lm.outputs == len(lm.unembedding)
+    torch.testing.assert_close(run.hidden @ lm.unembedding.T, run.logits, rtol=0, atol=1e-12)
+
+
 # ------------------------------------------------------------------------------------------- adapters
 
 

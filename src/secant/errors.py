@@ -1,4 +1,4 @@
-"""What can go wrong, one class per cause; every message gives the rule, what came, and what to do next."""
+"""The errors of secant, one class per cause. Every message gives the rule, what broke it, and what to do."""
 
 import inspect
 import os
@@ -14,11 +14,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 UNPRINTED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-"""Categories of characters that print nothing, or command a terminal."""
+"""Unicode categories of characters that print nothing or control a terminal."""
 
 
 def printable(text: str) -> str:
-    r"""A text with what does not print, or would command a terminal, as escapes.
+    r"""A text with unprintable characters, and those that control a terminal, as escapes.
 
     >>> print(printable("a\x1b[31m b"))
     a\x1b[31m b
@@ -27,7 +27,14 @@ def printable(text: str) -> str:
 
 
 class SecantError(Exception):
-    """Base of every error that secant raises on purpose: one line, ready to show to a user."""
+    """Base of every error that secant raises on purpose: one line, ready to show to a user.
+
+    Attributes:
+        rule: The rule that was broken.
+        got: What broke it.
+        todo: What the user can do.
+
+    """
 
     def __init__(self, rule: str, got: str, todo: str) -> None:
         self.rule, self.got, self.todo = rule, got, todo
@@ -38,23 +45,25 @@ class SecantError(Exception):
 
 
 class ModelNotFound(SecantError):
-    """There is no such folder or hub model, or the hub could not be reached or refused access."""
+    """The folder or hub model does not exist, or the hub is unreachable or refuses access."""
 
 
 class ModelRefused(SecantError):
-    """The model was found and is not loaded: not a causal LM, remote code, pickled or missing weights."""
+    """The model exists but is not loaded: it is not a causal LM, needs remote code, or its weights are pickled or
+    missing.
+    """
 
 
 class BadWeights(SecantError):
-    """A weight holds NaN, infinity, or numbers of another kind than a model multiplies with."""
+    """A weight is NaN or infinite, or has a type that models do not multiply with."""
 
 
 class TrainingMode(SecantError):
-    """The model is in training mode, so that its forward pass is random."""
+    """The model is in training mode, so its forward pass is random."""
 
 
 class BadPrompt(SecantError):
-    """The prompt is empty, too long, or names tokens that the vocabulary does not have."""
+    """The prompt is empty or too long, or contains tokens that are not in the vocabulary."""
 
 
 class BadArgument(SecantError):
@@ -62,23 +71,23 @@ class BadArgument(SecantError):
 
 
 class NoRule(SecantError):
-    """A torch function met a live tensor and the table of rules has no row for it."""
+    """A torch function received a live tensor and has no row in the table of rules."""
 
 
 class NotExact(SecantError):
-    """The held network does not reproduce the model within tolerance."""
+    """The frozen network does not reproduce the model within tolerance."""
 
 
 class ReplayMismatch(SecantError):
-    """A replay took another course than the recorded pass."""
+    """A replay diverged from the recorded pass."""
 
 
 class NoPoint(SecantError):
-    """The network has no such point."""
+    """The network has no such activation."""
 
 
 class TooLarge(SecantError):
-    """What was asked for does not fit in memory."""
+    """The work does not fit in memory."""
 
 
 class OutputFailed(SecantError):
@@ -86,7 +95,7 @@ class OutputFailed(SecantError):
 
 
 class DamagedFile(SecantError):
-    """A file is not what its name promises."""
+    """A file does not contain what it should."""
 
 
 class NotConverged(SecantError):
@@ -109,12 +118,32 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def seeded(seed: Any) -> int:
-    """A seed of random numbers. Raises BadArgument."""
+    """A seed of random numbers.
+
+    Args:
+        seed: A whole number from 0 to 2⁶³ - 1.
+
+    Raises:
+        BadArgument: `seed` is anything else.
+
+    """
     return integer(seed, 0, 2**63 - 1, "A seed is a whole number that is not negative", "seed = ")
 
 
 def integer(value: Any, least: int, most: int, rule: str, name: str = "") -> int:
-    """A whole number between two bounds. Raises BadArgument, with a rule that says what has them."""
+    """A whole number between two bounds.
+
+    Args:
+        value: The number, of any integer type.
+        least: The lower bound.
+        most: The upper bound.
+        rule: What the number counts, for the message.
+        name: What stands before the value in the message, such as "k = ".
+
+    Raises:
+        BadArgument: `value` is not such a number.
+
+    """
     todo = f"Use {least} to {most}."
     try:
         found = index(value)
@@ -128,18 +157,41 @@ def integer(value: Any, least: int, most: int, rule: str, name: str = "") -> int
 
 
 def chosen(values: Any, known: Iterable[str], rule: str) -> list[str]:
-    """Some known names, each once, from one or several. Raises BadArgument, with a rule that says what they are."""
+    """One or several known names as a list, each once.
+
+    Args:
+        values: A name, or several.
+        known: All names.
+        rule: What the names are of, for the message, in the plural.
+
+    Raises:
+        BadArgument: A name is unknown or repeated, or there is none.
+
+    """
     known = list(known)
     every = [values] if isinstance(values, str) else list(values) if isinstance(values, Iterable) else []
     if not every or not all(isinstance(value, str) and value in known for value in every):
-        raise BadArgument(f"{rule} are of {', '.join(known)}", f"{values!r:.60}", "Choose from them.")
+        raise BadArgument(f"{rule} are among {', '.join(known)}", f"{values!r:.60}", "Choose from them.")
     if len(set(every)) < len(every):
-        raise BadArgument(f"{rule} are given once each", f"{values!r:.60}", "Leave out what comes twice.")
+        raise BadArgument(f"{rule} are given once each", f"{values!r:.60}", "Remove the repetition.")
     return every
 
 
 def number(value: Any, least: float, most: float, rule: str, name: str = "", todo: str = "") -> float:
-    """A finite number between two bounds. Raises BadArgument, with a rule that says what has them."""
+    """A finite number between two bounds.
+
+    Args:
+        value: The number, of any real type.
+        least: The lower bound.
+        most: The upper bound.
+        rule: What the number is, for the message.
+        name: What stands before the value in the message, such as "tol = ".
+        todo: What the user can do; by default to use a number within the bounds.
+
+    Raises:
+        BadArgument: `value` is not such a number.
+
+    """
     try:
         found = None if isinstance(value, bool | str | bytes | complex) else float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
@@ -150,7 +202,12 @@ def number(value: Any, least: float, most: float, rule: str, name: str = "", tod
 
 
 def share(value: Any, rule: str, name: str, todo: str) -> float:
-    """A number above 0 and below 1. Raises BadArgument, with a rule that says so."""
+    """A number above 0 and below 1. Takes the arguments of `number`.
+
+    Raises:
+        BadArgument: `value` is not such a number.
+
+    """
     found = number(value, 0, 1, rule, name, todo)
     if found in (0, 1):
         raise BadArgument(rule, f"{name}{shown(value)}", todo)
@@ -158,27 +215,41 @@ def share(value: Any, rule: str, name: str, todo: str) -> float:
 
 
 def several(prompts: Any) -> list[Any]:
-    """Prompts in a list, from whatever gives them one by one. Raises BadArgument where there are none, or it is one.
+    """A list of prompts, from any iterable of prompts.
 
     >>> several(text for text in ("a", "b"))
     ['a', 'b']
+
+    Raises:
+        BadArgument: There are none, or `prompts` is a single prompt.
+
     """
     one = isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable)
     found = [] if one or getattr(prompts, "ndim", 1) != 1 else list(prompts)
     if not found:
-        raise BadArgument("Prompts are a list of some", shown(prompts), 'Give, for instance, ["The bridge is"].')
+        raise BadArgument("Prompts are a non-empty list", shown(prompts), 'Give, for example, ["The bridge is"].')
     return found
 
 
 def one_of(value: Any, names: Sequence[str], what: str) -> str:
-    """One of some names. Raises BadArgument."""
+    """One of some names.
+
+    Args:
+        value: The name.
+        names: All names.
+        what: What they name, for the message.
+
+    Raises:
+        BadArgument: `value` is none of the names.
+
+    """
     if not isinstance(value, str) or value not in names:
         raise BadArgument(f"{what} is one of {', '.join(names)}", shown(value), "Choose one of them.")
     return value
 
 
 def shown(value: Any) -> str:
-    """A value for a message: short, and of what kind it is.
+    """A value and its type, short enough for a message.
 
     >>> shown("3"), shown(2)
     ("'3', a str", '2, an int')
@@ -194,14 +265,14 @@ MAKES = {
     "Operator": "Make one with run.operator().",
     "SVD": "Make one with sc.svd(op).",
 }
-"""Where objects of ours come from."""
+"""How users make our objects."""
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """A public function that raises BadArgument where an argument is of a kind that its annotations do not name.
+    """The same function, raising BadArgument where an argument's type does not match its annotation.
 
-    Numbers by themselves, prompts and tensors of a shape are left to the function, which has rules for them. Where it
-    takes a list, it gets one of a generator, a set, an array or a table's column too.
+    Numbers, prompts and tensor shapes are left to the function, which has rules for them. Where the annotation is a
+    sequence, generators, sets, arrays and table columns are passed as lists.
     """
     signature, hints = inspect.signature(function), dict[str, Any]()
 
@@ -214,7 +285,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             value = bound.arguments[name] = _in_a_list(given, hints[name])
             if not _fits(value, hints[name]):
                 kinds = _kinds(hints[name])
-                todo = next((MAKES[k.__name__] for k in kinds if getattr(k, "__name__", "") in MAKES), "Give one.")
+                todo = next((MAKES[k.__name__] for k in kinds if getattr(k, "__name__", "") in MAKES), "Pass one.")
                 what = " or ".join(dict.fromkeys(map(_named, kinds)))
                 raise BadArgument(f"{function.__name__} takes {what} as {name}", shown(given), todo)
         return function(*bound.args, **bound.kwargs)
@@ -223,12 +294,12 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _hint(function: Any, parameter: inspect.Parameter) -> Any:
-    """The kinds of an argument; Any where the function judges it itself."""
+    """The annotation of an argument; Any where the function checks it itself."""
     hint = parameter.annotation
     if isinstance(hint, str):
         try:
             hint = eval(hint, function.__globals__)  # an annotation of our own source
-        except NameError:  # which is known to type checkers alone
+        except NameError:  # a name that only type checkers import
             return Any
     kinds = _kinds(hint)
     alone = [k for k in kinds if k not in (NoneType, int, float, SupportsIndex, SupportsFloat)]
@@ -242,7 +313,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 
 def _in_a_list(value: Any, hint: Any) -> Any:
-    """A list of what others give one by one, where a list is meant; a set's in order. Else the value as it is."""
+    """A list, where a sequence is annotated and another iterable is given; sets are sorted. Else the value itself."""
     kinds = () if hint is Any else _kinds(hint)
     others = [kind for kind in kinds if get_origin(kind) is not Sequence]
     if len(others) == len(kinds) or isinstance(value, list | tuple | str | bytes | bytearray | Mapping):
@@ -259,7 +330,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    """Whether a value is of one kind."""
+    """Whether a value is of one annotated type."""
     of = get_origin(kind) or kind
     if of in (int, SupportsIndex, float, SupportsFloat):
         return not isinstance(value, bool | str | bytes) and _made(
@@ -280,14 +351,14 @@ def _is(value: Any, kind: Any) -> bool:
         return all(_fits(each, get_args(kind)[0]) for each in value)
     if of is Mapping and isinstance(value, Mapping):
         return all(_fits(each, get_args(kind)[1]) for each in value.values())
-    if of is Iterable and getattr(value, "ndim", 1) == 0:  # which has the method, and can't
+    if of is Iterable and getattr(value, "ndim", 1) == 0:  # it has __iter__, which raises
         return False
     of = getattr(of, "array_type", of)  # a tensor of some shape
     return not isinstance(of, type) or isinstance(value, of)
 
 
 def _made(kind: Callable[[Any], object], value: Any) -> bool:
-    """Whether a number can be made of a value, which of most arrays and tensors it can't."""
+    """Whether a value converts to a number; most arrays and tensors do not."""
     try:
         kind(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
@@ -296,7 +367,7 @@ def _made(kind: Callable[[Any], object], value: Any) -> bool:
 
 
 def _named(kind: Any) -> str:
-    """A kind in words."""
+    """An annotated type, in words."""
     of = get_origin(kind) or kind
     if of is Sequence:
         inner = " or ".join(dict.fromkeys(map(_named, _kinds(get_args(kind)[0]))))

@@ -1,8 +1,8 @@
-"""The border: what someone else's code or files make Python raise becomes one line that says whose fault it is.
+"""Code and files of others: what they make Python raise becomes one line that says whose fault it is.
 
-A model's forward pass, its tokenizer and chat template, its configuration and the files of a study are not ours: what
-they raise is an answer about them. What is raised anywhere else and is no SecantError is a fault of secant. What they
-log meanwhile is for their own users.
+A model's forward pass, its tokenizer and chat template, its configuration and the files of a study are not ours, and an
+error in one of them is a fact about it. Any other error that is not a SecantError is a fault of secant. Libraries' log
+messages are hidden meanwhile, because they address other users.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COMPILED = ("A model is run as plain torch", "a compiled region", "Give the mode
 
 
 def nothing_special(error: BaseException) -> SecantError | None:
-    """No line of its own for any error."""
+    """No line of its own, for any error."""
 
 
 @contextmanager
@@ -29,12 +29,25 @@ def explained(
     got: str = "an error in its own code",
     special: Callable[[BaseException], SecantError | None] = nothing_special,
 ) -> Iterator[None]:
-    """Raise `kind` for whatever the block raises, with its class and text, or what `special` makes of it; errors of
-    ours, and memory that is full, stay what they are.
+    """Raise `kind` for whatever the block raises, with the class and text of the error.
+
+    Errors of secant, interrupts and full memory pass through.
+
+    Args:
+        kind: The class to raise.
+        rule: The rule that was broken.
+        todo: What the user can do.
+        got: What broke it; the error's own text is added.
+        special: The error to raise instead of one of the block, or None.
+
+    Raises:
+        SecantError: Of class `kind`, or what `special` returns.
+        ModelRefused: The model is compiled.
+
     """
     try:
         yield
-    except BaseException as error:  # a panic of Rust and an exit are none of Exception
+    except BaseException as error:  # a Rust panic and SystemExit do not derive from Exception
         if isinstance(error, SecantError | KeyboardInterrupt | GeneratorExit) or is_out_of_memory(error):
             raise
         if type(error).__module__.startswith("torch._dynamo"):
@@ -51,11 +64,11 @@ def said_by(error: BaseException, most: int = 200) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:most].rstrip(". :")
 
 
-_HUSHED = ContextVar("whether what is logged here is kept back", default=False)
+_HUSHED = ContextVar("whether log messages are hidden", default=False)
 
 
 class _Hush(logging.Filter):
-    """Lets a record through unless it is logged inside `quiet`, in the same thread."""
+    """Drops records that are logged inside `quiet`, in the same thread."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not _HUSHED.get()
@@ -66,10 +79,10 @@ _HUSH = _Hush()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the libraries' chatter to themselves, in this thread; what matters of it is checked and raised.
+    """Hide the log messages of libraries in this thread; what matters of them is checked and raised.
 
-    Handlers get a filter, which stays and does nothing outside: a switch for all threads would be left by one as
-    another found it.
+    Handlers get a filter, which stays and does nothing outside the block. A switch for all threads would be restored by
+    one thread to the state that another had set.
     """
     if _HUSHED.get():
         yield

@@ -1,8 +1,8 @@
-"""What there is to work in, and what work will cost: memory that may be used, and what to say before a long wait.
+"""Memory that may be used, and announcements of work that takes long.
 
-Batched products take as many vectors at once as fit into the allowance: half of the free memory, or what `limited`
-says. What is known beforehand to take more than a minute, or more than half of the free memory, is announced on the
-logger `secant`, which Python shows on stderr unless it is told otherwise.
+The batch size of products is as large as the allowance permits: half of the free memory, or what `limited` sets. Work
+that will take more than a minute, or more than half of the free memory, is announced on the logger `secant`, which
+Python prints on stderr by default.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from secant.errors import BadArgument, TooLarge, is_out_of_memory
 
 LONG = 60.0
-"""Seconds from which on work is announced."""
+"""Seconds of work from which it is announced."""
 
 _LIMIT: ContextVar[float | None] = ContextVar("memory that may be used", default=None)
 _ANNOUNCED: ContextVar[bool] = ContextVar("whether large work is announced", default=True)
@@ -32,21 +32,29 @@ _LOGGER = logging.getLogger("secant")
 
 
 def free(device: torch.device) -> float:
-    """Bytes that are free on a device; infinite where that is not known."""
+    """Free bytes on a device; infinite where they are unknown."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     return float(psutil.virtual_memory().available) if device.type == "cpu" else math.inf
 
 
 def allowance(device: torch.device) -> float:
-    """Bytes that may be used: what `limited` says, or half of what is free."""
+    """Bytes that may be used: what `limited` sets, or half of the free memory."""
     limit = _LIMIT.get()
     return free(device) / 2 if limit is None else limit
 
 
 @contextmanager
 def limited(memory: float | str | None) -> Iterator[None]:
-    """Let work inside use so much memory: bytes, or such as "4GiB"; None leaves it as it is. Raises BadArgument."""
+    """Limit the memory that work in the block may use.
+
+    Args:
+        memory: Bytes, or a size such as "4GiB"; None keeps the present limit.
+
+    Raises:
+        BadArgument: `memory` is not a size.
+
+    """
     token = _LIMIT.set(_LIMIT.get() if memory is None else size_of(memory))
     try:
         yield
@@ -55,10 +63,17 @@ def limited(memory: float | str | None) -> Iterator[None]:
 
 
 def size_of(memory: float | str) -> float:
-    """Bytes, from a number or from a size such as "512MiB", "4GB" or "4g". Raises BadArgument.
+    """Bytes of a size.
+
+    Args:
+        memory: A number of bytes, or a size such as "512MiB", "4GB" or "4g".
+
+    Raises:
+        BadArgument: `memory` is neither.
 
     >>> size_of("1.5KiB"), size_of("2 GB"), size_of(100)
     (1536.0, 2000000000.0, 100.0)
+
     """
     if isinstance(memory, int | float) and not isinstance(memory, bool) and 0 < memory < math.inf:
         return float(memory)
@@ -69,7 +84,7 @@ def size_of(memory: float | str) -> float:
 
 
 def bytes_in_words(size: float) -> str:
-    """A size for people.
+    """A number of bytes, for people.
 
     >>> bytes_in_words(3 * 2**30), bytes_in_words(5e6)
     ('3.0 GiB', '4.8 MiB')
@@ -81,7 +96,7 @@ def bytes_in_words(size: float) -> str:
 
 
 def time_in_words(seconds: float) -> str:
-    """A time for people.
+    """A number of seconds, for people.
 
     >>> time_in_words(4.2), time_in_words(200), time_in_words(9000)
     ('4 s', '3 min', '2.5 h')
@@ -92,12 +107,20 @@ def time_in_words(seconds: float) -> str:
 
 
 def is_large(seconds: float, memory: float, device: torch.device) -> bool:
-    """Whether work takes more than a minute, or more than half of the memory that is free."""
+    """Whether work takes more than a minute, or more than half of the free memory."""
     return seconds > LONG or memory > free(device) / 2
 
 
 def announce(what: str, seconds: float, memory: float, device: torch.device) -> None:
-    """Say what work will take, where that is large."""
+    """Log what work will take, if it is large.
+
+    Args:
+        what: The work.
+        seconds: What it is estimated to take.
+        memory: Bytes that it needs.
+        device: Where it runs.
+
+    """
     if _ANNOUNCED.get() and is_large(seconds, memory, device):
         _LOGGER.warning(
             "%s: about %s, %s of memory (%s free)",
@@ -107,7 +130,7 @@ def announce(what: str, seconds: float, memory: float, device: torch.device) -> 
 
 @contextmanager
 def unannounced() -> Iterator[None]:
-    """Let work inside be silent about what it takes: it is a small part of work that says so as a whole."""
+    """Announce nothing in the block: its work is a small part of work that announces itself as a whole."""
     token = _ANNOUNCED.set(False)
     try:
         yield
@@ -117,14 +140,14 @@ def unannounced() -> Iterator[None]:
 
 @contextmanager
 def timed(what: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Note the seconds that a block takes, under a name."""
+    """Record the seconds that the block takes in `seconds`, under the name `what`."""
     start = time.perf_counter()
     yield
     seconds[what] = time.perf_counter() - start
 
 
 def peak(device: torch.device) -> int | None:
-    """Bytes of this process, or of what torch keeps on a GPU, at their peak until now; None where it is not known."""
+    """Peak memory so far: of this process, or of torch on a GPU; None where it is unknown."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if device.type != "cpu" or sys.platform == "win32":
@@ -136,7 +159,16 @@ def peak(device: torch.device) -> int | None:
 
 @contextmanager
 def room(what: str, todo: str) -> Iterator[None]:
-    """Say of an error for want of memory, from whatever library, what had no room. Raises TooLarge."""
+    """Turn an out-of-memory error of the block, from any library, into TooLarge.
+
+    Args:
+        what: What must fit in memory.
+        todo: What the user can do.
+
+    Raises:
+        TooLarge: Memory is full.
+
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -145,10 +177,17 @@ def room(what: str, todo: str) -> Iterator[None]:
         raise TooLarge(f"{what} must fit in memory", " ".join(str(error).split())[:160] or "none left", todo) from error
 
 
-def in_parts(product: Callable[[Tensor], Tensor], columns: Tensor, most: int) -> Tensor:
-    """A linear function of columns, `most` of them at once; half as many, again and again, where memory is full.
+def in_batches(product: Callable[[Tensor], Tensor], columns: Tensor, most: int) -> Tensor:
+    """A linear function of columns, applied to batches of them; the batch size is halved each time memory is full.
 
-    Raises TooLarge where there is no room for one.
+    Args:
+        product: The function, from columns to columns.
+        columns: What it is applied to.
+        most: The first batch size.
+
+    Raises:
+        TooLarge: A single column does not fit.
+
     """
     count, start, out = columns.shape[1], 0, None
     while start < count:
@@ -158,14 +197,14 @@ def in_parts(product: Callable[[Tensor], Tensor], columns: Tensor, most: int) ->
             if width == count:
                 return part
             if out is None:
-                out = part.new_empty(count, len(part)).T  # a column after the other
+                out = part.new_empty(count, len(part)).T  # columns are contiguous
             out[:, start : start + width] = part
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             if width == 1:
                 raise TooLarge(
-                    "One vector must have room in a pass through the network", " ".join(str(error).split())[:160],
+                    "A pass through the network must fit in memory", " ".join(str(error).split())[:160],
                     "Shorten the prompt, load a smaller dtype, or give it a device with more memory.",
                 ) from error  # fmt: skip
             most = width // 2
@@ -176,7 +215,7 @@ def in_parts(product: Callable[[Tensor], Tensor], columns: Tensor, most: int) ->
 
 @cache
 def multiplications(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations in a second of a matrix product, as measured here, once."""
+    """Floating-point operations per second of a matrix product, measured once on this device."""
     a = torch.ones(512, 512, dtype=dtype, device=device)
     best = math.inf
     for _ in range(3):

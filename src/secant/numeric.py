@@ -1,4 +1,4 @@
-"""Tensors as numbers, and trees of them."""
+"""Numbers in tensors, and nested containers of tensors."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from torch import Tensor
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """In float64 on the CPU, which every device can be copied to."""
+    """A copy in float64 on the CPU."""
     return tensor.detach().cpu().double()
 
 
 def lengths(vectors: Tensor, dim: int) -> Tensor:
-    """Euclidean norms along a dimension, in the vectors' type but for their squares, which may have no place in it."""
+    """Euclidean norms along a dimension, in the vectors' dtype; squares are summed in float64, where they do not
+    overflow.
+    """
     return torch.linalg.vector_norm(vectors, dim=dim, dtype=torch.float64).to(vectors.dtype)
 
 
 def relative(value: Tensor, true: Tensor) -> float:
-    """‖value - true‖ / ‖true‖"""
+    """The relative error ‖value - true‖ / ‖true‖; 0 where both agree."""
     error, norm = torch.linalg.vector_norm(wide(value) - wide(true)), torch.linalg.vector_norm(wide(true))
     return (error / norm).item() if error != 0 else 0.0
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
-    """Every tensor among arguments, however nested."""
+    """Every tensor in nested lists, tuples and dicts."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, list | tuple):
@@ -38,7 +40,7 @@ def tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def address(tensor: Tensor) -> int:
-    """Where its memory begins; of a packed weight, which has none of its own, another number."""
+    """The address of a tensor's memory; a negative number for a packed weight, which has no memory of its own."""
     try:
         return tensor.untyped_storage().data_ptr()
     except RuntimeError:
@@ -46,7 +48,7 @@ def address(tensor: Tensor) -> int:
 
 
 def mapped(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same arguments with every tensor changed."""
+    """The same nested containers with every tensor replaced by `change(tensor)`."""
     if isinstance(tree, Tensor):
         return change(tree)
     if isinstance(tree, list | tuple):

@@ -1,7 +1,7 @@
-"""Signals that end a run: as errors that are cleaned up after, and never in the middle of a change to files.
+"""Signals that end a run: they raise an error that can be cleaned up after, and never in the middle of writing files.
 
-SIGTERM is what a scheduler or `kill` sends, SIGHUP comes when a terminal is closed. By default both end Python where it
-is, without running what comes after the work: temporary folders would stay.
+A scheduler or `kill` sends SIGTERM; a closing terminal sends SIGHUP. By default both end Python immediately, and
+temporary folders would stay behind.
 """
 
 from __future__ import annotations
@@ -13,11 +13,17 @@ from contextlib import contextmanager
 from types import FrameType
 
 NAMES = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-"""Signals that end a command as an interrupt does; Windows has no SIGHUP."""
+"""Signals that end a command like an interrupt; Windows has no SIGHUP."""
 
 
 class Ended(KeyboardInterrupt):
-    """A signal that ends the run. `code` is the exit code that a shell gives to it: 128 and its number."""
+    """A signal ended the run.
+
+    Attributes:
+        name: The signal's name.
+        code: The exit code that a shell gives it, 128 plus its number.
+
+    """
 
     def __init__(self, number: int) -> None:
         self.name, self.code = signal.Signals(number).name, 128 + number
@@ -26,10 +32,14 @@ class Ended(KeyboardInterrupt):
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """In the block, SIGTERM and SIGHUP raise Ended, once: what comes after that lets the block clean up.
+    """Let SIGTERM and SIGHUP raise Ended once in the block, so that it can clean up.
 
-    A signal that is ignored, as SIGHUP is under nohup, stays ignored. Handlers belong to the main thread; in another
-    one nothing changes.
+    A signal that is ignored, such as SIGHUP under nohup, stays ignored. Handlers belong to the main thread; in other
+    threads nothing changes.
+
+    Raises:
+        Ended: A signal arrives.
+
     """
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -51,9 +61,9 @@ def raised() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """An interrupt, SIGTERM or SIGHUP that comes in the block is raised when the block has ended.
+    """Delay an interrupt, SIGTERM or SIGHUP until the block has ended.
 
-    It is for a few system calls that belong together, not for work.
+    The block is for a few system calls that belong together, and not for long work.
     """
     came: list[int] = []
     numbers = [getattr(signal, name) for name in ("SIGINT", *NAMES)] if _is_main() else []

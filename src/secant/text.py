@@ -1,4 +1,4 @@
-"""Tokens as a person can read them, wherever they are shown."""
+"""Readable forms of tokens, texts and names, wherever they are shown."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from pathlib import PurePath
 
 SIGNS = {" ": "·", "\n": "⏎", "\t": "⇥"}
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp")
-"""Categories of characters that print nothing."""
+"""Unicode categories of characters that print nothing."""
 
 
 def visible(token: str) -> str:
-    """A token so that every character of it can be seen: spaces, line ends, and what does not print."""
+    """A token with every character visible: spaces, line ends, and characters that print nothing."""
     return "".join(SIGNS.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) in UNSEEN else c) for c in token)
 
 
 def readable(text: str) -> str:
-    """A text with its spaces as they are, and what else does not print in sight."""
+    """A text with its spaces as they are, and other characters that print nothing made visible."""
     return " ".join(map(visible, text.split(" ")))
 
 
 def named(model: str) -> str:
-    """A model's name for a page that may be shown to others: of a folder, its own name and not where it is.
+    """A model's name for pages that may be shown to others: the name of a folder, without its path.
 
     >>> named("/home/me/models/tiny"), named("Qwen/Qwen3-4B")
     ('tiny', 'Qwen/Qwen3-4B')

@@ -405,8 +405,8 @@ class _Writers:
         x = self.inside.network.input.detach()
         T, shape = len(x), (graph.y.numel(), x.numel())
         found: dict[_Key, list[float]] = defaultdict(list)
-        for start in range(0, T, graph.at_once):
-            places = range(start, min(start + graph.at_once, T))
+        for start in range(0, T, graph.batch_size):
+            places = range(start, min(start + graph.batch_size, T))
             columns = Blocks(graph, shape, T, places, x).forward(x[start : places.stop, :, None])[:, :, 0].T
             made = columns.split([t.numel() for t in self.tensors])
             shaped = [part.reshape(*t.shape, -1) for part, t in zip(made, self.tensors, strict=True)]
@@ -419,8 +419,8 @@ class _Writers:
         x = self.inside.network.input
         keys = list(dict.fromkeys(term.key for term in self.terms))
         found: dict[_Key, list[float]] = {}
-        for start in range(0, len(keys), graph.at_once):
-            some = {key: i for i, key in enumerate(keys[start : start + graph.at_once])}
+        for start in range(0, len(keys), graph.batch_size):
+            some = {key: i for i, key in enumerate(keys[start : start + graph.batch_size])}
             slopes = [t.new_zeros(*t.shape, len(some)) for t in self.tensors]
             for term in self.terms:
                 if term.key in some and term.slope is not None:

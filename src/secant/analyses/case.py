@@ -21,8 +21,8 @@ from secant.analyses.attribution import Attribution, attribute
 from secant.linearize.run import Run
 from secant.memory import limited
 from secant.numeric import lengths, wide
-from secant.operators.batched import parts
-from secant.operators.cost import every_row, said
+from secant.operators.batched import token_terms
+from secant.operators.cost import announce_plan, row_plan
 from secant.operators.decomposition import SVD, decomposed
 from secant.operators.operator import Matrix, Operator
 from secant.stream.decode import Decodings, Null, Side, Word, null
@@ -105,7 +105,7 @@ class Case:
     @cached_property
     def norms(self) -> list[float]:
         """‖J_t x_t‖ of each token."""
-        return lengths(parts(self.op), 1).tolist()
+        return lengths(token_terms(self.op), 1).tolist()
 
     @cached_property
     def _decodings(self) -> Decodings:
@@ -153,7 +153,7 @@ def imaged(op: Operator, progress: Progress | None = None) -> Float[Tensor, "R T
     than half of the free memory, is announced beforehand.
     """
     if not isinstance(op.products, Matrix):
-        said(f"All {len(op.bias)} rows of J, for its image", op, every_row(op))
+        announce_plan(f"All {len(op.bias)} rows of J, for its image", op, row_plan(op))
     rows, (T, width) = len(op.bias), op.input.shape
     R, C = min(rows, CELLS), min(width, CELLS, max(1, COLUMNS // T))
     row, column = torch.arange(rows) * R // rows, torch.arange(width) * C // width

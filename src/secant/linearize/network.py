@@ -25,7 +25,7 @@ from secant.linearize.replay import InjectedConstant, Patch, Replay, ReplayWithC
 from secant.linearize.rules import whole
 from secant.linearize.tape import LayerCall, Record, Tape, WithoutParameters
 from secant.linearize.untouched import State, untouched
-from secant.model.hooks import answering, before, seen_whole
+from secant.model.hooks import observing_inputs, replacing_outputs, seen_whole
 from secant.model.lm import LM
 from secant.operators.operator import Graph, Operator
 
@@ -69,7 +69,7 @@ def noting_head(lm: LM, mode: Record | WithoutParameters) -> Iterator[None]:
     def returned(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         mode.head.returned(mode.count)
 
-    with before([lm.head], called), answering([lm.head], returned, always=True):
+    with observing_inputs([lm.head], called), replacing_outputs([lm.head], returned, always=True):
         yield
 
 
@@ -84,7 +84,7 @@ def stopping_at_head(lm: LM, nth: int) -> Iterator[None]:
         if calls == nth:
             raise _HeadReached
 
-    with suppress(_HeadReached), before([lm.head], count):
+    with suppress(_HeadReached), observing_inputs([lm.head], count):
         yield
 
 
@@ -103,7 +103,7 @@ def noting_layer_calls(lm: LM, mode: Record) -> Iterator[list[LayerCall]]:
             assert mark is not None, "it is live"
             found.append(LayerCall(mode.modules[id(module)], mark.step, len(mode.tape.steps) - 1, calls[module]))
 
-    with answering(members, note):
+    with replacing_outputs(members, note):
         yield found
 
 

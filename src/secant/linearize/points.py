@@ -28,7 +28,7 @@ from secant.linearize.replay import InjectedConstant, by_token
 from secant.linearize.residual_stream import HookPoint, Layer, Part, layers, token_axis
 from secant.linearize.tape import Step
 from secant.numeric import relative
-from secant.operators.operator import Columns, Composed, Graph, Operator
+from secant.operators.operator import ColumnSlice, Composed, Graph, Operator
 
 PARTS = ("attn", "mixer", "mlp")
 
@@ -349,7 +349,7 @@ class ActivationGraph:
             first = self.network.graph(self._leaf(source), at(self.graph))
             rest = Graph(all_heads, self.graph[f"{point.stem}.attn"][rows].flatten())
         places = torch.arange(all_heads.numel(), device=all_heads.device).view(all_heads.shape)
-        then = Columns(rest, places[rows][:, point.columns].flatten(), places.numel())
+        then = ColumnSlice(rest, places[rows][:, point.columns].flatten(), places.numel())
         bias = then.forward(at(self.without(source))[:, None])[:, 0]
         output = then.forward(at(self.values)[:, None])[:, 0]
         return Operator(Composed(first, then), self.value(source), output, bias, about or {})

@@ -19,9 +19,9 @@ from secant.linearize.network import Network, noting_head, running, stopping_at_
 from secant.linearize.replay import Replay, of_tokens
 from secant.linearize.residual_stream import Layer
 from secant.linearize.tape import Record
-from secant.model.hooks import answering
+from secant.model.hooks import replacing_outputs
 from secant.numeric import mapped, tensors
-from secant.operators.operator import Columns, Graph, Operator
+from secant.operators.operator import ColumnSlice, Graph, Operator
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,7 @@ class Readout:
         slopes = graph.adjoint(weights.to(graph.y)).view(self.input.shape)
         needed = sorted({*slopes.abs().sum(1).nonzero().flatten().tolist(), *rows})
         places = torch.arange(self.input.numel(), device=self.input.device).view(self.input.shape)[needed].flatten()
-        products = Columns(graph, places, self.input.numel())
+        products = ColumnSlice(graph, places, self.input.numel())
         return Operator(products, self.input.detach()[needed], at(self.values), at(self.biases)), needed
 
 
@@ -146,5 +146,5 @@ def _replacing_output(module: nn.Module, nth: int, shape: Sequence[int], stream:
         given = stream.clone()  # recorded as a step, even if nothing follows
         return mapped(out, lambda t: given if t is first else t)
 
-    with answering([module], answer):
+    with replacing_outputs([module], answer):
         yield

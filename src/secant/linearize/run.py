@@ -184,7 +184,7 @@ class Run(Result):
     network: Network = field(repr=False)
     tolerance: float | None = field(default=None, repr=False)
     seed: int = field(default=0, repr=False)
-    stamp: weights.Stamp | None = field(default=None, repr=False)
+    stamp: weights.WeightsState | None = field(default=None, repr=False)
     _ordinary: Tensor | None = field(default=None, repr=False)  # if the certificate computed it
 
     def unchanged(self) -> None:
@@ -473,7 +473,7 @@ def _frozen(
         network,
         tolerance,
         seed,
-        weights.Stamp.of(lm.model, without=[tensor for tensor, _ in own.values()]),
+        weights.WeightsState.of(lm.model, without=[tensor for tensor, _ in own.values()]),
         baseline,
     )
 

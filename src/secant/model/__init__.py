@@ -1,1 +1,1 @@
-"""What is loaded: a language model, its tokenizer, its weights. The only folder that imports transformers."""
+"""Models as they are loaded: weights, tokenizer, hooks. The only folder that imports transformers."""

@@ -1,7 +1,7 @@
-"""The weights files of a model: what is in them, told by their headers, and whether the model takes all of it.
+"""The weights files of a model: what their headers say they contain, and whether the model uses all of it.
 
-transformers reads a checkpoint as far as it fits: what the model has no place for stays unread, and what is complex or
-whole numbers is made the model's type. Here both are errors, but for what a model does not need.
+transformers reads a checkpoint as far as it fits: it ignores weights that the model has no place for, and converts
+complex numbers and integers to the model's dtype. Here both are errors, except for weights that no model needs.
 """
 
 from __future__ import annotations
@@ -29,47 +29,53 @@ from secant.memory import bytes_in_words
 _LOGGER = logging.getLogger("secant")
 
 BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
-"""Types that weights have, and their bits; all others are of packed weights or of tables."""
+"""Bits of each plain dtype of weights; other dtypes are packed weights or tables."""
 
 UNNEEDED = re.compile(
     r"(^|\.)(inv_freq|original_inv_freq|position_ids|masked_bias|cos_cached|sin_cached|num_batches_tracked|_extra_state)$"
     r"|\.([qkv]|kv|attn|prob_output)_(zero_)?scale$"
 )
-"""Buffers that models compute themselves, and scales of a cache of few bits, which is not used."""
+"""Buffers that models compute themselves, and scales of a low-bit cache, which is not used."""
 
 MASK = re.compile(r"(^|\.)(attn|attention|attn\.attention)\.bias$")
-"""The causal mask of old checkpoints, if it has the four axes of one."""
+"""The causal mask of old checkpoints, if it has a mask's four axes."""
 
-BESIDES = re.compile(
+NOT_LANGUAGE = re.compile(
     r"(vision|visual|image|img|video|audio|speech|talker|code2wav|token2wav|mm_|multi_?modal|patch_merger|connector|"
     r"embed_vision|embed_audio|mtp|nextn|optimizer|scheduler|ema|v_head|value_head|score|reward|classifier|pooler|"
     r"cls|seq_relationship)",
     re.IGNORECASE,
 )
-"""How parts begin that a checkpoint has beside the language model: what sees and hears, other heads, the training's."""
+"""Prefixes of weights next to the language model: vision, audio, other heads, and training state."""
 
 PREDICTS_MORE = ("eh_proj", "enorm", "hnorm", "shared_head", "mtp")
-"""Parts of a layer that predicts tokens after the next, which stands behind the model's layers."""
+"""Modules of a layer that predicts later tokens (multi-token prediction), which follows the model's own layers."""
 
 
-ASKS = "A configuration asks for the weights that there are"
+CONFIGURED = "A configuration must match the weights of its checkpoint"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as its file has it."""
+    """A tensor as its file describes it.
+
+    Attributes:
+        dtype: The name of its type in the file, such as F32.
+        shape: Its shape.
+
+    """
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """How many elements it has."""
         return math.prod(self.shape)
 
     @property
     def is_plain(self) -> bool:
-        """Whether it holds floating-point numbers that are used as they are."""
+        """Whether its elements are floating-point numbers that are used as they are."""
         return self.dtype in BITS
 
 
@@ -77,14 +83,26 @@ class Stored:
 
 
 def stored(files: Iterable[Path], name: str) -> dict[str, Stored]:
-    """Every tensor of the weights files by its name. Raises ModelRefused at damaged files and at one name twice."""
+    """Every tensor in the weights files, by name.
+
+    Args:
+        files: The weights files.
+        name: The model's name, for messages.
+
+    Raises:
+        ModelRefused: A file is damaged, or two files contain the same name.
+
+    """
     found: dict[str, Stored] = {}
     for file in files:
-        rule = "Weights are whole safetensors files" if file.suffix == ".safetensors" else "Pickled weights are tensors"
-        with explained(ModelRefused, rule, "Fetch it again.", f"a damaged one in {name}, {file.name}"):
+        kind = "safetensors" if file.suffix == ".safetensors" else "pickled tensor"
+        rule = f"Weights must be complete {kind} files"
+        with explained(ModelRefused, rule, "Download it again.", f"a damaged one in {name}, {file.name}"):
             own = _of_safetensors(file) if file.suffix == ".safetensors" else _of_pickle(file)
         if twice := found.keys() & own.keys():
-            raise ModelRefused("A weight is in one file", f"{min(twice)} in two of {name}", "Remove the old file.")
+            raise ModelRefused(
+                "A weight is in one file only", f"{min(twice)} in two files of {name}", "Remove the outdated file."
+            )
         found |= own
     return found
 
@@ -99,60 +117,93 @@ def _of_safetensors(file: Path) -> dict[str, Stored]:
 
 
 def _of_pickle(file: Path) -> dict[str, Stored]:
-    """Names, types and shapes, without the numbers; torch lets such a file make tensors and plain values only."""
-    held = torch.load(file, map_location="meta", weights_only=True)
+    """Names, dtypes and shapes without elements; torch lets such a file create only tensors and plain values."""
+    tree = torch.load(file, map_location="meta", weights_only=True)
     codes = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
     return {
         key: Stored(codes.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.")), tuple(tensor.shape))
-        for key, tensor in held.items()
+        for key, tensor in tree.items()
         if isinstance(tensor, Tensor)
     }
 
 
 def check_before(tensors: Mapping[str, Stored], config: Mapping[str, Any], name: str) -> None:
-    """Raises ModelRefused at complex weights, and at a configuration with absurdly more layers than there are weights,
-    which transformers would list one by one.
+    """Check the files of a checkpoint against its configuration, before anything is loaded.
+
+    Args:
+        tensors: The tensors in the weights files.
+        config: The model's config.json.
+        name: The model's name, for messages.
+
+    Raises:
+        BadWeights: A weight is complex.
+        ModelRefused: The configuration asks for absurdly more layers than there are weights; transformers would list
+            them.
+
     """
     for key, tensor in tensors.items():
         if tensor.dtype[0].lower() == "c":
-            raise BadWeights("Weights are real numbers", f"{key} of {name} in {tensor.dtype}", "Use a real checkpoint.")
+            raise BadWeights(
+                "Weights must be real numbers",
+                f"{key} of {name} in {tensor.dtype}",
+                "Use a checkpoint of real weights.",
+            )
     for key, value, listed in _numbers(config):
         if value > (1000 + len(tensors) if "layer" in key else 10**7 if listed else math.inf):
             raise ModelRefused(
-                ASKS, f"{key} = {value:,} in config.json of {name}, of {len(tensors):,} weights", "Mend it."
+                CONFIGURED, f"{key} = {value:,} in config.json of {name}, for {len(tensors):,} weights", "Correct it."
             )
 
 
-def _numbers(held: Any, key: str = "", listed: bool = False) -> Iterator[tuple[str, int, bool]]:
-    """The whole numbers of a configuration and of its parts, each with its name and whether it is in a list."""
-    if isinstance(held, int):
-        yield key, held, listed
-    elif isinstance(held, Mapping):
-        for name, value in held.items():
+def _numbers(tree: Any, key: str = "", listed: bool = False) -> Iterator[tuple[str, int, bool]]:
+    """The integers of a configuration and its nested ones, each with its name and whether it is in a list."""
+    if isinstance(tree, int):
+        yield key, tree, listed
+    elif isinstance(tree, Mapping):
+        for name, value in tree.items():
             yield from _numbers(value, str(name))
-    elif isinstance(held, list):
-        for value in held:
+    elif isinstance(tree, list):
+        for value in tree:
             yield from _numbers(value, key, True)
 
 
 def check_size(tensors: Mapping[str, Stored], dtype: torch.dtype | None, name: str) -> None:
-    """Raises TooLarge where weights of this type, or of their own, are more than the memory of this computer."""
+    """Check that the weights fit into the memory of this computer.
+
+    Args:
+        tensors: The tensors in the weights files.
+        dtype: The type to load them in; None for their own.
+        name: The model's name, for messages.
+
+    Raises:
+        TooLarge: They do not.
+
+    """
     bits = 0 if dtype is None else 8 * dtype.itemsize
     need = sum(t.elements * (bits if bits and t.is_plain else BITS.get(t.dtype, 8)) for t in tensors.values()) / 8
     most = psutil.virtual_memory().total + psutil.swap_memory().total
     if need > most:
         raise TooLarge(
             "A model must fit in memory", f"{bytes_in_words(need)} of weights in {name}, {bytes_in_words(most)} here",
-            'Load a smaller dtype, or spread it with device="auto".',
+            'Load a smaller dtype, or spread it over devices with device="auto".',
         )  # fmt: skip
 
 
 @contextmanager
 def bounded(found: Callable[[], Mapping[str, Stored]], name: str, packed: bool) -> Iterator[None]:
-    """Let a model be built inside only as far as the weights of its files go, which are looked at once it begins:
-    numbers of a configuration can ask for more modules than can be built, and more memory than there is.
+    """Stop the block from building a model much larger than the weights in its files.
 
-    Raises ModelRefused, TooLarge.
+    A configuration can ask for more modules than can be built, and for more memory than there is.
+
+    Args:
+        found: Returns the tensors in the weights files; called once the model is being built.
+        name: The model's name, for messages.
+        packed: Whether weights are packed, so that one stored element stands for several.
+
+    Raises:
+        ModelRefused: The model has far more elements or modules than its files.
+        TooLarge: Its buffers do not fit in memory.
+
     """
     thread, seen, asked, tables = threading.get_ident(), set[tuple[int, str]](), 0, 0
 
@@ -166,16 +217,17 @@ def bounded(found: Callable[[], Mapping[str, Stored]], name: str, packed: bool) 
         elif isinstance(part, Tensor):
             tables += part.nbytes
         tensors = found()
-        held = sum(tensor.elements for tensor in tensors.values()) if asked > 2**22 else 0
-        if asked > held * (64 if packed else 4) + 2**22 or len(seen) > 64 * len(tensors) + 2000:
+        stored_elements = sum(tensor.elements for tensor in tensors.values()) if asked > 2**22 else 0
+        if asked > stored_elements * (64 if packed else 4) + 2**22 or len(seen) > 64 * len(tensors) + 2000:
             raise ModelRefused(
-                ASKS, f"over {asked:,} elements in {len(seen):,} parts for {name}, of {len(tensors):,} weights",
-                "Mend its config.json.",
-            )  # fmt: skip
+                CONFIGURED,
+                f"over {asked:,} elements in {len(seen):,} modules and tensors for {name}, of {len(tensors):,} weights",
+                "Correct its config.json.",
+            )
         if tables > psutil.virtual_memory().total:
             raise TooLarge(
                 "A model must fit in memory", f"{bytes_in_words(tables)} of positions and masks for {name}",
-                "Mend the longest prompt in its config.json.",
+                "Correct the maximum prompt length in its config.json.",
             )  # fmt: skip
 
     handles = [
@@ -196,8 +248,19 @@ def bounded(found: Callable[[], Mapping[str, Stored]], name: str, packed: bool) 
 def check_after(
     model: nn.Module, tensors: Mapping[str, Stored], unread: Iterable[str], name: str, packed: bool
 ) -> None:
-    """Raises ModelRefused where a weight of the model itself stays unread, or a tied head has weights of its own, and
-    BadWeights where one is another kind of number than the model's. What may stay unread is told to the logger.
+    """Check that a loaded model uses every weight of its checkpoint; weights that may stay unread are logged.
+
+    Args:
+        model: The loaded model.
+        tensors: The tensors in the weights files.
+        unread: Names of those that transformers reports as unused.
+        name: The model's name, for messages.
+        packed: Whether transformers packed or unpacked weights.
+
+    Raises:
+        ModelRefused: A weight of the language model stays unread, or a tied head has weights of its own.
+        BadWeights: A weight is stored in a type that the model does not compute in.
+
     """
     hidden = _hidden(model, tensors)
     left, behind = set(unread) | hidden, _behind(model)
@@ -211,9 +274,9 @@ def check_after(
     if lost:
         more = f" and {len(lost) - 3:,} more" if len(lost) > 3 else ""
         raise ModelRefused(
-            "Every weight of a model is used",
+            "A model must use every weight of its checkpoint",
             f"{', '.join(lost[:3])}{more} in {name}, which the model of its config.json does not have",
-            "Mend the config.json, or remove those weights if they are not the model's.",
+            "Correct the config.json, or remove those weights if they do not belong to the model.",
         )
     if not packed:
         _check_kinds(model, tensors, left, name)
@@ -221,11 +284,11 @@ def check_after(
     if left:
         parts = Counter(re.sub(r"\d+", "*", key) for key in left).most_common(3)
         said = printable(f"{name}: {', '.join(f'{key} ({count})' for key, count in parts)}")
-        _LOGGER.info("%d weights are none of the language model's, and stay unread: of %s", len(left), said)
+        _LOGGER.info("%d weights do not belong to the language model and stay unread: %s", len(left), said)
 
 
 def _hidden(model: Any, tensors: Iterable[str]) -> set[str]:
-    """The weights that transformers leaves unread and does not report, for a model's class or for any."""
+    """Weights that transformers leaves unread without reporting them, for a model's class or for all."""
     ignored = "|".join(f"({pattern})" for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     own, base = model.state_dict().keys(), f"{getattr(model, 'base_model_prefix', '')}."
     unread = (key for key in tensors if not own & {key, base + key, key.removeprefix(base)})
@@ -233,11 +296,13 @@ def _hidden(model: Any, tensors: Iterable[str]) -> set[str]:
 
 
 def _behind(model: nn.Module) -> Callable[[str], str | None]:
-    """Gives how the keys of a layer begin that stands behind the last of its list in the model; None for others."""
+    """Returns a function: the prefix of the layer that a key belongs to, if it follows the last layer of the model;
+    else None.
+    """
     lists: dict[str, int] = {}
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList):
-            place = path.split(".")  # keys may lack the name of the base model, which it begins with
+            place = path.split(".")  # keys may lack the base model's name in front
             lists |= {".".join(place[start:]): len(module) for start in range(len(place))}
 
     def behind(key: str) -> str | None:
@@ -252,35 +317,35 @@ def _behind(model: nn.Module) -> Callable[[str], str | None]:
 
 
 def _is_beside(key: str, model: nn.Module) -> bool:
-    """Whether the part of a model that a key is of is one that the model lacks and language models can do without."""
+    """Whether a key belongs to a module that the model lacks and that language models do without."""
     at: Any = model
     for depth, part in enumerate(key.split(".")):
         if not isinstance(at, nn.Module) or not hasattr(at, part):
-            return depth < 3 and BESIDES.match(part) is not None
+            return depth < 3 and NOT_LANGUAGE.match(part) is not None
         at = getattr(at, part)
     return False
 
 
 def _is_table(key: str, tensor: Stored | None) -> bool:
-    """Whether a key is of what models compute themselves."""
+    """Whether a key is of a buffer that models compute themselves."""
     is_mask = MASK.search(key) is not None and (tensor is None or len(tensor.shape) == 4)
     return is_mask or UNNEEDED.search(key) is not None
 
 
 def _check_kinds(model: nn.Module, tensors: Mapping[str, Stored], left: set[str], name: str) -> None:
-    """Raises BadWeights at whole numbers or very few bits in place of a model's floating-point weights."""
-    whole = {key.split(".")[-1] for key, held in model.state_dict().items() if not held.is_floating_point()}
+    """Raises BadWeights where integers or low-bit types stand in for a model's floating-point weights."""
+    whole = {key.split(".")[-1] for key, weight in model.state_dict().items() if not weight.is_floating_point()}
     for key, tensor in tensors.items():
         if not (tensor.is_plain or key in left or key.split(".")[-1] in whole or _is_table(key, tensor)):
             raise BadWeights(
-                "Weights are floating-point numbers, or packed as config.json says",
+                "Weights must be floating-point numbers, or packed as config.json says",
                 f"{key} of {name} in {tensor.dtype}, without a quantization_config",
                 "Use the checkpoint's own config.json, or a checkpoint that is not packed.",
             )
 
 
 def _check_tied(model: Any, name: str) -> None:
-    """Raises ModelRefused where the head is tied to the embedding and a checkpoint has other weights for it."""
+    """Raises ModelRefused where the head is tied to the embedding but the checkpoint has different weights for it."""
     embedding = getattr(model.get_input_embeddings(), "weight", None)
     head = getattr(model.get_output_embeddings(), "weight", None)
     tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
@@ -290,6 +355,6 @@ def _check_tied(model: Any, name: str) -> None:
         return
     if not torch.equal(embedding, head.to(embedding.device)):
         raise ModelRefused(
-            "A tied head has the embedding's weights", f"{name}, whose head has others",
+            "A tied head has the embedding's weights", f"{name}, whose head has different ones",
             "Set tie_word_embeddings to false in its config.json if the head is right, or remove its weights.",
         )  # fmt: skip

@@ -1,7 +1,7 @@
-"""What is given becomes token ids, all of it or none: prompts, and single tokens that are named by their text.
+"""Token ids of prompts, and of single tokens that are named by their text; a prompt is encoded in full or refused.
 
-What a tokenizer makes of a prompt is compared with the prompt. It may write a text otherwise, in small letters or in
-other characters; what it leaves out, or has no token for, is refused by name.
+The tokens of a prompt are compared with its text. A tokenizer may normalise a text, for example to lower case.
+Characters that it drops, or has no token for, are refused by name.
 """
 
 from __future__ import annotations
@@ -20,21 +20,29 @@ SPACE = "·"
 """How a space is shown in a token."""
 
 BEFORE = ("", "a", "a ", ".", "\n")
-"""What a text stands after when the tokenizer is asked which token it writes it as."""
+"""Texts that a text is put after, to ask the tokenizer which token it is."""
 
 MOST = 100
 """Characters of a prompt that are tried one by one."""
 
 NAMED = 5
-"""How many of what a tokenizer does not know a message names."""
+"""How many unknown words or characters a message names."""
 
 THOUGHT = re.compile(r"\s*<think>.*</think>", re.DOTALL)
-"""The reasoning that an answer begins with: templates of models that reason leave that of earlier turns out."""
+"""The reasoning at the start of an answer: chat templates of reasoning models omit it in earlier turns."""
 
 
 def encode(tokens: Tokens, prompt: Any) -> list[int]:
-    """Token ids of a text, of ids, or of chat messages through the tokenizer's template. Raises BadPrompt, and
-    ModelRefused where the tokenizer does not work.
+    """Token ids of a text, of ids, or of chat messages through the tokenizer's chat template.
+
+    Args:
+        tokens: The tokenizer.
+        prompt: A text, token ids, or chat messages.
+
+    Raises:
+        BadPrompt: The prompt is none of these, or the tokenizer does not encode all of it.
+        ModelRefused: The tokenizer does not work.
+
     """
     elements = [] if isinstance(prompt, str) else listed(prompt)
     ids = [as_id(element) for element in elements]
@@ -43,14 +51,22 @@ def encode(tokens: Tokens, prompt: Any) -> list[int]:
     if any(i is not None for i in ids):
         raise BadPrompt(PROMPT, f"{elements[ids.index(None)]!r}"[:60] + " among token ids", "Give whole numbers.")
     if tokens.tokenizer is None:
-        raise BadPrompt("A prompt of words needs a tokenizer", "a model without one", "Give token ids.")
+        raise BadPrompt("A prompt in text requires a tokenizer", "a model without one", "Give token ids.")
     return encoded(tokens, prompt).ids if isinstance(prompt, str) else _of_chat(tokens, elements)
 
 
 def encoded(tokens: Tokens, text: str, special: bool = True) -> Encoded:
-    """What the tokenizer makes of a text, which is all of it; `special`: with what comes before every text.
+    """The tokens of a text, which contain all of it.
 
-    Raises BadPrompt, and ModelRefused where the tokenizer does not work.
+    Args:
+        tokens: The tokenizer.
+        text: The text.
+        special: Whether to add the special tokens of every text.
+
+    Raises:
+        BadPrompt: A character of the text is in no token.
+        ModelRefused: The tokenizer does not work.
+
     """
     if not text:
         return Encoded([], None, [])
@@ -61,38 +77,46 @@ def encoded(tokens: Tokens, text: str, special: bool = True) -> Encoded:
 
 
 def _of_chat(tokens: Tokens, messages: Sequence[Any]) -> list[int]:
-    """Ids of messages through the chat template, which writes every one of them."""
+    """Token ids of messages through the chat template, which must contain every message."""
     for n, m in enumerate(messages):
         if not isinstance(m, Mapping) or not {"role", "content"} <= set(m):
             got = repr(messages)[:60]
-            raise BadPrompt(f"{PROMPT} with role and content", got, "Give one.")
+            raise BadPrompt(f"{PROMPT} with role and content", got, "Give each message both.")
         for part in ("role", "content"):
             if not isinstance(m[part], str):
                 got = f"{m[part]!r}"[:60] + f" in message {n}"
                 raise BadPrompt(f"A message's {part} is a text", got, "Write it as one.")
     if getattr(tokens.tokenizer, "chat_template", None) is None:
-        raise BadPrompt("Chat messages need a tokenizer with a chat template", tokens.name, "Give the prompt as text.")
+        raise BadPrompt("Chat messages require a chat template", f"{tokens.name} without one", "Give a text.")
     with quiet():
         ids, text = tokens.templated(messages)
         squeezed, wanted = _squeezed(text), [_squeezed(_said(m)) for m in messages]
         for n, content in enumerate(wanted):
             if squeezed.count(content) < wanted.count(content):
                 raise BadPrompt(
-                    "A chat template must write every message as it is",
+                    "A chat template must contain every message unchanged",
                     f"a prompt without message {n}, of role {messages[n]['role']!r}",
                     "Change its role or content, or give the prompt as text.",
                 )
         found = tokens.called(text)
         if found.ids == ids:
             _complete(tokens, text, found)
-        else:  # a tokenizer that has its own way with messages
+        else:  # the tokenizer does not encode the template's text like other texts
             for m in messages:
                 encoded(tokens, m["content"], special=False)
     return ids
 
 
 def listed(prompt: Any) -> list[Any]:
-    """The elements of a prompt that is no text: of a tensor or an array of one row its numbers. Raises BadPrompt."""
+    """The elements of a prompt that is not a text; the numbers of a tensor or array with one row.
+
+    Args:
+        prompt: The prompt.
+
+    Raises:
+        BadPrompt: It is not one sequence.
+
+    """
     of_bytes = isinstance(prompt, bytes | bytearray | memoryview)
     if isinstance(prompt, Sequence | Iterator) and not of_bytes:
         return list(prompt)
@@ -101,42 +125,42 @@ def listed(prompt: Any) -> list[Any]:
     shape = tuple(prompt.shape)
     if len(shape) > 2 or (len(shape) == 2 and shape[0] > 1):
         raise BadPrompt("A prompt is one sequence of ids", f"shape {shape}", "Give one row.")
-    with explained(BadPrompt, PROMPT, "Give token ids as a list.", "a tensor that can't be read"):
+    with explained(BadPrompt, PROMPT, "Give token ids as a list.", "an unreadable tensor"):
         found = prompt.tolist()
     return found if len(shape) == 1 else [found] if not shape else list(*found)
 
 
 def _complete(tokens: Tokens, text: str, found: Encoded, special: bool = False) -> None:
-    """Raises BadPrompt where a text is not all in the tokens that were made of it."""
+    """Raises BadPrompt where the tokens of a text do not contain all of it."""
     if lost := _left_out(tokens, text) or _uncovered(tokens, text, found, special):
         raise BadPrompt(
             "Every character of a prompt must be in a token",
-            ", ".join([*map(_named, dict.fromkeys(lost))][:NAMED]) + ", which the tokenizer leaves out",
-            "Leave out or replace what it does not know.",
+            ", ".join([*map(_named, dict.fromkeys(lost))][:NAMED]) + ", which the tokenizer drops",
+            "Remove or replace it.",
         )
     if (unknown := _unknown_in(tokens, text, found)) is not None:
         raise BadPrompt(
             "Every word must be in the model's vocabulary",
             ", ".join(repr(word)[:60] for word in unknown[:NAMED]) or "spaces that are not",
-            "Use words that the model knows, spaced as it knows them; from Python, token ids do as well.",
+            "Use words and spacing that the model knows, or give token ids from Python.",
         )
 
 
 def _left_out(tokens: Tokens, text: str) -> list[str]:
-    """Characters that the tokenizer makes nothing of, or half a character."""
+    """Characters, or halves of characters, that the tokenizer drops."""
     units: list[str] = []
     for i, c in enumerate(text):
         units[-1:] = [units[-1] + c] if _joins(text, i) else [*units[-1:], c]
     lost = []
     for unit in dict.fromkeys(units):
         bad = [c for c in unit if not c.isspace() and not tokens.keeps(c)]
-        whole = (unit, unicodedata.normalize("NFKC", unit))  # a letter with its accent, as two characters and as one
+        whole = (unit, unicodedata.normalize("NFKC", unit))  # a letter and its accent, as two characters and as one
         lost += bad if len(unit) == 1 or not all(map(tokens.keeps, whole)) else []
     return lost
 
 
 def _uncovered(tokens: Tokens, text: str, found: Encoded, special: bool) -> list[str]:
-    """Characters that no token is of, and without which the same tokens come."""
+    """Characters that are in no token and without which the tokens are the same."""
     if found.spans is None:
         return []
     spans = [span for span, added in zip(found.spans, found.added, strict=True) if not added]
@@ -144,17 +168,17 @@ def _uncovered(tokens: Tokens, text: str, found: Encoded, special: bool) -> list
     bare = [i for i, c in enumerate(text) if i not in covered and not c.isspace() and not _joins(text, i)]
 
     def idle(places: Sequence[int]) -> bool:
-        """Whether the same tokens come without these characters."""
+        """Whether the text has the same tokens without these characters."""
         return tokens.called("".join(c for i, c in enumerate(text) if i not in places), special).ids == found.ids
 
     if bare and idle(bare):
         return [text[i] for i in bare]
-    return [text[i] for i in bare[:MOST] if idle([i])]  # some are written with others, as two quotes in one
+    return [text[i] for i in bare[:MOST] if idle([i])]  # some merge with neighbours, such as two quotes into one
 
 
 def _unknown_in(tokens: Tokens, text: str, found: Encoded) -> list[str] | None:
-    """What tokens for the unknown stand for, unless they themselves are written there; nothing: spaces; None: there
-    are none.
+    """Stretches of the text that unknown tokens stand for, except those typed as such; an empty list for spaces, None
+    without.
     """
     typed = [str(tokens.piece(i)) for i in tokens.unknown]
     if found.spans is not None:
@@ -172,8 +196,20 @@ def _unknown_in(tokens: Tokens, text: str, found: Encoded) -> list[str] | None:
 
 
 def find(tokens: Tokens, text: str, vocabulary: Mapping[str, Sequence[int]], rows: int) -> int:
-    """The token, of so many, that a text names: the one that reads so, a space before it left out or put as long as
-    one fits; of several that read the same the one that the tokenizer writes. Raises BadPrompt.
+    """The id of the token that a text names.
+
+    It is the token that reads like the text; a leading space may be missing, or be there in vain, as long as only one
+    token fits. If several tokens read the same, it is the one that the tokenizer writes.
+
+    Args:
+        tokens: The tokenizer.
+        text: The text of the token.
+        vocabulary: The ids of each token text.
+        rows: How many tokens may be named.
+
+    Raises:
+        BadPrompt: No token fits, or several do.
+
     """
     readings = list(dict.fromkeys([text, text.replace(SPACE, " ")]))
     fitting: dict[str, list[int]] = {}
@@ -196,11 +232,11 @@ def find(tokens: Tokens, text: str, vocabulary: Mapping[str, Sequence[int]], row
     names = [f"{form!r} (#{i})" for form, i in every]
     count = {2: "two", 3: "three"}.get(len(names), str(len(names)))
     got = f"{text!r}, which is {count}: {', '.join(names[:-1])} and {names[-1]}" if names else repr(text)
-    raise BadPrompt("A target is one token of the vocabulary", got, "Give its text with its space, or its id, as #12.")
+    raise BadPrompt("A target is one token of the vocabulary", got, "Give its text with its space, or its id as #12.")
 
 
 def written(tokens: Tokens, text: str) -> set[int]:
-    """The tokens that the tokenizer writes a text as, by itself or after another."""
+    """The tokens that the tokenizer writes a text as, by itself or after another text."""
     if tokens.tokenizer is None:
         return set()
     try:
@@ -218,7 +254,7 @@ def written(tokens: Tokens, text: str) -> set[int]:
 
 
 def _said(message: Mapping[str, str]) -> str:
-    """What a template must write of a message: of an answer what comes after its reasoning."""
+    """The text that a chat template must contain of a message; for an answer, the text after its reasoning."""
     content = message["content"]
     return THOUGHT.sub("", content, count=1) if message["role"] == "assistant" else content
 
@@ -228,12 +264,12 @@ def _squeezed(text: str) -> str:
 
 
 def _joins(text: str, at: int) -> bool:
-    """Whether a character makes one with those before it, as an accent does with its letter."""
+    """Whether a character combines with those before it into one, like an accent with its letter."""
     starts = () if text[at].isascii() else range(max(0, at - 3), at)
     return any(len(unicodedata.normalize("NFKC", text[lo : at + 1])) == 1 for lo in starts)
 
 
 def _named(character: str) -> str:
-    """A character as a message names it: one that does not print by its number."""
+    """A character as messages name it; one that does not print is named by its number."""
     alone = character.isprintable() and not unicodedata.combining(character)
     return repr(character) if alone else f"U+{ord(character):04X}"

@@ -1,7 +1,7 @@
-"""What is in a model's folder, looked at before anything of it is loaded: nothing here runs, fetches or unpickles.
+"""The files in a model's folder, checked before anything is loaded: nothing here runs, downloads or unpickles.
 
-A folder comes from someone else. Its JSON files are objects of a sane size; its files are in it, or where the Hugging
-Face cache keeps them; what an index names is a weights file of this folder; it holds one model, and no adapter beside.
+A folder comes from someone else. Its JSON files must be objects of a sane size. Its files must be inside it, or in the
+Hugging Face cache around it. An index must name weights files of this folder. It must contain one model and no adapter.
 """
 
 from __future__ import annotations
@@ -27,36 +27,48 @@ OBJECTS = (
 """Files that transformers reads as JSON objects before the weights."""
 
 NAMES = (*OBJECTS, "tokenizer.json", WEIGHTS, PICKLE)
-"""Names that are always those of files."""
+"""Names that always belong to files."""
 
 DISTRIBUTED = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
-"""Names of files that transformers prefers to a model's own weights, and hands to torch's distributed checkpoints."""
+"""Names of files that transformers prefers to a model's own weights and passes to torch's distributed checkpoints."""
 
 SMALL = (*OBJECTS, f"{PICKLE}.index.json", ADAPTER)
-"""What of a model on the hub is fetched first, to be looked at."""
+"""Files of a hub model that are downloaded first, to be checked."""
 
 READ = (".json", ".safetensors", ".model", ".txt", ".jinja")
-"""Endings of files that are read; pickles, .bin, when they are allowed."""
+"""Endings of files that are read; also .bin when pickles are allowed."""
 
 TEMPLATES = "additional_chat_templates"
-"""The only folder in a model's folder that is read unasked."""
+"""The only subfolder that is read by default."""
 
 LARGEST = 64 * 2**20
 """Bytes of the largest JSON file that is read."""
 
+FETCH = "Correct it, or download it again."
+
 INERT = ("special_tokens_map_file",)
-"""Entries of a tokenizer's configuration that name a file which is never opened; old ones hold such leftovers."""
+"""Entries of a tokenizer's configuration that name a file which is never opened; old ones contain such leftovers."""
 
 
 def check(folder: Path, name: str, allow_pickle: bool) -> dict[str, Any]:
-    """Look at a model's folder; returns its config.json. Raises ModelRefused."""
-    with explained(ModelRefused, "A model's folder can be read", "Mend it, or fetch it again.", name):
+    """A model's config.json, after a check of its folder.
+
+    Args:
+        folder: The folder.
+        name: The model's name, for messages.
+        allow_pickle: Whether pickled weights may be read.
+
+    Raises:
+        ModelRefused: The folder is not one model that can be read safely.
+
+    """
+    with explained(ModelRefused, "A model's folder must be readable", FETCH, name):
         _check_files(folder, name, allow_pickle)
         if (folder / ADAPTER).exists():
             raise ModelRefused(
-                "A model's folder holds one model", f"{name}, a model and an adapter ({ADAPTER})",
-                "Move the adapter out of it if it is merged already; if not, load it with peft's PeftModel, and give"
-                " secant.LM the model and its tokenizer.",
+                "A model's folder must contain one model", f"{name}, a model and an adapter ({ADAPTER})",
+                "Move the adapter out of it if it is already merged. Otherwise load it with peft's PeftModel and"
+                " give secant.LM the model and its tokenizer.",
             )  # fmt: skip
         objects = {file: object_in(folder / file) for file in OBJECTS if (folder / file).exists()}
         config = objects.get(CONFIG, {})
@@ -72,30 +84,53 @@ def check(folder: Path, name: str, allow_pickle: bool) -> dict[str, Any]:
 
 
 def object_in(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises ModelRefused."""
-    rule, todo = f"A model's {path.name} is a JSON object in UTF-8", "Mend it, or fetch it again."
-    with explained(ModelRefused, rule, todo, f"{path}"):
+    """The JSON object in a file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ModelRefused: The file is too large, damaged, or another kind of JSON.
+
+    """
+    rule = f"A model's {path.name} must be a JSON object in UTF-8"
+    with explained(ModelRefused, rule, FETCH, f"{path}"):
         if (size := path.stat().st_size) > LARGEST:
-            raise ModelRefused(rule, f"{size:,} bytes in {path}", todo)
+            raise ModelRefused(rule, f"{size:,} bytes in {path}", FETCH)
         found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
-        raise ModelRefused(rule, f"a {type(found).__name__} in {path}", todo)
+        raise ModelRefused(rule, f"a {type(found).__name__} in {path}", FETCH)
     return found
 
 
 def shards(index: Path) -> list[str]:
-    """The weights files that an index names. Raises ModelRefused."""
-    rule, todo = "An index maps each weight to its file", "Mend it, or fetch it again."
+    """The weights files that an index names.
+
+    Args:
+        index: The index file.
+
+    Raises:
+        ModelRefused: It does not map weights to files.
+
+    """
+    rule = "An index must map each weight to its file"
     mapping = object_in(index).get("weight_map")
     if not isinstance(mapping, dict) or not mapping or not all(isinstance(file, str) for file in mapping.values()):
-        raise ModelRefused(rule, f"another weight_map in {index}", todo)
+        raise ModelRefused(rule, f"a different weight_map in {index}", FETCH)
     return sorted(set(mapping.values()))
 
 
 def weights_files(folder: Path, config: dict[str, Any], allow_pickle: bool) -> list[Path]:
-    """The weights files of a folder that transformers reads, in its order of preference; none where there are none.
+    """The weights files of a folder that transformers reads, in its order of preference; empty if there are none.
 
-    Raises ModelRefused where a file and an index of others both claim to be the model.
+    Args:
+        folder: The folder.
+        config: Its config.json.
+        allow_pickle: Whether pickled weights may be read.
+
+    Raises:
+        ModelRefused: Both a file and an index of different files claim to be the model.
+
     """
     endings = (WEIGHTS, PICKLE) if allow_pickle else (WEIGHTS,)
     own = config.get("transformers_weights")
@@ -105,7 +140,7 @@ def weights_files(folder: Path, config: dict[str, Any], allow_pickle: bool) -> l
         if one == WEIGHTS and whole.exists() and named and named != [WEIGHTS]:
             raise ModelRefused(
                 "A model's weights are in one file or in those of an index", f"{WEIGHTS} and {index.name} in {folder}",
-                "Remove the one that is not the model's.",
+                "Remove the one that does not belong to the model.",
             )  # fmt: skip
         if whole.exists():
             return [whole]
@@ -115,11 +150,13 @@ def weights_files(folder: Path, config: dict[str, Any], allow_pickle: bool) -> l
 
 
 def _check_files(folder: Path, name: str, allow_pickle: bool) -> None:
-    """Raises ModelRefused at what would be read and is no file of this folder, or of the hub's cache around it."""
+    """Raises ModelRefused at something that would be read but is not a file of this folder, or of the hub's cache
+    around it.
+    """
     for path in sorted([*folder.iterdir(), *folder.glob(f"{TEMPLATES}/*")]):
         if DISTRIBUTED.fullmatch(path.name):
             raise ModelRefused(
-                "A model's weights are whole, not in parts of each process", f"{path.name} in {name}",
+                "A model's weights must be whole, not split by process", f"{path.name} in {name}",
                 "Save the model with save_pretrained from one process.",
             )  # fmt: skip
         if path.name.endswith((*READ, ".bin") if allow_pickle else READ):
@@ -127,35 +164,39 @@ def _check_files(folder: Path, name: str, allow_pickle: bool) -> None:
 
 
 def _check_file(path: Path, folder: Path, name: str) -> None:
-    """Raises ModelRefused at a link out of the folder, and at what is no file and is read as one."""
+    """Raises ModelRefused at a link out of the folder, and at something else where a file is read."""
     root, target = folder.resolve(), path.resolve()
     homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
     if not any(target.is_relative_to(home) for home in homes):
         raise ModelRefused(
-            "A model's files are in its folder", f"{path.name} of {name}, a link to {target}",
+            "A model's files must be in its folder", f"{path.name} of {name}, a link to {target}",
             "Copy the file into the folder.",
         )  # fmt: skip
     if not target.is_file() and not (target.is_dir() and path.name not in NAMES):
         raise ModelRefused(
-            "What a model's folder holds is read as files", f"{path.name} of {name}, which is none", "Fetch it again."
+            "A model's folder must contain plain files",
+            f"{path.name} of {name}, which is not one",
+            "Download it again.",
         )
 
 
 def _check_named(file: Any, where: str, name: str, allow_pickle: bool) -> None:
-    """Raises ModelRefused unless this is the name of a weights file inside the folder that may be read."""
-    rule = "Weights are safetensors files in the model's folder"
+    """Raises ModelRefused unless `file` names a weights file inside the folder that may be read."""
+    rule = "Weights must be safetensors files in the model's folder"
     parts = file.replace("\\", "/").split("/") if isinstance(file, str) else []
     if not parts or any(part in ("", ".", "..") or ":" in part for part in parts):
-        raise ModelRefused(rule, f"{file!r}, which {where} of {name} names", "Fetch the model again, or do not use it.")
+        raise ModelRefused(
+            rule, f"{file!r}, which {where} of {name} names", "Download the model again, or do not use it."
+        )
     if not file.endswith((".safetensors", *((".bin", ".pt") if allow_pickle else ()))):
         raise ModelRefused(
             rule, f"{file!r}, which {where} of {name} names",
-            "If it is a pickled file that you trust, pass allow_pickle (--allow-pickle).",
+            "If you trust that pickled file, pass allow_pickle (--allow-pickle).",
         )  # fmt: skip
 
 
 def _check_tokenizer(folder: Path, config: dict[str, Any], name: str) -> None:
-    """Raises ModelRefused where a tokenizer's configuration names a file of this computer outside of the folder."""
+    """Raises ModelRefused where a tokenizer's configuration names a file outside the folder."""
     for key, value in config.items():
         if not key.endswith(("_file", "_files")) or key in INERT:
             continue
@@ -163,6 +204,6 @@ def _check_tokenizer(folder: Path, config: dict[str, Any], name: str) -> None:
             path = folder / file if isinstance(file, str) else folder
             if path.exists() and not path.resolve().is_relative_to(folder.resolve()):
                 raise ModelRefused(
-                    "A tokenizer's files are in the model's folder", f"{file!r}, which {TOKENIZER} of {name} names",
-                    f"Take {key} out of it.",
+                    "A tokenizer's files must be in the model's folder", f"{file!r}, which {TOKENIZER} of {name} names",
+                    f"Remove {key} from it.",
                 )  # fmt: skip

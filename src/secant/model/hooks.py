@@ -1,4 +1,4 @@
-"""Changing what a module of a model does for a while, without disturbing other threads that run it."""
+"""Temporary changes to a model's modules that do not disturb other threads running the model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ Answer = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 
 
 @contextmanager
-def answering(modules: Iterable[nn.Module], answer: Answer, always: bool = False) -> Iterator[None]:
-    """Let `answer(module, args, kwargs, output)` stand for the output of these modules; None keeps what it is.
+def replacing_outputs(modules: Iterable[nn.Module], answer: Answer, always: bool = False) -> Iterator[None]:
+    """Replace the outputs of modules in this thread, while the block runs.
 
-    Only in this thread; nothing is left of it afterwards. `always`: it is called with None where a module raises, too.
+    Args:
+        modules: The modules.
+        answer: Called as `answer(module, args, kwargs, output)`; returns the new output, or None to keep it.
+        always: Whether to call `answer` also where a module raises, with None for the output.
+
     """
     thread = threading.get_ident()
 
@@ -32,8 +36,10 @@ def answering(modules: Iterable[nn.Module], answer: Answer, always: bool = False
 
 
 @contextmanager
-def before(modules: Iterable[nn.Module], look: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> Iterator[None]:
-    """Let `look(args, kwargs)` see what these modules are called with, in this thread."""
+def observing_inputs(
+    modules: Iterable[nn.Module], look: Callable[[tuple[Any, ...], dict[str, Any]], None]
+) -> Iterator[None]:
+    """Call `look(args, kwargs)` before each call of these modules in this thread, while the block runs."""
     thread = threading.get_ident()
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -56,7 +62,7 @@ class Whole:
         self.own, self.before = module.forward, vars(module).get("forward")
 
     def __call__(self, x: Tensor) -> Tensor:
-        """What the function gives."""
+        """What the function returns."""
         return self.function(x, self)
 
 
@@ -65,7 +71,7 @@ _lock = threading.Lock()
 
 @contextmanager
 def seen_whole(modules: dict[nn.Module, Callable[[Tensor, Whole], Tensor]]) -> Iterator[None]:
-    """Let each of these modules be seen as one call of its function; the last thread to leave puts them back."""
+    """Show function modes each of these modules as one call of its function; the last thread to leave restores them."""
     with _lock:
         for module, function in modules.items():
             if not isinstance(vars(module).get("forward"), Whole):
@@ -86,8 +92,9 @@ def seen_whole(modules: dict[nn.Module, Callable[[Tensor, Whole], Tensor]]) -> I
 
 @contextmanager
 def assigned(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put back the tensors that these modules had as parameters, buffers and attributes, but not what another thread
-    assigned in the meantime.
+    """Restore the tensors that these modules had as parameters, buffers and attributes.
+
+    Tensors that another thread assigned in the meantime stay.
     """
     modules, thread = list(modules), threading.get_ident()
     before = {m: [dict(table) for table in _tables(m)] for m in modules}
@@ -115,7 +122,13 @@ def _tables(module: nn.Module) -> tuple[dict[str, Any], ...]:
 
 
 def put_back(table: dict[str, Any], before: dict[str, Any]) -> None:
-    """Entries that are tensors, or were, as they were."""
+    """Restore the entries of a table that are or were tensors.
+
+    Args:
+        table: The table, which is changed.
+        before: Its former entries.
+
+    """
     for name in {*table, *before}:
         now, then = table.get(name), before.get(name)
         if now is then or not (isinstance(now, Tensor) or isinstance(then, Tensor)):
@@ -128,7 +141,7 @@ def put_back(table: dict[str, Any], before: dict[str, Any]) -> None:
 
 @contextmanager
 def as_plain_torch(model: nn.Module) -> Iterator[None]:
-    """Let no backward hook see our products, and no compiled call stand for a module's own."""
+    """Hide our products from backward hooks, and modules' compiled calls from our passes, while the block runs."""
     before: list[tuple[dict[str, Any], str, Any]] = []
     thread = threading.get_ident()
 
@@ -154,7 +167,7 @@ def as_plain_torch(model: nn.Module) -> Iterator[None]:
 
 
 class _Unseen(MutableMapping[int, Any]):
-    """Hooks that one thread does not see; all others do."""
+    """Hooks that are hidden from one thread."""
 
     def __init__(self, own: MutableMapping[int, Any], thread: int) -> None:
         self._own, self._thread = own, thread

@@ -1,4 +1,4 @@
-"""A causal language model with its tokenizer, and where its parts are."""
+"""A causal language model with its tokenizer, and access to its embedding, head and vocabulary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from secant.errors import BadArgument, BadPrompt, ModelRefused, TrainingMode
 from secant.foreign import COMPILED
 from secant.model import weights
 from secant.model.encoding import SPACE, encode, encoded, find
-from secant.model.hooks import answering
+from secant.model.hooks import replacing_outputs
 from secant.model.tokens import Tokens, as_id
 
 Prompt = str | Sequence[SupportsIndex] | Tensor | Sequence[Mapping[str, str]]
@@ -27,9 +27,17 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 @dataclass(frozen=True, eq=False)
 class LM:
-    """A causal language model and its tokenizer, as they are in memory; nothing of them is changed.
+    """A causal language model and its tokenizer, already in memory; neither is changed.
 
-    Raises ModelRefused where there is no embedding or head, BadWeights at NaN or infinity.
+    Attributes:
+        model: A transformers causal LM.
+        tokenizer: Its tokenizer; None for a model that is given token ids.
+        name: Its name; by default the one in its configuration.
+
+    Raises:
+        ModelRefused: The model has no embedding or head, has an encoder, or is compiled.
+        BadWeights: A weight is NaN or infinite, or has a type that models do not multiply with.
+
     """
 
     model: Any = field(repr=False)
@@ -40,19 +48,21 @@ class LM:
         is_model = isinstance(self.model, nn.Module) and hasattr(self.model, "get_output_embeddings")
         if not is_model:
             raise ModelRefused(
-                "A model is a transformers causal LM", type(self.model).__name__, "Load it with AutoModelForCausalLM."
+                "A model must be a transformers causal LM",
+                type(self.model).__name__,
+                "Load it with AutoModelForCausalLM.",
             )
         head = self.model.get_output_embeddings()
         if self.model.get_input_embeddings() is None or getattr(head, "weight", None) is None:
             raise ModelRefused(
-                "A causal LM has input embeddings and a head over its vocabulary",
+                "A causal LM must have input embeddings and a head over its vocabulary",
                 type(self.model).__name__,
                 "Load it with AutoModelForCausalLM, not AutoModel.",
             )
         if self.model.config.is_encoder_decoder:
             raise ModelRefused(
-                "A model must be a decoder by itself", f"{type(self.model).__name__}, which has an encoder too",
-                "Choose a causal LM; an encoder's part in the answer is not a map of the prompt alone.",
+                "A model must be a decoder without an encoder", f"{type(self.model).__name__}, which has one",
+                "Choose a causal LM; an encoder's output is not a map of the prompt alone.",
             )  # fmt: skip
         if any(type(module).__name__ == "OptimizedModule" for module in self.model.modules()):
             raise ModelRefused(*COMPILED)
@@ -67,33 +77,33 @@ class LM:
 
     @property
     def embedding(self) -> Float[Tensor, "vocabulary d"]:
-        """The input embeddings, a row each token."""
+        """The input embeddings, a row for each token."""
         return weights.of(self.model.get_input_embeddings())
 
     @property
     def unembedding(self) -> Float[Tensor, "vocabulary d"]:
-        """The head's weight, a row each token."""
+        """The head's weight, a row for each token."""
         return weights.of(self.model.get_output_embeddings())
 
     @property
     def size(self) -> int:
-        """How many tokens can go in: rows of the embedding."""
+        """The number of input tokens: rows of the embedding."""
         return self.model.get_input_embeddings().weight.shape[0]
 
     @property
     def outputs(self) -> int:
-        """How many tokens can come out: rows of the head, which may have more than the embedding, or fewer."""
+        """The number of output tokens: rows of the head. It can be more than `size`, or less."""
         head = self.model.get_output_embeddings()
         return head.out_features if weights.kind_of(head) in weights.PACKED else head.weight.shape[0]
 
     @property
     def device(self) -> torch.device:
-        """Where tokens go in."""
+        """The device of the embedding."""
         return weights.device_of(self.model.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type the model computes in."""
+        """The dtype that the model computes in."""
         return self.model.dtype
 
     @property
@@ -103,36 +113,42 @@ class LM:
 
     @property
     def ends(self) -> set[int]:
-        """The tokens that end a text, as the model's own generation has them. Raises ModelRefused."""
+        """The tokens that end a text in the model's own generation. Raises ModelRefused."""
         config = getattr(self.model, "generation_config", None) or self.model.config
         found = getattr(config, "eos_token_id", None)
         ids = [] if found is None else found if isinstance(found, list | tuple) else [found]
         if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
             raise ModelRefused(
-                "What ends a text is a token id, or several", f"eos_token_id = {found!r}",
-                "Mend the model's generation_config.json, or its config.json.",
+                "An end token is a token id, or several", f"eos_token_id = {found!r}",
+                "Correct the model's generation_config.json, or its config.json.",
             )  # fmt: skip
         return set(ids)
 
     @property
     def context(self) -> int | None:
-        """The longest prompt that the model takes, if it says so: its positions, and as far as they are stretched."""
+        """The longest prompt that the model takes, including rotary scaling; None if it does not say."""
         config = self.model.config.get_text_config()
         longest = getattr(config, "max_position_embeddings", None)
-        if longest is None or longest <= 0:  # XLNet's -1 is no limit
+        if longest is None or longest <= 0:  # XLNet's -1 means no limit
             return None
         rope = getattr(config, "rope_parameters", None) or {}
-        kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict)]  # of all layers, or by their type
+        kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict)]  # one for all layers, or by type
         return max(longest, *(_stretched(kind, longest) for kind in kinds), 0)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a text, of ids, or of chat messages through the tokenizer's template.
+        """Token ids of a prompt.
 
-        Raises BadPrompt, and ModelRefused where the tokenizer does not work.
+        Args:
+            prompt: A text, token ids, or chat messages, which go through the tokenizer's chat template.
+
+        Raises:
+            BadPrompt: The prompt is empty, too long, or not encoded in full.
+            ModelRefused: The tokenizer does not work.
+
         """
         ids = encode(self.tokens, prompt)
         if not ids:
-            raise BadPrompt("A prompt has at least one token", "an empty one", "Give some text.")
+            raise BadPrompt("A prompt must have at least one token", "an empty one", "Give some text.")
         if self.context is not None and len(ids) > self.context:
             raise BadPrompt(
                 f"A prompt has at most the model's context of {self.context} tokens", f"{len(ids)}", "Shorten it."
@@ -142,30 +158,50 @@ class LM:
 
     @cached_property
     def tokens(self) -> Tokens:
-        """The tokenizer, as it is asked here."""
+        """The tokenizer, with its errors explained."""
         return Tokens(self.tokenizer, self.name)
 
     def spans(self, text: str) -> list[tuple[int, int]] | None:
-        """Which characters of a text each of its tokens is of, from and to before; of a token of none, equal ones.
+        """The characters of a text that each of its tokens covers, as pairs (start, end); start = end for a token that
+        covers none.
 
-        None where the tokenizer does not say. Raises BadPrompt.
+        Args:
+            text: The text.
+
+        Returns:
+            The pairs, or None if the tokenizer does not report them.
+
+        Raises:
+            BadPrompt: The text is not encoded in full.
+
         """
         self.encode(text)
         return encoded(self.tokens, text).spans
 
     def text(self, token: SupportsIndex) -> str:
-        """The text of one token, with the space that it begins with; bytes that are no character as <0xE8>.
+        """The text of one token, with its leading space; bytes that are not a character are written like <0xE8>.
 
-        Raises BadPrompt where there is no such token.
+        Args:
+            token: The token's id.
+
+        Raises:
+            BadPrompt: There is no such token.
+
         """
         return self.tokens.texts([self._row(token, max(self.size, self.outputs))])[0]
 
     def token(self, text: str | SupportsIndex, side: Literal["output", "input"] = "output") -> int:
-        """The id of a token given by its text, as `text` gives it, or by its id, as a number or as "#12".
+        """The id of a token.
 
-        A leading space may be left out, or stand where the token has none, as long as only one token fits. Where
-        several read the same it is the one that the tokenizer writes. `side`: whether it comes out of the model, as
-        a target, or goes in. Raises BadPrompt where none fits, or several do, and says which.
+        Args:
+            text: The token's text, as `LM.text` returns it, or its id as a number or like "#12". A leading space may be
+                missing, or be there in vain, as long as only one token fits. If several tokens read the same, it is the
+                one that the tokenizer writes.
+            side: Whether the token is an output of the model, such as a target, or an input.
+
+        Raises:
+            BadPrompt: No token fits, or several do; the message lists them.
+
         """
         rows = self.outputs if side == "output" else self.size
         if not isinstance(text, str):
@@ -177,7 +213,9 @@ class LM:
         return find(self.tokens, text, self.vocabulary, rows)
 
     def spelled(self, word: str) -> list[int]:
-        """The tokens that read as a word, with or without a space before it, or that of "#12". Raises BadPrompt."""
+        """The tokens that read like a word, with or without a leading space, or the one token of "#12". Raises
+        BadPrompt.
+        """
         if re.fullmatch(r"#[0-9]{1,18}", word):
             return [self.token(word)]
         wanted = {word.strip(" "), word.replace(SPACE, " ").strip(" ")} - {""}
@@ -185,7 +223,7 @@ class LM:
         return found or [self.token(word)]
 
     def _row(self, token: Any, rows: int) -> int:
-        """The id of a token of so many. Raises BadPrompt."""
+        """The id of a token below `rows`. Raises BadPrompt."""
         found = as_id(token)
         if found is None or not 0 <= found < rows:
             raise BadPrompt(f"Token ids are 0 to {rows - 1}", f"{token!r}"[:60], "Use this model's own tokenizer.")
@@ -193,7 +231,7 @@ class LM:
 
     @cached_property
     def vocabulary(self) -> dict[str, list[int]]:
-        """The ids of each token text: of all tokens that read so."""
+        """The ids of each token text."""
         found: dict[str, list[int]] = {}
         for i, text in enumerate(self.texts):
             found.setdefault(text, []).append(i)
@@ -201,43 +239,54 @@ class LM:
 
     @cached_property
     def texts(self) -> list[str]:
-        """The text of each token, of those that go in and those that come out."""
+        """The text of every input and output token."""
         return self.tokens.texts(range(max(self.size, self.outputs)))
 
     def ready(self) -> None:
-        """Raises TrainingMode unless the whole model is in evaluation mode, BadArgument under autocast and where
-        attention is a fused kernel, NotExact where layers round their activations.
+        """Check that a pass through the model is deterministic and consists of torch functions.
+
+        Raises:
+            TrainingMode: A module is in training mode.
+            BadArgument: Autocast is on, or attention is a fused kernel.
+            NotExact: Layers round their activations.
+
         """
         if any(module.training for module in self.model.modules()):
             raise TrainingMode("A model must be in evaluation mode", "training mode", "Call model.eval() first.")
         if torch.is_autocast_enabled(self.device.type):
-            raise BadArgument("A pass runs in the model's own type", "autocast", "Load the model in that dtype.")
+            raise BadArgument("A pass must run in the model's own dtype", "autocast", "Load the model in that dtype.")
         weights.check_kernels(self.model, self.dtype)
         if any(kernel in self.attention for kernel in ("flash", "flex", "paged", "/")):
             raise BadArgument(
-                "Attention is computed by torch functions, as eager and sdpa are", f"{self.attention}, a fused kernel",
+                "Attention must consist of torch functions, like eager and sdpa", f"{self.attention}, a fused kernel",
                 'Call model.set_attn_implementation("sdpa").',
             )  # fmt: skip
 
     def embed(self, ids: Sequence[int]) -> Float[Tensor, "T d"]:
-        """What the embedding layer gives for these tokens."""
+        """The embedding layer's output for these tokens."""
         layer = self.model.get_input_embeddings()
         return layer(self._tensor(ids))[0].detach()
 
     def logits(self, ids: Sequence[int]) -> Float[Tensor, "T vocabulary"]:
-        """The plain model's logits at every position."""
+        """The logits of the unmodified model at every position."""
         with torch.no_grad():
             return self.model(input_ids=self._tensor(ids), use_cache=False).logits[0]
 
     def forward(self, ids: Sequence[int], embeds: Float[Tensor, "T d"]) -> Float[Tensor, "1 positions vocabulary"]:
-        """The model's logits with given embeddings in place of these tokens' own, whatever graph or mode is in force.
+        """The model's logits for these tokens with different embeddings, whatever graph or mode is active.
 
-        What else the model makes of the tokens (positions, embeddings for each layer, routes by token) stays theirs.
+        Everything else that the model derives from tokens (positions, per-layer embeddings, routing by token) stays as
+        it is.
+
+        Args:
+            ids: The tokens.
+            embeds: The embeddings that replace theirs.
+
         """
         tokens = self._tensor(ids)
 
         def embedded(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor | None:
-            """The given embeddings for these tokens; what the model puts before or after them keeps its own."""
+            """The given embeddings for these tokens; tokens that the model adds around them keep their own."""
             given = (args[0] if args else next(iter(kwargs.values()))).flatten().long()
             if len(given) < len(ids) or out.numel() != len(given) * embeds.shape[-1]:
                 return None
@@ -247,7 +296,7 @@ class LM:
             rows = out.detach().reshape(len(given), -1)
             return torch.cat([rows[: places[0]], embeds, rows[places[0] + len(ids) :]]).view(out.shape)
 
-        with answering([self.model.get_input_embeddings()], embedded):
+        with replacing_outputs([self.model.get_input_embeddings()], embedded):
             return self.model(input_ids=tokens, use_cache=False).logits
 
     def _tensor(self, ids: Sequence[int]) -> Int[Tensor, "1 T"]:
@@ -255,18 +304,26 @@ class LM:
 
 
 STRETCHING = ("dynamic", "linear", "yarn")
-"""Rotary positions that a factor stretches beyond those of the training."""
+"""Types of rotary embeddings whose factor extends the context beyond that of training."""
 
 
 def _stretched(rope: Mapping[str, Any], longest: int) -> int:
-    """How far rotary positions reach that a factor stretches; 0 of others."""
+    """The context that rotary embeddings with a factor reach; 0 for other types."""
     if rope.get("rope_type") not in STRETCHING:
         return 0
     return int((rope.get("original_max_position_embeddings") or longest) * (rope.get("factor") or 1))
 
 
 def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """The torch dtype of a name. Raises BadArgument."""
+    """The torch dtype of a name; None for None.
+
+    Args:
+        dtype: A name in DTYPES, or a torch dtype.
+
+    Raises:
+        BadArgument: It is neither.
+
+    """
     if dtype is None or (isinstance(dtype, torch.dtype) and dtype in DTYPES.values()):
         return dtype
     if isinstance(dtype, str) and dtype in DTYPES:
@@ -275,5 +332,5 @@ def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
+    """The versions of secant, torch and transformers, on which a result depends."""
     return {"secant": version("secant"), "torch": torch.__version__, "transformers": version("transformers")}

@@ -1,6 +1,7 @@
-"""A tokenizer at the border: what it makes of a text, and the text of a token, which is its own.
+"""The tokenizer of a model: what it makes of a text, and the text of each token, which differs between tokens.
 
-A byte that is no character by itself is written as a byte, and so is one that is a token beside its character's own.
+A byte that is not a character by itself is written as a byte, and so is a byte that is a token next to its character's
+own token.
 """
 
 from __future__ import annotations
@@ -15,36 +16,46 @@ from typing import Any
 from secant.errors import BadPrompt, ModelRefused
 from secant.foreign import explained
 
-LOST = "\N{REPLACEMENT CHARACTER}"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-"""How a byte that is a token is written, as sentencepiece does."""
+"""A byte that is a token, as sentencepiece writes it."""
 
 PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTES = {chr(b): b for b in PRINTED} | {
     chr(0x100 + i): b for i, b in enumerate(sorted({*range(256)} - set(PRINTED)))
 }  # fmt: skip
-"""The byte that each character of a byte-level piece stands for (A. Radford et al., 2019)."""
+"""The byte that each character of a byte-level token stands for (A. Radford et al., 2019)."""
 
-UNSEEN = "\U0010fffd"
-"""A character that no vocabulary has."""
+NEVER_IN_VOCABULARY = "\U0010fffd"
+"""A character that no vocabulary contains."""
 
-MEND = "Mend the tokenizer, or give token ids."
+REPAIR = "Correct the tokenizer, or give token ids."
 
 
 def as_id(value: Any) -> int | None:
-    """A whole number, of any type that is one; else None."""
+    """An integer of any integer type as an int; None for other values.
+
+    Args:
+        value: The value.
+
+    """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         return None
     try:
         return operator.index(value)
-    except Exception:  # an array of several numbers has the method too
+    except Exception:  # an array of several elements has the method too
         return None
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a tokenizer makes of a text: ids, the characters that each is of, and whether it comes before or after every
-    text. A tokenizer that does not say has no `spans`.
+    """What a tokenizer makes of a text.
+
+    Attributes:
+        ids: The token ids.
+        spans: The characters that each token covers, as (start, end); None if the tokenizer does not report them.
+        added: Whether each token is a special one that every text gets.
+
     """
 
     ids: list[int]
@@ -54,17 +65,33 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A model's tokenizer, or none: whatever it raises is a ModelRefused."""
+    """A model's tokenizer, or None; whatever it raises becomes ModelRefused.
+
+    Attributes:
+        tokenizer: The tokenizer.
+        name: The model's name, for messages.
+
+    """
 
     tokenizer: Any = field(repr=False)
     name: str
     _kept: dict[str, bool] = field(default_factory=dict, repr=False)
 
     def called(self, text: str, special: bool = False) -> Encoded:
-        """What the tokenizer gives, of the types that it must be of."""
+        """The tokenizer's output for a text, with its types checked.
+
+        Args:
+            text: The text.
+            special: Whether to add the special tokens of every text.
+
+        Raises:
+            BadPrompt: The text is not valid Unicode.
+            ModelRefused: The tokenizer fails.
+
+        """
         _check_unicode(text)
         fast = bool(getattr(self.tokenizer, "is_fast", False))
-        with explained(ModelRefused, "A tokenizer must turn a text into token ids", MEND):
+        with explained(ModelRefused, "A tokenizer must turn a text into token ids", REPAIR):
             out = self.tokenizer(
                 text, add_special_tokens=special, return_special_tokens_mask=fast, return_offsets_mapping=fast
             )
@@ -72,16 +99,24 @@ class Tokens:
             spans = [(int(lo), int(hi)) for lo, hi in out["offset_mapping"]] if fast else None
             added = [bool(mask) for mask in out["special_tokens_mask"]] if fast else [False] * len(ids)
             if {len(ids)} != {len(added), len(ids if spans is None else spans)}:
-                raise ValueError("another number of ids than of offsets")
+                raise ValueError("different numbers of ids and offsets")
         return Encoded(ids, spans, added)
 
     def templated(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], str]:
-        """The ids that the chat template gives, and its text."""
+        """The ids and the text that the chat template makes of messages.
+
+        Args:
+            messages: Messages with role and content.
+
+        Raises:
+            BadPrompt: The chat template does not accept them.
+
+        """
         given = [dict(m) for m in messages]
         _check_unicode("".join(m["role"] + m["content"] for m in messages))
         with explained(
             BadPrompt, "Chat messages must suit the model's chat template", "Change them, or give the prompt as text.",
-            "an error in it",
+            "an error in the template",
         ):  # fmt: skip
             apply = self.tokenizer.apply_chat_template
             out = apply(given, add_generation_prompt=True, return_dict=True)
@@ -93,70 +128,84 @@ class Tokens:
         if character not in self._kept:
             ids = self.called(character).ids
             said = "" if not ids else self.decoded(ids)
-            named = LOST not in said or character == LOST
+            named = REPLACEMENT not in said or character == REPLACEMENT
             own = bool(said.strip()) or any(self.piece(i) == character for i in ids)
             self._kept[character] = bool(self.unknown & set(ids)) or (named and own)
         return self._kept[character]
 
     def has_unknown(self, text: str) -> bool:
-        """Whether a text by itself takes a token that stands for what the vocabulary does not have."""
+        """Whether encoding a text by itself requires an unknown token."""
         return not self.unknown.isdisjoint(self.called(text).ids)
 
     @cached_property
     def unknown(self) -> frozenset[int]:
-        """The tokens that stand for what the vocabulary does not have, declared or only known to the backend."""
-        with explained(ModelRefused, "A tokenizer must know its own tokens", MEND):
+        """The unknown tokens: those that the tokenizer declares, and those that only its backend uses."""
+        with explained(ModelRefused, "A tokenizer must know its own tokens", REPAIR):
             declared = as_id(getattr(self.tokenizer, "unk_token_id", None))
         found = set() if declared is None else {declared}
         backend = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "model", None)
         if backend is not None:
             try:
-                pieces = [piece.id for piece in backend.tokenize(UNSEEN)]
-            except Exception:  # it has none, and says so of a text that takes one
+                pieces = [piece.id for piece in backend.tokenize(NEVER_IN_VOCABULARY)]
+            except Exception:  # a backend without an unknown token raises at such a text
                 pieces = []
-            if len(pieces) == 1 and self.piece(pieces[0]) != UNSEEN:
+            if len(pieces) == 1 and self.piece(pieces[0]) != NEVER_IN_VOCABULARY:
                 found |= set(pieces)
         return frozenset(found)
 
     def texts(self, tokens: Iterable[int]) -> list[str]:
-        """The text of each of some tokens, with the space that it begins with; bytes that are no character as <0xE8>.
+        """The text of each token, with its leading space; bytes that are not a character are written like <0xE8>.
 
-        Raises ModelRefused.
+        Args:
+            tokens: Their ids.
+
+        Raises:
+            ModelRefused: The tokenizer fails.
+
         """
         if self.tokenizer is None:
             return [str(token) for token in tokens]
         known, names = self.unknown, {self.piece(i) for i in self.unknown}
-        with explained(ModelRefused, "A tokenizer must write its tokens as text", MEND):
+        with explained(ModelRefused, "A tokenizer must write its tokens as text", REPAIR):
             found = []
             for token in tokens:
                 piece = self._piece(token)
-                # a row that the tokenizer does not name; slow ones call it what they call the unknown
+                # a row of the model without a token; slow tokenizers give it the name of their unknown token
                 unnamed = piece is None or (piece in names and token not in known)
                 found.append(f"<{token}>" if unnamed or piece is None else self._text(token, piece))
             return found
 
     def _text(self, token: int, piece: str | bytes) -> str:
-        """The text of a token that the vocabulary has as a piece."""
+        """The text of a token whose name in the vocabulary is `piece`."""
         if isinstance(piece, str) and BYTE.fullmatch(piece):
-            return piece  # and not the character, which may have a token of its own
+            return piece  # not the character, which may have a token of its own
         shown = self._decoded([token])
-        if isinstance(piece, bytes) or LOST in shown:
+        if isinstance(piece, bytes) or REPLACEMENT in shown:
             return _of_bytes(piece)
         if len(piece) == len(shown) + 1 and self._spaced(token, shown):
             return " " + shown
         return shown or piece
 
     def decoded(self, ids: Sequence[int], plain: bool = False) -> str:
-        """The text of some tokens together, `plain`: without special ones. Raises ModelRefused."""
-        with explained(ModelRefused, "A tokenizer must write its tokens as text", MEND):
+        """The text of several tokens together.
+
+        Args:
+            ids: Their ids.
+            plain: Whether to leave special tokens out.
+
+        Raises:
+            ModelRefused: The tokenizer fails.
+
+        """
+        with explained(ModelRefused, "A tokenizer must write its tokens as text", REPAIR):
             return self._decoded(ids, plain)
 
     def _decoded(self, ids: Sequence[int], plain: bool = False) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=plain, clean_up_tokenization_spaces=False))
 
     def piece(self, token: int) -> str | bytes | None:
-        """What the vocabulary calls a token; None of a row of the model that it does not name. Raises ModelRefused."""
-        with explained(ModelRefused, "A tokenizer must name its tokens", MEND):
+        """The token's name in the vocabulary; None for a row of the model without a token. Raises ModelRefused."""
+        with explained(ModelRefused, "A tokenizer must name its tokens", REPAIR):
             return self._piece(token)
 
     def _piece(self, token: int) -> str | bytes | None:
@@ -169,7 +218,7 @@ class Tokens:
 
     @cached_property
     def _named(self) -> int:
-        """How many tokens the tokenizer says it has."""
+        """How many tokens the tokenizer reports."""
         return len(self.tokenizer)
 
     def _spaced(self, token: int, shown: str) -> bool:
@@ -181,7 +230,7 @@ class Tokens:
 
     @cached_property
     def _start(self) -> tuple[int, str] | None:
-        """A token that others can follow, and its text."""
+        """A token that other tokens can follow, and its text."""
         for token in range(min(self._named, 10_000)):
             shown = self._decoded([token])
             if shown.isalpha() and shown.isascii() and self._decoded([token, token]).startswith(shown):
@@ -190,15 +239,17 @@ class Tokens:
 
 
 def _check_unicode(text: str) -> None:
-    """Raises BadPrompt where a text has half a character in it."""
+    """Raises BadPrompt where a text contains half a character."""
     try:
         text.encode()
     except UnicodeError as error:
-        raise BadPrompt("A prompt is text in Unicode", "bytes that are none", "Give it as UTF-8.") from error
+        raise BadPrompt("A prompt must be Unicode text", "bytes that are not", "Give it as UTF-8.") from error
 
 
 def _of_bytes(piece: str | bytes) -> str:
-    """A piece whose bytes are no whole characters: what of them is none as <0xE8>."""
+    """The text of a token whose bytes are not whole characters; the bytes outside of characters are written like
+    <0xE8>.
+    """
     if isinstance(piece, str):
         if not all(c in BYTES for c in piece):
             return piece

@@ -1,4 +1,7 @@
-"""A module's weights: fetched from where they are kept, unpacked from few bits, and checked."""
+"""A module's weights: loaded from where accelerate offloads them, unpacked from low-bit formats, and checked.
+
+To add a packed weight format, write a row in PACKED; nothing else names it.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ from secant.errors import BadWeights, NotExact
 from secant.model.hooks import assigned
 from secant.numeric import address
 
-UNSAID = {"_name_or_path", "_commit_hash", "transformers_version"}
-"""Entries of a configuration that say where it is from, and nothing of what the model does."""
+UNRELATED = {"_name_or_path", "_commit_hash", "transformers_version"}
+"""Entries of a configuration that say where it is from, and not what the model does."""
 
 
 def kind_of(module: nn.Module) -> str:
-    """Its class with the package that it is from."""
+    """A module's class with its package, such as hqq.HQQLinear."""
     return f"{type(module).__module__.split('.')[0]}.{type(module).__name__}"
 
 
@@ -29,23 +32,34 @@ def kind_of(module: nn.Module) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Stamp:
-    """How a model's weights were at some moment: which tensor was its parameter or buffer by a name, where its numbers
-    were, and how often it had been written, of those that are in memory and that torch counts it of.
+class WeightsState:
+    """The state of a model's weights at some moment, for noticing changes.
+
+    For each parameter and buffer by name: the tensor, the address of its memory, and how often torch has seen it
+    written. Only tensors in memory whose writes torch counts are included.
     """
 
     parameters: dict[str, tuple[Tensor, int, int]]
     buffers: dict[str, tuple[Tensor, int, int]]
 
     @classmethod
-    def of(cls, model: nn.Module, without: Iterable[Tensor] = ()) -> Stamp:
-        """The stamp of now, `without` what shares memory, and so a count, with these."""
+    def of(cls, model: nn.Module, without: Iterable[Tensor] = ()) -> WeightsState:
+        """The present state.
+
+        Args:
+            model: The model.
+            without: Tensors whose memory is not looked at; those that share memory share the count of writes.
+
+        """
         places = {address(tensor) for tensor in without}
-        return cls(_stamped(model.named_parameters(), places), _stamped(model.named_buffers(), places))
+        return cls(_states(model.named_parameters(), places), _states(model.named_buffers(), places))
 
     def changed(self, model: nn.Module) -> list[str]:
-        """The parameters that are others now, and what was written since. Another buffer in the place of one is what
-        the model keeps from its passes.
+        """The names of parameters that were replaced, and of tensors that were written since.
+
+        Args:
+            model: The model. A replaced buffer does not count: models keep state of their passes in buffers.
+
         """
         now = dict(model.named_parameters())
         found = [name for name, (one, *_) in self.parameters.items() if now.get(name) is not one]
@@ -55,7 +69,7 @@ class Stamp:
         ]
 
 
-def _stamped(named: Iterable[tuple[str, Tensor]], without: set[int]) -> dict[str, tuple[Tensor, int, int]]:
+def _states(named: Iterable[tuple[str, Tensor]], without: set[int]) -> dict[str, tuple[Tensor, int, int]]:
     return {
         name: (t, _place(t), t._version)
         for name, t in named
@@ -64,7 +78,7 @@ def _stamped(named: Iterable[tuple[str, Tensor]], without: set[int]) -> dict[str
 
 
 def _place(tensor: Tensor) -> int:
-    """Where its numbers begin; of a packed tensor, which has no memory of its own, 0."""
+    """The address of its memory; 0 for a packed tensor, which has no memory of its own."""
     try:
         return tensor.data_ptr()
     except RuntimeError:
@@ -72,12 +86,17 @@ def _place(tensor: Tensor) -> int:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A digest of a model's configuration and weights, the same wherever it is loaded: of each parameter and buffer its
-    name, type, shape and numbers, fetched from where accelerate keeps them.
+    """A digest of a model's configuration and weights, the same wherever the model is loaded.
+
+    It covers the name, dtype, shape and elements of each parameter and buffer, also of those that accelerate offloads.
+
+    Args:
+        model: The model.
+
     """
     digest = hashlib.sha256()
     config = getattr(model, "config", None)
-    said = {} if config is None else {k: v for k, v in config.to_dict().items() if k not in UNSAID}
+    said = {} if config is None else {k: v for k, v in config.to_dict().items() if k not in UNRELATED}
     digest.update(json.dumps(said, sort_keys=True, default=str).encode())
     for name, module in model.named_modules():
         with fetched(module):
@@ -85,14 +104,14 @@ def fingerprint(model: nn.Module) -> str:
             for key, tensor in own:
                 digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 if not tensor.is_meta:
-                    numbers = plain(tensor.detach()).reshape(-1).contiguous().cpu()
-                    digest.update(numbers.view(torch.uint8).numpy().data)
+                    elements = plain(tensor.detach()).reshape(-1).contiguous().cpu()
+                    digest.update(elements.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 @contextmanager
 def fetched(module: nn.Module) -> Iterator[None]:
-    """Let a module's own parameters be where it computes, which accelerate may have offloaded to memory or disk."""
+    """Load a module's own parameters, which accelerate may offload to memory or disk, to its device in the block."""
     hook = getattr(module, "_hf_hook", None)
     if hook is None or not any(p.is_meta for p in module.parameters(recurse=False)):
         yield
@@ -106,7 +125,12 @@ def fetched(module: nn.Module) -> Iterator[None]:
 
 
 def of(module: nn.Module) -> Tensor:
-    """The weight of an embedding or a head, a row each token, wherever it is kept and with the adapters on it."""
+    """The weight of an embedding or a head, a row for each token, with any adapters applied.
+
+    Args:
+        module: The embedding or the head.
+
+    """
     if hasattr(module, "base_layer"):
         return _as_it_acts(module)
     if kind_of(module) in PACKED:
@@ -116,7 +140,7 @@ def of(module: nn.Module) -> Tensor:
 
 
 def _as_it_acts(module: Any) -> Tensor:
-    """What an embedding with adapters gives for each token, or a head for each unit vector."""
+    """The output of an embedding with adapters for each token, or of a head for each unit vector."""
     base, device = module.base_layer, device_of(module)
     with torch.no_grad():
         if isinstance(base, nn.Embedding):
@@ -127,7 +151,7 @@ def _as_it_acts(module: Any) -> Tensor:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where it computes."""
+    """The device that a module computes on."""
     base = getattr(module, "base_layer", module)
     hook = getattr(module, "_hf_hook", getattr(base, "_hf_hook", None))
     for one in getattr(hook, "hooks", [hook]):
@@ -136,7 +160,7 @@ def device_of(module: nn.Module) -> torch.device:
     return base.weight.device  # type: ignore[return-value]
 
 
-# ------------------------------------------------------------------------------------------------ few bits
+# ------------------------------------------------------------------------------------------------ packed weights
 
 
 def _of_bitsandbytes(module: Any) -> Tensor:
@@ -151,23 +175,31 @@ PACKED: dict[str, Callable[[Any], Tensor]] = {
     "bitsandbytes.LinearFP4": _of_bitsandbytes,
     "hqq.HQQLinear": lambda module: module.dequantize(),
 }
-"""Linear layers with packed weights and kernels of their own, and the weights that they stand for."""
+"""Linear layers with packed weights and kernels of their own, by class, each with a function that unpacks the weight.
+
+Such a layer has `bias`, and as a head `weight` and `out_features`; the weight is unpacked to `[out, in]`.
+"""
 
 REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""Types of weights that are multiplied with as they are."""
+"""Dtypes of weights that are multiplied with as they are."""
 
 ROUNDING = {"bitsandbytes.Linear8bitLt"}
 """Layers that round activations to 8 bits."""
 
 
 def unpacked(module: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a linear layer with packed weights, as they are multiplied with, in the kernel's own types."""
+    """Weight and bias of a linear layer with packed weights, in the kernel's own dtypes.
+
+    Args:
+        module: A module whose class is in PACKED.
+
+    """
     with torch._C.DisableTorchFunction(), fetched(module):
         return PACKED[kind_of(module)](module), None if module.bias is None else module.bias.detach()
 
 
 def plain(weight: Tensor) -> Tensor:
-    """What a tensor that packs its numbers stands for."""
+    """The plain tensor that a packed one stands for; other tensors as they are."""
     return weight.dequantize() if type(weight) is not Tensor and hasattr(weight, "dequantize") else weight
 
 
@@ -179,8 +211,9 @@ def rounds(module: nn.Module) -> bool:
 
 
 def packs_anew(module: Any) -> bool:
-    """Whether bitsandbytes packs a 4-bit layer's weight anew, in place, at its first pass, as it does on CPUs with
-    AVX512-BF16, or has done so. It then computes in bfloat16, whatever type it is told.
+    """Whether bitsandbytes repacks a 4-bit layer's weight in place at its first pass, or has already done so.
+
+    It does on CPUs with AVX512-BF16. The layer then computes in bfloat16, whatever its dtype.
     """
     weight = getattr(module, "weight", None)
     done = getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False)
@@ -188,7 +221,13 @@ def packs_anew(module: Any) -> bool:
 
 
 def in_own_type_(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let bitsandbytes' 4-bit layers of a model that has not run yet compute in this type, on a CPU too."""
+    """Make bitsandbytes' 4-bit layers compute in this dtype, also on a CPU, if the model has not run yet.
+
+    Args:
+        model: The model, whose layers are changed.
+        dtype: The dtype.
+
+    """
     for module in model.modules():
         if kind_of(module) in PACKED and hasattr(module, "support_avx512bf16_for_cpu"):
             module.compute_dtype, module.support_avx512bf16_for_cpu = dtype, False  # type: ignore[assignment]
@@ -198,9 +237,17 @@ def in_own_type_(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def check(model: nn.Module) -> None:
-    """Raises BadWeights at NaN, infinity, numbers that no linear map is made of, or a weight that was never loaded.
-    What accelerate's hook on a module above loads for those below can't be looked at by itself; the certificate sees
-    it.
+    """Check that every weight is loaded, finite, and of a type that linear maps multiply with.
+
+    Weights that accelerate's hook on a parent module loads cannot be checked by themselves; the certificate covers
+    them.
+
+    Args:
+        model: The model.
+
+    Raises:
+        BadWeights: A weight is not.
+
     """
     above = [name for name, module in model.named_modules() if hasattr(module, "_hf_hook")]
     for name, module in model.named_modules():
@@ -210,48 +257,55 @@ def check(model: nn.Module) -> None:
                 if weight.is_meta and any(not top or where.startswith(f"{top}.") for top in above):
                     continue
                 if weight.is_meta:
-                    raise BadWeights("Weights must be loaded", f"{where} without numbers", "Load the checkpoint.")
-                numbers = plain(weight.detach())
-                if numbers.is_complex() or (_is_plain(module) and numbers.dtype not in REAL):
+                    raise BadWeights("Weights must be loaded", f"{where} without elements", "Load the checkpoint.")
+                elements = plain(weight.detach())
+                if elements.is_complex() or (_is_plain(module) and elements.dtype not in REAL):
                     raise BadWeights(
-                        f"Weights are of one of the types {', '.join(str(d).removeprefix('torch.') for d in REAL)}",
-                        f"{where} in {str(numbers.dtype).removeprefix('torch.')}", "Convert the model: model.float().",
+                        f"The dtype of weights is one of {', '.join(str(d).removeprefix('torch.') for d in REAL)}",
+                        f"{where} in {str(elements.dtype).removeprefix('torch.')}", "Convert the model: model.float().",
                     )  # fmt: skip
-                if numbers.is_floating_point() and not torch.isfinite(numbers).all():
+                if elements.is_floating_point() and not torch.isfinite(elements).all():
                     raise BadWeights(
                         "Weights must be finite", f"NaN or infinity in {where}",
-                        "Load a sound checkpoint, or a wider dtype.",
+                        "Load an intact checkpoint, or a wider dtype.",
                     )  # fmt: skip
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is one of torch's or of a model of transformers, which multiply with their weights as they are;
-    others may pack them.
-    """
+    """Whether a module belongs to torch or to a transformers model, which multiply with weights as they are."""
     return type(module).__module__.startswith(("torch.nn.", "transformers.models."))
 
 
 def check_kernels(model: nn.Module, dtype: torch.dtype) -> None:
-    """Raises NotExact where layers round what goes into them, which no linear map does, or compute in another type."""
+    """Check that layers compute linear maps in the model's dtype.
+
+    Args:
+        model: The model.
+        dtype: Its dtype.
+
+    Raises:
+        NotExact: A layer rounds its input, repacks its weight, or computes in a narrower dtype.
+
+    """
     for name, module in model.named_modules():
         if rounds(module):
             raise NotExact(
-                "Activations are not rounded to few bits, which has no linear map",
+                "Activations must not be rounded to few bits, which is not linear",
                 f"{name}, a {type(module).__name__} that rounds them",
-                "Quantise weights only, for instance in 4 bits, or call model.dequantize().eval().",
+                "Quantise weights only, for example to 4 bits, or call model.dequantize().eval().",
             )
         if kind_of(module) not in PACKED:
             continue
         if packs_anew(module):
             raise NotExact(
-                "Weights stay as they are while a model runs",
-                f"{name}, which bitsandbytes packs anew on this CPU, to compute in bfloat16",
+                "Weights must not change while a model runs",
+                f"{name}, which bitsandbytes repacks on this CPU to compute in bfloat16",
                 "Load the checkpoint with secant.load; or load it anew, and before it first runs: for m in"
                 f" model.modules(): m.support_avx512bf16_for_cpu, m.compute_dtype = False, {dtype}.",
             )
         computes_in = getattr(module, "compute_dtype", None) or dtype
         if torch.promote_types(dtype, computes_in) != computes_in:
             raise NotExact(
-                f"A layer computes in the model's type, here {dtype}", f"{name}, which computes in {computes_in}",
+                f"A layer must compute in the model's dtype, here {dtype}", f"{name}, which computes in {computes_in}",
                 f"Set compute_dtype = {dtype} on such layers.",
             )  # fmt: skip

@@ -1,1 +1,1 @@
-"""Linear algebra that knows no language model: operators, their products and their decompositions."""
+"""Linear algebra without language models: operators, their products and their singular value decompositions."""

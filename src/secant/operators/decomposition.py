@@ -1,9 +1,9 @@
-"""Singular value decompositions of operators: J = Σ_i σ_i u_i v_iᵀ, in full or of each token's block.
+"""Singular value decompositions of operators: J = Σ_i σ_i u_i v_iᵀ, of the whole operator or of each token's block.
 
-Columns of U are left singular vectors (directions written at the output), columns of V right ones (directions read
-at the input). A pair's sign is free; it is chosen so that y·u >= 0 for the operator's output y (J. Golden, TMLR 2025,
-arXiv 2505.24293, section 3.2). How they are found is chosen by what it costs (secant.operators.cost); whichever
-way it was, the residuals of every triplet are measured, and are within the tolerance.
+Columns of U are left singular vectors (directions that J writes at the output), columns of V right ones (directions
+that J reads at the input). The sign of a pair is free; it is chosen so that y·u >= 0 for the operator's output y (J.
+Golden, TMLR 2025, arXiv 2505.24293, section 3.2). The solver is chosen by cost (secant.operators.cost). Every solver
+measures the residual of each triplet, and every residual is within the tolerance.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from torch import Tensor
 from secant.errors import BadArgument, NotConverged, TooLarge, checked, integer, seeded, share
 from secant.memory import allowance, bytes_in_words, limited
 from secant.numeric import relative, wide
-from secant.operators.batched import Blocks, Formed, Stack, Whole
-from secant.operators.cost import TOGETHER, Way, counted, of_matrices, said, ways
+from secant.operators.batched import Blocks, DenseBatch, MatrixBatch, SingleMatrix
+from secant.operators.cost import BLOCK_BATCH, Plan, announce_plan, dense_plans, estimated_pace, plans
 from secant.operators.operator import CHUNK, Matrix, Operator
-from secant.operators.solvers import SOLVERS, Found, Impatient, Wanted, signs
+from secant.operators.solvers import SOLVERS, Impatient, Triplets, Wanted, signs
 from secant.results.result import Described, Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, View
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest residual of a triplet, in units of σ₁, by the type in which products are computed."""
+"""The largest residual of a triplet, in units of σ₁, by the dtype of the products."""
 
 WARM = 4
-"""Blocks that join a start before its triplets are believed: what is larger has to show."""
+"""Krylov blocks after a given start before residuals are checked, so that larger singular values can appear."""
 
 PATIENCE = 60
-"""Passes that the cheapest solver of a matrix that is there may take, before LAPACK decomposes it."""
+"""Passes that the cheapest solver of a matrix in memory may take before LAPACK decomposes it."""
 
 TURN = 0.1
-"""Singular vectors that may be turned into each other by more than this, in radians, are reported as a block."""
+"""Radians; singular vectors that may rotate into each other by more are reported as one block."""
 
 
 SIGMA = "output / input"
@@ -58,7 +58,7 @@ STABLE_RANK = Column(
 )
 
 SPECTRUM = (VECTOR, BLOCK, VALUE, NORMALIZED, RESIDUAL)
-"""What a table of several spectra says of each triplet."""
+"""The columns of a triplet in a table of several spectra."""
 
 TABLE = Table(
     "svd",
@@ -79,10 +79,19 @@ TABLE = Table(
 class SVD(Result):
     """Leading singular triplets: `J V = U S` to within `residuals`.
 
-    `residuals`: the larger of ‖J v - σ u‖ and ‖Jᵀ u - σ v‖ for each triplet, in the units of σ. `frobenius`: ‖J‖_F
-    of the whole operator, and `spread` its standard error, 0 where J was formed. `following`: the next singular value,
-    or an estimate of it; 0 where there is none. `noise`: rounding of J itself, in the units of σ. `products` counts
-    vectors multiplied by J or Jᵀ, `passes` the batched passes they took.
+    Attributes:
+        U: Left singular vectors in columns.
+        S: Singular values, largest first.
+        V: Right singular vectors in columns.
+        residuals: The larger of ‖J v - σ u‖ and ‖Jᵀ u - σ v‖ for each triplet, in units of the output per input.
+        frobenius: ‖J‖_F of the whole operator.
+        solver: The solver's name.
+        products: Vectors that J or Jᵀ was multiplied by.
+        passes: Batched passes that those took.
+        spread: The standard error of `frobenius`; 0 where J was formed.
+        following: The next singular value, or an estimate of it; 0 where there is none.
+        noise: The rounding error of J itself, in the units of σ.
+
     """
 
     schema = (TABLE,)
@@ -111,19 +120,19 @@ class SVD(Result):
 
     @property
     def energy(self) -> Float[Tensor, " k"]:
-        """The share of ‖J‖_F² in the first triplet, the first two, and so on; of a zero operator 1."""
+        """The share of ‖J‖_F² in the first triplet, the first two, and so on; 1 for a zero operator."""
         total = max(self.frobenius**2, wide(self.S).square().sum().item())
         return wide(self.S).square().cumsum(0) / total if total else torch.ones(len(self.S), dtype=torch.float64)
 
     @property
     def blocks(self) -> list[range]:
-        """Triplets that belong together: near-equal singular values, whose single vectors mean nothing.
+        """Groups of triplets with near-equal singular values, whose single vectors mean nothing.
 
-        Neighbours are apart where the gap between them is at least ten times what their values are uncertain by:
-        residuals and rounding turn their vectors by no more than a tenth then (C. Davis and W. Kahan, 1970). The last
-        block may go on beyond those that were kept; `complete` says so.
+        Two neighbours are in different groups if the gap between their values is at least ten times its uncertainty:
+        residuals and rounding then rotate their vectors by at most a tenth (C. Davis and W. Kahan, 1970). The last
+        group may continue beyond the triplets that were kept; `complete` says whether it does.
         """
-        starts = [0, *(i for i in range(1, len(self.S)) if self._apart(i)), len(self.S)]
+        starts = [0, *(i for i in range(1, len(self.S)) if self._separated_from_previous(i)), len(self.S)]
         return [range(lo, hi) for lo, hi in pairwise(starts)]
 
     @property
@@ -133,18 +142,19 @@ class SVD(Result):
 
     @property
     def complete(self) -> bool:
-        """Whether the last block ends with the last triplet, as far as is known: without J, equal values beyond as many
-        as were looked for stay unseen.
+        """Whether the last block ends with the last triplet.
+
+        Without J, this misses equal singular values beyond as many as the solver looked for.
         """
-        return len(self.S) == min(len(self.U), len(self.V)) or self._apart(len(self.S))
+        return len(self.S) == min(len(self.U), len(self.V)) or self._separated_from_previous(len(self.S))
 
     def vectors(self) -> list[dict[str, Any]]:
-        """What a table says of each triplet that its words, or more, are of: vector, block and sigma."""
+        """The columns vector, block and sigma of each triplet, as rows of a table."""
         every = enumerate(zip(self.block_of, self.S.tolist(), strict=True))
         return [{"vector": i, "block": block, "sigma": sigma} for i, (block, sigma) in every]
 
     def spectrum(self) -> list[dict[str, Any]]:
-        """What a table of several spectra says of each triplet: also σ / σ₀ (0 where all are 0), and the residual."""
+        """The columns of SPECTRUM for each triplet; σ / σ₀ is 0 for a zero operator."""
         rows, top = self.vectors(), self.S[0].item() or 1.0
         return [
             {**row, "normalized": row["sigma"] / top, "residual": residual}
@@ -152,12 +162,12 @@ class SVD(Result):
         ]
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """A row for each triplet: its block of near-equal singular values, σ, energy so far, residual."""
+        """The table `svd`, a row for each triplet."""
         every = zip(self.vectors(), wide(self.energy).tolist(), self.residuals.tolist(), strict=True)
         return {"svd": TABLE.frame([{**row, "energy": energy, "residual": left} for row, energy, left in every])}
 
     def about(self) -> dict[str, Any]:
-        """How it was found, and ‖J‖_F."""
+        """How the triplets were found, and ‖J‖_F."""
         return {"solver": self.solver, "products": self.products, "passes": self.passes, "frobenius": self.frobenius}
 
     def tensors(self) -> dict[str, Described]:
@@ -170,20 +180,26 @@ class SVD(Result):
         }
 
     def view(self) -> View:
-        """The singular values, how much they hold and how well they are known."""
+        """The singular values with their energy and residuals."""
         facts = {"stable rank": f"{self.stable_rank:.4g}", "‖J‖_F": f"{self.frobenius:.4g}"}
         facts |= {"solver": self.solver, "products": f"{self.products} in {self.passes} passes"}
         grid = Grid.of(TABLE, self.to_pandas(), ("vector", "sigma|bar", "energy", "residual", "block"))
         return View(f"{len(self.S)} singular triplets of an operator {len(self.U)} x {len(self.V)}", facts, [grid])
 
-    def _apart(self, i: int) -> bool:
-        """Whether triplet i and the one before it are told from each other."""
+    def _separated_from_previous(self, i: int) -> bool:
+        """Whether triplet i and the one before it are distinguishable."""
         S = [*self.S.tolist(), self.following]
         uncertain = max(self.residuals[max(0, i - 1) : i + 1].max().item(), self.noise)
         return S[i - 1] - S[i] > uncertain / TURN
 
     def reconstruction(self, x: Float[Tensor, "T d_in"]) -> Float[Tensor, "k d_out"]:
-        """Σ_i u_i σ_i (v_i·x) of the first triplet, the first two, and so on: what they make of an input."""
+        """Σ_i u_i σ_i (v_i·x) of the first triplet, the first two, and so on: the share of the output that they
+        explain.
+
+        Args:
+            x: The input, a row for each token.
+
+        """
         return (self.U * (self.S * (self.V.T @ x.to(self.V).flatten()))).cumsum(1).T
 
 
@@ -217,20 +233,35 @@ def svd(
 ) -> SVD | list[SVD]:
     """The leading k singular triplets of an operator, largest first, or a list with those of each token's block.
 
-    `solver`: "dense" (LAPACK) and "gram" (eigenvectors of J Jᵀ, refined) form J; "krylov" (block Krylov with restarts)
-    and "propack" know it by products, or as it is if it is there; "auto" is the cheapest that fits, by counts of
-    operations, and so the same each time. `tol`: largest residual, in units of σ₁; by default TOLERANCE of the
-    operator's type. `seed`: of the first block; `start`: an SVD of a like operator to begin from, or one for each
-    token. `max_memory`: bytes to work in, or such as "4GiB"; by default half of what is free. What takes more than a
-    minute, or more than half of the free memory, is announced beforehand. `progress(what, done, all)` is called as the
-    work goes on. Blocks take their signs from the output of the whole operator.
-    Raises BadArgument, NotConverged (at any triplet, for any solver but dense), and TooLarge.
+    Work that takes more than a minute, or more than half of the free memory, is announced beforehand.
+
+    Args:
+        op: The operator.
+        k: The number of triplets.
+        per_token: Whether to decompose each token's block. Their signs come from the output of the whole operator.
+        solver: A name in `secant.operators.solvers.SOLVERS`: "dense" (LAPACK) and "gram" (eigenvectors of J Jᵀ,
+            refined) form J; "krylov" (block Krylov with restarts) and "propack" use products. "auto" takes the cheapest
+            that fits in memory, by counts of operations, and so the same one each time.
+        tol: The largest residual, in units of σ₁; by default TOLERANCE for the operator's dtype.
+        seed: The seed of random start vectors.
+        start: An SVD of a similar operator to start from, or one for each token.
+        max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
+        progress: Called as `progress(what, done, all)` during the work.
+
+    Returns:
+        An SVD, or a list with one for each token.
+
+    Raises:
+        BadArgument: An argument is outside its range.
+        NotConverged: A triplet misses the tolerance, with any solver but "dense".
+        TooLarge: The work does not fit in memory.
 
     >>> import torch
     >>> J = torch.tensor([[[0.0, 2.0]], [[-3.0, 0.0]]])  # (d_out, T, d_in)
     >>> f = svd(Operator.from_dense(J, input=torch.ones(1, 2)), k=2)
     >>> f.S.tolist(), f.V[:, 0].tolist()
     ([3.0, 2.0], [1.0, 0.0])
+
     """
     if solver not in ("auto", *SOLVERS):
         raise BadArgument(f"A solver is one of auto, {', '.join(SOLVERS)}", repr(solver), "Choose one of them.")
@@ -238,27 +269,36 @@ def svd(
     k = countable(op, k, per_token)
     seed = seeded(seed)
     if tol is not None:
-        tol = share(tol, "A tolerance is a share of the largest singular value", "tol = ", "Use such as 1e-6.")
+        tol = share(tol, "A tolerance is a share of the largest singular value", "tol = ", "Use, for example, 1e-6.")
     with limited(max_memory):
         tokens = T if per_token else None
-        begin = _started(start, tokens, d_in if per_token else T * d_in)
+        begin = _start_vectors(start, tokens, d_in if per_token else T * d_in)
         wanted = Wanted(k, TOLERANCE[op.bias.dtype] if tol is None else tol, seed=seed, start=begin)
         wanted = wanted if begin is None else replace(wanted, least=WARM)
         if solver == "auto":
             found, _ = _automatic(op, wanted, tokens, progress)
         elif isinstance(op.products, Matrix):
-            found = _formed(op, wanted, tokens, solver, progress)
+            found = _by_forming(op, wanted, tokens, solver, progress)
         else:
-            found = _chosen(op, wanted, tokens, solver, progress)
+            found = _by_solver(op, wanted, tokens, solver, progress)
     return found if per_token else found[0]
 
 
 def decomposed(
     op: Operator, k: int, *, per_token: bool = False, seed: int = 0, progress: Progress | None = None
 ) -> tuple[list[SVD], Operator]:
-    """What `svd` finds by the cheapest way, and the operator, with J in memory where that way has formed it.
+    """The triplets that `svd` finds by the cheapest plan, and the operator, with J in memory where that plan formed it.
 
-    Raises what `svd` raises.
+    Args:
+        op: The operator.
+        k: The number of triplets.
+        per_token: Whether to decompose each token's block.
+        seed: The seed of random start vectors.
+        progress: Called as in `svd`.
+
+    Raises:
+        SecantError: What `svd` raises.
+
     """
     k = countable(op, k, per_token)
     wanted = Wanted(k, TOLERANCE[op.bias.dtype], seed=seed)
@@ -266,14 +306,20 @@ def decomposed(
 
 
 def countable(op: Operator, k: int, per_token: bool = False) -> int:
-    """A number of triplets that an operator, or each of its blocks, has. Raises BadArgument."""
+    """The number k, if an operator, or each of its blocks, has so many triplets. Raises BadArgument."""
     most = min(op.shape[0], op.input.shape[1] if per_token else op.shape[1])
     return integer(k, 1, most, f"An operator of this shape has 1 to {most} singular triplets", "k = ")
 
 
 @checked
 def stable_rank(op: Operator, per_token: bool = False) -> float | list[float]:
-    """‖J‖_F² / σ₁² of an operator, or a list with those of each token's block."""
+    """‖J‖_F² / σ₁² of an operator, or a list with that of each token's block.
+
+    Args:
+        op: The operator.
+        per_token: Whether to return one for each token's block.
+
+    """
     if per_token:
         return [f.stable_rank for f in svd(op, 1, per_token=True)]
     return svd(op, 1).stable_rank
@@ -281,7 +327,13 @@ def stable_rank(op: Operator, per_token: bool = False) -> float | list[float]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number known from random vectors, and its standard error; 0 where it is exact."""
+    """A number estimated with random vectors.
+
+    Attributes:
+        value: The estimate.
+        spread: Its standard error; 0 where the value is exact.
+
+    """
 
     value: float
     spread: float
@@ -293,12 +345,23 @@ def frobenius(op: Operator, *, per_token: Literal[False] = ..., samples: int = .
 def frobenius(op: Operator, *, per_token: Literal[True], samples: int = ..., seed: int = ...) -> list[Estimate]: ...
 @checked
 def frobenius(op: Operator, *, per_token: bool = False, samples: int = 64, seed: int = 0) -> Estimate | list[Estimate]:
-    """‖J‖_F² of an operator, or a list with ‖J_t‖_F² of each token's block, without J: E ‖Jᵀz‖², z random signs.
+    """‖J‖_F² of an operator, or a list with ‖J_t‖_F² of each token's block, without forming J: E ‖Jᵀz‖² for random
+    signs z.
 
-    All blocks come from the same `samples` products (M. F. Hutchinson, Commun. Stat. 18 (1989)). Of the whole, an SVD
-    knows ‖J‖_F more closely (`SVD.frobenius`, `SVD.spread`). Raises BadArgument.
+    All blocks share the same products (M. F. Hutchinson, Commun. Stat. 18 (1989)). For the whole operator an SVD gives
+    a closer estimate of ‖J‖_F (`SVD.frobenius`, `SVD.spread`).
+
+    Args:
+        op: The operator.
+        per_token: Whether to return one for each token's block.
+        samples: How many random vectors to use.
+        seed: Their seed.
+
+    Raises:
+        BadArgument: An argument is outside its range.
+
     """
-    samples = integer(samples, 2, 10**6, "An estimate takes some random vectors", "samples = ")
+    samples = integer(samples, 2, 10**6, "An estimate requires at least two random vectors", "samples = ")
     seed = seeded(seed)
     T, d_in = op.input.shape
     if isinstance(op.products, Matrix):
@@ -318,56 +381,71 @@ def frobenius(op: Operator, *, per_token: bool = False, samples: int = 64, seed:
 
 @checked
 def captured(op: Operator, f: SVD | Sequence[SVD]) -> Float[Tensor, " k"]:
-    """‖Σ_t J_t^(i) x_t + b - y‖ / ‖y‖ with the first i triplets, i from 1: of the whole, or of each token's block.
+    """‖Σ_t J_t^(i) x_t + b - y‖ / ‖y‖ with the first i triplets, i from 1, of the operator or of each token's block.
 
-    How much of the output the leading triplets make. Raises BadArgument where there are not as many SVDs as tokens.
+    It says how much of the output the leading triplets miss.
+
+    Args:
+        op: The operator.
+        f: Its SVD, or one SVD for each token.
+
+    Raises:
+        BadArgument: The number of SVDs is not the number of tokens.
+
     """
     x, y = op.input, wide(op.output)
     if isinstance(f, SVD):
-        parts = wide(f.reconstruction(x))
+        sums = wide(f.reconstruction(x))
     elif len(f) == len(x):
-        parts = torch.stack([wide(g.reconstruction(own[None])) for g, own in zip(f, x, strict=True)]).sum(0)
+        sums = torch.stack([wide(g.reconstruction(own[None])) for g, own in zip(f, x, strict=True)]).sum(0)
     else:
-        raise BadArgument(f"An operator on {len(x)} tokens has as many blocks", f"{len(f)} SVDs", "Give one of each.")
-    return torch.tensor([relative(part + wide(op.bias), y) for part in parts], dtype=torch.float64)
+        raise BadArgument(f"An operator on {len(x)} tokens has as many blocks", f"{len(f)} SVDs", "Give one for each.")
+    return torch.tensor([relative(part + wide(op.bias), y) for part in sums], dtype=torch.float64)
 
 
 def leading(J: Float[Tensor, "n d_out d_in"], y: Float[Tensor, " d_out"], k: int) -> list[SVD]:
-    """The leading k triplets of each of several matrices that are there, in float32 at least, signed by y."""
+    """The leading k triplets of each of several matrices in memory, in float32 or wider.
+
+    Args:
+        J: The matrices.
+        y: The output that signs are chosen by.
+        k: The number of triplets.
+
+    """
     return _of_matrices(J, y, Wanted(k, TOLERANCE[torch.promote_types(J.dtype, torch.float32)]), "auto")
 
 
 def _of_matrices(
     J: Float[Tensor, "n d_out d_in"], y: Float[Tensor, " d_out"], wanted: Wanted, solver: str
 ) -> list[SVD]:
-    """By one solver, or the cheapest, which, if it does not converge soon, is LAPACK after all."""
+    """By the given solver, or by the cheapest one; LAPACK replaces the cheapest if it does not converge soon."""
     if not J.isfinite().all():
-        raise BadArgument("An operator has finite numbers", "NaN or infinity", "Look where J is from.")
-    stack = Formed(J)
+        raise BadArgument("An operator must be finite", "NaN or infinity", "Check the matrix that you give.")
+    batch = DenseBatch(J)
     if solver != "auto":
-        return _signed(SOLVERS[solver].solve(stack, wanted), y, solver, J.dtype)
-    every, room = of_matrices(stack.shape, wanted, stack.like), allowance(J.device)
-    fitting = [way for way in every if way.memory <= room] or [min(every, key=lambda way: way.memory)]
-    solver = min(fitting, key=lambda way: way.operations).solver
+        return _signed(SOLVERS[solver].solve(batch, wanted), y, solver, J.dtype)
+    every, room = dense_plans(batch.shape, wanted, batch.like), allowance(J.device)
+    fitting = [plan for plan in every if plan.memory <= room] or [min(every, key=lambda plan: plan.memory)]
+    solver = min(fitting, key=lambda plan: plan.operations).solver
     try:
-        return _signed(SOLVERS[solver].solve(stack, replace(wanted, limit=PATIENCE)), y, solver, J.dtype)
+        return _signed(SOLVERS[solver].solve(batch, replace(wanted, limit=PATIENCE)), y, solver, J.dtype)
     except NotConverged:
-        return _signed(SOLVERS["dense"].solve(stack, wanted), y, "dense", J.dtype)
+        return _signed(SOLVERS["dense"].solve(batch, wanted), y, "dense", J.dtype)
 
 
-def _by_tokens(op: Operator, wanted: Wanted, tokens: int | None, few: int) -> Iterator[tuple[slice, Wanted]]:
-    """Groups of blocks, with what is wanted of each; of the whole, one of one."""
+def _groups(op: Operator, wanted: Wanted, tokens: int | None, few: int) -> Iterator[tuple[slice, Wanted]]:
+    """Groups of blocks with what is asked of each group; one group for the whole operator."""
     for start in range(0, tokens or 1, few):
         group = slice(start, min(start + few, tokens or 1))
         yield group, replace(wanted, start=None if wanted.start is None else wanted.start[group])
 
 
-def _formed(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
-    """Of J, which is formed, or there."""
+def _by_forming(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
+    """The triplets of J, which is formed unless it is in memory."""
     report = progress or (lambda what, done, of: None)
     J = _solid(op, progress).dense()
     found: list[SVD] = []
-    for group, own in _by_tokens(op, wanted, tokens, TOGETHER):
+    for group, own in _groups(op, wanted, tokens, BLOCK_BATCH):
         blocks = J[:, group].movedim(1, 0) if tokens else J.flatten(1)[None]
         found += _of_matrices(blocks, op.output, own, solver)
         report("spectra", len(found), tokens or 1)
@@ -375,22 +453,22 @@ def _formed(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progr
 
 
 def _by_products(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
-    """Without J. Raises NotConverged, and Impatient where another way is cheaper."""
+    """The triplets without J. Raises NotConverged, and Impatient where another plan is cheaper."""
     found: list[SVD] = []
-    for group, own in _by_tokens(op, wanted, tokens, max(1, CHUNK // wanted.block)):
-        stack: Stack
+    for group, own in _groups(op, wanted, tokens, max(1, CHUNK // wanted.block)):
+        batch: MatrixBatch
         if tokens:
-            stack = Blocks(op.products, op.shape, tokens, range(tokens)[group], op.bias)
+            batch = Blocks(op.products, op.shape, tokens, range(tokens)[group], op.bias)
         else:
-            stack = Whole(op.products, op.shape, op.bias)
-        found += _signed(SOLVERS[solver].solve(stack, _heard(own, progress)), op.output, solver, op.bias.dtype)
+            batch = SingleMatrix(op.products, op.shape, op.bias)
+        found += _signed(SOLVERS[solver].solve(batch, _with_progress(own, progress)), op.output, solver, op.bias.dtype)
         if progress:
             progress("spectra", len(found), tokens or 1)
     return found
 
 
-def _heard(wanted: Wanted, progress: Progress | None) -> Wanted:
-    """The same, with its passes reported; how many there will be is a guess."""
+def _with_progress(wanted: Wanted, progress: Progress | None) -> Wanted:
+    """The same request, with its passes reported; their total is a guess."""
     if progress is None:
         return wanted
     patience, report = wanted.patience, progress
@@ -405,41 +483,44 @@ def _heard(wanted: Wanted, progress: Progress | None) -> Wanted:
 def _automatic(
     op: Operator, wanted: Wanted, tokens: int | None, progress: Progress | None
 ) -> tuple[list[SVD], Operator]:
-    """The cheapest way that fits, and the operator, with J where it was formed on the way. Krylov spaces are left for J
-    where they converge so slowly that it is cheaper.
+    """By the cheapest plan that fits, and the operator, with J in memory where that plan has formed it.
+
+    A Krylov space that converges slowly gives way to J once forming J is cheaper.
     """
     if isinstance(op.products, Matrix):
-        return _formed(op, wanted, tokens, "auto", progress), op
-    pace, room = counted(op), allowance(op.bias.device)
-    every = ways(op, wanted, tokens)
-    fitting = [way for way in every if way.memory <= room]
+        return _by_forming(op, wanted, tokens, "auto", progress), op
+    pace, room = estimated_pace(op), allowance(op.bias.device)
+    every = plans(op, wanted, tokens)
+    fitting = [plan for plan in every if plan.memory <= room]
     if not fitting:
-        raise _too_large(min(every, key=lambda way: way.memory), room)
-    best = min(fitting, key=lambda way: way.cost(pace))
-    formed = min((way for way in fitting if way.form), key=lambda way: way.cost(pace), default=None)
-    said(_what(op, best, tokens), op, best)
+        raise _too_large(min(every, key=lambda plan: plan.memory), room)
+    best = min(fitting, key=lambda plan: plan.cost(pace))
+    formed = min((plan for plan in fitting if plan.form), key=lambda plan: plan.cost(pace), default=None)
+    announce_plan(_description(op, best, tokens), op, best)
     if not best.form:
         if formed is None:
-            return _by_products(op, wanted, tokens, "krylov", progress), op
+            return _by_products(op, wanted, tokens, best.solver, progress), op
         try:
             patience = _Patience(best.cost(pace) / (2 * wanted.expected), formed.cost(pace), wanted.tolerance)
-            return _by_products(op, replace(wanted, patience=patience), tokens, "krylov", progress), op
+            return _by_products(op, replace(wanted, patience=patience), tokens, best.solver, progress), op
         except (Impatient, NotConverged):
-            said(_what(op, formed, tokens), op, formed)
+            announce_plan(_description(op, formed, tokens), op, formed)
     solid = _solid(op, progress)
-    return _formed(solid, wanted, tokens, "auto", progress), solid
+    return _by_forming(solid, wanted, tokens, "auto", progress), solid
 
 
 def _solid(op: Operator, progress: Progress | None) -> Operator:
+    """The operator with J in memory."""
     report = progress or (lambda what, done, of: None)
     return op.solidified(progress=lambda done, of: report("rows of J", done, of))
 
 
 @dataclass
 class _Patience:
-    """Whether Krylov spaces may go on: while what they still need, at the rate of late, is less than another way takes.
+    """Whether a Krylov space may continue: while its remaining cost, at its recent rate, is below that of the other
+    plan.
 
-    Residuals fall slowly at first, and faster later: nothing is judged before most of the other way's cost is spent.
+    Residuals fall slowly at first and faster later, so nothing is judged before most of the other plan's cost is spent.
     """
 
     each: float
@@ -459,29 +540,29 @@ class _Patience:
         return needed * self.each <= self.other
 
 
-def _chosen(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
-    """By a solver that was asked for. Raises NotConverged and TooLarge."""
-    (way,) = ways(op, wanted, tokens, solver)
-    if way.memory > allowance(op.bias.device):
-        raise _too_large(way, allowance(op.bias.device))
-    said(_what(op, way, tokens), op, way)
-    return (_formed if way.form else _by_products)(op, wanted, tokens, solver, progress)
+def _by_solver(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
+    """By the solver that the caller named. Raises NotConverged and TooLarge."""
+    (plan,) = plans(op, wanted, tokens, solver)
+    if plan.memory > allowance(op.bias.device):
+        raise _too_large(plan, allowance(op.bias.device))
+    announce_plan(_description(op, plan, tokens), op, plan)
+    return (_by_forming if plan.form else _by_products)(op, wanted, tokens, solver, progress)
 
 
-def _what(op: Operator, way: Way, tokens: int | None) -> str:
+def _description(op: Operator, plan: Plan, tokens: int | None) -> str:
     what = f"{tokens} blocks of {op.shape[0]} x {op.shape[1] // tokens}" if tokens else f"{op.shape[0]} x {op.shape[1]}"
-    return f"SVD of {what}, {'forming J' if way.form else 'by products'}"
+    return f"SVD of {what}, {'forming J' if plan.form else 'by products'}"
 
 
-def _too_large(way: Way, room: float) -> TooLarge:
+def _too_large(plan: Plan, room: float) -> TooLarge:
     return TooLarge(
-        "An SVD must fit in the memory that it may use", f"{bytes_in_words(way.memory)} and {bytes_in_words(room)}",
+        "An SVD must fit in the allowed memory", f"{bytes_in_words(plan.memory)} of {bytes_in_words(room)}",
         "Use solver='auto' or 'krylov', fewer triplets, a shorter prompt, or allow more with max_memory.",
     )  # fmt: skip
 
 
-def _started(start: SVD | Sequence[SVD] | None, tokens: int | None, width: int) -> Tensor | None:
-    """Right vectors to begin from, `[n, d_in, k]`. Raises BadArgument."""
+def _start_vectors(start: SVD | Sequence[SVD] | None, tokens: int | None, width: int) -> Tensor | None:
+    """Right vectors to start from, `[n, d_in, k]`. Raises BadArgument."""
     if start is None:
         return None
     given = list(start) if isinstance(start, Sequence) else [start]
@@ -491,13 +572,13 @@ def _started(start: SVD | Sequence[SVD] | None, tokens: int | None, width: int) 
     if len(V) != (tokens or 1) or len({v.shape for v in V}) != 1 or len(V[0]) != width:
         raise BadArgument(
             "A start is an SVD of an operator of the same shape, or one for each token",
-            f"{len(V)}, of {len(V[0])} numbers", "Leave it out, or give such as svd returned.",
+            f"{len(V)}, of {len(V[0])} elements", "Leave it out, or give what svd returned for that shape.",
         )  # fmt: skip
     return torch.stack(V)
 
 
-def _signed(found: list[Found], y: Tensor, solver: str, dtype: torch.dtype) -> list[SVD]:
-    """Signs such that y·u >= 0; where it is 0, such that the largest entry of u is positive."""
+def _signed(found: list[Triplets], y: Tensor, solver: str, dtype: torch.dtype) -> list[SVD]:
+    """SVDs with signs such that y·u >= 0; where y·u = 0, the largest element of u is positive."""
     made = []
     for f in found:
         along = y.to(f.U) @ f.U

@@ -1,8 +1,8 @@
-"""An operator: the affine map y = Σ_t J_t x_t + b between two points of a network, blocked by token.
+"""An operator: the affine map y = Σ_t J_t x_t + b between two activations of a network, blocked by token.
 
-J is known by its products, J v and Jᵀ u, and is formed only on request. Both come from the graph of one replay
-of the held network: Jᵀ u is its backward pass, and J v is the backward pass of u ↦ Jᵀ u, which is linear in u. This
-file is torch only and knows nothing of language models.
+J is known by its products, J v and Jᵀ u, and is formed only on request. Both products come from the autograd graph of
+one replay of the frozen network: Jᵀ u is its backward pass, and J v is the backward pass of u ↦ Jᵀ u, which is linear
+in u. This file uses torch alone and does not know language models.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from torch import Tensor
 
 from secant.errors import BadArgument, DamagedFile, ReplayMismatch, checked, integer
 from secant.foreign import explained
-from secant.memory import allowance, in_parts
+from secant.memory import allowance, in_batches
 from secant.numeric import relative, wide
 from secant.results.paths import check_file, path_of, replacing, write_tensors
 from secant.results.result import Viewed
 from secant.results.view import Tokens, View
 
 CHUNK = 256
-"""Most vectors that one batched pass takes."""
+"""The largest batch size of one pass."""
 
-ALIVE = 3
-"""Tensors of the size of the largest that a pass keeps at once, for each vector."""
+TENSORS_PER_VECTOR = 3
+"""How many tensors of the size of the largest a pass keeps at once for each vector."""
 
-PASS = 2**30
-"""Most bytes that a pass makes, however much there is: more vectors at once gain nothing."""
+PASS_BYTES = 2**30
+"""The most bytes that a pass allocates, however much memory there is: larger batches are not faster."""
 
 
 @runtime_checkable
 class Products(Protocol):
-    """A matrix known by its products with many vectors at once."""
+    """A matrix known by its products with many vectors."""
 
     def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
         """J v"""
@@ -54,10 +54,14 @@ class Products(Protocol):
 
 @dataclass(frozen=True)
 class Graph:
-    """Products with the Jacobian of `y` by `x`, from the autograd graph that joins them; y is affine in x.
+    """Products with the Jacobian of `y` by `x`, from the autograd graph that connects them; y is affine in x.
 
-    `largest`: numbers in the largest tensor that a pass makes of each vector; `weights`: how many it is multiplied
-    with. As many vectors go through at once as there is memory for.
+    Attributes:
+        x: The input, a leaf of the graph.
+        y: The output.
+        largest: Elements in the largest tensor that a pass makes of each vector.
+        weights: Elements of all weights that each vector is multiplied by.
+
     """
 
     x: Tensor
@@ -68,17 +72,17 @@ class Graph:
     def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
         """J v, as the derivative of u ↦ Jᵀ u, which is linear."""
         u, gradient = self._twice
-        return in_parts(lambda columns: _pulled(gradient, u, columns), v, self.at_once)
+        return in_batches(lambda columns: _pulled(gradient, u, columns), v, self.batch_size)
 
     def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
         """Jᵀ u"""
-        return in_parts(lambda columns: _pulled(self.y, self.x, columns), u, self.at_once)
+        return in_batches(lambda columns: _pulled(self.y, self.x, columns), u, self.batch_size)
 
     @property
-    def at_once(self) -> int:
-        """How many vectors go through together."""
-        each = ALIVE * max(self.largest, self.x.numel(), self.y.numel()) * self.x.element_size()
-        return max(1, min(CHUNK, int(min(PASS, allowance(self.x.device) / 2) // each)))
+    def batch_size(self) -> int:
+        """How many vectors fit into one pass."""
+        each = TENSORS_PER_VECTOR * max(self.largest, self.x.numel(), self.y.numel()) * self.x.element_size()
+        return max(1, min(CHUNK, int(min(PASS_BYTES, allowance(self.x.device) / 2) // each)))
 
     @cached_property
     def _twice(self) -> tuple[Tensor, Tensor]:
@@ -89,12 +93,12 @@ class Graph:
 
     def __reduce__(self) -> Any:
         raise BadArgument(
-            "An operator is copied with its J", "one that knows J only by a graph", "Use op.solidified(), or op.save()."
+            "An operator is copied with its J", "one whose J is not formed", "Use op.solidified(), or op.save()."
         )
 
 
 def _pulled(y: Tensor, x: Tensor, cotangents: Tensor) -> Tensor:
-    """The derivative of y by x applied to each column of cotangents, in one batched backward pass."""
+    """The derivative of y by x times each column of cotangents, in one batched backward pass."""
 
     def pull(u: Tensor) -> Tensor:
         return torch.autograd.grad(y, x, u.reshape(y.shape), retain_graph=True)[0].reshape(-1)
@@ -105,12 +109,14 @@ def _pulled(y: Tensor, x: Tensor, cotangents: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             if cotangents.shape[1] == 1:
                 return pull(cotangents[:, 0])[:, None]
-            return torch.func.vmap(pull)(cotangents.T.contiguous()).T  # a batch in front folds into one product
+            return torch.func.vmap(pull)(
+                cotangents.T.contiguous()
+            ).T  # a leading batch dimension folds into one product
     except RuntimeError as error:
         if "inplace operation" not in str(error):
             raise
         raise ReplayMismatch(
-            "An operator's products run through the weights as they were frozen",
+            "An operator's products require the weights of the frozen pass",
             "weights that were changed in place since",
             "Freeze the prompt again.",
         ) from error
@@ -118,7 +124,7 @@ def _pulled(y: Tensor, x: Tensor, cotangents: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Products with a matrix that is there."""
+    """Products with a matrix in memory."""
 
     matrix: Float[Tensor, "n_out n_in"]
 
@@ -132,8 +138,8 @@ class Matrix:
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Products with some columns of another matrix, which has `total` of them."""
+class ColumnSlice:
+    """Products with some columns of another matrix, which has `total` columns."""
 
     of: Products
     index: Int[Tensor, " n_in"]
@@ -152,7 +158,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Composed:
-    """Products with a product of matrices: the first is applied first."""
+    """Products with a product of two matrices; `first` is applied first."""
 
     first: Products
     then: Products
@@ -168,7 +174,7 @@ class Composed:
 
 @dataclass(frozen=True)
 class Summed:
-    """Products with a combination of matrices of one shape."""
+    """Products with a linear combination of matrices of one shape."""
 
     terms: tuple[tuple[float, Products], ...]
 
@@ -198,15 +204,29 @@ class Transposed:
         return self.of
 
     def __matmul__(self, u: Tensor) -> Tensor:
-        """Jᵀ u for u of `[d_out]` or `[d_out, n]`: `[T * d_in]` or `[T * d_in, n]`. Raises BadArgument."""
-        return _multiplied(self.of.products.adjoint, u, self.of.shape[0], self.of.bias, "op.T @ u takes d_out numbers")
+        """Jᵀ u, for u of shape `[d_out]` or `[d_out, n]`.
+
+        Returns:
+            A tensor of shape `[T * d_in]` or `[T * d_in, n]`.
+
+        Raises:
+            BadArgument: u has another shape.
+
+        """
+        return _multiplied(self.of.products.adjoint, u, self.of.shape[0], self.of.bias, "op.T @ u takes d_out elements")
 
 
 @dataclass(frozen=True, eq=False)
 class Operator(Viewed):
-    """The affine map output = Σ_t J_t input_t + bias, d_out numbers from T tokens of d_in numbers each.
+    """The affine map output = Σ_t J_t input_t + bias, from T tokens of d_in elements each to d_out elements.
 
-    `about` says where it is from: points, position, convention, dtype, model, tokens.
+    Attributes:
+        products: J, known by its products.
+        input: The value of the source at the prompt, a row for each token.
+        output: The value of the target at the prompt.
+        bias: b, computed by itself and not as output - J input.
+        about: Where it is from: source, target, position, convention, dtype, model, tokens.
+
     """
 
     products: Products = field(repr=False)
@@ -221,11 +241,17 @@ class Operator(Viewed):
         input: Float[Tensor, "T d_in"],
         bias: Float[Tensor, " d_out"] | None = None,
     ) -> Operator:
-        """An operator whose J is there; its output is J input + bias, without a bias unless one is given.
+        """An operator from a matrix in memory; its output is J input + bias.
+
+        Args:
+            J: The matrix, blocked by token.
+            input: The input, a row for each token.
+            bias: b; zero by default.
 
         >>> op = Operator.from_dense(torch.tensor([[[1.0, 2.0], [0.0, 1.0]]]), input=torch.ones(2, 2))
         >>> op.shape, op.output, op.block(1).dense()
         ((1, 4), tensor([4.]), tensor([[[0., 1.]]]))
+
         """
         b = torch.zeros_like(J[:, 0, 0]) if bias is None else bias
         matrix = J.flatten(1)
@@ -246,35 +272,43 @@ class Operator(Viewed):
     @overload
     def __matmul__(self, v: Tensor) -> Tensor: ...
     def __matmul__(self, v: Tensor | Operator) -> Tensor | Operator:
-        """J v for v of `[T * d_in]`, `[T * d_in, n]` or `[T, d_in]`: `[d_out]` or `[d_out, n]`.
+        """J v, or the composition with another operator.
 
-        Of another operator: the composition, which applies that one first; its constant goes through this one.
-        Raises BadArgument where the shapes do not meet.
+        Args:
+            v: A tensor of shape `[T * d_in]`, `[T * d_in, n]` or `[T, d_in]`, or an operator, which is applied first.
+                The bias of a composition is that of this operator plus J times that of the first.
+
+        Returns:
+            A tensor of shape `[d_out]` or `[d_out, n]`, or an operator.
+
+        Raises:
+            BadArgument: The shapes do not match, or the first operator does not end where this one begins.
+
         """
         if isinstance(v, Operator):
             return self._after(v)
         if isinstance(v, Tensor) and v.shape == self.input.shape and v.shape[0] != self.shape[1]:
             v = v.reshape(-1)
-        return _multiplied(self.products.forward, v, self.shape[1], self.bias, "op @ v takes T * d_in numbers")
+        return _multiplied(self.products.forward, v, self.shape[1], self.bias, "op @ v takes T * d_in elements")
 
     def _after(self, first: Operator) -> Operator:
-        """The composition: this operator of what the first one gives."""
+        """The composition: this operator applied to the output of the first."""
         if self.shape[1] != first.shape[0]:
             raise BadArgument(
-                f"A composition's second operator takes what its first one gives, {first.shape[0]} numbers",
-                f"one that takes {self.shape[1]}", "Choose points that follow each other.",
+                f"The second operator of a composition takes the {first.shape[0]} elements that the first one returns",
+                f"one that takes {self.shape[1]}", "Choose a source and a target that meet.",
             )  # fmt: skip
         if not self._same(first.output, self.input):
             raise BadArgument(
-                "A composition's second operator begins where its first one ends", "two values of one shape",
-                "Give the first one at all positions (position=None), to the second one's source, of the same run.",
+                "The second operator of a composition begins where the first one ends", "two different values",
+                "Take the first one at all positions (position=None), to the source of the second, from the same run.",
             )  # fmt: skip
         products = Composed(first.products, self.products)
         bias = self.products.forward(first.bias.to(self.bias)[:, None])[:, 0] + self.bias
         return Operator(products, first.input, self.output, bias, {"first": first.about, "then": self.about})
 
     def __add__(self, other: Operator) -> Operator:
-        """The sum of two operators on the same input: of their J, their constants and their outputs."""
+        """The sum of two operators on the same input: of J, bias and output."""
         return self._combined(1.0, other, 1.0)
 
     def __radd__(self, other: int) -> Operator:
@@ -282,11 +316,11 @@ class Operator(Viewed):
         return self if other == 0 else NotImplemented
 
     def __sub__(self, other: Operator) -> Operator:
-        """The difference of two operators on the same input."""
+        """The difference of two operators on the same input: of J, bias and output."""
         return self._combined(1.0, other, -1.0)
 
     def __mul__(self, factor: int | float) -> Operator:
-        """A multiple: of J, of the constant and of the output."""
+        """A multiple of the operator: of J, bias and output."""
         if isinstance(factor, bool) or not isinstance(factor, int | float):
             return NotImplemented
         return self._combined(float(factor), self, 0.0)
@@ -302,10 +336,10 @@ class Operator(Viewed):
         if not isinstance(other, Operator):
             return NotImplemented
         if self.shape != other.shape or not self._same(self.input, other.input):
-            got = f"{self.shape} and {other.shape}" if self.shape != other.shape else "two inputs of one shape"
+            got = f"{self.shape} and {other.shape}" if self.shape != other.shape else "two different inputs"
             raise BadArgument(
-                "Operators that are added have one shape and one input", got,
-                "Choose points of one width, from one source of one run.",
+                "Operators that are added have the same shape and the same input", got,
+                "Choose targets of the same width, and the same source of the same run.",
             )  # fmt: skip
         terms = tuple((factor, op) for factor, op in ((one, self), (another, other)) if factor)
         return Operator(
@@ -317,18 +351,18 @@ class Operator(Viewed):
         )
 
     def _same(self, one: Tensor, other: Tensor) -> bool:
-        """Whether two values are those of one point, to rounding."""
+        """Whether two tensors are the same activation, to rounding."""
         eps = torch.finfo(self.bias.dtype).eps
         return one.numel() == other.numel() and relative(one.flatten(), other.flatten()) <= min(0.1, 1e3 * eps)
 
     def __repr__(self) -> str:
-        """Where it is from and to, and its shape."""
+        """Source, target and shape."""
         a = self.about
         where = f"{a['source']} to {a['target']}, position {a['position']}, " if "source" in a else ""
         return f"Operator({where}{self.shape[0]} x {self.input.shape[0]} * {self.input.shape[1]}, {self.bias.dtype})"
 
     def view(self) -> View:
-        """From where to where it is, its shape, and what it is of."""
+        """Source, target, shape, and the prompt it belongs to."""
         a, (d_out, n) = self.about, self.shape
         T, d_in = self.input.shape
         facts: dict[str, Any] = {"shape": f"{d_out} x ({T} * {d_in}): output = J input + bias"}
@@ -341,7 +375,7 @@ class Operator(Viewed):
 
     @cached_property
     def reconstruction(self) -> float:
-        """‖J input + bias - output‖ / ‖output‖: how far the operator is from giving what the model itself has there."""
+        """The relative error ‖J input + bias - output‖ / ‖output‖ against the model's own activation."""
         return relative(self.rebuilt, self.output)
 
     @cached_property
@@ -351,14 +385,20 @@ class Operator(Viewed):
 
     @property
     def chunk(self) -> int:
-        """Rows of J that are computed at once, where nothing else is asked for."""
+        """How many rows of J are computed at once by default."""
         return max(8, min(CHUNK, 2**21 // self.shape[1]))
 
     @checked
     def dense(
         self, chunk: int | None = None, progress: Callable[[int, int], None] | None = None
     ) -> Float[Tensor, "d_out T d_in"]:
-        """J in full, computed `chunk` rows at a time; `progress(rows done, rows)` is called after each chunk."""
+        """J in full.
+
+        Args:
+            chunk: Rows computed at once; by default `op.chunk`.
+            progress: Called as `progress(rows done, rows)` after each chunk.
+
+        """
         if chunk is not None:
             chunk = min(integer(chunk, 1, 10**9, "A chunk has at least one row", "chunk = "), len(self.bias))
         if isinstance(self.products, Matrix):
@@ -371,7 +411,7 @@ class Operator(Viewed):
         return J.reshape(len(J), *self.input.shape)
 
     def rows(self, chunk: int) -> Iterator[tuple[int, Float[Tensor, "rows n_in"]]]:
-        """J some rows at a time, with the number of the first; none of them is kept."""
+        """J some rows at a time, each with the index of its first row; none is kept."""
         rows = self.shape[0]
         if isinstance(self.products, Matrix):
             yield from ((start, self.products.matrix[start : start + chunk]) for start in range(0, rows, chunk))
@@ -385,21 +425,34 @@ class Operator(Viewed):
 
     @checked
     def block(self, t: int) -> Operator:
-        """J_t, the part that token t plays: an operator of shape (d_out, d_in), without a bias. Raises BadArgument."""
+        """J_t, the block of token t, as an operator of shape (d_out, d_in) without a bias.
+
+        Args:
+            t: The token, from 0, or from -1 backwards.
+
+        Raises:
+            BadArgument: The prompt has no such token.
+
+        """
         T, d_in = self.input.shape
         t = integer(t, -T, T - 1, f"A block is one of the {T} tokens", "t = ")
-        columns = Columns(self.products, torch.arange(d_in, device=self.bias.device) + t % T * d_in, T * d_in)
+        columns = ColumnSlice(self.products, torch.arange(d_in, device=self.bias.device) + t % T * d_in, T * d_in)
         own = self.input[t % T]
         output = columns.forward(own[:, None])[:, 0]
         return Operator(columns, own[None], output, torch.zeros_like(self.bias), {**self.about, "token": t % T})
 
     @checked
     def solidified(self, progress: Callable[[int, int], None] | None = None) -> Operator:
-        """The same operator with J in memory; `progress` as in `dense`."""
+        """The same operator with J in memory.
+
+        Args:
+            progress: Called as in `dense`.
+
+        """
         return replace(self, products=Matrix(self.dense(progress=progress).reshape(self.shape)))
 
     def to_scipy(self) -> LinearOperator:
-        """As a scipy.sparse.linalg.LinearOperator on numpy arrays, for scipy's solvers."""
+        """The operator as a scipy.sparse.linalg.LinearOperator on numpy arrays."""
         known = torch.promote_types(self.bias.dtype, torch.float32)  # numpy has no bfloat16
 
         def wrap(product: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
@@ -415,7 +468,16 @@ class Operator(Viewed):
         return LinearOperator(self.shape, matvec=forward, rmatvec=adjoint, matmat=forward, rmatmat=adjoint, dtype=dtype)
 
     def save(self, path: str | Path) -> None:
-        """Write J, input, output, bias and where they are from to one safetensors file. Raises OutputFailed."""
+        """Write J, input, output, bias and `about` to one safetensors file.
+
+        Args:
+            path: The file.
+
+        Raises:
+            BadArgument: The path is not a path.
+            OutputFailed: The file cannot be written.
+
+        """
         check_file(path)  # before J is formed
         tensors = {"J": self.dense(), "input": self.input, "output": self.output, "bias": self.bias}
         with replacing(path) as new:
@@ -423,7 +485,15 @@ class Operator(Viewed):
 
     @staticmethod
     def load(path: str | Path) -> Operator:
-        """Read what `save` wrote. Raises DamagedFile."""
+        """An operator read from a file that `save` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            DamagedFile: The file is not one that `save` wrote, or is truncated.
+
+        """
         rule, todo = "An operator is a safetensors file that Operator.save wrote", "Save it again."
         with explained(DamagedFile, rule, todo, str(path)):
             with safe_open(path_of(path, rule), framework="pt") as file:
@@ -432,15 +502,15 @@ class Operator(Viewed):
             rows, *columns = t["J"].shape
             shapes = {"input": tuple(columns), "output": (rows,), "bias": (rows,)}
         if wrong := [name for name, shape in shapes.items() if tuple(t[name].shape) != shape]:
-            raise DamagedFile(rule, f"{path}, whose {wrong[0]} is of another shape than J", todo)
+            raise DamagedFile(rule, f"{path}, whose {wrong[0]} does not have the shape of its J", todo)
         return Operator(Matrix(t["J"].flatten(1)), t["input"], t["output"], t["bias"], about)
 
 
 def _multiplied(product: Callable[[Tensor], Tensor], v: Tensor, size: int, like: Tensor, rule: str) -> Tensor:
-    """The product with one vector or many; numbers in another dtype or on another device are moved."""
+    """The product with one vector or many, which are moved to the operator's dtype and device first."""
     if not isinstance(v, Tensor) or v.ndim not in (1, 2) or v.shape[0] != size:
         got = f"shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
-        todo = "Reshape it, or give many as columns." if isinstance(v, Tensor) else "Convert it with torch.as_tensor."
+        todo = "Reshape it, with several vectors as columns." if isinstance(v, Tensor) else "Use torch.as_tensor."
         raise BadArgument(f"{rule} ({size}) in a torch tensor", got, todo)
     if v.is_complex():
         raise BadArgument("Operators are real", "complex numbers", "Apply it to the real and imaginary parts.")

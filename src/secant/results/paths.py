@@ -1,4 +1,4 @@
-"""Reading lists, and writing results so that nothing half-written is ever left behind."""
+"""Paths from users, text files from users, and writing that leaves nothing half-written behind."""
 
 from __future__ import annotations
 
@@ -20,14 +20,23 @@ from secant.signals import deferred
 if TYPE_CHECKING:
     from torch import Tensor
 
-HALF = ".secant-half-written-"
-"""How the names of temporary folders begin. What is in one was not finished, and nobody else's begins so."""
+HALF_WRITTEN = ".secant-half-written-"
+"""Prefix of temporary folders: what is in one was not finished. No other program uses it."""
 
 PATH = "A path is a str or a pathlib.Path"
 
 
 def path_of(value: Any, rule: str = PATH) -> Path:
-    """A path that was given from outside; one that begins with ~ is in the home folder. Raises BadArgument."""
+    """The path that a user gave; ~ is the home folder.
+
+    Args:
+        value: A str or a path.
+        rule: What it should be, for the message.
+
+    Raises:
+        BadArgument: It is not a path.
+
+    """
     todo = "Give the path of a file or folder, such as 'results'."
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str):
@@ -42,7 +51,16 @@ def path_of(value: Any, rule: str = PATH) -> Path:
 
 
 def paths_of(values: Any, rule: str) -> list[Path]:
-    """One path that was given from outside, or several. Raises BadArgument where there are none, or other things."""
+    """The paths that a user gave, one or several.
+
+    Args:
+        values: A path, or several.
+        rule: What they should be, for the message.
+
+    Raises:
+        BadArgument: One is not a path, or there are none.
+
+    """
     if isinstance(values, str | bytes | os.PathLike) or not isinstance(values, Iterable):
         values = [values]
     if found := [path_of(value, rule) for value in values]:
@@ -51,9 +69,16 @@ def paths_of(values: Any, rule: str) -> list[Path]:
 
 
 def check(folder: str | Path, *files: str) -> None:
-    """Raise what writing such files to a folder would raise, before there is anything to write.
+    """Raise what writing files to a folder would raise, before there is anything to write.
 
-    Raises BadArgument where it is no path, OutputFailed where the folder, or a file of it, could not be written.
+    Args:
+        folder: The folder.
+        files: The names of the files.
+
+    Raises:
+        BadArgument: The folder is not a path.
+        OutputFailed: The folder, or a file in it, could not be written.
+
     """
     path = _real(folder)
     with failing(path):
@@ -62,14 +87,23 @@ def check(folder: str | Path, *files: str) -> None:
             raise NotADirectoryError(20, "Not a directory")
         if any(len(os.fsencode(part)) > _longest(there) for part in path.parts):
             raise OSError(36, "File name too long")
-        Path(tempfile.mkdtemp(prefix=HALF, dir=there)).rmdir()
+        Path(tempfile.mkdtemp(prefix=HALF_WRITTEN, dir=there)).rmdir()
         for name in files if there == path else ():
             if (path / name).is_dir() and not (path / name).is_symlink():
                 raise IsADirectoryError(21, f"a folder {name}, which is in the way of a file")
 
 
 def check_file(path: str | Path) -> None:
-    """Raise what writing a file would raise, before there is anything to write: BadArgument and OutputFailed."""
+    """Raise what writing a file would raise, before there is anything to write.
+
+    Args:
+        path: The file.
+
+    Raises:
+        BadArgument: It is not a path.
+        OutputFailed: It could not be written.
+
+    """
     place = _real(path)
     with failing(place):
         _is_file_or_none(place)
@@ -77,10 +111,16 @@ def check_file(path: str | Path) -> None:
 
 
 def text(path: str | Path, rule: str) -> str:
-    """A file's text in UTF-8, or that of standard input for "-".
+    """The text of a UTF-8 file, or of standard input for "-".
 
-    `rule` says what it should be, for errors. Raises BadArgument where there is no such file, DamagedFile where it is
-    no such text.
+    Args:
+        path: The file.
+        rule: What it should be, for the message.
+
+    Raises:
+        BadArgument: The file cannot be read.
+        DamagedFile: It is not text in UTF-8.
+
     """
     where = named(path)
     try:
@@ -97,14 +137,21 @@ def text(path: str | Path, rule: str) -> str:
 
 
 def named(path: str | Path) -> str:
-    """A file's name for errors."""
+    """A file's name, for messages."""
     return "standard input" if str(path) == "-" else str(path)
 
 
 def lines(path: str | Path, what: str) -> list[str]:
-    """The lines of a text file in UTF-8, or of standard input for "-", without those that are blank.
+    """The lines of a UTF-8 file, or of standard input for "-", without blank ones.
 
-    `what` they are, for errors. Raises BadArgument where there is no such file, DamagedFile where it is no such text.
+    Args:
+        path: The file.
+        what: What the lines are, for the message.
+
+    Raises:
+        BadArgument: The file cannot be read.
+        DamagedFile: It is not text in UTF-8, or empty.
+
     """
     rule = f"{what} are the lines of a text file"
     found = [line for line in text(path, rule).replace("\r\n", "\n").split("\n") if line.strip()]
@@ -114,34 +161,51 @@ def lines(path: str | Path, what: str) -> list[str]:
 
 
 def write_text(path: Path, said: str) -> None:
-    r"""Write a text in UTF-8. Half a character, as in a file's name that is no text, is written as \udc80."""
+    r"""Write a text in UTF-8. Half a character, as in a file name that is not text, is written as \udc80."""
     path.write_bytes(said.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, tree: Any) -> None:
-    """Write a tree as JSON in UTF-8, which takes half a character as its escape too."""
+    """Write a tree as JSON in UTF-8. Half a character is written as its escape."""
     write_text(path, json.dumps(tree, indent=1, ensure_ascii=False))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Write tensors, from whatever device, as safetensors. Raises OutputFailed: the library's errors are its own."""
+    """Write tensors on any device as safetensors.
+
+    Args:
+        path: The file.
+        tensors: The tensors by name.
+        about: Metadata.
+
+    Raises:
+        OutputFailed: safetensors fails, with errors of its own.
+
+    """
     from safetensors.torch import save_file
 
     from secant.foreign import explained
 
-    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with explained(OutputFailed, f"Results are written to {path.name}", MEND, "an error of safetensors"):
-        save_file(held, path, dict(about))
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with explained(OutputFailed, f"Results are written to {path.name}", TRY_ELSEWHERE, "an error of safetensors"):
+        save_file(copies, path, dict(about))
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path to write a file to, or make a folder at; it takes the place of `path` when the block ends well.
+    """A temporary path to write a file to, or make a folder at; it replaces `path` when the block succeeds.
 
-    An existing file is replaced. An existing folder is only replaced by a folder, file by file: others in it stay. What
-    is being written lies in the folder itself where there is one, else beside it: on the same device. Links are
-    followed. Raises OutputFailed where the system refuses, and BadArgument where it is no path; whatever was written by
-    then is removed, with the folders that were made for it.
+    A file is replaced. A folder is only replaced by a folder, file by file, and its other files stay. The temporary
+    path is in the folder itself if that exists, and next to it otherwise, so that both are on one device. Links are
+    followed. If the block fails, what it has written is removed, with the folders that were made for it.
+
+    Args:
+        path: The file or folder to write.
+
+    Raises:
+        BadArgument: It is not a path.
+        OutputFailed: The system refuses.
+
     """
     path = _real(path)
     folder = path if os.path.isdir(path) else path.parent
@@ -149,10 +213,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         place: Path | None = None
         try:
             with deferred():
-                place = Path(tempfile.mkdtemp(prefix=HALF, dir=folder))
+                place = Path(tempfile.mkdtemp(prefix=HALF_WRITTEN, dir=folder))
             new = place / (path.name or "new")
             yield new
-            _open(new, place)
+            _allow_reading(new, place)
             with deferred():
                 _move(new, path)
         finally:
@@ -163,9 +227,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def making(folder: Path) -> Iterator[None]:
-    """A folder that is there in the block. It is made with those that it is in, and those that were made and are empty
-    when the block ends are removed. Raises OSError.
-    """
+    """Make a folder and its parents; those that are empty when the block ends are removed again. Raises OSError."""
     made: list[Path] = []
     try:
         for each in reversed([p for p in (folder, *folder.parents) if not p.exists()]):
@@ -180,13 +242,17 @@ def making(folder: Path) -> Iterator[None]:
 
 
 def clear(folder: Path) -> None:
-    """Remove what a run of secant that was killed left half-written in a folder, and nothing else."""
-    for left in folder.glob(f"{HALF}*"):
-        if re.fullmatch(r"[a-z0-9_]{8}", left.name.removeprefix(HALF)) and left.is_dir() and not left.is_symlink():
+    """Remove what a killed run of secant left half-written in a folder, and nothing else."""
+    for left in folder.glob(f"{HALF_WRITTEN}*"):
+        if (
+            re.fullmatch(r"[a-z0-9_]{8}", left.name.removeprefix(HALF_WRITTEN))
+            and left.is_dir()
+            and not left.is_symlink()
+        ):
             shutil.rmtree(left, ignore_errors=True)
 
 
-MEND = "Choose another place, or make room and rights there."
+TRY_ELSEWHERE = "Choose another place, or make room and rights there."
 
 
 @contextmanager
@@ -195,11 +261,13 @@ def failing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputFailed(f"Results are written to {path}", error.strerror or str(error), MEND) from error
+        raise OutputFailed(f"Results are written to {path}", error.strerror or str(error), TRY_ELSEWHERE) from error
 
 
 def _real(path: Any) -> Path:
-    """Where a path leads, through links. Raises BadArgument where it is none, or one that libraries can't write to."""
+    """Where a path leads through links. Raises BadArgument where it is not a path, or one that libraries cannot write
+    to.
+    """
     place = os.path.realpath(path_of(path, "Results are written to a path"))
     if place.encode("utf-8", "ignore").decode() != place:
         raise BadArgument("Results are written to a path in UTF-8", f"{place!r}", "Give it another name.")
@@ -207,12 +275,12 @@ def _real(path: Any) -> Path:
 
 
 def _longest(folder: Path) -> int:
-    """How many bytes a name in a folder may have."""
+    """The most bytes in the name of a file in a folder."""
     return os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is anything. Raises OSError where that can't be said, as of a name that is too long."""
+    """Whether anything exists at a path. Raises OSError where that is unknown, as for a name that is too long."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -221,14 +289,14 @@ def _is_there(path: Path) -> bool:
 
 
 def _is_file_or_none(path: Path) -> None:
-    """Raises OSError where what is there is no plain file, such as a folder or a device, which stays what it is."""
+    """Raises OSError where a path is a folder, a device or another special file, which must stay."""
     if _is_there(path) and not stat.S_ISREG(path.lstat().st_mode):
         folder = path.is_dir()
         raise IsADirectoryError(21, "Is a directory") if folder else OSError(22, "a device, or no plain file")
 
 
-def _open(new: Path, place: Path) -> None:
-    """Give files the rights that new files have here; some libraries write them for their owner alone."""
+def _allow_reading(new: Path, place: Path) -> None:
+    """Give files the rights of new files here; some libraries make them readable for their owner alone."""
     probe = place / ".rights"
     probe.touch(0o666)
     rights = stat.S_IMODE(probe.stat().st_mode)
@@ -238,7 +306,7 @@ def _open(new: Path, place: Path) -> None:
 
 
 def _move(new: Path, path: Path) -> None:
-    """Put a file, or a folder's files, in their places: all of them, or none where one of them can't be."""
+    """Put a file, or a folder's files, in place: all of them, or none if one is blocked."""
     if not new.is_dir():
         _is_file_or_none(path)
         os.replace(new, path)

@@ -1,12 +1,12 @@
-"""Operators as steering: what one prompt's operator makes of another text, put into the model's own stream.
+"""Steering with operators: one prompt's operator, applied to a different text, changes the model's residual stream.
 
-J is the operator of a concept, from its embeddings to the stream after a layer at its last position: [d, T, n]. Of
-another text with embeddings x it makes a_i = Σ_{k<=i} J[:, k mod T] x_k at position i, and the stream h_i after that
-layer becomes, with a strength s:
+J is the operator of a concept, from its embeddings to the residual stream after a layer at its last position:
+[d, T, n]. For a text with embeddings x, it gives a_i = Σ_{k<=i} J[:, k mod T] x_k at position i. With a strength s, the
+residual stream h_i after that layer becomes
 
 1. mixture: (1 - s) h_i + s a_i (J. Golden, TMLR 2025, arXiv 2505.24293, equation 16, whose λ is 1 - s);
 2. additive: h_i + s ‖h_i‖ / (2 ‖a_i‖) a_i (what the paper's code computes), at the layer that J maps to;
-3. activation: h_i + s ‖h_i‖ / (2 ‖c‖) c, with the concept's own stream c there: activation addition, a baseline.
+3. activation: h_i + s ‖h_i‖ / (2 ‖c‖) c, with the concept's own activation c there: activation addition, a baseline.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from secant.errors import BadArgument, NoPoint, checked, integer, number, one_of
 from secant.linearize.readout import batchable
 from secant.linearize.run import Run, freeze
-from secant.model.hooks import answering
+from secant.model.hooks import replacing_outputs
 from secant.model.lm import LM, Prompt
 from secant.numeric import mapped, tensors
 from secant.results.schema import Column
@@ -48,8 +48,15 @@ def added(h: Float[Tensor, "*rows d"], a: Float[Tensor, "*#rows d"], strength: f
 
 @dataclass(frozen=True)
 class Form:
-    """A way to steer: how the stream and a direction are combined, whether the direction is the operator's a (or the
-    concept's own stream), the bounds of its strength, and strengths to try.
+    """A form of steering.
+
+    Attributes:
+        combined: Combines the residual stream and a direction with a strength.
+        of_operator: Whether the direction is the operator's a; else it is the concept's own activation.
+        least: The smallest strength.
+        most: The largest strength.
+        grid: Strengths to try.
+
     """
 
     combined: Callable[[Tensor, Tensor, float], Tensor]
@@ -64,7 +71,7 @@ FORMS = {
     "additive": Form(added, True, -math.inf, math.inf, (0.5, 1.0, 1.25, 1.5, 2.0, 3.0)),
     "activation": Form(added, False, -math.inf, math.inf, (0.5, 1.0, 1.25, 1.5, 2.0, 3.0)),
 }
-"""Each form by its name."""
+"""Every form by name."""
 
 PLAIN = "unsteered"
 """The form of what was generated without steering."""
@@ -76,7 +83,13 @@ STRENGTH = Column("strength", float, "strength of steering; 0 leaves the model a
 
 @dataclass(frozen=True, eq=False)
 class Aim:
-    """A concept at a layer: what steers the stream after it."""
+    """A concept at a layer, whose residual stream it steers.
+
+    Attributes:
+        run: The run of the concept.
+        layer: The layer, from 0.
+
+    """
 
     run: Run
     layer: int
@@ -88,12 +101,12 @@ class Aim:
 
     @property
     def stream(self) -> Float[Tensor, " d"]:
-        """The concept's own stream after the layer at its last position."""
+        """The concept's own residual stream after the layer, at its last position."""
         return self.run.inside.values[f"layers.{self.layer}"][-1]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the stream as the model has it, behind batch and tokens."""
+        """The shape of the model's residual stream behind the batch and token axes."""
         return tuple(self.run.tape.steps[self.run.inside.layers[self.layer].output.step].shape[2:])
 
 
@@ -104,38 +117,50 @@ _STEERED: ContextVar[tuple[nn.Module, ...]] = ContextVar("models that are being 
 def steer(
     lm: LM, concept: Prompt | Run, *, layer: SupportsIndex, strength: SupportsFloat, form: str = "mixture"
 ) -> AbstractContextManager[None]:
-    """Steer a model towards a concept while the block runs, in this thread: its calls, and its `generate`.
+    """Steer a model towards a concept while the block runs, in this thread: its calls and its `generate`.
 
-    `concept`: a prompt or its Run. `layer`: from 0; the stream after it is replaced. `form`: mixture (a strength from 0
-    to 1), additive or activation (any strength). At strength 0 the model is as it was, bit for bit, and after the block
-    too. Caches, batches padded on the left and beam search are followed; a pass that goes on from a cache that was
-    filled otherwise, or cut since as assisted decoding does, is refused. Blocks may be nested: each takes the stream
-    that the outer ones have left.
+    At strength 0, and after the block, the model is unchanged bit for bit. Caches, left-padded batches and beam search
+    are followed. A pass is refused if it resumes from a cache that was filled otherwise, or was cropped since, as
+    assisted decoding does. Blocks may be nested: each steers what the outer ones return.
 
-    Raises BadArgument, NoPoint where the model has no layers, and what `freeze` raises.
+    Args:
+        lm: The model.
+        concept: A prompt, or its Run.
+        layer: The layer, from 0, whose residual stream is replaced.
+        strength: How strongly: from 0 to 1 for mixture, any number for the other forms.
+        form: mixture, additive or activation.
+
+    Raises:
+        BadArgument: An argument is not valid.
+        NoPoint: The model's layers were not found.
+        SecantError: What `freeze` raises, if the concept is a prompt.
+
     """
     strength = strength_of(form, strength)
     return steered(lm, aimed(concept_of(lm, concept), layer), form, strength)
 
 
 def strength_of(form: str, strength: SupportsFloat) -> float:
-    """A strength that a form takes. Raises BadArgument."""
+    """A strength that is valid for a form. Raises BadArgument."""
     of = FORMS[one_of(form, list(FORMS), "A form")]
     bounds = "a finite number" if math.isinf(of.most) else f"from {of.least:g} to {of.most:g}"
-    return number(strength, of.least, of.most, f"The strength of a {form} is {bounds}", todo="Choose another.")
+    return number(strength, of.least, of.most, f"The strength of a {form} is {bounds}", todo="Choose one of these.")
 
 
 def concept_of(lm: LM, concept: Prompt | Run) -> Run:
-    """The run of a concept. Raises BadArgument where it is another model's."""
+    """The run of a concept. Raises BadArgument where it belongs to a different model."""
     lm.ready()
     if isinstance(concept, Run):
         if concept.lm.model is not lm.model:
-            raise BadArgument("A concept is a run of the model that it steers", concept.lm.name, "Freeze it with this.")
+            raise BadArgument(
+                "A concept must be a run of the model that it steers", f"one of {concept.lm.name}",
+                "Freeze it with this model.",
+            )  # fmt: skip
         return concept
     if any(model is lm.model for model in _STEERED.get()):
         raise BadArgument(
-            "A concept is frozen in the model as it is", "a prompt, while the model is steered",
-            "Freeze it before, with sc.freeze(lm, prompt), and give the run.",
+            "A concept must be frozen in the unsteered model", "a prompt, while the model is steered",
+            "Freeze it beforehand with sc.freeze(lm, prompt), and give the run.",
         )  # fmt: skip
     return freeze(lm, concept)
 
@@ -144,22 +169,26 @@ def aimed(run: Run, layer: SupportsIndex) -> Aim:
     """A concept at a layer. Raises NoPoint, BadArgument."""
     found = run.inside.layers
     if not found:
-        raise NoPoint("A network's layers are members of a module list that carries the stream", "none", "Use points.")
+        raise NoPoint(
+            "A network's layers must be in a module list that carries the residual stream",
+            "none",
+            "Use a different model.",
+        )
     last = len(found) - 1
     aim = Aim(run, integer(layer, 0, last, f"The layers of this model are 0 to {last}", "layer = "))
     site = found[aim.layer].output
     shape = run.tape.steps[site.step].shape
     if not batchable(shape, site.axis):
         raise NoPoint(
-            "A stream that is steered has a row for each text, then one for each token", f"shape {tuple(shape)}",
-            "Another model has.",
+            "The axes of a steered residual stream must begin with texts and tokens", f"shape {tuple(shape)}",
+            "Use a different model.",
         )  # fmt: skip
     return aim
 
 
 @contextmanager
 def steered(lm: LM, aim: Aim, form: str, strength: float) -> Iterator[None]:
-    """Steer with arguments that are as they should be."""
+    """Steer with arguments that have been checked."""
     if strength == 0:
         yield
         return
@@ -179,22 +208,25 @@ def steered(lm: LM, aim: Aim, form: str, strength: float) -> Iterator[None]:
                 given = of.combined(rows.to(wide), a.to(rows.device, wide), strength).to(h.dtype).view(h.shape)
                 return mapped(out, lambda t: given if t is h else t)
 
-            with answering([module], answer):
+            with replacing_outputs([module], answer):
                 yield
     finally:
         _STEERED.reset(token)
 
 
 def _stream(out: Any, shape: tuple[int, ...]) -> Tensor:
-    """The stream among what a layer gives, as it was found among what it gave at the concept."""
+    """The residual stream among a layer's outputs, recognised by its shape at the concept."""
     for tensor in tensors(out):
         if tensor.is_floating_point() and tensor.ndim == 2 + len(shape) and tensor.shape[2:] == shape:
             return tensor
-    raise BadArgument("A layer gives a stream of the same shape for every text", "another", "Report the model's type.")
+    raise BadArgument(
+        "A layer must return a residual stream of the same shape for every text", "a different one",
+        "Report the model's type.",
+    )  # fmt: skip
 
 
 def _whole(model: nn.Module, layer: nn.Module) -> nn.Module:
-    """The innermost module around the layer that generates: what every call goes through, whatever is around it."""
+    """The innermost module around the layer that can generate, which every call goes through whatever wraps it."""
     around = [
         module
         for module in model.modules()

@@ -22,7 +22,7 @@ from secant.linearize.readout import Readout, batchable
 from secant.linearize.run import BLOCK_POSITION, RECONSTRUCTION, TOKEN, Run
 from secant.memory import limited
 from secant.numeric import relative, wide
-from secant.operators.cost import Way, said
+from secant.operators.cost import Plan, announce_plan
 from secant.operators.decomposition import (
     BLOCK,
     NORMALIZED,
@@ -382,8 +382,8 @@ def _layers(
     chosen = plan(inside, method)
     rows = sum(inside.graph[name].shape[1] for i in range(count) for name in targets(inside, i))
     vectors = (chosen.vectors * ("cumulative" in spans) + rows * ("layerwise" in spans)) / count
-    way = Way(chosen.method, True, vectors / CHUNK, vectors, 0, chosen.memory)
-    said(f"All {count} layers, {chosen.method} sweep", run.operator(), way)
+    whole = Plan(chosen.method, True, vectors / CHUNK, vectors, 0, chosen.memory)
+    announce_plan(f"All {count} layers, {chosen.method} sweep", run.operator(), whole)
     reading = Reading.of(inside, position, readout is not None)
     sweep = operators(inside, position, chosen.method) if "cumulative" in spans else None
     report = progress or (lambda what, done, of: None)
