@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from families import LENGTH, model_of, prompt
-from secant.analyses.evidence import imaged
 from torch import Tensor
 
 import secant as sc
 from secant import memory as resources
+from secant.analyses.case import imaged
 from secant.errors import BadArgument, NotConverged, TooLarge
 from secant.memory import in_batches, limited
 from secant.operators import cost as costs
