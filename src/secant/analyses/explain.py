@@ -16,7 +16,6 @@ from secant.analyses.attribution import CONTRIBUTIONS, FLOW, Attribution
 from secant.analyses.case import Case
 from secant.analyses.continuation import STEPS, Steps, follow
 from secant.errors import BadArgument, checked, integer
-from secant.results.paths import check_file
 from secant.linearize.run import (
     BLOCK_POSITION,
     HIDDEN_STATE,
@@ -32,6 +31,7 @@ from secant.memory import peak, timed
 from secant.model.lm import LM, Prompt
 from secant.numeric import wide
 from secant.operators.decomposition import BLOCK, SIGMA, SPECTRUM, STABLE_RANK, SVD, VALUE, VECTOR, countable
+from secant.results.paths import check_file
 from secant.results.result import Described, Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, Style, View
