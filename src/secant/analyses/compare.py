@@ -232,8 +232,8 @@ class Comparison(Result):
         same = self.overlaps[self.overlaps["stretch"].isna()]
         pairs = [f"{self._pair(row, names)}: {_index(row['jaccard'])}" for row in same.to_dict("records")]
         notes = [
-            "exact to: ‖J x + b - y‖ / ‖y‖. σ₀ and R: largest singular value and stable rank of J, all tokens' blocks in "
-            "one. first in U₀: the first layer at which the prediction is the top token that they write, and its share "
+            "exact to: ‖J x + b - y‖ / ‖y‖. σ₀ and R: largest singular value and stable rank of J, of all tokens. "
+            " first in U₀: the first layer at which the prediction is the top token that they write, and its share "
             "of the depth; among: is one of those decoded.",
             f"Top tokens in common (Jaccard), of all tokens: {'; '.join(pairs)}.",
         ]

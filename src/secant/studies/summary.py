@@ -283,7 +283,9 @@ class Summary(Result):
             return rows
 
         counts = [own(self.runs, subject)[["prompts", "failed"]].sum() for subject in subjects]
-        lines = [["prompts", *(f"{c['prompts']}" + (f", {c['failed']} failed" if c["failed"] else "") for c in counts)]]
+        lines: list[list[str | None]] = [
+            ["prompts", *(f"{c['prompts']}" + (f", {c['failed']} failed" if c["failed"] else "") for c in counts)]
+        ]
 
         def line(label: str, rows: pd.DataFrame, percent: bool, /, **keys: Any) -> None:
             found = [own(rows, subject, category=None, **keys).to_dict("records") for subject in subjects]
