@@ -58,6 +58,53 @@ def crossed(a: sc.Attribution, close: dict[str, float]) -> None:
         assert margins[row.name, "all"] == pytest.approx(row.all_paths, **close)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gemma3_text", "olmo2", "mamba", "mixtral"])
+def test_a_logit_at_any_position(family: str) -> None:
+    """Tokens and constants are the blocks and the bias of the operator to the logit there; sums and flow hold."""
+    run = sc.freeze(model_of(family), prompt())
+    for position in range(-1, LENGTH):
+        a = sc.attribute(run, position=position, flow=position in (0, 3))
+        at = position % LENGTH
+        assert (a.position, a.to_dict()["position"]) == (at, at)
+        predicted = int(run.logits[at].argmax())
+        assert a.target == run.lm.text(predicted)
+        op = run.operator(target="logits", position=position, tokens=[predicted])
+        size = a.table["contribution"].abs().sum()
+        close = {"abs": 1e-12 * size, "rel": 0}
+        blocks = [float(op.block(t).output) for t in range(LENGTH)]
+        assert a.of("token")["contribution"].tolist() == pytest.approx(blocks, **close)
+        assert a.constant == pytest.approx(float(op.bias), **close)
+        assert a.logit == float(run.logits[at, predicted])
+        assert (a.total, a.direct) == pytest.approx((a.logit, a.logit), **close)
+        if a.flow is not None:
+            crossed(a, close)
+        other = sc.attribute(run, 5, 90, position=position, parts=False)
+        both = run.operator(target="logits", position=position, tokens=[5, 90])
+        first, second = (both.block(t).output for t in range(2))
+        difference = [float(block[0] - block[1]) for block in (first, second)]
+        assert other.of("token")["contribution"].tolist()[:2] == pytest.approx(difference, **close)
+    for wrong in (LENGTH, -LENGTH - 1):
+        with pytest.raises(BadArgument, match="A position is one of the prompt's"):
+            sc.attribute(run, position=wrong)
+
+
+def test_parts_at_any_position(run: sc.Run) -> None:
+    """Straight to the logit at an earlier position: the map of what comes after the last layer, read there."""
+    for position in range(LENGTH):
+        a, inside = sc.attribute(run, 11, position=position), run.inside
+        last = run.operator(f"layers.{len(inside.layers) - 1}", "logits", position=position, tokens=[11])
+        for row in a.of("layer").itertuples():
+            assert row.contribution == pytest.approx(float(last @ inside.values[row.name]), abs=1e-12)
+
+
+def test_memory_to_work_in(run: sc.Run) -> None:
+    whole, small = (sc.attribute(run, 11, flow=True, max_memory=memory) for memory in (None, "100KB"))
+    assert small.flow is not None
+    pd.testing.assert_frame_equal(small.flow, whole.flow, rtol=0, atol=1e-13)
+    with pytest.raises(BadArgument, match="Memory is a number of bytes"):
+        sc.attribute(run, 11, max_memory="plenty")
+
+
 def test_parts_by_operators(run: sc.Run) -> None:
     """Straight to the logit: the map of what comes after the last layer. By all paths: the operator from the part."""
     a, inside = sc.attribute(run, 11, flow=True), run.inside

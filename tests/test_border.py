@@ -202,7 +202,7 @@ def test_a_seed_has_one_rule(seed: str) -> None:
         ("study", "{file}", "--out", "{out}", "--shard"), ("study", "{file}", "--out", "{out}", "-k"),
         ("study", "{file}", "--out", "{out}", "--top"), ("study", "{file}", "--out", "{out}", "--threads"),
         ("study", "{file}", "--out", "{out}", "--limit"), ("summarize", "{out}", "--resamples"),
-        ("study", "{file}", "--out", "{out}", "--workers"),
+        ("study", "{file}", "--out", "{out}", "--workers"), ("explain", PROMPT, "--top"),
     ],
 )  # fmt: skip
 def test_counts_have_bounds(args: tuple[object, ...], count: str, folder: Path, tmp_path: Path) -> None:
@@ -246,7 +246,8 @@ def made(lm: sc.LM) -> Cases:
         "freeze": (sc.freeze, {"lm": lm, "prompt": "London", "convention": "gate", "precision": None, "ordinary": False,
                                "tolerance": 1e-6, "top": 3, "seed": 0}),
         "explain": (sc.explain, {"lm": lm, "prompt": "London", "k": 1, "top": 2, "layers": False, "steps": 1}),
-        "attribute": (sc.attribute, {"run": run, "target": None, "versus": None, "parts": False, "flow": False}),
+        "attribute": (sc.attribute, {"run": run, "target": None, "versus": None, "position": -1, "parts": False,
+                                     "flow": False, "max_memory": "1GiB"}),
         "svd": (sc.svd, {"op": op, "k": 2, "per_token": False, "solver": "auto", "tol": None, "seed": 0,
                          "start": None, "max_memory": "1GiB"}),
         "stable_rank": (sc.stable_rank, {"op": op, "per_token": False}),
@@ -265,7 +266,8 @@ def made(lm: sc.LM) -> Cases:
                                "method": "auto", "all_tokens": False}),
         "reach": (sc.reach, {"run": run, "other": "In Sydney people", "steps": 2, "k": 1}),
         "screen": (sc.screen, {"lm": lm, "prompts": ["London"], "lexicon": ["Tower"], "k": 1, "top": 2, "position": -1,
-                               "samples": 10, "level": 0.05, "convention": "gate", "seed": 0}),
+                               "samples": 10, "level": 0.05, "convention": "gate", "precision": None, "seed": 0,
+                               "max_memory": "1GiB"}),
         "steer": (steered, {"lm": lm, "concept": run, "layer": 1, "strength": 0.5, "form": "mixture"}),
         "steering_sweep": (sc.steering_sweep, {"lm": lm, "prompts": ["London"], "concept": run, "layers": [1],
                                                "strengths": [0.5], "forms": ("mixture",), "words": ["x"], "tokens": 1,

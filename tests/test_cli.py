@@ -8,14 +8,21 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
+import typer
 from helpers import real
 from rich.cells import cell_len
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from secant.cli import app, options
+from secant.cli import app, progress
+from secant.cli import verb as verbs
+from secant.cli.verb import Default, Group, Help, verb
+from secant.errors import BadArgument
 
 PROMPT = "The bridge out of Marin is the"
 HEAVY = ("torch", "transformers", "pandas", "numpy", "scipy", "pyarrow", "safetensors", "jaxtyping")
@@ -264,6 +271,297 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
     assert result.stdout
 
 
+# ------------------------------------------------------------------------------------------- options
+
+
+def commands() -> dict[str, Any]:
+    """The commands as they are run, by name."""
+    return get_command(app).commands  # type: ignore[attr-defined]
+
+
+ALL = {
+    "architectures", "attribute", "compare", "explain", "merge", "screen", "steer", "study", "summarize", "verify",
+}  # fmt: skip
+MODELS = {"attribute", "compare", "explain", "screen", "steer", "study", "verify"}
+DECOMPOSED = {"compare", "explain", "screen", "study"}
+SHARED = {
+    "--model": MODELS - {"verify"},  # of which it is the argument
+    **dict.fromkeys(("--dtype", "--device", "--attention", "--allow-remote-code", "--allow-pickle"), MODELS),
+    **dict.fromkeys(("--convention", "--precision", "--chat"), MODELS),
+    "--seed": MODELS | {"summarize"},
+    **dict.fromkeys(("-k", "--top"), DECOMPOSED),
+    "--max-memory": DECOMPOSED | {"attribute"},
+    "--position": {"attribute", "screen"},  # the others explain, or go on from, the end of a prompt
+    "--out": ALL - {"architectures", "verify"},
+    "--figures": {"explain", "summarize"},  # those of a page
+    **dict.fromkeys(("--json", "--debug"), ALL),
+}
+"""The commands that have each option of a group: all of those in which it makes sense."""
+
+
+def test_options_are_shared_by_all_commands_in_which_they_make_sense() -> None:
+    found = {name: {opt for param in command.params for opt in param.opts} for name, command in commands().items()}
+    assert set(found) == ALL
+    for option, wanted in SHARED.items():
+        assert {name for name, options in found.items() if option in options} == wanted, option
+
+
+def test_an_option_means_the_same_everywhere() -> None:
+    """Its names, and its default: but for screen's -k, which is 2, and what may be given again, which has none."""
+    for option, names in SHARED.items():
+        params = {n: p for n in names for p in commands()[n].params if option in p.opts}
+        defaults = {str(p.default) for n, p in params.items() if (option, n) != ("-k", "screen") and not p.multiple}
+        required = option == "--out"  # of study and merge, which write nothing else
+        assert defaults == {"None"} if required else len(defaults) == 1, option
+        assert len({tuple(p.opts) for p in params.values()}) == 1, option
+
+
+def test_every_command_is_a_file_of_its_own() -> None:
+    """A file is found by itself: nothing names the commands."""
+    from secant.cli.commands import __path__ as folder
+
+    assert {file.stem for file in Path(folder[0]).glob("[!_]*.py")} == set(commands())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length(Group):
+    """A group of options."""
+
+    length: Annotated[int, typer.Option("--length", "-n", help="How long.")] = 3
+
+    def check(self) -> None:
+        if self.length < 0:
+            raise BadArgument("A length is not negative", str(self.length), "Give another.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure(Length):
+    """A group that adds to another."""
+
+    unit: Annotated[str, typer.Option(help="Of what.")] = "m"
+
+
+def test_a_group_becomes_options_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbs, "VERBS", [])
+    seen: list[object] = []
+
+    @verb
+    def measured(
+        what: Annotated[str, typer.Argument()],
+        size: Annotated[Measure, Default(length=5), Help(unit="Of which unit.")],
+        often: Annotated[int, typer.Option()] = 1,
+    ) -> None:
+        seen.append((what, size, often))
+
+    own = typer.Typer(rich_markup_mode=None)
+    own.command()(verbs.VERBS[0])
+    ran = CliRunner()
+    assert ran.invoke(own, ["table", "-n", "7", "--often", "2"]).exit_code == 0
+    assert ran.invoke(own, ["table"]).exit_code == 0
+    assert seen == [("table", Measure(length=7), 2), ("table", Measure(length=5), 1)]
+    said = ran.invoke(own, ["--help"]).stdout
+    assert said.index("--often") < said.index("--unit") < said.index("--length") < said.index("--debug")
+    assert "Of which unit." in said
+    refusal = ran.invoke(own, ["table", "--length", "-1"])
+    assert (refusal.exit_code, len(seen)) == (2, 2)
+    assert refusal.stderr == "secant: A length is not negative; got -1. Give another.\n"
+    with pytest.raises(ValueError, match="duplicate parameter name"):
+
+        @verb
+        def twice(size: Measure, unit: Annotated[str, typer.Option()] = "m") -> None: ...
+
+
+# ------------------------------------------------------------------------------------------- the ending
+
+
+@pytest.fixture(scope="module")
+def material(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Arguments with which each command succeeds, all of them but how it ends."""
+    place = tmp_path_factory.mktemp("endings")
+    file, words, study = (str(place / name) for name in ("prompts.txt", "words.txt", "study"))
+    Path(file).write_text(f"{PROMPT}\n")
+    Path(words).write_text("golden\n")
+    model = ["-m", str(folder)]
+    return {
+        "architectures": [],
+        "attribute": [PROMPT, *model, "--position", "3"],
+        "compare": [PROMPT, *model, "--convention", "gate", "--convention", "up", "-k", "1"],
+        "explain": [PROMPT, *model, "-k", "1", "--top", "2"],
+        "screen": [file, "-l", words, *model, "--samples", "50", "-k", "1"],
+        "steer": [PROMPT, *model, "--concept", PROMPT, "--layer", "1", "--strength", "0.5", "--tokens", "2"],
+        "study": [file, *model, "--out", study, "--workers", "1", "-a", "reconstruction"],
+        "merge": [study, "--out", str(place / "whole")],
+        "summarize": [study, "--resamples", "100"],
+        "verify": [str(folder), "--dtype", "float32", "--convention", "gate"],
+    }
+
+
+def test_every_command_ends_in_one_line_of_json_or_in_the_terminal(material: dict[str, list[str]]) -> None:
+    assert set(material) == set(commands())
+    for name, args in material.items():
+        result = CliRunner().invoke(app, [name, *args, "--json"])
+        assert (result.exit_code, result.stderr) == (0, ""), (name, result.output)
+        (line,) = result.stdout.splitlines()
+        assert json.loads(line), name
+        shown = CliRunner().invoke(app, [name, *args])
+        assert (shown.exit_code, shown.stderr) == (0, ""), name
+        assert len(shown.stdout.splitlines()) > 1, name
+
+
+def test_top_tokens_are_counted(material: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("explain", "compare", "screen", "study"):
+        seen: dict[str, Any] = {}
+
+        def called(*args: object, seen: dict[str, Any] = seen, **how: Any) -> None:
+            seen |= how
+            raise BadArgument("Enough is seen", "it", "Stop.")
+
+        monkeypatch.setattr(f"secant.{name}", called)
+        assert "Enough is seen" in refused(name, *[a for a in material[name] if a not in ("--top", "2")], "--top", 7)
+        assert seen["top"] == 7, name
+
+
+def test_chat_is_sent_as_a_message(
+    material: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To whatever freezes a prompt: this model has no chat template, and says so."""
+    for name in sorted(SHARED["--chat"] - {"study"}):
+        args = material[name] if name != "verify" else [*material[name], "--prompt", PROMPT]
+        assert "chat template" in refused(name, *args, "--chat"), name
+    assert "Add --prompt" in refused("verify", *material["verify"], "--chat")
+
+
+def test_a_bad_folder_is_refused_before_any_work(
+    material: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worked(*args: object, **kwargs: object) -> None:
+        raise AssertionError("it worked")
+
+    (tmp_path / "file").write_text("")
+    for name in ("load", "study", "merge", "summarize"):
+        monkeypatch.setattr(f"secant.{name}", worked)
+    for name in sorted(SHARED["--out"]):
+        args = material[name]
+        if "--out" in args:
+            args = args[: args.index("--out")] + args[args.index("--out") + 2 :]
+        more = ["--sweep"] if name == "steer" else []
+        for out in (tmp_path / "file", tmp_path / "file" / "out"):
+            assert "Results are written to" in refused(name, *args, *more, "--out", out), name
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_figures_are_refused_before_any_work(material: dict[str, list[str]]) -> None:
+    for name in sorted(SHARED["--figures"]):
+        assert "--figures without --out" in refused(name, *material[name], "--figures")
+
+
+def test_every_command_has_help() -> None:
+    for name, command in commands().items():
+        result = CliRunner().invoke(app, [name, "--help"])
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert " ".join(command.help.split())[:60] in " ".join(result.stdout.split())
+        assert all(param.help for param in command.params), name
+
+
+def test_what_a_refusal_shows(folder: Path) -> None:
+    assert "got no --layer and no --strength" in refused("steer", PROMPT, "--concept", "x")
+    line = refused("steer", PROMPT, "--concept", "x", "--layer", 1, "--layer", 2, "--strength", 1)
+    assert "got 2 --layer. " in line
+    assert "got 'https://huggingface.co/gpt2'" in refused("explain", PROMPT, "-m", "https://huggingface.co/gpt2")
+
+
+# ------------------------------------------------------------------------------------------- completion
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_completion(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shellingham.detect_shell", lambda *_: (shell, f"/bin/{shell}"))
+    result = CliRunner().invoke(app, ["--show-completion"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert f"_SECANT_COMPLETE=complete_{shell}" in result.stdout
+    asked = CliRunner().invoke(app, [], env={"_SECANT_COMPLETE": f"source_{shell}"})
+    assert asked.exit_code == 0
+    assert f"_SECANT_COMPLETE=complete_{shell}" in asked.stdout
+
+
+def test_a_shell_without_completion(monkeypatch: pytest.MonkeyPatch) -> None:
+    import shellingham
+
+    def none(*_: object) -> None:
+        raise shellingham.ShellDetectionFailure
+
+    for detected, said in ((none, "none that could be told"), (lambda *_: ("tcsh", "/bin/tcsh"), "tcsh")):
+        monkeypatch.setattr("shellingham.detect_shell", detected)
+        for option in ("--show-completion", "--install-completion"):
+            assert f"Completion is for bash, zsh, fish, powershell, pwsh; got {said}." in refused(option)
+
+
+@pytest.mark.parametrize("shell", ["bash", "fish"])
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("secant ex", ["explain"]),
+        ("secant s", ["screen", "steer", "study", "summarize"]),
+        ("secant explain --conv", ["--convention"]),
+        ("secant explain --convention ", ["gate", "up", "half"]),
+        ("secant verify atlas --dtype fl", ["float64", "float32", "float16"]),
+        ("secant explain --attention ", ["eager", "sdpa"]),
+        ("secant steer --form a", ["additive", "activation"]),
+        ("secant study --analysis sp", ["spectra"]),
+        ("secant explain --model a", ["atlas", "all/"]),
+        ("secant explain --model all/", ["all/one/", "all/two/"]),
+        ("secant explain --model at", ["atlas"]),
+        ("secant explain --model nothing/", []),
+        ("secant explain --model ~nobody/", []),
+    ],
+)
+def test_values_are_completed(
+    words: str, found: list[str], shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("all/one", "all/two", "all/.hidden"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "all" / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    given = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    given |= {"_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    result = CliRunner().invoke(app, [], env={**given, "_SECANT_COMPLETE": f"complete_{shell}"})
+    assert result.exit_code == 0
+    assert [line.split("\t")[0] for line in result.stdout.splitlines() if line] == found
+
+
+def test_one_folder_is_left_to_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which puts no space after it; fish has no paths of its own here."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "mine.txt").write_text("")
+    for shell, words, found in (
+        ("bash", "secant explain --model mo", []), ("fish", "secant explain --model mo", ["models/"]),
+        ("bash", "secant merge m", []), ("fish", "secant merge m", ["mine.txt", "models/"]),
+        ("fish", "secant explain x --out m", ["mine.txt", "models/"]),
+    ):  # fmt: skip
+        monkeypatch.chdir(tmp_path)
+        given = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_SECANT_COMPLETE": f"complete_{shell}"}
+        given |= {"_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+        assert CliRunner().invoke(app, [], env=given).stdout.split() == found, (shell, words)
+
+
+@pytest.mark.slow
+def test_bash_completes(tmp_path: Path) -> None:
+    """Bash itself, with the script that is installed."""
+    called = tmp_path / "secant"
+    called.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'from secant.cli import main; main()' \"$@\"\n")
+    called.chmod(0o755)
+    script = (
+        f'eval "$(_SECANT_COMPLETE=source_bash {called})"; COMP_WORDS=(secant verify atlas --dtype b); COMP_CWORD=4; '
+        f'_secant_completion {called}; echo "${{COMPREPLY[@]}}"'
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, env=env, check=False)
+    assert (result.stdout, result.stderr) == ("bfloat16\n", "")
+
+
+# ------------------------------------------------------------------------------------------- single commands
+
+
 def test_attribute(tmp_path: Path) -> None:
     arguments = ["attribute", PROMPT, "--target", " Golden", "--versus", " Tower"]
     result = CliRunner().invoke(app, [*arguments, "--flow", "--out", str(tmp_path / "out")])
@@ -300,10 +598,10 @@ def test_explain_steps() -> None:
 def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A line a minute, with the rate since this run began and the time left; nothing of what is quick."""
     clock = iter([0.0, 30.0, 61.0, 90.0, 122.0])
-    monkeypatch.setattr(options, "monotonic", lambda: next(clock))
-    with options.progressing() as progress:
+    monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
+    with progress.progressing() as report:
         for done in (100, 130, 161, 190, 222):
-            progress("prompts", done, 1222)
+            report("prompts", done, 1222)
     assert capsys.readouterr().err.splitlines() == [
         "prompts: 161 of 1,222, 1/s, about 18 min left", "prompts: 222 of 1,222, 1/s, about 17 min left",
     ]  # fmt: skip

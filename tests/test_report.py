@@ -300,7 +300,7 @@ def test_without_plotly(made: Written, folder: Path, tmp_path: Path, monkeypatch
     with pytest.raises(sc.SecantError, match=r"got an installation without it\. pip install 'secant\[report\]'"):
         made.explanation.report(tmp_path / "none.html")
     assert not (tmp_path / "none.html").exists()
-    monkeypatch.setattr(sys.modules["secant.cli.explain"], "find_spec", lambda name: None)
+    monkeypatch.setattr(sys.modules["secant.cli.output"], "find_spec", lambda name: None)
     out = tmp_path / "out"
     result = CliRunner().invoke(app, ["explain", PROMPT, "-m", str(folder), "--out", str(out), "--json"])
     assert result.exit_code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -282,6 +283,27 @@ def test_command_for_programs(texts: dict[str, Path]) -> None:
     assert said["refused"] == []
     assert said["needed"] == 1
     assert invoked("-", *args, text="The capital of France is")[1] == out
+
+
+def test_chat_and_precision_reach_the_run(texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def screened(lm: sc.LM, prompts: list[Any], lexicon: list[str], **how: Any) -> sc.Screening:
+        seen.update(how, prompts=prompts)
+        raise sc.SecantError("Enough is seen", "it", "Stop.")
+
+    monkeypatch.setattr(sc, "screen", screened)
+    how = ("--chat", "--precision", "float64", "--max-memory", "1GiB")
+    assert invoked(texts["prompts"], "-l", texts["words"], *how)[0] == 2
+    assert seen["prompts"][0] == [{"role": "user", "content": "The capital of France is"}]
+    assert (seen["precision"], seen["max_memory"]) == ("float64", "1GiB")
+
+
+def test_precision_is_the_system_s(atlas: sc.LM) -> None:
+    """Of a model in float32, a system in float64 has other singular values in their last digits."""
+    plain, sharp = (sc.screen(atlas, ["In London"], ABOUT, k=1, samples=20, precision=p) for p in (None, "float64"))
+    sigma = (plain.table["sigma"] - sharp.table["sigma"]).abs() / sharp.table["sigma"]
+    assert 0 < sigma.max() < 1e-3
 
 
 def test_nothing_flagged_is_said(folder: Path, texts: dict[str, Path], tmp_path: Path) -> None:

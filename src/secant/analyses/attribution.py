@@ -28,6 +28,7 @@ from secant.errors import BadArgument, NotExact, checked
 from secant.linearize.points import ActivationGraph, Point
 from secant.linearize.replay import InjectedConstant
 from secant.linearize.run import HIDDEN_OPERATION, LOGIT, Run
+from secant.memory import limited
 from secant.numeric import wide
 from secant.operators.batched import Blocks
 from secant.operators.operator import Graph
@@ -82,7 +83,7 @@ HEADS = 8
 
 @dataclass(frozen=True, eq=False)
 class Attribution(Result):
-    """Contributions to the logit of `target`, or to its difference to that of `versus`, at the last position.
+    """Contributions to the logit of `target`, or to its difference to that of `versus`, at a position.
 
     `table` has the columns kind, name, position, layer, head, contribution, all_paths. Its kinds are two sums of the
     logit: *token* and *constant* (by module); and *embed*, *layer* (what a part adds to the stream, straight to the
@@ -102,6 +103,7 @@ class Attribution(Result):
     direct: float | None
     table: pd.DataFrame = field(repr=False)
     flow: pd.DataFrame | None = field(default=None, repr=False)
+    position: int = -1
 
     @property
     def constant(self) -> float:
@@ -121,14 +123,15 @@ class Attribution(Result):
         return {"contributions": self.table} | ({} if self.flow is None else {"flow": self.flow})
 
     def about(self) -> dict[str, Any]:
-        """The target, its logit, and both sums."""
-        names = ("target", "versus", "logit", "total", "direct")
+        """The target, where its logit is read, the logit, and both sums."""
+        names = ("target", "versus", "position", "logit", "total", "direct")
         return {name: getattr(self, name) for name in names}
 
     def view(self) -> View:
         """Both sums of the logit, and the heads that contribute most to it."""
         versus = "" if self.versus is None else f" over {visible(self.versus)}"
-        facts = {"logit": f"{visible(self.target)}{versus}   {self.logit:.4f}"}
+        where = "" if self.position in (-1, len(self.of("token")) - 1) else f"   at position {self.position}"
+        facts = {"logit": f"{visible(self.target)}{versus}   {self.logit:.4f}{where}"}
         origin = self.table[self.table["kind"].isin(["token", "constant"])]
         grids = [self._grid(origin, "where it comes from, by all paths")]
         if self.direct is None:
@@ -199,37 +202,58 @@ def attribute(
     target: str | SupportsIndex | None = None,
     versus: str | SupportsIndex | None = None,
     *,
+    position: SupportsIndex = -1,
     parts: bool = True,
     flow: bool = False,
+    max_memory: float | str | None = None,
 ) -> Attribution:
-    """What every token, part, head and constant contributes to a next token's logit at the last position.
+    """What every token, part, head and constant contributes to a next token's logit.
 
-    `target`: a token by text or id, by default the prediction; `versus`: one whose logit is taken off. `parts`: also
-    by layer and head, which takes more replays; `flow`: also token x part and token x head, which takes a product for
-    each token. A model whose layers can't be found has tokens and constants alone.
-    Raises BadPrompt where a target is no token of the vocabulary, and NotExact where a sum is not the logit.
+    Args:
+        run: a prompt, frozen.
+        target: a token by text or id, by default the one predicted at the position.
+        versus: a token whose logit is taken off.
+        position: where the logit is read, by default at the last token of the prompt.
+        parts: also by layer and head, which takes more replays. A model whose layers can't be found has tokens and
+            constants alone.
+        flow: also token x part and token x head, which takes a product for each token.
+        max_memory: bytes to work in, or such as "4GiB", by default half of what is free.
+
+    Returns:
+        Two exact sums of the logit, and with `flow` what crosses them.
+
+    Raises:
+        BadPrompt: a target is no token of the vocabulary.
+        BadArgument: the prompt has no such position, or both tokens are the same.
+        NotExact: a sum is not the logit.
     """
-    chosen = run.prediction[0].id if target is None else run.lm.token(target)
+    at = run.rows(position)[0]
+    chosen = _predicted(run, at) if target is None else run.lm.token(target)
     other = None if versus is None else run.lm.token(versus)
     if chosen == other:
         raise BadArgument("A token's logit is set against another's", f"{run.lm.text(chosen)!r} twice", "Choose two.")
     run.unchanged()
-    with torch.inference_mode(False), torch.enable_grad():
-        return _attributed(run, chosen, other, parts or flow, flow)
+    with torch.inference_mode(False), torch.enable_grad(), limited(max_memory):
+        return _attributed(run, at, chosen, other, parts or flow, flow)
 
 
-def _attributed(run: Run, chosen: int, other: int | None, parts: bool, flow: bool) -> Attribution:
-    """The attribution to one token's logit, less another's."""
-    e = torch.zeros_like(run.network.points["logits"][-1]).detach()
+def _predicted(run: Run, at: int) -> int:
+    """The token predicted at a position; of equal ones the first, as in `run.prediction`."""
+    return int(torch.sort(wide(run.logits[at]), descending=True, stable=True).indices[0])
+
+
+def _attributed(run: Run, at: int, chosen: int, other: int | None, parts: bool, flow: bool) -> Attribution:
+    """The attribution to one token's logit at a position, less another's."""
+    e = torch.zeros_like(run.network.points["logits"][at]).detach()
     e[chosen] = 1
     if other is not None:
         e[other] -= 1
-    logit = (wide(run.logits[-1]) @ wide(e)).item()
-    rows = _by_origin(run, e)
+    logit = (wide(run.logits[at]) @ wide(e)).item()
+    rows = _by_origin(run, at, e)
     total = sum(row["contribution"] for row in rows)
     direct, flows = None, None
     if parts:
-        writers = _Writers.of(run.inside, e)
+        writers = _Writers.of(run.inside, at, e)
         written = writers.rows()
         direct = sum(row["contribution"] for row in written if row["kind"] != "head")
         rows += written
@@ -237,7 +261,7 @@ def _attributed(run: Run, chosen: int, other: int | None, parts: bool, flow: boo
     _certify(run, logit, [sum_ for sum_ in (total, direct) if sum_ is not None], [row["contribution"] for row in rows])
     table = CONTRIBUTIONS.frame(pd.DataFrame(rows, columns=CONTRIBUTIONS.names))
     name = None if other is None else run.lm.text(other)
-    return Attribution(run.lm.text(chosen), name, logit, total, direct, table, flows)
+    return Attribution(run.lm.text(chosen), name, logit, total, direct, table, flows, at)
 
 
 def _certify(run: Run, logit: float, sums: Sequence[float], terms: Sequence[float]) -> None:
@@ -262,15 +286,15 @@ def _slopes(y: Tensor, inputs: Sequence[Any]) -> list[Tensor | None]:
     return list(torch.autograd.grad(y, inputs, retain_graph=True, allow_unused=True)) if inputs else []
 
 
-def _by_origin(run: Run, e: Float[Tensor, " vocabulary"]) -> list[dict[str, Any]]:
+def _by_origin(run: Run, at: int, e: Float[Tensor, " vocabulary"]) -> list[dict[str, Any]]:
     """By tokens, and by the modules whose constants take part, by all paths."""
     network = run.network
-    (gradient,) = _slopes(network.points["logits"][-1] @ e, [network.input])
+    (gradient,) = _slopes(network.points["logits"][at] @ e, [network.input])
     x = network.input.detach()
     tokens = [0.0] * len(x) if gradient is None else (wide(gradient) * wide(x)).sum(1).tolist()
     rows = [_row("token", name, c, position=t) for t, (name, c) in enumerate(zip(run.tokens, tokens, strict=True))]
     zero, constants = network.at_zero
-    return rows + _by_module("constant", zero["logits"][-1], e, constants)
+    return rows + _by_module("constant", zero["logits"][at], e, constants)
 
 
 def _by_module(kind: str, logits: Tensor, e: Tensor, constants: Sequence[InjectedConstant]) -> list[dict[str, Any]]:
@@ -323,7 +347,7 @@ class _Writers:
     outside: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, inside: ActivationGraph, e: Float[Tensor, " vocabulary"]) -> _Writers:
+    def of(cls, inside: ActivationGraph, at: int, e: Float[Tensor, " vocabulary"]) -> _Writers:
         """All slopes at once: a backward pass through the whole network, and one with its parts cut apart."""
         given, cut, (zero, constants) = inside.cut_at_parts()
         names = ["embed", *given]
@@ -331,7 +355,7 @@ class _Writers:
         tensors = [rows for name in names for rows in inside.rows(name)]
         mixed = [name for name in names if f"{name}.heads" in inside.points]
         heads = [inside.graph[f"{name}.heads"] for name in mixed]
-        whole, straight = inside.graph["logits"][-1] @ e, cut["logits"][-1] @ e
+        whole, straight = inside.graph["logits"][at] @ e, cut["logits"][at] @ e
         every = _slopes(whole, [*tensors, *heads])
         direct = _slopes(straight, [inside.graph["embed"], *(leaf for leaves in given.values() for leaf in leaves)])
         direct += [_pulled(inside, name, direct[owners.index(name)]) for name in mixed]
@@ -347,7 +371,7 @@ class _Writers:
         ]
         zeros = [torch.zeros_like(tensors[0]), *(inside.zeros[s] for name in given for s in inside[name].steps)]
         zeros += [inside.biases[f"{name}.heads"] for name in mixed]
-        outside = _by_module("outside", zero["logits"][-1], e, constants)
+        outside = _by_module("outside", zero["logits"][at], e, constants)
         return cls(inside, [*tensors, *heads], zeros, terms, outside)
 
     def weighed(self, made: Sequence[Float[Tensor, "T _ c"]]) -> dict[_Key, list[float]]:

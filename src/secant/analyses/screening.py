@@ -204,7 +204,9 @@ def screen(
     samples: int = 10_000,
     level: float | int = 0.05,
     convention: str = "gate",
+    precision: str | torch.dtype | None = None,
     seed: int = 0,
+    max_memory: float | str | None = None,
     progress: Progress | None = None,
 ) -> Screening:
     """Look for words of a list in what each prompt's leading singular vectors decode to, at every layer.
@@ -223,7 +225,8 @@ def screen(
     everywhere, such as frequent ones, are found everywhere. A list that is beside the point shows how often.
 
     A word stands for all tokens whose text, without leading spaces and in small letters, is that word. A prompt that
-    can't be frozen is refused, and the others go on. `progress(what, done, all)` is called as the work goes on.
+    can't be frozen is refused, and the others go on. `convention`, `precision`, `max_memory`: as in `layers` and
+    `freeze`. `progress(what, done, all)` is called as the work goes on.
     Raises BadArgument, BadPrompt where no word of the list is a token, TrainingMode, and the first prompt's error where
     every one is refused.
     """
@@ -248,8 +251,10 @@ def screen(
     errors = []
     for number, prompt in enumerate(prompts):
         try:
-            run = freeze(lm, prompt, convention=convention, seed=seed)
-            depths = Case(run, k, top, seed).layers(position=position, spans=("cumulative",)).depths
+            run = freeze(lm, prompt, convention=convention, precision=precision, seed=seed)
+            case = Case(run, k, top, seed)
+            with case.working(max_memory, None):
+                depths = case.layers(position=position, spans=("cumulative",)).depths
             rows += _tests(run, number, prompt, depths, ranks, top, drawn)
         except SecantError as error:
             refused.append((number, _text(lm, prompt), type(error).__name__, str(error)))

@@ -19,6 +19,8 @@ from secant.cli.process import ENDED, INTERRUPTS, RULE, TODO, say
 from secant.errors import BadArgument, SecantError, is_out_of_memory
 from secant.signals import Ended
 
+SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
+
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 Refusal: type[Exception] = typer.BadParameter.__mro__[2]  # click's, or those that typer brings with it
 
@@ -51,6 +53,21 @@ def _usage(error: Any) -> BadArgument:
     )
 
 
+COMPLETION = ("--install-completion", "--show-completion")
+
+
+def check_shell() -> None:
+    """Raises BadArgument where it can't be told for which shell completion is wanted."""
+    import shellingham
+
+    try:
+        shell = shellingham.detect_shell()[0]
+    except shellingham.ShellDetectionFailure:
+        shell = "none that could be told"
+    if shell not in SHELLS:
+        raise BadArgument(f"Completion is for {', '.join(SHELLS)}", shell, "Call it in one of them.")
+
+
 class Verb(TyperCommand):
     """A command of which an option that has one value is given once."""
 
@@ -75,6 +92,9 @@ class Border(TyperGroup):
         given = sys.argv[1:] if args is None else list(args)
         code = 0
         try:
+            self._main_shell_completion({}, "secant")  # ends the process where a shell asks
+            if given and given[0] in COMPLETION:
+                check_shell()
             with self.make_context("secant", list(given)) as ctx:
                 self.invoke(ctx)
         except typer.Exit as end:

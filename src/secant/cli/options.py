@@ -1,28 +1,23 @@
-"""What the commands share: their options, how a model is loaded for them, progress, and how an error ends one."""
+"""The options that commands share, in groups: how a model is loaded, what is frozen, and how much is decomposed."""
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secant.cli.border import ending
-from secant.cli.process import say
+from secant.cli.verb import Group
 from secant.errors import seeded
-from secant.results.paths import path_of
-from secant.signals import raised
+from secant.files import path_of
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from secant.model.lm import LM
+    from secant.linearize.run import Run
+    from secant.model.lm import LM, Prompt
 
 
 class Dtype(StrEnum):
@@ -35,7 +30,7 @@ class Dtype(StrEnum):
 
 
 class Convention(StrEnum):
-    """What a gated product holds."""
+    """Which factor of a gated product is frozen."""
 
     gate = "gate"
     up = "up"
@@ -50,147 +45,202 @@ class SteeringForm(StrEnum):
     activation = "activation"
 
 
-ModelOption = Annotated[
-    str,
-    typer.Option("--model", "-m", help="A folder, a name on the Hugging Face hub, or atlas, which ships with secant."),
-]
-DtypeOption = Annotated[Dtype | None, typer.Option(help="Load the model in this type; its own by default.")]
-PrecisionOption = Annotated[
-    Dtype | None, typer.Option(help="Evaluate the linear system in this type, above the model's own.")
-]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, mps or auto")]
-AttentionOption = Annotated[str | None, typer.Option(help="The attention implementation: eager or sdpa.")]
-RemoteOption = Annotated[bool, typer.Option("--allow-remote-code", help="Run code that comes with the model.")]
-PickleOption = Annotated[bool, typer.Option("--allow-pickle", help="Read pickled weights.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-ConventionOption = Annotated[Convention, typer.Option(help="What a gated product holds.")]
-ChatOption = Annotated[bool, typer.Option("--chat", help="Send the prompt as a user's chat message.")]
-SeedOption = Annotated[int, typer.Option(callback=seeded, help="Seed of all random numbers.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+# ------------------------------------------------------------------------------------------------- completion
+
+
+def paths(incomplete: str) -> list[str]:
+    """Files and folders that complete a path, in fish; other shells complete paths themselves."""
+    return _beginning(incomplete, lambda path: True) if _in_fish() else []
+
+
+def models(incomplete: str) -> list[str]:
+    """Atlas, and folders that complete a path.
+
+    A folder alone, or one with spaces, is left to the shell, which puts no space after it and quotes what it has to;
+    fish does this for all.
+    """
+    folders = _beginning(incomplete, Path.is_dir)
+    found = (["atlas"] if "atlas".startswith(incomplete) else []) + folders
+    alone, spaced = len(found) == 1, any(" " in folder for folder in folders)
+    return [] if folders and (alone or spaced) and not _in_fish() else found
+
+
+def _in_fish() -> bool:
+    return os.environ.get("_SECANT_COMPLETE", "").endswith("_fish")
+
+
+def _beginning(incomplete: str, wanted: Callable[[Path], bool]) -> list[str]:
+    """Paths that begin with a text, folders with a slash at their end; hidden ones where a dot asks for them."""
+    folder, _, start = incomplete.rpartition("/")
+    try:
+        inside = sorted(Path(f"{folder}/" if "/" in incomplete else ".").expanduser().iterdir())
+        return [
+            incomplete.removesuffix(start) + path.name + ("/" if path.is_dir() else "")
+            for path in inside
+            if path.name.startswith(start) and (start or path.name[0] != ".") and wanted(path)
+        ]
+    except (OSError, RuntimeError):
+        return []
 
 
 def path_option(help: str) -> Any:
     """An option that is a path."""
-    return typer.Option(parser=path_of, metavar="PATH", help=help)
+    return typer.Option(parser=path_of, metavar="PATH", help=help, autocompletion=paths)
 
 
 def path_argument(help: str) -> Any:
     """Arguments that are paths."""
-    return typer.Argument(parser=path_of, metavar="PATH...", help=help)
+    return typer.Argument(parser=path_of, metavar="PATH...", help=help, autocompletion=paths)
 
 
-def reported(command: Callable[..., Any]) -> Callable[..., Any]:
-    """End a command that fails with one line on stderr: exit code 2, or 1 for an error in secant itself."""
+# ------------------------------------------------------------------------------------------------- single options
 
-    @functools.wraps(command)
-    def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
-        try:
-            with raised():
-                command(*args, debug=debug, **kwargs)
-        except typer.Exit:
-            raise
-        except (KeyboardInterrupt, Exception) as error:
-            if debug:
-                raise
-            code, line = ending(error)
-            say(f"secant: {line}")
-            raise typer.Exit(code) from None
-
-    return run
+MaxMemory = Annotated[
+    str | None, typer.Option(help="Memory to work in, such as 4GiB; by default half of what is free.")
+]
+Position = Annotated[int, typer.Option(help="The position that is read; -1 is the last.")]
+Seed = Annotated[int, typer.Option(callback=seeded, help="Seed of all random numbers.")]
 
 
-@contextmanager
-def kept(out: Path) -> Iterator[None]:
-    """Say with an error of the block that what was written to a folder before it is there, and whole."""
-    from secant.errors import SecantError
-
-    try:
-        yield
-    except SecantError as error:
-        todo = f"{error.todo} What {out} has of this run is whole."
-        raise type(error)(error.rule, error.got, todo) from error
+# ------------------------------------------------------------------------------------------------- groups
 
 
-def loaded(
-    model: str,
-    dtype: Dtype | None,
-    device: str | None,
-    attention: str | None,
-    allow_remote_code: bool,
-    allow_pickle: bool,
-) -> LM:
-    """The model that a command's options name."""
-    import secant as sc
+@dataclass(frozen=True, kw_only=True)
+class Opening(Group):
+    """How a model is opened."""
 
-    return sc.load(
-        model, dtype=dtype and dtype.value, device=device, attention=attention,
-        allow_remote_code=allow_remote_code, allow_pickle=allow_pickle,
-    )  # fmt: skip
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, mps or auto", autocompletion=lambda: ["cpu", "cuda", "mps", "auto"])
+    ] = None
+    attention: Annotated[
+        str | None,
+        typer.Option(help="The attention implementation: eager or sdpa.", autocompletion=lambda: ["eager", "sdpa"]),
+    ] = None
+    allow_remote_code: Annotated[
+        bool, typer.Option("--allow-remote-code", help="Run code that comes with the model.")
+    ] = False
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pickled weights.")] = False
 
+    @property
+    def how(self) -> dict[str, Any]:
+        """The keyword arguments of `secant.load`."""
+        return {
+            "device": self.device,
+            "attention": self.attention,
+            "allow_remote_code": self.allow_remote_code,
+            "allow_pickle": self.allow_pickle,
+        }
 
-@contextmanager
-def progressing() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress on stderr, with rate and time left: bars that are gone when they are done; where stderr is no terminal,
-    a line after every minute.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
-    from rich.text import Text
+    def load(self, name: str, dtype: Dtype | None = None) -> LM:
+        """The model of a name. Raises what `secant.load` raises."""
+        import secant as sc
 
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text("" if task.speed is None else f"{task.speed:.3g}/s", style="progress.data.speed")
-
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
-        tasks: dict[str, Any] = {}
-        lines = _Lines()
-
-        def report(what: str, done: int, of: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=of)
-            bars.update(tasks[what], completed=done, total=of)
-            if bars.disable:
-                lines(what, done, of)
-
-        yield report
+        return sc.load(name, **{"dtype": dtype and dtype.value, **self.how})
 
 
-class _Lines:
-    """Progress where there is no terminal: a line for each minute."""
+@dataclass(frozen=True, kw_only=True)
+class Loading(Opening):
+    """How a model is opened, in one dtype."""
 
-    def __init__(self) -> None:
-        self._what, self._start, self._first, self._said = "", 0.0, 0, 0.0
+    dtype: Annotated[Dtype | None, typer.Option(help="Load the model in this type; its own by default.")] = None
 
-    def __call__(self, what: str, done: int, of: int) -> None:
-        from secant.memory import LONG, time_in_words
-
-        now = monotonic()
-        if what != self._what:
-            self._what, self._start, self._first, self._said = what, now, done, now
-        if now - self._said < LONG or done == self._first:
-            return
-        rate = (done - self._first) / (now - self._start)
-        left = time_in_words((of - done) / rate)
-        say(f"{what}: {done:,} of {of:,}, {rate:.3g}/s, about {left} left")
-        self._said = now
+    @property
+    def how(self) -> dict[str, Any]:
+        """The keyword arguments of `secant.load`."""
+        return {"dtype": self.dtype and self.dtype.value, **super().how}
 
 
-def check_figures(out: Path | None) -> None:
-    """Raises SecantError where figures have no place, or nothing to draw them."""
-    from secant.errors import SecantError
-    from secant.figures.style import drawing
+@dataclass(frozen=True, kw_only=True)
+class Model(Loading):
+    """The model of a command."""
 
-    if out is None:
-        raise SecantError("Figures are written to a folder", "--figures without --out", "Add --out.")
-    with drawing():
-        pass
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", autocompletion=models,
+            help="A folder, a name on the Hugging Face hub, or atlas, which ships with secant.",
+        ),
+    ] = "atlas"  # fmt: skip
+
+    def loaded(self) -> LM:
+        """The model. Raises what `secant.load` raises."""
+        return self.load(self.model)
 
 
-def drawn(figures: Mapping[str, Figure], folder: Path) -> None:
-    """Write figures by name, as PNG and as PDF."""
-    from secant.figures import save
+@dataclass(frozen=True, kw_only=True)
+class Models(Loading):
+    """The models of a command."""
 
-    for name, figure in figures.items():
-        for suffix in ("png", "pdf"):
-            save(figure, folder / f"{name}.{suffix}")
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", autocompletion=models,
+            help="A folder, a name on the Hugging Face hub, or atlas (the default); may be given again.",
+        ),
+    ] = None  # fmt: skip
+
+    @property
+    def names(self) -> list[str]:
+        """Their names, atlas where none is given."""
+        return self.model or ["atlas"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompting(Group):
+    """How a prompt is read, and in which precision."""
+
+    precision: Annotated[
+        Dtype | None, typer.Option(help="Evaluate the linear system in this type, above the model's own.")
+    ] = None
+    chat: Annotated[bool, typer.Option("--chat", help="Send the prompt as a user's chat message.")] = False
+    seed: Seed = 0
+
+    def prompt(self, text: str) -> Prompt:
+        """A prompt, or with `--chat` a user's message."""
+        return [{"role": "user", "content": text}] if self.chat else text
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Keyword arguments of everything that freezes prompts."""
+        return {"precision": self.precision and self.precision.value, "seed": self.seed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Freezing(Prompting):
+    """How a prompt is frozen, in one convention."""
+
+    convention: Annotated[Convention, typer.Option(help="Which factor of a gated product is frozen.")] = Convention.gate
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Keyword arguments of everything that freezes prompts."""
+        return {"convention": self.convention.value, **super().how}
+
+    def freeze(self, lm: LM, prompt: Prompt) -> Run:
+        """A prompt, frozen. Raises what `secant.freeze` raises."""
+        import secant as sc
+
+        return sc.freeze(lm, prompt, **self.how)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conventions(Prompting):
+    """How a prompt is frozen, in several conventions."""
+
+    convention: Annotated[
+        list[Convention] | None,
+        typer.Option(help="Which factor of a gated product is frozen (gate by default); may be given again."),
+    ] = None
+
+    @property
+    def conventions(self) -> list[str]:
+        """Their names, gate where none is given."""
+        return [each.value for each in self.convention or [Convention.gate]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectra(Group):
+    """How much of each operator is decomposed and decoded."""
+
+    k: Annotated[int, typer.Option("-k", help="Singular vectors of each token's block to keep.")] = 4
+    top: Annotated[int, typer.Option(help="Top tokens of each singular vector.")] = 8

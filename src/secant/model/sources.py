@@ -71,6 +71,8 @@ def where_is(name: str | Path) -> str:
     rule = "A model is a folder or a name on the Hugging Face hub"
     if not str(name).strip():
         raise ModelNotFound(rule, f"{str(name)!r}", "Give a path, or a name such as atlas.")
+    if "://" in str(name):
+        raise ModelNotFound(rule, f"{str(name)[:80]!r}", "Give its name, such as Qwen/Qwen3-4B, not an address.")
     with explained(ModelNotFound, rule, "Check the path.", f"{str(name)[:80]!r}"):
         path = Path(__file__).parents[1] / ATLAS if name == ATLAS else Path(name).expanduser()
         name, has_config = str(path), (path / folders.CONFIG).exists()

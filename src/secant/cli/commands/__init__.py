@@ -1,26 +1,23 @@
-"""The commands: each is one verb of the package, in a file of its own, and prints what it returns."""
+"""The commands: each is one verb of the package, in a file of its own in this folder, and prints what it returns.
+
+A file here is found by itself: it holds a function with `secant.cli.verb.verb`.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Annotated
 
 import typer
 
-from secant.cli.architectures import architectures
-from secant.cli.attribute import attribute
 from secant.cli.border import Border, Verb
-from secant.cli.compare import compare
-from secant.cli.explain import explain
-from secant.cli.screen import screen
-from secant.cli.steer import steer
-from secant.cli.study import merge, study
-from secant.cli.summarize import summarize
-from secant.cli.verify import verify
+from secant.cli.verb import VERBS
 
 app = typer.Typer(
     cls=Border,
     help="A language model's forward pass at a prompt, as the exact linear system that it is.",
-    add_completion=False,
+    epilog='Begin with: secant explain "The bridge out of Marin is the"',
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -43,5 +40,7 @@ def secant(
     raise typer.Exit
 
 
-for verb in (explain, attribute, screen, verify, architectures, steer, compare, study, merge, summarize):
-    app.command(cls=Verb)(verb)
+for module in iter_modules(__path__):
+    import_module(f"{__name__}.{module.name}")
+for command in sorted(VERBS, key=lambda command: command.__name__):
+    app.command(cls=Verb)(command)

@@ -1,0 +1,52 @@
+"""`secant architectures`"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from secant.cli.output import Printing
+from secant.cli.verb import verb
+
+if TYPE_CHECKING:
+    from secant.results.view import Style, View
+
+
+@dataclass(frozen=True)
+class Architectures:
+    """A row for each model type."""
+
+    rows: list[dict[str, str]]
+
+    def view(self) -> View:
+        """A line for each model type, and how many there are of each result."""
+        from secant.results.view import Cell, Grid, Shown, View
+
+        columns = [
+            Shown("type"), Shown("result"), Shown("reconstruction", "error"), Shown("affinity", "error"),
+            Shown("‖b‖/‖y‖", "number"), Shown("layers", most=60, spare=1),
+        ]  # fmt: skip
+        styles: dict[str, Style] = {"exact": "", "excluded": "dim"}
+        rows = [
+            [
+                row["type"],
+                Cell(row["result"], styles.get(row["result"], "bad")),
+                *(row[name] for name in ("reconstruction", "affinity", "constants", "layers")),
+            ]
+            for row in self.rows
+        ]
+        results = [row["result"] for row in self.rows]
+        notes = [f"{row['type']} is {row['result']}: {row['reason']}" for row in self.rows if row["reason"]]
+        notes.append(" · ".join(f"{results.count(result)} {result}" for result in dict.fromkeys(results)))
+        return View("", {}, [Grid(columns, rows)], notes)
+
+
+@verb
+def architectures(output: Printing) -> None:
+    """Which model types are exact, as measured on a small model of each; which are refused, and why."""
+    import csv
+    from importlib.resources import files
+
+    lines = files("secant").joinpath("architectures.csv").read_text(encoding="utf-8").splitlines()
+    rows = list(csv.DictReader(lines))
+    output.finish(Architectures(rows), said=rows, width=140)

@@ -1,0 +1,33 @@
+"""`secant attribute`"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from secant.cli.options import Freezing, MaxMemory, Model, Position
+from secant.cli.output import Output
+from secant.cli.verb import verb
+
+
+@verb
+def attribute(
+    prompt: Annotated[str, typer.Argument(help="The prompt.")],
+    model: Model,
+    freezing: Freezing,
+    output: Output,
+    target: Annotated[
+        str | None, typer.Option(help="The token to explain; by default the one predicted at the position.")
+    ] = None,
+    versus: Annotated[str | None, typer.Option(help="Another token, whose logit is taken off.")] = None,
+    position: Position = -1,
+    flow: Annotated[bool, typer.Option("--flow", help="Also what each token makes of each part.")] = False,
+    max_memory: MaxMemory = None,
+) -> None:
+    """A token's logit as an exact sum: over tokens, over layers, heads and constants."""
+    import secant as sc
+
+    output.reserve(sc.Attribution)
+    run = freezing.freeze(model.loaded(), freezing.prompt(prompt))
+    output.finish(sc.attribute(run, target, versus, position=position, flow=flow, max_memory=max_memory))

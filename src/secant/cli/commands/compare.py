@@ -1,0 +1,45 @@
+"""`secant compare`"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from secant.cli.options import Conventions, MaxMemory, Models, Spectra
+from secant.cli.output import Output
+from secant.cli.progress import progressing
+from secant.cli.verb import Help, verb
+
+
+@verb
+def compare(
+    prompt: Annotated[str, typer.Argument(help="The prompt.")],
+    models: Annotated[Models, Help(model="A folder, a name on the Hugging Face hub, or atlas; once for each.")],
+    freezing: Conventions,
+    spectra: Annotated[Spectra, Help(k="Singular vectors of each block to keep.")],
+    output: Output,
+    max_memory: MaxMemory = None,
+) -> None:
+    """Compare models, or conventions of one, at one prompt: predictions, spectra, top tokens, depths and shares."""
+    import secant as sc
+
+    names, conventions = models.names, freezing.conventions
+    if len(names) * len(conventions) < 2:
+        raise sc.SecantError(
+            "A comparison is of two models or more, or of one in several conventions", "one", "Add --model."
+        )
+    if len(set(names)) < len(names):
+        raise sc.SecantError("A model is compared with others", "one of them twice", "Name each once.")
+    with progressing() as progress:
+        comparison = sc.compare(
+            freezing.prompt(prompt),
+            (models.load(name) for name in names),
+            conventions=conventions,
+            k=spectra.k,
+            top=spectra.top,
+            max_memory=max_memory,
+            progress=progress,
+            **freezing.how,
+        )
+    output.finish(comparison)

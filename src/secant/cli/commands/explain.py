@@ -1,0 +1,80 @@
+"""`secant explain`"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secant.cli.options import Freezing, MaxMemory, Model, Spectra
+from secant.cli.output import Illustrated
+from secant.cli.progress import Progress, progressing
+from secant.cli.verb import Help, verb
+
+if TYPE_CHECKING:
+    from secant.model.lm import LM
+
+
+@verb
+def explain(
+    prompt: Annotated[str, typer.Argument(help="The prompt.")],
+    model: Model,
+    freezing: Freezing,
+    spectra: Spectra,
+    output: Annotated[
+        Illustrated, Help(out="Also write the tables, the tensors and a page, report.html, to this folder.")
+    ],
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Also look at every layer: what is written by each depth.")
+    ] = False,
+    highlight: Annotated[
+        list[str] | None,
+        typer.Option(help="A token to mark in the layers' map; may be given again. The predicted one by default."),
+    ] = None,
+    steps: Annotated[
+        int, typer.Option(help="Follow the model's own continuation: so many tokens, each decomposed.")
+    ] = 1,
+    image: Annotated[
+        bool, typer.Option("--image/--no-image", help="With --out, J as an image, which takes every row of it.")
+    ] = True,
+    max_memory: MaxMemory = None,
+) -> None:
+    """Explain the next token: what each token of the prompt contributes, exactly, and what its block decodes to."""
+    import secant as sc
+
+    if highlight and not layers:
+        raise sc.SecantError("Tokens are marked in the map of layers", "--highlight without --layers", "Add --layers.")
+    lm = model.loaded()
+    marked = _marked(lm, highlight or ())
+    with progressing() as progress:
+        explanation = sc.explain(
+            lm,
+            freezing.prompt(prompt),
+            k=spectra.k,
+            top=spectra.top,
+            layers=layers,
+            steps=steps,
+            max_memory=max_memory,
+            progress=progress,
+            **freezing.how,
+        )
+
+    def illustrate(out: Path, progress: Progress) -> str:
+        evidence = explanation.evidence(image=image, max_memory=max_memory, progress=progress)
+        evidence.save(out)
+        return output.illustrate(explanation, out / "report.html", partial(explanation.report, evidence=evidence))
+
+    output.finish(explanation, files="Tables and tensors", more=illustrate, highlight=marked)
+
+
+def _marked(lm: LM, words: Sequence[str]) -> list[int]:
+    """The tokens of words to mark. Raises BadPrompt where one is no token."""
+    from secant.errors import BadPrompt
+
+    try:
+        return [i for word in words for i in lm.spelled(word)]
+    except BadPrompt as error:
+        raise BadPrompt("A word to mark is a token of the vocabulary", error.got, "Give another.") from error

@@ -1,0 +1,26 @@
+"""`secant merge`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from secant.cli.commands.study import said_of
+from secant.cli.options import path_argument, path_option
+from secant.cli.output import Printing
+from secant.cli.verb import verb
+
+
+@verb
+def merge(
+    folders: Annotated[list[Path], path_argument("The folders of the parts.")],
+    out: Annotated[Path, path_option("The folder of the whole study, new or one of the parts.")],
+    output: Printing,
+) -> None:
+    """Put parts of one study together that several machines computed."""
+    import secant as sc
+    from secant.files import check
+
+    check(out)
+    study = sc.merge(folders, out)
+    output.finish(study, said=said_of(study))

@@ -1,0 +1,60 @@
+"""`secant screen`"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from secant.cli.options import Freezing, MaxMemory, Model, Position, Spectra, paths
+from secant.cli.output import Output
+from secant.cli.progress import progressing
+from secant.cli.verb import Default, Help, verb
+
+
+@verb
+def screen(
+    prompts: Annotated[
+        str,
+        typer.Argument(help="A text file with a prompt on each line, or - for standard input.", autocompletion=paths),
+    ],
+    lexicon: Annotated[
+        str, typer.Option("--lexicon", "-l", help="A text file with a word on each line.", autocompletion=paths)
+    ],
+    model: Model,
+    freezing: Annotated[Freezing, Help(chat="Send each prompt as a user's chat message.")],
+    spectra: Annotated[
+        Spectra,
+        Default(k=2),
+        Help(k="Singular vectors of each block to test.", top="Top tokens of each vector to look at."),
+    ],
+    output: Annotated[Output, Help(out="Also write all tests as tables to this folder.")],
+    position: Position = -1,
+    samples: Annotated[int, typer.Option(help="Random directions that vectors are compared with.")] = 10_000,
+    level: Annotated[float, typer.Option(help="The share of false ones among those flagged.")] = 0.05,
+    max_memory: MaxMemory = None,
+) -> None:
+    """Look for words of a list in what each layer writes, next to chance. Exit code 2 if a prompt is refused."""
+    import secant as sc
+    from secant.files import lines
+
+    output.reserve(sc.Screening)
+    texts, words = lines(prompts, "Prompts"), lines(lexicon, "Words to screen for")
+    lm = model.loaded()
+    with progressing() as progress:
+        screening = sc.screen(
+            lm,
+            [freezing.prompt(text) for text in texts],
+            words,
+            k=spectra.k,
+            top=spectra.top,
+            position=position,
+            samples=samples,
+            level=level,
+            max_memory=max_memory,
+            progress=progress,
+            **freezing.how,
+        )
+    output.finish(screening, said={"model": lm.name, **screening.to_dict()})
+    if len(screening.refused):
+        raise typer.Exit(2)

@@ -1,0 +1,36 @@
+"""`secant summarize`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secant.cli.options import Seed, path_argument
+from secant.cli.output import Illustrated
+from secant.cli.progress import Progress, progressing
+from secant.cli.verb import Help, verb
+
+
+@verb
+def summarize(
+    folders: Annotated[list[Path], path_argument("The folder of a study; several are read as one.")],
+    output: Annotated[Illustrated, Help(out="Also write the tables and a page, summary.html, to this folder.")],
+    resamples: Annotated[int, typer.Option(help="Resamples of each bootstrap interval.")] = 2000,
+    seed: Seed = 0,
+) -> None:
+    """Average what a study found over its prompts, with intervals, by model, convention and category."""
+    import secant as sc
+    from secant.studies.folder import apart
+
+    if output.out is not None:
+        apart(output.out)
+    output.reserve(sc.Summary, "summary.html")
+    with progressing() as progress:
+        summary = sc.summarize(folders, resamples=resamples, seed=seed, progress=progress)
+
+    def illustrate(out: Path, _: Progress) -> str:
+        return output.illustrate(summary, out / "summary.html", summary.report)
+
+    output.finish(summary, more=illustrate)

@@ -1,0 +1,110 @@
+"""`secant verify`"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secant.cli.options import Convention, Conventions, Dtype, Opening, models
+from secant.cli.output import Printing
+from secant.cli.progress import progressing
+from secant.cli.verb import Help, verb
+
+if TYPE_CHECKING:
+    from secant.model.lm import LM
+    from secant.results.view import View
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """A row for each dtype and convention of a model at a prompt: its certificate, or why there is none."""
+
+    model: str
+    tokens: list[str]
+    rows: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return {"model": self.model, "tokens": self.tokens, "certificates": self.rows}
+
+    def view(self) -> View:
+        """A line for each certificate; the reason where there is none."""
+        from secant.results.view import Cell, Grid, Shown, Tokens, View
+
+        columns = [
+            Shown("dtype"), Shown("convention"), Shown("forward"), Shown("reconstruction", "error"),
+            Shown("affinity", "error"), Shown("tolerance", "error", spare=1), Shown("ordinary J", "number", spare=2),
+        ]  # fmt: skip
+        rows: list[list[Any]] = [
+            [row["dtype"], row["convention"], "equal" if row["forward_equal"] else "differs"]
+            + [row[name] for name in ("reconstruction", "affinity", "tolerance", "ordinary")]
+            if row["exact"]
+            else [row["dtype"], row["convention"], Cell("not exact", "bad"), None, None, None, None]
+            for row in self.rows
+        ]
+        facts = {"model": self.model, "prompt": Tokens(self.tokens)}
+        return View("", facts, [Grid(columns, rows)], warnings=sorted({r["why"] for r in self.rows if not r["exact"]}))
+
+
+@verb
+def verify(
+    model: Annotated[
+        str, typer.Argument(help="A folder, a name on the Hugging Face hub, or atlas.", autocompletion=models)
+    ],
+    opening: Opening,
+    freezing: Annotated[
+        Conventions,
+        Help(
+            convention="Only this one; may be given again.",
+            precision="Evaluate the systems of lower types in this one.",
+            chat="Send the prompt of --prompt as a user's chat message.",
+        ),
+    ],
+    output: Printing,
+    prompt: Annotated[str | None, typer.Option(help="A prompt; by default 8 random tokens.")] = None,
+    dtype: Annotated[
+        list[Dtype] | None,
+        typer.Option(help="Only this type; may be given again. Without it, all; of packed weights, their own."),
+    ] = None,
+) -> None:
+    """Certify a model: is its forward pass reproduced, in each dtype and convention? Exit code 2 if any is not."""
+    import secant as sc
+    from secant.model.loading import configuration
+
+    if freezing.chat and prompt is None:
+        raise sc.SecantError("A chat message is a prompt", "--chat without --prompt", "Add --prompt.")
+    packed = hasattr(configuration(model, opening.allow_remote_code), "quantization_config")
+    chosen: list[Any] = dtype or ([None] if packed else list(Dtype))  # packed weights have a type of their own
+    conventions = freezing.convention or list(Convention)
+    rows: list[dict[str, Any]] = []
+    with progressing() as progress:
+        for wanted in chosen:
+            lm = opening.load(model, wanted)
+            ids = _random_tokens(lm, freezing.seed) if prompt is None else lm.encode(freezing.prompt(prompt))
+            name = Dtype(str(lm.dtype).removeprefix("torch."))
+            how = {**freezing.how, "precision": _wider(freezing.precision, name), "ordinary": True}
+            for which in conventions:
+                try:
+                    certificate = sc.freeze(lm, ids, convention=which.value, **how).certificate
+                    rows.append({"exact": True, **asdict(certificate)})
+                except sc.NotExact as error:
+                    rows.append({"exact": False, "dtype": name.value, "convention": which.value, "why": str(error)})
+                progress("certificates", len(rows), len(chosen) * len(conventions))
+    output.finish(Certificates(model, [lm.text(i) for i in ids], rows))
+    if not all(row["exact"] for row in rows):
+        raise typer.Exit(2)
+
+
+def _wider(precision: Dtype | None, dtype: Dtype) -> str | None:
+    """The precision of a model's system, where it is above the model's own type."""
+    order = list(Dtype)
+    return precision.value if precision and order.index(precision) < min(2, order.index(dtype)) else None
+
+
+def _random_tokens(lm: LM, seed: int) -> list[int]:
+    import torch
+
+    length = min(8, lm.context or 8)
+    return torch.randint(lm.size, (length,), generator=torch.Generator().manual_seed(seed)).tolist()

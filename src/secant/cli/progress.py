@@ -1,0 +1,63 @@
+"""Progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+from secant.cli.process import say
+
+Progress = Callable[[str, int, int], None]
+"""What is told how far the work is: what is done, how much of it, of how much."""
+
+
+@contextmanager
+def progressing() -> Iterator[Progress]:
+    """Progress on stderr, with rate and time left: bars that are gone when they are done; where stderr is no terminal,
+    a line after every minute.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:.3g}/s", style="progress.data.speed")
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        tasks: dict[str, Any] = {}
+        lines = _Lines()
+
+        def report(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=of)
+            bars.update(tasks[what], completed=done, total=of)
+            if bars.disable:
+                lines(what, done, of)
+
+        yield report
+
+
+class _Lines:
+    """Progress where there is no terminal: a line for each minute."""
+
+    def __init__(self) -> None:
+        self._what, self._start, self._first, self._said = "", 0.0, 0, 0.0
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        from secant.memory import LONG, time_in_words
+
+        now = monotonic()
+        if what != self._what:
+            self._what, self._start, self._first, self._said = what, now, done, now
+        if now - self._said < LONG or done == self._first:
+            return
+        rate = (done - self._first) / (now - self._start)
+        left = time_in_words((of - done) / rate)
+        say(f"{what}: {done:,} of {of:,}, {rate:.3g}/s, about {left} left")
+        self._said = now
