@@ -568,7 +568,7 @@ def test_attribute(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 100
-    assert "logit   ·Golden over ·Tower" in result.stdout
+    assert "logit ·Golden over ·Tower" in " ".join(result.stdout.split())
     assert any(line.split()[:2] == ["4", "·Marin"] for line in lines)
     for part in (
         "layers.6.mlp",

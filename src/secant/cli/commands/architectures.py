@@ -36,9 +36,10 @@ class Architectures:
             for row in self.rows
         ]
         results = [row["result"] for row in self.rows]
-        notes = [f"{row['type']} is {row['result']}: {row['reason']}" for row in self.rows if row["reason"]]
-        notes.append(" · ".join(f"{results.count(result)} {result}" for result in dict.fromkeys(results)))
-        return View("", {}, [Grid(columns, rows)], notes)
+        counts = " · ".join(f"{results.count(result)} {result}" for result in dict.fromkeys(results))
+        because = [Shown("type"), Shown("result"), Shown("reason", wrap=True)]
+        reasons = [[row["type"], row["result"], row["reason"]] for row in self.rows if row["reason"]]
+        return View("", {}, [Grid(columns, rows), Grid(because, reasons)], [counts])
 
 
 @verb

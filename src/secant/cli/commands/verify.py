@@ -38,8 +38,10 @@ class Certificates:
             Shown("affinity", "error"), Shown("tolerance", "error", spare=1), Shown("ordinary J", "number", spare=2),
         ]  # fmt: skip
         rows: list[list[Any]] = [
-            [row["dtype"], row["convention"], "equal" if row["forward_equal"] else "differs"]
-            + [row[name] for name in ("reconstruction", "affinity", "tolerance", "ordinary")]
+            [
+                *(row["dtype"], row["convention"], "equal" if row["forward_equal"] else "differs"),
+                *(row["reconstruction"], row["affinity"], f"{row['tolerance']:.0e}", f"{row['ordinary']:.2f}"),
+            ]
             if row["exact"]
             else [row["dtype"], row["convention"], Cell("not exact", "bad"), None, None, None, None]
             for row in self.rows
