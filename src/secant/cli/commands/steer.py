@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +13,6 @@ from secant.cli.progress import Progress, progressing
 from secant.cli.verb import Help, verb
 
 if TYPE_CHECKING:
-    from secant.steering.steered import Steered
     from secant.steering.sweep import Sweep
 
 
@@ -73,11 +70,10 @@ def steer(
         def draw(out: Path, _: Progress) -> str:
             return _draw(found, out / "sweep.png")
 
-        output.finish(found, said=_said(found), more=draw)
+        output.finish(found, more=draw)
         return
     where: dict[str, Any] = {"layer": (layer or [0])[0], "strength": (strength or [0.0])[0], "form": forms[0]}
-    both = side_by_side(lm, given[0], run, **where, **how)
-    output.finish(both, said=_both(both, tokens))
+    output.finish(side_by_side(lm, given[0], run, **where, **how))
 
 
 def _prompts(prompt: str | None, file: Path | None) -> list[str]:
@@ -101,13 +97,6 @@ def _check_one(settings: dict[str, Any]) -> None:
         )
 
 
-def _said(sweep: Sweep) -> dict[str, Any]:
-    """A sweep, ready for JSON."""
-    best = sweep.best()
-    table = json.loads(sweep.table.to_json(orient="records"))
-    return {**asdict(sweep.settings), "table": table, "best": None if best is None else table[int(best.name)]}
-
-
 def _draw(sweep: Sweep, path: Path) -> str:
     """Draw a sweep, where matplotlib is there."""
     from importlib.util import find_spec
@@ -117,10 +106,3 @@ def _draw(sweep: Sweep, path: Path) -> str:
 
         save(steering(sweep), path)
     return ""
-
-
-def _both(found: Steered, tokens: int) -> dict[str, Any]:
-    """Both continuations, ready for JSON."""
-    both = {"unsteered": found.unsteered, "steered": found.steered}
-    said = {name: {"text": c.text, "ids": c.ids, "perplexity": c.perplexity} for name, c in both.items()}
-    return {**found.about(), "tokens": tokens, **said}
