@@ -17,6 +17,8 @@ import pytest
 import torch
 from families import model_of
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from secant.report import document
+from secant.report import page as report_page
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -25,8 +27,6 @@ import secant as sc
 from secant import memory as resources
 from secant.analyses import evidence
 from secant.cli import app
-from secant.report import document
-from secant.report import page as report_page
 
 CHROMIUM = Path("/usr/bin/chromium")
 PROMPT = "The bridge out of Marin is the"

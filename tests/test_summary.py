@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 from scipy.stats import t as student
+from secant.report import document
 from secant.report.overview import contents
 from studies import study
 from test_report import CHROMIUM, _outside
@@ -22,7 +23,6 @@ import secant as sc
 from secant import figures
 from secant.cli import app
 from secant.errors import BadArgument, DamagedFile
-from secant.report import document
 from secant.studies import reading
 from secant.studies.folder import sign
 from secant.studies.measures import shares

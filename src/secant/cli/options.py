@@ -13,7 +13,7 @@ import typer
 
 from secant.cli.verb import Group
 from secant.errors import seeded
-from secant.files import path_of
+from secant.results.paths import path_of
 
 if TYPE_CHECKING:
     from secant.linearize.run import Run

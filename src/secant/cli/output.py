@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,9 +17,6 @@ from secant.cli.progress import Progress, progressing
 from secant.cli.verb import Group
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from secant.analyses.explain import Explanation
     from secant.results.result import Result
 
 
@@ -29,18 +26,17 @@ class Printing(Group):
 
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False
 
-    def finish(self, result: Any, *, said: Any = None, **how: Any) -> None:
+    def finish(self, result: Any, *, said: Any = None) -> None:
         """Print a result: as one line of JSON, or in the terminal.
 
         Args:
-            result: what the command found.
-            said: what is printed as JSON, by default `result.to_dict()`.
-            how: what `print_result` takes besides the result.
+            result: What the command found.
+            said: What is printed as JSON, by default `result.to_dict()`.
         """
         if self.as_json:
             print_json(result.to_dict() if said is None else said)
         else:
-            print_result(result, **how)
+            result.show()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +47,7 @@ class Output(Printing):
 
     def check(self) -> None:
         """Refuse a folder that could not be written. Raises BadArgument and OutputFailed."""
-        from secant.files import check
+        from secant.results.paths import check
 
         if self.out is not None:
             check(self.out)
@@ -60,8 +56,8 @@ class Output(Printing):
         """Refuse a folder where something is in the way of a result. Raises OutputFailed.
 
         Args:
-            result: the class of the result.
-            files: the names of other files that the command writes there.
+            result: The class of the result.
+            files: The names of other files that the command writes there.
         """
         if self.out is not None:
             result.check_folder(self.out, *files)
@@ -73,16 +69,14 @@ class Output(Printing):
         said: Any = None,
         files: str = "Tables",
         more: Callable[[Path, Progress], str] | None = None,
-        **how: Any,
     ) -> None:
         """Write a result where it is to go, print it, and say where it is.
 
         Args:
-            result: what the command found.
-            said: what is printed as JSON, by default `result.to_dict()`.
-            files: what `result.save` writes.
-            more: writes what else goes to the folder, and returns what the last line says of it.
-            how: what `print_result` takes besides the result.
+            result: What the command found.
+            said: What is printed as JSON, by default `result.to_dict()`.
+            files: What `result.save` writes.
+            more: Writes what else goes to the folder, and returns what the last line says of it.
 
         Raises:
             OutputFailed: a file could not be written.
@@ -93,7 +87,7 @@ class Output(Printing):
             if more is not None:
                 with kept(self.out), progressing() as progress:
                     where = more(self.out, progress)
-        super().finish(result, said=said, **how)
+        super().finish(result, said=said)
         if self.out is not None and not self.as_json:
             print_line(f"{files} are in {self.out}{where}")
 
@@ -149,26 +143,3 @@ def kept(out: Path) -> Iterator[None]:
     except SecantError as error:
         todo = f"{error.todo} What {out} has of this run is whole."
         raise type(error)(error.rule, error.got, todo) from error
-
-
-def print_result(result: Any, **how: Any) -> None:
-    """Print a result in the terminal: its view, or by the function for its type."""
-    from secant.results.terminal import show
-
-    if hasattr(result, "view"):
-        show(result.view(), **how)
-        return
-    from secant.cli import terminal
-
-    shown: dict[str, Callable[..., None]] = {"Comparison": terminal.show_comparison, "Explanation": _explanation}
-    shown[type(result).__name__](terminal.console(), result, **how)
-
-
-def _explanation(out: Console, explanation: Explanation, highlight: Sequence[int] = ()) -> None:
-    from secant.cli.terminal import show_explanation, show_layers
-
-    show_explanation(out, explanation)
-    if explanation.layers is not None:
-        show_layers(out, explanation.layers, highlight)
-    if explanation.steps is not None:
-        explanation.steps.show()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,12 @@ class Architectures:
     """A row for each model type."""
 
     rows: list[dict[str, str]]
+
+    def show(self) -> None:
+        """Print it on standard output, in 140 columns where that is no terminal."""
+        from secant.results.terminal import show
+
+        show(self.view(), None if sys.stdout.isatty() else 140)
 
     def view(self) -> View:
         """A line for each model type, and how many there are of each result."""
@@ -50,4 +57,4 @@ def architectures(output: Printing) -> None:
 
     lines = files("secant").joinpath("architectures.csv").read_text(encoding="utf-8").splitlines()
     rows = list(csv.DictReader(lines))
-    output.finish(Architectures(rows), said=rows, width=140)
+    output.finish(Architectures(rows), said=rows)

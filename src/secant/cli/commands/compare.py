@@ -31,6 +31,7 @@ def compare(
         )
     if len(set(names)) < len(names):
         raise sc.SecantError("A model is compared with others", "one of them twice", "Name each once.")
+    output.reserve(sc.Comparison)
     with progressing() as progress:
         comparison = sc.compare(
             freezing.prompt(prompt),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,6 +48,8 @@ def explain(
 
     if highlight and not layers:
         raise sc.SecantError("Tokens are marked in the map of layers", "--highlight without --layers", "Add --layers.")
+    output.reserve(sc.Explanation, "report.html")
+    output.reserve(sc.Evidence)
     lm = model.loaded()
     marked = _marked(lm, highlight or ())
     with progressing() as progress:
@@ -62,12 +65,15 @@ def explain(
             **freezing.how,
         )
 
+    if explanation.layers is not None:
+        explanation = replace(explanation, layers=replace(explanation.layers, highlight=tuple(marked)))
+
     def illustrate(out: Path, progress: Progress) -> str:
         evidence = explanation.evidence(image=image, max_memory=max_memory, progress=progress)
         evidence.save(out)
         return output.illustrate(explanation, out / "report.html", partial(explanation.report, evidence=evidence))
 
-    output.finish(explanation, files="Tables and tensors", more=illustrate, highlight=marked)
+    output.finish(explanation, files="Tables and tensors", more=illustrate)
 
 
 def _marked(lm: LM, words: Sequence[str]) -> list[int]:

@@ -19,7 +19,7 @@ def merge(
 ) -> None:
     """Put parts of one study together that several machines computed."""
     import secant as sc
-    from secant.files import check
+    from secant.results.paths import check
 
     check(out)
     study = sc.merge(folders, out)

@@ -36,7 +36,7 @@ def screen(
 ) -> None:
     """Look for words of a list in what each layer writes, next to chance. Exit code 2 if a prompt is refused."""
     import secant as sc
-    from secant.files import lines
+    from secant.results.paths import lines
 
     output.reserve(sc.Screening)
     texts, words = lines(prompts, "Prompts"), lines(lexicon, "Words to screen for")

@@ -79,7 +79,7 @@ def steer(
 def _prompts(prompt: str | None, file: Path | None) -> list[str]:
     """The prompt, or those of a file."""
     from secant.errors import BadPrompt
-    from secant.files import lines
+    from secant.results.paths import lines
 
     if (prompt is None) == (file is None):
         raise BadPrompt("Steering has a prompt, or a file of them", "both" if prompt else "none", "Give one of them.")

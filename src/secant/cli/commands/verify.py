@@ -25,6 +25,12 @@ class Certificates:
     tokens: list[str]
     rows: list[dict[str, Any]]
 
+    def show(self) -> None:
+        """Print it on standard output."""
+        from secant.results.terminal import show
+
+        show(self.view())
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         return {"model": self.model, "tokens": self.tokens, "certificates": self.rows}
