@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import secant as sc
-from secant.analyses import compare as comparison
+from secant.analyses import case as cases
 from secant.analyses.compare import compared, jaccard
 from secant.cli import app
 from secant.errors import BadArgument, NoPoint
@@ -215,7 +215,7 @@ def test_a_network_without_layers(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) ->
     def none(*args: Any, **kwargs: Any) -> None:
         raise NoPoint("A network has layers", "none", "Use points.")
 
-    monkeypatch.setattr(comparison, "layers", none)
+    monkeypatch.setattr(cases, "layers", none)
     found = sc.compare(PROMPT, [lm], conventions=("gate", "up"), k=1, top=2)
     assert list(found.models["no_layers"]) == ["A network has layers; got none. Use points."] * 2
     assert found.models["layers"].isna().all()

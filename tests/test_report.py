@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 import secant as sc
 from secant import memory as resources
-from secant.analyses import evidence
+from secant.analyses import case as cases
 from secant.cli import app
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -184,10 +184,10 @@ def test_words_and_spectra_are_those_of_the_tables(made: Written) -> None:
 
 def test_the_image_is_of_j(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against every rectangle of J on its own, where they are not of one size."""
-    monkeypatch.setattr(evidence, "CELLS", 7)
-    monkeypatch.setattr(evidence, "COLUMNS", 5 * 8)
+    monkeypatch.setattr(cases, "CELLS", 7)
+    monkeypatch.setattr(cases, "COLUMNS", 5 * 8)
     op = sc.freeze(lm, PROMPT).operator()
-    J, image = op.dense(), evidence.imaged(op)
+    J, image = op.dense(), cases.imaged(op)
     assert image.shape == (7, 8, 5)
     for r in range(7):
         rows = [i for i in range(64) if i * 7 // 64 == r]
@@ -221,7 +221,7 @@ def test_the_image_is_announced_and_can_be_left_out(
     with caplog.at_level(logging.WARNING, "secant"):
         without = explanation.evidence(image=False)
         assert not caplog.records
-        explanation.evidence()
+        replace(explanation, case=cases.Case(explanation.run)).evidence()  # J is not there
     (record,) = caplog.records
     assert "All 64 rows of J, for its image: about" in record.message
     path = tmp_path / "report.html"
@@ -239,7 +239,7 @@ def test_the_image_is_announced_and_can_be_left_out(
 def test_long_prompts_get_fewer_words_of_each_depth(made: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_page, "WORDS", 400)
     e = made.explanation
-    depths = report_page.contents(e, evidence.gathered(e.run))["depths"]
+    depths = report_page.contents(e, e.evidence(image=False))["depths"]
     assert (depths["vectors"], depths["top"]) == (1, 6)
     assert sum(len(w) for row in depths["blocks"] for b in row for s in ("writes", "reads") for w in b[s]) <= 400
 
@@ -516,9 +516,10 @@ def test_a_network_without_parts(
 ) -> None:
     """As of a model whose layers can't be found."""
     bare = replace(sc.attribute(made.explanation.run, parts=False))
-    whole = evidence.attribute
-    monkeypatch.setattr(evidence, "attribute", lambda run, *a, **k: bare if k.get("flow") else whole(run, *a, **k))
-    page = written(replace(made.explanation, layers=None, steps=None), tmp_path)
+    whole = cases.attribute
+    monkeypatch.setattr(cases, "attribute", lambda run, *a, **k: bare if k.get("flow") else whole(run, *a, **k))
+    case = cases.Case(made.explanation.run)
+    page = written(replace(made.explanation, layers=None, steps=None, case=case), tmp_path)
     assert page.data["parts"] is None
     with opened(browser, page) as tab:
         assert tab.locator("#parts, [data-view='layer']").count() == 0

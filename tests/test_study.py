@@ -24,6 +24,7 @@ from tokenizers import normalizers
 from typer.testing import CliRunner
 
 import secant as sc
+from secant.analyses import case as cases
 from secant.cli import app
 from secant.errors import BadArgument, DamagedFile, ModelNotFound, OutputFailed, SecantError, TooLarge
 from secant.studies import analyses, local, work
@@ -177,7 +178,7 @@ def test_several_models_and_categories(lm: sc.LM, folder: Path, tmp_path: Path) 
 
 
 def test_a_prompt_that_fails_is_a_row(lm: sc.LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(case: analyses.Case) -> analyses.Tables:
+    def broken(case: cases.Case) -> analyses.Tables:
         if len(case.run.ids) == 2:
             raise ValueError("of no kind\nthat is known")
         if len(case.run.ids) == 3:

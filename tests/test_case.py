@@ -1,0 +1,276 @@
+"""One prompt, computed once: J formed, directions decoded and the model replayed as often as it takes, and no more."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from families import model_of, prompt
+from torch import Tensor
+
+import secant as sc
+from secant.analyses import explain as explaining
+from secant.analyses.case import Case
+from secant.cli.terminal import console, show_explanation, show_layers
+from secant.linearize.replay import Replay
+from secant.linearize.rules import CONVENTIONS
+from secant.linearize.tape import Record
+from secant.operators.operator import Matrix, Operator
+from secant.stream.decode import Decodings, Scores, best, ranks_of
+from secant.studies.analyses import ANALYSES
+
+PROMPT = "The bridge out of Marin is the"
+SAMPLES = 2 * 256
+"""Random directions of a null, on both sides."""
+
+FROZEN = Counter(replays=3, records=1)
+"""What freezing takes: the network at the prompt and at zero, one replay that checks it, and the recorded pass."""
+
+INSIDE = Counter(replays=2, records=1)
+"""What the points take: at the prompt and at zero."""
+
+DEPTHS = Counter(replays=3, records=1)
+"""What all layers take: one replay with the streams between them at zero, and the final norm at theirs."""
+
+
+class Counts:
+    """What was done: replays and recorded passes; each formation of J; each direction that was scored, by side."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.passes = Counter[str]()
+        self.formed = 0
+        self.scored: list[tuple[str, bytes]] = []
+        for kind, name in ((Replay, "replays"), (Record, "records")):
+            patch.setattr(kind, "enter", self._entering(kind.enter, name))
+        rows, score = Operator.rows, Scores.__call__
+
+        def forming(op: Operator, chunk: int) -> Iterator[tuple[int, Tensor]]:
+            self.formed += op.about.get("target") == "norm" and not isinstance(op.products, Matrix)
+            yield from rows(op, chunk)
+
+        def scoring(scores: Scores, directions: Tensor) -> tuple[Tensor, Tensor]:
+            self.scored += [(scores.side, d.contiguous().numpy().tobytes()) for d in directions.T]
+            return score(scores, directions)
+
+        patch.setattr(Operator, "rows", forming)
+        patch.setattr(Scores, "__call__", scoring)
+
+    def _entering(self, enter: Any, name: str) -> Any:
+        def counted(mode: Any, *args: Any) -> Any:
+            self.passes[name] += 1
+            return enter(mode, *args)
+
+        return counted
+
+    def clear(self) -> None:
+        self.passes.clear()
+        self.formed = 0
+        self.scored.clear()
+
+    def assert_each_direction_once(self) -> None:
+        assert len(set(self.scored)) == len(self.scored)
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
+    return Counts(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def deep() -> sc.LM:
+    return model_of("llama", num_hidden_layers=7)
+
+
+def given(lm: sc.LM) -> str | Sequence[int]:
+    return prompt(6) if lm.tokenizer is None else PROMPT
+
+
+def shown(e: sc.Explanation, folder: Path) -> None:
+    """All that `secant explain --out` writes and prints, with the page."""
+    e.save(folder)
+    evidence = e.evidence()
+    evidence.save(folder)
+    e.report(folder / "report.html", evidence)
+    e.to_dict()
+    show_explanation(console(), e)
+    if e.layers is not None:
+        show_layers(console(), e.layers)
+
+
+# ------------------------------------------------------------------------------------------------ counted
+
+
+@pytest.mark.parametrize("which", ["lm", "deep"])
+def test_explain_with_all_that_it_shows(
+    which: str, counts: Counts, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The same replays for four layers as for seven."""
+    lm = request.getfixturevalue(which)
+    e = sc.explain(lm, given(lm), k=3, layers=True)
+    shown(e, tmp_path)
+    assert counts.formed == 1
+    # constants at zero, once for all predictions; and the parts cut apart, at the prompt and at zero
+    assert counts.passes == FROZEN + INSIDE + DEPTHS + Counter(replays=3)
+    counts.assert_each_direction_once()
+    T, depths = len(e.run.ids), len(e.layers.depths)
+    assert len(counts.scored) == SAMPLES + 2 * T * 3 + depths * (2 * T + 1) * 3
+
+
+def test_replays_do_not_grow_with_what_is_shown(
+    lm: sc.LM, counts: Counts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    e = sc.explain(lm, PROMPT, k=3, top=20)
+    assert counts.passes == FROZEN + Counter(replays=1)
+    monkeypatch.setattr(explaining, "OTHERS", 9)
+    counts.passes.clear()
+    shown(e, tmp_path)
+    assert counts.passes == INSIDE + Counter(replays=2)
+    assert len(e.evidence().versus) == 9
+    shown(e, tmp_path)
+    assert counts.passes == INSIDE + Counter(replays=2)
+    assert counts.formed == 1
+    counts.assert_each_direction_once()
+
+
+def test_only_what_is_shown_is_decoded(lm: sc.LM, counts: Counts) -> None:
+    e = sc.explain(lm, PROMPT, k=3, layers=True)
+    counts.clear()
+    show_layers(console(), e.layers)
+    streams = [d for d in e.layers.depths if (d.part, d.span) == ("residual", "cumulative")]
+    assert len(counts.scored) == len(streams) * (len(e.run.ids) + 1)
+
+
+def test_a_study_of_everything(lm: sc.LM, counts: Counts, tmp_path: Path) -> None:
+    sc.study([PROMPT], lm, out=tmp_path, analyses=[*ANALYSES], tensors=True)
+    assert counts.formed == len(CONVENTIONS)
+    others = Counter({name: (len(CONVENTIONS) - 1) * count for name, count in FROZEN.items()})
+    assert counts.passes == FROZEN + others + INSIDE + DEPTHS + Counter(replays=3)
+    counts.assert_each_direction_once()
+
+
+def test_a_comparison(lm: sc.LM, counts: Counts) -> None:
+    """Nulls are shared. Attention of the first layer is the same in both conventions, so directions are counted."""
+    found = sc.compare(PROMPT, [lm], conventions=("gate", "up"), k=3)
+    assert counts.formed == 2
+    each = FROZEN + INSIDE + DEPTHS  # no layer by itself, but the constants at zero
+    assert counts.passes == each + each
+    T, layers = int(found.models["tokens"][0]), int(found.models["layers"][0])
+    assert len(counts.scored) == SAMPLES + 2 * (2 * T * 3 + 3 + layers * 3 * (T + 1))
+
+
+def test_screening(lm: sc.LM, counts: Counts) -> None:
+    sc.screen(lm, [PROMPT, "In London people cross the"], ["golden", "forth"], samples=100)
+    assert counts.formed == 0
+    each = FROZEN + INSIDE + DEPTHS - Counter(replays=1)  # no layer by itself
+    assert counts.passes == each + each
+    counts.assert_each_direction_once()
+
+
+# ------------------------------------------------------------------------------------------------ the same
+
+
+def test_the_same_answer_twice(lm: sc.LM) -> None:
+    one, other = (sc.explain(lm, PROMPT, k=3, layers=True) for _ in range(2))
+    assert one.to_dict() == other.to_dict()
+    for name, table in one.evidence().tables().items():
+        pd.testing.assert_frame_equal(table, other.evidence().tables()[name], check_exact=True)
+
+
+def test_the_order_of_questions_does_not_matter(lm: sc.LM) -> None:
+    run = sc.freeze(lm, PROMPT)
+    one, other = Case(run), Case(run)
+    assert torch.equal(one.whole.S, (other.blocks and other).whole.S)
+    assert all(torch.equal(a.U, b.U) for a, b in zip(one.blocks, other.blocks, strict=True))
+
+
+def test_a_case_is_what_each_function_gives_alone(lm: sc.LM) -> None:
+    run = sc.freeze(lm, PROMPT)
+    case = Case(run, k=3, top=5, seed=2)
+    for side in ("output", "input"):
+        null = sc.null(lm, side, 5, seed=2)
+        for f, words in zip(case.blocks, case.words(case.blocks, side), strict=True):
+            for own, alone in zip(
+                words, sc.decode(lm, f.U if side == "output" else f.V, side, 5, null=null), strict=True
+            ):
+                assert [w.id for w in own] == [w.id for w in alone]
+                assert [w.z for w in own] == pytest.approx([w.z for w in alone], rel=1e-12)
+    J = run.operator().dense()
+    assert torch.equal(case.op.dense(), J) or not isinstance(case.op.products, Matrix)
+    assert case.norms == pytest.approx([(J[:, t] @ x).norm().item() for t, x in enumerate(run.input)], rel=1e-12)
+    versus = run.prediction[1].id
+    pd.testing.assert_frame_equal(case.attribution(versus).table, sc.attribute(run, None, versus, parts=False).table)
+
+
+def test_the_ordinary_jacobian_is_that_of_the_certificate(lm: sc.LM) -> None:
+    one, other = sc.freeze(lm, PROMPT, ordinary=True), sc.freeze(lm, PROMPT)
+    assert torch.equal(one.ordinary, other.ordinary)
+    y = one.hidden[-1]
+    assert ((one.ordinary - y).norm() / y.norm()).item() == pytest.approx(one.certificate.ordinary, rel=1e-12)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "rwkv", "mamba"])
+def test_all_layers_without_their_streams_by_one_replay(family: str) -> None:
+    """Bit for bit what a replay for each of them gives."""
+    inside = sc.freeze(model_of(family), prompt()).inside
+    assert inside.chain
+    together = inside.without_streams()
+    for i in range(1, len(inside.layers)):
+        alone = inside.without(f"layers.{i - 1}")
+        for name in (f"layers.{i}", *(f"layers.{i}.{part}" for part in inside.parts(i))):
+            assert torch.equal(together[name], alone[name]), name
+
+
+# ------------------------------------------------------------------------------------------------ decoded
+
+
+def test_the_best_tokens_where_scores_are_equal() -> None:
+    """Against sorting all of them: equal scores in order of id, also across the last place, and where all are equal."""
+    scores = torch.randint(0, 4, (50, 30), generator=torch.Generator().manual_seed(0)).double()
+    scores[0], scores[1, ::3], scores[2, 5] = 1.0, -torch.inf, torch.nan
+    found = best(scores, torch.ones(50), 7, token=11)
+    order = scores.nan_to_num(-torch.inf, neginf=-torch.inf).sort(descending=True, stable=True).indices
+    for row, ids in zip(scores, found.ids.tolist(), strict=True):
+        expected = sorted(range(30), key=lambda i, row=row: (-row[i].nan_to_num(-torch.inf, neginf=-torch.inf), i))[:7]
+        assert ids == expected
+    places = (order == 11).nonzero()[:, 1]
+    assert found.ranks is not None
+    assert found.ranks.tolist() == ranks_of(scores, 11).tolist() == places.tolist()
+
+
+def test_a_direction_is_decoded_again_only_for_more_tokens(lm: sc.LM, counts: Counts) -> None:
+    run = sc.freeze(lm, PROMPT)
+    f = sc.svd(run.operator(), 4)
+    counts.clear()
+    decodings = Decodings(lm, top=8)
+    (two,) = decodings([(f, 2)], "output", 3)
+    assert (two.ids.shape, len(counts.scored)) == ((2, 8), 2)
+    (four,) = decodings([(f, 4)], "output", 8)
+    assert (four.ids.shape, len(counts.scored)) == ((4, 8), 4)
+    assert torch.equal(four.ids[:2], two.ids)
+    (more,) = decodings([(f, 1)], "output", 12)
+    assert (more.ids.shape, len(counts.scored)) == ((1, 12), 8)
+    assert torch.equal(decodings([(f, 4)], "output", 12)[0].ids[:, :8], four.ids)
+    (none,) = decodings([(f, 0)], "input", 8)
+    assert none.words(lm) == []
+
+
+def test_words_are_a_slice_and_first_seen_is_a_rank(lm: sc.LM, counts: Counts) -> None:
+    found = sc.layers(sc.freeze(lm, PROMPT), 2)
+    words = found.words(top=8, vectors=2)
+    few = found.words(top=3, sides=["output"])
+    kept = words[(words["rank"] < 3) & (words["vector"] == 0) & (words["side"] == "output")]
+    pd.testing.assert_frame_equal(few, kept.reset_index(drop=True))
+    counts.clear()
+    for token in (None, " Golden", " Forth"):
+        i = found.predicted if token is None else lm.token(token)
+        for top in (1, 4):
+            rows = words[(words["id"] == i) & (words["vector"] == 0) & (words["side"] == "output")]
+            rows = rows[rows["rank"] < top].fillna({"position": -1})
+            first = rows.groupby(["part", "span", "position"])["layer"].min()
+            seen = found.first_seen(token, top).fillna({"position": -1}).dropna()
+            assert seen.set_index(["part", "span", "position"])["layer"].sort_index().astype(int).equals(first)
