@@ -16,7 +16,6 @@ from torch import Tensor
 import secant as sc
 from secant.analyses import explain as explaining
 from secant.analyses.case import Case
-from secant.cli.terminal import console, show_explanation, show_layers
 from secant.linearize.replay import Replay
 from secant.linearize.rules import CONVENTIONS
 from secant.linearize.tape import Record
@@ -97,9 +96,9 @@ def shown(e: sc.Explanation, folder: Path) -> None:
     evidence.save(folder)
     e.report(folder / "report.html", evidence)
     e.to_dict()
-    show_explanation(console(), e)
+    e.show()
     if e.layers is not None:
-        show_layers(console(), e.layers)
+        e.layers.show()
 
 
 # ------------------------------------------------------------------------------------------------ counted
@@ -140,7 +139,7 @@ def test_replays_do_not_grow_with_what_is_shown(
 def test_only_what_is_shown_is_decoded(lm: sc.LM, counts: Counts) -> None:
     e = sc.explain(lm, PROMPT, k=3, layers=True)
     counts.clear()
-    show_layers(console(), e.layers)
+    e.layers.show()
     streams = [d for d in e.layers.depths if (d.part, d.span) == ("residual", "cumulative")]
     assert len(counts.scored) == len(streams) * (len(e.run.ids) + 1)
 

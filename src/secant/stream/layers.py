@@ -8,7 +8,7 @@ singular triplets, token by token and for all tokens together (J. Golden, TMLR 2
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, SupportsIndex
 
 import pandas as pd
@@ -260,8 +260,8 @@ class Layers(Result):
     def view(self) -> View:
         """Each layer's spectrum and top tokens, then the top token of each token's block at each depth."""
         marked = set(self.highlight or [self.predicted])
-        words = self.words(top=6, sides=["output"])
-        words = words[(words["part"] == STREAM) & (words["span"] == "cumulative")]
+        streams = [d for d in self.depths if (d.part, d.span) == (STREAM, "cumulative")]
+        words = replace(self, depths=streams).words(top=6, sides=["output"])
         read = ", through the final norm" if self.readout else ""
         note = (
             f"At {visible(self.run.tokens[self.position])}{read}. R: stable rank of all tokens' blocks by this depth; "
