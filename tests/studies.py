@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from secant.studies.analyses import WRITERS
 from secant.studies.folder import sign
 from secant.studies.identity import Identity
-from secant.studies.summary import ANALYSES
 
 Subject = tuple[str, str]
 
@@ -104,7 +104,7 @@ def study(
     identity = Identity(
         versions={}, models=[{"label": model} for model in dict.fromkeys(model for model, _ in subjects)],
         conventions=list(dict.fromkeys(convention for _, convention in subjects)), precision=None,
-        analyses=sorted({analysis for table, analysis in ANALYSES.items() if table not in leave_out}), k=3,
+        analyses=sorted({names[0] for table, names in WRITERS.items() if table not in leave_out}), k=3,
         top=4, seed=seed, threads=1, tensors=False, prompts=prompts, digest="", shard=prompts,
     )  # fmt: skip
     (folder / "study.json").write_text(json.dumps(asdict(identity)))

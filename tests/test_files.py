@@ -21,11 +21,13 @@ from secant.results.dictionary import TABLES
 
 import secant as sc
 from secant.errors import OutputFailed, SecantError
-from secant.results.files import OTHERS, READ, check_folder, described, saving
+from secant.results.files import READ, TENSORS, arrow, check_folder, saving
 from secant.results.paths import HALF_WRITTEN, check, check_file, clear, replacing
+from secant.results.schema import Column, Table
 from secant.signals import Ended, raised
 from secant.studies.study import Study, merge, study
 from secant.studies.summary import summarize
+from secant.studies.work import SCHEMA
 
 HOSTILE = [
     "\r", "\n", "\r\n", "a\rb", '"', '""', ",", ";", "NA", "N/A", "null", "nan", "None", "True", "1", "-1.5", "=cmd()",
@@ -40,21 +42,27 @@ VALUES: dict[str, list[Any]] = {
 KINDS = {"integer": "Int64", "number": "float64", "text": object, "truth": "boolean"}
 
 
-def hostile(name: str) -> pd.DataFrame:
+TABLES = [*tool.tables(), *SCHEMA.values()]
+LEXICON = Table(
+    "lexicon", "a word and its token", (Column("word", str, "the word"), Column("id", int, "its id", missing=True))
+)
+
+
+def hostile(table: Table) -> pd.DataFrame:
     """Rows of a table with every value that is hard to write; each column begins elsewhere."""
     made = {}
-    for place, (key, about) in enumerate(TABLES[name].columns.items()):
-        values = VALUES[about.type]
+    for place, own in enumerate(table.columns):
+        values = VALUES[own.kind]
         rows = [values[(row + place) % len(values)] for row in range(len(HOSTILE))]
-        made[key.replace("{i}", "0")] = pd.Series(rows, dtype=KINDS[about.type])
+        made[own.name.replace("{i}", "0")] = pd.Series(rows, dtype=KINDS[own.kind])
     return pd.DataFrame(made)
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_csv_is_read_back_as_it_was(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_csv_is_read_back_as_it_was(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the very lines of docs/tables.md."""
-    frame = hostile(name)
-    with saving(tmp_path / "out", {name: frame}):
+    frame, name = hostile(table), table.name
+    with saving(tmp_path / "out", [(table, frame)]):
         pass
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {"pd": pd, "pyarrow": pyarrow}
@@ -63,7 +71,7 @@ def test_csv_is_read_back_as_it_was(name: str, tmp_path: Path, monkeypatch: pyte
         exec(code.replace('"tokens"', repr(name)).replace("out/tokens.csv", f"out/{name}.csv"), scope)
         found.append(scope["tokens"])
     by_pandas, by_pyarrow = found
-    rows = described(TABLES[name], frame)
+    rows = arrow(table, frame)
     assert by_pyarrow.cast(rows.schema).equals(rows)
     for key, own in zip(rows.column_names, rows.columns, strict=True):
         values = [None if value == "" else value for value in own.to_pylist()]
@@ -72,8 +80,8 @@ def test_csv_is_read_back_as_it_was(name: str, tmp_path: Path, monkeypatch: pyte
 
 def test_a_token_that_is_a_formula_is_written_as_it_is(tmp_path: Path) -> None:
     """A guard before it would be another token to every program; docs/tables.md says what to do in a spreadsheet."""
-    frame = pd.DataFrame({"word": ["=cmd()", "NA", "", None], "id": pd.array([1, 2, 3, None], dtype="Int64")})
-    with saving(tmp_path / "out", {"lexicon": frame}):
+    frame = LEXICON.frame([("=cmd()", 1), ("NA", 2), ("", 3), (None, None)])
+    with saving(tmp_path / "out", [(LEXICON, frame)]):
         pass
     assert (tmp_path / "out" / "lexicon.csv").read_text() == '"word","id"\n"=cmd()",1\n"NA",2\n"",3\n,\n'
     about = pd.read_csv(tmp_path / "out" / "columns.csv", keep_default_na=False)
@@ -91,7 +99,7 @@ def test_what_is_no_place_for_results_is_refused(wrong: Any, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SecantError, match=r"; got "):
         check(wrong)
-    for write in (replacing, lambda path: saving(path, {})):
+    for write in (replacing, lambda path: saving(path, [])):
         with pytest.raises(SecantError, match=r"; got "), write(wrong):
             pass
     with pytest.raises(SecantError, match=r"; got "):
@@ -107,7 +115,7 @@ def test_what_is_no_place_for_results_is_refused(wrong: Any, tmp_path: Path, mon
 @pytest.mark.parametrize("name", ["a b", "new\nline", "-x", "橋", ".hidden", "a" * 250])
 def test_odd_names_are_names(name: str, tmp_path: Path) -> None:
     check(tmp_path / name / name)
-    with saving(tmp_path / name / name, {"lexicon": pd.DataFrame({"word": ["a"], "id": [1]})}):
+    with saving(tmp_path / name / name, [(LEXICON, LEXICON.frame([("a", 1)]))]):
         pass
     assert (tmp_path / name / name / "lexicon.csv").exists()
     with replacing(tmp_path / name / "file") as new:
@@ -148,7 +156,7 @@ def test_a_mount_point_or_a_link_to_another_device(devices: Path, tmp_path: Path
     (tmp_path / "linked").symlink_to(devices / "inner")
     check(tmp_path / where)
     for _ in range(2):
-        with saving(tmp_path / where, {"lexicon": pd.DataFrame({"word": ["a"], "id": [1]})}):
+        with saving(tmp_path / where, [(LEXICON, LEXICON.frame([("a", 1)]))]):
             pass
         with replacing(tmp_path / where / "page.html") as new:
             new.write_text("page")
@@ -169,9 +177,9 @@ def test_a_link_to_a_file_on_another_device(devices: Path, tmp_path: Path) -> No
 def test_a_folder_in_the_way_of_a_file_is_seen_before_and_nothing_is_moved(tmp_path: Path) -> None:
     (tmp_path / "out" / "lexicon.parquet").mkdir(parents=True)
     with pytest.raises(OutputFailed, match=r"a folder lexicon\.parquet, which is in the way"):
-        check_folder(tmp_path / "out")
-    frame = pd.DataFrame({"word": ["a"], "id": [1]})
-    with pytest.raises(OutputFailed, match="in the way"), saving(tmp_path / "out", {"lexicon": frame}):
+        check_folder(tmp_path / "out", [LEXICON])
+    frame = LEXICON.frame([("a", 1)])
+    with pytest.raises(OutputFailed, match="in the way"), saving(tmp_path / "out", [(LEXICON, frame)]):
         pass
     assert os.listdir(tmp_path / "out") == ["lexicon.parquet"]
     for place in ("out", "fifo"):
@@ -184,15 +192,17 @@ def test_a_folder_in_the_way_of_a_file_is_seen_before_and_nothing_is_moved(tmp_p
     assert (tmp_path / "fifo").is_fifo()
 
 
-def test_every_file_beside_tables_is_known(lm: sc.LM, tmp_path: Path) -> None:
-    """Those that a folder can be in the way of."""
+def test_every_file_that_is_written_is_looked_for_before(lm: sc.LM, tmp_path: Path) -> None:
+    """A folder that is in the way of any of them."""
     run = sc.freeze(lm, "The bridge out of Marin is the")
-    explained = sc.explain(lm, "The bridge out of Marin is the", k=1)
-    for result in (explained, sc.attribute(run), sc.svd(run.operator(), 1), sc.ablate(run, 2), sc.faithfulness(run)):
-        result.save(tmp_path / "out")
-    others = {file.name for file in (tmp_path / "out").iterdir() if file.suffix not in (".csv", ".parquet")}
-    assert others <= {*OTHERS}
-    assert "tensors.safetensors" in others
+    for result in (run, sc.attribute(run, flow=True), sc.svd(run.operator(), 1)):
+        own = tmp_path / type(result).file()
+        result.save(own)
+        assert (own / TENSORS).exists() == bool(result.tensors())
+        for name in os.listdir(own):
+            (tmp_path / f"{own.name}-{name}" / name).mkdir(parents=True)
+            with pytest.raises(OutputFailed, match=rf"a folder {re.escape(name)}, which is in the way"):
+                type(result).check_folder(tmp_path / f"{own.name}-{name}")
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("other")])

@@ -27,6 +27,7 @@ import secant as sc
 from secant import memory as resources
 from secant.analyses import case as cases
 from secant.cli import app
+from secant.results import page as document
 
 CHROMIUM = Path("/usr/bin/chromium")
 PROMPT = "The bridge out of Marin is the"

@@ -27,15 +27,18 @@ import secant as sc
 from secant.analyses import case as cases
 from secant.cli import app
 from secant.errors import BadArgument, DamagedFile, ModelNotFound, OutputFailed, SecantError, TooLarge
+from secant.results.files import arrow
 from secant.studies import analyses, local, work
 from secant.studies.analyses import ANALYSES
-from secant.studies.folder import Folder, read
+from secant.studies.folder import Folder, read, sign
 from secant.studies.prompts import Item
+from secant.studies.work import SCHEMA, STAMP
 
 WORDS = ["The", "bridge", "out", "of", "Marin", "is", "the"]
 PROMPTS = [" ".join(WORDS[: 1 + i % 7]) for i in range(11)]
 FEW = PROMPTS[2:5]
 EVERY = list(ANALYSES)
+FIRST = [column.name for column in STAMP]
 
 
 def tables(study: sc.Study) -> dict[str, pd.DataFrame]:
@@ -99,7 +102,7 @@ def test_rows_are_those_of_single_prompts(lm: sc.LM, whole: sc.Study) -> None:
             cosine = (matrix * theirs).sum() / np.linalg.norm(matrix) / np.linalg.norm(theirs)
             assert rows.loc["up", "cosine"] == pytest.approx(cosine, rel=1e-12)
         layers = sc.layers(run, 4)
-        named = own("layers").drop(columns=list(STAMP))
+        named = own("layers").drop(columns=FIRST)
         pd.testing.assert_frame_equal(named, layers.to_pandas(), check_dtype=False, rtol=1e-9)
         table = sc.attribute(run).table
         np.testing.assert_allclose(own("contributions")["contribution"], table["contribution"], rtol=1e-9, atol=1e-12)
@@ -121,38 +124,95 @@ def test_every_row_carries_its_certificate(whole: sc.Study, lm: sc.LM) -> None:
         (c, i): sc.freeze(lm, p, convention=c).certificate for c in ("gate", "half") for i, p in enumerate(FEW)
     }
     for name, rows in tables(whole).items():
-        assert list(rows.columns[: len(STAMP)]) == list(STAMP), name
+        assert list(rows.columns[: len(FIRST)]) == FIRST, name
         for (convention, prompt), own in rows.groupby(["convention", "prompt"]):
             assert (own["run_reconstruction"] == certificates[convention, prompt].reconstruction).all()
             assert (own["run_affinity"] == certificates[convention, prompt].affinity).all()
             assert own["run_forward_equal"].all()
 
 
-def test_the_dictionary_has_every_column(whole: sc.Study) -> None:
-    assert whole.tables == list(STUDY)
+def test_every_column_is_described_where_it_is_written(whole: sc.Study) -> None:
+    assert whole.tables == list(SCHEMA)
     for file in (whole.folder / "tables").glob("*.parquet"):
-        schema = pyarrow.parquet.read_schema(file)
-        assert [name.rstrip("0123") for name in schema.names if "sigma_" not in name] == [
-            name for name in STUDY[file.stem].columns if "sigma_" not in name
-        ], file.stem
-        assert all(schema.field(name).metadata[b"meaning"] for name in schema.names)
-    about = pd.read_csv(whole.folder / "tables" / "columns.csv")
-    assert set(about["table"]) == set(STUDY)
+        schema, table = pyarrow.parquet.read_schema(file), SCHEMA[file.stem]
+        assert [name for name in schema.names if "sigma_" not in name] == table.names, file.stem
+        assert all(schema.field(name).metadata[b"meaning"].decode() == table[name].meaning for name in schema.names)
     about = pd.read_csv(whole.folder / "tables" / "columns.csv", keep_default_na=False)
+    assert set(about["table"]) == set(SCHEMA)
     pd.testing.assert_frame_equal(whole.columns(), about)
+
+
+BEFORE = {
+    "prompts": "text:str tokens:int prediction:str prediction_id:int probability:float logit:float error:str "
+    "reason:str",
+    "reconstructions": "reconstruction:float ordinary:float bias:float",
+    "singular_values": "position:int token:str vector:int block:int sigma:float normalized:float residual:float",
+    "stable_ranks": "position:int token:str stable_rank:float frobenius:float spread:float",
+    "layers": "layer:int part:str span:str position:int token:str stable_rank:float frobenius:float sigma_0:float "
+    "sigma_1:float reconstruction:float",
+    "first_seen": "part:str span:str position:int layer:int layer_count:int",
+    "contributions": "kind:str name:str position:int layer:int head:int contribution:float all_paths:float",
+    "words": "position:int token:str vector:int block:int sigma:float side:str rank:int word:str id:int score:float "
+    "z:float predicted:bool own:bool",
+    "conventions": "other:str position:int distance:float cosine:float",
+}
+"""The columns of each table as version 0.1.0 wrote them, after those that every row starts with."""
+
+STARTS = (
+    "model:str convention:str prompt:int category:str precision:str run_forward_equal:bool run_reconstruction:float "
+    "run_affinity:float"
+)
+
+
+def test_what_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
+    """The same tables with columns of the same names and types, and the same study by its key."""
+    identity = {
+        "versions": {"secant": "0.1.0", "torch": "2.13.0+cpu", "transformers": "5.23.0"},
+        "models": [{"label": "atlas", "name": "atlas", "dtype": None, "device": None, "attention": None,
+                    "allow_remote_code": False, "allow_pickle": False}],
+        "conventions": ["gate", "half"], "precision": None,
+        "analyses": ["reconstruction", "spectra", "stable_rank", "layers", "attribution", "parts", "words",
+                     "conventions"],
+        "k": 2, "top": 3, "seed": 0, "threads": 1, "tensors": False, "prompts": 3,
+        "digest": "7c37df4288797d669d14c44f78f343079d93693a07e33925c0c97ebf5ca0562f", "shard": 2,
+        "fingerprints": {"atlas": "c3adf3924481d76fdfed59649542378817c62121047db2f9c71066feffcd58e1"},
+    }  # fmt: skip
+    (tmp_path / "study.json").write_text(json.dumps(identity))
+    found = read(tmp_path)
+    assert found.key == "8c0de2f4b51653fa8a935e787ed8bfbb346572044fee950352401c04d68e1b3e"
+    for name in found.names:
+        (tmp_path / "shards" / name).mkdir(parents=True)
+    (tmp_path / "tables").mkdir()
+    kinds = {"str": pyarrow.large_string(), "int": pyarrow.int64(), "float": pyarrow.float64(), "bool": pyarrow.bool_()}
+    values = {"str": "a", "int": 1, "float": 0.5, "bool": True}
+    for name, own in BEFORE.items():
+        columns = dict(pair.split(":") for pair in f"{STARTS} {own}".split())
+        schema = pyarrow.schema([(column, kinds[kind]) for column, kind in columns.items()])
+        rows = [{column: values[kind] for column, kind in columns.items()}, {}]
+        table = pyarrow.Table.from_pylist(rows, schema)
+        pyarrow.parquet.write_table(table, tmp_path / "tables" / f"{name}.parquet")
+        today = arrow(SCHEMA[name], table.to_pandas(types_mapper={pyarrow.int64(): pd.Int64Dtype()}.get)).schema
+        assert [(field.name, field.type) for field in today] == [(field.name, field.type) for field in schema], name
+        assert set(columns) <= set(SCHEMA[name].names) | {"sigma_0", "sigma_1"}
+    sign(tmp_path / "tables")
+    study = sc.Study.open(tmp_path)
+    assert study.tables[: len(BEFORE)] == list(BEFORE)
+    for name, rows in tables(study).items():
+        assert rows.iloc[0].drop(FIRST).notna().all(), name
+    assert set(study.columns()["table"]) == set(BEFORE)
 
 
 def test_in_a_notebook(whole: sc.Study, plain: sc.Study, tmp_path: Path) -> None:
     shown = whole._repr_html_()
     worst = whole.to_pandas()["run_reconstruction"].max()
     assert all(
-        part in shown for part in (f"Study of {whole.identity.labels[0]}", "half", f"{worst:.4g}", "3 in shards of 2")
+        part in shown for part in (f"Study of {whole.identity.labels[0]}", "half", f"{worst:.1e}", "3 in shards of 2")
     )
-    assert "not done" not in shown
+    assert "missing" not in shown
     shutil.copytree(plain.folder, tmp_path / "part")
     shutil.rmtree(tmp_path / "part" / "tables")
     shutil.rmtree(tmp_path / "part" / "shards" / plain.identity.names[-1])
-    assert "1 of 6 shards: start it again" in sc.Study.open(tmp_path / "part")._repr_html_()
+    assert "1 of 6 shards: run the study again" in sc.Study.open(tmp_path / "part")._repr_html_()
 
 
 def test_each_prompt_once_in_order(whole: sc.Study) -> None:
@@ -178,7 +238,7 @@ def test_several_models_and_categories(lm: sc.LM, folder: Path, tmp_path: Path) 
 
 
 def test_a_prompt_that_fails_is_a_row(lm: sc.LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(case: cases.Case) -> analyses.Tables:
+    def broken(case: cases.Case) -> dict[str, pd.DataFrame]:
         if len(case.run.ids) == 2:
             raise ValueError("of no kind\nthat is known")
         if len(case.run.ids) == 3:

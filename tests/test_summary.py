@@ -23,6 +23,7 @@ import secant as sc
 from secant import figures
 from secant.cli import app
 from secant.errors import BadArgument, DamagedFile
+from secant.results import page as pages
 from secant.studies import reading
 from secant.studies.folder import sign
 from secant.studies.measures import shares
@@ -276,7 +277,7 @@ def test_all_prompts_failed(tmp_path: Path) -> None:
     study(tmp_path / "all", prompts=2, failing=(0, 1))
     found = sc.summarize(tmp_path / "all")
     assert found.runs["failed"].sum() == found.runs["prompts"].sum() == 6
-    assert set(found.tables()) == {"coverage", "failures"}
+    assert set(found.tables()) == {"summary_measures", "coverage", "failures"}
     found.save(tmp_path / "out")
     found.report(tmp_path / "page.html")
 
@@ -377,7 +378,7 @@ def test_saved(summary: sc.Summary, tmp_path: Path) -> None:
     assert (said["seed"], said["level"], said["studies"]) == (0, 0.95, ["facts"])
     for name, table in summary.tables().items():
         assert len(pd.read_parquet(tmp_path / "out" / f"{name}.parquet")) == len(table)
-    assert "writes_together" in summary._repr_html_()
+    assert "prediction in U₀, all tokens" in summary._repr_html_()
     study(tmp_path / "s", 2)
     with pytest.raises(BadArgument, match="holds the study alone"):
         summary.save(tmp_path / "s")
@@ -431,10 +432,37 @@ def test_from_the_command_line(folder: Path, rows: dict[str, pd.DataFrame], tmp_
 def test_the_page_fetches_nothing(summary: sc.Summary, tmp_path: Path) -> None:
     summary.report(tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
-    own = text.replace(document.library(), "")
+    own = text.replace(pages.library(), "")
     assert not re.findall(r"https?:|//[a-z]+\.|@import|url\(", re.sub(r"^\s*//.*", "", own, flags=re.M))
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    assert json.loads(data) == contents(summary)
+    said = json.loads(data)
+    assert said["about"].items() >= summary.about().items()
+    assert said["about"]["positions"] == [[c, summary.common_positions(c)] for c in (None, "facts", "counts")]
+    assert list(said["tables"]) == list(summary.tables())
+    for name, frame in summary.tables().items():
+        columns = {
+            key: [None if code is None else own["texts"][code] for code in own["codes"]] if "codes" in own else own
+            for key, own in said["tables"][name].items()
+        }
+        shown = pd.DataFrame(columns).astype(frame.dtypes.to_dict())
+        pd.testing.assert_frame_equal(shown, frame, rtol=1e-5)
+
+
+def test_as_it_is_shown(summary: sc.Summary, capsys: pytest.CaptureFixture[str]) -> None:
+    """A column for each model and convention, below each other where they do not fit."""
+    summary.show(100)
+    wide = capsys.readouterr().out
+    summary.show(60)
+    narrow = capsys.readouterr().out
+    for text, width in ((wide, 100), (narrow, 60)):
+        assert max(map(len, text.splitlines())) <= width
+        assert text.count("prediction in U₀, all tokens") == (2 if width == 100 else 3)
+        assert "12, 1 failed" in text
+    row = one(summary.measures, **SMALL, category=None, measure="writes_any")
+    assert f"{row.mean:.0%}" in wide
+    row = one(summary.overlaps, **SMALL, other="large", category=None, of="together", side="output")
+    assert f"{row.mean:.3g} [{row.low:.3g}, {row.high:.3g}]" in wide
+    assert "Every word must be known" in wide
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
-"""Tables: all columns that are written are in the dictionary, and no others; files, types and page agree."""
+"""Tables: what is written is what is described; files, types and the page of tables agree.
+
+What holds for every result is in test_results.py.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +15,14 @@ import pytest
 import tables as tool
 import torch
 from safetensors.torch import load_file
-from secant.results.dictionary import TABLES
-from studies import study
 
 import secant as sc
-from secant.errors import OutputFailed
-from secant.results.files import ARROW, column, columns, saving
-from secant.steering.sweep import Settings
+from secant.results.files import ARROW, columns, saving
+from secant.results.schema import Column, Table
+from secant.studies.work import SCHEMA
 
 PROMPT = "The bridge out of Marin is the"
+TABLES = [*tool.tables(), *SCHEMA.values()]
 
 
 @pytest.fixture(scope="module")
@@ -30,109 +31,61 @@ def run(lm: sc.LM) -> sc.Run:
 
 
 @pytest.fixture(scope="module")
-def summary(tmp_path_factory: pytest.TempPathFactory) -> sc.Summary:
-    folder = tmp_path_factory.mktemp("studies") / "study"
-    study(folder, 4)
-    return sc.summarize(folder, resamples=100)
+def f(run: sc.Run) -> sc.SVD:
+    return sc.svd(run.operator(), 3)
 
 
-@pytest.fixture(scope="module")
-def results(lm: sc.LM, run: sc.Run, summary: sc.Summary) -> dict[str, object]:
-    """One result of each kind that is written, with all of its tables."""
-    return {
-        "explanation": sc.explain(lm, PROMPT, k=2, layers=True, steps=2),
-        "attribution": sc.attribute(run, flow=True),
-        "svd": sc.svd(run.operator(), 3),
-        "faithfulness": sc.faithfulness(run),
-        "reach": sc.reach(run, (1, " the"), steps=2, k=1),
-        "screening": sc.screen(lm, [PROMPT, ""], ["golden", "nonsenseword"], samples=50, top=4),
-        "sweep": sc.steering_sweep(lm, [PROMPT], "The bridge", layers=[0], strengths=[0.5], words=["Golden"], tokens=2),
-        "layers": sc.layers(run, 2),
-        "steps": sc.follow(run, 1),
-        "ablation": sc.ablate(run, 2),
-        "ablations": sc.ablations(run, kinds=["token", "head"]),
-        "columns": sc.largest(lm, run.operator(), count=2),
-        "rows": sc.largest(lm, run.operator(), "rows", count=2),
-        "evidence": sc.explain(lm, PROMPT, k=1).evidence(),
-        "summary": summary,
-        "comparison": sc.compare(PROMPT, [lm], conventions=("gate", "half")),
-    }
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_every_column_says_something(table: Table) -> None:
+    assert table.row
+    assert len({own.name for own in table.columns}) == len(table.columns)
+    for own in table.columns:
+        assert own.kind in ARROW, own.name
+        assert own.meaning, own.name
+        assert own.unit or own.type is not float or own.name == "strength", own.name
 
 
-@pytest.fixture(scope="module")
-def written(results: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything in one folder, where some tables have one name and the same columns."""
-    folder = tmp_path_factory.mktemp("tables")
-    for result in results.values():
-        result.save(folder / "all")  # type: ignore[attr-defined]
-    return folder / "all"
+def test_tables_of_one_name_in_one_folder_are_one() -> None:
+    """Results are saved next to each other: a file of a name has the same columns, whichever wrote it."""
+    known: dict[str, Table] = {}
+    for table in tool.tables():
+        assert known.setdefault(table.name, table) is table
 
 
-def test_the_dictionary_has_every_table_and_column_and_no_other(written: Path) -> None:
-    schemas = {file.stem: pyarrow.parquet.read_schema(file) for file in written.glob("*.parquet")}
-    assert set(schemas) == set(TABLES)
-    for name, schema in schemas.items():
-        known = TABLES[name].columns
-        assert [next(key for key in known if known[key] is column(TABLES[name], key_)) for key_ in schema.names] == [
-            key for key in known for _ in range(2 if "{i}" in key else 1)
-        ], name
-        for field in schema:
-            about = column(TABLES[name], field.name)
-            assert field.type == ARROW[about.type], (name, field.name)
-            assert field.metadata == {b"unit": about.unit.encode(), b"meaning": about.meaning.encode()}
-
-
-def test_parquet_and_csv_hold_the_same(written: Path, results: dict[str, object]) -> None:
-    for file in written.glob("*.parquet"):
-        one, other = pd.read_parquet(file), pd.read_csv(file.with_suffix(".csv"), keep_default_na=False, na_values=[""])
-        assert list(one) == list(other)
-        assert len(one) == len(other)
-        numbers = [name for name in one if column(TABLES[file.stem], name).type == "number"]
-        pd.testing.assert_frame_equal(one[numbers].astype(float), other[numbers].astype(float), check_dtype=False)
-    pd.testing.assert_frame_equal(pd.read_parquet(written / "reach.parquet"), results["reach"].to_pandas())  # type: ignore[attr-defined]
-    assert len(pd.read_parquet(written / "refused.parquet")) == 1
-
-
-def test_what_is_missing_and_what_is_empty_keeps_its_type(results: dict[str, object], tmp_path: Path) -> None:
-    screening = results["screening"]
-    assert isinstance(screening, sc.Screening)
-    replace(screening, refused=screening.refused[:0], unknown=[]).save(tmp_path / "out")
-    schema = pyarrow.parquet.read_schema(tmp_path / "out" / "refused.parquet")
-    assert [str(field.type) for field in schema] == ["int64", "large_string", "large_string", "large_string"]
-
-
-def test_columns_say_what_is_in_the_folder(results: dict[str, object], written: Path, tmp_path: Path) -> None:
-    results["reach"].save(tmp_path / "out")  # type: ignore[attr-defined]
+def test_columns_say_what_is_in_the_folder(run: sc.Run, f: sc.SVD, tmp_path: Path) -> None:
+    run.save(tmp_path / "out")
     said = pd.read_csv(tmp_path / "out" / "columns.csv", keep_default_na=False)
-    assert list(said["column"]) == list(pd.read_csv(tmp_path / "out" / "reach.csv"))
-    results["svd"].save(tmp_path / "out")  # type: ignore[attr-defined]
-    assert set(pd.read_csv(tmp_path / "out" / "columns.csv")["table"]) == {"reach", "svd"}
-    pd.testing.assert_frame_equal(pd.read_csv(written / "columns.csv", keep_default_na=False), columns())
+    assert list(said[said["table"] == "positions"]["column"]) == list(pd.read_csv(tmp_path / "out" / "positions.csv"))
+    f.save(tmp_path / "out")
+    said = pd.read_csv(tmp_path / "out" / "columns.csv", keep_default_na=False)
+    every = pd.concat([columns(table) for table in (*sc.Run.schema, *sc.SVD.schema)])
+    pd.testing.assert_frame_equal(said, every.sort_values("table", kind="stable", ignore_index=True), check_dtype=False)
 
 
-def test_every_column_says_something() -> None:
-    for name, table in TABLES.items():
-        assert table.row
-        assert table.of.split()[0] in sc.__all__, name
-        for key, about in table.columns.items():
-            assert about.type in ARROW, (name, key)
-            assert about.meaning, (name, key)
-            assert about.unit or about.type != "number" or key in ("strength",), (name, key)
+def test_what_is_missing_and_what_is_empty_keeps_its_type(tmp_path: Path) -> None:
+    table = SCHEMA["prompts"]
+    with saving(tmp_path / "out", [(table, table.empty)]):
+        pass
+    schema = pyarrow.parquet.read_schema(tmp_path / "out" / "prompts.parquet")
+    assert schema.names == table.names
+    assert [field.type for field in schema] == [ARROW[own.kind] for own in table.columns]
+    for field, own in zip(schema, table.columns, strict=True):
+        assert field.metadata == {b"unit": own.unit.encode(), b"meaning": own.meaning.encode()}
 
 
 def test_a_column_that_is_not_described_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match="new"), saving(tmp_path / "out", {"reach": pd.DataFrame({"new": [1]})}):
-        pass
+    table = Table("words", "a word", (Column("word", str, "the word"),))
+    for make in (table.frame, lambda frame: frame):
+        with pytest.raises(KeyError, match="new"), saving(tmp_path / "o", [(table, make(pd.DataFrame({"new": [1]})))]):
+            pass
     assert os.listdir(tmp_path) == []
 
 
-def test_the_page_is_made_of_the_dictionary() -> None:
+def test_the_page_of_tables_is_as_it_would_be_written() -> None:
     assert tool.PAGE.read_text(encoding="utf-8") == tool.page(), "run python tools/tables.py"
 
 
-def test_a_decomposition_is_written(results: dict[str, object], tmp_path: Path) -> None:
-    f = results["svd"]
-    assert isinstance(f, sc.SVD)
+def test_a_decomposition_is_written(f: sc.SVD, tmp_path: Path) -> None:
     f.save(tmp_path / "out")
     tensors = load_file(tmp_path / "out" / "tensors.safetensors")
     assert all(torch.equal(tensors[name], getattr(f, name)) for name in ("U", "S", "V", "residuals"))
@@ -146,19 +99,14 @@ def test_a_decomposition_is_written(results: dict[str, object], tmp_path: Path) 
     assert pd.read_parquet(tmp_path / "half" / "svd.parquet")["sigma"].tolist() == half.S.double().tolist()
 
 
-def test_what_was_ablated_is_said(results: dict[str, object], written: Path) -> None:
-    assert json.loads((written / "ablation.json").read_text("utf-8")) == {
-        "what": "token 2", "by": "zero", "positions": [2]
-    }  # fmt: skip
-    found = results["ablations"]
-    assert isinstance(found, sc.Ablations)
-    assert json.loads((written / "ablations.json").read_text("utf-8")) == {"target": found.target, "by": "zero"}
-    pd.testing.assert_frame_equal(pd.read_parquet(written / "ablations.parquet")[["held"]], found.table[["held"]])
+def test_what_was_ablated_is_said(run: sc.Run) -> None:
+    assert sc.ablate(run, 2).about() == {"what": "token 2", "by": "zero", "positions": [2]}
+    found = sc.ablations(run, kinds=["token", "head"])
+    assert found.about() == {"target": found.target, "by": "zero"}
 
 
-def test_evidence_as_tables(results: dict[str, object], run: sc.Run) -> None:
-    found = results["evidence"]
-    assert isinstance(found, sc.Evidence)
+def test_evidence_as_tables(lm: sc.LM, run: sc.Run) -> None:
+    found = sc.explain(lm, PROMPT, k=1).evidence()
     tables = found.tables()
     sums = tables["versus"].groupby("prediction")["contribution"].sum()
     assert sums.tolist() == pytest.approx([run.prediction[0].logit - p.logit for p in run.prediction[1:5]], abs=1e-4)
@@ -192,13 +140,3 @@ def test_a_run_as_a_table(lm: sc.LM, run: sc.Run) -> None:
     )
     logits = lm.logits(run.ids)
     assert list(table["predicted"]) == [lm.text(int(i)) for i in logits.argmax(1)]
-
-
-def test_places_that_can_not_be_written(results: dict[str, object], tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for result in results.values():
-        with pytest.raises(OutputFailed):
-            result.save(tmp_path / "file" / "out")  # type: ignore[attr-defined]
-    empty = sc.Sweep(Settings("", "", ("x",), 1, False, 0), pd.DataFrame(), pd.DataFrame())
-    empty.save(tmp_path / "empty")
-    assert pd.read_parquet(tmp_path / "empty" / "sweep.parquet").empty
