@@ -100,9 +100,9 @@ def test_a_decomposition_is_written(f: sc.SVD, tmp_path: Path) -> None:
 
 
 def test_what_was_ablated_is_said(run: sc.Run) -> None:
-    assert sc.ablate(run, 2).about() == {"what": "token 2", "by": "zero", "positions": [2]}
+    assert sc.ablate(run, 2).about().items() >= {"what": "token 2", "by": "zero", "positions": [2]}.items()
     found = sc.ablations(run, kinds=["token", "head"])
-    assert found.about() == {"target": found.target, "by": "zero"}
+    assert found.about().items() >= {"target": found.target, "by": "zero"}.items()
 
 
 def test_evidence_as_tables(lm: sc.LM, run: sc.Run) -> None:
