@@ -17,7 +17,6 @@ import pyarrow.csv
 import pytest
 import tables as tool
 from helpers import heeding_signals
-from secant.results.dictionary import TABLES
 
 import secant as sc
 from secant.errors import OutputFailed, SecantError

@@ -19,7 +19,6 @@ import pyarrow.parquet
 import pytest
 import torch
 from safetensors import safe_open
-from secant.results.dictionary import STAMP, STUDY
 from tokenizers import normalizers
 from typer.testing import CliRunner
 
