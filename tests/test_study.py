@@ -27,7 +27,7 @@ from secant.analyses import case as cases
 from secant.cli import app
 from secant.errors import BadArgument, DamagedFile, ModelNotFound, OutputFailed, SecantError, TooLarge
 from secant.results.files import arrow
-from secant.studies import analyses, local, work
+from secant.studies import local, work
 from secant.studies.analyses import ANALYSES
 from secant.studies.folder import Folder, read, sign
 from secant.studies.prompts import Item

@@ -13,8 +13,6 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 from scipy.stats import t as student
-from secant.report import document
-from secant.report.overview import contents
 from studies import study
 from test_report import CHROMIUM, _outside
 from typer.testing import CliRunner
