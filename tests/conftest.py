@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, and a test runs on each core
 
+import families
 import pytest
 import tiny_model
 import torch
@@ -22,11 +26,39 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-architectures", action="store_true", help="run every model type, not a sample")
 
 
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List what did not run, and why."""
+    reasons: dict[str, Counter[str]] = {}
+    for report in terminalreporter.stats.get("skipped", ()):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        test = report.nodeid.partition("[")[0] or "a whole file"
+        reasons.setdefault(reason.removeprefix("Skipped: "), Counter())[test] += 1
+    if reasons:
+        terminalreporter.section("not run here")
+    for reason, tests in sorted(reasons.items()):
+        terminalreporter.write_line(f"{reason}: {tests.total()} tests")
+        for test, count in sorted(tests.items()):
+            terminalreporter.write_line(f"    {test}" + (f" ({count})" if count > 1 else ""))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that open a page in a browser are slow."""
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shared_models_are_left_alone() -> Iterator[None]:
+    """No test changes a model that others share."""
+    yield
+    families.assert_unchanged()
 
 
 @pytest.fixture(scope="session")

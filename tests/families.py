@@ -8,6 +8,7 @@ the reason. Windows, chunks and kernels are shorter than the prompt, so that wha
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import zlib
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+import secant as sc
 from secant.model.lm import LM
 
 VOCABULARY = 97
@@ -207,6 +209,37 @@ def model_of(
             if buffer.is_floating_point() and "bias" in name:  # of routers
                 buffer.copy_(_moved(name, buffer, seed))
     return LM(model.to(dtype).eval(), None, family)
+
+
+_SHARED: list[sc.Run] = []
+
+
+@functools.cache
+def shared(family: str, attention: str = "eager", dtype: torch.dtype = torch.float64) -> LM:
+    """`model_of`, built once a process: for tests that leave the model as it is."""
+    return model_of(family, attention, dtype)
+
+
+@functools.cache
+def frozen(
+    family: str,
+    attention: str = "eager",
+    dtype: torch.dtype = torch.float64,
+    *,
+    convention: str = "gate",
+    length: int = LENGTH,
+    precision: str | None = None,
+) -> sc.Run:
+    """The run of a `shared` model at `prompt(length)`, frozen once a process; tests leave it as it is, too."""
+    run = sc.freeze(shared(family, attention, dtype), prompt(length), convention=convention, precision=precision)
+    _SHARED.append(run)
+    return run
+
+
+def assert_unchanged() -> None:
+    """Raises ReplayMismatch where the weights of a `frozen` run's model were written since."""
+    for run in _SHARED:
+        run.unchanged()
 
 
 def _moved(name: str, weight: Tensor, seed: int) -> Tensor:

@@ -1,4 +1,6 @@
-"""What several tests need: holding a bare function, comparing operators with matrices, real models where they are."""
+"""What several tests need: freezing a bare function, comparing operators with matrices, models and programs where
+they are installed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -17,6 +19,12 @@ from secant.errors import SecantError
 from secant.linearize.replay import Replay
 from secant.linearize.tape import Record, Tape
 from secant.operators.operator import Operator
+
+REQUIRED = os.environ.get("SECANT_TEST_REQUIRED", "") not in ("", "0")
+"""Whether tests that need a trained model or a program fail where it is absent. By default they are skipped."""
+
+CHROMIUM = Path("/usr/bin/chromium")
+"""Debian's browser."""
 
 REAL = Path(os.environ.get("SECANT_TEST_MODELS", Path(__file__).parents[2] / "shared" / "models"))
 
@@ -38,11 +46,25 @@ def heeding_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def absent(reason: str) -> NoReturn:
+    """Skip the test that needs what is not installed here, or fail it where SECANT_TEST_REQUIRED is set."""
+    if REQUIRED:
+        pytest.fail(f"{reason}, and SECANT_TEST_REQUIRED is set", pytrace=False)
+    pytest.skip(reason)
+
+
 def real(name: str) -> Path:
-    """The folder of a small trained model; the test is skipped where there is none."""
+    """The folder of a small trained model."""
     if not (REAL / name).is_dir():
-        pytest.skip(f"no trained model {name} in SECANT_TEST_MODELS or {REAL.parent.name}/{REAL.name}")
+        absent(f"no trained model {name} in SECANT_TEST_MODELS or {REAL.parent.name}/{REAL.name}")
     return REAL / name
+
+
+def chromium() -> str:
+    """The path of a browser."""
+    if not CHROMIUM.exists():
+        absent(f"no browser at {CHROMIUM}: apt install chromium")
+    return str(CHROMIUM)
 
 
 def recorded(

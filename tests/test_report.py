@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from families import model_of
+from helpers import chromium
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from secant.report import document
 from secant.report import page as report_page
@@ -29,7 +30,6 @@ from secant.analyses import case as cases
 from secant.cli import app
 from secant.results import page as document
 
-CHROMIUM = Path("/usr/bin/chromium")
 PROMPT = "The bridge out of Marin is the"
 HOSTILE = [
     "</script><img src=x onerror=window.ran=1>", "<!--", "<b>bold</b>", "&lt;i&gt;", "{{ 7 * 7 }}", "${window.ran=1}",
@@ -89,10 +89,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}: apt install chromium")
+    path = chromium()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
 

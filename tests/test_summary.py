@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet
 import pytest
+from helpers import chromium
 from scipy.stats import t as student
 from studies import study
-from test_report import CHROMIUM, _outside
+from test_report import _outside
 from typer.testing import CliRunner
 
 import secant as sc
@@ -468,8 +469,7 @@ def test_as_it_is_shown(summary: sc.Summary, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize("width", [1200, 380])
 def test_in_a_browser(theme: str, width: int, tmp_path: Path) -> None:
     """Names and categories that would run if they could; axe finds nothing; what is chosen is shown."""
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser at {CHROMIUM}: apt install chromium")
+    path = chromium()
     from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import sync_playwright
 
@@ -478,7 +478,7 @@ def test_in_a_browser(theme: str, width: int, tmp_path: Path) -> None:
     found.report(tmp_path / "page.html")
     trouble: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         tab = browser.new_page(color_scheme=theme, viewport={"width": width, "height": 900})  # type: ignore[arg-type]
         tab.set_default_timeout(20_000)
         tab.on("console", lambda message: trouble.append(message.text))

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import LENGTH, model_of, prompt
-from helpers import recorded, replayed
+from helpers import absent, recorded, replayed
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils import cpp_extension
@@ -354,7 +354,7 @@ def test_a_hidden_nonlinearity_is_refused(hidden: type, dtype: torch.dtype, monk
 def extension() -> object:
     """A C++ extension's tanh."""
     if shutil.which("g++") is None or not cpp_extension.is_ninja_available():
-        pytest.skip("no C++ compiler and ninja here")
+        absent("no C++ compiler and ninja here")
     source = "torch::Tensor f(torch::Tensor x) { return torch::tanh(x); }"
     return cpp_extension.load_inline("secant_planted", source, functions=["f"]).f
 
