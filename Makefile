@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ATLAS ?= build/atlas
-CORES := -n auto --maxprocesses 4
+CORES := -n auto --maxprocesses 4 --dist worksteal --durations=10
 
 .PHONY: help venv demo test test-slow check test-architectures test-versions test-oldest test-newest bench atlas clean
 

@@ -9,7 +9,7 @@ import architectures
 import pytest
 import torch
 import transformers
-from families import EXCLUDED, LENGTH, SMALL, config_of, has, model_of, prompt, types
+from families import EXCLUDED, LENGTH, SMALL, config_of, frozen, has, prompt, shared, types
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import secant as sc
@@ -54,7 +54,7 @@ def table() -> dict[str, dict[str, str]]:
 
 def test_exact_or_refused(kind: str, table: dict[str, dict[str, str]]) -> None:
     """As the table says; the recorded pass in float32 equals the plain one bit for bit."""
-    lm = model_of(kind)
+    lm = shared(kind)
     if table[kind]["transformers"] != transformers.__version__:
         try:
             lm.model(input_ids=torch.tensor([prompt()]), use_cache=False)
@@ -64,12 +64,12 @@ def test_exact_or_refused(kind: str, table: dict[str, dict[str, str]]) -> None:
         with pytest.raises((sc.NoRule, sc.NotExact)):
             sc.freeze(lm, prompt())
         return
-    certificate = sc.freeze(lm, prompt()).certificate
+    certificate = frozen(kind).certificate
     assert certificate.forward_equal
     assert certificate.reconstruction <= 1e-12
     assert certificate.affinity <= 1e-11
     assert certificate.readout <= 1e-11
-    plain = model_of(kind, dtype=torch.float32)
+    plain = shared(kind, dtype=torch.float32)
     run = sc.freeze(plain, prompt())
     with torch.no_grad():
         assert torch.equal(run.logits, plain.model(input_ids=torch.tensor([prompt()]), use_cache=False).logits[0])
@@ -81,7 +81,7 @@ def test_a_logit_is_what_it_is_made_of(kind: str, table: dict[str, dict[str, str
         pytest.skip("no run to attribute")
     if table[kind]["transformers"] != transformers.__version__:
         pytest.skip(f"the table is of transformers {table[kind]['transformers']}")
-    a = sc.attribute(sc.freeze(model_of(kind), prompt()), 11, flow=True)
+    a = sc.attribute(frozen(kind), 11, flow=True)
     close = {"abs": 1e-12 * a.table["contribution"].abs().sum(), "rel": 0}
     assert a.total == pytest.approx(a.logit, **close)
     assert a.direct == pytest.approx(a.logit, **close)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from families import LENGTH, model_of, prompt
+from families import LENGTH, frozen, model_of, prompt, shared
 
 import secant as sc
 from secant.analyses import attribution as module
@@ -20,14 +20,14 @@ OTHER = ("bert", "olmo2", "bloom", "gemma4_text", "mamba", "jamba", "mixtral", "
 
 @pytest.fixture(scope="module", params=PLAIN)
 def run(request: pytest.FixtureRequest) -> sc.Run:
-    return sc.freeze(model_of(request.param, "sdpa" if request.param != "gptj" else "eager"), prompt())
+    return frozen(request.param, "sdpa" if request.param != "gptj" else "eager")
 
 
 @pytest.mark.parametrize("family", PLAIN + OTHER)
 def test_both_sums_are_the_logit_and_the_flow_crosses_them(family: str) -> None:
-    run = sc.freeze(model_of(family), prompt())
+    run = frozen(family)
     for target, versus in ((None, None), (5, None), (5, 90)):
-        a = sc.attribute(run, target, versus, flow=versus is None)
+        a = sc.attribute(run, target, versus, flow=target is None)
         chosen = run.prediction[0].id if target is None else target
         true = float(run.logits[-1, chosen]) - (0 if versus is None else float(run.logits[-1, versus]))
         close = {"abs": 1e-13 * a.table["contribution"].abs().sum(), "rel": 0}
@@ -138,19 +138,18 @@ def test_heads_add_up_to_their_attention(run: sc.Run) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "opt", "bert", "mamba", "rwkv", "blt", "roc_bert"])
 def test_constants_by_module_are_the_bias(family: str) -> None:
     """Each module's constant alone: the bias of a network in which all others are zero."""
-    lm = model_of(family)
-    run = sc.freeze(lm, prompt())
+    run = frozen(family)
     a = sc.attribute(run, 11, parts=False)
     b = run.operator(target="logits", tokens=[11]).bias.item()
     assert a.constant == pytest.approx(b, abs=1e-12 * a.of("constant")["contribution"].abs().sum())
     assert len(a.of("constant"))
-    names = dict(lm.model.named_modules())
+    names = dict(run.lm.model.named_modules())
     assert all(name in names for name in a.of("constant")["name"])
 
 
 def test_a_bias_contributes_what_it_is_times_its_slope() -> None:
     """Of GPT-2's last block, from its weights: the output projection's bias goes straight to the norm."""
-    run = sc.freeze(model_of("gpt2"), prompt())
+    run = frozen("gpt2")
     a = sc.attribute(run, 11, parts=False).of("constant").set_index("name")["contribution"]
     count = len(run.inside.layers)
     last = run.operator(f"layers.{count - 1}", "logits", tokens=[11]).block(-1)
@@ -166,17 +165,17 @@ def test_a_contribution_is_that_of_its_block(run: sc.Run) -> None:
 
 
 def test_sums_of_lower_precisions() -> None:
-    run = sc.freeze(model_of("llama", dtype=torch.float32), prompt())
+    run = frozen("llama", dtype=torch.float32)
     a = sc.attribute(run, flow=True)
     assert a.total == pytest.approx(a.logit, rel=1e-4)
     assert a.direct == pytest.approx(a.logit, rel=1e-4)
-    half = sc.freeze(model_of("gpt2", dtype=torch.bfloat16), prompt(), precision="float32")
+    half = frozen("gpt2", dtype=torch.bfloat16, precision="float32")
     b = sc.attribute(half, flow=True)
     assert b.direct == pytest.approx(b.logit, abs=0.1 * b.table["contribution"].abs().sum())
 
 
 def test_a_sum_that_is_not_the_logit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = sc.freeze(model_of("gpt2"), prompt())
+    run = frozen("gpt2")
     monkeypatch.setattr(module, "_by_module", lambda *arguments: [])
     with pytest.raises(NotExact, match="add up to the logit"):
         sc.attribute(run, 11)
@@ -209,7 +208,7 @@ def test_no_such_target(lm: sc.LM) -> None:
 
 
 def test_a_token_against_itself_is_refused() -> None:
-    run = sc.freeze(model_of("llama"), prompt())
+    run = frozen("llama")
     with pytest.raises(BadArgument, match="twice"):
         sc.attribute(run, 5, 5)
     assert sc.attribute(run, "#5", parts=False).target == "5"
@@ -217,7 +216,7 @@ def test_a_token_against_itself_is_refused() -> None:
 
 def test_what_does_not_take_part_is_left_alone() -> None:
     """A run is as it was; the same call gives the same table."""
-    run = sc.freeze(model_of("llama"), prompt())
+    run = frozen("llama")
     before = run.operator().dense()
     one, two = (sc.attribute(run, 5, 90, flow=True) for _ in range(2))
     pd.testing.assert_frame_equal(one.table, two.table)
@@ -227,10 +226,9 @@ def test_what_does_not_take_part_is_left_alone() -> None:
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_the_callers_mode_does_not_matter(mode: type) -> None:
-    lm = model_of("gpt2")
-    expected = sc.attribute(sc.freeze(lm, prompt()), 5, flow=True)
+    expected = sc.attribute(frozen("gpt2"), 5, flow=True)
     with mode():
-        found = sc.attribute(sc.freeze(lm, prompt()), 5, flow=True)
+        found = sc.attribute(sc.freeze(shared("gpt2"), prompt()), 5, flow=True)
     pd.testing.assert_frame_equal(found.table, expected.table)
     pd.testing.assert_frame_equal(found.flow, expected.flow)
 
@@ -238,7 +236,7 @@ def test_the_callers_mode_does_not_matter(mode: type) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_flow_is_the_same_by_tokens_and_by_names(family: str) -> None:
     """Long prompts take a product with Jᵀ for each name, in place of one with J for each token."""
-    run = sc.freeze(model_of(family, "sdpa"), prompt())
+    run = frozen(family, "sdpa")
     e = torch.zeros_like(run.logits[-1])
     e[5] = 1
     with torch.enable_grad():

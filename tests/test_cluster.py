@@ -67,6 +67,31 @@ class Deadly(Work):
         return compute
 
 
+@dataclass(frozen=True)
+class DeadlyOnce(Work):
+    """Work of which one worker is killed, in the middle of a shard that another then computes."""
+
+    killed: Path = Path()
+
+    def worker(self) -> Callable[[Shard], Computed]:
+        own = super().worker()
+
+        def compute(shard: Shard) -> Computed:
+            computed = own(shard)
+            if shard.number == 2 and not self.killed.exists():
+                self.killed.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return computed
+
+        return compute
+
+
+def fields(work: Work) -> dict[str, object]:
+    """What other work of the same kind is made from."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    return {field: getattr(work, field) for field in Work.__dataclass_fields__}
+
+
 def test_the_tally_knows_who_died_where() -> None:
     """Three workers: one goes from shard to shard, one dies at shard 1 and one as it loads, twice each."""
     tally = Tally()
@@ -85,20 +110,14 @@ def test_the_tally_knows_who_died_where() -> None:
         bear(3, 3, None)
 
 
-def hands() -> list[psutil.Process]:
-    """Processes of workers; Ray calls them by their class."""
-    return [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::MapWorker")]
-
-
 def test_a_worker_that_is_killed_changes_no_bit(
-    work: Work, shards: list[Shard], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    work: Work, shards: list[Shard], tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    worker, seen = work.worker(), []
-    for computed in on_ray(work, shards, 2):
+    worker, seen, killed = work.worker(), [], tmp_path / "killed"
+    for computed in on_ray(DeadlyOnce(**fields(work), killed=killed), shards, 2):
         if not seen:
             listening = [c for p in psutil.Process().children(recursive=True) for c in p.net_connections()]
             assert {c.laddr.ip.removeprefix("::ffff:") for c in listening if c.status == "LISTEN"} == {"127.0.0.1"}
-            hands()[0].kill()
         seen.append(computed.number)
         here = worker(shards[computed.number])
         assert computed.tables.keys() == here.tables.keys()
@@ -106,7 +125,10 @@ def test_a_worker_that_is_killed_changes_no_bit(
             pd.testing.assert_frame_equal(computed.tables[name], table, check_exact=True)
         assert (computed.tensors, computed.fingerprint) == (here.tensors, here.fingerprint)
     assert sorted(seen) == list(range(len(shards)))
-    assert len([r for r in caplog.records if "a worker died" in r.getMessage()]) <= 1
+    assert killed.exists()
+    assert [r.getMessage() for r in caplog.records if "a worker died" in r.getMessage()] == [
+        "a worker died at prompts from number 4: it was replaced"
+    ]
     assert not ray.is_initialized()
     assert not [p for p in psutil.Process().children(recursive=True) if p.name().startswith(("ray", "gcs"))]
     assert capfd.readouterr().out == ""
@@ -132,8 +154,7 @@ def test_in_a_cluster_that_is_there(
     for device, said in (("cuda", "0 CPUs|room for 0 of 1"), ("cuda:1", "device 'cuda:1'")):
         with pytest.raises(BadArgument, match=said):
             next(on_ray(replace(work, source=replace(work.source, device=device)), shards))
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    deadly = Deadly(**{f: getattr(work, f) for f in Work.__dataclass_fields__})
+    deadly = Deadly(**fields(work))
     monkeypatch.setattr(cluster, "TRIES", 1)
     with pytest.raises(SecantError, match=r"loads the model; got 1 that died at that\."):
         list(on_ray(replace(deadly, at=None), shards, 1))

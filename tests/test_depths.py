@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from families import LENGTH, model_of, prompt
+from families import LENGTH, frozen, model_of, prompt
 from helpers import real
+from torch.utils.flop_counter import FlopCounterMode
 
 import secant as sc
 from secant.errors import BadArgument, NoPoint, NotExact, TooLarge
@@ -32,13 +33,6 @@ FAMILIES = (
     "longcat_flash",
     "bloom",
 )
-_RUNS: dict[str, sc.Run] = {}
-
-
-def run_of(family: str) -> sc.Run:
-    if family not in _RUNS:
-        _RUNS[family] = sc.freeze(model_of(family), prompt())
-    return _RUNS[family]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +49,7 @@ def names(run: sc.Run, i: int) -> dict[str, str]:
 
 @pytest.mark.parametrize(("family", "position"), [*((family, 4) for family in FAMILIES), ("llama", LENGTH - 1)])
 def test_both_ways_give_the_same_operators(family: str, position: int) -> None:
-    run = run_of(family)
+    run = frozen(family)
     inside = run.inside
     assert inside.chain
     both = zip(sweep.forward(inside, position), sweep.reverse(inside, position), strict=True)
@@ -74,7 +68,7 @@ def test_both_ways_give_the_same_operators(family: str, position: int) -> None:
     [("llama", "norm"), ("llama", None), ("gpt2", "norm"), ("bert", None), ("gemma4_text", "norm")],
 )
 def test_every_depth_is_the_svd_of_its_operator(family: str, readout: str | None) -> None:
-    run = sc.freeze(model_of(family), prompt())
+    run = frozen(family)
     found = sc.layers(run, 3, position=6, readout=readout)
     for depth in found.depths:
         source = "embed" if depth.span == "cumulative" or depth.layer == 0 else f"layers.{depth.layer - 1}"
@@ -97,7 +91,7 @@ def test_every_depth_is_the_svd_of_its_operator(family: str, readout: str | None
 
 
 def test_the_last_depth_is_the_whole_network() -> None:
-    run = run_of("llama")
+    run = frozen("llama")
     last = sc.layers(run, 4).depth(2)
     whole = sc.svd(run.operator(), 4)
     assert last.whole is not None
@@ -130,15 +124,23 @@ def test_coupling_is_the_papers_measure() -> None:
 # ------------------------------------------------------------------------------------------- the choice
 
 
-def test_the_choice_is_by_cost() -> None:
-    deep, long = run_of("llama"), sc.freeze(model_of("gpt2", num_hidden_layers=1, n_layer=1), prompt(40))
-    assert sweep.plan(deep.inside).method == min(
-        (sweep.forward_cost(deep.inside), sweep.reverse_cost(deep.inside)), key=lambda way: way.vectors
-    ).method  # fmt: skip
-    assert sweep.plan(long.inside).method == "reverse"
-    many = sc.freeze(model_of("llama", num_hidden_layers=8), prompt()[:4])
-    assert sweep.plan(many.inside).method == "forward"
-    assert sweep.plan(many.inside, "reverse").method == "reverse"
+@pytest.mark.parametrize(
+    ("family", "depth", "length", "method"),
+    [("llama", 2, 4, "forward"), ("llama", 3, 11, "reverse"), ("llama", 6, 11, "forward"), ("gpt2", 1, 40, "reverse")],
+)
+def test_the_choice_is_the_one_of_fewer_operations(family: str, depth: int, length: int, method: str) -> None:
+    """As torch counts them while each way computes every operator."""
+    settings = {"num_hidden_layers" if family == "llama" else "n_layer": depth}
+    inside = sc.freeze(model_of(family, **settings), prompt(length)).inside
+    operations = {}
+    for way in ("forward", "reverse"):
+        with FlopCounterMode(display=False) as counter:
+            assert len([*sweep.operators(inside, length - 1, way)]) == depth
+        operations[way] = counter.get_total_flops()
+    assert min(operations, key=lambda way: operations[way]) == method
+    assert sweep.plan(inside).method == method
+    other = "reverse" if method == "forward" else "forward"
+    assert sweep.plan(inside, other).method == other
 
 
 def test_memory_decides_too() -> None:
@@ -152,9 +154,9 @@ def test_memory_decides_too() -> None:
         with pytest.raises(TooLarge):
             sweep.plan(inside, "forward")
     with pytest.raises(TooLarge, match=r"matrices of one layer must fit in memory; got .* KiB to work in"):
-        sc.layers(run_of("llama"), max_memory=reverse.memory / 8)
+        sc.layers(frozen("llama"), max_memory=reverse.memory / 8)
     with pytest.raises(BadArgument, match="Memory is a number of bytes, or a size; got 'much'"):
-        sc.layers(run_of("llama"), max_memory="much")
+        sc.layers(frozen("llama"), max_memory="much")
 
 
 @pytest.mark.slow
@@ -178,7 +180,7 @@ def test_nothing_of_the_size_of_all_layers_is_held(method: str) -> None:
 
 def test_a_network_whose_layers_read_more_than_the_stream() -> None:
     """Gemma 4 reads embeddings of its own at each layer: maps do not compose, and the sweep says so."""
-    run = run_of("gemma4_text")
+    run = frozen("gemma4_text")
     assert not run.inside.chain
     assert sc.layers(run, 2, spans=["cumulative"]).method == "reverse"
     with pytest.raises(BadArgument, match="each layer reads the stream before it alone"):
@@ -280,7 +282,7 @@ def test_the_same_answer_twice(atlas: sc.Layers) -> None:
 
 
 def test_refusals() -> None:
-    run = run_of("llama")
+    run = frozen("llama")
     for wrong, said in (
         ({"k": 0}, "1 to 32 singular triplets"),
         ({"method": "sideways"}, "auto, forward, reverse"),
@@ -291,7 +293,7 @@ def test_refusals() -> None:
         with pytest.raises(BadArgument, match=said):
             sc.layers(run, **{"k": 2, **wrong})
     with pytest.raises(NoPoint, match="must be in a module list"):
-        sc.layers(run_of("cpmant"), 2)
+        sc.layers(frozen("cpmant"), 2)
     with pytest.raises(NoPoint, match="k = 2 or more"):
         sc.layers(run, 1).path()
     assert "path" not in sc.layers(run, 1).tables()

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -302,6 +304,7 @@ def test_another_version_or_other_weights_are_refused(folder: Path, plain: sc.St
         sc.study(PROMPTS, str(folder), **how)
 
 
+@pytest.mark.slow
 def test_another_model_is_refused_where_nothing_is_left_to_compute(
     folder: Path, plain: sc.Study, tmp_path: Path
 ) -> None:
@@ -443,17 +446,41 @@ if __name__ == "__main__":
 """
 
 
-def started(tmp_path: Path, folder: Path, out: Path, workers: int = 1) -> subprocess.Popen[bytes]:
-    script = tmp_path / "script.py"
+Start = Callable[[Path, int], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start(tmp_path: Path, folder: Path) -> Iterator[Start]:
+    """Start a study in a process of its own, which ends with the test."""
+    script, processes = tmp_path / "script.py", list[subprocess.Popen[bytes]]()
     script.write_text(SCRIPT)
-    return subprocess.Popen([sys.executable, str(script), repr(PROMPTS), str(folder), str(out), str(workers)])
+
+    def start(out: Path, workers: int) -> subprocess.Popen[bytes]:
+        args = [sys.executable, str(script), repr(PROMPTS), str(folder), str(out), str(workers)]
+        processes.append(subprocess.Popen(args))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
-def until(happened: object, seconds: float = 120) -> None:
+def until(happened: object, seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not happened():  # type: ignore[operator]
         assert time.monotonic() < end
         time.sleep(0.002)
+
+
+def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The processes that compute a study's shards."""
+    found = []
+    for child in psutil.Process(process.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def seen(folder: Path, pattern: str) -> list[Path]:
@@ -465,39 +492,45 @@ def seen(folder: Path, pattern: str) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
+def test_killed_at_any_moment(folder: Path, plain: sc.Study, tmp_path: Path, start: Start) -> None:
     out = tmp_path / "out"
     shards = out / "shards"
     moments = [
-        lambda: (out / "study.json").exists(),
-        lambda: any(seen(shards, ".*/*/*.parquet")),  # a shard is being written
-        lambda: len([*shards.glob("0-*")]) >= 4,
+        lambda done: (out / "study.json").exists(),
+        lambda done: any(seen(shards, ".*/*/*.parquet")),  # a shard is being written
+        lambda done: len(seen(shards, "0-*")) > done,
     ]
     for moment, workers in zip(moments, (1, 1, 2), strict=True):
-        process = started(tmp_path, folder, out, workers)
-        until(lambda: moment() or process.poll() is not None)  # noqa: B023
-        workers_of_it = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        done = len(seen(shards, "0-*"))
+        process = start(out, workers)
+        until(lambda: moment(done) or process.poll() is not None)  # noqa: B023
+        assert process.poll() is None, "it ended before the moment came"
+        workers_of_it = psutil.Process(process.pid).children(recursive=True)
         process.kill()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
         assert psutil.wait_procs(workers_of_it, timeout=30)[1] == []  # none stays behind
-    assert len([*shards.glob("0-*")]) > 0
+        assert sc.Study.open(out).missing > 0, "all of it was done before the signal came"
+    assert len(seen(shards, "0-*")) > 0
     study = sc.study(PROMPTS, str(folder), out=out, shard=2, threads=1, dtype="float64")
     assert_same(study, plain)
     assert not [*out.glob("**/.*/*")]
 
 
 @pytest.mark.slow
-def test_workers_give_the_same_rows_also_when_one_is_killed(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
+def test_workers_give_the_same_rows_also_when_one_is_killed(plain: sc.Study, tmp_path: Path, start: Start) -> None:
     out = tmp_path / "out"
-    process = started(tmp_path, folder, out, workers=2)
-    until(lambda: any(out.glob("shards/0-*")) or process.poll() is not None)
-    children = [c for c in psutil.Process(process.pid).children() if "spawn_main" in " ".join(c.cmdline())]
-    if children:
-        os.kill(children[0].pid, signal.SIGKILL)
+    process = start(out, 2)
+    until(lambda: seen(out, "shards/0-*") or process.poll() is not None)
+    first = workers_of(process)
+    assert len(first) == 2
+    os.kill(first[0].pid, signal.SIGKILL)
+    until(lambda: len({*workers_of(process)} - {*first}) == 2 or process.poll() is not None)
+    assert process.poll() is None, "it ended without starting others"
     assert process.wait(timeout=180) == 0
     assert_same(sc.Study.open(out), plain)
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_load_in_processes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ModelNotFound):
         sc.study(PROMPTS, str(tmp_path / "nowhere"), out=tmp_path / "out", workers=2)
