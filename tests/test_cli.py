@@ -47,6 +47,7 @@ def refused(*args: object) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_explain(folder: Path) -> None:
     result = secant("explain", PROMPT, "--model", folder)
     assert result.returncode == 0, result.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from families import LENGTH, model_of, prompt
+from families import LENGTH, frozen, model_of, prompt
 
 import secant as sc
 from secant.errors import BadArgument
@@ -154,7 +154,7 @@ def test_largest_columns_and_rows_are_each_in_their_own_order() -> None:
 
 
 def test_largest_of_a_block_knows_its_token() -> None:
-    run = sc.freeze(model_of("llama"), prompt())
+    run = frozen("llama")
     table = sc.largest(run.lm, run.operator().block(4), "rows", count=2, top=1).table
     assert set(zip(table["position"], table["token"], strict=True)) == {(4, run.tokens[4])}
     assert len(table) == 2

@@ -93,9 +93,8 @@ def test_the_hidden_state_is_what_the_logits_are_made_of(change: Callable[[nn.Mo
 def test_what_goes_on_from_it(change: Callable[[nn.Module], None]) -> None:
     """Layers, readouts at every depth, the sums of a logit, and the ordinary Jacobian, by central differences."""
     lm = odd(change)
-    explanation = sc.explain(lm, prompt(), layers=True)
-    assert explanation.layers is not None
-    run = explanation.run
+    run = sc.freeze(lm, prompt())
+    assert sc.layers(run, 2).depths
     last = f"layers.{lm.model.config.num_hidden_layers - 1}"
     through = run.operator("embed", last, readout="norm")
     assert (through.output - run.hidden[-1]).norm() < 1e-12 * through.output.norm()

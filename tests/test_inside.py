@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from families import model_of, prompt
+from families import frozen, model_of
 from helpers import real
 from safetensors.torch import load_file
 
@@ -20,7 +20,7 @@ from secant.errors import BadArgument, OutputFailed, TooLarge
 
 @pytest.fixture(scope="module")
 def run() -> sc.Run:
-    return sc.freeze(model_of("gpt2", "sdpa"), prompt())
+    return frozen("gpt2", "sdpa")
 
 
 # ------------------------------------------------------------------------------------------- words

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.sparse.linalg
 import torch
-from families import LENGTH, model_of, prompt
+from families import LENGTH, frozen, model_of, prompt
 from helpers import assert_matches
 
 import secant as sc
@@ -21,7 +21,7 @@ from secant.operators.operator import Matrix
 
 @pytest.fixture(scope="module")
 def op() -> sc.Operator:
-    return sc.freeze(model_of("llama", "sdpa"), prompt()).operator()
+    return frozen("llama", "sdpa").operator()
 
 
 @pytest.fixture(scope="module")

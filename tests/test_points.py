@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from families import LENGTH, model_of, prompt
+from families import LENGTH, frozen, model_of, prompt, shared
 from helpers import assert_matches, real
 from torch import Tensor, nn
 
@@ -20,13 +20,6 @@ FAMILIES = (
     "mamba", "falcon_h1", "qwen3_next", "nemotron_h", "rwkv", "olmo2", "bert", "xlm", "xlnet", "granite", "cohere",
     "trocr", "hrm_text",
 )  # fmt: skip
-_RUNS: dict[str, sc.Run] = {}
-
-
-def run_of(family: str) -> sc.Run:
-    if family not in _RUNS:
-        _RUNS[family] = sc.freeze(model_of(family), prompt())
-    return _RUNS[family]
 
 
 def some(run: sc.Run) -> list[str]:
@@ -46,7 +39,7 @@ def close(one: Tensor, other: Tensor, scale: Tensor | None = None, tolerance: fl
     "qwen3_next", "bert", "gpt_neox", "cohere", "gemma4_text", "granite"])  # fmt: skip
 def test_layers_are_where_the_stock_model_has_them(family: str) -> None:
     """The index, too: labels that are off by one or two are an old mistake in this field."""
-    run = sc.freeze(model_of(family, dtype=torch.float32), prompt())
+    run = frozen(family, dtype=torch.float32)
     with torch.no_grad():
         out = run.lm.model(input_ids=torch.tensor([prompt()]), output_hidden_states=True, use_cache=False)
     states = out.hidden_states
@@ -71,7 +64,7 @@ ADDED = {  # family: what its attention and its MLP add to the stream, as paths 
 
 @pytest.mark.parametrize("family", ADDED)
 def test_parts_are_what_the_stock_modules_add(family: str) -> None:
-    run = sc.freeze(model_of(family, dtype=torch.float32), prompt())
+    run = frozen(family, dtype=torch.float32)
     paths, seen = ADDED[family], {}
     modules = dict(run.lm.model.named_modules())
     keep = {
@@ -115,7 +108,7 @@ def test_multipliers_belong_to_the_part() -> None:
 @pytest.mark.parametrize("length", [LENGTH, 1])
 def test_which_parts_a_layer_has(family: str, parts: list[str], length: int) -> None:
     """A router's softmax mixes no tokens; with one token, nothing seems to mix."""
-    run = sc.freeze(model_of(family), prompt()[:length])
+    run = sc.freeze(shared(family), prompt()[:length])
     assert run.inside.parts(0) == parts
 
 
@@ -125,7 +118,7 @@ def test_chunks_and_as_many_tokens_as_heads() -> None:
     run = sc.freeze(model_of("xlnet"), prompt()[:4])
     assert not any(".heads" in name for name in run.points)
     assert run.inside.parts(0) == ["attn", "mlp"]
-    assert "layers.0.attn.heads.3" in sc.freeze(model_of("llama"), prompt()[:4]).points
+    assert "layers.0.attn.heads.3" in sc.freeze(shared("llama"), prompt()[:4]).points
 
 
 # ------------------------------------------------------------------------------------------- exact
@@ -134,7 +127,7 @@ def test_chunks_and_as_many_tokens_as_heads() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_point_is_exact(family: str) -> None:
     """Against replays, at the prompt and at another input, which autograd has no part in."""
-    run = run_of(family)
+    run = frozen(family)
     inside, network = run.inside, run.network
     v = torch.randn(run.input.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     named, by_step = replayed(network.lm, network.recording, v, network.precision, inside.token_axes)
@@ -152,7 +145,7 @@ def test_every_point_is_exact(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon_h1", "bert", "gpt_neox"])
 def test_between_points_inside(family: str) -> None:
     """Another stream in the middle of the held network, whatever else goes on: J s + b."""
-    run = run_of(family)
+    run = frozen(family)
     inside, network = run.inside, run.network
     sources = ["layers.0", *(f"layers.0.{part}" for part in inside.parts(0) if part != "mlp")]
     for source in sources:
@@ -209,7 +202,7 @@ def test_a_readout_is_the_norm_at_the_points_own_statistics() -> None:
 
 def test_a_readout_of_the_last_layer_is_the_whole() -> None:
     for family in ("llama", "gpt2", "bert", "xlnet", "trocr"):
-        run = run_of(family)
+        run = frozen(family)
         last = [p for p in run.points if p.count(".") == 1][-1]
         for readout in ("norm", "logits"):
             whole, op = run.operator(target=readout), run.operator(target=last, readout=readout)
@@ -225,7 +218,7 @@ PLAIN = [f for f in FAMILIES if f not in ("bert", "xlm", "xlnet", "gemma4_text",
 
 @pytest.mark.parametrize("family", PLAIN)
 def test_the_stream_is_the_source_and_every_part(family: str) -> None:
-    run = run_of(family)
+    run = frozen(family)
     inside = run.inside
     count = len(inside.layers)
     assert all(inside.plain(i) for i in range(count))
@@ -256,7 +249,7 @@ def test_the_stream_is_the_source_and_every_part(family: str) -> None:
     "family", ["llama", "gpt2", "gemma2", "falcon", "bloom", "gpt_oss", "deepseek_v3", "bert", "xlnet"]
 )
 def test_an_attention_is_the_sum_of_its_heads_and_a_constant(family: str) -> None:
-    run = run_of(family)
+    run = frozen(family)
     for i in (0, 1):
         heads = [p for p in run.points if p.startswith(f"layers.{i}.attn.heads.")]
         assert len(heads) == 4
@@ -272,7 +265,7 @@ def test_an_attention_is_the_sum_of_its_heads_and_a_constant(family: str) -> Non
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral", "mamba", "bert", "falcon_h1"])
 def test_to_the_end_after_cumulative_is_the_whole(family: str) -> None:
-    run = run_of(family)
+    run = frozen(family)
     first, then = run.operator(target="layers.1", position=None), run.operator("layers.1", "norm")
     whole, both = run.operator(), then @ first
     close(both.dense(), whole.dense())
@@ -282,7 +275,7 @@ def test_to_the_end_after_cumulative_is_the_whole(family: str) -> None:
 
 def test_a_head_as_a_source() -> None:
     """Without the head, the rest of the network gives b."""
-    run = run_of("llama")
+    run = frozen("llama")
     op = run.operator("layers.1.attn.heads.2", "norm")
     assert op.reconstruction <= 1e-12
     close(op.input, run.inside.value("layers.1.attn.heads.2"))
@@ -292,7 +285,7 @@ def test_a_head_as_a_source() -> None:
 
 
 def test_several_positions_are_each_one_after_the_other() -> None:
-    run = run_of("gpt2")
+    run = frozen("gpt2")
     several = run.operator(target="layers.1.mlp", position=[0, 7, -1])
     alone = [run.operator(target="layers.1.mlp", position=p).dense() for p in (0, 7, LENGTH - 1)]
     close(several.dense(), torch.cat(alone))
@@ -305,7 +298,7 @@ def test_several_positions_are_each_one_after_the_other() -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon_h1", "gpt_neox", "bert"])
 def test_from_the_norm_on(family: str) -> None:
     """The final norm is a source too: what comes after it is the head, position by position."""
-    run = run_of(family)
+    run = frozen(family)
     head, T = run.lm.head.weight.detach(), LENGTH
     op = run.operator("norm", "logits", position=3)
     scale = getattr(run.lm.model.config, "lm_head_multiplier", 1.0)
@@ -320,7 +313,7 @@ def test_from_the_norm_on(family: str) -> None:
 
 
 def test_chosen_logits() -> None:
-    run = run_of("gpt2")
+    run = frozen("gpt2")
     chosen = run.operator(target="logits", position=[1, -1], tokens=[7, 3])
     every = run.operator(target="logits", position=[1, -1])
     close(chosen.dense(), every.dense().view(2, -1, LENGTH, 32)[:, [7, 3]].flatten(0, 1))
@@ -351,17 +344,17 @@ def test_on_trained_models(name: str) -> None:
 
 
 def test_points_that_do_not_exist() -> None:
-    run = run_of("mamba")
+    run = frozen("mamba")
     with pytest.raises(
         NoPoint, match=r"embed, layers\.i\.mixer, layers\.i, norm, logits; i = 0 to 2; got 'layers\.0\.attn'"
     ):
         run.operator(target="layers.0.attn")
     with pytest.raises(NoPoint, match=r"layers\.i\.mlp \(i = 1, 3\)"):
-        run_of("nemotron_h").operator(target="layers.0.mlp")
+        frozen("nemotron_h").operator(target="layers.0.mlp")
     with pytest.raises(NoPoint, match=r"got 'layers\.3'"):
         run.operator("layers.3", "norm")
     with pytest.raises(NoPoint, match=r"got 'layers\.0\.attn\.heads\.4'"):
-        run_of("llama").operator(target="layers.0.attn.heads.4")
+        frozen("llama").operator(target="layers.0.attn.heads.4")
 
 
 @pytest.mark.parametrize(
@@ -376,12 +369,12 @@ def test_points_that_do_not_exist() -> None:
 )
 def test_a_source_comes_first(source: str, target: str) -> None:
     with pytest.raises(NoPoint, match=f"A target is computed from its source; got {source} to {target}"):
-        run_of("llama").operator(source, target)
+        frozen("llama").operator(source, target)
 
 
 @pytest.mark.parametrize("point", ["embed", "layers.1", "norm", "layers.0.attn"])
 def test_from_a_point_to_itself_is_the_identity(point: str) -> None:
-    op = run_of("llama").operator(point, point, position=3)
+    op = frozen("llama").operator(point, point, position=3)
     close(op.dense(), torch.eye(LENGTH * 32, dtype=torch.float64).view(LENGTH, 32, LENGTH, 32)[3])
     assert not op.bias.any()
     assert op.reconstruction == 0
@@ -389,7 +382,7 @@ def test_from_a_point_to_itself_is_the_identity(point: str) -> None:
 
 def test_the_stream_is_a_sum_of_operators() -> None:
     """Written as a researcher would: the identity, then every part; sum() works."""
-    run = run_of("llama")
+    run = frozen("llama")
     parts = [run.operator(target=f"layers.{i}.{part}", position=5) for i in range(3) for part in ("attn", "mlp")]
     total, whole = sum([run.operator("embed", "embed", 5), *parts]), run.operator(target="layers.2", position=5)
     close(total.dense(), whole.dense())
@@ -399,7 +392,7 @@ def test_the_stream_is_a_sum_of_operators() -> None:
 
 
 def test_multiples() -> None:
-    op = run_of("llama").operator(target="layers.1")
+    op = frozen("llama").operator(target="layers.1")
     assert_matches(2 * op - op * 0.5, 1.5 * op.dense().flatten(1))
     assert_matches(-op, -op.dense().flatten(1))
     assert (2 * op - op * 0.5).reconstruction <= 1e-14
@@ -411,7 +404,7 @@ def test_multiples() -> None:
 
 def test_operators_that_do_not_meet_are_refused() -> None:
     """Sizes alone do not say so: each of these would give a wrong answer."""
-    run, between = run_of("llama"), run_of("llama").operator
+    run, between = frozen("llama"), frozen("llama").operator
     then = between("layers.1", "norm")
     backwards = list(range(LENGTH))[::-1]
     for first in (
@@ -436,14 +429,14 @@ def test_a_position_is_a_whole_number(given: object) -> None:
 
 
 def test_positions_of_other_kinds() -> None:
-    run = run_of("llama")
+    run = frozen("llama")
     assert run.operator(target="layers.1", position=torch.tensor(2)).about["position"] == 2
     assert run.operator(target="layers.1", position=slice(0, 3)).about["position"] == [0, 1, 2]
     assert run.operator(target="layers.1", position=(0, -1)).about["position"] == [0, 10]
 
 
 def test_what_does_not_meet_is_refused() -> None:
-    run = run_of("llama")
+    run = frozen("llama")
     with pytest.raises(NoPoint, match="A readout takes a layer"):
         run.operator(target="norm", readout="norm")
     with pytest.raises(NoPoint, match="A readout takes a layer"):

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
-from families import LENGTH, model_of, prompt
+from families import LENGTH, frozen, model_of, prompt
 
 import secant as sc
 from secant.analyses import faithfulness as removal
@@ -24,7 +24,7 @@ from corpus import read_questions
 
 @pytest.fixture(scope="module")
 def run() -> sc.Run:
-    return sc.freeze(model_of("llama"), prompt())
+    return frozen("llama")
 
 
 def logit(run: sc.Run, ids: list[int], target: int) -> float:
@@ -132,7 +132,7 @@ def test_refusals(run: sc.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadPrompt, match="0 to"):
         sc.faithfulness(run, replace=10**6)
     with pytest.raises(BadArgument, match="only eager"):
-        sc.faithfulness(sc.freeze(model_of("llama", "sdpa"), prompt()), methods=("attention rollout",))
+        sc.faithfulness(frozen("llama", "sdpa"), methods=("attention rollout",))
     there = builtins.__import__
 
     def missing(name: str, *args: Any, **kwargs: Any) -> Any:

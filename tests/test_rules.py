@@ -433,6 +433,7 @@ def test_a_pattern_in_blocks_of_rows(masked: str, block: int, monkeypatch: pytes
     torch.testing.assert_close(form.mix(last, True), P.mT @ last, rtol=0, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_no_pattern_is_kept() -> None:
     """Of a long prompt a run keeps nothing of heads x T x T numbers, nor of T x T: memory is linear in T."""
     T = 300

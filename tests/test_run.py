@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from families import LENGTH, model_of, prompt
+from families import LENGTH, frozen, model_of, prompt
 
 import secant as sc
 from secant.errors import BadArgument, NoPoint, NotExact
@@ -14,7 +14,7 @@ from secant.errors import BadArgument, NoPoint, NotExact
 
 @pytest.fixture(scope="module")
 def run() -> sc.Run:
-    return sc.freeze(model_of("llama", "sdpa"), prompt())
+    return frozen("llama", "sdpa")
 
 
 def test_predictions_are_the_models(run: sc.Run) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from families import LENGTH, model_of, prompt
+from families import LENGTH, frozen, model_of, prompt
 from torch import Tensor
 
 import secant as sc
@@ -26,7 +26,7 @@ from secant.operators.solvers import Wanted
 
 @pytest.fixture(scope="module")
 def run() -> sc.Run:
-    return sc.freeze(model_of("llama"), prompt())
+    return frozen("llama")
 
 
 def operator_of(J: torch.Tensor, T: int = 1) -> Operator:
@@ -279,7 +279,7 @@ def test_the_same_seed_gives_the_same_answer(run: sc.Run) -> None:
 def test_16_bits() -> None:
     """J is formed in 16 bits and decomposed in float32; by products it is as good as products in 16 bits are."""
     for dtype, tolerance in ((torch.bfloat16, 5e-2), (torch.float16, 1e-2)):
-        op = sc.freeze(model_of("llama", "sdpa", dtype), prompt()).operator()
+        op = frozen("llama", "sdpa", dtype).operator()
         f = sc.svd(op, 2)
         assert f.S.dtype == torch.float32
         exact = np.linalg.svd(op.dense().flatten(1).float(), compute_uv=False)

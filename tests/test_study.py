@@ -304,7 +304,6 @@ def test_another_version_or_other_weights_are_refused(folder: Path, plain: sc.St
         sc.study(PROMPTS, str(folder), **how)
 
 
-@pytest.mark.slow
 def test_another_model_is_refused_where_nothing_is_left_to_compute(
     folder: Path, plain: sc.Study, tmp_path: Path
 ) -> None:

@@ -10,8 +10,8 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch.nn.functional as F
-from families import LENGTH, model_of, prompt
-from helpers import absent, recorded, replayed
+from families import LENGTH, frozen, model_of, prompt
+from helpers import recorded, replayed
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils import cpp_extension
@@ -79,7 +79,7 @@ def test_afterwards_also_of_an_exception(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_two_families_in_one_process_do_not_disturb_each_other() -> None:
-    alone = {f: sc.freeze(model_of(f, "sdpa"), prompt()).operator().dense() for f in ("llama", "gemma3_text")}
+    alone = {f: frozen(f, "sdpa").operator().dense() for f in ("llama", "gemma3_text")}
     llama, gemma = (model_of(f, "sdpa") for f in ("llama", "gemma3_text"))
     one, two = sc.freeze(llama, prompt()), sc.freeze(gemma, prompt())
     assert torch.equal(two.operator().dense(), alone["gemma3_text"])
@@ -216,7 +216,7 @@ class Raw(nn.Module):
 
 @pytest.mark.parametrize("leaf", [True, False])
 def test_what_requires_grad_for_its_own_reasons_is_not_live(leaf: bool) -> None:
-    J = sc.freeze(model_of("mistral", "sdpa"), prompt()).operator().dense()
+    J = frozen("mistral", "sdpa").operator().dense()
     lm = model_of("mistral", "sdpa")
     for layer in lm.model.model.layers:
         layer.mlp.down_proj = Raw(layer.mlp.down_proj, leaf)
@@ -354,7 +354,7 @@ def test_a_hidden_nonlinearity_is_refused(hidden: type, dtype: torch.dtype, monk
 def extension() -> object:
     """A C++ extension's tanh."""
     if shutil.which("g++") is None or not cpp_extension.is_ninja_available():
-        absent("no C++ compiler and ninja here")
+        pytest.skip("no C++ compiler and ninja here")
     source = "torch::Tensor f(torch::Tensor x) { return torch::tanh(x); }"
     return cpp_extension.load_inline("secant_planted", source, functions=["f"]).f
 

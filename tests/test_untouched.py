@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from families import model_of, prompt
+from families import frozen, model_of, prompt
 from test_tape import state_of
 from torch import Tensor, nn
 
@@ -202,7 +202,7 @@ def test_a_model_that_was_compiled_in_place_is_run_as_plain_torch(compile_: Call
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "mamba"])
 def test_a_model_that_was_made_in_inference_mode(family: str) -> None:
-    J = sc.freeze(model_of(family, "eager"), prompt()).operator().dense()
+    J = frozen(family, "eager").operator().dense()
     with torch.inference_mode():
         lm = model_of(family, "eager")
     assert next(lm.model.parameters()).is_inference()
