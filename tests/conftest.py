@@ -42,7 +42,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if reasons:
         terminalreporter.section("not run here")
     for reason, tests in sorted(reasons.items()):
-        terminalreporter.write_line(f"{reason}: {tests.total()} tests")
+        terminalreporter.write_line(reason)
         for test, count in sorted(tests.items()):
             terminalreporter.write_line(f"    {test}" + (f" ({count})" if count > 1 else ""))
 
