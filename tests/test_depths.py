@@ -291,7 +291,7 @@ def test_refusals() -> None:
     ):
         with pytest.raises(BadArgument, match=said):
             sc.layers(run, **{"k": 2, **wrong})
-    with pytest.raises(NoPoint, match="must be in a module list"):
+    with pytest.raises(NoPoint, match="module list that carries"):
         sc.layers(frozen("cpmant"), 2)
     with pytest.raises(NoPoint, match="k = 2 or more"):
         sc.layers(run, 1).path()

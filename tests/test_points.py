@@ -453,7 +453,7 @@ def test_what_does_not_meet_is_refused() -> None:
         run.operator(target="logits", tokens=[97])
     with pytest.raises(BadArgument, match="second operator of a composition takes"):
         run.operator() @ run.operator()
-    with pytest.raises(BadArgument, match="one shape"):
+    with pytest.raises(BadArgument, match="the same shape"):
         run.operator() + run.operator(target="logits")
 
 
