@@ -15,7 +15,7 @@ import pytest
 from helpers import chromium
 from scipy.stats import t as student
 from studies import study
-from test_report import _outside
+from test_report import _outside, data
 from typer.testing import CliRunner
 
 import secant as sc
@@ -433,18 +433,12 @@ def test_the_page_fetches_nothing(summary: sc.Summary, tmp_path: Path) -> None:
     text = (tmp_path / "page.html").read_text()
     own = text.replace(pages.library(), "")
     assert not re.findall(r"https?:|//[a-z]+\.|@import|url\(", re.sub(r"^\s*//.*", "", own, flags=re.M))
-    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    said = json.loads(data)
-    assert said["about"].items() >= summary.about().items()
-    assert said["about"]["positions"] == [[c, summary.common_positions(c)] for c in (None, "facts", "counts")]
-    assert list(said["tables"]) == list(summary.tables())
+    about, tables = data(text)
+    assert about.items() >= summary.about().items()
+    assert about["positions"] == [[c, summary.common_positions(c)] for c in (None, "facts", "counts")]
+    assert list(tables) == list(summary.tables())
     for name, frame in summary.tables().items():
-        columns = {
-            key: [None if code is None else own["texts"][code] for code in own["codes"]] if "codes" in own else own
-            for key, own in said["tables"][name].items()
-        }
-        shown = pd.DataFrame(columns).astype(frame.dtypes.to_dict())
-        pd.testing.assert_frame_equal(shown, frame, rtol=1e-5)
+        pd.testing.assert_frame_equal(tables[name].astype(frame.dtypes.to_dict()), frame, rtol=1e-5)
 
 
 def test_as_it_is_shown(summary: sc.Summary, capsys: pytest.CaptureFixture[str]) -> None:

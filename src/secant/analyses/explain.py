@@ -36,7 +36,7 @@ from secant.results.result import Described, Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, Style, View
 from secant.stream.decode import RANK, SCORE, SIDE, WORD, WORD_ID, Null, Side, Word, Z, ranked
-from secant.stream.layers import LAYER_WORDS, Layers
+from secant.stream.layers import Layers
 from secant.stream.sweep import STREAM
 from secant.text import named, visible
 
@@ -138,6 +138,28 @@ UNITS = 512
 
 MOST = 20_000
 """Top tokens of all depths that a page has room for; long prompts get fewer of each vector."""
+
+IN_MAP = 3
+"""Top tokens of a block that the map of layers and tokens is searched for; it shows the first."""
+
+DRAWN = {
+    "tokens": ["position", "token", "id", "norm", "stable_rank"],
+    "predictions": ["token", "probability", "logit"],
+    "singular_values": ["position", "vector", "block", "sigma"],
+    "words": ["position", "vector", "side", "word", "score", "z"],
+    "contributions": ["kind", "name", "layer", "head", "contribution", "all_paths"],
+    "flow": ["position", "layer", "contribution"],
+    "versus": ["prediction", "versus", "difference", "kind", "contribution"],
+    "rebuilt": ["output", "rebuilt", "ordinary"],
+    "chance": ["side", "mean", "std", "samples"],
+    "image": ["size"],
+    "layers": ["layer", "part", "span", "position", "stable_rank", "sigma_0", "reconstruction"],
+    "spectra": ["layer", "position", "vector", "block", "sigma"],
+    "layer_words": ["layer", "part", "span", "position", "vector", "side", "word", "score"],
+    "path": ["layer", "vector", "x", "y"],
+    "steps": ["step", "generated", "probability", "logit", "reconstruction", "contribution"],
+}
+"""The tables that the page draws, and the columns of each. Rows are in order, so that it can do without ranks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -402,17 +424,25 @@ class Explanation(Result):
         write(path, EXPLANATION, about, [(_described(name), frame) for name, frame in tables.items()])
 
     def _page(self, evidence: Evidence) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-        """What the page shows: all tables, those that grow with the prompt as far as there is room, and their head."""
-        tables = {
-            name: frame for name, frame in self.tables().items() if name not in ("layer_words",)
-        } | evidence.tables()
-        rows = evidence.shape[0]
-        units = sorted({i * rows // min(rows, UNITS) for i in range(min(rows, UNITS))})
-        tables["rebuilt"] = tables["rebuilt"].iloc[units]
-        about = {
-            **self.about(),
+        """What the page shows: what is said of the whole, and the tables, as much of them as `DRAWN` names. Those that
+        grow with the model have no more rows than there is room for.
+        """
+        tables = replace(self, layers=None).tables() | evidence.tables()
+        d_out = evidence.shape[0]
+        rows: dict[str, Any] = {
+            "rebuilt": sorted({i * d_out // min(d_out, UNITS) for i in range(min(d_out, UNITS))}),
+            "flow": lambda flow: (flow["path"] == "direct") & flow["head"].isna() & flow["position"].notna(),
+            "spectra": lambda spectra: _of_stream(spectra) & spectra["position"].notna(),
+            "steps": lambda steps: steps["kind"] == "token",
+        }
+        about: dict[str, Any] = {
             "model": named(self.run.lm.name),
-            **evidence.about(),
+            "certificate": asdict(self.run.certificate),
+            "logit": evidence.attribution.logit,
+            "direct": evidence.attribution.direct,
+            "totals": [a.total for a in (evidence.attribution, *evidence.versus)],
+            "shape": list(evidence.shape),
+            "rectangles": None if evidence.image is None else list(evidence.image.shape),
             "how": {
                 "device": str(self.run.lm.device),
                 "seconds": self.seconds,
@@ -421,28 +451,41 @@ class Explanation(Result):
                 "seed": self.run.seed,
             },
         }
+        if "image" in tables:  # most of a page, which shows three digits of it
+            size = [float(f"{size:.3g}") for size in tables["image"]["size"]]
+            tables["image"] = tables["image"].assign(size=size)
         if self.steps is not None:
-            about["steps"] = {"tokens": self.steps.tokens, "prompt": self.steps.prompt, "ended": self.steps.ended}
+            about["steps"] = {"prompt": self.steps.prompt, "ended": self.steps.ended}
         if self.layers is not None:
-            words, vectors, top = self._layer_words(self.layers, len(evidence.writes.mean))
-            tables["layer_words"] = words
-            count = tables["layers"]["layer"].nunique()
-            shown = {"vectors": vectors, "top": top, "count": count}
+            words, shown = self._layer_words(self.layers, len(evidence.writes.mean))
+            tables |= {**self.layers.spectral(), "layer_words": words}
             about["layers"] = {"position": self.layers.position, "method": self.layers.method, **shown}
-        return about, tables
+        drawn = {
+            name: frame.loc[rows.get(name, slice(None)), DRAWN[name]] for name, frame in tables.items() if name in DRAWN
+        }
+        return about, drawn
 
-    def _layer_words(self, layers: Layers, most: int) -> tuple[pd.DataFrame, int, int]:
-        """The top tokens of every block of the residual stream, of as many vectors and as many tokens as there is room
-        for; of other operators and of all tokens together the first few.
+    def _layer_words(self, layers: Layers, most: int) -> tuple[pd.DataFrame, dict[str, int]]:
+        """The top tokens of each token's block of the residual stream, of as many vectors and as many tokens as there
+        is room for, and how many those are; of the first vector of every operator at least three, which the map shows.
         """
-        stream = [d for d in layers.depths if (d.part, d.span) == (STREAM, "cumulative")]
-        kept = max((len(f.S) for d in stream for f in d.tokens), default=0)
+        depths = [replace(depth, whole=None) for depth in layers.depths]
+        stream = [depth for depth in depths if (depth.part, depth.span) == (STREAM, "cumulative")]
+        kept = max((len(f.S) for depth in stream for f in depth.tokens), default=0)
         each = MOST // max(1, 2 * len(self.run.ids) * len(stream))  # of both sides of a block
         vectors = max(1, min(kept, each // 4))
         top = max(1, min(most, each // vectors))
-        first = replace(layers, depths=[d for d in layers.depths if d not in stream]).words(top=3, sides=["output"])
         words = replace(layers, depths=stream).words(top=top, vectors=vectors)
-        return LAYER_WORDS.frame(pd.concat([words, first], ignore_index=True)), vectors, top
+        first = replace(layers, depths=depths).words(top=IN_MAP, sides=["output"])
+        both = pd.concat([words, first]).drop_duplicates(
+            ["layer", "part", "span", "position", "vector", "side", "rank"]
+        )
+        return both, {"vectors": vectors, "top": top, "count": len(stream)}
+
+
+def _of_stream(rows: pd.DataFrame) -> pd.Series:
+    """Which rows of a table of layers are of the residual stream, from the embeddings on."""
+    return (rows["part"] == STREAM) & (rows["span"] == "cumulative")
 
 
 def _described(name: str) -> Table:

@@ -241,12 +241,12 @@ class Layers(Result):
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """All tables by name: layers, spectra, layer_words, first_seen, and, where they can be made, path, coupling."""
-        found = {
-            "layers": self.to_pandas(),
-            "spectra": self.spectra(),
-            "layer_words": self.words(vectors=max(len(f.S) for _, _, f in self._each())),
-            "first_seen": self.first_seen(),
-        }
+        words = self.words(vectors=max(len(f.S) for _, _, f in self._each()))
+        return {**self.spectral(), "layer_words": words, "first_seen": self.first_seen()}
+
+    def spectral(self) -> dict[str, pd.DataFrame]:
+        """The tables for which nothing is decoded: layers, spectra, and, where they can be made, path, coupling."""
+        found = {"layers": self.to_pandas(), "spectra": self.spectra()}
         spans = {depth.span for depth in self.depths}
         if "cumulative" in spans and self.depths[0].whole is not None and len(self.depths[0].whole.S) > 1:
             found["path"] = self.path()

@@ -1,8 +1,8 @@
-"""A page: one HTML file with all that it needs inside, and leave to fetch nothing.
+"""A page: one HTML file with all that it needs inside, which fetches nothing.
 
 It knows descriptions only: what is said of the whole, and tables, which a script of this package draws. What comes from
-a prompt or a tokenizer goes in as JSON, in which nothing can end a script, and the page's policy lets the two scripts
-that are in it run, by their hashes, and no others.
+a prompt or a tokenizer goes in as JSON, in which nothing can end a script. The page's policy lets its two scripts run,
+by their hashes, and no others. tables.js, with which each page's own script begins, reads the tables.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +40,7 @@ EXPLANATION = Template("template.html.j2", "page.js")
 SUMMARY = Template("summary.html.j2", "summary.js")
 
 DIGITS = 6
-"""Digits of numbers on a page."""
+"""Digits of numbers on a page. Those that are shown as logits have all, since they add up."""
 
 LONGEST = 1000
 """Characters of a text on a page."""
@@ -72,11 +74,21 @@ def write(
 
 def columnar(table: Table, frame: pd.DataFrame) -> dict[str, Any]:
     """A table as its columns, each a list of values; of texts, `texts` has each once and `codes` the place of each
-    row's in it. What is missing is None, numbers are no longer than is of use, and texts show every character.
+    row's in it. Values that repeat are `values`, each with its number of `times` in a row, where that is shorter. What
+    is missing is None, numbers have the digits that are of use, and texts show every character.
 
-    >>> rows = pd.DataFrame({"word": ["a b", None, "a b"], "score": [0.12345678, 1.0, float("nan")]})
-    >>> columnar(Table("words", "a word", (Column("word", str, ""), Column("score", float, ""))), rows)
-    {'word': {'texts': ['a b'], 'codes': [0, None, 0]}, 'score': [0.123457, 1.0, None]}
+    Args:
+        table: The description.
+        frame: The rows, with all columns or some.
+
+    Returns:
+        Each column by name, ready for JSON.
+
+    >>> rows = pd.DataFrame({"word": ["a b", None, "a b"], "score": [0.12345678, 1.0, float("nan")], "layer": 7})
+    >>> columns = Column("word", str, ""), Column("score", float, ""), Column("layer", int, "")
+    >>> columnar(Table("words", "a word", columns), rows)  # doctest: +NORMALIZE_WHITESPACE
+    {'word': {'texts': ['a b'], 'codes': [0, None, 0]}, 'score': [0.123457, 1.0, None],
+     'layer': {'values': [7], 'times': [3]}}
     """
     return {str(name): _values(table[str(name)], own) for name, own in frame.items()}
 
@@ -84,16 +96,35 @@ def columnar(table: Table, frame: pd.DataFrame) -> dict[str, Any]:
 def _values(column: Column, own: pd.Series) -> Any:
     values = own.astype(object).where(own.notna(), None).tolist()
     if column.type is float:
-        return [None if v is None or not math.isfinite(v) else float(f"{v:.{DIGITS}g}") for v in values]
+        return _packed([_brief(v, column) for v in values])
     if column.type is not str:
-        return values
+        return _packed(values)
     places: dict[str, int] = {}
     codes = [None if v is None else places.setdefault(v, len(places)) for v in values]
-    return {"texts": [_text(text, column) for text in places], "codes": codes}
+    return {"texts": [_text(text, column) for text in places], "codes": _packed(codes)}
+
+
+def _packed(values: Sequence[Any]) -> Any:
+    """Values, or each once with how often it stands in a row, whichever is shorter."""
+    runs = [(value, len(list(own))) for value, own in groupby(values)]
+    if 2 * len(runs) >= len(values):
+        return values
+    return {"values": [value for value, _ in runs], "times": [times for _, times in runs]}
+
+
+def _brief(number: float | None, column: Column) -> float | None:
+    if number is None or not math.isfinite(number):
+        return None
+    return number if column.format == "logit" else float(f"{number:.{DIGITS}g}")
 
 
 def _text(text: str, column: Column) -> str:
+    """A text as it is shown. An accent that comes alone is on a dotted circle, without which a browser would put it on
+    the character before.
+    """
     found = shown(text, column.format)
+    if column.format == "token" and unicodedata.category(found[:1] or " ").startswith("M"):
+        found = f"\N{DOTTED CIRCLE}{found}"
     return found if len(found) <= LONGEST else found[: LONGEST - 1] + "…"
 
 
@@ -119,7 +150,8 @@ def embedded(contents: Any) -> str:
 
 def html(template: Template, contents: dict[str, Any], plotly: str) -> str:
     """The document of a page's contents, drawn by the text of plotly.js."""
-    text, script, css = (_own(name) for name in (*template, "page.css"))
+    text, reader, own, css = (_own(name) for name in (template.html, "tables.js", template.script, "page.css"))
+    script = reader + own
     policy = {
         "default-src": "'none'",
         "script-src": " ".join(f"'sha256-{_digest(text)}'" for text in (script, plotly)),

@@ -1,10 +1,8 @@
-"use strict";
 // Draws the page of an explanation from its tables. Texts of prompts and tokenizers become text nodes, never HTML.
 (() => {
   // ------------------------------------------------------------------------------------------- tables
 
-  // `about` and `tables` are those of the result's JSON and files; what is drawn is arranged from them here, once.
-  const { about, tables } = JSON.parse(document.getElementById("data").textContent);
+  // what is drawn is arranged here, once, from the result's own tables
   const texts = []; // each text once; what is drawn names a text by its place
   const places = new Map();
   function place(text) {
@@ -13,10 +11,6 @@
       texts.push(text);
     }
     return places.get(text);
-  }
-  function records(name) {
-    const columns = Object.entries(tables[name] || {}).map(([key, own]) => [key, own && own.codes ? own.codes.map((code) => (code === null ? null : own.texts[code])) : own]);
-    return columns.length ? columns[0][1].map((_, i) => Object.fromEntries(columns.map(([key, values]) => [key, values[i]]))) : [];
   }
   function grouped(rows, ...keys) {
     const found = new Map();
@@ -29,120 +23,114 @@
   }
   const total = (rows) => rows.reduce((sum, row) => sum + row.contribution, 0);
 
-  function summed(rows, target, versus, logit) {
-    const tokens = rows.filter((r) => r.kind === "token");
-    const constants = rows.filter((r) => r.kind === "constant");
-    return { target: place(target), versus: versus === null ? null : place(versus), logit, total: total(tokens) + total(constants), tokens: tokens.map((r) => r.contribution), constant: total(constants) };
+  // a sum of the logit, or of its difference to another's: contributions and totals are in full
+  function summed(rows, target, versus, logit, sum) {
+    const tokens = rows.filter((r) => r.kind === "token").map((r) => r.contribution);
+    return { target: place(target), versus: versus === null ? null : place(versus), logit, total: sum, tokens, constant: total(rows.filter((r) => r.kind === "constant")) };
   }
   function spectrum(vectors, rank) {
     const groups = [...grouped(vectors, "block").values()].map((own) => [own[0].vector, own[own.length - 1].vector + 1]);
     return { S: vectors.map((v) => v.sigma), rank, groups };
   }
-  // entries [text, score, z] of each vector of a block, on one side
-  function decoded(rows, count, z) {
-    const found = Array.from({ length: count }, () => []);
-    for (const r of rows) found[r.vector]?.push([place(r.word), r.score, z(r)]);
+  // a list for each vector of a block that has a direction, of its top tokens on one side: [text, score, z]
+  function decoded(rows, S, most, z) {
+    const found = S.filter((s) => s > 0).slice(0, most).map(() => []);
+    for (const r of rows) found[r.vector]?.push([place(r.word), r.score, z(r, found[r.vector].length)]);
     return found;
   }
-  function byDepth() {
-    const layers = records("layers");
-    if (!layers.length) return null;
-    const chance = grouped(records("chance"), "side", "rank");
-    const z = (r) => {
-      const [of] = chance.get(`${r.side} ${r.rank}`) || [];
-      return of ? (r.score - of.mean) / of.std : null;
-    };
-    const stream = (r) => r.part === "residual" && r.span === "cumulative";
+  function byDepth(chance) {
+    if (!tables.layers) return null;
+    const rows = records("layers");
+    const own = rows.filter((r) => r.position !== null);
     const words = grouped(records("layer_words"), "part", "span", "layer", "position", "side");
-    const vectors = grouped(records("spectra").filter(stream), "layer", "position");
-    const of = (part, span, layer, position, side) => words.get([part, span, layer, position, side].join(" ")) || [];
-    const blocks = [...grouped(layers.filter((r) => stream(r) && r.position !== null), "layer").values()].map((own) =>
-      own.map((r) => {
-        const found = spectrum(vectors.get(`${r.layer} ${r.position}`) || [], r.stable_rank);
-        const count = Math.min(found.S.length, about.layers.vectors);
-        const [writes, reads] = ["output", "input"].map((side) => decoded(of(r.part, r.span, r.layer, r.position, side), count, z));
+    const spectra = grouped(records("spectra"), "layer", "position");
+    const of = (r, side) => words.get([r.part, r.span, r.layer, r.position, side].join(" ")) || [];
+    const z = (r, rank) => {
+      const found = (r.score - chance[r.side].mean[rank]) / chance[r.side].std[rank];
+      return Number.isFinite(found) ? found : null; // of one vocabulary token, all directions decode to the same
+    };
+    const stream = own.filter((r) => r.part === "residual" && r.span === "cumulative");
+    const blocks = [...grouped(stream, "layer").values()].map((depth) =>
+      depth.map((r) => {
+        const found = spectrum(spectra.get(`${r.layer} ${r.position}`), r.stable_rank);
+        const [writes, reads] = ["output", "input"].map((side) => decoded(of(r, side), found.S, about.layers.vectors, z).map((all) => all.slice(0, about.layers.top)));
         return { ...found, writes, reads };
       }),
     );
-    const map = [...grouped(layers.filter((r) => r.position !== null), "part", "span").values()].map((own) => ({
-      part: own[0].part,
-      span: own[0].span,
-      rows: [...grouped(own, "layer").values()].map((line) => ({
+    const map = [...grouped(own, "part", "span").values()].map((view) => ({
+      part: view[0].part,
+      span: view[0].span,
+      rows: [...grouped(view, "layer").values()].map((line) => ({
         layer: line[0].layer,
-        cells: line.map((r) => of(r.part, r.span, r.layer, r.position, "output").filter((w) => w.vector === 0 && w.rank < 3).map((w) => place(w.word))),
+        cells: line.map((r) => of(r, "output").filter((w) => w.vector === 0).slice(0, 3).map((w) => place(w.word))),
       })),
     }));
     map.sort((a, b) => (a.span !== "cumulative") - (b.span !== "cumulative") || (a.part !== "residual") - (b.part !== "residual"));
     return {
       ...about.layers,
-      layers: [...new Set(layers.filter(stream).map((r) => r.layer))],
+      layers: [...new Set(stream.map((r) => r.layer))],
       blocks,
       map,
-      ranks: layers.filter((r) => r.position === null).map((r) => ({ ...r, rank: r.stable_rank, sigma: r.sigma_0 })),
+      ranks: rows.filter((r) => r.position === null).map((r) => ({ ...r, rank: r.stable_rank, sigma: r.sigma_0 })),
       path: tables.path ? records("path") : null,
-      reconstruction: Math.max(...layers.map((r) => r.reconstruction)),
+      reconstruction: Math.max(...rows.map((r) => r.reconstruction)),
     };
   }
   function pictured() {
     if (!tables.image) return null;
-    const { unit, position, column, size } = tables.image;
-    const [R, C] = [unit, column].map((own) => new Set(own).size);
-    const T = new Set(position).size;
+    const size = records("image").map((r) => r.size);
+    const [R, T, C] = about.rectangles;
     return Array.from({ length: R }, (_, r) => Array.from({ length: T }, (_, t) => size.slice((r * T + t) * C, (r * T + t + 1) * C)));
   }
-  function continued() {
+  function continued(prompt) {
     if (!tables.steps) return null;
     const steps = [...grouped(records("steps"), "step").values()];
-    const last = about.steps.tokens.length - 1;
-    return {
-      ...about.steps,
-      tokens: about.steps.tokens.map(place),
-      rows: steps.map((own) => {
-        const shares = own.filter((r) => r.kind === "token").map((r) => (r.logit ? r.contribution / r.logit : null));
-        return { token: place(own[0].generated), probability: own[0].probability, reconstruction: own[0].reconstruction, shares: Array.from({ length: last }, (_, t) => shares[t] ?? null) };
-      }),
-    };
-  }
-  function flowed() {
-    if (!tables.flow) return null;
-    const rows = records("flow").filter((r) => r.path === "direct" && r.head === null && r.position !== null);
-    return [...grouped(rows, "layer").values()].map((own) => ({
-      layer: own[0].layer,
-      tokens: [...grouped(own, "position").values()].sort((a, b) => a[0].position - b[0].position).map(total),
+    const before = prompt.length + steps.length - 1; // tokens that some step has before it
+    const rows = steps.map((own) => ({
+      token: place(own[0].generated),
+      probability: own[0].probability,
+      reconstruction: own[0].reconstruction,
+      shares: Array.from({ length: before }, (_, t) => (t < own.length && own[t].logit ? own[t].contribution / own[t].logit : null)),
     }));
+    return { ...about.steps, tokens: [...prompt.map((t) => t.text), ...rows.map((r) => r.token)], rows };
+  }
+  function flowed(tokens) {
+    if (!tables.flow) return null;
+    return [...grouped(records("flow"), "layer").values()].map((own) => {
+      const of = grouped(own, "position");
+      return { layer: own[0].layer, tokens: tokens.map((_, t) => total(of.get(String(t)) || [])) };
+    });
   }
   function arranged() {
-    const tokens = records("tokens");
+    const rows = records("tokens");
+    const tokens = rows.map((r) => ({ text: place(r.token), id: r.id }));
+    const prediction = records("predictions");
+    const [target] = prediction.map((r) => r.token);
     const contributions = records("contributions");
-    const parts = contributions.filter((r) => !["token", "constant"].includes(r.kind));
+    const versus = [...grouped(records("versus"), "prediction").values()];
     const words = grouped(records("words"), "position", "side");
     const vectors = grouped(records("singular_values"), "position");
-    const versus = [...grouped(records("versus"), "prediction").values()];
-    const chance = grouped(records("chance"), "side");
-    const units = tables.rebuilt;
+    const [first, ...others] = about.totals;
+    const chance = Object.fromEntries([...grouped(records("chance"), "side")].map(([side, own]) => [side, { samples: own[0].samples, mean: own.map((r) => r.mean), std: own.map((r) => r.std) }]));
     return {
       model: about.model,
       certificate: about.certificate,
-      tokens: tokens.map((r) => ({ text: place(r.token), id: r.id })),
-      prediction: records("predictions").map((r) => ({ ...r, token: place(r.token) })),
-      sums: [summed(contributions, about.target, null, about.logit), ...versus.map((own) => summed(own, about.target, own[0].versus, own[0].difference))],
-      parts: parts.length ? parts.map((r) => ({ ...r, name: place(r.name), direct: r.contribution, through: r.all_paths })) : null,
-      flow: flowed(),
-      blocks: tokens.map((r) => {
-        const found = spectrum(vectors.get(String(r.position)) || [], r.stable_rank);
-        const count = found.S.filter((s) => s > 0).length;
-        const [writes, reads] = ["output", "input"].map((side) => decoded(words.get(`${r.position} ${side}`) || [], count, (w) => w.z));
+      tokens,
+      prediction: prediction.map((r) => ({ ...r, token: place(r.token) })),
+      sums: [summed(contributions, target, null, about.logit, first), ...versus.map((own, i) => summed(own, target, own[0].versus, own[0].difference, others[i]))],
+      parts: about.direct === null ? null : contributions.filter((r) => !["token", "constant"].includes(r.kind)).map((r) => ({ ...r, name: place(r.name), direct: r.contribution, through: r.all_paths })),
+      flow: flowed(tokens),
+      blocks: rows.map((r) => {
+        const found = spectrum(vectors.get(String(r.position)), r.stable_rank);
+        const [writes, reads] = ["output", "input"].map((side) => decoded(words.get(`${r.position} ${side}`) || [], found.S, Infinity, (w) => w.z));
         return { ...found, norm: r.norm, writes, reads };
       }),
-      chance: Object.fromEntries([["writes", "output"], ["reads", "input"]].map(([name, side]) => {
-        const own = chance.get(side);
-        return [name, { samples: own[0].samples, mean: own.map((r) => r.mean), std: own.map((r) => r.std) }];
-      })),
-      depths: byDepth(),
+      chance: { writes: chance.output, reads: chance.input },
+      depths: byDepth(chance),
       shape: about.shape,
       image: pictured(),
-      rebuilt: { units: units.unit, output: units.output, rebuilt: units.rebuilt, ordinary: units.ordinary },
-      steps: continued(),
+      rebuilt: records("rebuilt"),
+      steps: continued(tokens),
       how: about.how,
     };
   }
@@ -593,7 +581,7 @@
     rebuilt: {
       says: () => $("rebuilt-says").textContent,
       draw(c) {
-        const { output, rebuilt, ordinary } = data.rebuilt;
+        const [output, rebuilt, ordinary] = ["output", "rebuilt", "ordinary"].map((name) => data.rebuilt.map((r) => r[name]));
         const ends = [Math.min(...output), Math.max(...output)];
         const dots = (name, y, marker) => ({ type: "scatter", mode: "markers", name, x: output, y, marker, hoverinfo: "x+y" });
         return [
@@ -648,7 +636,7 @@
     const whole = `J, ${d} x ${T} tokens x ${width}: `;
     $("image-says").textContent = whole + (data.image ? `root mean square of each rectangle of ${data.image.length} x ${data.image[0][0].length} a token, two decades of it; the frame is the chosen token's block.` : "its image was left out of this page, since it takes every row of J.");
     const off = data.certificate.ordinary === null ? "" : ` The ordinary Jacobian, without b, is off by ${(100 * data.certificate.ordinary).toFixed(0)} %.`;
-    const some = data.rebuilt.units.length < d ? `${data.rebuilt.units.length} of ${d}` : `all ${d}`;
+    const some = data.rebuilt.length < d ? `${data.rebuilt.length} of ${d}` : `all ${d}`;
     $("rebuilt-says").textContent = `y against J x + b, ${some} units: on the line to ${error(data.certificate.reconstruction)}.${off}`;
     if (data.parts) {
       if (!heads.length) $("figure-heads").remove();

@@ -1,17 +1,9 @@
-"use strict";
-// Draws the page of a summary from its data. Texts become text nodes, never HTML.
+// Draws the page of a summary from its tables. Texts become text nodes, never HTML.
 (() => {
-  const { about, tables } = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
-
-  /** The rows of a table that may be there, each as an object. */
-  function rowsOf(name) {
-    const columns = Object.entries(tables[name] ?? {}).map(([key, own]) => [key, own.codes ? own.codes.map((code) => (code === null ? null : own.texts[code])) : own]);
-    return (columns[0]?.[1] ?? []).map((_, i) => Object.fromEntries(columns.map(([key, values]) => [key, values[i]])));
-  }
-  const data = Object.fromEntries(["measures", "ranks", "spectra", "depths", "emergence", "shares", "overlaps", "conventions"].map((name) => [name, rowsOf(`summary_${name}`)]));
-  data.coverage = rowsOf("coverage");
-  data.failures = rowsOf("failures");
+  const data = Object.fromEntries(["measures", "ranks", "spectra", "depths", "emergence", "shares", "overlaps", "conventions"].map((name) => [name, records(`summary_${name}`)]));
+  data.coverage = records("coverage");
+  data.failures = records("failures");
   const distinct = (values) => [...new Set(values)];
   const subjects = distinct(data.coverage.map((r) => JSON.stringify([r.model, r.convention]))).map((text) => JSON.parse(text)).map(([model, convention]) => ({ model, convention }));
   const models = distinct(subjects.map((s) => s.model));
