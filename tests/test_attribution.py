@@ -240,7 +240,7 @@ def test_the_flow_is_the_same_by_tokens_and_by_names(family: str) -> None:
     e = torch.zeros_like(run.logits[-1])
     e[5] = 1
     with torch.enable_grad():
-        writers = module._Writers.of(run.inside, e)
+        writers = module._Parts.of(run.inside, -1, e)
         graph = run.network.graph(run.network.input, torch.cat([t.flatten() for t in writers.tensors]))
         pushed, pulled = writers._pushed(graph), writers._pulled_back(graph)
     assert list(pushed) == list(pulled)

@@ -125,7 +125,7 @@ def test_replays_do_not_grow_with_what_is_shown(
 ) -> None:
     e = sc.explain(lm, PROMPT, k=3, top=20)
     assert counts.passes == FROZEN + Counter(replays=1)
-    monkeypatch.setattr(explaining, "OTHERS", 9)
+    monkeypatch.setattr(explaining, "ALTERNATIVES", 9)
     counts.passes.clear()
     shown(e, tmp_path)
     assert counts.passes == INSIDE + Counter(replays=2)

@@ -103,7 +103,7 @@ def test_where_a_prediction_first_stands(two: sc.Comparison, atlas: sc.LM) -> No
 def test_tokens_meet_by_characters(two: sc.Comparison) -> None:
     """One tokenizer leaves the spaces out and begins with a token that is of no character."""
     assert two.aligned == "characters"
-    assert two.why == ["Token 0 of tiny, '<s>', is of no character of the prompt."]
+    assert two.why == ["Token 0 of tiny, '<s>', has no characters in the prompt."]
     texts = list(dict.fromkeys(zip(two.stretches["stretch"], two.stretches["text"], strict=True)))
     assert [text for _, text in texts] == PROMPT.split()
     assert list(of(two.tokens, "tiny")["stretch"].fillna(-1)) == [-1, *range(7)]
@@ -142,12 +142,12 @@ def test_what_can_not_be_aligned_is_said(monkeypatch: pytest.MonkeyPatch, atlas:
     bare = model_of("llama")
     found = sc.compare([3, 1, 2], {"atlas": atlas, "bare": bare}, k=1, top=3)
     assert (found.aligned, len(found.stretches)) == ("not", 0)
-    assert found.why == ["The models have other tokens, and the prompt is no text whose characters they are of."]
+    assert found.why == ["The models have different tokens, and only those of a text can be aligned by characters."]
     assert list(found.overlaps["stretch"].isna()) == [True]
     cut = cutting(r"\S+|\s+", PROMPT)
     monkeypatch.setattr(sc.LM, "spans", lambda self, text: None if self is cut else [(0, 1)] * 7)
     found = sc.compare(PROMPT, [atlas, cut], k=1, top=3)
-    assert found.why == ["The tokenizer of cut does not say which characters its tokens are of."]
+    assert found.why == ["The tokenizer of cut gives no character offsets of its tokens."]
     assert found.tokens["stretch"].isna().all()
 
 
@@ -229,7 +229,7 @@ def test_wrong_arguments(lm: sc.LM) -> None:
         ([lm, lm], {}, "'tiny' twice"),
         ([lm, "atlas"], {}, "got str"),
         ([lm], {"conventions": "gate"}, "'gate'"),
-        ([lm], {"conventions": ("gate", "gate")}, "taken once"),
+        ([lm], {"conventions": ("gate", "gate")}, "given once"),
         ([lm], {"conventions": ("gate", "none")}, "Conventions are some of"),
     ):
         with pytest.raises(BadArgument, match=said):

@@ -96,7 +96,7 @@ def test_z_scores(lm: sc.LM, tables: dict[str, np.ndarray]) -> None:
 def test_a_null_is_of_the_same_settings(lm: sc.LM) -> None:
     u, null = torch.randn(32), sc.null(lm, "output", 4)
     for how in ({"side": "input"}, {"metric": "cosine"}, {"centered": True}, {"keep": str.isalpha}, {"top": 5}):
-        with pytest.raises(BadArgument, match="A null is of the same side, metric, centring, filter"):
+        with pytest.raises(BadArgument, match="A null has the same side, metric, centring and filter"):
             sc.decode(lm, u, **{"side": "output", "top": 4, **how}, null=null)
 
 
@@ -121,7 +121,7 @@ def test_norms_are_taken_in_float32() -> None:
 
 
 def test_bad_settings(lm: sc.LM) -> None:
-    with pytest.raises(BadArgument, match="has some words; got top = 0"):
+    with pytest.raises(BadArgument, match="at least one top token; got top = 0"):
         sc.decode(lm, torch.randn(32), "output", 0)
     with pytest.raises(BadArgument, match="samples = 1"):
         sc.null(lm, "output", samples=1)

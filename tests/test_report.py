@@ -234,7 +234,7 @@ def test_sums_add_up(made: Written) -> None:
 def test_the_image_is_of_j(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against every rectangle of J on its own, where they are not of one size."""
     monkeypatch.setattr(case, "CELLS", 7)
-    monkeypatch.setattr(case, "COLUMNS", 5 * 8)
+    monkeypatch.setattr(case, "IMAGE_COLUMNS", 5 * 8)
     op = sc.freeze(lm, PROMPT).operator()
     J, image = op.dense(), case.imaged(op)
     assert image.shape == (7, 8, 5)

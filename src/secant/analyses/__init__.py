@@ -1,1 +1,1 @@
-"""What can be asked of a run: attribution, ablation, faithfulness, interpolation, screening, comparison."""
+"""The analyses of a run: attribution, ablation, faithfulness, interpolation, screening, explanation and comparison."""

@@ -1,13 +1,14 @@
-"""Ablation: take a token, head, attention or MLP out of the frozen network and of the model itself, side by side.
+"""Ablation of a token, head, attention or MLP, in the frozen network and in the model itself.
 
-In the frozen network everything else stays as it was, so that the answer is exactly what the linear system says,
-y + J Δ. In the model itself patterns, gates and norms respond to the change. Where the two agree, the linear system
-predicts; how often they do has to be measured.
+An ablation changes one activation by Δ. In the frozen network every other factor keeps its value, and the output
+becomes exactly y + J Δ. In the model itself attention patterns, gates and norms respond to the change. Where the two
+outputs agree, the linear system predicts the effect of the ablation. Results have the logits before and after, from
+both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
 
@@ -16,25 +17,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.analyses.attribution import HEAD, HEADS, KIND, LAYER_OF, NAME, PLACE
+from secant.analyses.attribution import HEAD, HEADS_SHOWN, KIND, LAYER_OF, NAME, PLACE
 from secant.errors import BadArgument, BadPrompt, NoPoint, checked, integer
 from secant.linearize.network import patched_logits, replayed, running
 from secant.linearize.points import PARTS, ActivationGraph, Point
 from secant.linearize.run import ITS_LOGIT, LOGIT, PROBABILITY, Run
 from secant.numeric import wide
+from secant.operators.decomposition import Progress
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Tokens, View
 from secant.stream.decode import WORD, WORD_ID
 from secant.text import visible
 
-BY = ("zero", "mean")
+REPLACEMENTS = ("zero", "mean")
+"""What can replace a part or head."""
 
 FROZEN, REAL = "the frozen network (the linear system)", "the model itself"
 
 ABLATION = Table(
     "ablation",
-    "a token that is among the best before, frozen or real",
+    "a token that is among the most likely before, frozen or real",
     (
         WORD.but(name="token", meaning="the token's text"),
         WORD_ID.but(meaning="its id in the vocabulary"),
@@ -48,7 +51,7 @@ ABLATION = Table(
 )
 ABLATIONS = Table(
     "ablations",
-    "a token, part or head that is taken out by itself",
+    "a token, part or head that is ablated by itself",
     (
         KIND.but(meaning="token, layer (a part of one) or head"),
         NAME.but(meaning="the token's text, or the name of the part or head"),
@@ -60,22 +63,22 @@ ABLATIONS = Table(
     ),
 )
 
-SIDES = "frozen: in the frozen network, y + J Δ; real: in the model itself, whose patterns, gates and norms respond."
+LEGEND = "frozen: in the frozen network, y + J Δ; real: in the model itself, whose patterns, gates and norms respond."
 """What the two columns of changes mean."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ablation(Result):
-    """The last position's logits before and after something was taken out.
+    """The last position's logits before and after an ablation.
 
     Attributes:
-        run: The run that it was taken out of.
-        what: What was taken out: a token by its position, or the name of a part or head.
-        by: What stands there instead: zero, mean, or another token's text.
-        positions: Where it was taken out.
-        before: The model's own logits.
-        frozen: What the linear system says of them after, `before` + J Δ.
-        real: What the model itself then gives.
+        run: The run.
+        what: What was ablated: "token t" for the token at position t, or the name of a part or head.
+        by: What replaces it: zero, mean, or another token's text.
+        positions: The positions at which it was ablated.
+        before: The model's logits.
+        frozen: The logits of the linear system after the ablation, `before` + J Δ.
+        real: The logits of the model itself after the ablation.
 
     """
 
@@ -90,10 +93,13 @@ class Ablation(Result):
     real: Float[Tensor, " vocabulary"] = field(repr=False)
 
     def change(self, target: str | SupportsIndex | None = None) -> tuple[float, float]:
-        """How much a token's logit changes: in the frozen network, and in the model itself.
+        """Returns how much a token's logit changes, in the frozen network and in the model itself.
 
         Args:
-            target: The token; by default the predicted one.
+            target: The token, by its text or id; by default the predicted one.
+
+        Raises:
+            BadPrompt: The vocabulary does not have the token.
 
         """
         chosen = self.run.prediction[0].id if target is None else self.run.lm.token(target)
@@ -101,7 +107,12 @@ class Ablation(Result):
         return frozen.item(), real.item()
 
     def to_pandas(self, top: int = 10) -> pd.DataFrame:
-        """A row for each token that is among the `top` best before, frozen or real: logits and probabilities."""
+        """Returns a row for each token that is among the `top` most likely before, frozen or real.
+
+        Args:
+            top: How many tokens of each of the three.
+
+        """
         every = (self.before, self.frozen, self.real)
         best = dict.fromkeys(i for logits in every for i in logits.topk(min(top, len(logits))).indices.tolist())
         likely = [torch.softmax(logits, 0) for logits in every]
@@ -112,16 +123,16 @@ class Ablation(Result):
         return ABLATION.frame(rows)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tokens that are among the best before, frozen or real."""
+        """Returns `ablation`: the tokens that are among the most likely before, frozen or real."""
         return {"ablation": self.to_pandas()}
 
     def about(self) -> dict[str, Any]:
-        """The model, the prompt's tokens, what was taken out, and where."""
+        """Returns the model, the prompt's tokens, what was ablated, and where."""
         where = {"what": self.what, "by": self.by, "positions": self.positions}
         return {"model": self.run.lm.name, "tokens": self.run.tokens, **where}
 
     def view(self) -> View:
-        """How the predicted token's logit changes, and the best tokens before and after."""
+        """Shows how the predicted token's logit changes, and the most likely tokens before and after."""
         frozen, real = self.change()
         where = "everywhere" if len(self.positions) == len(self.run.ids) else ", ".join(map(str, self.positions))
         facts = {
@@ -133,19 +144,19 @@ class Ablation(Result):
         names = ("token", "before_probability", "frozen_probability", "real_probability", "before", "frozen", "real")
         grid = Grid.of(ABLATION, self.to_pandas(), names, spare=dict.fromkeys(("before", "frozen", "real"), 1))
         other = f"{visible(self.by)} instead of {self.what}"
-        title = f"{self.by.capitalize()} ablation of {self.what}" if self.by in BY else other
-        return View(title, facts, [grid], [SIDES])
+        title = f"{self.by.capitalize()} ablation of {self.what}" if self.by in REPLACEMENTS else other
+        return View(title, facts, [grid], [LEGEND])
 
 
 @dataclass(frozen=True, eq=False)
 class Ablations(Result):
-    """How much the target's logit changes as each token, part and head is taken out by itself.
+    """How much the target's logit changes when each token, part and head is ablated by itself.
 
     Attributes:
         target: The token whose logit changes.
-        by: What stands there instead: zero or mean.
-        table: A row for each, with kind (token, layer, head), name, position, layer, head, and the change in the
-            frozen network (`frozen`) and in the model itself (`real`).
+        by: What replaces the ablated activations: zero or mean.
+        table: A row for each ablation, with kind (token, layer, head), name, position, layer, head, and the change of
+            the logit in the frozen network (`frozen`) and in the model itself (`real`).
 
     """
 
@@ -156,25 +167,25 @@ class Ablations(Result):
     table: pd.DataFrame = field(repr=False)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Its table."""
+        """Returns its table, `ablations`."""
         return {"ablations": self.table}
 
     def about(self) -> dict[str, Any]:
-        """The target, and what stands where something was taken out."""
+        """Returns the target, and what replaces the ablated activations."""
         return {"target": self.target, "by": self.by}
 
     def view(self) -> View:
-        """Tokens and parts in their order, and the heads that matter most to the model itself."""
+        """Shows tokens and parts in their order, and the heads that matter most to the model itself."""
         grids = []
         for kind, title in (("token", "tokens"), ("layer", "parts"), ("head", "heads")):
             rows = self.table[self.table["kind"] == kind]
-            if kind == "head" and len(rows) > HEADS:
+            if kind == "head" and len(rows) > HEADS_SHOWN:
                 title = f"heads that matter most to the model itself, of {len(rows)}"
-                rows = rows.loc[rows["real"].abs().sort_values(ascending=False, kind="stable").index[:HEADS]]
+                rows = rows.loc[rows["real"].abs().sort_values(ascending=False, kind="stable").index[:HEADS_SHOWN]]
             names = ("position", "name", "frozen", "real|bar") if kind == "token" else ("name", "frozen", "real|bar")
             grids.append(Grid.of(ABLATIONS, rows, names, title=title))
-        title = f"Change of the logit of {visible(self.target)} by {self.by} ablation of one after the other"
-        return View(title, grids=[grid for grid in grids if grid.rows], notes=[SIDES])
+        title = f"Change of the logit of {visible(self.target)} by {self.by} ablation of each by itself"
+        return View(title, grids=[grid for grid in grids if grid.rows], notes=[LEGEND])
 
 
 @checked
@@ -186,45 +197,54 @@ def ablate(
     position: SupportsIndex | Sequence[SupportsIndex] | slice | None = None,
     reference: Run | Sequence[Run] = (),
 ) -> Ablation:
-    """Take something out of a run.
+    """Returns the logits before and after a token, part or head is ablated.
 
-    A token's embedding is what changes; another token also changes what else the model makes of ids.
+    To ablate a token replaces its embedding. Another token in its place also changes whatever else the model computes
+    from token ids.
 
     Args:
         run: The run.
-        what: A token (its position), or a part or head by the name of its point.
-        by: "zero"; "mean", over the positions of the runs in `reference`; for a token also another token's text or id,
-            which then stands there.
-        position: Where a part or head is taken out, by default everywhere.
-        reference: The runs that means are taken over, by default this one.
+        what: A token by its position, or a part or head by its name, such as "layers.0.mlp".
+        by: What replaces it. "zero"; "mean", over all positions of the runs in `reference`; for a token also the text
+            or id of another token.
+        position: The positions at which a part or head is ablated; by default all of them.
+        reference: The runs over whose positions means are taken; by default this run alone.
 
     Raises:
-        NoPoint: Nothing has this name.
-        BadArgument: An argument is none of those.
-        BadPrompt: Another token is none of the vocabulary's.
-        ReplayMismatch: The model was changed since.
+        NoPoint: The network has no part or head of this name.
+        BadArgument: Another argument is out of range.
+        BadPrompt: The vocabulary does not have the other token.
+        ReplayMismatch: The model has changed since the run was frozen.
 
     """
     run.unchanged()
     reference = [reference] if isinstance(reference, Run) else list(reference)
     if any(other.lm.model is not run.lm.model for other in reference):
         raise BadArgument(
-            "Means are of runs of the same model", "a run of another", "Freeze its prompts with this one."
+            "Means are taken over runs of the same model",
+            "a run of a different one",
+            "Freeze its prompts with this model.",
         )
     if not isinstance(what, str):
         if position is not None:
-            raise BadArgument("A token is where it is", f"position = {position!r}", "Leave it out, or name a part.")
+            raise BadArgument(
+                "A position applies to parts and heads, not to a token", f"position = {position!r}",
+                "Leave it out, or name a part.",
+            )  # fmt: skip
         return _token(
-            run, integer(what, -len(run.ids), len(run.ids) - 1, "A token is one of the prompt's"), by, reference
+            run,
+            integer(what, -len(run.ids), len(run.ids) - 1, "A token is ablated by its position in the prompt"),
+            by,
+            reference,
         )
     inside, rows = run.inside, run.rows(position)
     point = inside[what]
     if what in ("embed", "norm", "logits") or (point.columns is None and what.rpartition(".")[2] not in PARTS):
         raise NoPoint(
-            "What is taken out is a token by its position, or a part or head of a layer", repr(what),
-            "Give, for instance, 3, 'layers.0.mlp' or 'layers.0.attn.heads.1'.",
+            "An ablation takes the position of a token, or the name of a part or head of a layer", repr(what),
+            "Give, for example, 3, 'layers.0.mlp' or 'layers.0.attn.heads.1'.",
         )  # fmt: skip
-    if by not in BY:
+    if by not in REPLACEMENTS:
         raise BadArgument("A part or head is ablated by zero or mean", repr(by), "Choose one of them.")
     whole = inside[f"{point.stem}.attn.heads"] if point.columns else point
     given = {
@@ -238,14 +258,14 @@ def ablate(
 
 
 def _beside(run: Run, what: str, by: str, rows: list[int], frozen: Tensor, real: Tensor) -> Ablation:
-    """The ablation; the frozen network's change is the difference of its own logits, so that no change is 0."""
+    """The ablation. The frozen change is a difference of logits of the frozen network, so that no change gives 0."""
     change = wide(frozen) - wide(run.network.points["logits"][-1])
     before = run.logits[-1]
     return Ablation(run, what, by, rows, before, (wide(before) + change).to(frozen), real)
 
 
 def _mean(by: str | SupportsIndex, reference: Sequence[Run], whole: Point, step: int) -> Tensor | None:
-    """The mean of one step's rows over all positions of some runs; None for zero."""
+    """The mean of one step's rows over all positions of some runs; None if it is replaced by zero."""
     if by == "zero":
         return None
     place = whole.steps.index(step)
@@ -257,20 +277,20 @@ def _mean(by: str | SupportsIndex, reference: Sequence[Run], whole: Point, step:
 
 
 def _replaced(inside: ActivationGraph, point: Point, step: int, rows: Sequence[int], mean: Tensor | None) -> Tensor:
-    """The model's own rows of a step with some of them, or a head's columns of these, at zero or at a mean."""
+    """The recorded rows of a step, in which some rows, or a head's columns of them, are zero or a mean."""
     with torch.inference_mode(False):
         own, columns = inside.own(step).detach().clone(), point.columns or slice(None)
         block = own[list(rows)]
         block[:, columns] = 0 if mean is None else mean[columns].to(block)
         own[list(rows)] = block
-        return own.requires_grad_()  # or what is made of it would be no part of the recorded course
+        return own.requires_grad_()  # otherwise operations on it would not be live, and the replay would diverge
 
 
 def _token(run: Run, position: int, by: str | SupportsIndex, reference: Sequence[Run]) -> Ablation:
-    """A token's embedding taken out, or another token put in its place."""
+    """The ablation of a token's embedding, by zero, mean or another token."""
     lm, network, t = run.lm, run.network, position % len(run.ids)
     ids, x = list(run.ids), run.input.clone()
-    if by in BY:
+    if by in REPLACEMENTS:
         x[t] = 0 if by == "zero" else torch.cat([r.input for r in reference or [run]]).mean(0)
         with running(lm, lm.dtype, state=network.recording.state):
             real = lm.forward(ids, x)[0, -1].detach()
@@ -283,7 +303,7 @@ def _token(run: Run, position: int, by: str | SupportsIndex, reference: Sequence
             x[t] = lm.embed(ids)[t]
             real = lm.logits(ids)[-1]
     frozen = network.replay(x)["logits"][-1]
-    return _beside(run, f"token {t}", lm.text(ids[t]) if by not in BY else str(by), [t], frozen, real)
+    return _beside(run, f"token {t}", lm.text(ids[t]) if by not in REPLACEMENTS else str(by), [t], frozen, real)
 
 
 @checked
@@ -294,20 +314,21 @@ def ablations(
     kinds: Sequence[str] = ("token", "layer", "head"),
     target: str | SupportsIndex | None = None,
     reference: Run | Sequence[Run] = (),
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Ablations:
-    """Take every token, part and head out by itself, as `ablate` does.
+    """Returns how a token's logit changes when each token, part and head is ablated by itself.
 
     Args:
         run: The run.
-        by: "zero" or "mean".
-        kinds: Which of token, layer and head.
-        target: The token whose logit is looked at, by default the predicted one.
-        reference: The runs that means are taken over, by default this one.
-        progress: Called as `progress(what, done, all)` while the work goes on.
+        by: What replaces them: "zero" or "mean".
+        kinds: What is ablated: some of "token", "layer" (the parts of layers) and "head".
+        target: The token whose logit is measured, by its text or id; by default the predicted one.
+        reference: The runs over whose positions means are taken; by default this run alone.
+        progress: Called as `progress(what, done, all)` during the work.
 
     Raises:
-        SecantError: What `ablate` raises.
+        BadArgument: A kind is unknown, or `by` is neither of the two.
+        SecantError: Any error of `ablate`.
 
     """
     if not kinds or not set(kinds) <= {"token", "layer", "head"}:

@@ -1,15 +1,17 @@
-"""Exact additive attribution: a logit as the sum of what tokens, layers, heads and the model's constants contribute.
+"""Exact attribution: a logit as a sum of contributions of tokens, layers, heads and the model's constants.
 
-The held network is affine, so that a logit, or the difference of two, is a sum with no remainder, in two ways:
+The frozen network is affine, so a logit, or the difference of two logits, is a sum without remainder, in two ways.
 
-    logit = Σ_t g_t·x_t + Σ_m b_m                by where it comes from: g = Jᵀ e for the target's unit vector e, and
-                                                 what each module's constants make of it, by all paths
-    logit = g'·x + Σ_P g'_P·P + Σ_m b'_m          by what writes it: every part P of every layer, with what it adds to
-                                                 the stream, taken straight to the logit; and constants outside parts
+    logit = Σ_t g_t·x_t + Σ_m b_m                 attribution to the input: g = Jᵀ e for the unit vector e of the target
+                                                  token, and b_m for the constants of module m, both by all paths
+    logit = g'·x + Σ_P g'_P·P + Σ_m b'_m          direct logit attribution: P is what a part of a layer adds to the
+                                                  residual stream, b'_m are the constants of modules outside parts
 
-g' is the derivative with all parts held at what they add, so that no path goes through a later part ("direct"); g_P is
-that by all paths. Both come from one backward pass. A part is the sum of what each token makes of it, P = Σ_t P_t +
-b_P, which crosses the two: token x part, token x head.
+g' is the derivative with the output of every part frozen, so that no path passes through a later part ("direct"). g_P,
+the derivative by all paths, gives a second contribution of each part. One backward pass gives each of them. What a
+part adds is itself a sum over tokens, P = Σ_t P_t + b_P, which combines the two: token x part and token x head.
+
+`attribute` returns both sums as one table, and the combined contributions as another.
 """
 
 from __future__ import annotations
@@ -40,21 +42,21 @@ from secant.text import visible
 KIND = Column(
     "kind",
     str,
-    "token, constant (these two sum to the logit); embed, layer, outside (these three too); head (of its layer)",
+    "token, constant (these two sum to the logit); embed, layer, outside (so do these three); head (of its layer)",
     heading="",
 )
-NAME = Column("name", str, "the token's text, the part's name, or the module that the constant is of", heading="",
+NAME = Column("name", str, "the token's text, the part's name, or the module that has the constant", heading="",
               show="token")  # fmt: skip
-PLACE = Column("position", int, "place of the token in the prompt, from 0; missing where it is no token", missing=True,
+PLACE = Column("position", int, "place of the token in the prompt, from 0; missing for all else", missing=True,
                heading="")  # fmt: skip
-LAYER_OF = Column("layer", int, "the layer, from 0; missing where it is of none", missing=True)
-HEAD = Column("head", int, "the attention head, from 0; missing where it is none", missing=True)
+LAYER_OF = Column("layer", int, "the layer, from 0; missing where there is none", missing=True)
+HEAD = Column("head", int, "the attention head, from 0; missing for all else", missing=True)
 CONTRIBUTION = Column(
-    "contribution", float, "what it adds to the logit: of tokens and constants by all paths, of parts straight", LOGIT,
+    "contribution", float, "what it adds to the logit: tokens and constants by all paths, parts directly", LOGIT,
     heading="logit", show="logit",
 )  # fmt: skip
 ALL_PATHS = Column(
-    "all_paths", float, "what it adds to the logit by all paths, through later parts too; these overlap", LOGIT,
+    "all_paths", float, "what it adds to the logit by all paths, also through later parts; these overlap", LOGIT,
     heading="all paths", show="logit",
 )  # fmt: skip
 
@@ -65,33 +67,41 @@ CONTRIBUTIONS = Table(
 )
 FLOW = Table(
     "flow",
-    "what a token, or the constants, make of a part or head, by a path",
+    "the contribution of a token, or of the constants, through a part or head, by a path",
     (
-        NAME.but(meaning="the part or head; or outside: constants that are in no part"),
-        Column("path", str, "direct (straight to the logit) or all (through later parts too)"),
+        NAME.but(meaning="the part or head; outside: constants outside parts"),
+        Column("path", str, "direct (straight to the logit) or all (also through later parts)"),
         PLACE.but(meaning="place of the token in the prompt, from 0; missing: the constants"),
         Column("token", str, "the token's text; missing: the constants", missing=True, show="token"),
         LAYER_OF,
         HEAD,
-        Column("contribution", float, "what it adds to the logit by the path", LOGIT, show="logit"),
+        Column("contribution", float, "what it adds to the logit by this path", LOGIT, show="logit"),
     ),
 )
 
-HEADS = 8
-"""Heads that are shown first; all are in the tables."""
+HEADS_SHOWN = 8
+"""Heads that views show; the tables have all."""
 
 
 @dataclass(frozen=True, eq=False)
 class Attribution(Result):
-    """Contributions to the logit of `target`, or to its difference to that of `versus`, at a position.
+    """Contributions to a token's logit, or to the difference between two tokens' logits, at one position.
 
-    `table` has the columns kind, name, position, layer, head, contribution, all_paths. Its kinds are two sums of the
-    logit: *token* and *constant* (by module); and *embed*, *layer* (what a part adds to the stream, straight to the
-    logit) and *outside* (constants outside parts, by module). Those of kind *head* add up to their layer's attention.
-    `all_paths`: the same by all paths, through later parts too, and through what the part itself adds later (RWKV's).
-    `total` is the first sum, `direct` the second; both are `logit`, the model's own, to within rounding. `flow` crosses
-    them: a row for each part or head, path (direct, all) and token, the constants' share with position missing; the
-    rows of path direct that are no heads add up to the logit, constants outside parts (*outside*) among them.
+    Attributes:
+        target: The token's text.
+        versus: The text of the token whose logit is subtracted, if there is one.
+        logit: The model's own logit, or difference of logits.
+        total: The sum of the rows of kind token and constant; `logit` to within rounding.
+        direct: The sum of the rows of kind embed, layer and outside; `logit` to within rounding. None without parts.
+        table: A row for each contribution, with the columns kind, name, position, layer, head, contribution, all_paths.
+            Rows of kind *token* and *constant* (by module) contribute by all paths. Rows of kind *embed*, *layer* (what
+            a part adds to the residual stream) and *outside* (constants outside parts, by module) contribute by the
+            direct path. Rows of kind *head* sum to their layer's attention. `all_paths` is the contribution by all
+            paths: through later parts, and through what the part itself adds at later positions (RWKV).
+        flow: A row for each part or head, path (direct, all) and token; position is missing for the constants. The
+            direct rows other than heads, with those named *outside*, sum to the logit. None unless it was asked for.
+        position: The position at which the logit is read.
+
     """
 
     schema = (CONTRIBUTIONS, FLOW)
@@ -107,60 +117,70 @@ class Attribution(Result):
 
     @property
     def constant(self) -> float:
-        """What the model's constants contribute, by all paths."""
+        """The contribution of all constants of the model, by all paths."""
         return float(self.of("constant")["contribution"].sum())
 
     def of(self, kind: str) -> pd.DataFrame:
-        """The rows of one kind."""
+        """Returns the rows of one kind.
+
+        Args:
+            kind: "token", "constant", "embed", "layer", "outside" or "head".
+
+        """
         return self.table[self.table["kind"] == kind]
 
     def share(self, contribution: float) -> float:
-        """A contribution as a share of the logit; NaN where that is 0."""
+        """Returns a contribution as a share of the logit; NaN if the logit is 0.
+
+        Args:
+            contribution: In units of the logit.
+
+        """
         return contribution / self.logit if self.logit else float("nan")
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Its tables by name: contributions, and flow if there is one."""
+        """Returns its tables: `contributions`, and `flow` if it has one."""
         return {"contributions": self.table} | ({} if self.flow is None else {"flow": self.flow})
 
     def about(self) -> dict[str, Any]:
-        """The target, where its logit is read, the logit, and both sums."""
+        """Returns the target, the position, the logit, and both sums."""
         names = ("target", "versus", "position", "logit", "total", "direct")
         return {name: getattr(self, name) for name in names}
 
     def view(self) -> View:
-        """Both sums of the logit, and the heads that contribute most to it."""
+        """Shows both sums of the logit, and the heads that contribute most."""
         versus = "" if self.versus is None else f" over {visible(self.versus)}"
         where = "" if self.position in (-1, len(self.of("token")) - 1) else f"   at position {self.position}"
         facts = {"logit": f"{visible(self.target)}{versus}   {self.logit:.4f}{where}"}
-        origin = self.table[self.table["kind"].isin(["token", "constant"])]
-        grids = [self._grid(origin, "where it comes from, by all paths")]
+        inputs = self.table[self.table["kind"].isin(["token", "constant"])]
+        grids = [self._grid(inputs, "tokens and constants, by all paths")]
         if self.direct is None:
             return View("", facts, grids)
-        writers = self.table[self.table["kind"].isin(["embed", "layer", "outside"])]
-        grids.append(self._grid(writers, "what writes it, straight to the logit", direct=True))
+        parts = self.table[self.table["kind"].isin(["embed", "layer", "outside"])]
+        grids.append(self._grid(parts, "embeddings, parts and constants, straight to the logit", direct=True))
         heads = self.of("head")
         if len(heads):
             order = heads["contribution"].abs().sort_values(ascending=False, kind="stable").index
-            rest = f" that matter most, of {heads['head'].notna().sum()}" if len(heads) > HEADS else ""
+            rest = f" that matter most, of {heads['head'].notna().sum()}" if len(heads) > HEADS_SHOWN else ""
             title = f"heads{rest}, straight to the logit"
-            grids.append(self._grid(heads.reindex(order)[:HEADS], title, direct=True))
+            grids.append(self._grid(heads.reindex(order)[:HEADS_SHOWN], title, direct=True))
         remainder = max(abs(self.total - self.logit), abs(self.direct - self.logit))
         notes = [
-            f"Both sums are the logit to {remainder:.0e}; heads add up to their layer's attention.",
-            "All paths: what the part adds, taken through later parts too (of embed: everything); those overlap, and "
-            "do not add up. Constants (biases, positions) are taken by all paths in the first sum; in the second those "
-            "inside parts count with them.",
+            f"Both sums equal the logit to {remainder:.0e}; heads sum to their layer's attention.",
+            "All paths: the contribution of what the part adds, also through later parts (for embed, through all); "
+            "these overlap, and do not sum to the logit. The first sum has all constants (biases, positions) by all "
+            "paths; in the second, constants inside parts count with their part.",
         ]
         if self.flow is not None:
-            grids.append(self._crossed(self.flow))
+            grids.append(self._by_part_and_token(self.flow))
             notes.append(
-                "Rows of the last table add up to the part's share, columns to the token's. Dim: less than a twentieth "
-                "of the logit. outside: constants that are in no part, such as positions and the final norm's bias."
+                "Rows of the last table sum to the part's contribution, columns to the token's. Dim: less than a "
+                "twentieth of the logit. outside: constants outside parts, such as positions and the final norm's bias."
             )
         return View("", facts, grids, notes)
 
     def _grid(self, rows: pd.DataFrame, title: str, direct: bool = False) -> Grid:
-        """A line for each row: its contribution, its share, and a bar; constants of many modules are one line."""
+        """A line for each row: its contribution, its share, and a bar; the constants of all modules share one line."""
         constants = rows[rows["kind"].isin(["constant", "outside"])]
         lines: list[list[Any]] = [
             [row.position, Cell(row.name, show="token"), row.contribution, row.all_paths]
@@ -176,8 +196,8 @@ class Attribution(Result):
         ]
         return Grid([*columns, Shown("", "bar", spare=1)], shown, title)
 
-    def _crossed(self, flow: pd.DataFrame) -> Grid:
-        """Part x token: what each token, and the constants, make of each part, straight to the logit, with all sums."""
+    def _by_part_and_token(self, flow: pd.DataFrame) -> Grid:
+        """Part x token: direct contributions of each token, and of the constants, through each part, with all sums."""
         rows = flow[(flow["path"] == "direct") & flow["head"].isna()]
         tokens = rows[rows["position"].notna()].drop_duplicates("position").sort_values("position")["token"].tolist()
         rows = rows.fillna({"position": len(tokens)})
@@ -207,57 +227,57 @@ def attribute(
     flow: bool = False,
     max_memory: float | str | None = None,
 ) -> Attribution:
-    """What every token, part, head and constant contributes to a next token's logit.
+    """Returns what every token, part, head and constant contributes to a token's logit.
 
     Args:
-        run: a prompt, frozen.
-        target: a token by text or id, by default the one predicted at the position.
-        versus: a token whose logit is taken off.
-        position: where the logit is read, by default at the last token of the prompt.
-        parts: also by layer and head, which takes more replays. A model whose layers can't be found has tokens and
-            constants alone.
-        flow: also token x part and token x head, which takes a product for each token.
-        max_memory: bytes to work in, or such as "4GiB", by default half of what is free.
-
-    Returns:
-        Two exact sums of the logit, and with `flow` what crosses them.
+        run: The run.
+        target: The token whose logit is attributed, by its text or id; by default the one predicted at the position.
+        versus: A token whose logit is subtracted, by its text or id; by default none.
+        position: The position at which the logit is read; by default the last.
+        parts: Whether layers, heads and constants outside parts are in the table too. This takes more replays. Without
+            them, and for a model whose layers can't be found, the table has tokens and constants only.
+        flow: Whether token x part and token x head are computed too; implies `parts`. This takes as many products as
+            there are tokens, or parts and heads if these are fewer.
+        max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
 
     Raises:
-        BadPrompt: a target is no token of the vocabulary.
-        BadArgument: the prompt has no such position, or both tokens are the same.
-        NotExact: a sum is not the logit.
+        BadPrompt: The vocabulary does not have a token.
+        BadArgument: The prompt does not have the position, or both tokens are the same.
+        NotExact: A sum does not equal the logit.
+        ReplayMismatch: The model has changed since the run was frozen.
+
     """
     at = run.rows(position)[0]
     chosen = _predicted(run, at) if target is None else run.lm.token(target)
     other = None if versus is None else run.lm.token(versus)
     if chosen == other:
-        raise BadArgument("A token's logit is set against another's", f"{run.lm.text(chosen)!r} twice", "Choose two.")
+        raise BadArgument("A token is compared with a different one", f"{run.lm.text(chosen)!r} twice", "Choose two.")
     run.unchanged()
     with torch.inference_mode(False), torch.enable_grad(), limited(max_memory):
         return _attributed(run, at, chosen, other, parts or flow, flow)
 
 
 def _predicted(run: Run, at: int) -> int:
-    """The token predicted at a position; of equal ones the first, as in `run.prediction`."""
+    """The token predicted at a position; of equal logits the lowest id, as in `run.prediction`."""
     return int(torch.sort(wide(run.logits[at]), descending=True, stable=True).indices[0])
 
 
 def _attributed(run: Run, at: int, chosen: int, other: int | None, parts: bool, flow: bool) -> Attribution:
-    """The attribution to one token's logit at a position, less another's."""
+    """The attribution of one token's logit at a position, minus another's."""
     e = torch.zeros_like(run.network.points["logits"][at]).detach()
     e[chosen] = 1
     if other is not None:
         e[other] -= 1
     logit = (wide(run.logits[at]) @ wide(e)).item()
-    rows = _by_origin(run, at, e)
+    rows = _input_rows(run, at, e)
     total = sum(row["contribution"] for row in rows)
     direct, flows = None, None
     if parts:
-        writers = _Writers.of(run.inside, at, e)
-        written = writers.rows()
+        inside = _Parts.of(run.inside, at, e)
+        written = inside.rows()
         direct = sum(row["contribution"] for row in written if row["kind"] != "head")
         rows += written
-        flows = writers.flow(run.tokens) if flow else None
+        flows = inside.flow(run.tokens) if flow else None
     _certify(run, logit, [sum_ for sum_ in (total, direct) if sum_ is not None], [row["contribution"] for row in rows])
     table = CONTRIBUTIONS.frame(pd.DataFrame(rows, columns=CONTRIBUTIONS.names))
     name = None if other is None else run.lm.text(other)
@@ -265,11 +285,13 @@ def _attributed(run: Run, at: int, chosen: int, other: int | None, parts: bool, 
 
 
 def _certify(run: Run, logit: float, sums: Sequence[float], terms: Sequence[float]) -> None:
-    """Raises NotExact where a sum is off by more than the tolerance, of the sizes of its terms."""
+    """Raises NotExact where the error of a sum exceeds the tolerance, relative to the sizes of its terms."""
     most = run.certificate.tolerance * (abs(logit) + sum(map(abs, terms)))
     for found in sums:
         if not abs(found - logit) <= most:
-            raise NotExact("Contributions must add up to the logit", f"{found:.6g} for {logit:.6g}", HIDDEN_OPERATION)
+            raise NotExact(
+                "Contributions must add up to the logit", f"{found:.6g} instead of {logit:.6g}", HIDDEN_OPERATION
+            )
 
 
 def _row(kind: str, name: str, contribution: float, **where: Any) -> dict[str, Any]:
@@ -277,17 +299,17 @@ def _row(kind: str, name: str, contribution: float, **where: Any) -> dict[str, A
 
 
 def _dot(g: Tensor | None, x: Tensor) -> float:
-    """g·x in float64; 0 where nothing of x gets there."""
+    """g·x in float64; 0 where the logit does not depend on x."""
     return 0.0 if g is None else (wide(g).flatten() @ wide(x).flatten()).item()
 
 
 def _slopes(y: Tensor, inputs: Sequence[Any]) -> list[Tensor | None]:
-    """The derivative of a number by tensors or edges of its graph."""
+    """The derivatives of a number by tensors or edges of its graph."""
     return list(torch.autograd.grad(y, inputs, retain_graph=True, allow_unused=True)) if inputs else []
 
 
-def _by_origin(run: Run, at: int, e: Float[Tensor, " vocabulary"]) -> list[dict[str, Any]]:
-    """By tokens, and by the modules whose constants take part, by all paths."""
+def _input_rows(run: Run, at: int, e: Float[Tensor, " vocabulary"]) -> list[dict[str, Any]]:
+    """The contributions of tokens, and of each module's constants, by all paths."""
     network = run.network
     (gradient,) = _slopes(network.points["logits"][at] @ e, [network.input])
     x = network.input.detach()
@@ -298,7 +320,7 @@ def _by_origin(run: Run, at: int, e: Float[Tensor, " vocabulary"]) -> list[dict[
 
 
 def _by_module(kind: str, logits: Tensor, e: Tensor, constants: Sequence[InjectedConstant]) -> list[dict[str, Any]]:
-    """What the constants of each module contribute; those that do not reach the logit are left out."""
+    """The contribution of each module's constants; modules that contribute nothing are left out."""
     found: dict[str, float] = defaultdict(float)
     for constant, slope in zip(constants, _slopes(logits @ e, [c.edge for c in constants]), strict=True):
         found[constant.module] += _dot(slope, constant.value)
@@ -310,7 +332,7 @@ _Key = tuple[str, int | None, int | None, str]
 
 @dataclass(frozen=True)
 class _Term:
-    """What a name adds to the logit on a path: the derivative by some columns of one of the tensors that write."""
+    """The derivative of the logit by some columns of one tensor of a part or head, on one path."""
 
     name: str
     path: str
@@ -322,11 +344,11 @@ class _Term:
 
     @property
     def key(self) -> _Key:
-        """What its contribution is counted under."""
+        """The key of its contribution."""
         return self.name, self.layer, self.head, self.path
 
     def of(self, made: Float[Tensor, "T n c"]) -> list[float]:
-        """Its contribution, where the tensor is each of c others."""
+        """Its contributions, for c values of the tensor."""
         if self.slope is None:
             return [0.0] * made.shape[2]
         chosen = self.columns or slice(None)
@@ -334,10 +356,11 @@ class _Term:
 
 
 @dataclass(frozen=True, eq=False)
-class _Writers:
-    """What writes to the stream: the embeddings, the parts of each layer, and the heads of attentions.
+class _Parts:
+    """What adds to the residual stream: the embeddings, the parts of each layer, and the heads of attentions.
 
-    `tensors`: of the graph, `[T, n]`; `zeros`: the same of the network at zero. `terms` weigh them.
+    `tensors` are those of the graph, `[T, n]`, and `zeros` the same in the network at zero. `terms` have the
+    derivatives by them, and `outside` the rows of constants outside parts.
     """
 
     inside: ActivationGraph
@@ -347,8 +370,8 @@ class _Writers:
     outside: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, inside: ActivationGraph, at: int, e: Float[Tensor, " vocabulary"]) -> _Writers:
-        """All slopes at once: a backward pass through the whole network, and one with its parts cut apart."""
+    def of(cls, inside: ActivationGraph, at: int, e: Float[Tensor, " vocabulary"]) -> _Parts:
+        """All derivatives: a backward pass through the whole network, and one with the outputs of parts frozen."""
         given, cut, (zero, constants) = inside.cut_at_parts()
         names = ["embed", *given]
         owners = [name for name in names for _ in inside.rows(name)]
@@ -375,7 +398,7 @@ class _Writers:
         return cls(inside, [*tensors, *heads], zeros, terms, outside)
 
     def weighed(self, made: Sequence[Float[Tensor, "T _ c"]]) -> dict[_Key, list[float]]:
-        """The contributions of all names by path, where the tensors are each of c others."""
+        """The contributions of all parts and heads by path, for c values of each tensor."""
         found: dict[_Key, list[float]] = {}
         for term in self.terms:
             key, own = term.key, term.of(made[term.tensor])
@@ -383,7 +406,7 @@ class _Writers:
         return found
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for the embeddings' own way, each part, each head, what the heads of a layer share, and constants."""
+        """A row for the embeddings, each part, each head, each attention's output bias, and constants outside parts."""
         found = self.weighed([t.detach()[:, :, None] for t in self.tensors])
         rows = []
         for (name, layer, head, path), (contribution,) in found.items():
@@ -391,10 +414,10 @@ class _Writers:
                 (through,) = found[name, layer, head, "all"]
                 kind = "embed" if name == "embed" else "layer" if head is None else "head"
                 rows.append(_row(kind, name, contribution, layer=layer, head=head, all_paths=through))
-        return rows + self._shared() + self.outside
+        return rows + self._output_constants() + self.outside
 
-    def _shared(self) -> list[dict[str, Any]]:
-        """What an attention adds whatever its heads make: the constant of its output, from the network at zero."""
+    def _output_constants(self) -> list[dict[str, Any]]:
+        """A row for what an attention adds whatever its heads output: its output bias, from the network at zero."""
         inside, rows = self.inside, []
         for name in dict.fromkeys(term.name for term in self.terms):
             if f"{name}.heads" in inside.points:
@@ -407,7 +430,7 @@ class _Writers:
         return rows
 
     def flow(self, tokens: Sequence[str]) -> pd.DataFrame:
-        """What each token, and the constants, make of each part and head, taken to the logit by each path."""
+        """The contribution of each token, and of the constants, through each part and head, by each path."""
         x = self.inside.network.input
         T, names = len(x), {term.key for term in self.terms}
         graph = self.inside.network.graph(x, torch.cat([t.flatten() for t in self.tensors]))
@@ -420,12 +443,12 @@ class _Writers:
                 [*range(T), None], [*tokens, None], values + constants[name, layer, head, path], strict=True
             )
         ]
-        beside = sum(row["contribution"] for row in self.outside)
-        rows.append(("outside", "direct", None, None, None, None, beside))
+        outside = sum(row["contribution"] for row in self.outside)
+        rows.append(("outside", "direct", None, None, None, None, outside))
         return FLOW.frame(rows)
 
     def _pushed(self, graph: Graph) -> dict[_Key, list[float]]:
-        """What each token makes of each name, from a product with J for each token."""
+        """The contributions of each token through each part and head, from a product with J for each token."""
         x = self.inside.network.input.detach()
         T, shape = len(x), (graph.y.numel(), x.numel())
         found: dict[_Key, list[float]] = defaultdict(list)
@@ -439,7 +462,7 @@ class _Writers:
         return found
 
     def _pulled_back(self, graph: Graph) -> dict[_Key, list[float]]:
-        """The same from a product with Jᵀ for each name, of which a long prompt has fewer than tokens."""
+        """The same from a product with Jᵀ for each part and head; a long prompt has more tokens than these."""
         x = self.inside.network.input
         keys = list(dict.fromkeys(term.key for term in self.terms))
         found: dict[_Key, list[float]] = {}
@@ -462,7 +485,7 @@ def _heads(inside: ActivationGraph, name: str) -> list[Point]:
 
 
 def _pulled(inside: ActivationGraph, name: str, slope: Tensor | None) -> Tensor | None:
-    """A derivative by what an attention adds, as one by what its heads make of the values."""
+    """A derivative by what an attention adds, pulled back to the outputs of its heads."""
     if slope is None:
         return None
     heads = inside.graph[f"{name}.heads"]

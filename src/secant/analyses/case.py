@@ -1,14 +1,14 @@
-"""One prompt, computed once: what the analyses of a run share. Each part is computed when it is first asked for.
+"""What the analyses of one run share, each computed at most once, when it is first needed.
 
-These are the operator, with J formed at most once; the singular triplets of each token's block and of all together; the
-top tokens of each direction, decoded once; what random directions decode to; attributions, which share one replay at
-zero; the image of J; and the layers. The run itself keeps what depends on nothing else: its points, the constants of
-the network at zero, and the ordinary Jacobian's product.
+A `Case` has the operator, with J formed at most once; the singular triplets of each token's block and of J; the top
+tokens of each singular vector, decoded once; the top tokens of random directions; attributions, which share one replay
+at zero; the image of J; and the layers. The run itself caches what depends on the run alone: its activations, the
+constants of the network at zero, and the ordinary Jacobian's product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,31 +23,29 @@ from secant.memory import limited
 from secant.numeric import lengths, wide
 from secant.operators.batched import token_terms
 from secant.operators.cost import announce_plan, row_plan
-from secant.operators.decomposition import SVD, decomposed
+from secant.operators.decomposition import SVD, Progress, decomposed
 from secant.operators.operator import Matrix, Operator
 from secant.stream.decode import Decodings, Null, Side, Word, null
 from secant.stream.layers import SPANS, Layers, layers
 
 CELLS = 48
-"""Rows of the image of J; and columns of each token's block, unless there are too many tokens."""
+"""The most rows of the image of J, and the most columns of each token's block in it."""
 
-COLUMNS = 480
-"""Columns of the image of J, of all tokens."""
-
-Progress = Callable[[str, int, int], None]
+IMAGE_COLUMNS = 480
+"""The most columns of the image of J, over all tokens. Each token has at least one."""
 
 
 @dataclass(eq=False)
 class Case:
-    """A run, and what analyses take from it.
+    """A run, and what its analyses share.
 
     Args:
         run: The run.
-        k: Singular triplets of each token's block, of all together, and of every layer's operators.
-        top: Top tokens of each direction.
-        seed: Of solvers and of random directions.
-        full: Whether J is needed in full, so that it is formed before anything else is taken from it.
-        nulls: What random directions decode to, by side. Runs of one model share them, for one `top` and `seed`.
+        k: The number of singular triplets of each token's block, of J, and of every layer's operators.
+        top: The number of top tokens of each singular vector.
+        seed: The seed of solvers and of random directions.
+        full: Whether J is formed before anything is computed from it, because all of it will be needed.
+        nulls: What random directions decode to, by side. Cases of one model, `top` and `seed` can share them.
 
     """
 
@@ -66,7 +64,16 @@ class Case:
 
     @contextmanager
     def working(self, max_memory: float | str | None = None, progress: Progress | None = None) -> Iterator[None]:
-        """Compute what is asked for inside in so much memory, and report how far it is."""
+        """Limit the memory of what is computed inside the block, and report its progress.
+
+        Args:
+            max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
+            progress: Called as `progress(what, done, all)` during the work.
+
+        Raises:
+            BadArgument: `max_memory` is not a size.
+
+        """
         before, self._progress = self._progress, progress
         try:
             with limited(max_memory):
@@ -76,7 +83,7 @@ class Case:
 
     @property
     def op(self) -> Operator:
-        """The operator from the embeddings to the last hidden state, with J in memory once anything has formed it."""
+        """The operator from the embeddings to the final hidden state. It keeps J once J has been formed."""
         if self._op is None:
             op = self.run.operator()
             self._op = op.solidified() if self.full else op
@@ -84,12 +91,12 @@ class Case:
 
     @cached_property
     def blocks(self) -> list[SVD]:
-        """The leading triplets of each token's block."""
+        """The leading singular triplets of each token's block J_t."""
         return self._decomposed(min(self.k, self.op.shape[0], self.op.input.shape[1]), per_token=True)
 
     @cached_property
     def whole(self) -> SVD:
-        """The leading triplets of all blocks together, found after those of each block, whatever is asked for first."""
+        """The leading singular triplets of J. The blocks always come first, so that results do not depend on order."""
         assert self.blocks, "a prompt has tokens"
         return self._decomposed(min(self.k, *self.op.shape), per_token=False)[0]
 
@@ -98,13 +105,13 @@ class Case:
         return found
 
     def each(self) -> Iterator[tuple[int | None, str | None, SVD]]:
-        """Position, token and triplets of each block, and of all together, which have neither."""
+        """Yields position, token and triplets of each block, and then those of J, with None for position and token."""
         yield from zip(range(len(self.blocks)), self.run.tokens, self.blocks, strict=True)
         yield None, None, self.whole
 
     @cached_property
     def norms(self) -> list[float]:
-        """‖J_t x_t‖ of each token."""
+        """‖J_t x_t‖ of each token: the norm of what it contributes to the final hidden state."""
         return lengths(token_terms(self.op), 1).tolist()
 
     @cached_property
@@ -112,20 +119,44 @@ class Case:
         return Decodings(self.run.lm, self.top)
 
     def null(self, side: Side) -> Null:
-        """What random directions decode to."""
+        """Returns what random directions decode to.
+
+        Args:
+            side: "output" or "input".
+
+        """
         if side not in self.nulls:
             self.nulls[side] = null(self.run.lm, side, self.top, seed=self.seed)
         return self.nulls[side]
 
     def words(self, found: Sequence[SVD], side: Side) -> list[list[list[Word]]]:
-        """The top tokens of each singular vector of some SVDs; none of those whose singular value is zero."""
+        """Returns the top tokens of each singular vector of some SVDs, as SVD x vector x rank.
+
+        Args:
+            found: The SVDs.
+            side: "output" for left singular vectors, "input" for right ones.
+
+        Returns:
+            Lists of tokens, best first; empty for vectors whose singular value is zero.
+
+        """
         asked = [(f, int((f.S > 0).sum())) for f in found]
         decoded = self._decodings(asked, side, self.top)
         words = [own.words(self.run.lm, self.null(side)) for own in decoded]
         return [own + [[] for _ in f.S[len(own) :]] for f, own in zip(found, words, strict=True)]
 
     def attribution(self, versus: int | None = None, *, parts: bool = False, flow: bool = False) -> Attribution:
-        """What the predicted token's logit, or its difference to another token's, is made of."""
+        """Returns the attribution of the predicted token's logit, or of its difference to another token's logit.
+
+        Args:
+            versus: The id of the other token.
+            parts: Whether layers and heads are in its table, as in `attribute`.
+            flow: Whether token x part is computed too, as in `attribute`.
+
+        Raises:
+            NotExact: A sum does not equal the logit.
+
+        """
         key = (versus, parts, flow)
         if key not in self._attributions:
             self._attributions[key] = attribute(self.run, None, versus, parts=parts, flow=flow)
@@ -133,11 +164,21 @@ class Case:
 
     @cached_property
     def image(self) -> Float[Tensor, "R T C"]:
-        """J as an image."""
+        """J as an image, computed by `imaged`."""
         return imaged(self.op, self._progress)
 
     def layers(self, k: int | None = None, *, position: int = -1, spans: Sequence[str] = SPANS) -> Layers:
-        """Every layer, with the leading triplets of each of its operators."""
+        """Returns every layer, with the leading singular triplets of each of its operators.
+
+        Args:
+            k: The number of triplets; by default `self.k`.
+            position: The position whose residual stream is decomposed.
+            spans: Some of "cumulative" and "layerwise".
+
+        Raises:
+            SecantError: Any error of `secant.layers`.
+
+        """
         key = (self.k if k is None else k, position, tuple(spans))
         if key not in self._layers:
             found = layers(self.run, key[0], position=position, spans=spans, progress=self._progress)
@@ -147,15 +188,20 @@ class Case:
 
 
 def imaged(op: Operator, progress: Progress | None = None) -> Float[Tensor, "R T C"]:
-    """The root mean square of each rectangle of each token's block; the same each time, and J is never kept.
+    """Returns J as an image: the root mean square of each rectangle of each token's block.
 
-    All rows of J are computed for it, some at a time, unless they are there; what takes more than a minute, or more
-    than half of the free memory, is announced beforehand.
+    Unless J is already in memory, all of its rows are computed, some at a time, and none is kept. Work that takes more
+    than a minute, or more than half of the free memory, is announced beforehand.
+
+    Args:
+        op: The operator.
+        progress: Called as `progress("image", done, all)`, in rows of J.
+
     """
     if not isinstance(op.products, Matrix):
         announce_plan(f"All {len(op.bias)} rows of J, for its image", op, row_plan(op))
     rows, (T, width) = len(op.bias), op.input.shape
-    R, C = min(rows, CELLS), min(width, CELLS, max(1, COLUMNS // T))
+    R, C = min(rows, CELLS), min(width, CELLS, max(1, IMAGE_COLUMNS // T))
     row, column = torch.arange(rows) * R // rows, torch.arange(width) * C // width
     squares = torch.zeros(R, T, C, dtype=torch.float64)
     for start, some in op.rows(op.chunk):

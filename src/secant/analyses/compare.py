@@ -1,8 +1,10 @@
-"""Models beside each other at one prompt: what they predict, how their blocks read and write, where a prediction comes.
+"""Several models, or conventions of one model, next to each other at one prompt.
 
-Models differ in tokens, widths and depth, so that nothing is matched by index. Words are compared as text; layers as
-shares of depth; tokens by the characters of the prompt that they are of: the prompt is cut wherever no token of any
-model goes across, and what lies between two cuts is a stretch that every model has tokens of its own for.
+Models differ in tokenizer, width and depth, so nothing is matched by index. Top tokens are compared as text, with
+Jaccard's index |A ∩ B| / |A ∪ B|. Layers are compared as shares of the depth. Tokens are aligned by the characters of
+the prompt: the prompt is cut wherever no token of any model crosses, and every model has tokens of its own for each
+stretch between two cuts. `compare` returns the predictions, certificates, spectra, top tokens and contributions of
+each model, the stretches, and the overlaps of their top tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from secant.linearize.run import (
     TOKEN_ID,
 )
 from secant.model.lm import LM, Prompt
-from secant.operators.decomposition import SPECTRUM, STABLE_RANK, VALUE, VECTOR
+from secant.operators.decomposition import SPECTRUM, STABLE_RANK, VALUE, VECTOR, Progress
 from secant.results.formats import shown
 from secant.results.result import Result
 from secant.results.schema import Column, Table
@@ -43,23 +45,21 @@ from secant.stream.layers import LAYER, Layers
 from secant.stream.sweep import STREAM
 from secant.text import named
 
-Progress = Callable[[str, int, int], None]
 Row = dict[str, Any]
 Span = tuple[int, int]
 
-TOKENS, CHARACTERS, NOT = "tokens", "characters", "not"
-"""How tokens are aligned: they are the same; by characters of the prompt; not at all."""
+SAME_TOKENS, BY_CHARACTERS, UNALIGNED = "tokens", "characters", "not"
+"""How tokens are aligned: all models have the same; by characters of the prompt; not at all."""
 
+ALIGNMENT = {SAME_TOKENS: "the same in all", BY_CHARACTERS: "aligned by characters", UNALIGNED: "not aligned"}
+"""How views describe the alignment."""
 
-ALIGNMENT = {TOKENS: "the same in all", CHARACTERS: "aligned by characters", NOT: "not aligned"}
-"""How tokens are aligned, as a reader is told."""
+SUBJECT = (MODEL, CONVENTION)
+"""The columns that say which model and convention a row belongs to."""
 
-OF = (MODEL, CONVENTION)
-"""What a row is of."""
-
-OTHER = (
+OTHER_SUBJECT = (
     MODEL.but(name="other", meaning="the other model's name"),
-    CONVENTION.but(name="other_convention", meaning="the other one's convention"),
+    CONVENTION.but(name="other_convention", meaning="the other model's convention"),
 )
 FIRST_LAYER = LAYER.but(
     name="first_seen",
@@ -69,7 +69,7 @@ FIRST_LAYER = LAYER.but(
 DEPTH = Column("depth", float, "the layer as a share of the model's depth: 1 is the last; missing where the layer is",
                "share of depth")  # fmt: skip
 AMONG = FIRST_LAYER.but(
-    name="among", meaning="first layer at which it is among the top tokens that are decoded; missing: never"
+    name="among", meaning="first layer at which the prediction is among the decoded top tokens; missing: never"
 )
 DEPTHS = (FIRST_LAYER, DEPTH, AMONG, DEPTH.but(name="depth_among", meaning="that layer as a share of the depth"))
 
@@ -77,9 +77,11 @@ COMPARED = Table(
     "compared",
     "a model in a convention",
     (
-        *OF,
+        *SUBJECT,
         Column("tokens", int, "how many tokens the prompt has", "tokens"),
-        Column("layers", int, "how many layers the model has; missing where none can be found", "layers", missing=True),
+        Column(
+            "layers", int, "how many layers the model has; missing where they can't be found", "layers", missing=True
+        ),
         Column("width", int, "elements of a token's embedding", "elements"),
         Column("vocabulary", int, "tokens in its vocabulary", "tokens"),
         Column("prediction", str, "the predicted token", show="token"),
@@ -88,28 +90,28 @@ COMPARED = Table(
         ITS_LOGIT,
         Column("dtype", str, "the type the model computes in"),
         Column("precision", str, "the type the linear system is evaluated in"),
-        Column("forward_equal", bool, "whether the recorded pass is the plain one, bit for bit"),
+        Column("forward_equal", bool, "whether the recorded pass equals the plain one, bit for bit"),
         RECONSTRUCTION,
         Column(
-            "affinity", float, "how far the frozen network is from affine, at a random input", RELATIVE, show="error"
+            "affinity", float, "error of the frozen network as an affine map, at a random input", RELATIVE, show="error"
         ),
         Column("ordinary", float, "‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J'", RELATIVE),
         Column("bias", float, "‖b‖ / ‖y‖", RELATIVE),
         SHARE.but(name="constants", meaning="the constants' share of the logit; missing where that is 0"),
-        STABLE_RANK.but(meaning="‖J‖_F² / σ₀² of all tokens together"),
-        VALUE.but(meaning="σ₀ of all tokens together", heading="σ₀"),
+        STABLE_RANK.but(meaning="‖J‖_F² / σ₀², all tokens together"),
+        VALUE.but(meaning="σ₀ of J, all tokens together", heading="σ₀"),
         *DEPTHS,
         Column("no_layers", str, "why there are no layers; missing where there are", missing=True),
     ),
 )
 COMPARED_PREDICTIONS = PREDICTIONS.but(
-    "compared_predictions", "a likely next token of a model in a convention", before=OF
+    "compared_predictions", "a likely next token of a model in a convention", before=SUBJECT
 )
 COMPARED_TOKENS = Table(
     "compared_tokens",
     "a token of the prompt, of a model in a convention",
     (
-        *OF,
+        *SUBJECT,
         POSITION,
         TOKEN,
         TOKEN_ID,
@@ -122,20 +124,22 @@ COMPARED_TOKENS = Table(
         Column(
             "start",
             int,
-            "first character of the prompt that it is of, from 0; missing where that is not known",
+            "its first character in the prompt, from 0; missing where that is unknown",
             missing=True,
         ),
-        Column("end", int, "the character after the last; the same where it is of none", missing=True),
-        Column("stretch", int, "which stretch of the prompt it is in; missing: it is aligned with none", missing=True),
+        Column(
+            "end", int, "the character after its last; the same as start for a token without characters", missing=True
+        ),
+        Column("stretch", int, "which stretch of the prompt it is in; missing where it is not aligned", missing=True),
     ),
 )
 COMPARED_SPECTRA = Table(
-    "compared_spectra", "a singular value, of a model in a convention", (*OF, BLOCK_POSITION, *SPECTRUM)
+    "compared_spectra", "a singular value, of a model in a convention", (*SUBJECT, BLOCK_POSITION, *SPECTRUM)
 )
 COMPARED_WORDS = Table(
     "compared_words",
     "a top token, of a model in a convention",
-    (*OF, BLOCK_POSITION, TOKEN.but(missing=True), VECTOR, SIDE, RANK, WORD, WORD_ID, SCORE, Z),
+    (*SUBJECT, BLOCK_POSITION, TOKEN.but(missing=True), VECTOR, SIDE, RANK, WORD, WORD_ID, SCORE, Z),
 )
 STRETCHES = Table(
     "stretches",
@@ -143,11 +147,11 @@ STRETCHES = Table(
     (
         Column("stretch", int, "which stretch, from 0"),
         Column("text", str, "its text"),
-        *OF,
-        Column("tokens", int, "how many tokens it is", "tokens"),
-        Column("first", int, "place of the first of them; missing where it has none", missing=True),
-        Column("last", int, "place of the last of them", missing=True),
-        CONTRIBUTED.but(meaning="what they add to the predicted token's logit together"),
+        *SUBJECT,
+        Column("tokens", int, "how many tokens the model has for it", "tokens"),
+        Column("first", int, "position of the first of them; missing where there are none", missing=True),
+        Column("last", int, "position of the last of them", missing=True),
+        CONTRIBUTED.but(meaning="what these tokens contribute to the predicted token's logit together"),
         SHARE.but(meaning="the same as a share of the logit"),
     ),
 )
@@ -155,21 +159,29 @@ OVERLAPS = Table(
     "overlaps",
     "two models or conventions, a side, and a stretch of the prompt or all tokens together",
     (
-        *OF,
-        *OTHER,
+        *SUBJECT,
+        *OTHER_SUBJECT,
         SIDE,
         Column("stretch", int, "which stretch, from 0; missing: all tokens together", missing=True),
-        Column("words", int, "how many top tokens the first vectors of the one have", "tokens"),
+        Column("words", int, "how many different top tokens the first vectors of the one have", "tokens"),
         Column("other_words", int, "the same of the other", "tokens"),
-        Column("shared", int, "top tokens of both, as text, without space around them, in one case", "tokens"),
+        Column(
+            "shared",
+            int,
+            "how many top tokens are in both, compared as text without surrounding spaces and case",
+            "tokens",
+        ),
         Column(
             "jaccard",
             float,
-            "top tokens of both, of those of either (Jaccard's index); missing where there are none",
+            "Jaccard's index: top tokens in both, as a share of those in either; missing where there are none",
             "share",
         ),
         Column(
-            "elsewhere", float, "mean of the same with the other's top tokens at all other stretches: chance", "share"
+            "elsewhere",
+            float,
+            "mean of Jaccard's index with the other's top tokens at all other stretches: chance",
+            "share",
         ),
     ),
 )
@@ -181,15 +193,16 @@ class Comparison(Result):
 
     Attributes:
         prompt: The prompt.
-        aligned: How tokens are aligned: tokens (they are the same), characters, or not.
-        why: What could not be aligned.
-        models: A row for each model and convention.
-        predictions: The likeliest next tokens of each.
-        tokens: Each one's tokens.
-        stretches: Stretches of the prompt for which every model has tokens of its own.
-        spectra: Each one's singular values.
-        words: Each one's top tokens.
-        overlaps: Jaccard's index of the top tokens of two models at a time.
+        aligned: How tokens are aligned: "tokens" (all models have the same), "characters", or "not".
+        why: Sentences that say what could not be aligned, and why.
+        models: A row for each model and convention: prediction, certificate, spectrum, depth of the prediction.
+        predictions: A row for each of their likely next tokens.
+        tokens: A row for each of their tokens: contribution, share, ‖J_t x_t‖, σ₀, stable rank, characters.
+        stretches: A row for each stretch of the prompt, model and convention: its tokens and their contribution.
+        spectra: A row for each singular value.
+        words: A row for each top token of a singular vector.
+        overlaps: A row for each pair of models, side and stretch: Jaccard's index of their top tokens.
+
     """
 
     schema = (COMPARED, COMPARED_PREDICTIONS, COMPARED_TOKENS, COMPARED_SPECTRA, COMPARED_WORDS, STRETCHES, OVERLAPS)
@@ -206,7 +219,7 @@ class Comparison(Result):
     overlaps: pd.DataFrame = field(repr=False)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """All tables by the name of their file."""
+        """Returns `compared`, `compared_…` for predictions, tokens, spectra and words, `stretches` and `overlaps`."""
         return {
             "compared": self.models,
             "compared_predictions": self.predictions,
@@ -218,11 +231,11 @@ class Comparison(Result):
         }
 
     def about(self) -> dict[str, Any]:
-        """The prompt, how tokens are aligned, and what could not be."""
+        """Returns the prompt, how tokens are aligned, and what could not be aligned."""
         return {"prompt": self.prompt, "aligned": self.aligned, "why": self.why}
 
     def view(self) -> View:
-        """A line for each model, its spectrum and top tokens, and what each stretch of the prompt adds, by model."""
+        """Shows each model's prediction, spectrum and top tokens, and the contribution of each stretch by model."""
         names = self._names()
         grids = [
             self._by_model(names),
@@ -232,25 +245,25 @@ class Comparison(Result):
         same = self.overlaps[self.overlaps["stretch"].isna()]
         pairs = [f"{self._pair(row, names)}: {_index(row['jaccard'])}" for row in same.to_dict("records")]
         notes = [
-            "exact to: ‖J x + b - y‖ / ‖y‖. σ₀ and R: largest singular value and stable rank of J, of all tokens. "
-            " first in U₀: the first layer at which the prediction is the top token that they write, and its share "
-            "of the depth; among: is one of those decoded.",
-            f"Top tokens in common (Jaccard), of all tokens: {'; '.join(pairs)}.",
+            "exact to: ‖J x + b - y‖ / ‖y‖. σ₀ and R: largest singular value and stable rank of J, all tokens together."
+            " first in U₀: the first layer at which the prediction is the top token of the first left singular vector, "
+            "and the layer's share of the depth; among: it is one of the decoded tokens.",
+            f"Overlap of top tokens (Jaccard), all tokens together: {'; '.join(pairs)}.",
         ]
         placed = self.overlaps[self.overlaps["stretch"].notna()]
         if len(placed):
             means = placed.groupby("side", sort=False)[["jaccard", "elsewhere"]].mean()
             sides = [
-                f"{'written' if side == 'output' else 'read'} {_index(row.jaccard)}, elsewhere in the prompt "
+                f"{'written' if side == 'output' else 'read'} {_index(row.jaccard)}, at other stretches "
                 f"{_index(row.elsewhere)}"
                 for side, row in means.iterrows()
             ]
-            notes.append(f"Of each stretch, on average: {'; '.join(sides)}.")
+            notes.append(f"Overlap at each stretch, on average: {'; '.join(sides)}.")
         facts = {"prompt": self.prompt, "tokens": ALIGNMENT[self.aligned]}
         return View("", facts, grids, [*notes, *self.why])
 
     def _names(self) -> dict[tuple[str, str], str]:
-        """The name of each model, with its convention where there are several."""
+        """The name of each subject: its model, and its convention if there are several."""
         several = self.models["convention"].nunique() > 1
         keys = zip(self.models["model"], self.models["convention"], strict=True)
         return {(model, how): f"{model}, {how}" if several else model for model, how in keys}
@@ -259,7 +272,7 @@ class Comparison(Result):
         return f"{names[row['model'], row['convention']]} and {names[row['other'], row['other_convention']]}"
 
     def _by_model(self, names: dict[tuple[str, str], str]) -> Grid:
-        """Each model's prediction, exactness and spectrum, and where its prediction first is the top token."""
+        """Each model's prediction, exactness and spectrum, and the first layer that has it as the top token."""
         columns = [
             Shown("", most=24),
             Shown("next token", "token", most=18),
@@ -283,7 +296,7 @@ class Comparison(Result):
         return Grid(columns, rows)
 
     def _written(self, names: dict[tuple[str, str], str]) -> Grid:
-        """What all tokens together write with their first vector, model by model, and the leading singular values."""
+        """The leading singular values of each model's J, and the top tokens of its first left singular vector."""
         rows = []
         for (model, convention), name in names.items():
             spectra, words = (
@@ -295,7 +308,7 @@ class Comparison(Result):
         return Grid([Shown("", most=24), Shown("σ / σ₀"), Shown("writes (U₀)", "tokens")], rows)
 
     def _by_stretch(self, names: dict[tuple[str, str], str]) -> Grid:
-        """Stretch x model: its share of the logit, and in how many tokens, where it is not one."""
+        """Stretch x model: its share of the logit, and its number of tokens if it has several."""
         rows = []
         for _, own in self.stretches.groupby("stretch"):
             cells = [
@@ -324,18 +337,30 @@ def compare(
     max_memory: float | str | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Look at one prompt with several models, each in one convention or several, beside each other.
+    """Returns several models, each in one convention or several, next to each other at one prompt.
 
-    `lms`: models, or models by name; one after the other is taken, so that a generator that loads them needs room for
-    one at a time. `k`: singular triplets of each block; `top`: decoded words of each vector. `precision`, `seed`,
-    `max_memory` as in `explain`. `progress(what, done, all)` is called as the work goes on.
+    Args:
+        prompt: A text, token ids or chat messages.
+        lms: The models, or models by name. They are used one after the other, so that a generator that loads them
+            requires memory for one at a time.
+        conventions: Which factors of gated products are frozen: some of "gate", "up" and "half".
+        k: The number of singular triplets of each token's block.
+        top: The number of top tokens of each singular vector.
+        precision: The type in which frozen networks are evaluated; by default each model's own.
+        seed: The seed of all random numbers.
+        max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
+        progress: Called as `progress(what, done, all)` during the work.
 
-    Raises BadArgument where there are not two to compare, or two of one name; and what `explain` and `layers` raise.
+    Raises:
+        BadArgument: There are fewer than two models and conventions, or two of one name, or another argument is out of
+            range.
+        SecantError: Any error of `explain` and `layers`.
+
     """
     if not conventions or isinstance(conventions, str) or not set(conventions) <= set(CONVENTIONS):
         raise BadArgument(f"Conventions are some of {', '.join(CONVENTIONS)}", repr(conventions), "Choose from them.")
     if len(set(conventions)) < len(conventions):
-        raise BadArgument("A model is taken once in each convention", repr(conventions), "Name each once.")
+        raise BadArgument("Conventions are given once each", repr(conventions), "Name each once.")
     given = lms.items() if isinstance(lms, Mapping) else ((None, lm) for lm in lms)
     subjects: list[_Subject] = []
     for name, lm in given:
@@ -343,7 +368,7 @@ def compare(
             raise BadArgument("compare takes LMs", type(lm).__name__, "Make them with sc.load or sc.LM.")
         label = name or named(lm.name)
         if any(s.model == label for s in subjects):
-            raise BadArgument("Models have names of their own", f"{label!r} twice", "Give them by name, as a dict.")
+            raise BadArgument("Models have different names", f"{label!r} twice", "Name them with a dict.")
         nulls: dict[Side, Null] = {}  # conventions of one model share them
         for convention in conventions:
             e = explained(
@@ -352,16 +377,16 @@ def compare(
             )  # fmt: skip
             with e.case.working(max_memory, progress):
                 subjects.append(_subject(label, convention, e, prompt, top))
-        del lm, e  # before the next one is made
+        del lm, e  # before the next one is loaded
     if len(subjects) < 2:
-        raise BadArgument("A comparison is of two models or more, or of one in several conventions",
-                          f"{len(subjects)}", "Name another.")  # fmt: skip
+        raise BadArgument("A comparison takes two models or more, or one in several conventions",
+                          f"{len(subjects)}", "Add another.")  # fmt: skip
     return _compared(prompt if isinstance(prompt, str) else None, subjects, top)
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """One model in one convention: its rows, and the characters that each token is of, where they are known."""
+    """One model in one convention: its rows, and the characters of each token if they are known."""
 
     model: str
     convention: str
@@ -377,14 +402,17 @@ class _Subject:
         return {"model": self.model, "convention": self.convention}
 
     def first(self, side: str, position: int | None) -> set[str]:
-        """The words of the first vector, as they are compared."""
+        """The top tokens of the first vector, as `compared` has them."""
         return {
             compared(w["word"]) for w in self.words if (w["side"], w["position"], w["vector"]) == (side, position, 0)
         }
 
 
 def compared(word: str) -> str:
-    """A word as it is compared between vocabularies: without the space around it, in one case.
+    """Returns a token's text as it is compared between vocabularies: without surrounding spaces, and case-folded.
+
+    Args:
+        word: The text. One that is only spaces is returned as it is.
 
     >>> compared(" Golden") == compared("golden")
     True
@@ -393,7 +421,11 @@ def compared(word: str) -> str:
 
 
 def jaccard(one: set[str], other: set[str]) -> float | None:
-    """How many of the words of either are words of both; None of two that have none.
+    """Returns Jaccard's index |A ∩ B| / |A ∪ B|; None if both sets are empty.
+
+    Args:
+        one: A set of texts.
+        other: Another.
 
     >>> jaccard({"a", "b"}, {"b", "c"})
     0.3333333333333333
@@ -402,7 +434,7 @@ def jaccard(one: set[str], other: set[str]) -> float | None:
 
 
 def _subject(model: str, convention: str, e: Explanation, prompt: Prompt, top: int) -> _Subject:
-    """What is kept of one model: numbers and words, not the model."""
+    """The rows of one model. They do not refer to the model, so that it can be freed."""
     run, whole = e.run, e.case.whole
     (wrote,) = e.case.words([whole], "output")
     depths, why = _depths(e.case)
@@ -458,7 +490,7 @@ def _subject(model: str, convention: str, e: Explanation, prompt: Prompt, top: i
 
 
 def _depths(case: Case) -> tuple[Layers | None, str | None]:
-    """The streams by each depth; or why there are none."""
+    """The residual stream after each layer; or why there is none."""
     try:
         return case.layers(1, spans=("cumulative",)), None
     except NoPoint as error:
@@ -466,7 +498,7 @@ def _depths(case: Case) -> tuple[Layers | None, str | None]:
 
 
 def _seen(depths: Layers | None, top: int) -> dict[int | None, int]:
-    """The first layer whose stream has the prediction among the top words of U₀, by token; None: all together."""
+    """The first layer at which the prediction is among the top tokens of U₀, by position; None: all tokens together."""
     if depths is None:
         return {}
     rows = depths.first_seen(top=min(top, depths.run.lm.outputs))
@@ -479,19 +511,19 @@ def _seen(depths: Layers | None, top: int) -> dict[int | None, int]:
 
 
 def _compared(text: str | None, subjects: Sequence[_Subject], top: int) -> Comparison:
-    """All tables, of subjects that are as they should be."""
+    """All tables, from the rows of the subjects."""
     tokens = [[row["token"] for row in s.tokens] for s in subjects]
     cuts: list[Span] = []
     members: list[list[list[int]]] = []  # stretch, subject, positions
     if all(own == tokens[0] for own in tokens):
-        how, why = TOKENS, list[str]()
+        how, why = SAME_TOKENS, list[str]()
         members = [[[t]] * len(subjects) for t in range(len(tokens[0]))]
     else:
         how, why, cuts, members = _by_characters(text, subjects)
     whose = [{t: n for n, stretch in enumerate(members) for t in stretch[i]} for i in range(len(subjects))]
     stretches = []
     for n, stretch in enumerate(members):
-        what = tokens[0][n] if how == TOKENS else (text or "")[slice(*cuts[n])]
+        what = tokens[0][n] if how == SAME_TOKENS else (text or "")[slice(*cuts[n])]
         for s, own in zip(subjects, stretch, strict=True):
             mine = [s.tokens[t] for t in own]
             sums = {name: _sum(row[name] for row in mine) for name in ("contribution", "share")}
@@ -529,14 +561,19 @@ def _sum(numbers: Iterable[float]) -> float | None:
 def _by_characters(
     text: str | None, subjects: Sequence[_Subject]
 ) -> tuple[str, list[str], list[Span], list[list[list[int]]]]:
-    """Stretches of the prompt that no token goes across the ends of, and the tokens of each in them."""
+    """Stretches of the prompt whose ends no token crosses, and the tokens of each subject in them."""
     if text is None:
-        return NOT, ["The models have other tokens, and the prompt is no text whose characters they are of."], [], []
+        return (
+            UNALIGNED,
+            ["The models have different tokens, and only those of a text can be aligned by characters."],
+            [],
+            [],
+        )
     unknown = sorted({s.model for s in subjects if s.spans is None})
     if unknown:
-        return NOT, [f"The tokenizer of {m} does not say which characters its tokens are of." for m in unknown], [], []
+        return UNALIGNED, [f"The tokenizer of {m} gives no character offsets of its tokens." for m in unknown], [], []
     solid = [i for i, c in enumerate(text) if not c.isspace()]
-    before = [0, *accumulate(not c.isspace() for c in text)]  # how many characters but spaces
+    before = [0, *accumulate(not c.isspace() for c in text)]  # how many characters other than spaces
     spans = [[(before[lo], before[hi]) for lo, hi in s.spans or []] for s in subjects]
     across = {c for own in spans for lo, hi in own for c in range(lo + 1, hi)}
     cuts = [c for c in range(len(solid) + 1) if c not in across]
@@ -546,20 +583,20 @@ def _by_characters(
         for t, (lo, _) in enumerate(own):
             start, end = (s.spans or [])[t]
             if start == end or not members:
-                why.append(f"Token {t} of {s.model}, {s.tokens[t]['token']!r}, is of no character of the prompt.")
+                why.append(f"Token {t} of {s.model}, {s.tokens[t]['token']!r}, has no characters in the prompt.")
                 continue
-            stretch = max(n for n, c in enumerate(cuts[:-1]) if c <= lo)  # spaces alone join what follows them
+            stretch = max(n for n, c in enumerate(cuts[:-1]) if c <= lo)  # a token of spaces joins what follows
             members[stretch][i].append(t)
     if len(solid) and len(members) == 1 and any(len(s.tokens) > 1 for s in subjects):
-        why.append("No two tokens of all models begin at one character: the whole prompt is one stretch.")
+        why.append("The models' tokens have no common boundary inside the prompt: all of it is one stretch.")
     where = [(solid[lo], solid[hi - 1] + 1) for lo, hi in pairwise(cuts)]
-    return CHARACTERS, list(dict.fromkeys(why)), where, members
+    return BY_CHARACTERS, list(dict.fromkeys(why)), where, members
 
 
 def _overlaps(subjects: Sequence[_Subject], members: Sequence[Sequence[Sequence[int]]]) -> list[Row]:
-    """Jaccard's index of the first vectors' words of each two: all tokens together, and in each stretch.
+    """Jaccard's index of the first vectors' top tokens of each pair: all tokens together, and at each stretch.
 
-    A stretch with several tokens has the words of all of them.
+    A stretch with several tokens has the top tokens of all of them.
     """
     found: list[Row] = []
     for (i, one), (j, other) in combinations(enumerate(subjects), 2):
@@ -576,8 +613,8 @@ def _overlaps(subjects: Sequence[_Subject], members: Sequence[Sequence[Sequence[
             for n in range(len(members)):
                 if not members[n][i] or not members[n][j]:
                     continue
-                apart = [jaccard(a[n], b[m]) for m in range(len(members)) if m != n and members[m][j]]
-                known = [v for v in apart if v is not None]
+                others = [jaccard(a[n], b[m]) for m in range(len(members)) if m != n and members[m][j]]
+                known = [v for v in others if v is not None]
                 own = row(side, n, a[n], b[n])
                 found.append(own | {"elsewhere": sum(known) / len(known) if known else None})
     return found

@@ -1,12 +1,11 @@
-"""Several steps: each token that a model generates, decomposed with its own certified operator.
+"""A model's greedy continuation, with each generated token decomposed by its own certified linear system.
 
-The model's greedy continuation is followed one token at a time; each step freezes the longer prompt anew, so that every
-token's logit is an exact sum over all tokens before it, those generated on the way among them.
+Each step freezes the prompt with all tokens generated so far. The logit of every generated token is therefore an exact
+sum over all tokens before it, logit = Σ_t g_t·x_t + Σ_m b_m. `follow` returns these attributions, step by step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +14,7 @@ import pandas as pd
 from secant.analyses.attribution import CONTRIBUTIONS, Attribution, attribute
 from secant.errors import checked, integer
 from secant.linearize.run import ITS_LOGIT, PROBABILITY, RECONSTRUCTION, TOKEN, Certificate, Prediction, Run
+from secant.operators.decomposition import Progress
 from secant.results.result import Result
 from secant.results.schema import Column
 from secant.results.view import Cell, Grid, Shown, Tokens, View, missing
@@ -27,15 +27,22 @@ STEPS = CONTRIBUTIONS.but(
         Column("step", int, "which generated token, from 0"),
         TOKEN.but(name="generated", meaning="its text"),
         PROBABILITY,
-        ITS_LOGIT.but(meaning="its logit, which the contributions of tokens and constants sum to"),
-        RECONSTRUCTION.but(meaning="‖J x + b - y‖ / ‖y‖ of the system at this step"),
+        ITS_LOGIT.but(meaning="its logit, the sum of the contributions of tokens and constants"),
+        RECONSTRUCTION.but(meaning="‖J x + b - y‖ / ‖y‖ of the linear system at this step"),
     ),
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A generated token: its prediction, the certificate of the pass that made it, and what its logit is made of."""
+    """A generated token.
+
+    Attributes:
+        prediction: Its text, id, probability and logit.
+        certificate: The certificate of the run that predicts it.
+        attribution: The contributions to its logit.
+
+    """
 
     prediction: Prediction
     certificate: Certificate
@@ -44,15 +51,15 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Steps(Result):
-    """A continuation, a step for each token.
+    """A continuation, with a step for each generated token.
 
     Attributes:
-        tokens: Those of the prompt and then the generated ones.
+        tokens: The tokens of the prompt, followed by the generated ones.
         prompt: How many of them are the prompt's.
         steps: The steps.
         text: What the generated tokens add to the prompt's text, without special tokens.
-        ended: Why there are no more steps: their number ("steps"), the end of text, a token without an embedding, or
-            the model's context.
+        ended: Why it ended: "steps" (their number was reached), "end of text", "token without an embedding", or
+            "context" (the model's longest prompt was reached).
 
     """
 
@@ -65,7 +72,7 @@ class Steps(Result):
     ended: str
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """One table of all steps: the generated token, and the rows of its attribution."""
+        """Returns `steps`: the attribution tables of all steps, with the generated token in each row."""
         tables = [
             step.attribution.table.assign(
                 step=number, generated=step.prediction.token, probability=step.prediction.probability,
@@ -76,11 +83,11 @@ class Steps(Result):
         return {"steps": STEPS.frame(pd.concat(tables, ignore_index=True))}
 
     def about(self) -> dict[str, Any]:
-        """The tokens, how many of them are the prompt's, the text, and why it ended."""
+        """Returns the tokens, how many of them are the prompt's, the text, and why it ended."""
         return {"tokens": self.tokens, "prompt": self.prompt, "text": self.text, "ended": self.ended}
 
     def view(self) -> View:
-        """Generated token x token before it: shares of the logit."""
+        """Shows the shares of the logit, as generated token x token before it."""
         columns = [Shown("", "integer"), Shown("generated", "token", most=12), Shown("p", "percent")]
         columns += [Shown("exact to", "error")]
         columns += [Shown(token, "share", most=9, token=True) for token in self.tokens[:-1]]
@@ -96,7 +103,7 @@ class Steps(Result):
         return View("The model's own continuation, token by token", facts, [Grid(columns, rows, keep=4)], notes)
 
     def shares(self) -> pd.DataFrame:
-        """Step x token: each token's share of the generated token's logit; missing where it had not come yet."""
+        """Returns each token's share of the generated token's logit, as step x token; NaN for later tokens."""
         rows = [
             dict(enumerate(map(step.attribution.share, step.attribution.of("token")["contribution"])))
             for step in self.steps
@@ -105,23 +112,21 @@ class Steps(Result):
 
 
 @checked
-def follow(
-    run: Run, steps: int, *, parts: bool = False, progress: Callable[[str, int, int], None] | None = None
-) -> Steps:
-    """The model's own continuation of a run, with each of its tokens decomposed; the first step is the run itself.
+def follow(run: Run, steps: int, *, parts: bool = False, progress: Progress | None = None) -> Steps:
+    """Returns the model's greedy continuation of a run, with each of its tokens decomposed.
 
-    It ends early at the model's end of text, at a token that the head has and the embedding has not, or at the end of
-    the model's context, and says so.
+    The first step is the run itself. The continuation ends early at an end-of-text token, at a token that the head has
+    and the embedding does not, and at the end of the model's context; the result says which.
 
     Args:
         run: The run that is continued.
-        steps: How many tokens, at most.
-        parts: Attributions by layer and head too.
-        progress: Called as `progress(what, done, all)` while the work goes on.
+        steps: The most tokens to generate.
+        parts: Whether attributions have layers and heads too, as in `attribute`.
+        progress: Called as `progress("steps", done, all)` after each token.
 
     Raises:
-        BadArgument: There is no step.
-        SecantError: What `freeze` and `attribute` raise.
+        BadArgument: `steps` is less than 1.
+        SecantError: Any error of `freeze` and `attribute`.
 
     """
     steps = integer(steps, 1, 10**6, "A continuation has at least one step", "steps = ")

@@ -1,8 +1,13 @@
-"""Why did it say that? The linear system of a prompt, token by token: contributions, spectra and decoded words."""
+"""Why a model predicts what it does: the linear system of one prompt, token by token.
+
+The final hidden state is y = Σ_t J_t x_t + b. `explain` returns, for each token, its exact contribution to the logit of
+the predicted token, the norm ‖J_t x_t‖, the leading singular triplets of J_t, and the tokens that its singular vectors
+decode to. `Explanation.evidence` returns what supports this: the sums over layers and heads, an image of J, the rebuilt
+output, and what random directions decode to.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +35,7 @@ from secant.linearize.run import (
 from secant.memory import peak, timed
 from secant.model.lm import LM, Prompt
 from secant.numeric import wide
-from secant.operators.decomposition import BLOCK, SIGMA, SPECTRUM, STABLE_RANK, SVD, VALUE, VECTOR, countable
+from secant.operators.decomposition import BLOCK, SIGMA, SPECTRUM, STABLE_RANK, SVD, VALUE, VECTOR, Progress, countable
 from secant.results.paths import check_file
 from secant.results.result import Described, Result
 from secant.results.schema import Column, Table
@@ -41,13 +46,21 @@ from secant.stream.sweep import STREAM
 from secant.text import named, visible
 
 CONTRIBUTED = Column(
-    "contribution", float, "what the token adds to the predicted token's logit, by all paths", LOGIT, show="logit"
+    "contribution",
+    float,
+    "what the token contributes to the predicted token's logit, by all paths",
+    LOGIT,
+    show="logit",
 )
 SHARE = Column(
     "share", float, "contribution as a share of the logit; missing where that is 0", "share of the logit", show="share"
 )
 NORM = Column(
-    "norm", float, "‖J_t x_t‖: what the token writes to the final hidden state", HIDDEN_STATE, heading="‖J x‖"
+    "norm",
+    float,
+    "‖J_t x_t‖: the norm of what the token contributes to the final hidden state",
+    HIDDEN_STATE,
+    heading="‖J x‖",
 )
 OF_BLOCK = (BLOCK_POSITION, TOKEN.but(meaning="the token's text; missing: all tokens together", missing=True))
 
@@ -88,10 +101,10 @@ WORDS = Table(
 
 VERSUS = CONTRIBUTIONS.but(
     "versus",
-    "a contribution to the predicted token's logit over that of another prediction",
+    "a contribution to the difference between the predicted token's logit and that of another prediction",
     before=(
-        Column("prediction", int, "which prediction it is set against, from 1, likeliest first"),
-        Column("versus", str, "its text", show="token"),
+        Column("prediction", int, "rank of the other prediction, from 1, most likely first"),
+        Column("versus", str, "the other prediction's text", show="token"),
         Column(
             "difference", float, "the difference of the two logits, which the contributions sum to", LOGIT, show="logit"
         ),
@@ -109,29 +122,28 @@ REBUILT = Table(
 )
 IMAGE = Table(
     "image",
-    "a rectangle of a token's block of J, which ends where the next one begins",
+    "a rectangle of a token's block of J, which extends to the next one",
     (
         Column("unit", int, "its first element of the final hidden state, from 0"),
         POSITION,
         Column("column", int, "its first element of the token's embedding, from 0"),
-        Column("size", float, "root mean square of the entries of J in it", SIGMA),
+        Column("size", float, "root mean square of its entries of J", SIGMA),
     ),
 )
 CHANCE = Table(
     "chance",
     "a place among the top tokens of a random unit direction",
     (
-        SIDE.but(meaning="output or input: what directions are compared with"),
+        SIDE.but(meaning="output or input: the side on which directions are decoded"),
         RANK,
-        Column("mean", float, "mean of the score over random directions", "logit or cosine"),
+        Column("mean", float, "mean of the score at this rank over random directions", "logit or cosine"),
         Column("std", float, "its standard deviation", "logit or cosine"),
         Column("samples", int, "how many directions were drawn", "directions"),
     ),
 )
 
-OTHERS = 4
-"""Predictions that the first one is compared with."""
-
+ALTERNATIVES = 4
+"""How many other predictions evidence compares the first one with."""
 
 UNITS = 512
 """Elements of y that the page shows next to what rebuilds them, evenly spaced."""
@@ -164,19 +176,20 @@ DRAWN = {
 
 @dataclass(frozen=True, eq=False)
 class Evidence(Result):
-    """What supports an explanation: every sum of the logit, and pictures of J.
+    """What supports an explanation: every sum of the logit, an image of J, and the rebuilt output.
 
     Attributes:
-        attribution: The logit by tokens and constants, by parts and heads, and their crossing.
-        versus: Differences between the logit and those of other predictions.
+        attribution: The logit by tokens and constants, by parts and heads, and by token x part and token x head.
+        versus: The differences between the logit and those of the next predictions, by tokens and constants.
         image: J as an image: `image[r, t, c]` is the root mean square of a rectangle of J_t, which begins at row
-            r d_out / R and at column c d_in / C (rounded up); None if it was left out.
-        shape: (d_out, T, d_in).
-        output: y, the final hidden state.
-        rebuilt: J x + b.
+            r d_out / R and at column c d_in / C (rounded up). None if it was left out.
+        shape: The shape of J: (d_out, T, d_in).
+        output: The model's final hidden state y.
+        rebuilt: The linear system's output J x + b.
         ordinary: J' x with the ordinary Jacobian J'.
         writes: What random directions decode to at the output.
-        reads: What they decode to at the input.
+        reads: What random directions decode to at the input.
+
     """
 
     schema = (CONTRIBUTIONS, FLOW, VERSUS, REBUILT, CHANCE, IMAGE)
@@ -192,7 +205,7 @@ class Evidence(Result):
     reads: Null
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Its tables by name: contributions and flow, versus, rebuilt, chance, and image unless it was left out."""
+        """Returns its tables: `contributions`, `flow`, `versus`, `rebuilt`, `chance`, and `image` if it has one."""
         sums = [
             a.table.assign(prediction=number, versus=a.versus, difference=a.logit)
             for number, a in enumerate(self.versus, 1)
@@ -214,11 +227,11 @@ class Evidence(Result):
         return found if self.image is None else found | {"image": _rectangles(self.image, self.shape)}
 
     def about(self) -> dict[str, Any]:
-        """The target, its logit and both sums, and the shape of J."""
+        """Returns the target, its logit, both sums, and the shape of J."""
         return {**self.attribution.about(), "shape": list(self.shape)}
 
     def view(self) -> View:
-        """Both sums of the logit, and its differences to those of other predictions."""
+        """Shows both sums of the logit, and its differences to those of other predictions."""
         own = self.attribution.view()
         rows = [(a.versus, a.logit, a.total) for a in self.versus]
         columns = [Shown("over", "token"), Shown("difference", "logit"), Shown("sum of tokens and constants", "logit")]
@@ -232,15 +245,16 @@ class Explanation(Result):
     Attributes:
         run: The run.
         attribution: The predicted token's logit by tokens and constants.
-        svds: The leading triplets of each token's block J_t.
-        outputs: The top tokens of each left singular vector: token x vector x rank.
-        inputs: The same of the right ones.
-        norms: ‖J_t x_t‖ of each token: what it writes to the final hidden state.
-        case: What it was taken from; its evidence is taken from it too.
-        layers: Every layer, if they were asked for.
-        steps: The continuation, if it was asked for.
-        seconds: How long each stage took.
-        memory: The most memory that was taken, in bytes; None where that is not known.
+        svds: The leading singular triplets of each token's block J_t. Columns of U and V are singular vectors.
+        outputs: The top tokens of each left singular vector, as token x vector x rank.
+        inputs: The top tokens of each right singular vector, as token x vector x rank.
+        norms: ‖J_t x_t‖ of each token.
+        case: What computed it, and computes its evidence.
+        layers: Every layer, if `explain` was called with layers=True.
+        steps: The model's continuation, if `explain` was called with more than one step.
+        seconds: The time that each stage took, in seconds.
+        memory: The peak of the memory used, in bytes; None if it is unknown.
+
     """
 
     schema = (TOKENS, PREDICTIONS, SINGULAR_VALUES, WORDS, *Layers.schema, STEPS)
@@ -258,7 +272,7 @@ class Explanation(Result):
     memory: int | None = field(default=None, repr=False)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Its tables by name: tokens, predictions, singular_values, words; those of layers and steps, if it has any."""
+        """Returns `tokens`, `predictions`, `singular_values`, `words`, and those of layers and steps if it has them."""
         vectors = [(t, token, f) for t, (token, f) in enumerate(zip(self.run.tokens, self.svds, strict=True))]
         spectra = [{"position": t, "token": token, **row} for t, token, f in vectors for row in f.spectrum()]
         return {
@@ -271,7 +285,7 @@ class Explanation(Result):
         }
 
     def _tokens(self) -> pd.DataFrame:
-        """A row for each token: its contribution to the predicted logit, its share, ‖J_t x_t‖, σ₀, stable rank."""
+        """The table `tokens`."""
         contributions = self.attribution.of("token")["contribution"].tolist()
         return TOKENS.frame(
             zip(
@@ -292,11 +306,11 @@ class Explanation(Result):
         )
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row for each token: its contribution to the predicted logit, its share, ‖J_t x_t‖, σ₀, stable rank."""
+        """Returns a row for each token: contribution to the predicted logit, share, ‖J_t x_t‖, σ₀, stable rank."""
         return self._tokens()
 
     def words(self) -> pd.DataFrame:
-        """A row for each top token; vectors, ranks and blocks (of near-equal singular values) count from 0."""
+        """Returns a row for each top token. Vectors, ranks and blocks (of near-equal singular values) count from 0."""
         rows = [
             {"position": t, "token": self.run.tokens[t], **vector, "side": side, **word}
             for side, decoded in (("output", self.outputs), ("input", self.inputs))
@@ -307,7 +321,7 @@ class Explanation(Result):
         return WORDS.frame(rows)
 
     def about(self) -> dict[str, Any]:
-        """The model, the certificate, the logit and both of its sums, and how it was computed."""
+        """Returns the model, the predictions, the certificate, the logit and its sums, and the continuation if any."""
         constant = self.attribution.constant
         said = {
             "model": self.run.lm.name,
@@ -319,7 +333,7 @@ class Explanation(Result):
         return said if self.steps is None else {**said, "continuation": self.steps.about()}
 
     def tensors(self) -> dict[str, Described]:
-        """U, S and V of each token's block; x, y and b."""
+        """Returns U, S and V of each token's block, and x, y and b."""
         op = self.run.operator()
         return {
             "U": Described(
@@ -333,7 +347,7 @@ class Explanation(Result):
         }
 
     def view(self) -> View:
-        """The prediction, the certificate, and a row for each token; then layers and steps."""
+        """Shows the predictions, the certificate, and a row for each token; then layers and steps."""
         c, a = self.run.certificate, self.attribution
         guesses = [f"{visible(p.token)} {p.probability:.1%}" for p in self.run.prediction[:5]]
         facts = {"next token": "   ".join(guesses), "certificate": c.lines()}
@@ -343,9 +357,9 @@ class Explanation(Result):
         legend = (
             f"share: of the logit of {visible(a.target)} ({a.logit:.4f}); the shares sum to it to "
             f"{abs(a.total - a.logit):.0e}. σ₀: largest singular value of the token's block J, R: its stable rank. "
-            "writes, reads: what its first left and right singular vectors decode to."
+            "writes, reads: top tokens of its first left and right singular vectors."
         )
-        legend += " ≈: the next is near-equal, and a vector alone means nothing." if several else ""
+        legend += " ≈: the next σ is near-equal, so that the vector by itself means nothing." if several else ""
         legend += "" if a.logit > 0 else " The logit is negative: a positive share lowers it."
         grids = [replace(self._by_token(), note=legend)]
         for view in (result.view() for result in (self.layers, self.steps) if result is not None):
@@ -384,39 +398,45 @@ class Explanation(Result):
         *,
         image: bool = True,
         max_memory: float | str | None = None,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Evidence:
-        """What supports it: sums against other predictions, by layer and by head, J as an image, y next to what
-        rebuilds it, and what random directions decode to; with tables of its own.
+        """Returns what supports the explanation, with tables of its own.
+
+        This is the logit by layer and by head, its differences to those of other predictions, an image of J, y next to
+        J x + b, and what random directions decode to.
 
         Args:
-            image: Whether J's image is part of it, for which all rows of J are computed.
-            max_memory: As in `explain`.
-            progress: As in `explain`.
+            image: Whether it has the image of J, which requires all rows of J.
+            max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
+            progress: Called as `progress(what, done, all)` during the work.
 
         Raises:
-            TooLarge: It does not fit in the memory.
-            NotExact: A sum is not the logit.
+            BadArgument: `max_memory` is not a size.
+            TooLarge: The work does not fit in memory.
+            NotExact: A sum does not equal the logit.
+
         """
         with self.case.working(max_memory, progress):
             return gathered(self.case, image=image)
 
     def report(self, path: str | Path, evidence: Evidence | None = None) -> None:
-        """Write one page of HTML with all of it, and with its evidence. The page needs no network.
+        """Writes the explanation and its evidence as one HTML page, which can be read offline.
 
         Args:
-            path: The file.
-            evidence: Its evidence, which is gathered unless it is given.
+            path: The file to write.
+            evidence: The result of `evidence()`; by default it is computed.
 
         Raises:
+            BadArgument: `path` is not a path, or `evidence` is not an Evidence.
             SecantError: plotly is not installed.
             OutputFailed: The file can't be written.
+
         """
         from secant.results.page import EXPLANATION, library, write
 
         if not isinstance(evidence, Evidence | None):
             raise BadArgument(
-                "A page has an explanation's evidence", f"{evidence!r:.60}", "Give explanation.evidence()."
+                "A page takes the evidence of an explanation", f"{evidence!r:.60}", "Pass explanation.evidence()."
             )
         check_file(path)  # before there is any work
         library()
@@ -489,16 +509,26 @@ def _of_stream(rows: pd.DataFrame) -> pd.Series:
 
 
 def _described(name: str) -> Table:
-    """The description of a table of an explanation or of its evidence."""
+    """The `Table` of an explanation, or of its evidence, by its name."""
     return {table.name: table for table in (*Explanation.schema, *Evidence.schema)}[name]
 
 
 def gathered(case: Case, *, image: bool = True) -> Evidence:
-    """The evidence of a case. `image`: of J. Raises NotExact where a sum is not the logit, and TooLarge."""
+    """Returns the evidence of a case.
+
+    Args:
+        case: The case.
+        image: Whether it has the image of J, which requires all rows of J.
+
+    Raises:
+        NotExact: A sum does not equal the logit.
+        TooLarge: The work does not fit in memory.
+
+    """
     run, op = case.run, case.run.operator()
     return Evidence(
         case.attribution(parts=True, flow=True),
-        [case.attribution(p.id) for p in run.prediction[1 : 1 + OTHERS]],
+        [case.attribution(p.id) for p in run.prediction[1 : 1 + ALTERNATIVES]],
         case.image if image else None,
         (len(op.bias), *op.input.shape),
         wide(op.output),
@@ -529,14 +559,29 @@ def explain(
     layers: bool = False,
     steps: int = 1,
     max_memory: float | str | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Explanation:
-    """Freeze a model at a prompt and look inside: exact contributions, each token's spectrum, and its words.
+    """Returns a prompt's linear system, token by token: exact contributions, spectra and top tokens.
 
-    `k`: singular triplets of each block; `top`: words of each vector; `layers`: also at every depth, as `secant.layers`
-    does; `steps`: so many tokens of the model's own continuation, as `follow` does; `max_memory`: bytes to work in, or
-    such as "4GiB", by default half of what is free; the rest as in `freeze`. `progress(what, done, all)` is called as
-    the work goes on. Raises what `freeze`, `svd`, `layers` and `follow` raise.
+    Args:
+        lm: The model.
+        prompt: A text, token ids or chat messages.
+        k: The number of singular triplets of each token's block.
+        top: The number of top tokens of each singular vector.
+        convention: Which factor of a gated product is frozen: "gate", "up" or "half".
+        precision: The type in which the frozen network is evaluated, at least the model's own, which is the default.
+        seed: The seed of the random input that affinity is measured at, of solvers, and of random directions.
+        layers: Whether every layer is decomposed too, as in `secant.layers`.
+        steps: How many tokens of the model's continuation to decompose, as in `follow`. 1 is the prediction alone.
+        max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
+        progress: Called as `progress(what, done, all)` during the work.
+
+    Raises:
+        BadPrompt: The prompt is empty, too long, or not in the vocabulary.
+        BadArgument: Another argument is out of range.
+        NotExact: The frozen network does not reproduce the model within tolerance.
+        SecantError: Any other error of `freeze`, `svd`, `layers` and `follow`.
+
     """
     return explained(
         lm, prompt, k=k, top=top, convention=convention, precision=precision, seed=seed, layers=layers, steps=steps,
@@ -554,14 +599,30 @@ def explained(
     precision: str | torch.dtype | None,
     seed: int,
     max_memory: float | str | None,
-    progress: Callable[[str, int, int], None] | None,
+    progress: Progress | None,
     nulls: dict[Side, Null],
     layers: bool = False,
     steps: int = 1,
 ) -> Explanation:
-    """What `explain` does; `nulls`: what random directions decode to, which runs of one model share."""
+    """Returns what `explain` does, with random directions that prompts of one model share.
+
+    Args:
+        lm: As in `explain`, like all arguments but `nulls`.
+        prompt: The prompt.
+        k: The number of singular triplets of each token's block.
+        top: The number of top tokens of each singular vector.
+        convention: Which factor of a gated product is frozen.
+        precision: The type in which the frozen network is evaluated.
+        seed: The seed of all random numbers.
+        max_memory: Bytes to work in, or a size.
+        progress: Called as `progress(what, done, all)` during the work.
+        nulls: What random directions decode to, by side; missing ones are added.
+        layers: Whether every layer is decomposed too.
+        steps: How many tokens of the model's continuation to decompose.
+
+    """
     seconds: dict[str, float] = {}
-    top = integer(top, 1, 10**9, "A direction has some words", "top = ")
+    top = integer(top, 1, 10**9, "A direction has at least one top token", "top = ")
     steps = integer(steps, 1, 10**6, "A continuation has at least one step", "steps = ")
     with timed("freezing", seconds):
         run = freeze(lm, prompt, convention=convention, precision=precision, ordinary=True, top=max(top, 10), seed=seed)
@@ -575,11 +636,14 @@ def explained(
             outputs, inputs = case.words(svds, "output"), case.words(svds, "input")
         with timed("norms", seconds):
             norms = case.norms
-        depths, further = None, None
+        every_layer, continuation = None, None
         if layers:
             with timed("layers", seconds):
-                depths = case.layers()
+                every_layer = case.layers()
         if steps != 1:
             with timed("steps", seconds):
-                further = follow(run, steps, progress=progress)
-    return Explanation(run, attribution, svds, outputs, inputs, norms, case, depths, further, seconds, peak(lm.device))
+                continuation = follow(run, steps, progress=progress)
+    memory = peak(lm.device)
+    return Explanation(
+        run, attribution, svds, outputs, inputs, norms, case, every_layer, continuation, seconds, memory
+    )  # fmt: skip

@@ -1,11 +1,17 @@
-"""Is an attribution true? It is if it predicts what happens to the logit when tokens are taken away.
+"""Faithfulness: how well attributions predict the logit when tokens are removed from the prompt.
 
-Tokens leave the prompt, most important first (their absence shows what they did: comprehensiveness), or all but the
-most important ones do (what is left carries the answer: sufficiency), after J. DeYoung et al., "ERASER" (ACL 2020,
-arXiv 1911.03429). Two more measures are the area under the first curve, and the rank correlation of scores with what
-each token's own absence does (leave-one-out). The model runs on the shorter prompts as they are. secant's contributions
-are compared with gradient x input (M. Denil et al., arXiv 1412.6815), integrated gradients (M. Sundararajan et al.,
-ICML 2017; from captum), attention rollout (S. Abnar and W. Zuidema, ACL 2020, arXiv 2005.00928) and a random order.
+Let v(S) be the target's logit or log-probability at a prompt that has only the tokens S, and let a method rank the T
+tokens by its scores. After J. DeYoung et al., "ERASER" (ACL 2020, arXiv 1911.03429),
+
+    comprehensiveness = mean over j of v(all) - v(all but the j best)
+    sufficiency       = mean over j of v(all) - v(only the j best)
+
+Two more measures are the area under the curve v(all but the j best), and the rank correlation of scores with what the
+removal of each token alone takes away (leave-one-out). The model itself runs on the shorter prompts.
+
+`faithfulness` returns these measures for secant's contributions, gradient x input (M. Denil et al., arXiv 1412.6815),
+integrated gradients (M. Sundararajan et al., ICML 2017; from captum), attention rollout (S. Abnar and W. Zuidema, ACL
+2020, arXiv 2005.00928), a random order, and any scores that are given.
 """
 
 from __future__ import annotations
@@ -36,8 +42,8 @@ from secant.text import visible
 
 DELETE = "delete"
 
-METHOD = Column("method", str, "the method that the scores come from")
-VALUE = Column("value", str, "logit or log-probability, of the target")
+METHOD = Column("method", str, "the method that gives the scores")
+VALUE = Column("value", str, "logit or log-probability: what is measured of the target")
 
 FAITHFULNESS = Table(
     "faithfulness",
@@ -46,12 +52,12 @@ FAITHFULNESS = Table(
         METHOD,
         VALUE,
         Column("comprehensiveness", float,
-               "what is lost on average as the best tokens are removed: more is better", "value"),
+               "mean loss of the value when the best tokens are removed: more is better", "value"),
         Column("sufficiency", float,
-               "what is missing on average where only the best tokens are kept: less is better", "value"),
-        Column("area", float, "mean height of the curve of removal: less is better", "value"),
+               "mean loss of the value when only the best tokens are kept: less is better", "value"),
+        Column("area", float, "mean of the value as the best tokens are removed: less is better", "value"),
         Column("correlation", float,
-               "Spearman's, of scores with leave-one-out; missing where one of them is constant", "correlation",
+               "Spearman's, of scores with leave-one-out; missing if either is constant", "correlation",
                heading="ρ"),
     ),
 )  # fmt: skip
@@ -61,9 +67,9 @@ CURVES = Table(
     (
         METHOD,
         VALUE,
-        Column("order", str, "remove (the best tokens are removed) or keep (only these are kept)"),
+        Column("order", str, "remove (the best tokens are removed) or keep (only the best are kept)"),
         Column("tokens", int, "how many tokens were removed or kept", "tokens"),
-        Column("result", float, "the value that is left", "value"),
+        Column("result", float, "the value at this prompt", "value"),
     ),
 )
 SCORES = Table(
@@ -74,7 +80,7 @@ SCORES = Table(
         POSITION,
         TOKEN,
         Column("score", float, "the method's score", "the method's own"),
-        Column("left_out", float, "what the token's absence alone takes from the logit", LOGIT, heading="left out",
+        Column("left_out", float, "fall of the logit when this token alone is removed", LOGIT, heading="left out",
                show="logit"),
     ),
 )  # fmt: skip
@@ -82,16 +88,17 @@ SCORES = Table(
 
 @dataclass(frozen=True, eq=False)
 class Faithfulness(Result):
-    """How well each method's scores predict what happens.
+    """How well each method's scores predict the target's logit when tokens are removed.
 
     Attributes:
         target: The token whose logit, or log-probability, is the `value`.
-        table: A row for each method and value: `comprehensiveness` (how much is lost on average over the prompts that
-            lack the 1, 2, … best tokens: more is better), `sufficiency` (on average over those that have only these:
-            less is better), `area` under the curve of removal (less is better), `correlation` (Spearman's, with
-            leave-one-out).
-        curves: method, value, order (remove, keep), tokens, result.
-        scores: method, position, token, score, and `left_out`, what its absence takes from the logit.
+        table: A row for each method and value: `comprehensiveness` (mean loss of the value at the prompts without the
+            1, 2, … best tokens: more is better), `sufficiency` (mean loss at the prompts with only these: less is
+            better), `area` (mean of the value as the best tokens are removed: less is better), `correlation`
+            (Spearman's, of scores with leave-one-out).
+        curves: A row for each method, value, order (remove, keep) and number of tokens, with the value as `result`.
+        scores: A row for each method and token that can be removed, with its score, and as `left_out` how much the
+            logit falls when this token alone is removed.
 
     """
 
@@ -103,15 +110,15 @@ class Faithfulness(Result):
     scores: pd.DataFrame = field(repr=False)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The measures, the curves that they are of, and the scores."""
+        """Returns `faithfulness` (the measures), `curves` and `scores`."""
         return {"faithfulness": self.table, "curves": self.curves, "scores": self.scores}
 
     def about(self) -> dict[str, Any]:
-        """The target."""
+        """Returns the target."""
         return {"target": self.target}
 
     def view(self) -> View:
-        """The measures of each method, and its scores next to what each token's absence takes from the logit."""
+        """Shows the measures of each method, and its scores next to the effect of removing each token alone."""
         names = ("method", "comprehensiveness", "sufficiency", "correlation", "area")
         measures = [
             Grid.of(FAITHFULNESS, rows, names, spare={"area": 1}, title=f"{value} of {visible(self.target)}")
@@ -129,14 +136,14 @@ class Faithfulness(Result):
                 tokens.index, tokens["token"], tokens["left_out"], map(cells, scores.to_numpy()), strict=True
             )
         ]
-        each = Grid(columns, rows, "each token's absence alone, and the methods' scores", keep=2)
+        each = Grid(columns, rows, "the effect of removing each token alone, and the methods' scores", keep=2)
         notes = [
-            "comprehensiveness: what is lost on average as the best tokens are removed (more is better). sufficiency: "
-            "what is missing on average where only the best are kept (less is better). area: mean height of the curve "
-            "of removal (less is better). ρ: Spearman's correlation of scores with what each token's absence alone "
-            "takes (left out: from the logit)."
+            "comprehensiveness: mean loss when the best tokens are removed (more is better). sufficiency: mean loss "
+            "when only the best are kept (less is better). area: mean of the value as the best are removed (less is "
+            "better). ρ: Spearman's correlation of scores with the effect of removing each token alone (left out: the "
+            "fall of the logit)."
         ]
-        title = f"Do scores predict the logit of {visible(self.target)} where tokens are taken away?"
+        title = f"How well scores predict the logit of {visible(self.target)} when tokens are removed"
         return View(title, grids=[*measures, each], notes=notes)
 
 
@@ -151,27 +158,28 @@ def faithfulness(
     scores: Mapping[str, Sequence[float | int]] | None = None,
     seed: int = 0,
 ) -> Faithfulness:
-    """Take tokens away in the order of attributions, and see what the model does.
+    """Returns how well attributions predict the target's logit when tokens are removed in their order.
 
     Args:
         run: The run.
-        target: The token whose logit is looked at, by default the predicted one.
-        methods: Some of METHODS. "integrated gradients" requires captum, "attention rollout" a model that was loaded
-            with eager attention.
-        replace: "delete", or a token that stands in for those that are taken away.
-        keep: Positions that always stay, by default a first token that begins every text.
-        scores: Those of further methods, a number for each token.
+        target: The token whose logit is measured, by its text or id; by default the predicted one.
+        methods: Some of "secant", "gradient x input", "integrated gradients", "attention rollout" and "random".
+            Integrated gradients require captum. Attention rollout requires a model loaded with attention="eager".
+        replace: "delete" to shorten the prompt, or a token, by its text or id, that replaces the removed ones.
+        keep: Positions that are never removed; by default the first, if the tokenizer begins every text with it.
+        scores: Scores of other methods by name, one for each token of the prompt. High ones are removed first.
         seed: The seed of the random order.
 
     Raises:
-        BadArgument: An argument is none of those.
-        BadPrompt: A token is none of the vocabulary's.
-        SecantError: What `attribute` raises.
+        BadArgument: An argument is out of range, or a method is not available for this model.
+        BadPrompt: The vocabulary does not have a token.
+        ReplayMismatch: The model has changed since the run was frozen.
+        SecantError: captum is not installed, or any error of `attribute`.
 
     """
     for method in methods:
         if method not in METHODS:
-            raise BadArgument(f"Methods are {', '.join(METHODS)}", repr(method), "Choose from them, or give scores.")
+            raise BadArgument(f"Methods are {', '.join(METHODS)}", repr(method), "Choose from them, or pass scores.")
     run.unchanged()
     T, lm = len(run.ids), run.lm
     chosen = run.prediction[0].id if target is None else lm.token(target)
@@ -179,53 +187,57 @@ def faithfulness(
     kept, seed = sorted({t % T for t in stays}), seeded(seed)
     free = [t for t in range(T) if t not in kept]
     if len(free) < 2:
-        raise BadArgument("At least two tokens can be taken away", f"{len(free)} of {T}", "Give a longer prompt.")
+        raise BadArgument(
+            "Faithfulness requires at least two tokens that can be removed",
+            f"{len(free)} of {T}",
+            "Give a longer prompt.",
+        )
     found = {method: METHODS[method](run, chosen, seed) for method in methods}
     for method, given in (scores or {}).items():
         if len(given) != T or not all(math.isfinite(score) for score in given):
-            got = "numbers that are not finite" if len(given) == T else f"{len(given)}"
-            raise BadArgument(f"A method has a score for each of the {T} tokens", got, "Give one for each.")
+            got = "scores that are not finite" if len(given) == T else f"{len(given)}"
+            raise BadArgument(f"A method has a finite score for each of the {T} tokens", got, "Give one for each.")
         if method in found:
-            raise BadArgument("Methods have names of their own", f"{method!r} twice", "Give your scores another.")
+            raise BadArgument("Methods have different names", f"{method!r} twice", "Rename your scores.")
         found[method] = torch.as_tensor(given, dtype=torch.float64)
     stand_in = None if replace == DELETE else lm.token(replace, "input")
     orders = {m: [free[i] for i in np.argsort([-s[t].item() for t in free], kind="stable")] for m, s in found.items()}
-    wanted = {_less(T, [t]) for t in free} | {frozenset(range(T))}
+    wanted = {_without(T, [t]) for t in free} | {frozenset(range(T))}
     for order in orders.values():
         for j in range(1, len(order) + 1):
-            wanted |= {_less(T, order[:j]), frozenset([*kept, *order[:j]])}
+            wanted |= {_without(T, order[:j]), frozenset([*kept, *order[:j]])}
     wanted.discard(frozenset())
     results = _results(run, chosen, wanted, stand_in)
     return _judged(run, lm.text(chosen), found, orders, kept, results)
 
 
 def _first(run: Run) -> list[int]:
-    """The position of a token that the tokenizer puts before every text."""
+    """The position of the token that the tokenizer puts before every text, if it does."""
     begins = getattr(run.lm.tokenizer, "bos_token_id", None)
     return [0] if begins is not None and run.ids[0] == begins else []
 
 
-def _less(T: int, gone: Sequence[int]) -> frozenset[int]:
-    """The positions that are left."""
-    return frozenset(range(T)) - set(gone)
+def _without(T: int, removed: Sequence[int]) -> frozenset[int]:
+    """The positions that remain."""
+    return frozenset(range(T)) - set(removed)
 
 
 def _results(
     run: Run, target: int, wanted: set[frozenset[int]], stand_in: int | None
 ) -> dict[frozenset[int], tuple[float, float]]:
-    """The target's logit and log-probability for each set of positions that are left; equal lengths run together."""
+    """The target's logit and log-probability for each set of remaining positions; equal lengths run in batches."""
     lm, prompts, by_length = run.lm, {}, defaultdict(list)
     for left in sorted(wanted, key=sorted):
         ids = tuple(
             run.ids[t] if t in left else stand_in for t in range(len(run.ids)) if t in left or stand_in is not None
         )
         prompts[left] = ids
-    for ids in dict.fromkeys(prompts.values()):  # where tokens repeat, prompts do
+    for ids in dict.fromkeys(prompts.values()):  # prompts repeat if tokens do
         by_length[len(ids)].append(ids)
     found: dict[tuple[int | None, ...], tuple[float, float]] = {}
     for same in by_length.values():
-        for start in range(0, len(same), BATCH):
-            some = same[start : start + BATCH]
+        for start in range(0, len(same), BATCH_SIZE):
+            some = same[start : start + BATCH_SIZE]
             with running(lm, lm.dtype, state=run.network.recording.state), torch.no_grad():
                 batch = torch.tensor(some, device=lm.device)
                 logits = wide(lm.model(input_ids=batch, use_cache=False).logits[:, -1])
@@ -236,8 +248,8 @@ def _results(
     return {left: found[ids] for left, ids in prompts.items()}
 
 
-BATCH = 64
-"""Prompts of one length that run together."""
+BATCH_SIZE = 64
+"""The most prompts of one length in a batch."""
 
 
 def _judged(
@@ -248,14 +260,14 @@ def _judged(
     kept: Sequence[int],
     results: dict[frozenset[int], tuple[float, float]],
 ) -> Faithfulness:
-    """The measures, from the results."""
+    """The measures, from the values at all prompts."""
     T = len(run.ids)
     whole, rows, curves, each = results[frozenset(range(T))], [], [], []
     for method, order in orders.items():
-        alone = {t: tuple(w - r for w, r in zip(whole, results[_less(T, [t])], strict=True)) for t in order}
+        alone = {t: tuple(w - r for w, r in zip(whole, results[_without(T, [t])], strict=True)) for t in order}
         each += [(method, t, run.tokens[t], scores[method][t].item(), alone[t][0]) for t in sorted(order)]
         for i, value in enumerate(("logit", "log-probability")):
-            gone = [results[left][i] for j in range(1, len(order)) if (left := _less(T, order[:j]))]
+            gone = [results[left][i] for j in range(1, len(order)) if (left := _without(T, order[:j]))]
             only = [results[frozenset([*kept, *order[:j]])][i] for j in range(1, len(order))]
             removal = [whole[i], *gone]
             for name, line in (("remove", removal), ("keep", only)):
@@ -268,7 +280,7 @@ def _judged(
 
 
 def _correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Spearman's rank correlation; NaN where one of them is the same for all."""
+    """Spearman's rank correlation; NaN if either is constant."""
     if len(set(one)) < 2 or len(set(other)) < 2:
         return float("nan")
     return float(scipy.stats.spearmanr(one, other).statistic)
@@ -278,7 +290,7 @@ def _correlation(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _contributions(run: Run, target: int, seed: int) -> Float[Tensor, " T"]:
-    """The exact contributions, under the run's own convention."""
+    """The exact contributions, in the run's own convention."""
     return torch.tensor(attribute(run, target, parts=False).of("token")["contribution"].tolist(), dtype=torch.float64)
 
 
@@ -296,7 +308,7 @@ def _integrated(run: Run, target: int, seed: int) -> Float[Tensor, " T"]:
         from captum.attr import IntegratedGradients
     except ImportError as error:
         raise SecantError(
-            "Integrated gradients are captum's", "no captum", "Install it: pip install 'secant[captum]'."
+            "Integrated gradients require captum", "an installation without it", "pip install 'secant[captum]'."
         ) from error
 
     def logit(x: Tensor) -> Tensor:
@@ -312,14 +324,14 @@ def _rollout(run: Run, target: int, seed: int) -> Float[Tensor, " T"]:
     """Attention rollout: (A + 1)/2 of every layer, heads averaged, multiplied; the last position's row."""
     if run.lm.attention != "eager":
         raise BadArgument(
-            "Attention rollout needs the patterns, which only eager attention gives", run.lm.attention,
+            "Attention rollout requires attention patterns, which only eager attention returns", run.lm.attention,
             "Load the model with attention='eager'.",
         )  # fmt: skip
     with running(run.lm, run.lm.dtype, state=run.network.recording.state), torch.no_grad():
         ids = torch.tensor([run.ids], device=run.lm.device)
         layers = run.lm.model(input_ids=ids, use_cache=False, output_attentions=True).attentions
     if not layers or any(A is None or A.shape[-2:] != (len(run.ids),) * 2 for A in layers):
-        raise BadArgument("Attention rollout needs a pattern of each layer", "none", "Choose another method.")
+        raise BadArgument("Attention rollout requires a pattern of each layer", "none", "Choose another method.")
     mixed = torch.eye(len(run.ids), dtype=torch.float64)
     for A in layers:
         mixed = (wide(A[0]).mean(0) + torch.eye(len(run.ids), dtype=torch.float64)) / 2 @ mixed

@@ -1,8 +1,10 @@
-"""How far does a linear system reach? The frozen network, and the network itself, between one prompt and another.
+"""Interpolation between two prompts: how far the linear system of one of them approximates the network.
 
-A frozen prompt's system y = J x + b is exact at x. On the line x(α) = (1 - α) x + α x' to another prompt's embeddings
-it approximates the network, y(α). Two other approximations are the ordinary Jacobian's tangent, y(0) + J' (x(α) - x),
-and no change at all, y(0). At each α the network is frozen anew, which shows how far y and J have turned.
+The system y = J x + b of a prompt is exact at x. Let x(α) = (1 - α) x + α x' lead to another prompt's embeddings x',
+and let y(α) be the network's output there. `reach` returns the errors of three approximations of y(α): the frozen
+network, J x(α) + b; the ordinary Jacobian's tangent, y(0) + J' (x(α) - x); and no change, y(0). It also freezes the
+network at each α, and returns the angles between y(α) and y(0), and between the leading singular vectors of J(α) and
+J(0).
 """
 
 from __future__ import annotations
@@ -36,12 +38,12 @@ DEGREES = "degrees"
 
 REACH = Table(
     "reach",
-    "a step on the way from one prompt to another",
+    "a step from one prompt to another",
     (
-        Column("alpha", float, "how far: 0 the prompt, 1 the other", "share of the way", heading="α"),
-        Column("frozen_error", float, "‖ŷ - y(α)‖ / ‖y(α)‖ of the frozen network", RELATIVE, heading="frozen"),
-        Column("ordinary_error", float, "the same of the ordinary Jacobian's tangent", RELATIVE, heading="ordinary"),
-        Column("still_error", float, "the same of no change", RELATIVE, heading="no change"),
+        Column("alpha", float, "how far from the prompt (0) to the other (1)", "share of the distance", heading="α"),
+        Column("frozen_error", float, "‖ŷ - y(α)‖ / ‖y(α)‖ for ŷ of the frozen network", RELATIVE, heading="frozen"),
+        Column("ordinary_error", float, "the same for the ordinary Jacobian's tangent", RELATIVE, heading="ordinary"),
+        Column("still_error", float, "the same for no change, y(0)", RELATIVE, heading="no change"),
         TOKEN.but(name="predicted", meaning="the network's next token at α", heading="next token"),
         TOKEN.but(name="frozen_predicted", meaning="the frozen network's next token", heading="frozen token"),
         Column("y_angle", float, "angle between y(α) and y(0)", DEGREES, heading="y turns"),
@@ -51,30 +53,30 @@ REACH = Table(
         Column("v_angle", float, "largest principal angle between the spans of the first right vectors", DEGREES,
                heading="V turns"),
         Column("v_mean", float, "mean of these angles", DEGREES, heading="V, mean"),
-        Column("gap", float, "1 - σ_{k+1} / σ_k of J(α): where it is small, the spans mean little", "ratio"),
-        Column("j_distance", float, "‖J(α) - J(0)‖ / ‖J(0)‖; missing where J does not fit in memory", RELATIVE,
+        Column("gap", float, "1 - σ_{k+1} / σ_k of J(α): where it is small, the angles mean little", "ratio"),
+        Column("j_distance", float, "‖J(α) - J(0)‖ / ‖J(0)‖; missing if J does not fit in memory", RELATIVE,
                heading="J moves"),
-        RECONSTRUCTION.but(meaning="‖J x + b - y‖ / ‖y‖ of the network that was frozen at α"),
+        RECONSTRUCTION.but(meaning="‖J x + b - y‖ / ‖y‖ of the network frozen at α"),
     ),
 )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Reach(Result):
-    """The way from one prompt's embeddings to another's, and how the first one's system does on it.
+    """The linear system of one prompt, evaluated between this prompt and another.
 
     Attributes:
-        run: The run that it begins at.
-        ids: The tokens that it goes to.
-        tokens: Their texts.
-        k: How many leading singular vectors span what is compared.
+        run: The run of the first prompt.
+        ids: The token ids of the second.
+        tokens: The texts of these.
+        k: The number of leading singular vectors whose spans are compared.
         table: A row for each α. Errors are ‖ŷ - y(α)‖ / ‖y(α)‖ at the last position: `frozen_error` of J x(α) + b,
             `ordinary_error` of y(0) + J' (x(α) - x), `still_error` of y(0). `predicted` is the network's next token at
-            α, and `frozen_predicted` the frozen network's. Angles are in degrees: `y_angle` between y(α) and y(0);
-            `u_angle` the largest and `u_mean` the mean principal angle between the spans of the first k left singular
-            vectors of J(α) and J(0), and `v_angle`, `v_mean` of the right ones. `gap` is 1 - σ_{k+1} / σ_k of J(α):
-            where it is small, the spans mean little. `j_distance`: ‖J(α) - J(0)‖ / ‖J(0)‖ (Frobenius), missing where J
-            does not fit in memory. `reconstruction`: of the network that was frozen at α.
+            α, and `frozen_predicted` the frozen network's. Angles are in degrees: `y_angle` is the one between y(α) and
+            y(0); `u_angle` is the largest and `u_mean` the mean principal angle between the spans of the first k left
+            singular vectors of J(α) and J(0), and `v_angle` and `v_mean` are those of the right ones. `gap` is
+            1 - σ_{k+1} / σ_k of J(α): where it is small, the angles mean little. `j_distance` is ‖J(α) - J(0)‖ / ‖J(0)‖
+            (Frobenius), missing if J does not fit in memory. `reconstruction` is the error of the network frozen at α.
 
     """
 
@@ -87,15 +89,15 @@ class Reach(Result):
     table: pd.DataFrame = field(repr=False)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Its table."""
+        """Returns its table, `reach`."""
         return {"reach": self.table}
 
     def about(self) -> dict[str, Any]:
-        """The model, both prompts' tokens, and how many singular vectors were compared."""
+        """Returns the model, both prompts' tokens, and how many singular vectors were compared."""
         return {"model": self.run.lm.name, "tokens": self.run.tokens, "to": self.tokens, "k": self.k}
 
     def view(self) -> View:
-        """The three errors, the next tokens, and the angles at each step."""
+        """Shows the three errors, the next tokens, and the angles at each step."""
         facts = {"from": Tokens(self.run.tokens), "to": Tokens(self.tokens)}
         angles = ("y_angle", "u_angle", "v_angle", "gap", "j_distance")
         names = ("alpha", "frozen_error", "ordinary_error", "still_error", "predicted", "frozen_predicted", *angles)
@@ -104,8 +106,8 @@ class Reach(Result):
         several = f"the first {self.k} singular vectors" if self.k > 1 else "the first singular vector"
         notes = [
             "frozen, ordinary, no change: errors of the frozen network, of the ordinary Jacobian's tangent, and of the "
-            "first prompt's own output, in norms of y(α). Turns are angles in degrees, U and V those of the spans of "
-            f"{several}; where the gap to the next singular value is small, these mean little."
+            "first prompt's own output, relative to y(α). Turns are angles in degrees; those of U and V are between "
+            f"the spans of {several}, and mean little where the gap to the next singular value is small."
         ]
         return View("From one prompt to another", facts, [grid], notes)
 
@@ -119,24 +121,24 @@ def reach(
     k: int = 4,
     progress: Progress | None = None,
 ) -> Reach:
-    """Go from a run's embeddings to those of another prompt, and compare the network with its system on the way.
+    """Returns how well a run's linear system approximates the network between the run's prompt and another.
 
-    What the model makes of tokens besides their embeddings stays the run's.
+    Only the embeddings change. Whatever else the model computes from token ids stays that of the run.
 
     Args:
         run: The run.
-        other: A prompt of as many tokens, or a tuple (position, token): the run's own with that token in that place, a
-            token given by its text or id.
-        steps: How many α there are, evenly from 0 to 1, or the α themselves.
-        k: Leading singular vectors whose spans are compared.
-        progress: Called as `progress(what, done, all)` while the work goes on.
+        other: A prompt with as many tokens as the run's, or a tuple (position, token) for the run's prompt with this
+            token, given by its text or id, at this position.
+        steps: The number of α, evenly spaced from 0 to 1, or the α themselves.
+        k: The number of leading singular vectors whose spans are compared.
+        progress: Called as `progress("steps", done, all)` after each α.
 
     Raises:
-        BadPrompt: The lengths differ.
-        BadArgument: An argument is none of those.
-        NotExact: A network that was frozen on the way does not reproduce the model.
+        BadPrompt: The prompts have different lengths, or the vocabulary does not have a token.
+        BadArgument: Another argument is out of range.
+        NotExact: The network frozen at an α does not reproduce the model.
         TrainingMode: The model is in training mode.
-        SecantError: What `svd` raises.
+        SecantError: Any error of `svd`.
 
     """
     lm, x, network = run.lm, run.input, run.network
@@ -185,24 +187,30 @@ def reach(
 
 
 def angle(a: Float[Tensor, " d"], b: Float[Tensor, " d"]) -> float:
-    """The angle between two vectors in degrees, accurate for small ones too: 2 atan(‖â - b̂‖ / ‖â + b̂‖) of unit vectors
-    (W. Kahan, "How futile are mindless assessments of roundoff in floating-point computation?", 2006, section 12).
+    """Returns the angle between two vectors in degrees, accurate for small angles too.
+
+    It is 2 atan(‖â - b̂‖ / ‖â + b̂‖) for the unit vectors â and b̂ (W. Kahan, "How futile are mindless assessments of
+    roundoff in floating-point computation?", 2006, section 12).
+
+    Args:
+        a: A vector.
+        b: Another.
 
     >>> angle(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])), angle(torch.ones(3), torch.ones(3))
     (45.0, 0.0)
     """
     a, b = (wide(c) / torch.linalg.vector_norm(wide(c)) for c in (a, b))
-    apart, together = torch.linalg.vector_norm(a - b), torch.linalg.vector_norm(a + b)
-    return float(torch.rad2deg(2 * torch.atan2(apart, together)))
+    difference, total = torch.linalg.vector_norm(a - b), torch.linalg.vector_norm(a + b)
+    return float(torch.rad2deg(2 * torch.atan2(difference, total)))
 
 
 def _angles(one: Float[Tensor, "n k"], other: Float[Tensor, "n k"]) -> np.ndarray:
-    """Principal angles between the spans of columns, in degrees."""
+    """The principal angles between the spans of two matrices' columns, in degrees."""
     return np.rad2deg(subspace_angles(wide(one).numpy(), wide(other).numpy()))
 
 
 def _decomposed(op: Operator, k: int) -> tuple[Tensor | None, SVD]:
-    """J, where a few of it fit in memory, and the first k triplets."""
+    """J, or None if memory does not suffice for eight copies of it, and the first k triplets."""
     if 8 * op.bias.element_size() * op.shape[0] * op.shape[1] > allowance(op.bias.device):
         return None, svd(op, k)
     formed = op.solidified()
@@ -210,7 +218,7 @@ def _decomposed(op: Operator, k: int) -> tuple[Tensor | None, SVD]:
 
 
 def _other(run: Run, other: Prompt | Swap) -> list[int]:
-    """The tokens that the way goes to. Raises BadPrompt and BadArgument."""
+    """The token ids of the other prompt. Raises BadPrompt and BadArgument."""
     T = len(run.ids)
     if isinstance(other, tuple) and len(other) == 2:
         position, token = cast(Swap, other)
@@ -219,18 +227,18 @@ def _other(run: Run, other: Prompt | Swap) -> list[int]:
     ids = run.lm.encode(other)
     if len(ids) != T:
         raise BadPrompt(
-            "Two prompts have a way between them if they have as many tokens", f"{T} and {len(ids)}",
-            "Give one of the same length, or a swap (position, token).",
+            "Both prompts must have as many tokens", f"{T} and {len(ids)}",
+            "Give one of the same length, or a tuple (position, token).",
         )  # fmt: skip
     return ids
 
 
 def _alphas(steps: int | Iterable[SupportsFloat]) -> list[float]:
-    """From 0 to 1. Raises BadArgument."""
+    """The α, from 0 to 1. Raises BadArgument."""
     if isinstance(steps, Iterable) and not isinstance(steps, str) and getattr(steps, "ndim", 1) == 1:
         each = list(steps)
         if each and all(isinstance(a, SupportsFloat) and not isinstance(a, bool) and 0 <= float(a) <= 1 for a in each):
             return [float(a) for a in each]
-        raise BadArgument("Steps of a way are from 0 to 1", repr(each), "Give such as [0, 0.5, 1].")
-    count = integer(steps, 2, 10**6, "A way has steps: how many, or each of them", "steps = ")
+        raise BadArgument("Steps are numbers from 0 to 1", repr(each), "Give, for example, [0, 0.5, 1].")
+    count = integer(steps, 2, 10**6, "Steps are at least two, or a list of them", "steps = ")
     return [i / (count - 1) for i in range(count)]

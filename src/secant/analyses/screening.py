@@ -1,9 +1,14 @@
-"""Screening: does what the network writes, at any depth, stand for words of a list? With chance beside it.
+"""Screening: whether the network writes words of a list at any depth, tested against chance.
 
-The left singular vectors of each token's cumulative operator, and of all tokens', are directions of the vocabulary:
-what they decode to shows what is on its way before it is said, which may be words that should not be (a use that
-J. Golden, TMLR 2025, arXiv 2505.24293, names). A list of words is found somewhere by chance, the more easily the longer
-it is. So every vector is a test against random directions, and all tests of a call are corrected together.
+The left singular vectors of the cumulative operators, of each token and of all tokens together, decode to tokens
+through the head. They can show words before the model says them, also words that it should not say (a use that
+J. Golden suggests, TMLR 2025, arXiv 2505.24293). Words of a list turn up by chance, the more often the longer the list
+is. Every vector is therefore a test: its p-value is the share of random directions in which the list ranks as high,
+
+    p = (1 + number of random directions in which it ranks as high) / (1 + number of random directions),
+
+and q is p corrected for all tests of a call (Y. Benjamini and Y. Hochberg, 1995). `screen` returns a table of all
+tests, and those that are flagged at a false discovery rate.
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ from secant.operators.decomposition import BLOCK, SVD, VALUE, VECTOR, Progress
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, Tokens, View
-from secant.stream.decode import AT_ONCE, WORD_ID, Scores, best
+from secant.stream.decode import BATCH_SIZE, WORD_ID, Scores, best
 from secant.stream.layers import Depth
 from secant.stream.sweep import STREAM
 
@@ -49,11 +54,11 @@ SCREENING = Table(
         TOKEN.but(meaning="the token's text; missing: all tokens together", missing=True),
         VECTOR,
         BLOCK,
-        Column("alone", bool, "whether it is alone in its block; if not, it means nothing by itself"),
+        Column("alone", bool, "whether it is alone in its block; if not, the vector means nothing by itself"),
         VALUE.but(meaning="the vector's singular value"),
         Column("word", str, "the listed word that ranks first"),
-        Column("rank", int, "how many tokens score higher than it", "tokens"),
-        Column("second", int, "the same of the next listed word; missing where the list has one word", "tokens", True),
+        Column("rank", int, "how many tokens score higher than this word", "tokens"),
+        Column("second", int, "the same for the next listed word; missing if the list has one word", "tokens", True),
         Column("hits", int, "how many listed words are among the vector's top tokens", "words"),
         Column("decoded", str, "the vector's top tokens, best first", heading="writes (U)"),
         Column("p", float, "share of random directions in which the list ranks as high", "probability"),
@@ -64,42 +69,42 @@ SCREENING = Table(
 REFUSED = Table(
     "refused",
     "a prompt that could not be screened",
-    (NUMBER, PROMPT, Column("error", str, "the kind of error"), Column("reason", str, "what it says")),
+    (NUMBER, PROMPT, Column("error", str, "the class of the error"), Column("reason", str, "its message")),
 )
 LEXICON = Table(
     "lexicon",
-    "a word of the list and a token that it stands for",
+    "a word of the list and a token that has this text",
     (
         Column("word", str, "the word"),
-        WORD_ID.but(meaning="the token's id in the vocabulary; missing: the word is no token", missing=True),
+        WORD_ID.but(meaning="the token's id in the vocabulary; missing: no token has this text", missing=True),
     ),
 )
 
-LONG = 200
-"""Characters of a prompt that are shown first."""
+PROMPT_SHOWN = 200
+"""How many characters of a prompt views show."""
 
-SHOWN = 12
-"""Flagged vectors of one prompt that are shown first; all are in the tables."""
+MOST_SHOWN = 12
+"""How many flagged vectors of a prompt, and unknown words, views show; the tables have all."""
 
 
 @dataclass(frozen=True, eq=False)
 class Screening(Result):
-    """What a list of words was found in.
+    """The tests of a list of words against the singular vectors of some prompts.
 
     Attributes:
-        table: A row for each test: the prompt and its number, the layer, the token whose block it is (position and
-            token missing: all together), the vector, its block of near-equal singular values, whether it is `alone` in
-            it (if not, it means nothing by itself), and σ; the listed word that ranks first, how many tokens score
-            higher (`rank`, from 0), and the same of the next listed word (`second`); how many listed words are among
-            the `top` tokens (`hits`), and those `top` tokens (`decoded`); p, q (p corrected for all tests), and whether
-            q is at most `level`.
+        table: A row for each test: the prompt and its number; the layer; the token whose block it is (position and
+            token missing: all tokens together); the vector, its block of near-equal singular values, whether it is
+            `alone` in the block (if not, it means nothing by itself), and σ; the listed word that ranks first, how many
+            tokens score higher (`rank`, from 0), and the same for the next listed word (`second`); how many listed
+            words are among the `top` tokens (`hits`), and these tokens (`decoded`); p, q (p corrected for all tests),
+            and whether q is at most `level`.
         refused: A row for each prompt that could not be screened, with the reason.
-        lexicon: Each word and its tokens.
-        unknown: Words that are no token.
-        top: How many tokens of each vector were looked at.
-        samples: How many random directions the vectors were compared with.
+        lexicon: Each word of the list, with the ids of its tokens.
+        unknown: The words of the list that no token stands for.
+        top: How many top tokens of each vector `hits` counts in.
+        samples: How many random directions the vectors are compared with.
         level: The false discovery rate.
-        chance: The share of random directions with a listed word among the `top`.
+        chance: The share of random directions that have a listed word among their `top` tokens.
 
     """
 
@@ -121,27 +126,27 @@ class Screening(Result):
 
     @property
     def found(self) -> float:
-        """The share of all tests with a listed word among the `top`, to be compared with `chance`."""
+        """The share of tests that have a listed word among the `top` tokens, to compare with `chance`."""
         return float((self.table["hits"] > 0).mean())
 
     @property
     def needed(self) -> int:
-        """How many tests must be beyond every random direction for any to be flagged; more samples make it fewer."""
+        """How many tests must rank above every random direction before any is flagged. More samples lower it."""
         return max(1, math.ceil(round(len(self.table) / (self.level * (1 + self.samples)), 9)))
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """All tests, the prompts that were refused, and the list with its tokens."""
+        """Returns `screening` (all tests), `refused` (prompts that could not be screened), and `lexicon`."""
         known = [(word, i) for word, ids in self.lexicon.items() for i in ids]
         lexicon = LEXICON.frame([*known, *((word, None) for word in self.unknown)])
         return {"screening": self.table, "refused": self.refused, "lexicon": lexicon}
 
     def about(self) -> dict[str, Any]:
-        """How many tests there were, how they were made, and what chance gives."""
+        """Returns the number of tests, their settings, and what is found by chance."""
         names = ("level", "samples", "needed", "top", "found", "chance", "unknown")
         return {"tests": len(self.table), **{name: getattr(self, name) for name in names}}
 
     def view(self) -> View:
-        """The flagged vectors of each prompt, those of smallest q first; how many there are, and what chance gives."""
+        """Shows the flagged vectors of each prompt, smallest q first, their number, and what is found by chance."""
         grids, tests, flagged = [], len(self.table), len(self.flagged)
         for (_, prompt), rows in self.table.groupby(["number", "prompt"], sort=False):
             own = rows[rows["flagged"]].sort_values(["q", "rank", "second"], kind="stable")
@@ -150,28 +155,28 @@ class Screening(Result):
         notes = [
             f"{flagged} of {tests} vectors flagged at a false discovery rate of {self.level:g}, by the rank of the "
             f"best listed word, compared with random directions. A listed word is among the top {self.top} tokens of "
-            f"{self.found:.1%} of the vectors, and of {self.chance:.2%} of {self.samples} random directions, which is "
-            f"{self.chance * tests:.1f} of {tests}."
+            f"{self.found:.1%} of the vectors, and of {self.chance:.2%} of {self.samples} random directions, which "
+            f"corresponds to {self.chance * tests:.1f} of {tests}."
         ]
         if self.needed > 1:
             notes.append(
-                f"{self.samples} random directions are few for {tests} tests: none is flagged unless {self.needed} of "
-                f"them rank above all of these. {math.ceil(tests / self.level)} samples have no such bound."
+                f"{self.samples} random directions are few for {tests} tests: none is flagged unless {self.needed} "
+                f"tests rank above all of these directions. With {math.ceil(tests / self.level)} samples, one suffices."
             )
         if self.unknown:
-            some = ", ".join(self.unknown[:SHOWN]) + (" …" if len(self.unknown) > SHOWN else "")
-            notes.append(f"Of the list, {len(self.unknown)} are not one token of this model: {some}.")
+            some = ", ".join(self.unknown[:MOST_SHOWN]) + (" …" if len(self.unknown) > MOST_SHOWN else "")
+            notes.append(f"Of the list, {len(self.unknown)} are not a single token of this model: {some}.")
         if flagged:
             notes.append(
-                "rank: how many tokens score higher. token: whose block it is; all: of all tokens together. "
-                "≈: the next singular value is near-equal, and one vector alone means nothing."
+                "rank: how many tokens score higher. token: whose block it is; all: all tokens together. "
+                "≈: the next singular value is near-equal, so that the vector by itself means nothing."
             )
         return View("Screening for a list of words", grids=grids, notes=notes, warnings=warnings)
 
 
 def _clipped(prompt: str) -> str:
-    """The beginning of a prompt."""
-    return prompt if len(prompt) <= LONG else f"{prompt[:LONG]} …"
+    """A prompt, without its end if it is long."""
+    return prompt if len(prompt) <= PROMPT_SHOWN else f"{prompt[:PROMPT_SHOWN]} …"
 
 
 def _grid(rows: pd.DataFrame, title: str) -> Grid:
@@ -189,7 +194,7 @@ def _grid(rows: pd.DataFrame, title: str) -> Grid:
         ]
         for row in rows.to_dict("records")
     ]
-    return Grid(columns, lines, title, most=SHOWN)
+    return Grid(columns, lines, title, most=MOST_SHOWN)
 
 
 @checked
@@ -209,35 +214,53 @@ def screen(
     max_memory: float | str | None = None,
     progress: Progress | None = None,
 ) -> Screening:
-    """Look for words of a list in what each prompt's leading singular vectors decode to, at every layer.
+    """Returns where each prompt's leading singular vectors decode to words of a list, at every layer.
 
-    Tested are the first `k` left singular vectors of each token's block and of all tokens together, of the residual
-    stream after each layer, at one position, through the final norm; with their sign y·u > 0, by their scores W u, as
-    `decode` has them. The statistic is the rank among all tokens of the listed word that scores highest; where that is
-    the same, the rank of the next one. A rank is not moved by how large scores are, nor by how far the first is ahead:
-    a list of arbitrary words comes first as often in a vector that stands out as in any other. p is the share of random
-    directions, of `samples` drawn with `seed`, in which the list comes as far up, the vector's own counted among them;
-    q is p corrected by Benjamini and Hochberg (1995) over all tests of the call, and `level` the share of false ones
-    among those flagged. Tests of one prompt are alike: that they depend positively, which this bears (Benjamini and
-    Yekutieli, 2001), is assumed.
+    The tests are the first `k` left singular vectors of each token's block, and of all tokens together, of the residual
+    stream after each layer, through the final norm. Signs are such that y·u > 0, and scores are W u, as in `decode`. A
+    word stands for all tokens whose text is that word, apart from leading spaces and case.
 
-    What is tested is that a vector is no random direction with respect to the list: words that a model writes
-    everywhere, such as frequent ones, are found everywhere. A list that is beside the point shows how often.
+    The statistic is the rank of the listed word that scores highest, among all tokens; ties are broken by the rank of
+    the next listed word. Ranks depend neither on the size of scores nor on the lead of the first token, so that a list
+    of arbitrary words does not rank higher in vectors that stand out. p is the share of `samples` random directions in
+    which the list ranks as high, the vector itself counted among them. q is p corrected for all tests of the call
+    (Benjamini and Hochberg, 1995). Tests of one prompt resemble each other. The correction allows for tests that depend
+    on each other positively (Benjamini and Yekutieli, 2001), which is assumed.
 
-    A word stands for all tokens whose text, without leading spaces and in small letters, is that word. A prompt that
-    can't be frozen is refused, and the others go on. `convention`, `precision`, `max_memory`: as in `layers` and
-    `freeze`. `progress(what, done, all)` is called as the work goes on.
-    Raises BadArgument, BadPrompt where no word of the list is a token, TrainingMode, and the first prompt's error where
-    every one is refused.
+    A flagged vector is not a random direction with respect to the list. Words that a model writes everywhere, such as
+    frequent ones, are flagged everywhere: screen for an unrelated list to see how often.
+
+    Args:
+        lm: The model.
+        prompts: The prompts, each a text, token ids or chat messages. One that can't be frozen is listed in `refused`,
+            and the others are screened.
+        lexicon: The words.
+        k: The number of singular vectors of each token's block, and of all tokens together, at each layer.
+        top: The number of top tokens of each vector that `hits` counts in.
+        position: The position whose residual stream is decomposed; by default the last.
+        samples: The number of random directions.
+        level: The false discovery rate: the expected share of false ones among the flagged vectors.
+        convention: Which factor of a gated product is frozen: "gate", "up" or "half".
+        precision: The type in which the frozen network is evaluated; by default the model's own.
+        seed: The seed of random directions, and of all other random numbers.
+        max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
+        progress: Called as `progress(what, done, all)` during the work.
+
+    Raises:
+        BadArgument: An argument is out of range.
+        BadPrompt: No word of the list is a token.
+        TrainingMode: The model is in training mode.
+        SecantError: Every prompt is refused; this is the error of the first.
+
     """
     prompts = several(prompts)
     _check(lm, lexicon, convention)
-    rule = "A level is the share of false ones among those flagged, above 0 and below 1"
+    rule = "A level is the share of false ones among flagged vectors, above 0 and below 1"
     level = share(level, rule, "level = ", "Use 0.05.")
     d = lm.unembedding.shape[1]
     k = integer(k, 1, d, f"Blocks have 1 to {d} singular triplets", "k = ")
-    top = integer(top, 1, lm.outputs, "A direction has some words", "top = ")
-    samples = integer(samples, 1, 10**7, "A null takes some random directions", "samples = ")
+    top = integer(top, 1, lm.outputs, "A direction has at least one top token", "top = ")
+    samples = integer(samples, 1, 10**7, "A test requires at least one random direction", "samples = ")
     seed = seeded(seed)
     lm.ready()
     known, unknown = looked_up(lm, lexicon)
@@ -270,7 +293,16 @@ def screen(
 
 
 def looked_up(lm: LM, lexicon: Sequence[str]) -> tuple[dict[str, list[int]], list[str]]:
-    """The tokens of each word, and the words that are none. Raises BadPrompt where all are."""
+    """Returns the token ids of each word that some token stands for, and the words that no token stands for.
+
+    Args:
+        lm: The model.
+        lexicon: The words. Case, and spaces around them, do not matter.
+
+    Raises:
+        BadPrompt: No token stands for any of the words.
+
+    """
     spelled: dict[str, list[int]] = {}
     for i, text in enumerate(lm.texts[: lm.outputs]):
         spelled.setdefault(text.lstrip(" ").casefold(), []).append(i)
@@ -279,16 +311,24 @@ def looked_up(lm: LM, lexicon: Sequence[str]) -> tuple[dict[str, list[int]], lis
     unknown = [word for word in words if word not in spelled]
     if not known:
         raise BadPrompt(
-            "A list to screen for has words that are tokens of the vocabulary",
+            "A list to screen for requires words that are tokens of the vocabulary",
             ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
-            "Give words that this model writes as one token.",
+            "Give words that are single tokens of this model.",
         )
     return known, unknown
 
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """How far up the words of a list come in directions: `words`, and their `tokens`, of which each is `whose`."""
+    """The ranks of a list's words in directions.
+
+    Attributes:
+        scores: Scores tokens by directions.
+        words: The words.
+        tokens: The ids of the tokens that stand for any of them.
+        whose: The index of each token's word.
+
+    """
 
     scores: Scores = field(repr=False)
     words: list[str]
@@ -297,7 +337,13 @@ class Ranks:
 
     @classmethod
     def of(cls, lm: LM, lexicon: dict[str, list[int]]) -> Ranks:
-        """Of a model's head, in float32 at least, as `decode` has it."""
+        """Returns the ranks of words in directions of a model's final hidden state.
+
+        Args:
+            lm: The model. Scores are computed in its type, at least in float32, as in `decode`.
+            lexicon: The token ids of each word.
+
+        """
         scores = Scores.of(lm, "output", lm.unembedding.dtype)
         pairs = torch.tensor(
             [(i, w) for w, ids in enumerate(lexicon.values()) for i in ids], device=scores.table.device
@@ -305,16 +351,26 @@ class Ranks:
         return cls(scores, list(lexicon), *pairs.T)
 
     def __call__(self, directions: Float[Tensor, "d k"]) -> tuple[Tensor, Tensor, Tensor]:
-        """The word that scores highest in each direction (a column), its rank, and that of the next word.
+        """Returns the index of the word that scores highest in each direction, its rank, and that of the next word.
 
-        A rank is how many tokens score higher; of a list of one word, the next one's is the number of all tokens.
+        A rank is the number of tokens that score higher. If the list has one word, the next word's rank is the size of
+        the vocabulary.
+
+        Args:
+            directions: The directions, as columns.
+
         """
-        found = [self.among(self.scores(some)[0]) for some in directions.split(AT_ONCE, dim=1)]
+        found = [self.among(self.scores(some)[0]) for some in directions.split(BATCH_SIZE, dim=1)]
         word, first, second = torch.cat(found, dim=1)
         return word, first, second
 
     def among(self, scores: Float[Tensor, "k vocabulary"]) -> Int[Tensor, "3 k"]:
-        """The same of the scores that all tokens have in some directions."""
+        """Returns the same as one tensor, from the scores of all tokens.
+
+        Args:
+            scores: A row for each direction.
+
+        """
         own = scores[:, self.tokens]
         most = own.max(1)
         word = self.whose[most.indices]
@@ -324,22 +380,22 @@ class Ranks:
 
 
 def _drawn(d: int, samples: int, seed: int, report: Progress) -> Iterator[Tensor]:
-    """Random directions, some at a time. Their lengths are left as they are: ranks do not depend on them."""
+    """Random directions, in batches. They are not normalised, because ranks do not depend on lengths."""
     generator = torch.Generator().manual_seed(seed)
-    for start in range(0, samples, AT_ONCE):
-        yield torch.randn(d, min(AT_ONCE, samples - start), generator=generator, dtype=torch.float64)
-        report("random directions", min(start + AT_ONCE, samples), samples)
+    for start in range(0, samples, BATCH_SIZE):
+        yield torch.randn(d, min(BATCH_SIZE, samples - start), generator=generator, dtype=torch.float64)
+        report("random directions", min(start + BATCH_SIZE, samples), samples)
 
 
 def _code(first: Tensor, second: Tensor, size: int) -> np.ndarray:
-    """Both ranks as one number, ordered by the first one and then the second."""
+    """Both ranks as one number, which orders by the first and then by the second."""
     return (first * (size + 1) + second).numpy()
 
 
 def _tests(
     run: Run, number: int, prompt: Prompt, depths: Sequence[Depth], ranks: Ranks, top: int, drawn: np.ndarray
 ) -> list[dict[str, Any]]:
-    """A row for each vector of a prompt, all but q; a zero block has no vectors."""
+    """A row for each vector of a prompt, without q; vectors of singular value zero have none."""
     spectra: list[tuple[int, int | None, SVD]] = []
     for depth in depths:
         if depth.part == STREAM:
@@ -348,7 +404,7 @@ def _tests(
     places = [(layer, t, i, f) for layer, t, f in spectra for i in range(int((f.S > 0).sum()))]
     directions = torch.stack([f.U[:, i] for _, _, i, f in places], dim=1)
     found, decoded = [], []
-    for some in directions.split(AT_ONCE, dim=1):
+    for some in directions.split(BATCH_SIZE, dim=1):
         scores, sizes = ranks.scores(some)
         found.append(ranks.among(scores))
         decoded += best(scores, sizes, top).words(run.lm)
@@ -381,7 +437,7 @@ def _tests(
 
 
 def _text(lm: LM, prompt: Prompt) -> str:
-    """A prompt as a person reads it."""
+    """A prompt as text, for tables."""
     if isinstance(prompt, str):
         return prompt
     try:
@@ -399,8 +455,10 @@ def _check(lm: LM, lexicon: Sequence[str], convention: str) -> None:
     if not isinstance(lm, LM):
         raise BadArgument("screen takes an LM", type(lm).__name__, "Make one with sc.load or sc.LM.")
     if isinstance(lexicon, str) or not isinstance(lexicon, Sequence) or not lexicon:
-        raise BadArgument("A list to screen for has words", repr(lexicon)[:60], 'Give, for instance, ["bridge"].')
+        raise BadArgument(
+            "A list to screen for has at least one word", repr(lexicon)[:60], 'Give, for example, ["bridge"].'
+        )
     if odd := [word for word in lexicon if not isinstance(word, str) or not word.strip()]:
-        raise BadArgument("A list to screen for has words", repr(odd[0]), "Leave out what is none.")
+        raise BadArgument("A list to screen for has words only", repr(odd[0]), "Leave it out.")
     if convention not in CONVENTIONS:
         raise BadArgument(f"A convention is one of {', '.join(CONVENTIONS)}", repr(convention), "Choose one of them.")

@@ -1,7 +1,7 @@
-"""A result as files: tables as Parquet and CSV, what their columns mean next to them, one JSON, and tensors.
+"""Results as files: tables as Parquet and CSV, a description of their columns, one JSON, and tensors.
 
-The Parquet's columns have the described types, whatever is in them, and carry their unit and meaning as metadata. In
-CSV every text is in quotes, and what is missing is empty without quotes: `READ` says how that is read back.
+Parquet columns have the described types, also where they are empty, and their unit and meaning as metadata. In CSV
+every text is in quotes, and a missing value is empty without quotes: `READ` says how to read it back.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ ARROW = {
     "text": pyarrow.large_string(),
     "truth": pyarrow.bool_(),
 }
-"""Types of columns as those of Parquet."""
+"""The Parquet type of each column type."""
 
 DESCRIBED = "columns"
-"""The name of the file that says what the columns of a folder's tables mean."""
+"""The name of the file that describes the columns of a folder's tables."""
 
 READ = {
     "integer": "missing: empty; read as Int64",
@@ -39,22 +39,23 @@ READ = {
     "text": "in quotes, also NA and null; missing: empty without quotes; read as text with keep_default_na=False",
     "truth": "true or false; missing: empty; read as boolean",
 }
-"""How columns of each type are written as CSV, and what a pandas user sets to read them as they are."""
+"""How columns of each type are written as CSV, and how to read them back with pandas."""
 
 TENSORS = "tensors.safetensors"
 
 
 def check_folder(folder: str | Path, tables: Iterable[Table], files: Iterable[str] = ()) -> None:
-    """Raise what writing such tables and files to a folder would raise, before there are any.
+    """Raises the errors that writing tables and files to a folder would raise, before there are any.
 
     Args:
-        folder: Where they would be written.
+        folder: The folder.
         tables: The tables.
         files: The names of other files.
 
     Raises:
-        BadArgument: It is no path.
-        OutputFailed: It, or a file of it, could not be written.
+        BadArgument: `folder` is not a path.
+        OutputFailed: The folder, or a file in it, can't be written.
+
     """
     names = [*(table.name for table in tables), DESCRIBED]
     check(folder, *(f"{name}.{ending}" for name in names for ending in ("parquet", "csv")), *files)
@@ -68,7 +69,20 @@ def write(
     tensors: Mapping[str, tuple[str, Tensor]],
     about: Mapping[str, Any],
 ) -> None:
-    """Write tables, a tree as the JSON file of a name, and tensors with their meanings. Raises OutputFailed."""
+    """Writes a result to a folder.
+
+    Args:
+        folder: The folder.
+        name: The name of the JSON file, without its ending.
+        tables: The tables, with their descriptions.
+        tree: The contents of the JSON file.
+        tensors: The tensors by name, with their meanings.
+        about: Metadata of the file of tensors.
+
+    Raises:
+        OutputFailed: The folder can't be written. Nothing half-written is left behind.
+
+    """
     with saving(folder, tables) as new:
         write_json(new / f"{name}.json", tree)
         if tensors:
@@ -78,10 +92,18 @@ def write(
 
 @contextmanager
 def saving(folder: str | Path, tables: Iterable[tuple[Table, pd.DataFrame]]) -> Iterator[Path]:
-    """A folder with these tables (.parquet and .csv) and columns.csv; more can be written to it in the block.
+    """Writes tables (.parquet and .csv) and columns.csv to a temporary folder, to which the block can add files.
 
-    It is in its place when the block ends well. columns.csv is of all tables that the folder has then, also those that
-    were there. Raises OutputFailed.
+    The files move to their place when the block succeeds. columns.csv then describes all tables in the folder,
+    including those that were there before.
+
+    Args:
+        folder: The folder.
+        tables: The tables, with their descriptions.
+
+    Raises:
+        OutputFailed: The folder can't be written. Nothing half-written is left behind.
+
     """
     with replacing(folder) as new:
         new.mkdir()
@@ -99,7 +121,7 @@ def saving(folder: str | Path, tables: Iterable[tuple[Table, pd.DataFrame]]) -> 
 
 
 def _there(folder: Path) -> Iterator[pd.DataFrame]:
-    """What columns.csv in a folder says, table by table, of those that are there."""
+    """The contents of a folder's columns.csv, table by table, for the tables that the folder has."""
     file = folder / f"{DESCRIBED}.csv"
     if not file.is_file():
         return
@@ -108,22 +130,39 @@ def _there(folder: Path) -> Iterator[pd.DataFrame]:
         for name, own in every.groupby("table", sort=False):
             if (folder / f"{name}.parquet").is_file() and list(own.columns) == list(columns().columns):
                 yield own
-    except (ValueError, KeyError, OSError):  # another program's file of this name
+    except (ValueError, KeyError, OSError):  # a file of another program
         return
 
 
 def write_csv(rows: pyarrow.Table, path: Path) -> None:
-    """Write rows as CSV: every text, as it is, in quotes; what is missing is empty, without them."""
+    """Writes rows as CSV, with every text in quotes, and missing values empty without quotes.
+
+    Args:
+        rows: The rows.
+        path: The file.
+
+    """
     pyarrow.csv.write_csv(rows, path, pyarrow.csv.WriteOptions(quoting_style="needed"))
 
 
 def write_columns(folder: Path, about: pd.DataFrame) -> None:
-    """Write what the columns of a folder's tables mean next to them."""
+    """Writes columns.csv.
+
+    Args:
+        folder: The folder.
+        about: The descriptions, as `columns` returns them.
+
+    """
     write_csv(pyarrow.Table.from_pandas(about, preserve_index=False), folder / f"{DESCRIBED}.csv")
 
 
 def columns(*tables: Table) -> pd.DataFrame:
-    """What the columns of these tables mean: a row for each, with its type, unit, meaning, and how CSV has it."""
+    """Returns a description of each column: its table, name, type, unit, meaning, and form in CSV.
+
+    Args:
+        tables: The tables.
+
+    """
     rows = [
         (table.name, column.name, column.kind, column.unit, column.meaning, READ[column.kind])
         for table in tables
@@ -133,7 +172,13 @@ def columns(*tables: Table) -> pd.DataFrame:
 
 
 def arrow(table: Table, frame: pd.DataFrame) -> pyarrow.Table:
-    """Rows of a table as they are written, with what its columns mean."""
+    """Returns the rows of a table in Arrow's types, with the unit and meaning of each column.
+
+    Args:
+        table: The table's description.
+        frame: Its rows.
+
+    """
     fields = []
     for key in frame.columns:
         about = table[key]
@@ -143,7 +188,12 @@ def arrow(table: Table, frame: pd.DataFrame) -> pyarrow.Table:
 
 
 def plain(tree: Any) -> Any:
-    """The same with None for NaN and infinity, which JSON does not have, and tuples as lists."""
+    """Returns a tree for JSON: with None for NaN and infinity, which JSON does not have, and lists for tuples.
+
+    Args:
+        tree: Dicts, lists, tuples and values.
+
+    """
     if isinstance(tree, Mapping):
         return {str(key): plain(leaf) for key, leaf in tree.items()}
     if isinstance(tree, list | tuple):

@@ -1,4 +1,4 @@
-"""Values as text, the same wherever they are shown."""
+"""Values as text, in the same format wherever they are shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from secant.text import readable, visible
 
 
 def number(value: float) -> str:
-    """A number in six places at most.
+    """Returns a number with three digits, in at most six characters.
+
+    Args:
+        value: The number.
 
     >>> number(0.123456), number(123456.0), number(float("inf"))
     ('0.123', '1e+05', 'inf')
@@ -20,7 +23,12 @@ def number(value: float) -> str:
 
 
 def share(value: float) -> str:
-    """A share of a logit, in percent; without decimals from ten times the logit on."""
+    """Returns a share of a logit in percent, without decimals from 1000 % on.
+
+    Args:
+        value: The share; 1 is the logit.
+
+    """
     return f"{value:z.1%}" if abs(value) < 9.995 else f"{value:.0%}"
 
 
@@ -37,14 +45,20 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "error": lambda value: f"{value:.1e}",
     "truth": lambda value: "yes" if value else "no",
 }
-"""Each format of `secant.results.schema.Format`."""
+"""What each format of `secant.results.schema.Format` makes of a value."""
 
 NUMBERS = {"integer", "number", "rank", "logit", "share", "percent", "error"}
-"""Formats that stand to the right in a column."""
+"""Formats that are aligned to the right."""
 
 
 def shown(value: Any, format: str) -> str:
-    """A value, or a cell's, as text; nothing where it is missing."""
+    """Returns a value as text; an empty text if it is missing.
+
+    Args:
+        value: The value, or a `Cell` with a value.
+        format: The format of its column.
+
+    """
     if isinstance(value, Cell):
         text = shown(value.value, value.show or format)
         return value.mark + text if text else ""
@@ -56,7 +70,12 @@ def shown(value: Any, format: str) -> str:
 
 
 def fact(value: Any) -> str:
-    """What is said of the whole, as text."""
+    """Returns a fact of a view as text.
+
+    Args:
+        value: A text, `Tokens`, or several of these.
+
+    """
     if isinstance(value, Tokens):
         return " ".join(map(visible, value))
     return " ".join(map(fact, value)) if isinstance(value, list | tuple) else readable(str(value))

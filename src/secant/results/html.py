@@ -1,6 +1,6 @@
-"""A view as a notebook shows it: small static HTML, no script, every text escaped.
+"""Views in notebooks: small static HTML without scripts, with every text escaped.
 
-Colours are the notebook's own, but for two of bars, which can be seen on light and on dark.
+Colours are the notebook's own, except those of bars, which are visible on light and dark backgrounds.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ POSITIVE, NEGATIVE = "#3d8fd1", "#d9702b"
 """Colours of bars."""
 
 MOST = 40
-"""Rows and columns that are shown; how many more there are is said."""
+"""The most rows and columns of a table; a line below it says how many more there are."""
 
 PLAIN = "tex2jax_ignore mathjax_ignore"
-"""Classes in which notebooks look for no formulas between dollar signs."""
+"""Classes in which notebooks do not treat text between dollar signs as formulas."""
 
 CELL = "padding:0.1em 0.6em;border:none;text-align:{};white-space:nowrap{}"
 
@@ -28,7 +28,12 @@ STYLES: dict[Style, str] = {"": "", "strong": ";font-weight:bold", "dim": ";opac
 
 
 def html(view: View) -> str:
-    """A view as one element."""
+    """Returns a view as one HTML element.
+
+    Args:
+        view: The view.
+
+    """
     parts = [f'<div class="{PLAIN}"><strong>{escape(readable(view.title))}</strong>']
     for name, value in view.facts.items():
         lines = value if isinstance(value, list) else [value]
@@ -42,7 +47,7 @@ def html(view: View) -> str:
 
 
 def _grid(grid: Grid) -> str:
-    """A table; its rows and columns up to MOST."""
+    """A grid as a table, with at most MOST rows and columns."""
     columns, rows = grid.columns[:MOST], grid.rows[: min(MOST, grid.most or MOST)]
     tops = [_top([row[i] for row in rows]) if c.show == "bar" else 0.0 for i, c in enumerate(columns)]
     heads = "".join(f"<th{_style(c)}>{escape(visible(c.heading) if c.token else c.heading)}</th>" for c in columns)

@@ -1,4 +1,4 @@
-"""Paths from users, text files from users, and writing that leaves nothing half-written behind."""
+"""Paths and text files from users, and output that leaves nothing half-written behind."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HALF_WRITTEN = ".secant-half-written-"
-"""Prefix of temporary folders: what is in one was not finished. No other program uses it."""
+"""The prefix of temporary folders, whose contents are unfinished. No other program uses it."""
 
 PATH = "A path is a str or a pathlib.Path"
 
 
 def path_of(value: Any, rule: str = PATH) -> Path:
-    """The path that a user gave; ~ is the home folder.
+    """Returns the path that a user gave; ~ is the home folder.
 
     Args:
         value: A str or a path.
-        rule: What it should be, for the message.
+        rule: What it should be, for the message of the error.
 
     Raises:
         BadArgument: It is not a path.
@@ -51,11 +51,11 @@ def path_of(value: Any, rule: str = PATH) -> Path:
 
 
 def paths_of(values: Any, rule: str) -> list[Path]:
-    """The paths that a user gave, one or several.
+    """Returns the paths that a user gave, one or several.
 
     Args:
         values: A path, or several.
-        rule: What they should be, for the message.
+        rule: What they should be, for the message of the error.
 
     Raises:
         BadArgument: One is not a path, or there are none.
@@ -69,7 +69,7 @@ def paths_of(values: Any, rule: str) -> list[Path]:
 
 
 def check(folder: str | Path, *files: str) -> None:
-    """Raise what writing files to a folder would raise, before there is anything to write.
+    """Raises the errors that writing files to a folder would raise, before there is anything to write.
 
     Args:
         folder: The folder.
@@ -77,7 +77,7 @@ def check(folder: str | Path, *files: str) -> None:
 
     Raises:
         BadArgument: The folder is not a path.
-        OutputFailed: The folder, or a file in it, could not be written.
+        OutputFailed: The folder, or a file in it, can't be written.
 
     """
     path = _real(folder)
@@ -94,14 +94,14 @@ def check(folder: str | Path, *files: str) -> None:
 
 
 def check_file(path: str | Path) -> None:
-    """Raise what writing a file would raise, before there is anything to write.
+    """Raises the errors that writing a file would raise, before there is anything to write.
 
     Args:
         path: The file.
 
     Raises:
         BadArgument: It is not a path.
-        OutputFailed: It could not be written.
+        OutputFailed: The file can't be written.
 
     """
     place = _real(path)
@@ -111,11 +111,11 @@ def check_file(path: str | Path) -> None:
 
 
 def text(path: str | Path, rule: str) -> str:
-    """The text of a UTF-8 file, or of standard input for "-".
+    """Returns the text of a UTF-8 file, or of standard input for "-".
 
     Args:
         path: The file.
-        rule: What it should be, for the message.
+        rule: What it should be, for the message of the error.
 
     Raises:
         BadArgument: The file cannot be read.
@@ -137,16 +137,21 @@ def text(path: str | Path, rule: str) -> str:
 
 
 def named(path: str | Path) -> str:
-    """A file's name, for messages."""
+    """Returns a file's name for messages.
+
+    Args:
+        path: The file, or "-" for standard input.
+
+    """
     return "standard input" if str(path) == "-" else str(path)
 
 
 def lines(path: str | Path, what: str) -> list[str]:
-    """The lines of a UTF-8 file, or of standard input for "-", without blank ones.
+    """Returns the lines of a UTF-8 file, or of standard input for "-", without blank ones.
 
     Args:
         path: The file.
-        what: What the lines are, for the message.
+        what: What the lines are, in the plural, for the message of the error.
 
     Raises:
         BadArgument: The file cannot be read.
@@ -161,25 +166,37 @@ def lines(path: str | Path, what: str) -> list[str]:
 
 
 def write_text(path: Path, said: str) -> None:
-    r"""Write a text in UTF-8. Half a character, as in a file name that is not text, is written as \udc80."""
+    r"""Writes a text in UTF-8. A lone surrogate, as in a file name that is not text, is written as \udc80.
+
+    Args:
+        path: The file.
+        said: The text.
+
+    """
     path.write_bytes(said.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, tree: Any) -> None:
-    """Write a tree as JSON in UTF-8. Half a character is written as its escape."""
+    """Writes a tree as JSON in UTF-8. A lone surrogate is written as its escape.
+
+    Args:
+        path: The file.
+        tree: Dicts, lists and values.
+
+    """
     write_text(path, json.dumps(tree, indent=1, ensure_ascii=False))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Write tensors on any device as safetensors.
+    """Writes tensors, on any device, as safetensors.
 
     Args:
         path: The file.
         tensors: The tensors by name.
-        about: Metadata.
+        about: The metadata of the file.
 
     Raises:
-        OutputFailed: safetensors fails, with errors of its own.
+        OutputFailed: safetensors can't write the file.
 
     """
     from safetensors.torch import save_file
@@ -193,18 +210,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path to write a file to, or make a folder at; it replaces `path` when the block succeeds.
+    """Yields a temporary path for a file or a folder, which replaces `path` when the block succeeds.
 
-    A file is replaced. A folder is only replaced by a folder, file by file, and its other files stay. The temporary
+    A file replaces a file. A folder replaces only a folder, file by file, and other files in it stay. The temporary
     path is in the folder itself if that exists, and next to it otherwise, so that both are on one device. Links are
-    followed. If the block fails, what it has written is removed, with the folders that were made for it.
+    followed. If the block fails, the files that it has written are removed, with the folders that were made for them.
 
     Args:
         path: The file or folder to write.
 
     Raises:
         BadArgument: It is not a path.
-        OutputFailed: The system refuses.
+        OutputFailed: `path` can't be written.
 
     """
     path = _real(path)
@@ -227,7 +244,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def making(folder: Path) -> Iterator[None]:
-    """Make a folder and its parents; those that are empty when the block ends are removed again. Raises OSError."""
+    """Makes a folder and its parents, and removes those that are empty when the block ends.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        OSError: One can't be made.
+
+    """
     made: list[Path] = []
     try:
         for each in reversed([p for p in (folder, *folder.parents) if not p.exists()]):
@@ -242,7 +267,12 @@ def making(folder: Path) -> Iterator[None]:
 
 
 def clear(folder: Path) -> None:
-    """Remove what a killed run of secant left half-written in a folder, and nothing else."""
+    """Removes from a folder what a killed run of secant left half-written, and nothing else.
+
+    Args:
+        folder: The folder.
+
+    """
     for left in folder.glob(f"{HALF_WRITTEN}*"):
         if (
             re.fullmatch(r"[a-z0-9_]{8}", left.name.removeprefix(HALF_WRITTEN))
@@ -257,7 +287,15 @@ TRY_ELSEWHERE = "Choose another place, or make room and rights there."
 
 @contextmanager
 def failing(path: Path) -> Iterator[None]:
-    """Raise OutputFailed for an OSError of the block, which writes to a path."""
+    """Raises OutputFailed for an OSError of the block, which writes to a path.
+
+    Args:
+        path: The path.
+
+    Raises:
+        OutputFailed: The block raised an OSError.
+
+    """
     try:
         yield
     except OSError as error:
@@ -265,9 +303,7 @@ def failing(path: Path) -> Iterator[None]:
 
 
 def _real(path: Any) -> Path:
-    """Where a path leads through links. Raises BadArgument where it is not a path, or one that libraries cannot write
-    to.
-    """
+    """The path behind all links. Raises BadArgument if it is not a path, or is not valid UTF-8."""
     place = os.path.realpath(path_of(path, "Results are written to a path"))
     if place.encode("utf-8", "ignore").decode() != place:
         raise BadArgument("Results are written to a path in UTF-8", f"{place!r}", "Give it another name.")
@@ -275,12 +311,12 @@ def _real(path: Any) -> Path:
 
 
 def _longest(folder: Path) -> int:
-    """The most bytes in the name of a file in a folder."""
+    """The most bytes that the name of a file in a folder can have."""
     return os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
 
 
 def _is_there(path: Path) -> bool:
-    """Whether anything exists at a path. Raises OSError where that is unknown, as for a name that is too long."""
+    """Whether anything exists at a path. Raises OSError if that is unknown, as for a name that is too long."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -289,14 +325,14 @@ def _is_there(path: Path) -> bool:
 
 
 def _is_file_or_none(path: Path) -> None:
-    """Raises OSError where a path is a folder, a device or another special file, which must stay."""
+    """Raises OSError if a path is a folder, a device or another special file, which must not be replaced."""
     if _is_there(path) and not stat.S_ISREG(path.lstat().st_mode):
         folder = path.is_dir()
         raise IsADirectoryError(21, "Is a directory") if folder else OSError(22, "a device, or no plain file")
 
 
 def _allow_reading(new: Path, place: Path) -> None:
-    """Give files the rights of new files here; some libraries make them readable for their owner alone."""
+    """Gives files the permissions of new files; some libraries make them readable for their owner only."""
     probe = place / ".rights"
     probe.touch(0o666)
     rights = stat.S_IMODE(probe.stat().st_mode)
@@ -306,7 +342,7 @@ def _allow_reading(new: Path, place: Path) -> None:
 
 
 def _move(new: Path, path: Path) -> None:
-    """Put a file, or a folder's files, in place: all of them, or none if one is blocked."""
+    """Moves a file, or a folder's files, into place: all of them, or none if one is blocked."""
     if not new.is_dir():
         _is_file_or_none(path)
         os.replace(new, path)

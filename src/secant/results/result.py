@@ -1,8 +1,8 @@
-"""A result: it says what it consists of, and everything that shows, writes or exports it follows from that.
+"""The base class of results. A result describes its contents, and how it is shown and written follows from that.
 
-A result is a frozen dataclass that derives from `Result` and says up to four things: `tables`, whose columns its
-`schema` describes; `about`, what is said of the whole; `tensors`; and `view`, what to show first. Adding a column means
-writing it down in the `Table` next to the code that fills it.
+A result is a frozen dataclass that derives from `Result` and defines up to four methods: `tables`, whose columns its
+`schema` describes; `about`, facts of the whole; `tensors`; and `view`, what to show first. A new column is added to the
+`Table` next to the code that fills it, and nowhere else.
 """
 
 from __future__ import annotations
@@ -19,24 +19,30 @@ from secant.results.view import Grid, View
 
 
 class Described(NamedTuple):
-    """A tensor and what its axes and values are."""
+    """A tensor with a description.
+
+    Attributes:
+        meaning: What its axes and values are.
+        tensor: The tensor.
+
+    """
 
     meaning: str
     tensor: Tensor
 
 
 class Viewed:
-    """What shows itself: in a terminal by `show()`, in a notebook by being the last value of a cell."""
+    """An object that can be shown: in a terminal by `show()`, in a notebook as the last value of a cell."""
 
     def view(self) -> View:
-        """What to show of it first."""
+        """Returns what to show first."""
         raise NotImplementedError
 
     def show(self, width: int | None = None) -> None:
-        """Print it on standard output.
+        """Prints it on standard output.
 
         Args:
-            width: Columns to fill; by default the terminal's, or 100 where there is none.
+            width: The width in characters; by default the terminal's, or 100 without a terminal.
 
         """
         from secant.results.terminal import show
@@ -50,32 +56,35 @@ class Viewed:
 
 
 class Result(Viewed):
-    """What every result can do."""
+    """The base class of results, which writes, exports and shows them."""
 
     schema: ClassVar[tuple[Table, ...]] = ()
-    """The tables that it may have, the one of `to_pandas` first."""
+    """The tables that it can have. The first is the one that `to_pandas` returns."""
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Its tables by the name of their file."""
+        """Returns its tables by name. Each name is that of its file."""
         raise NotImplementedError
 
     def about(self) -> dict[str, Any]:
-        """What is said of the whole, ready for JSON."""
+        """Returns facts of the whole, ready for JSON."""
         return {}
 
     def tensors(self) -> Mapping[str, Described]:
-        """Its tensors by name."""
+        """Returns its tensors by name."""
         return {}
 
     def view(self) -> View:
-        """What to show of it first: unless it says otherwise, all columns of its first table."""
+        """Returns what to show first; unless overridden, all columns of its first table."""
         name, frame = next(iter(self.tables().items()))
         table = self.described(name)
         return View(f"{type(self).__name__}: {table.row}", grids=[Grid.of(table, frame, frame.columns)])
 
     @classmethod
     def described(cls, name: str) -> Table:
-        """The description of one of its tables.
+        """Returns the description of one of its tables.
+
+        Args:
+            name: The name of the table.
 
         Raises:
             KeyError: It has no such table.
@@ -84,21 +93,27 @@ class Result(Viewed):
         return {table.name: table for table in cls.schema}[name]
 
     def to_pandas(self) -> pd.DataFrame:
-        """Its first table, as a copy."""
+        """Returns a copy of its first table."""
         return next(iter(self.tables().values())).copy()
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the tensors, ready for JSON: what is said of the whole, and each table as a list of rows."""
+        """Returns all but the tensors, ready for JSON: the facts of `about`, and each table as a list of rows."""
         from secant.results.files import plain
 
         return plain({**self.about(), **{name: records(frame) for name, frame in self.tables().items()}})
 
     def save(self, folder: str | Path) -> None:
-        """Write it to a folder: each table as .parquet and .csv, columns.csv, which says what their columns mean, one
-        JSON of all of it, and tensors.safetensors where it has tensors.
+        """Writes it to a folder.
+
+        The files are each table as .parquet and .csv, columns.csv, which describes their columns, a JSON file with all
+        of it, and tensors.safetensors if it has tensors.
+
+        Args:
+            folder: The folder, which is made if it does not exist. Other files in it stay.
 
         Raises:
-            OutputFailed: The folder can't be written to. Nothing half-written is left behind.
+            BadArgument: `folder` is not a path.
+            OutputFailed: The folder can't be written. Nothing half-written is left behind.
 
         """
         from secant.results.files import write
@@ -108,20 +123,21 @@ class Result(Viewed):
 
     @classmethod
     def file(cls) -> str:
-        """The name of its JSON file, without the ending."""
+        """Returns the name of its JSON file, without the ending."""
         return cls.__name__.lower()
 
     @classmethod
     def check_folder(cls, folder: str | Path, *files: str) -> None:
-        """Raise what saving such a result to a folder would raise, before there is one.
+        """Raises the errors that saving such a result to a folder would raise, before there is a result.
 
         Args:
-            folder: Where it would be saved.
+            folder: The folder.
             files: The names of other files that would be written there.
 
         Raises:
-            BadArgument: It is no path.
-            OutputFailed: It, or a file of it, could not be written.
+            BadArgument: `folder` is not a path.
+            OutputFailed: The folder, or a file in it, can't be written.
+
         """
         from secant.results.files import TENSORS, check_folder
 

@@ -1,7 +1,7 @@
-"""What a table is: its rows and its columns, each with type, unit and meaning, and how it is shown.
+"""Descriptions of tables: what a row is, and the type, unit, meaning and format of each column.
 
-A `Table` stands next to the code that fills it. What reads, shows and writes tables knows these descriptions alone, so
-that a column is written down once. A `{i}` in a column's name stands for 0, 1, 2, …
+A `Table` is defined next to the code that fills it. All code that reads, shows or writes tables uses these descriptions
+only, so that each column is described once. A `{i}` in a column's name stands for 0, 1, 2, …
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any, Literal
 import pandas as pd
 
 Format = Literal["text", "token", "tokens", "integer", "number", "rank", "logit", "share", "percent", "error", "truth"]
-"""How a value is shown: a text; a token, or several, with every character visible; a number in six places; a stable
-rank; a logit; a share of a logit; a probability; an error as a power of ten; yes or no."""
+"""How a value is shown: a text; a token, or several, with every character visible; an integer; a number with three
+digits; a stable rank; a logit; a share of a logit; a probability in percent; an error as a power of ten; yes or no."""
 
 KINDS: dict[type, str] = {int: "integer", float: "number", str: "text", bool: "truth"}
-"""The types of columns, as they are written in columns.csv."""
+"""The name of each column type in columns.csv."""
 
 SHOWN: dict[type, Format] = {int: "integer", float: "number", str: "text", bool: "truth"}
-"""How a column is shown unless it says otherwise."""
+"""The default format of each column type."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Column:
     """A column of a table.
 
     Attributes:
-        name: Its name, with `{i}` where it stands for several.
+        name: Its name. With `{i}` it stands for several columns.
         type: int, float, str or bool.
-        meaning: What a value means, and what a missing one does.
+        meaning: What a value means, and what a missing value means.
         unit: The unit of its values.
-        missing: Whether values may be missing. A missing number is NaN, and needs no mention.
-        heading: What stands above it where it is shown, if not its name.
-        show: How a value is shown, if not as its type is.
+        missing: Whether values can be missing. In columns of floats they always can, as NaN.
+        heading: Its heading in views; by default its name.
+        show: The format of its values; by default that of its type.
 
     """
 
@@ -49,29 +49,41 @@ class Column:
 
     @property
     def kind(self) -> str:
-        """The type as columns.csv has it: integer, number, text or truth."""
+        """The name of its type in columns.csv: integer, number, text or truth."""
         return KINDS[self.type]
 
     @property
     def format(self) -> Format:
-        """How a value is shown."""
+        """The format of its values."""
         return self.show or SHOWN[self.type]
 
     @property
     def dtype(self) -> str:
-        """The type of pandas that holds it."""
+        """Its type in pandas."""
         if self.type is int:
             return "Int64" if self.missing else "int64"
         return {float: "float64", str: "object"}.get(self.type) or ("boolean" if self.missing else "bool")
 
     def but(self, **changes: Any) -> Column:
-        """The same column with some attributes changed."""
+        """Returns the same column with some attributes changed.
+
+        Args:
+            changes: The new values of attributes, by name.
+
+        """
         return replace(self, **changes)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: the name of its file, what a row is, and its columns in order."""
+    """A table.
+
+    Attributes:
+        name: Its name, which is also that of its file.
+        row: What a row is.
+        columns: Its columns, in order.
+
+    """
 
     name: str
     row: str
@@ -82,17 +94,22 @@ class Table:
         self._known.update({column.name: column for column in self.columns})
 
     def __getitem__(self, name: str) -> Column:
-        """The column of a name. Raises KeyError for one that is not described."""
+        """Returns the column of a name. Raises KeyError if there is none."""
         return self._known.get(name) or self._known[re.sub(r"\d+$", "{i}", name)]
 
     @property
     def names(self) -> list[str]:
-        """The names of its columns, without those that stand for several."""
+        """The names of its columns, without those that stand for several columns."""
         return [column.name for column in self.columns if "{i}" not in column.name]
 
     def but(self, name: str = "", row: str = "", **more: Sequence[Column]) -> Table:
-        """The same table with another name or row, and with columns `before` and `after` its own, which those of the
-        same name replace in their place.
+        """Returns the same table with a different name, row or columns.
+
+        Args:
+            name: The new name; by default the same.
+            row: What a row is; by default the same.
+            more: Columns to add `before` and `after` its own. Those with the name of one of its own replace that one.
+
         """
         given = {column.name: column for columns in more.values() for column in columns}
         own = [given.pop(column.name, column) for column in self.columns]
@@ -100,14 +117,14 @@ class Table:
         return Table(name or self.name, row or self.row, (*first, *own, *last))
 
     def frame(self, rows: Iterable[Sequence[Any]] | Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
-        """Rows as a frame with all columns in order and of their types.
+        """Returns rows as a frame that has all columns, in order and with their types.
 
         Args:
-            rows: Tuples in the order of the columns, dicts by name, or a frame. A column that stands for several takes
-                as many as there are, from dicts and frames.
+            rows: Tuples in the order of the columns, dicts by name, or a frame. If a column stands for several, dicts
+                and frames can have any number of them.
 
         Raises:
-            KeyError: A column is not described, or one that is described is not there.
+            KeyError: The rows have a column that is not described, or lack one that is.
 
         """
         if not isinstance(rows, pd.DataFrame):
@@ -125,11 +142,16 @@ class Table:
 
     @property
     def empty(self) -> pd.DataFrame:
-        """The table without rows."""
+        """A frame of this table without rows."""
         return self.frame([])
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as dicts of Python's own values, None where one is missing, ready for JSON."""
+    """Returns rows as dicts of Python values, with None for missing ones, ready for JSON.
+
+    Args:
+        frame: The rows.
+
+    """
     columns = [own.astype(object).where(own.notna(), None).tolist() for _, own in frame.items()]
     return [dict(zip(map(str, frame.columns), row, strict=True)) for row in zip(*columns, strict=True)]

@@ -1,4 +1,4 @@
-"""A view as a person reads it in a terminal."""
+"""Views in a terminal."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from secant.text import readable, visible
 STYLES: dict[Style, str] = {"": "", "strong": "bold", "dim": "dim", "bad": "red"}
 
 BAR = 20
-"""Characters of the longest bar."""
+"""The length of the longest bar, in characters."""
 
 LEAST = 8
-"""Characters that a column that takes what is left has at least."""
+"""The least width, in characters, of columns that share the remaining width."""
 
 GAP = 2
-"""Blanks between columns."""
+"""Spaces between columns."""
 
 
 class _Trimmed(io.TextIOBase):
-    """Standard output without blanks at the ends of lines, which rich fills with them."""
+    """Standard output without the spaces that rich adds at the ends of lines."""
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -46,8 +46,13 @@ class _Trimmed(io.TextIOBase):
 
 
 def console(width: int | None = None) -> Console:
-    """Standard output, which prints what it is given: no markup, no names of emoji. 100 columns, and no blanks at the
-    ends of lines, where it is no terminal.
+    """Returns standard output as a console that prints text as it is, without markup or names of emoji.
+
+    If it is not a terminal, lines have 100 characters, and no spaces at their ends.
+
+    Args:
+        width: The width in characters; by default the terminal's.
+
     """
     plain: Any = {"highlight": False, "markup": False, "emoji": False, "width": width}
     out = Console(**plain)
@@ -55,7 +60,13 @@ def console(width: int | None = None) -> Console:
 
 
 def show(view: View, width: int | None = None) -> None:
-    """Print a view on standard output: the title and facts, the grids, and what they mean."""
+    """Prints a view on standard output: title, facts, grids, warnings and notes.
+
+    Args:
+        view: The view.
+        width: The width in characters; by default the terminal's, or 100 without a terminal.
+
+    """
     out = console(width)
     out.print()
     if view.title:
@@ -82,7 +93,7 @@ def show(view: View, width: int | None = None) -> None:
 
 
 def _facts(facts: dict[str, Any]) -> Table:
-    """A line for each fact; of several lines, the name stands by the first."""
+    """A line for each fact. The name of a fact of several lines is on the first."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     for name, value in facts.items():
@@ -93,7 +104,7 @@ def _facts(facts: dict[str, Any]) -> Table:
 
 
 def _parts(grid: Grid, width: int) -> list[Table]:
-    """A grid as tables that fit: without its spare columns, or with its columns in several tables."""
+    """A grid as tables that fit the width: without its spare columns, or with its columns in several tables."""
     rows = list(grid.rows if grid.most is None else grid.rows[: grid.most])
     columns = list(grid.columns)
     if not grid.keep:
@@ -118,18 +129,18 @@ def _parts(grid: Grid, width: int) -> list[Table]:
 
 
 def _least(columns: Sequence[Shown], rows: Sequence[Sequence[Any]], places: Sequence[int]) -> int:
-    """The width that some columns need."""
+    """The width that some columns require."""
     widths = [LEAST if _takes_rest(columns[i]) else _width(columns[i], [row[i] for row in rows]) for i in places]
     return sum(widths) + GAP * (len(places) - 1)
 
 
 def _takes_rest(column: Shown) -> bool:
-    """Whether a column shares the room that is left."""
+    """Whether a column shares the remaining width."""
     return column.show == "tokens" or column.wrap
 
 
 def _width(column: Shown, values: Sequence[Any]) -> int:
-    """The width of a column: that of its widest value, or the most that it may have."""
+    """The width of a column: that of its widest value, at most `most`."""
     if column.show == "bar":
         return BAR
     widest = max((cell_len(shown(value, column.show)) for value in values), default=0)
@@ -141,7 +152,7 @@ def _heading(column: Shown) -> str:
 
 
 def _table(columns: Sequence[Shown], rows: Sequence[Sequence[Any]], places: Sequence[int], width: int) -> Table:
-    """Some columns of a grid; those of tokens, and of texts that wrap, share the room that is left."""
+    """Some columns of a grid. Those of tokens, and of texts that wrap, share the remaining width."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), title_justify="left")
     table.caption_style, table.caption_justify = "dim", "left"
     own = {i: [row[i] for row in rows] for i in places}
@@ -186,7 +197,7 @@ def _cell(value: Any, column: Shown, width: int, top: float) -> Text:
 
 
 def _whole(tokens: Tokens, width: int) -> str:
-    """As many tokens as fit whole, at least a part of the first."""
+    """As many whole tokens as fit, and at least the first, which may be cut."""
     line = ""
     for token in tokens:
         longer = f"{line} {shown((token,), 'tokens')}".strip()

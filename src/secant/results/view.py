@@ -1,7 +1,7 @@
-"""What to show first of a result, for whatever shows it: facts, grids of cells, and what they mean.
+"""Views: what to show first of a result, as facts, grids of cells, and notes.
 
-A view holds plain values. How a value looks, how wide a column may be and which columns are left out on a narrow screen
-is up to what shows it (`secant.results.terminal`, `secant.results.html`).
+A view contains plain values. The renderers (`secant.results.terminal`, `secant.results.html`) decide how values look,
+how wide columns are, and which columns are left out on a narrow screen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ Style = Literal["", "strong", "dim", "bad"]
 
 
 class Cell(NamedTuple):
-    """A value that is shown in another style than its column's, or after a mark."""
+    """A value with its own style, mark or format.
+
+    Attributes:
+        value: The value.
+        style: Its style.
+        mark: A text before it.
+        show: Its format; by default its column's.
+
+    """
 
     value: Any
     style: Style = ""
@@ -28,22 +36,22 @@ class Cell(NamedTuple):
 
 
 class Tokens(tuple[str, ...]):
-    """Several tokens, which are shown with every character visible."""
+    """Several tokens, shown with every character visible."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A column as it is shown.
+    """A column of a grid.
 
     Attributes:
-        heading: What stands above it.
-        show: How its values are shown; "bar" draws them, from zero to the largest.
-        most: The most characters that it takes.
-        spare: On a narrow screen, columns that are spare are left out first, the largest number before the others.
+        heading: Its heading.
+        show: The format of its values; "bar" draws them, from zero to the largest.
+        most: Its largest width, in characters.
+        spare: When it is left out on a narrow screen: columns with the largest number first; those with 0 never.
         token: Whether its heading is a token.
-        wrap: Whether what does not fit goes on in further lines. Such columns share the room that is left.
+        wrap: Whether values continue on further lines if they do not fit. Such columns share the remaining width.
 
     """
 
@@ -62,10 +70,10 @@ class Grid:
     Attributes:
         columns: The columns.
         rows: A value or `Cell` for each column; None is shown as nothing.
-        title: What stands above it.
-        keep: Where columns do not fit next to each other, so many of the first are repeated and the others go below;
-            0 where columns are left out instead.
-        most: Rows that are shown; how many more there are is said.
+        title: Its title.
+        keep: If columns do not fit next to each other, the grid is split into several, each with this many of its first
+            columns; 0 to leave out spare columns instead.
+        most: The most rows that are shown; a line below says how many more there are.
         note: What its columns mean.
 
     """
@@ -81,14 +89,14 @@ class Grid:
     def of(
         table: Table, frame: pd.DataFrame, names: Iterable[str], *, spare: Mapping[str, int] | None = None, **more: Any
     ) -> Grid:
-        """Columns of a frame, with the headings and formats that its table describes.
+        """Returns columns of a frame, with the headings and formats that its table describes.
 
         Args:
-            table: What describes them.
+            table: The description.
             frame: The rows.
-            names: The names of the columns; "a|bar" draws a bar after a.
-            spare: Those that are left out on a narrow screen, as `Shown` has it.
-            more: What else a grid has.
+            names: The names of the columns; "a|bar" adds a bar after a.
+            spare: `Shown.spare` of some columns, by name.
+            more: Other attributes of the grid.
 
         """
         shown, values = [], []
@@ -109,10 +117,10 @@ class View:
     """What to show of a result.
 
     Attributes:
-        title: What it is, in a line.
-        facts: What is said of the whole: a text, `Tokens`, or several lines.
+        title: One line that says what it is.
+        facts: Facts of the whole, by name: a text, `Tokens`, or a list of lines.
         grids: Its tables.
-        notes: What the columns mean, and what was left out.
+        notes: What the columns mean, and what is left out.
         warnings: What went wrong.
 
     """
@@ -125,10 +133,20 @@ class View:
 
 
 def cells(values: pd.Series) -> list[Any]:
-    """The values of a column, None where one is missing."""
+    """Returns the values of a column, with None for missing ones.
+
+    Args:
+        values: The column.
+
+    """
     return [None if missing(value) else value for value in values.astype(object)]
 
 
 def missing(value: Any) -> bool:
-    """Whether a value is None, NaN, or pandas' missing one."""
+    """Returns whether a value is None, NaN, or pandas' NA.
+
+    Args:
+        value: The value.
+
+    """
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))

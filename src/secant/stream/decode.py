@@ -1,7 +1,9 @@
-"""Directions as tokens: output directions through the head, input directions by cosine to the embeddings.
+"""Decoding directions to tokens: at the output through the head, at the input by cosine to the embeddings.
 
-What a direction decodes to says little without what random directions decode to: `null` measures that, and tokens carry
-a z-score.
+A direction u of the final hidden state scores each token by its logit W u, with the head's weight W. A direction v of
+the embeddings scores each token by the cosine between v and its embedding. `decode` returns the tokens of highest
+score. `null` returns what random directions decode to, from which `decode` computes z-scores: how far a score is above
+the mean score of the same rank, in standard deviations.
 """
 
 from __future__ import annotations
@@ -30,34 +32,34 @@ Side = Literal["output", "input"]
 Metric = Literal["dot", "cosine"]
 
 METRICS: dict[str, Metric] = {"output": "dot", "input": "cosine"}
-"""How a direction is compared with tokens on each side, unless another way is asked for."""
+"""The default metric of each side."""
 
 SIDES: tuple[Side, Side] = ("output", "input")
-"""Where directions are: written at the output, or read at the input."""
+"""The spaces of directions: the final hidden state, and the embeddings."""
 
-AT_ONCE = 64
-"""Directions that are decoded together."""
+BATCH_SIZE = 64
+"""The most directions in a batch."""
 
-SIDE = Column("side", str, "output (a left singular vector: what is written) or input (a right one: what is read)")
-RANK = Column("rank", int, "place among the direction's top tokens, from 0")
+SIDE = Column("side", str, "output (left singular vectors: what is written) or input (right ones: what is read)")
+RANK = Column("rank", int, "rank among the direction's top tokens, from 0")
 WORD = Column("word", str, "the decoded token's text", show="token")
 WORD_ID = Column("id", int, "the decoded token's id in the vocabulary")
 SCORE = Column(
-    "score", float, "how well the token fits the unit vector: at the output its logit, at the input its cosine",
+    "score", float, "score of the token by the unit vector: its logit at the output, its cosine at the input",
     "logit or cosine",
 )  # fmt: skip
 Z = Column(
-    "z", float, "how far the score is above that of the same rank in what random directions decode to",
+    "z", float, "how far the score is above the mean score of this rank over random directions",
     "standard deviations",
 )  # fmt: skip
 
 NULL = Table(
     "null",
-    "a place among the top tokens of a random unit direction",
+    "a rank among the top tokens of random unit directions",
     (
-        SIDE.but(meaning="output or input: what directions are compared with"),
-        RANK.but(meaning="place among the top tokens, from 0"),
-        Column("mean", float, "mean of the score at this place over the random directions", "logit or cosine"),
+        SIDE.but(meaning="output or input: the side on which directions are decoded"),
+        RANK.but(meaning="rank among the top tokens, from 0"),
+        Column("mean", float, "mean of the score at this rank over random directions", "logit or cosine"),
         Column("std", float, "its standard deviation", "logit or cosine"),
     ),
 )
@@ -69,7 +71,7 @@ NULL_WORDS = Table(
         RANK,
         WORD,
         WORD_ID,
-        SCORE.but(meaning="how well the token fits the direction, by the null's metric"),
+        SCORE.but(meaning="score of the token by the direction, in the null's metric"),
     ),
 )
 LARGEST_COLUMNS = Table(
@@ -78,13 +80,13 @@ LARGEST_COLUMNS = Table(
     (
         Column("rank", int, "which column, from 0, largest norm first"),
         POSITION,
-        TOKEN.but(meaning="the token's text; missing where the operator belongs to no prompt", missing=True),
+        TOKEN.but(meaning="the token's text; missing if the operator has no prompt", missing=True),
         Column("unit", int, "which element of the token's embedding, from 0"),
         Column("norm", float, "norm of the column", SIGMA),
-        RANK.but(name="place", meaning="place among the column's top tokens, from 0"),
+        RANK.but(name="place", meaning="rank among the column's top tokens, from 0"),
         WORD,
         WORD_ID,
-        SCORE.but(meaning="the token's logit, from the column as it is", unit=LOGIT),
+        SCORE.but(meaning="the token's logit by the column, which is not normalised", unit=LOGIT),
     ),
 )
 LARGEST_ROWS = LARGEST_COLUMNS.but(
@@ -94,21 +96,26 @@ LARGEST_ROWS = LARGEST_COLUMNS.but(
         Column("rank", int, "which row, from 0, largest norm first"),
         Column("unit", int, "which element of the output, from 0"),
         Column("norm", float, "norm of the row", SIGMA),
-        RANK.but(name="place", meaning="place among the row's top tokens, from 0"),
-        SCORE.but(meaning="cosine of the row and the token's embedding", unit="cosine"),
+        RANK.but(name="place", meaning="rank among the row's top tokens, from 0"),
+        SCORE.but(meaning="cosine between the row and the token's embedding", unit="cosine"),
     ),
 )
 
-COMMON = 8
-"""Tokens that are shown of those that random directions decode to most often."""
+MOST_FREQUENT = 8
+"""How many of the most frequent top tokens of random directions the view of a null shows."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """A token that a direction stands for. The score is a logit at the output, a cosine at the input, or as was asked.
+    """A top token of a direction.
 
-    `z`: how many standard deviations the score is above the same place in what random directions decode to, if a null
-    was given.
+    Attributes:
+        token: Its text.
+        id: Its id in the vocabulary.
+        score: Its score in the metric used: by default its logit at the output, its cosine at the input.
+        z: How many standard deviations its score is above the mean score of its rank over random directions; None
+            without a null.
+
     """
 
     token: str
@@ -118,7 +125,12 @@ class Word:
 
 
 def ranked(words: Sequence[Word]) -> list[dict[str, Any]]:
-    """What a table says of each of a direction's top tokens, best first: rank (from 0), word, id, score and z."""
+    """Returns the columns of a direction's top tokens in tables: rank (from 0), word, id, score and z.
+
+    Args:
+        words: The top tokens, best first.
+
+    """
     return [{"rank": i, "word": w.token, "id": w.id, "score": w.score, "z": w.z} for i, w in enumerate(words)]
 
 
@@ -129,12 +141,12 @@ class Null(Result):
     Attributes:
         side: "output" or "input".
         metric: "dot" or "cosine".
-        centered: Whether the mean of all tokens' vectors was subtracted.
-        keep: Which token texts count; None: all.
-        top: How many tokens were asked for.
-        mean: Mean of the best, second-best … score over the directions.
+        centered: Whether the mean of all tokens' vectors is subtracted from each.
+        keep: Which token texts are scored; None for all.
+        top: The number of top tokens of each direction.
+        mean: The mean score of each rank over the directions.
         std: Its standard deviation.
-        words: The top tokens of each random direction.
+        words: The top tokens of each direction.
 
     """
 
@@ -150,7 +162,7 @@ class Null(Result):
     words: list[list[Word]] = field(repr=False)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The scores to expect at each place, and the top tokens of each random direction."""
+        """Returns `null` (the mean score of each rank) and `null_words` (the top tokens of each direction)."""
         scores = zip(self.mean.tolist(), self.std.tolist(), strict=True)
         rows = [(i, rank, w.token, w.id, w.score) for i, own in enumerate(self.words) for rank, w in enumerate(own)]
         return {
@@ -159,13 +171,13 @@ class Null(Result):
         }
 
     def about(self) -> dict[str, Any]:
-        """The settings, and how many directions were drawn."""
+        """Returns the settings, and the number of directions."""
         how = {"side": self.side, "metric": self.metric, "centered": self.centered, "top": self.top}
         return {**how, "filtered": self.keep is not None, "samples": len(self.words)}
 
     def view(self) -> View:
-        """The scores to expect, and the tokens that come first most often."""
-        first = Counter(own[0].token for own in self.words if own).most_common(COMMON)
+        """Shows the mean score of each rank, and the tokens that rank first most often."""
+        first = Counter(own[0].token for own in self.words if own).most_common(MOST_FREQUENT)
         facts = {
             "directions": len(self.words),
             "compared by": f"{'logit' if self.metric == 'dot' else 'cosine'}{', centred' if self.centered else ''}",
@@ -187,40 +199,43 @@ def decode(
     keep: Callable[[str], bool] | None = None,
     null: Null | None = None,
 ) -> list[list[Word]]:
-    """The top tokens of each direction.
+    """Returns the top tokens of each direction.
 
     Args:
         lm: The model.
-        directions: One direction, or several as columns.
-        side: "output" scores tokens by their logit W u, the head's weight times the direction; "input" by the cosine
-            between the direction and their embedding.
-        top: Tokens for each direction, at most.
-        metric: "dot" or "cosine", instead of the side's own. Tokens whose vector is zero have no cosine and are left
-            out.
-        centered: Subtract the mean of all tokens' vectors first, which a softmax does not see.
-        keep: Which token texts count, for instance `str.isalpha`.
-        null: What random directions decode to with the same settings; it gives tokens their z.
+        directions: One direction, or several as columns. They need not be unit vectors.
+        side: "output" for directions of the final hidden state, which score tokens by their logit W u; "input" for
+            directions of the embeddings, which score tokens by the cosine to their embedding.
+        top: The most tokens of each direction.
+        metric: "dot" or "cosine", instead of the side's default. By cosine, tokens whose vector is zero are left out.
+        centered: Whether the mean of all tokens' vectors is subtracted from each first. At the output this shifts all
+            logits equally, which a softmax ignores.
+        keep: Which token texts are scored, for example `str.isalpha`; by default all.
+        null: What random directions decode to with the same settings, from which z-scores are computed.
 
     Returns:
-        A list for each direction, best first; equal scores in order of id.
+        A list for each direction, best token first; equal scores in order of id.
 
     Raises:
-        BadArgument: The directions do not have the width of that side, or the null has other settings.
+        BadArgument: The directions do not have the width of the side, the null has different settings or fewer tokens,
+            or another argument is out of range.
 
     """
     one_of(side, list(METRICS), "A side")
     metric = METRICS[side] if metric is None else metric
     one_of(metric, list(METRICS.values()), "A metric")
-    top = min(integer(top, 1, 10**9, "A direction has some words", "top = "), len(_vectors(lm, side)))
+    top = min(integer(top, 1, 10**9, "A direction has at least one top token", "top = "), len(_vectors(lm, side)))
     if null is not None and (
         (null.side, null.metric, null.centered, null.keep) != (side, metric, centered, keep) or null.top < top
     ):
         raise BadArgument(
-            "A null is of the same side, metric, centring, filter, and as many words", repr(null), "Make one anew."
+            "A null has the same side, metric, centring and filter, and at least as many tokens",
+            repr(null),
+            "Make one with the same arguments.",
         )
     columns = directions.detach().reshape(len(directions) if directions.ndim else 1, -1)
     scores = Scores.of(lm, side, columns.dtype, metric=metric, centered=centered, keep=keep)
-    return [words for some in columns.split(AT_ONCE, dim=1) for words in best(*scores(some), top).words(lm, null)]
+    return [words for some in columns.split(BATCH_SIZE, dim=1) for words in best(*scores(some), top).words(lm, null)]
 
 
 @checked
@@ -235,23 +250,23 @@ def null(
     samples: int = 256,
     seed: int = 0,
 ) -> Null:
-    """What random directions decode to.
+    """Returns what random unit directions decode to.
 
     Args:
         lm: The model.
-        side: "output" or "input", as `decode` has it.
-        top: Tokens for each direction.
-        metric: As of `decode`.
-        centered: As of `decode`.
-        keep: As of `decode`.
-        samples: How many directions are drawn.
+        side: "output" or "input", as in `decode`.
+        top: The number of top tokens of each direction.
+        metric: "dot" or "cosine", instead of the side's default.
+        centered: Whether the mean of all tokens' vectors is subtracted from each first.
+        keep: Which token texts are scored; by default all.
+        samples: The number of directions, at least 2.
         seed: The seed that they are drawn with.
 
     Raises:
-        BadArgument: A setting is none.
+        BadArgument: An argument is out of range.
 
     """
-    samples = integer(samples, 2, 10**6, "A null takes some random directions", "samples = ")
+    samples = integer(samples, 2, 10**6, "A null requires at least two random directions", "samples = ")
     width = _vectors(lm, side).shape[1]
     drawn = torch.randn(width, samples, generator=torch.Generator().manual_seed(seeded(seed)), dtype=torch.float64)
     drawn = drawn / torch.linalg.vector_norm(drawn, dim=0)
@@ -263,12 +278,12 @@ def null(
 
 @dataclass(frozen=True, eq=False)
 class Largest(Result):
-    """The columns (or rows) of J of largest norm, and what they decode to.
+    """The columns, or the rows, of J of largest norm, and what they decode to.
 
     Attributes:
         of: "columns" or "rows".
-        table: A row for each top token: rank of the column (or row), its token's position and text, its unit (of the
-            input, or of the output), its norm, and place, word, id and score of the top token.
+        table: A row for each top token: the rank of the column or row, the position and text of its token, its element
+            (`unit`) of the embedding or of the output, its norm, and the place, word, id and score of the top token.
 
     """
 
@@ -278,46 +293,48 @@ class Largest(Result):
     table: pd.DataFrame = field(repr=False)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Its table, largest_columns or largest_rows."""
+        """Returns its table, `largest_columns` or `largest_rows`."""
         return {f"largest_{self.of}": self.table}
 
     def about(self) -> dict[str, Any]:
-        """Whether these are columns or rows."""
+        """Returns whether these are columns or rows."""
         return {"of": self.of}
 
     def view(self) -> View:
-        """A line for each column (or row): where it is, its norm, and its top tokens."""
+        """Shows each column or row: its place, its norm, and its top tokens."""
         groups = [(own.iloc[0], Tokens(own["word"])) for _, own in self.table.groupby("rank", sort=True)]
         columns = [
             Shown("", "integer"), Shown("token", "token", most=16), Shown("unit", "integer"), Shown("norm", "number"),
             Shown("", "bar", spare=1), Shown("top tokens", "tokens"),
         ]  # fmt: skip
         rows = [[*cells(one[["position", "token", "unit", "norm"]]), one["norm"], words] for one, words in groups]
-        side = "the head, as logits" if self.of == "columns" else "the embeddings, by cosine"
-        notes = [f"Each one is decoded by itself through {side}."]
+        how = "as logits through the head" if self.of == "columns" else "by cosine to the embeddings"
+        notes = [f"Each of the {self.of} is decoded by itself, {how}."]
         return View(f"The largest {self.of} of J", grids=[Grid(columns, rows)], notes=notes)
 
 
 @checked
 def largest(lm: LM, op: Operator, of: Literal["columns", "rows"] = "columns", count: int = 8, top: int = 8) -> Largest:
-    """The columns of J of largest norm, decoded through the head, or the rows, decoded to input embeddings.
+    """Returns the columns of J of largest norm, decoded through the head, or the rows, decoded to input embeddings.
 
-    A column is what one unit of one token's embedding writes; a row is what one unit of the output is selective for
-    (J. Golden, arXiv 2505.24293, section 4.2). J is formed.
+    A column of J is what one element of one token's embedding writes to the output. A row of a token's block J_t is
+    what one element of the output is selective for (J. Golden, arXiv 2505.24293, section 4.2). J is formed.
 
     Args:
         lm: The model.
-        op: The operator.
-        of: "columns" or "rows"; each are ordered by their own norms.
-        count: How many of them.
-        top: Tokens for each.
+        op: The operator. Its output, for columns, or its input, for rows, has the width of the final hidden state or
+            of the embeddings.
+        of: "columns" or "rows".
+        count: How many of them, largest norm first.
+        top: The number of top tokens of each.
 
     Raises:
-        BadArgument: The operator does not have the width of that side.
+        BadArgument: The operator does not have the width of that side, or another argument is out of range.
+        TooLarge: J does not fit in memory.
 
     """
     if of not in ("columns", "rows"):
-        raise BadArgument("Largest are columns or rows", repr(of), "Choose one of them.")
+        raise BadArgument("The largest are columns or rows", repr(of), "Choose one of them.")
     J = op.dense()
     d_out, T, d_in = J.shape
     vectors = J.movedim(0, 2).reshape(T * d_in, d_out) if of == "columns" else J.reshape(d_out * T, d_in)
@@ -327,7 +344,7 @@ def largest(lm: LM, op: Operator, of: Literal["columns", "rows"] = "columns", co
     count = integer(count, 1, len(norms), f"There are {len(norms)} {of}", "count = ")
     words = decode(lm, vectors[places[:count]].T, "output" if of == "columns" else "input", top)
     tokens, table = op.about.get("tokens", []), []
-    tokens = tokens if "token" in op.about or len(tokens) == T else None  # a composition is of no tokens
+    tokens = tokens if "token" in op.about or len(tokens) == T else None  # a composition has no tokens
     for rank, (place, norm, own) in enumerate(zip(places.tolist(), norms.tolist(), words, strict=False)):
         t, unit = divmod(place, d_in) if of == "columns" else (place % T, place // T)
         t = op.about.get("token", t)
@@ -339,9 +356,14 @@ def largest(lm: LM, op: Operator, of: Literal["columns", "rows"] = "columns", co
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """How well each token of one side fits directions: a logit W u, or a cosine. -inf: a token that does not count.
+    """Scores every token by directions of one side: by its logit W u, or by a cosine.
 
-    `table` has a token's vector in each row; `norms` are their lengths, where the score is a cosine.
+    Attributes:
+        table: The vector of each token, in rows.
+        norms: The norms of these vectors if scores are cosines; None otherwise.
+        dropped: Which tokens are not scored; their scores are -inf. None if all are.
+        side: "output" or "input".
+
     """
 
     table: Float[Tensor, "vocabulary d"] = field(repr=False)
@@ -360,7 +382,17 @@ class Scores:
         centered: bool = False,
         keep: Callable[[str], bool] | None = None,
     ) -> Scores:
-        """Of one side of a model, computed in the wider one of its type and `dtype`, in float32 at least."""
+        """Returns the scores of one side of a model.
+
+        Args:
+            lm: The model.
+            side: "output" or "input".
+            dtype: The directions' type. Scores are computed in the wider of this and the model's, at least float32.
+            metric: "dot" or "cosine", instead of the side's default.
+            centered: Whether the mean of all tokens' vectors is subtracted from each first.
+            keep: Which token texts are scored; by default all.
+
+        """
         table = _vectors(lm, side)
         table = table.to(torch.promote_types(torch.promote_types(table.dtype, dtype), torch.float32))
         kept = None if keep is None else torch.tensor([bool(keep(text)) for text in lm.texts[: len(table)]])
@@ -370,21 +402,26 @@ class Scores:
         return cls(table, norms, None if kept is None else ~kept.to(table.device), side)
 
     def __call__(self, directions: Float[Tensor, "d k"]) -> tuple[Float[Tensor, "k vocabulary"], Float[Tensor, " k"]]:
-        """The scores of each direction (a column), in a row, and the length that they are proportional to.
+        """Returns the scores by each direction, in rows, and the norm that they are proportional to (1 for cosines).
 
-        Raises BadArgument where directions do not have the width of this side.
+        Args:
+            directions: The directions, as columns.
+
+        Raises:
+            BadArgument: The directions do not have the width of this side.
+
         """
         if len(directions) != self.table.shape[1]:
             raise BadArgument(
-                f"Directions on the {self.side} side have {self.table.shape[1]} numbers",
+                f"Directions on the {self.side} side have {self.table.shape[1]} elements",
                 f"{len(directions)}",
-                "Give them as columns.",
+                "Pass them as columns.",
             )
         columns = directions.detach().to(self.table)
         sizes = lengths(columns, 0)
         if self.norms is None:
             scores = self.table @ columns
-        else:  # one length after the other: their product may be too small for the type
+        else:  # one norm after the other: their product can underflow
             units = columns / torch.where(sizes > 0, sizes, 1)
             scores = (self.table @ units) / torch.where(self.norms > 0, self.norms, 1)
             scores = torch.where((self.norms > 0) & (sizes > 0), scores, -torch.inf)
@@ -396,9 +433,14 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Best:
-    """The best tokens of some directions, a row each, best first; equal scores in order of id. -inf: there are no more.
+    """The top tokens of some directions, in rows, best first; equal scores in order of id.
 
-    `lengths`: what the scores are proportional to. `ranks`: how many tokens come before one that was asked for.
+    Attributes:
+        ids: The ids of the tokens.
+        scores: Their scores; -inf where a direction has no more tokens.
+        lengths: The norm that the scores of each direction are proportional to.
+        ranks: How many tokens rank before one given token, for each direction; None if none was given.
+
     """
 
     ids: Int[Tensor, "n top"]
@@ -407,12 +449,23 @@ class Best:
     ranks: Int[Tensor, " n"] | None = None
 
     def words(self, lm: LM, null: Null | None = None) -> list[list[Word]]:
-        """The tokens of each direction, with z-scores if there is a null."""
+        """Returns the top tokens of each direction.
+
+        Args:
+            lm: The model.
+            null: What random directions decode to, for z-scores.
+
+        """
         rows = zip(self.ids.tolist(), self.scores.tolist(), self.lengths.tolist(), strict=True)
         return [_words(lm, ids, scores, length, null) for ids, scores, length in rows]
 
     def rows(self, which: slice) -> Best:
-        """Those of some directions."""
+        """Returns the top tokens of some of the directions.
+
+        Args:
+            which: Their places.
+
+        """
         ranks = None if self.ranks is None else self.ranks[which]
         return Best(self.ids[which], self.scores[which], self.lengths[which], ranks)
 
@@ -420,7 +473,15 @@ class Best:
 def best(
     scores: Float[Tensor, "n vocabulary"], lengths: Float[Tensor, " n"], top: int, token: int | None = None
 ) -> Best:
-    """The `top` tokens of each row of scores, and the rank of a token in each."""
+    """Returns the top tokens of each row of scores, and the rank of one token in each.
+
+    Args:
+        scores: The scores of all tokens, a row for each direction.
+        lengths: The norm that each row is proportional to.
+        top: The number of top tokens.
+        token: The id of the token whose rank is computed, if any.
+
+    """
     top = min(top, scores.shape[1])
     values, ids = scores.topk(min(top + 1, scores.shape[1]), dim=1)
     last = values[:, top - 1]
@@ -429,51 +490,74 @@ def best(
     ids, order = ids[:, :top].sort(dim=1)
     values, order = values[:, :top].gather(1, order).sort(dim=1, descending=True, stable=True)
     ids = ids.gather(1, order)
-    for i in odd:  # more tokens score alike than there is room for: those of the lowest ids
+    for i in odd:  # tokens tie at the last place: take the lowest ids
         own = scores[i].nan_to_num(-torch.inf, torch.inf, -torch.inf)
         values[i], ids[i] = (sorted_[:top] for sorted_ in own.sort(descending=True, stable=True))
     return Best(ids.cpu(), values.cpu(), lengths.cpu(), None if token is None else ranks_of(scores, token).cpu())
 
 
 def ranks_of(scores: Float[Tensor, "n vocabulary"], token: int) -> Int[Tensor, " n"]:
-    """How many tokens come before one: those that score higher, and those of a lower id that score alike."""
+    """Returns how many tokens rank before one: those with a higher score, and those with the same score and a lower id.
+
+    Args:
+        scores: The scores of all tokens, a row for each direction.
+        token: The id of the token.
+
+    """
     own = scores[:, token : token + 1]
     return (scores > own).sum(1) + (scores[:, :token] == own).sum(1)
 
 
 class Decodings:
-    """What singular vectors decode to, each direction decoded once; kept by its SVD and side.
+    """The top tokens of singular vectors. Each direction is decoded once, and its top tokens are cached.
 
-    `top`: at least so many tokens of each are kept. `token`: one whose rank in every left vector is kept too.
+    Args:
+        lm: The model.
+        top: The least number of top tokens to cache for each direction.
+        token: The id of a token whose rank in every left singular vector is cached too.
+
     """
 
     def __init__(self, lm: LM, top: int = 8, token: int | None = None) -> None:
         self.lm, self.top, self.token = lm, top, token
-        self._kept: dict[tuple[SVD, Side], Best] = {}
+        self._cached: dict[tuple[SVD, Side], Best] = {}
 
     def __call__(self, asked: Sequence[tuple[SVD, int]], side: Side, top: int) -> list[Best]:
-        """The best tokens, at least `top` of them, of the first so many vectors of each SVD on one side."""
+        """Returns the top tokens of the first vectors of some SVDs.
+
+        Args:
+            asked: Each SVD, with the number of its vectors to decode.
+            side: "output" for left singular vectors, "input" for right ones.
+            top: The least number of top tokens of each vector.
+
+        """
         top = min(max(top, self.top), len(_vectors(self.lm, side)))
         self._decode([(f, count) for f, count in asked if count], side, top)
         nothing = Best(torch.zeros(0, top, dtype=torch.long), torch.zeros(0, top), torch.zeros(0))
-        return [self._kept[f, side].rows(slice(0, count)) if count else nothing for f, count in asked]
+        return [self._cached[f, side].rows(slice(0, count)) if count else nothing for f, count in asked]
 
     def ranks(self, found: Sequence[SVD], token: int) -> list[int]:
-        """How many tokens come before this one in what the first left vector of each decodes to."""
+        """Returns how many tokens rank before one in the first left singular vector of each SVD.
+
+        Args:
+            found: The SVDs.
+            token: The id of the token.
+
+        """
         if token == self.token:
             kept = self([(f, 1) for f in found], "output", self.top)
             return [int(own.ranks[0]) for own in kept if own.ranks is not None]
         scores, ranks = None, list[int]()
-        for some in _together(f.U[:, :1] for f in found):
+        for some in _batches(f.U[:, :1] for f in found):
             scores = scores or Scores.of(self.lm, "output", some.dtype)
             ranks += ranks_of(scores(some)[0], token).tolist()
         return ranks
 
     def _decode(self, asked: Sequence[tuple[SVD, int]], side: Side, top: int) -> None:
-        """Decode what is not kept yet, or not with so many tokens."""
+        """Decode the vectors that are not cached, or not with as many tokens."""
         todo: dict[SVD, slice] = {}
         for f, count in asked:
-            kept = self._kept.get((f, side))
+            kept = self._cached.get((f, side))
             if kept is None:
                 todo[f] = slice(0, count)
             elif kept.ids.shape[1] < top:
@@ -482,7 +566,7 @@ class Decodings:
                 todo[f] = slice(len(kept.ids), count)
         columns = [(f.U if side == "output" else f.V)[:, some] for f, some in todo.items()]
         scores, found = None, list[Best]()
-        for some in _together(columns):
+        for some in _batches(columns):
             scores = scores or Scores.of(self.lm, side, some.dtype)
             found.append(best(*scores(some), top, self.token if side == "output" else None))
         if not found:
@@ -490,23 +574,23 @@ class Decodings:
         every, start = _joined(found), 0
         for (f, added), own in zip(todo.items(), columns, strict=True):
             new, start = every.rows(slice(start, start + own.shape[1])), start + own.shape[1]
-            self._kept[f, side] = _joined([self._kept[f, side], new]) if added.start else new
+            self._cached[f, side] = _joined([self._cached[f, side], new]) if added.start else new
 
 
-def _together(columns: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Columns of matrices, so many at once as are decoded together."""
+def _batches(columns: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The columns of several matrices, in batches."""
     some: list[Tensor] = []
     for own in columns:
         some.append(own)
-        if sum(c.shape[1] for c in some) >= AT_ONCE:
-            yield from torch.cat(some, 1).split(AT_ONCE, dim=1)
+        if sum(c.shape[1] for c in some) >= BATCH_SIZE:
+            yield from torch.cat(some, 1).split(BATCH_SIZE, dim=1)
             some = []
     if sum(c.shape[1] for c in some):
-        yield from torch.cat(some, 1).split(AT_ONCE, dim=1)
+        yield from torch.cat(some, 1).split(BATCH_SIZE, dim=1)
 
 
 def _joined(found: Sequence[Best]) -> Best:
-    """The rows of several, one after the other."""
+    """The rows of several, concatenated."""
     ranks = [own.ranks for own in found if own.ranks is not None]
     return Best(
         torch.cat([own.ids for own in found]),
@@ -517,7 +601,7 @@ def _joined(found: Sequence[Best]) -> Best:
 
 
 def _words(lm: LM, ids: Sequence[int], scores: Sequence[float], length: float, null: Null | None) -> list[Word]:
-    """The tokens of one direction of a length."""
+    """The top tokens of one direction; `length` is the norm that its scores are proportional to."""
     words = []
     for place, (i, score) in enumerate(zip(ids, scores, strict=True)):
         if score == -torch.inf:
@@ -530,5 +614,5 @@ def _words(lm: LM, ids: Sequence[int], scores: Sequence[float], length: float, n
 
 
 def _vectors(lm: LM, side: Side) -> Float[Tensor, "vocabulary d"]:
-    """What stands for each token on a side."""
+    """The vectors of all tokens on a side: rows of the head's weight, or of the embedding."""
     return lm.unembedding if side == "output" else lm.embedding

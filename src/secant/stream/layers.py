@@ -1,8 +1,10 @@
-"""Every layer at once: what the network has written by each depth, and what each layer does by itself.
+"""The linear systems of every layer: what the network has written by each depth, and what each layer does by itself.
 
-For each layer, each of its parts, and the stream after it: the cumulative operator (from the embeddings) and the
-layerwise one (from the stream before the layer), at one position, read through the final norm; of each the leading
-singular triplets, token by token and for all tokens together (J. Golden, TMLR 2025, arXiv 2505.24293, section 4.3).
+Let h_i be the residual stream after layer i at one position. It is affine in the embeddings, with the cumulative
+operator J_i, and in the residual stream before the layer, with the layerwise operator. So is what each part of the
+layer adds to it. Through the readout N, the final norm frozen at h_i, the output N h_i is in the space that the head
+decodes (a logit lens). `layers` returns the leading singular triplets of all of these operators, for each token's block
+and for all tokens together (J. Golden, TMLR 2025, arXiv 2505.24293, section 4.3).
 """
 
 from __future__ import annotations
@@ -45,13 +47,15 @@ from secant.text import visible
 SPANS = ("cumulative", "layerwise")
 
 LAYER = Column("layer", int, "the layer, from 0")
-PART = Column("part", str, "residual (the residual stream after the layer), or what adds to it: attn, mlp or mixer")
+PART = Column(
+    "part", str, "residual (the residual stream after the layer), or what the layer adds to it: attn, mlp or mixer"
+)
 SPAN = Column("span", str, "cumulative (from the embeddings) or layerwise (from the residual stream before the layer)")
 FROBENIUS = Column("frobenius", float, "‖J‖_F", SIGMA)
 
 LAYERS = Table(
     "layers",
-    "an operator: layer x part x span x token, and of all tokens together",
+    "an operator: layer x part x span, for each token and for all tokens together",
     (
         LAYER,
         PART,
@@ -66,17 +70,17 @@ LAYERS = Table(
 )
 SPECTRA = Table(
     "spectra",
-    "a singular value of such an operator",
+    "a singular value of an operator of the table layers",
     (LAYER, PART, SPAN, BLOCK_POSITION, VECTOR, BLOCK, VALUE, NORMALIZED),
 )
 LAYER_WORDS = Table(
     "layer_words",
-    "a top token of a singular vector of such an operator",
+    "a top token of a singular vector of an operator of the table layers",
     (LAYER, PART, SPAN, BLOCK_POSITION, VECTOR, SIDE, RANK, WORD, WORD_ID, SCORE),
 )
 FIRST_SEEN = Table(
     "first_seen",
-    "part x span x token, and all tokens together",
+    "a part and span, and a token or all tokens together",
     (
         PART,
         SPAN,
@@ -87,12 +91,12 @@ FIRST_SEEN = Table(
 )  # fmt: skip
 PATH = Table(
     "path",
-    "one of the top two left vectors of the residual stream, cumulative, all tokens together",
+    "one of the first two left singular vectors of a layer's residual stream, cumulative, all tokens together",
     (
         LAYER,
         VECTOR,
-        Column("x", float, "its product with the last layer's first left vector", "cosine"),
-        Column("y", float, "its product with the last layer's second left vector", "cosine"),
+        Column("x", float, "its dot product with the last layer's first left singular vector", "cosine"),
+        Column("y", float, "its dot product with the last layer's second left singular vector", "cosine"),
     ),
 )
 COUPLING = Table(
@@ -104,7 +108,7 @@ COUPLING = Table(
         Column(
             "mismatch",
             float,
-            "‖U'ᵀ J V' - S‖ / ‖S‖ with the next layer's vectors: 0 the same, about 1 unrelated",
+            "‖U'ᵀ J V' - S‖ / ‖S‖ with the next layer's U' and V': 0 if they are the same, about 1 if unrelated",
             "ratio",
         ),
     ),
@@ -113,9 +117,16 @@ COUPLING = Table(
 
 @dataclass(frozen=True, eq=False)
 class Depth:
-    """One operator at one depth: `tokens[t]` are the leading triplets of its block for token t, `whole` those of all.
+    """One operator at one depth.
 
-    `part`: residual, attn, mixer or mlp; `span`: cumulative, or layerwise. `reconstruction`: ‖J x + b - y‖ / ‖y‖.
+    Attributes:
+        layer: The layer, from 0.
+        part: "residual" for the residual stream after the layer, or what the layer adds to it: "attn", "mixer", "mlp".
+        span: "cumulative" (from the embeddings) or "layerwise" (from the residual stream before the layer).
+        tokens: The leading singular triplets of each token's block.
+        whole: Those of all tokens together; None if they were left out.
+        reconstruction: ‖J x + b - y‖ / ‖y‖.
+
     """
 
     layer: int
@@ -128,7 +139,19 @@ class Depth:
 
 @dataclass(frozen=True, eq=False)
 class Layers(Result):
-    """All depths of a run at one position. `couplings[i]` joins layer i and the next; `method`: forward or reverse."""
+    """The operators of every layer of a run, at one position.
+
+    Attributes:
+        run: The run.
+        position: The position whose residual stream is decomposed, from 0.
+        readout: "norm" if the operators end after the final norm; None if they end in the residual stream.
+        method: How the cumulative operators were computed: "forward" or "reverse".
+        depths: The operators, layer by layer.
+        couplings: The mismatch between each layer and the next; empty without layerwise operators.
+        decodings: The cache of decoded singular vectors.
+        highlight: The ids of tokens that views mark; by default the predicted one.
+
+    """
 
     schema = (LAYERS, SPECTRA, LAYER_WORDS, FIRST_SEEN, PATH, COUPLING)
 
@@ -143,21 +166,32 @@ class Layers(Result):
 
     @property
     def predicted(self) -> int:
-        """The token that the model predicts at the position."""
+        """The id of the token that the model predicts at the position."""
         return int(self.run.logits[self.position].argmax())
 
     def depth(self, layer: int, part: str = STREAM, span: str = "cumulative") -> Depth:
-        """One of the depths. Raises NoPoint."""
+        """Returns one of the operators.
+
+        Args:
+            layer: The layer, from 0.
+            part: "residual", "attn", "mixer" or "mlp".
+            span: "cumulative" or "layerwise".
+
+        Raises:
+            NoPoint: There is no such operator.
+
+        """
         for depth in self.depths:
             if (depth.layer, depth.part, depth.span) == (layer, part, span):
                 return depth
         raise NoPoint(
-            "A depth is a layer, a part that it has, and a span", f"{layer}, {part}, {span}", "See to_pandas()."
+            "A depth is a layer, one of its parts, and a span", f"{layer}, {part}, {span}", "See to_pandas() for all."
         )
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row for each operator, of one token (position, token) or of all together (position missing): stable rank,
-        ‖J‖_F, σ's, and the reconstruction error of the operator.
+        """Returns a row for each operator, with its stable rank, ‖J‖_F, singular values, and reconstruction error.
+
+        Position and token say whose block it is; they are missing for all tokens together.
         """
         rows = [
             {
@@ -176,7 +210,7 @@ class Layers(Result):
         return LAYERS.frame(rows)
 
     def spectra(self) -> pd.DataFrame:
-        """A row for each singular value: σ_i and σ_i / σ₀."""
+        """Returns a row for each singular value, with σ_i and σ_i / σ₀."""
         rows = [
             {"layer": d.layer, "part": d.part, "span": d.span, "position": t, **row}
             for d, t, f in self._each()
@@ -185,10 +219,17 @@ class Layers(Result):
         return SPECTRA.frame([{name: row[name] for name in SPECTRA.names} for row in rows])
 
     def words(self, top: int = 8, vectors: int = 1, sides: Sequence[Side] = SIDES) -> pd.DataFrame:
-        """A row for each decoded word: layer x part x span x token x singular vector, side output (U) and input (V).
+        """Returns a row for each top token of a singular vector.
 
-        V of a layerwise operator is a direction of the stream before the layer; its words are the embeddings that it
-        is nearest to. Each direction is decoded once, however often it is asked for.
+        Right singular vectors are decoded by cosine to the embeddings. Those of a layerwise operator are directions of
+        the residual stream before the layer, which has the width of the embeddings. Those of all tokens together are
+        not decoded. Each vector is decoded once, however often this is called.
+
+        Args:
+            top: The most top tokens of each vector.
+            vectors: The number of singular vectors of each operator.
+            sides: Some of "output" (left singular vectors) and "input" (right ones).
+
         """
         asked: list[tuple[Depth, int | None, Side, SVD, int]] = [
             (d, t, side, f, min(vectors, int((f.S > 0).sum())))  # a zero block has no directions
@@ -208,19 +249,38 @@ class Layers(Result):
         return LAYER_WORDS.frame(rows)
 
     def path(self) -> pd.DataFrame:
-        """Where the top two left vectors of each depth's stream point in the plane of the last depth's (the paper's
-        path plot): a row for each layer and vector, with x and y their products with the last layer's first and second.
+        """Returns the first two left singular vectors of each layer in the plane of the last layer's (the path plot).
+
+        They are those of the cumulative operators of the residual stream, all tokens together.
+
+        Returns:
+            A row for each layer and vector. x and y are its dot products with the last layer's first and second vector.
+
+        Raises:
+            NoPoint: There are no cumulative operators of all tokens together, or they have fewer than two vectors.
+
         """
         streams = [(d.layer, f) for d, f in self._whole() if (d.part, d.span) == (STREAM, "cumulative")]
         plane = streams[-1][1].U[:, :2] if streams else torch.zeros(0, 0)
         if plane.shape[1] < 2:
-            raise NoPoint("A path takes two vectors of each cumulative stream", "fewer", "Use k = 2 or more.")
+            raise NoPoint("A path requires two vectors of each cumulative operator", "fewer", "Use k = 2 or more.")
         rows = [(layer, i, *(plane.T @ u).tolist()) for layer, f in streams for i, u in enumerate(f.U[:, :2].T)]
         return PATH.frame(rows)
 
     def first_seen(self, token: str | SupportsIndex | None = None, top: int = 1) -> pd.DataFrame:
-        """The first layer at which a token, by default the predicted one, is among the `top` words of U₀: a row for
-        each part, span and token of the prompt (all together: position missing); layer missing where it never is.
+        """Returns the first layer at which a token is among the top tokens of the first left singular vector, U₀.
+
+        Args:
+            token: The token, by its text or id; by default the one predicted at the position.
+            top: How many top tokens of U₀ count.
+
+        Returns:
+            A row for each part, span and token of the prompt. Position is missing for all tokens together, layer if
+            there is no such layer.
+
+        Raises:
+            BadPrompt: The vocabulary does not have the token.
+
         """
         wanted = self.predicted if token is None else self.run.lm.token(token)
         found: dict[tuple[str, str, int | None], int | None] = {}
@@ -233,19 +293,25 @@ class Layers(Result):
         return FIRST_SEEN.frame([(*key, layer) for key, layer in found.items()])
 
     def coupling(self) -> pd.DataFrame:
-        """How far the leading singular vectors of one layer's block at the position's own token serve the one before:
-        ‖U_{i+1}ᵀ J_i V_{i+1} - S_i‖ / ‖S_i‖, 0 where they are the same (M. Aubry et al., "Transformer Block Coupling",
-        ICLR 2025, arXiv 2407.07810). J_i is what layer i adds to the stream.
+        """Returns how far each layer is from being diagonal in the leading singular vectors of the next.
+
+        J_i is the Jacobian of what layer i adds to the residual stream, by the position's own token. The mismatch
+        ‖U_{i+1}ᵀ J_i V_{i+1} - S_i‖ / ‖S_i‖ is 0 if both layers have the same singular vectors, and about 1 if they are
+        unrelated (M. Aubry et al., "Transformer Block Coupling", ICLR 2025, arXiv 2407.07810).
+
+        Returns:
+            A row for each layer and the next; none without layerwise operators.
+
         """
         return COUPLING.frame([(i, i + 1, m) for i, m in enumerate(self.couplings)])
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """All tables by name: layers, spectra, layer_words, first_seen, and, where they can be made, path, coupling."""
+        """Returns `layers`, `spectra`, `layer_words`, `first_seen`, and `path` and `coupling` if there are such."""
         words = self.words(vectors=max(len(f.S) for _, _, f in self._each()))
         return {**self.spectral(), "layer_words": words, "first_seen": self.first_seen()}
 
     def spectral(self) -> dict[str, pd.DataFrame]:
-        """The tables for which nothing is decoded: layers, spectra, and, where they can be made, path, coupling."""
+        """Returns the tables that require no decoding: `layers`, `spectra`, and `path` and `coupling` if there are such."""
         found = {"layers": self.to_pandas(), "spectra": self.spectra()}
         spans = {depth.span for depth in self.depths}
         if "cumulative" in spans and self.depths[0].whole is not None and len(self.depths[0].whole.S) > 1:
@@ -253,25 +319,25 @@ class Layers(Result):
         return {**found, **({"coupling": self.coupling()} if self.couplings else {})}
 
     def about(self) -> dict[str, Any]:
-        """The model, the position that is read, the readout, and how the operators were found."""
+        """Returns the model, the tokens, the position, the readout, and how the operators were computed."""
         where = {"model": self.run.lm.name, "tokens": self.run.tokens, "position": self.position}
         return {**where, "readout": self.readout, "method": self.method}
 
     def view(self) -> View:
-        """Each layer's spectrum and top tokens, then the top token of each token's block at each depth."""
+        """Shows each layer's spectrum and top tokens, then the top token of each token's block at each layer."""
         marked = set(self.highlight or [self.predicted])
         streams = [d for d in self.depths if (d.part, d.span) == (STREAM, "cumulative")]
         words = replace(self, depths=streams).words(top=6, sides=["output"])
-        read = ", through the final norm" if self.readout else ""
+        normed = ", through the final norm" if self.readout else ""
         note = (
-            f"At {visible(self.run.tokens[self.position])}{read}. R: stable rank of all tokens' blocks by this depth; "
-            "R alone: of the layer from its own input. The last table has the top token of each token's block by each "
-            "depth. ▸ marks the predicted token, or those of --highlight."
+            f"At {visible(self.run.tokens[self.position])}{normed}. R: stable rank of the cumulative operator of all "
+            "tokens; R alone: of the layer from its own input. The last table has the top token of each token's block "
+            "after each layer. ▸ marks the predicted token, or those of --highlight."
         )
         return View("", grids=[self._by_layer(words, marked), self._by_token(words, marked)], notes=[note])
 
     def _by_layer(self, words: pd.DataFrame, marked: set[int]) -> Grid:
-        """Layer by layer: stable ranks of the residual stream, of the layer alone and of its parts, and top tokens."""
+        """A line for each layer: stable ranks of its residual stream, of itself and of its parts, and top tokens."""
         rows = self.to_pandas()
         rows = rows[rows["position"].isna()] if rows["position"].isna().any() else rows[rows["position"] == 0]
         by = rows.set_index(["layer", "part", "span"])
@@ -306,7 +372,7 @@ class Layers(Result):
         return Grid([*columns, Shown("writes by now (U₀)", "tokens")], lines)
 
     def _by_token(self, words: pd.DataFrame, marked: set[int]) -> Grid:
-        """Layer x token: the top token of U₀ of the token's block; nothing of a zero block."""
+        """Layer x token: the top token of U₀ of the token's block; zero blocks have none."""
         first = words[(words["rank"] == 0) & words["position"].notna()]
         cells = {
             (row.layer, row.position): Cell((row.word,), *(("strong", "▸") if row.id in marked else ("", "")), "tokens")
@@ -318,10 +384,12 @@ class Layers(Result):
         return Grid(columns, lines, keep=1)
 
     def _whole(self) -> list[tuple[Depth, SVD]]:
-        """The operators of all tokens. Raises NoPoint where they were left out."""
+        """The operators of all tokens together. Raises NoPoint if they were left out."""
         found = [(depth, depth.whole) for depth in self.depths if depth.whole is not None]
         if not found:
-            raise NoPoint("This takes all tokens together", "layers without them", "Use layers(run, all_tokens=True).")
+            raise NoPoint(
+                "A path requires operators of all tokens together", "none", "Use layers(run, all_tokens=True)."
+            )
         return found
 
     def _each(self) -> Iterator[tuple[Depth, int | None, SVD]]:
@@ -344,18 +412,38 @@ def layers(
     max_memory: float | str | None = None,
     progress: Progress | None = None,
 ) -> Layers:
-    """Every layer x part x span of a run at one position: the leading k triplets of each token's block, and of all.
+    """Returns the leading singular triplets of every layer's operators at one position.
 
-    `readout`: "norm" reads each point through the final norm, held at the point's own value; None takes it as it is.
-    `all_tokens`: also of all blocks side by side. `method`: of the cumulative ones, forward, reverse, or auto, the
-    cheaper one that fits (see secant.stream.sweep). `max_memory`: bytes to work in, or such as "4GiB"; by default
-    half of what is free. `progress(what, done, all)` is called as the work goes on.
-    Raises NoPoint where the network has no layers, BadArgument, TooLarge, and NotExact.
+    Work that takes more than a minute, or more than half of the free memory, is announced beforehand.
+
+    Args:
+        run: The run.
+        k: The number of triplets of each token's block, and of all tokens together.
+        position: The position whose residual stream is decomposed; by default the last.
+        readout: "norm" to end each operator after the final norm, frozen at the activation that it is applied to; None
+            to end it in the residual stream.
+        spans: Some of "cumulative" (from the embeddings) and "layerwise" (from the residual stream before the layer).
+        method: How to compute the cumulative operators: "forward", "reverse", or "auto" for the cheaper one that fits
+            in memory (see `secant.stream.sweep`).
+        all_tokens: Whether all tokens' blocks together are decomposed too.
+        max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
+        progress: Called as `progress("layers", done, all)` after each layer.
+
+    Raises:
+        NoPoint: The network has no layers, or the readout can't be applied to them.
+        BadArgument: Another argument is out of range.
+        TooLarge: The work does not fit in memory.
+        NotExact: An operator does not reproduce the model within tolerance.
+
     """
     inside = run.inside
     T, count = inside.tokens, len(inside.layers)
     if not count:
-        raise NoPoint("A network's layers are members of a module list that carries the stream", "none", "Use points.")
+        raise NoPoint(
+            "A network's layers are members of a module list that the residual stream passes through",
+            "none",
+            "Use points.",
+        )
     if readout not in (None, "norm"):
         raise BadArgument("A readout of all layers is norm, or None", repr(readout), "Choose one of them.")
     if not spans or not set(spans) <= set(SPANS):
@@ -377,14 +465,14 @@ def _layers(
     all_tokens: bool,
     progress: Progress | None,
 ) -> Layers:
-    """All layers, of arguments that are as they should be."""
+    """All layers, from checked arguments."""
     inside, count = run.inside, len(run.inside.layers)
     chosen = plan(inside, method)
     rows = sum(inside.graph[name].shape[1] for i in range(count) for name in targets(inside, i))
     vectors = (chosen.vectors * ("cumulative" in spans) + rows * ("layerwise" in spans)) / count
     whole = Plan(chosen.method, True, vectors / CHUNK, vectors, 0, chosen.memory)
     announce_plan(f"All {count} layers, {chosen.method} sweep", run.operator(), whole)
-    reading = Reading.of(inside, position, readout is not None)
+    readouts = Readouts.of(inside, position, readout is not None)
     sweep = operators(inside, position, chosen.method) if "cumulative" in spans else None
     report = progress or (lambda what, done, of: None)
     alone = inside.without_streams() if "layerwise" in spans and inside.chain else None
@@ -393,7 +481,7 @@ def _layers(
     couplings: list[float] = []
     for i in range(count):
         if sweep is not None:
-            depths += _depths(run, reading, i, "cumulative", next(sweep), inside.biases, k, all_tokens)
+            depths += _depths(run, readouts, i, "cumulative", next(sweep), inside.biases, k, all_tokens)
         if "layerwise" in spans:
             own = layerwise(inside, i, position)
             blocks = [*blocks[-1:], *_added(own, position)]
@@ -401,7 +489,7 @@ def _layers(
                 [_mismatch(blocks[0], blocks[1], k)] if len(blocks) == 2 and blocks[0].shape == blocks[1].shape else []
             )
             without = alone if alone is not None and i else inside.without(before(inside, i))
-            depths += _depths(run, reading, i, "layerwise", own, without, k, all_tokens)
+            depths += _depths(run, readouts, i, "layerwise", own, without, k, all_tokens)
         report("layers", i + 1, count)
     decodings = Decodings(run.lm, token=int(run.logits[position].argmax()))
     return Layers(run, position, readout, chosen.method, depths, couplings, decodings)
@@ -409,7 +497,7 @@ def _layers(
 
 def _depths(
     run: Run,
-    reading: Reading,
+    readouts: Readouts,
     i: int,
     span: str,
     found: Matrices,
@@ -417,9 +505,9 @@ def _depths(
     k: int,
     all_tokens: bool,
 ) -> list[Depth]:
-    """The spectra of a layer's operators, parts first; `without`: each point with their source at zero.
+    """The spectra of a layer's operators, parts first. `without` has each activation with the source at zero.
 
-    Raises NotExact where one does not reproduce the model.
+    Raises NotExact if one does not reproduce the model.
     """
     inside = run.inside
     source = "embed" if span == "cumulative" else before(inside, i)
@@ -427,7 +515,7 @@ def _depths(
     depths = []
     for part in sorted(found, key=lambda part: part == STREAM):
         name = f"layers.{i}" if part == STREAM else f"layers.{i}.{part}"
-        J, b, y = reading.read(name, found[part], without[name][reading.position])
+        J, b, y = readouts.applied(name, found[part], without[name][readouts.position])
         error = relative(_applied(J, x) + wide(b), y)
         run.certify(error, b, y, f"from {source} to {name}")
         blocks = leading(J.movedim(1, 0), y, k)
@@ -437,13 +525,13 @@ def _depths(
 
 
 def _applied(J: Float[Tensor, "n T d"], x: Float[Tensor, "T d"]) -> Float[Tensor, " n"]:
-    """J x in float64, some rows at a time."""
+    """J x in float64, in batches of rows."""
     v = wide(x).flatten()
     return torch.cat([wide(rows).flatten(1) @ v for rows in J.split(64)])
 
 
 def _added(own: Matrices, position: int) -> list[Tensor]:
-    """What a layer adds to the stream from the position's own token, if it has parts."""
+    """The Jacobian of what a layer adds to the residual stream by the position's own token, if the layer has parts."""
     parts = [J[:, position] for part, J in own.items() if part != STREAM]
     return [torch.stack(parts).sum(0)] if parts else []
 
@@ -455,18 +543,36 @@ def _mismatch(block: Float[Tensor, "d d"], following: Float[Tensor, "d d"], k: i
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
-    """How the points of one position are read: through the final norm, held at their own values, or as they are."""
+class Readouts:
+    """The readouts of every layer's activations at one position: the final norm, frozen at each of them, or none.
+
+    Attributes:
+        inside: The network.
+        position: The position.
+        networks: The final norm, applied to batches of activations; empty without a readout.
+        rows: Which network each activation passes through, and at which of its rows.
+
+    """
 
     inside: ActivationGraph
     position: int
-    tails: list[Readout]
-    rows: dict[str, tuple[int, int]]  # which tail reads a point, and at which of its rows
-    _held: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+    networks: list[Readout]
+    rows: dict[str, tuple[int, int]]
+    _frozen: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, inside: ActivationGraph, position: int, normed: bool) -> Reading:
-        """All points at once, where the model takes them as a batch. Raises NoPoint where the norm mixes tokens."""
+    def of(cls, inside: ActivationGraph, position: int, normed: bool) -> Readouts:
+        """Returns the readouts of all layers, batched where the model allows it.
+
+        Args:
+            inside: The network.
+            position: The position.
+            normed: Whether activations pass through the final norm.
+
+        Raises:
+            NoPoint: The final norm does not follow the last layer, or mixes positions.
+
+        """
         layers = range(len(inside.layers))
         names = [name for i in layers for name in (*(f"layers.{i}.{part}" for part in inside.parts(i)), f"layers.{i}")]
         if not normed:
@@ -474,49 +580,56 @@ class Reading:
         site = inside.layers[-1].output
         shape = inside.network.recording.tape.steps[site.step].shape
         if batchable(shape, site.axis):
-            points = torch.stack([inside.values[name][position] for name in names])
-            points = torch.cat([points, points[-1:].expand(-len(points) % inside.tokens, -1)])
-            batch = points.view(-1, inside.tokens, points.shape[1])  # streams of as many rows as the prompt has tokens
-            tails = [inside.readout_at(batch)]
+            values = torch.stack([inside.values[name][position] for name in names])
+            values = torch.cat([values, values[-1:].expand(-len(values) % inside.tokens, -1)])
+            batch = values.view(-1, inside.tokens, values.shape[1])  # each with as many rows as the prompt has tokens
+            networks = [inside.readout_at(batch)]
             rows = {name: (0, row) for row, name in enumerate(names)}
         else:
-            tails = [inside.readout_at(inside.values[name][None]) for name in names]
+            networks = [inside.readout_at(inside.values[name][None]) for name in names]
             rows = {name: (row, position) for row, name in enumerate(names)}
-        reading = cls(inside, position, tails, rows)
-        own, (tail, row) = inside.values["norm"][position], rows[f"layers.{len(layers) - 1}"]
-        error = relative(tails[tail].values["norm"][row], own)
+        readouts = cls(inside, position, networks, rows)
+        own, (network, row) = inside.values["norm"][position], rows[f"layers.{len(layers) - 1}"]
+        error = relative(networks[network].values["norm"][row], own)
         if not error <= 8 * torch.finfo(inside.network.lm.dtype).eps:
             raise NoPoint(
-                "The readout of all layers needs a final norm right after the last layer, of each position alone",
-                f"another value there ({error:.1e})", "Use readout=None, or run.operator(..., readout='norm').",
+                "The readout of all layers requires a final norm right after the last layer, of each position alone",
+                f"a different value there ({error:.1e})", "Use readout=None, or run.operator(..., readout='norm').",
             )  # fmt: skip
-        return reading
+        return readouts
 
-    def read(
+    def applied(
         self, name: str, J: Float[Tensor, "n T d"], b: Float[Tensor, " n"]
     ) -> tuple[Float[Tensor, "m T d"], Float[Tensor, " m"], Float[Tensor, " m"]]:
-        """J, b and y of a point as it is read."""
+        """Returns J, b and y of an activation after its readout.
+
+        Args:
+            name: The activation.
+            J: Its operator.
+            b: The activation with the operator's source at zero.
+
+        """
         if name not in self.rows:
             return J, b, self.inside.values[name][self.position]
-        tail, row = self.tails[self.rows[name][0]], self.rows[name][1]
+        network, row = self.networks[self.rows[name][0]], self.rows[name][1]
         N = self._norm(*self.rows[name])
         m, n = N.shape
-        read = N.diagonal()[:, None, None] * J if n == m and not (N - N.diagonal().diag()).any() else None
-        read = torch.einsum("mn,ntd->mtd", N, J) if read is None else read
-        return read, N @ b + tail.biases["norm"][row], tail.values["norm"][row]
+        diagonal = n == m and not (N - N.diagonal().diag()).any()
+        product = N.diagonal()[:, None, None] * J if diagonal else torch.einsum("mn,ntd->mtd", N, J)
+        return product, N @ b + network.biases["norm"][row], network.values["norm"][row]
 
-    def _norm(self, tail: int, row: int) -> Float[Tensor, "m n"]:
-        """The held norm at one row. Rows are looked up in groups of as many as there are tokens: they take as much
+    def _norm(self, network: int, row: int) -> Float[Tensor, "m n"]:
+        """The frozen norm at one row. As many rows as the prompt has tokens are computed together: they take as much
         memory as one operator, and one batched backward pass.
         """
-        graph, own = self.tails[tail], self._held
-        if (tail, row) not in own:
+        graph, own = self.networks[network], self._frozen
+        if (network, row) not in own:
             own.clear()
             with torch.inference_mode(False), torch.enable_grad():
-                rows = slice(row, row + self.inside.tokens) if len(self.tails) == 1 else slice(row, row + 1)
+                rows = slice(row, row + self.inside.tokens) if len(self.networks) == 1 else slice(row, row + 1)
                 y = graph.points["norm"][rows]
             g, m = y.shape
             slopes = Graph(graph.input, y).adjoint(torch.eye(m).to(y).repeat(g, 1))
-            held = slopes.view(*graph.input.shape, m)[rows].mT
-            own.update({(tail, row + i): N for i, N in enumerate(held)})
-        return own[tail, row]
+            norms = slopes.view(*graph.input.shape, m)[rows].mT
+            own.update({(network, row + i): N for i, N in enumerate(norms)})
+        return own[network, row]
