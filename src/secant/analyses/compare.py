@@ -163,12 +163,12 @@ OVERLAPS = Table(
         *OTHER_SUBJECT,
         SIDE,
         Column("stretch", int, "which stretch, from 0; missing: all tokens together", missing=True),
-        Column("words", int, "how many different top tokens the first vectors of the one have", "tokens"),
-        Column("other_words", int, "the same of the other", "tokens"),
+        Column("words", int, "how many different top tokens the first vectors of the model have", "tokens"),
+        Column("other_words", int, "the same for the other model", "tokens"),
         Column(
             "shared",
             int,
-            "how many top tokens are in both, compared as text without surrounding spaces and case",
+            "how many top tokens are in both, compared without regard to surrounding spaces and case",
             "tokens",
         ),
         Column(
@@ -596,7 +596,7 @@ def _by_characters(
 def _overlaps(subjects: Sequence[_Subject], members: Sequence[Sequence[Sequence[int]]]) -> list[Row]:
     """Jaccard's index of the first vectors' top tokens of each pair: all tokens together, and at each stretch.
 
-    A stretch with several tokens has the top tokens of all of them.
+    The top tokens of a stretch are those of all its tokens.
     """
     found: list[Row] = []
     for (i, one), (j, other) in combinations(enumerate(subjects), 2):

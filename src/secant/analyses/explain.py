@@ -132,7 +132,7 @@ IMAGE = Table(
 )
 CHANCE = Table(
     "chance",
-    "a place among the top tokens of a random unit direction",
+    "a rank among the top tokens of random unit directions",
     (
         SIDE.but(meaning="output or input: the side on which directions are decoded"),
         RANK,

@@ -2,8 +2,8 @@
 
 The left singular vectors of the cumulative operators, of each token and of all tokens together, decode to tokens
 through the head. They can show words before the model says them, also words that it should not say (a use that
-J. Golden suggests, TMLR 2025, arXiv 2505.24293). Words of a list turn up by chance, the more often the longer the list
-is. Every vector is therefore a test: its p-value is the share of random directions in which the list ranks as high,
+J. Golden suggests, TMLR 2025, arXiv 2505.24293). Words of a list also turn up by chance, more often if the list is
+longer. Every vector is therefore a test. Its p-value comes from random directions:
 
     p = (1 + number of random directions in which it ranks as high) / (1 + number of random directions),
 
