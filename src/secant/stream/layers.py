@@ -440,7 +440,7 @@ def layers(
     T, count = inside.tokens, len(inside.layers)
     if not count:
         raise NoPoint(
-            "A network's layers are members of a module list that the residual stream passes through",
+            "A network's layers must be in a module list that carries the residual stream",
             "none",
             "Use points.",
         )
