@@ -311,7 +311,7 @@ class Layers(Result):
         return {**self.spectral(), "layer_words": words, "first_seen": self.first_seen()}
 
     def spectral(self) -> dict[str, pd.DataFrame]:
-        """Returns the tables without decoded tokens: `layers`, `spectra`, and `path` and `coupling` if there are such."""
+        """Returns the tables without decoded tokens: `layers`, `spectra`, `path` and `coupling` if there are such."""
         found = {"layers": self.to_pandas(), "spectra": self.spectra()}
         spans = {depth.span for depth in self.depths}
         if "cumulative" in spans and self.depths[0].whole is not None and len(self.depths[0].whole.S) > 1:
