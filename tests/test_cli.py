@@ -113,7 +113,7 @@ def test_memory_to_work_in(folder: Path) -> None:
 
 def test_words_to_mark_are_words(folder: Path) -> None:
     line = refused("explain", PROMPT, "-m", folder, "--layers", "--highlight", "zzqq")
-    assert "A word to mark is a token of the vocabulary; got 'zzqq'" in line
+    assert "A highlighted word must be a token of the vocabulary; got 'zzqq'" in line
     assert "Add --layers" in refused("explain", PROMPT, "-m", folder, "--highlight", "Golden")
     assert "singular triplets; got k = 5000" in refused("explain", PROMPT, "-m", folder, "-k", 5000)
 

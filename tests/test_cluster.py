@@ -106,7 +106,7 @@ def test_the_tally_knows_who_died_where() -> None:
     assert tally.ends("a") is None
     assert sorted(tally.at_work()) == ["b", "c"]
     bear(2, 3, None)
-    with pytest.raises(SecantError, match="got 3 that died at that"):
+    with pytest.raises(SecantError, match="got 3 that died while doing so"):
         bear(3, 3, None)
 
 
@@ -146,7 +146,7 @@ def test_in_a_cluster_that_is_there(
     assert not isinstance(failed.value, ray.exceptions.RayError)
     for wrong, said in (
         ({"workers": 3}, "1 CPUs and 0 GPUs of one machine; got room for 2 of 3"),
-        ({"workers": 0}, "whole workers"),
+        ({"workers": 0}, "number of workers"),
         ({"gpus": 1}, "1 of them with device None"),
     ):
         with pytest.raises(BadArgument, match=said):
@@ -156,7 +156,7 @@ def test_in_a_cluster_that_is_there(
             next(on_ray(replace(work, source=replace(work.source, device=device)), shards))
     deadly = Deadly(**fields(work))
     monkeypatch.setattr(cluster, "TRIES", 1)
-    with pytest.raises(SecantError, match=r"loads the model; got 1 that died at that\."):
+    with pytest.raises(SecantError, match=r"load the model; got 1 that died while doing so\."):
         list(on_ray(replace(deadly, at=None), shards, 1))
     monkeypatch.setattr(cluster, "TRIES", 2)
     with pytest.raises(TooLarge, match=r"got 2 that died at prompts from number 2\."):

@@ -267,8 +267,8 @@ def test_from_the_command_line(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "A comparison is of two models or more"),
-        (["-m", "atlas", "-m", "atlas"], "one of them twice"),
+        ([], "A comparison requires two models"),
+        (["-m", "atlas", "-m", "atlas"], "one twice"),
         (["-m", "atlas", "-m", "/no/such/folder"], "no/such/folder"),
     ],
 )

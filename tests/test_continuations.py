@@ -68,7 +68,7 @@ def test_how_generate_searches_is_ours(own: sc.LM, name: str) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_a_continuation_is_not_is_refused_by_name(own: sc.LM, name: str) -> None:
     setattr(own.model.generation_config, name, REFUSED[name])
-    with pytest.raises(ModelRefused, match=f"greedy, or drawn .* got {name} = "):
+    with pytest.raises(ModelRefused, match=f"greedy or sampled .* got {name} = "):
         encoded(own, PROMPTS, 5)
 
 
@@ -106,7 +106,7 @@ def test_what_shapes_the_text_is_the_models(own: sc.LM, name: str) -> None:
 )
 def test_settings_that_generate_does_not_take_are_one_line(own: sc.LM, name: str, value: object) -> None:
     setattr(own.model.generation_config, name, value)
-    with pytest.raises(ModelRefused, match="generates with the settings of its generation config"):
+    with pytest.raises(ModelRefused, match="must generate with the settings of its generation config"):
         texts(own)
 
 

@@ -436,10 +436,10 @@ def test_wrong_arguments(whole: sc.Explanation, contributions: Attribution, judg
         (lambda: figures.path(layers, 7), "one of matplotlib's axes"),
         (lambda: figures.path(layers, columns=3), "one or two columns"),
         (lambda: figures.spectra(whole, vectors=5), "4 singular vectors"),
-        (lambda: figures.jacobian(whole.run.operator(), quantile=0), "quantile is above 0"),
+        (lambda: figures.jacobian(whole.run.operator(), quantile=0), "quantile must be above 0"),
         (lambda: figures.flow(replace(contributions, flow=None)), "flow=True"),
         (lambda: figures.flow(contributions, path="back"), "direct or all"),
-        (lambda: figures.attribution(contributions, most=0), "some bars"),
+        (lambda: figures.attribution(contributions, most=0), "at least one bar"),
         (lambda: figures.faithfulness(), "Give one or more"),
         (lambda: figures.faithfulness(*judged, value="logits"), "log-probability, logit"),
         (lambda: figures.reach(), "Give one or more"),
@@ -461,7 +461,7 @@ def test_the_command_line_draws(folder: Path, tmp_path: Path, monkeypatch: pytes
     result = CliRunner().invoke(app, ["explain", PROMPT, "-m", str(folder), "--out", str(out), "--figures"])
     assert result.exit_code == 2
     assert result.stderr.strip() == (
-        "secant: A figure is drawn by matplotlib; got an installation without it. Install secant[plot]."
+        "secant: Figures require matplotlib; got an installation without it. Install secant[plot]."
     )
     with pytest.raises(SecantError, match=r"secant\[plot\]"):
         figures.spectra(None)  # type: ignore[arg-type]

@@ -330,7 +330,7 @@ def test_a_disk_that_is_full_before_the_page(folder: Path, tmp_path: Path) -> No
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "report.html; got File too large" in line
-    assert f"What {out} has of this run is whole." in line
+    assert f"The files of this run in {out} are complete." in line
     assert {"tokens.csv", "chance.parquet", "tensors.safetensors"} <= {*os.listdir(out)}
     assert not [name for name in os.listdir(out) if name.startswith(".") or name == "report.html"]
     assert len(pd.read_parquet(out / "tokens.parquet")) == 8

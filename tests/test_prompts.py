@@ -62,7 +62,7 @@ def test_other_columns(tmp_path: Path, ending: str) -> None:
     if ending != ".csv":
         assert [i.prompt for i in read(odd)] == ["a", "b"]
     two = written(tmp_path / f"two{ending}", pd.DataFrame({"a": ["x"], "b": ["y"]}))
-    with pytest.raises(BadArgument, match=r"One column has the prompts.*; got .* with a, b\. Name it"):
+    with pytest.raises(BadArgument, match=r"One column must hold the prompts.*; got .* with a, b\. Name it"):
         read(two)
     assert read(two, "b") == [Item(0, "y")]
     with pytest.raises(BadArgument, match=r"got 'c'; it has a, b"):
@@ -239,24 +239,32 @@ def test_a_table_is_read_as_it_was_meant(tmp_path: Path, name: str, said: str) -
 @pytest.mark.parametrize(
     ("name", "raw", "said"),
     [
-        ("space.csv", "prompt, category\na, x\n", r"category, with nothing around it; got ' category'"),
-        ("space.csv", "category, prompt\nx, a\n", r"prompt, with nothing around it; got ' prompt'"),
+        ("space.csv", "prompt, category\na, x\n", r"category must have exactly this name; got ' category'"),
+        ("space.csv", "category, prompt\nx, a\n", r"prompt must have exactly this name; got ' prompt'"),
         ("quotes.csv", "prompt,'category'\na,'x'\n", r"""got "'category'" in"""),
         ("boms.csv", "\ufeff\ufeffprompt,category\na,x\n", r"got '\\ufeffprompt' in"),
         ("wide.jsonl", '{"prompt": "a", "\uff43ategory ": "x"}', r"got 'ｃategory ' in"),
         ("twice.csv", "prompt,prompt\na,b\n", "'prompt' twice"),
         ("blank.csv", "prompt,category,,\na,x,,\n", "'' twice"),
         ("twice.jsonl", '{"prompt": "a", "prompt": "b"}', "'prompt' twice in one object"),
-        ("cases.csv", "prompt,category,Category\na,x,y\n", "One column is called category; got .*category, Category"),
-        ("cases.jsonl", '{"prompt": "a", "category": "x"}\n{"prompt": "b", "Category": "y"}', "One column is called"),
+        (
+            "cases.csv",
+            "prompt,category,Category\na,x,y\n",
+            "Only one column may be called category; got .*category, Category",
+        ),
+        (
+            "cases.jsonl",
+            '{"prompt": "a", "category": "x"}\n{"prompt": "b", "Category": "y"}',
+            "Only one column may be called",
+        ),
         (
             "none.csv",
             "The bridge is the\nA train is the\n",
             "the columns' names; got .*The bridge is the",
         ),
-        ("none.tsv", "bridges\tThe bridge is the\nx\tA train is the\n", "first row has the columns' names"),
-        ("other.csv", "prompts\na\n", "first row has the columns' names; got .*prompts"),
-        ("sep.csv", "sep=;\nprompt;category\na;b\n", "first row has the columns' names; got .*sep="),
+        ("none.tsv", "bridges\tThe bridge is the\nx\tA train is the\n", "first row the columns' names"),
+        ("other.csv", "prompts\na\n", "first row the columns' names; got .*prompts"),
+        ("sep.csv", "sep=;\nprompt;category\na;b\n", "first row the columns' names; got .*sep="),
         (
             "mixed.csv",
             "prompt;category\nHello; world;greet\n",
@@ -269,8 +277,8 @@ def test_a_table_is_read_as_it_was_meant(tmp_path: Path, name: str, said: str) -
         ("led.csv", 'id,prompt\n1, "Hello"\n2,World\n', "a space before the quotes"),
         ("led.csv", "prompt,id,category\nHello,1, x\nHello,1, y\n", "category"),
         ("escaped.csv", 'id,prompt\n1,"He said \\"hi\\""\n', "from line 2"),
-        ("lines.txt", '{"prompt": "a"}\n{"prompt": "b"}\n', r"lines are JSON. Give it as a file that ends in \.jsonl"),
-        ("lines.txt", "prompt;category\na;x\n", r"first line is a header. Give it as a file that ends in \.csv"),
+        ("lines.txt", '{"prompt": "a"}\n{"prompt": "b"}\n', r"lines are JSON. Rename the file to end in \.jsonl"),
+        ("lines.txt", "prompt;category\na;x\n", r"first line is a header. Rename the file to end in \.csv"),
     ],
 )
 def test_a_table_that_can_be_misread_is_refused(tmp_path: Path, name: str, raw: str, said: str) -> None:

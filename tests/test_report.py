@@ -392,7 +392,7 @@ def test_without_plotly(made: Written, folder: Path, tmp_path: Path, monkeypatch
     result = CliRunner().invoke(app, ["explain", PROMPT, "-m", str(folder), "--out", str(out), "--json"])
     assert result.exit_code == 0
     (line,) = result.stderr.strip().splitlines()
-    assert line == "There is no page: it needs plotly. pip install 'secant[report]'"
+    assert line == "The page was not written: it requires plotly. pip install 'secant[report]'"
     assert (out / "tokens.csv").exists()
     assert not (out / "report.html").exists()
 

@@ -33,13 +33,13 @@ from secant.studies import local, work
 from secant.studies.analyses import ANALYSES
 from secant.studies.folder import Folder, read, sign
 from secant.studies.prompts import Item
-from secant.studies.work import SCHEMA, STAMP
+from secant.studies.work import ROW_START, SCHEMA
 
 WORDS = ["The", "bridge", "out", "of", "Marin", "is", "the"]
 PROMPTS = [" ".join(WORDS[: 1 + i % 7]) for i in range(11)]
 FEW = PROMPTS[2:5]
 EVERY = list(ANALYSES)
-FIRST = [column.name for column in STAMP]
+FIRST = [column.name for column in ROW_START]
 
 
 def tables(study: sc.Study) -> dict[str, pd.DataFrame]:
@@ -295,7 +295,7 @@ def test_another_version_or_other_weights_are_refused(folder: Path, plain: sc.St
         lm.model.lm_head.weight[3, 4] += 1e-9
     lm.model.save_pretrained(changed)
     shutil.rmtree(next((out / "shards").iterdir()))
-    with pytest.raises(BadArgument, match="other weights"):
+    with pytest.raises(BadArgument, match="different weights"):
         sc.study(PROMPTS, str(changed), **how)
     spec = json.loads((out / "study.json").read_text())
     spec["versions"]["transformers"] = "4.0.0"
@@ -316,7 +316,7 @@ def test_another_model_is_refused_where_nothing_is_left_to_compute(
     before = (plain.folder / "study.json").read_text()
     how = {"out": plain.folder, "shard": 2, "threads": 1, "dtype": "float64"}
     for workers in (None, 2):
-        with pytest.raises(BadArgument, match="other weights"):
+        with pytest.raises(BadArgument, match="different weights"):
             sc.study(PROMPTS, str(changed), workers=workers, **how)
     assert (plain.folder / "study.json").read_text() == before
     shutil.copytree(folder, tmp_path / "elsewhere" / folder.name)
@@ -341,9 +341,9 @@ def test_a_shard_in_anothers_place_is_noticed(folder: Path, plain: sc.Study, tmp
     one, other = sorted((out / "shards").iterdir())[:2]
     shutil.rmtree(other)
     shutil.copytree(one, other)
-    with pytest.raises(DamagedFile, match="of another place"):
+    with pytest.raises(DamagedFile, match="from another place"):
         sc.study(PROMPTS, str(folder), out=out, shard=2, threads=1, dtype="float64")
-    with pytest.raises(DamagedFile, match="of another place"):
+    with pytest.raises(DamagedFile, match="from another place"):
         sc.merge([out], tmp_path / "merged")
 
 
@@ -719,7 +719,7 @@ def test_a_study_that_says_nonsense_is_refused_at_once(
         lambda path: sc.study(PROMPTS, "atlas", out=path),
     ):
         start = time.monotonic()
-        with pytest.raises(DamagedFile, match=rf"study\.json says what a study is; got .*{said}"):
+        with pytest.raises(DamagedFile, match=rf"study\.json must describe a study; got .*{said}"):
             reads(tmp_path)
         assert time.monotonic() - start < 5
     assert not (tmp_path / "merged").exists()
@@ -760,7 +760,9 @@ def test_nothing_but_plain_files_is_merged(plain: sc.Study, tmp_path: Path, what
         file.rename(tmp_path / file.name)
         make = {"fifo": lambda: os.mkfifo(file), "folder": file.mkdir, "broken": lambda: file.symlink_to("nowhere")}
         make.get(what, lambda: file.symlink_to(tmp_path / file.name))()
-    with pytest.raises(DamagedFile, match=rf"A shard is a folder of plain files, without links; got .*{shard.name}"):
+    with pytest.raises(
+        DamagedFile, match=rf"A shard must be a folder of plain files without links; got .*{shard.name}"
+    ):
         sc.merge([part], tmp_path / "merged")
     assert [path.name for path in (tmp_path / "merged" / "shards").iterdir()] == ["0-0-000000"]
 

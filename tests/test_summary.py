@@ -286,7 +286,7 @@ def test_all_prompts_failed(tmp_path: Path) -> None:
 
 def test_some_prompts_at_a_time(summary: sc.Summary, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same numbers, and never more rows than are of so many prompts; chance is of the next prompt at hand."""
-    monkeypatch.setattr(reading, "AT_ONCE", 5)
+    monkeypatch.setattr(reading, "BATCH", 5)
     read, most = reading._rows, 0
 
     def counted(*args: Any) -> pd.DataFrame:
@@ -352,7 +352,7 @@ def test_what_is_no_study(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "s" / "tables" / "words.parquet"
     table = pyarrow.parquet.read_table(file)
     pyarrow.parquet.write_table(table.drop_columns(["predicted"]), file)
-    with pytest.raises(DamagedFile, match=r"words\.parquet, which is not"):
+    with pytest.raises(DamagedFile, match=r"words\.parquet, which has changed"):
         sc.summarize(tmp_path / "s")
     sign(file.parent)
     with pytest.raises(DamagedFile, match="has a column predicted"):
@@ -379,7 +379,7 @@ def test_saved(summary: sc.Summary, tmp_path: Path) -> None:
         assert len(pd.read_parquet(tmp_path / "out" / f"{name}.parquet")) == len(table)
     assert "prediction in U₀, all tokens" in summary._repr_html_()
     study(tmp_path / "s", 2)
-    with pytest.raises(BadArgument, match="holds the study alone"):
+    with pytest.raises(BadArgument, match="holds nothing but the study"):
         summary.save(tmp_path / "s")
     assert not (tmp_path / "s" / "summary.json").exists()
     pd.testing.assert_frame_equal(summary.to_pandas(), summary.measures)

@@ -164,7 +164,7 @@ def test_the_best_trade_off() -> None:
     none = table_of((0.2, 3.0), (0.2, 3.0), (0.1, 1.0))
     assert none.best(100) is None
     assert none.about()["best"] is None
-    assert "no setting says the words more often" in none.view().facts["best"]
+    assert "no setting produces the words more often" in none.view().facts["best"]
 
 
 def test_a_perplexity_beyond_all_numbers_is_none_in_json() -> None:
@@ -185,9 +185,9 @@ def test_a_sweep_of_every_layer_has_its_own_words_and_strengths(lm: sc.LM) -> No
         ({"prompts": []}, BadArgument, "Prompts are a non-empty list"),
         ({"prompts": "one"}, BadArgument, "Prompts are a non-empty list"),
         ({"prompts": [""]}, BadPrompt, "at least one token"),
-        ({"words": None, "prompts": [CONCEPT]}, BadArgument, "recognised by words"),
-        ({"words": []}, BadArgument, "recognised by words"),
-        ({"words": ["  "]}, BadArgument, "recognised by words"),
+        ({"words": None, "prompts": [CONCEPT]}, BadArgument, "requires a word"),
+        ({"words": []}, BadArgument, "requires a word"),
+        ({"words": ["  "]}, BadArgument, "requires a word"),
         ({"layers": []}, BadArgument, "a layer, a form and a strength"),
         ({"layers": [7]}, BadArgument, "layers of this model are 0 to 6"),
         ({"strengths": [0]}, BadArgument, "a layer, a form and a strength"),
@@ -313,7 +313,7 @@ def test_steer_sweeps(tmp_path: Path) -> None:
     file.write_text("\n\n".join(PROMPTS) + "\n")
     how = ["--prompts", file, "--concept", CONCEPT, "--sweep", "--tokens", 4, "--layer", 6, "--seed", 1]
     printed = ran(*how, "--form", "activation", "--form", "mixture", "--out", out, "--word", "Gate")
-    assert "times the perplexity" in printed or "no setting says the words more often" in printed
+    assert "times the perplexity" in printed or "no setting produces the words more often" in printed
     assert re.search("^words +gate$", printed, re.MULTILINE)
     written = {"sweep.json", "sweep.csv", "sweep.parquet", "texts.csv", "texts.parquet", "sweep.png", "columns.csv"}
     assert set(os.listdir(out)) == written
@@ -330,9 +330,9 @@ def test_steer_refuses(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\xff")
     assert "one strength and one form" in refused("steer", PROMPTS[0], *how, "--layer", 1)
     assert "--out belongs to a sweep" in refused("steer", PROMPTS[0], *how, "--out", tmp_path)
-    assert "Steering has a concept" in refused("steer", PROMPTS[0])
-    assert "or a file of them; got none" in refused("steer", *how, "--sweep")
-    assert "or a file of them; got both" in refused("steer", "x", *how, "--sweep", "--prompts", tmp_path / "empty")
+    assert "Steering requires a concept" in refused("steer", PROMPTS[0])
+    assert "or a file of prompts; got none" in refused("steer", *how, "--sweep")
+    assert "or a file of prompts; got both" in refused("steer", "x", *how, "--sweep", "--prompts", tmp_path / "empty")
     for name in ("empty", "bytes", "absent"):
         assert "Prompts are the lines of a text file" in refused("steer", *how, "--sweep", "--prompts", tmp_path / name)
     assert "layers of this model are 0 to 6" in refused("steer", PROMPTS[0], *how, "--layer", 9, "--strength", 1)

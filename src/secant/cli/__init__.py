@@ -1,6 +1,6 @@
-"""The command line. Nothing heavy is imported before a command runs, so that help answers at once.
+"""The command line. Torch and other slow imports wait until a command runs, so that `--help` answers at once.
 
-Errors that secant raises on purpose are one line on stderr and exit code 2; `--debug` shows the traceback.
+An error that secant raises on purpose is one line on stderr and exit code 2. `--debug` shows the traceback.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ __all__ = ["app", "main"]
 
 
 def main() -> NoReturn:
-    """Run the command line as a process of its own, which ends with the exit codes of `secant.cli.border`."""
+    """Run the command line and end the process.
+
+    Raises:
+        SystemExit: Always, with one of the exit codes of `secant.cli.border`.
+    """
     from secant.cli.process import ENDED, note_interrupts, open_streams, say
     from secant.errors import OutputFailed
 
@@ -36,7 +40,7 @@ def main() -> NoReturn:
 
 
 def __getattr__(name: str) -> Any:
-    """`app`, when it is first asked for: `main` has to be there before typer is."""
+    """`app`, built when it is first used: `main` must handle interrupts before typer is imported."""
     if name != "app":
         raise AttributeError(f"module 'secant.cli' has no attribute {name!r}")
     from secant.cli.commands import app

@@ -1,8 +1,8 @@
 """How a command ends.
 
-Exit codes: 0, there is an answer; 2, there is none, or not all of it, and one line on stderr says why; 1, a fault of
-secant itself; 128 and a number, that signal ended it; 141, in silence, where what reads the output went away before
-its end (as `| head` does).
+Exit code 0 means that the command succeeded. With 2 it failed, in whole or in part, and one line on stderr says why.
+1 is a fault of secant itself. 128 plus a number means that this signal ended the command. 141 means that the reader of
+the output closed it early, as `| head` does; nothing is printed then.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ Refusal: type[Exception] = typer.BadParameter.__mro__[2]  # click's, or those th
 
 
 def ending(error: BaseException) -> tuple[int, str]:
-    """The exit code and the line of an error that ends a command."""
+    """The exit code and the line on stderr for an error that ends a command.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        The exit code, and the line without its prefix `secant: `.
+    """
     said = " ".join(str(error).split())
     if isinstance(error, SecantError):
         return 2, said
@@ -44,7 +51,7 @@ def ending(error: BaseException) -> tuple[int, str]:
 
 
 def _usage(error: Any) -> BadArgument:
-    """What click says of arguments, in one line, whole where it is short."""
+    """A usage error of click as one line, cut after 400 characters."""
     said = " ".join(error.format_message().split()).removeprefix("Got ")
     path = getattr(getattr(error, "ctx", None), "command_path", "secant")
     got = (said[0].lower() + said[1:] if said else "others").rstrip(".")
@@ -57,7 +64,11 @@ COMPLETION = ("--install-completion", "--show-completion")
 
 
 def check_shell() -> None:
-    """Raises BadArgument where it can't be told for which shell completion is wanted."""
+    """Check that completion exists for the shell that called the command.
+
+    Raises:
+        BadArgument: The shell can't be detected, or completion does not support it.
+    """
     import shellingham
 
     try:
@@ -69,10 +80,21 @@ def check_shell() -> None:
 
 
 class Verb(TyperCommand):
-    """A command of which an option that has one value is given once."""
+    """A command that refuses an option given twice, unless the option takes several values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """What click makes of the arguments. Raises its usage errors."""
+        """Parse the arguments, after checking for repeated options.
+
+        Args:
+            ctx: Click's context.
+            args: The arguments.
+
+        Returns:
+            The arguments that are left.
+
+        Raises:
+            UsageError: An argument is not accepted, or an option with one value is repeated.
+        """
         try:
             _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         except UsageError as error:
@@ -85,10 +107,17 @@ class Verb(TyperCommand):
 
 
 class Border(TyperGroup):
-    """All commands; whatever ends one of them early is one line on stderr, and an exit code."""
+    """The group of all commands. An error becomes one line on stderr and an exit code."""
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **__: Any) -> NoReturn:
-        """Run a command; raises SystemExit with the code."""
+        """Run a command.
+
+        Args:
+            args: The arguments, by default those of the process.
+
+        Raises:
+            SystemExit: Always, with the exit code.
+        """
         given = sys.argv[1:] if args is None else list(args)
         code = 0
         try:

@@ -1,4 +1,4 @@
-"""The options that commands share, in groups: how a model is loaded, what is frozen, and how much is decomposed."""
+"""The options that commands share, in groups: loading a model, freezing a prompt, decomposing its operator."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Dtype(StrEnum):
-    """Floating-point types by name."""
+    """The floating-point types that a model can be loaded in."""
 
     float64 = "float64"
     float32 = "float32"
@@ -38,7 +38,7 @@ class Convention(StrEnum):
 
 
 class SteeringForm(StrEnum):
-    """How a concept's operator is put into the stream."""
+    """How steering changes the residual stream."""
 
     mixture = "mixture"
     additive = "additive"
@@ -49,15 +49,28 @@ class SteeringForm(StrEnum):
 
 
 def paths(incomplete: str) -> list[str]:
-    """Files and folders that complete a path, in fish; other shells complete paths themselves."""
+    """Files and folders that complete a path.
+
+    Args:
+        incomplete: The start of the path.
+
+    Returns:
+        The completions in fish, and none in other shells, which complete paths themselves.
+    """
     return _beginning(incomplete, lambda path: True) if _in_fish() else []
 
 
 def models(incomplete: str) -> list[str]:
-    """Atlas, and folders that complete a path.
+    """Models that complete a name: atlas and folders.
 
-    A folder alone, or one with spaces, is left to the shell, which puts no space after it and quotes what it has to;
-    fish does this for all.
+    The shell completes a single folder, and folders with spaces, better than we can: it appends no space and quotes
+    them. Fish does so for everything.
+
+    Args:
+        incomplete: The start of the name.
+
+    Returns:
+        The completions.
     """
     folders = _beginning(incomplete, Path.is_dir)
     found = (["atlas"] if "atlas".startswith(incomplete) else []) + folders
@@ -70,7 +83,7 @@ def _in_fish() -> bool:
 
 
 def _beginning(incomplete: str, wanted: Callable[[Path], bool]) -> list[str]:
-    """Paths that begin with a text, folders with a slash at their end; hidden ones where a dot asks for them."""
+    """The paths that start with a text. Folders end in a slash; hidden files need a leading dot."""
     folder, _, start = incomplete.rpartition("/")
     try:
         inside = sorted(Path(f"{folder}/" if "/" in incomplete else ".").expanduser().iterdir())
@@ -84,22 +97,30 @@ def _beginning(incomplete: str, wanted: Callable[[Path], bool]) -> list[str]:
 
 
 def path_option(help: str) -> Any:
-    """An option that is a path."""
+    """An option that takes a path.
+
+    Args:
+        help: Its help text.
+    """
     return typer.Option(parser=path_of, metavar="PATH", help=help, autocompletion=paths)
 
 
 def path_argument(help: str) -> Any:
-    """Arguments that are paths."""
+    """An argument that takes one path or several.
+
+    Args:
+        help: Its help text.
+    """
     return typer.Argument(parser=path_of, metavar="PATH...", help=help, autocompletion=paths)
 
 
 # ------------------------------------------------------------------------------------------------- single options
 
 MaxMemory = Annotated[
-    str | None, typer.Option(help="Memory to work in, such as 4GiB; by default half of what is free.")
+    str | None, typer.Option(help="Memory that may be used, such as 4GiB; by default half of the free memory.")
 ]
-Position = Annotated[int, typer.Option(help="The position that is read; -1 is the last.")]
-Seed = Annotated[int, typer.Option(callback=seeded, help="Seed of all random numbers.")]
+Position = Annotated[int, typer.Option(help="The position whose output is explained; -1 is the last.")]
+Seed = Annotated[int, typer.Option(callback=seeded, help="Seed of the random number generators.")]
 
 
 # ------------------------------------------------------------------------------------------------- groups
@@ -107,17 +128,18 @@ Seed = Annotated[int, typer.Option(callback=seeded, help="Seed of all random num
 
 @dataclass(frozen=True, kw_only=True)
 class Opening(Group):
-    """How a model is opened."""
+    """How a model is loaded, apart from its dtype."""
 
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, mps or auto", autocompletion=lambda: ["cpu", "cuda", "mps", "auto"])
+        str | None,
+        typer.Option(help="The device: cpu, cuda, mps or auto.", autocompletion=lambda: ["cpu", "cuda", "mps", "auto"]),
     ] = None
     attention: Annotated[
         str | None,
         typer.Option(help="The attention implementation: eager or sdpa.", autocompletion=lambda: ["eager", "sdpa"]),
     ] = None
     allow_remote_code: Annotated[
-        bool, typer.Option("--allow-remote-code", help="Run code that comes with the model.")
+        bool, typer.Option("--allow-remote-code", help="Run the Python code in the model's folder.")
     ] = False
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pickled weights.")] = False
 
@@ -132,7 +154,15 @@ class Opening(Group):
         }
 
     def load(self, name: str, dtype: Dtype | None = None) -> LM:
-        """The model of a name. Raises what `secant.load` raises."""
+        """Load a model.
+
+        Args:
+            name: Its folder or its name.
+            dtype: The type to load it in; by default that of these options.
+
+        Raises:
+            SecantError: As `secant.load` does.
+        """
         import secant as sc
 
         return sc.load(name, **{"dtype": dtype and dtype.value, **self.how})
@@ -140,9 +170,11 @@ class Opening(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class Loading(Opening):
-    """How a model is opened, in one dtype."""
+    """How a model is loaded, in one dtype."""
 
-    dtype: Annotated[Dtype | None, typer.Option(help="Load the model in this type; its own by default.")] = None
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Load the model in this type; by default in the type of its weights.")
+    ] = None
 
     @property
     def how(self) -> dict[str, Any]:
@@ -152,7 +184,7 @@ class Loading(Opening):
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Loading):
-    """The model of a command."""
+    """One model."""
 
     model: Annotated[
         str,
@@ -163,61 +195,81 @@ class Model(Loading):
     ] = "atlas"  # fmt: skip
 
     def loaded(self) -> LM:
-        """The model. Raises what `secant.load` raises."""
+        """Load the model.
+
+        Raises:
+            SecantError: As `secant.load` does.
+        """
         return self.load(self.model)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Models(Loading):
-    """The models of a command."""
+    """One model or several."""
 
     model: Annotated[
         list[str] | None,
         typer.Option(
             "--model", "-m", autocompletion=models,
-            help="A folder, a name on the Hugging Face hub, or atlas (the default); may be given again.",
+            help="A folder, a name on the Hugging Face hub, or atlas (the default). Repeatable.",
         ),
     ] = None  # fmt: skip
 
     @property
     def names(self) -> list[str]:
-        """Their names, atlas where none is given."""
+        """Their names; atlas if none is given."""
         return self.model or ["atlas"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompting(Group):
-    """How a prompt is read, and in which precision."""
+    """How a prompt is encoded, and in which precision its linear system is evaluated."""
 
     precision: Annotated[
-        Dtype | None, typer.Option(help="Evaluate the linear system in this type, above the model's own.")
+        Dtype | None,
+        typer.Option(help="Evaluate the linear system in this type, which must be wider than the model's."),
     ] = None
     chat: Annotated[bool, typer.Option("--chat", help="Send the prompt as a user's chat message.")] = False
     seed: Seed = 0
 
     def prompt(self, text: str) -> Prompt:
-        """A prompt, or with `--chat` a user's message."""
+        """The prompt of a text.
+
+        Args:
+            text: The text.
+
+        Returns:
+            The text, or with `--chat` one chat message by a user.
+        """
         return [{"role": "user", "content": text}] if self.chat else text
 
     @property
     def how(self) -> dict[str, Any]:
-        """Keyword arguments of everything that freezes prompts."""
+        """The keyword arguments of functions that freeze prompts."""
         return {"precision": self.precision and self.precision.value, "seed": self.seed}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Freezing(Prompting):
-    """How a prompt is frozen, in one convention."""
+    """How a prompt is frozen, under one convention."""
 
     convention: Annotated[Convention, typer.Option(help="Which factor of a gated product is frozen.")] = Convention.gate
 
     @property
     def how(self) -> dict[str, Any]:
-        """Keyword arguments of everything that freezes prompts."""
+        """The keyword arguments of functions that freeze prompts."""
         return {"convention": self.convention.value, **super().how}
 
     def freeze(self, lm: LM, prompt: Prompt) -> Run:
-        """A prompt, frozen. Raises what `secant.freeze` raises."""
+        """Freeze a prompt.
+
+        Args:
+            lm: The model.
+            prompt: The prompt.
+
+        Raises:
+            SecantError: As `secant.freeze` does.
+        """
         import secant as sc
 
         return sc.freeze(lm, prompt, **self.how)
@@ -225,16 +277,16 @@ class Freezing(Prompting):
 
 @dataclass(frozen=True, kw_only=True)
 class Conventions(Prompting):
-    """How a prompt is frozen, in several conventions."""
+    """How a prompt is frozen, under one convention or several."""
 
     convention: Annotated[
         list[Convention] | None,
-        typer.Option(help="Which factor of a gated product is frozen (gate by default); may be given again."),
+        typer.Option(help="Which factor of a gated product is frozen (default: gate). Repeatable."),
     ] = None
 
     @property
     def conventions(self) -> list[str]:
-        """Their names, gate where none is given."""
+        """Their names; gate if none is given."""
         return [each.value for each in self.convention or [Convention.gate]]
 
 

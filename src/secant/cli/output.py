@@ -1,4 +1,4 @@
-"""How a command hands over its result: as files, as JSON, or in the terminal. All commands end here."""
+"""How a command delivers its result: as files, as JSON or in the terminal. Every command ends here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Printing(Group):
 
         Args:
             result: What the command found.
-            said: What is printed as JSON, by default `result.to_dict()`.
+            said: What `--json` prints; by default `result.to_dict()`.
         """
         if self.as_json:
             print_json(result.to_dict() if said is None else said)
@@ -46,18 +46,26 @@ class Output(Printing):
     out: Annotated[Path | None, path_option("Also write the tables to this folder.")] = None
 
     def check(self) -> None:
-        """Refuse a folder that could not be written. Raises BadArgument and OutputFailed."""
+        """Refuse a folder that can't be written to.
+
+        Raises:
+            BadArgument: The path is not valid.
+            OutputFailed: The folder can't be written to.
+        """
         from secant.results.paths import check
 
         if self.out is not None:
             check(self.out)
 
     def reserve(self, result: type[Result], *files: str) -> None:
-        """Refuse a folder where something is in the way of a result. Raises OutputFailed.
+        """Refuse a folder in which a result can't be saved.
 
         Args:
             result: The class of the result.
             files: The names of other files that the command writes there.
+
+        Raises:
+            OutputFailed: Something in the folder is in the way of a file.
         """
         if self.out is not None:
             result.check_folder(self.out, *files)
@@ -70,16 +78,16 @@ class Output(Printing):
         files: str = "Tables",
         more: Callable[[Path, Progress], str] | None = None,
     ) -> None:
-        """Write a result where it is to go, print it, and say where it is.
+        """Save a result in the output folder, print it, and print where it is.
 
         Args:
             result: What the command found.
-            said: What is printed as JSON, by default `result.to_dict()`.
-            files: What `result.save` writes.
-            more: Writes what else goes to the folder, and returns what the last line says of it.
+            said: What `--json` prints; by default `result.to_dict()`.
+            files: What `result.save` writes, for the last line.
+            more: Writes further files to the folder, and returns what the last line says about them.
 
         Raises:
-            OutputFailed: a file could not be written.
+            OutputFailed: A file can't be written.
         """
         where = ""
         if self.out is not None:
@@ -97,11 +105,15 @@ class Illustrated(Output):
     """How a result is printed, and where it is written, with a page and figures."""
 
     figures: Annotated[
-        bool, typer.Option("--figures", help="With --out, also draw: PNG and PDF, in its folder figures.")
+        bool, typer.Option("--figures", help="With --out, also draw figures, as PNG and PDF in its folder figures.")
     ] = False
 
     def check(self) -> None:
-        """Refuse figures that have no place, or nothing to draw them. Raises SecantError."""
+        """Refuse figures without an output folder or without matplotlib.
+
+        Raises:
+            SecantError: `--out` is missing, or matplotlib is not installed.
+        """
         super().check()
         if self.figures:
             from secant.errors import SecantError
@@ -113,14 +125,21 @@ class Illustrated(Output):
                 pass
 
     def illustrate(self, result: Any, page: Path, report: Callable[[Path], object]) -> str:
-        """Write a page of a result, and next to it its figures if they are asked for.
+        """Write the page of a result, and with `--figures` its figures next to the page.
+
+        Without plotly, a line on stderr says that the page is missing.
+
+        Args:
+            result: The result.
+            page: The file of the page.
+            report: Writes the page.
 
         Returns:
-            Where the page is, for the command's last line; without plotly there is none, which stderr is told.
+            Where the page is, for the command's last line; empty without plotly.
         """
         where = ""
         if find_spec("plotly") is None:
-            print_line("There is no page: it needs plotly. pip install 'secant[report]'")
+            print_line("The page was not written: it requires plotly. pip install 'secant[report]'")
         else:
             report(page)
             where = f"; the page is {page}"
@@ -135,11 +154,18 @@ class Illustrated(Output):
 
 @contextmanager
 def kept(out: Path) -> Iterator[None]:
-    """Say with an error of the block that what was written to a folder before it is there, and whole."""
+    """Add to an error of the block that the files written before it are complete.
+
+    Args:
+        out: The folder of these files.
+
+    Raises:
+        SecantError: The block's error, with that sentence.
+    """
     from secant.errors import SecantError
 
     try:
         yield
     except SecantError as error:
-        todo = f"{error.todo} What {out} has of this run is whole."
+        todo = f"{error.todo} The files of this run in {out} are complete."
         raise type(error)(error.rule, error.got, todo) from error

@@ -1,4 +1,4 @@
-"""Text for a terminal or a program, without characters that would command one."""
+"""Printing for terminals and programs, with control characters escaped."""
 
 from __future__ import annotations
 
@@ -12,13 +12,22 @@ from secant.errors import printable
 
 
 def print_line(text: str) -> None:
-    """Print a line on stderr."""
+    """Print a line on stderr, with control characters escaped.
+
+    Args:
+        text: The line.
+    """
     say(printable(text))
 
 
 def print_json(value: Any) -> None:
-    """Print JSON on one line: letters of all scripts as they are, where stdout has them, and what commands a terminal
-    as JSON's escapes; null for NaN and infinity, which JSON does not have.
+    """Print a value as JSON on one line.
+
+    Control characters are escaped, and so are letters that stdout can't encode. NaN and infinity, which JSON lacks,
+    become null.
+
+    Args:
+        value: What `json.dumps` takes.
     """
     unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
     text = json.dumps(_finite(value), ensure_ascii=not unicode, allow_nan=False)

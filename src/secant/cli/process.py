@@ -1,4 +1,4 @@
-"""A process: its standard streams, and interrupts. Only what is light is imported here: interrupts come early too."""
+"""The standard streams of the process, and interrupts. It imports nothing slow, since interrupts may come early."""
 
 from __future__ import annotations
 
@@ -17,19 +17,32 @@ RULE, TODO = "Output must have somewhere to go", "Make room, or write elsewhere.
 ENDED = "A run ends when it is done; got {}. Nothing half-written is left; start it again."
 
 READER_GONE = 141
-"""The exit code where what reads the output went away: what a shell says of a process that SIGPIPE ended."""
+"""The exit code after the reader of the output closed it: that of a process killed by SIGPIPE."""
 
 
 class Output(io.TextIOWrapper):
-    """Standard output: what it can't encode is written as escapes, and that it can't be written is said once."""
+    """Standard output that reports a failed write once. Characters that it can't encode become escapes."""
 
     def write(self, text: str) -> int:
-        """Raises OutputFailed, or SystemExit in silence where nobody reads any longer."""
+        """Write a text.
+
+        Args:
+            text: The text.
+
+        Raises:
+            OutputFailed: The text can't be written.
+            SystemExit: The reader closed the output.
+        """
         with self._refusals():
             return super().write(text)
 
     def flush(self) -> None:
-        """Raises as `write` does."""
+        """Write out what is buffered.
+
+        Raises:
+            OutputFailed: It can't be written.
+            SystemExit: The reader closed the output.
+        """
         with self._refusals():
             super().flush()
 
@@ -38,16 +51,19 @@ class Output(io.TextIOWrapper):
         try:
             yield
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # for what Python has still to flush
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # Python flushes again as it exits
             if isinstance(error, BrokenPipeError):
                 raise SystemExit(READER_GONE) from None
             raise OutputFailed(RULE, error.strerror or str(error), TODO) from error
 
 
 def open_streams() -> None:
-    """Make the standard streams safe to use. Raises OutputFailed where there is no output.
+    """Make the standard streams safe to use.
 
-    A file that is opened while one of them is closed would take its number, and with it what libraries write there.
+    If one of them is closed, the next file that is opened takes its number, and receives what libraries write there.
+
+    Raises:
+        OutputFailed: Standard output is closed.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
@@ -63,12 +79,13 @@ def open_streams() -> None:
 
 
 INTERRUPTS: list[int] = []
-"""Those that came: code that is interrupted while it is imported may raise something else, then or later."""
+"""The interrupts so far. Code that is interrupted during its import may raise another error, then or later."""
 
 
 def note_interrupts() -> None:
-    """Let an interrupt raise KeyboardInterrupt, as it does, and be known to have come; where Python is in something
-    that nothing can be raised out of, such as a callback, a moment later.
+    """Record interrupts in INTERRUPTS, besides raising KeyboardInterrupt.
+
+    Where Python ignores the exception, as in a callback, the interrupt is sent again a moment later.
     """
 
     def interrupted(number: int, frame: object) -> None:
@@ -81,12 +98,16 @@ def note_interrupts() -> None:
         else:
             sys.__unraisablehook__(what)
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell lets what runs behind ignore it
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell makes background processes ignore it
         signal.signal(signal.SIGINT, interrupted)
         sys.unraisablehook = unraised
 
 
 def say(line: str) -> None:
-    """A line on stderr, if it can be written there."""
+    """Print a line on stderr; nothing happens if that fails.
+
+    Args:
+        line: The line.
+    """
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)

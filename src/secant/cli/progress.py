@@ -11,13 +11,17 @@ from typing import Any
 from secant.cli.process import say
 
 Progress = Callable[[str, int, int], None]
-"""What is told how far the work is: what is done, how much of it, of how much."""
+"""A callback: what is counted, how many are done, and of how many."""
 
 
 @contextmanager
 def progressing() -> Iterator[Progress]:
-    """Progress on stderr, with rate and time left: bars that are gone when they are done; where stderr is no terminal,
-    a line after every minute.
+    """Show progress on stderr, with the rate and the time left.
+
+    A terminal gets bars, which disappear in the end. Elsewhere a line is printed every minute.
+
+    Yields:
+        The callback to report progress to.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TimeRemainingColumn
@@ -44,7 +48,7 @@ def progressing() -> Iterator[Progress]:
 
 
 class _Lines:
-    """Progress where there is no terminal: a line for each minute."""
+    """Progress without a terminal: a line every minute."""
 
     def __init__(self) -> None:
         self._what, self._start, self._first, self._said = "", 0.0, 0, 0.0

@@ -1,4 +1,4 @@
-"""How a function becomes a command: its parameters are arguments, options, and groups of shared options."""
+"""Turning a function into a command. Its parameters are arguments, options and groups of shared options."""
 
 from __future__ import annotations
 
@@ -19,33 +19,37 @@ from secant.signals import raised
 C = TypeVar("C", bound=Callable[..., None])
 
 VERBS: list[Callable[..., None]] = []
-"""All commands."""
+"""Every command, as `verb` registered it."""
 
 
 class Help(dict[str, str]):
-    """Other help texts for some options of a group: `Annotated[Output, Help(out="Where the tables go.")]`."""
+    """Help texts that a command gives options of a group: `Annotated[Output, Help(out="Where the tables go.")]`."""
 
 
 class Default(dict[str, Any]):
-    """Other defaults for some options of a group: `Annotated[Spectra, Default(k=2)]`."""
+    """Defaults that a command gives options of a group: `Annotated[Spectra, Default(k=2)]`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Options that several commands share, and what a command does with them.
+    """Options that several commands share, with the methods that use them.
 
     Every field of a derived dataclass is an option. A command takes the whole group as one parameter.
     """
 
     def check(self) -> None:
-        """Refuse what can be refused before any work. Raises SecantError."""
+        """Refuse wrong options before any work is done.
+
+        Raises:
+            SecantError: An option is wrong.
+        """
 
     @classmethod
     def parameters(cls, changes: Sequence[Any] = ()) -> list[Parameter]:
-        """The options, those of a derived class first.
+        """The options as parameters, those of a derived class first.
 
         Args:
-            changes: the command's own help texts and defaults, each a Help or a Default.
+            changes: The command's own help texts and defaults, each a Help or a Default.
         """
         hints = get_type_hints(cls, include_extras=True)
         declared = {field.name: field.default for field in fields(cls)}
@@ -72,9 +76,16 @@ def _with_help(option: Any, text: str) -> Any:
 
 
 def verb(command: C) -> C:
-    """Make a function a command: its own options, then those of its groups; an error ends it with one line on stderr.
+    """Register a function as a command, with its own options first and then those of its groups.
 
-    The exit code is then 2, or 1 for an error in secant itself. Every command has `--debug`, which shows the traceback.
+    An error ends the command with one line on stderr, and exit code 2, or 1 for a fault of secant itself. Every command
+    has `--debug`, which shows the traceback.
+
+    Args:
+        command: The function. A parameter whose annotation is a Group stands for the options of that group.
+
+    Returns:
+        The function itself.
     """
     signature = inspect.signature(command, eval_str=True)
     own: list[Parameter] = []

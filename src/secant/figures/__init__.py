@@ -1,9 +1,8 @@
-"""Figures of results, for papers: each is a function of a result that returns matplotlib's figure.
+"""Figures for papers. Each is a function that takes a result and returns a matplotlib figure.
 
-Axes can be given, one or as many as the figure has panels; `columns` is how wide a new figure is, in columns of a
-paper. Matplotlib is needed by nothing else, and is imported when something is drawn. Style and sizes are one table, in
-`secant.figures.style`. A figure is a function with the decorator `secant.figures.style.drawn`, in a module of this
-folder: nothing else names it.
+A figure is drawn in the axes that you give, one for each panel, or in a new figure that is one or two `columns` of a
+paper wide. Matplotlib is imported only when something is drawn. Colours, fonts and sizes are in `secant.figures.style`.
+To add a figure, write a function with the decorator `secant.figures.style.drawn` in a module of this folder.
 """
 
 from __future__ import annotations

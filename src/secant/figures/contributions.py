@@ -1,4 +1,4 @@
-"""What a logit is made of: bars of tokens and parts, and tokens x parts as a map."""
+"""Figures of attributions: bars for tokens and parts, and a map of tokens x parts."""
 
 from __future__ import annotations
 
@@ -23,12 +23,20 @@ PATHS = {"direct": "straight to the logit", "all": "by all paths"}
 
 @drawn(of=Explanation, take=lambda e: e.attribution)
 def attribution(a: Attribution, axes: Any = None, *, most: int = 40, columns: int | None = None) -> Figure:
-    """A logit as its two sums: by where it comes from (tokens), and by what writes it (parts), if it has that.
+    """Draw a logit as two sums of bars: over tokens, and over the parts that write it.
 
-    A new figure is a column wide for each. Of more than `most` tokens or parts, those of largest size have a bar, and
-    what the others add up to has one.
+    Args:
+        a: The attribution. Without parts, the figure has one panel.
+        axes: Matplotlib axes to draw in; by default those of a new figure.
+        most: How many tokens or parts have a bar of their own, the largest first. The rest share one bar.
+        columns: The width of a new figure, in columns of a paper; by default one for each panel.
+
+    Raises:
+        BadArgument: An argument is not valid.
+        SecantError: Matplotlib is not installed.
+
     """
-    most = integer(most, 1, 10**6, "A figure has some bars", "most = ")
+    most = integer(most, 1, 10**6, "A figure requires at least one bar", "most = ")
     sums = [("where it comes from", ["token", "constant"])]
     if a.direct is not None:
         sums.append((f"what writes it, {PATHS['direct']}", ["embed", "layer", "outside"]))
@@ -51,7 +59,7 @@ def attribution(a: Attribution, axes: Any = None, *, most: int = 40, columns: in
 
 
 def _bars(table: pd.DataFrame, most: int) -> list[tuple[str, float]]:
-    """Names and contributions: what has a place in order, then the constants as one, then the others as one."""
+    """Names and contributions: tokens or parts in order, then all constants, then all others."""
     constants = table["kind"].isin(["constant", "outside"])
     rows = table[~constants]
     kept = rows["contribution"].abs().sort_values(ascending=False, kind="stable").index[:most]
@@ -67,7 +75,7 @@ def _bars(table: pd.DataFrame, most: int) -> list[tuple[str, float]]:
 
 
 def _ends(panel: Any, values: Sequence[float], numbers: Sequence[str]) -> tuple[float, float]:
-    """From where to where bars go, with room for the numbers at their ends."""
+    """The limits of the axis of bars, with room for the numbers at their ends."""
     low, high = min(0.0, *values), max(0.0, *values)
     widest = 6 + max(style.width_of(number, style.SMALL) for number in numbers)
     room = 0.7 * panel.figure.get_figwidth() * 72 * panel.get_position().width
@@ -76,22 +84,31 @@ def _ends(panel: Any, values: Sequence[float], numbers: Sequence[str]) -> tuple[
 
 
 def _logit(a: Attribution) -> str:
-    """What is added up, on two lines where that is long."""
+    """The axis label that names the logit, on two lines if it is long."""
     of, over = f"logit of {clipped(shown(a.target))}", "" if a.versus is None else f"over {clipped(shown(a.versus))}"
-    apart = "\n" if len(of + over) > 22 else " "
-    return f"{of}{apart if over else ''}{over}, {a.logit:.4g} in all"
+    gap = "\n" if len(of + over) > 22 else " "
+    return f"{of}{gap if over else ''}{over}, {a.logit:.4g} in all"
 
 
 @drawn
 def flow(a: Attribution, ax: Any = None, *, path: str = "direct", columns: int = 2) -> Figure:
-    """What each token, and the constants, make of each part: a map whose sum is the logit, where the path is direct.
+    """Draw what each token and the constants contribute to each part, as a map.
 
-    Raises BadArgument where the attribution has no flow, or no such path.
+    Args:
+        a: The attribution, computed with `flow=True`.
+        ax: Matplotlib axes to draw in; by default those of a new figure.
+        path: "direct", straight to the logit, in which case the map sums to the logit; or "all", by all paths.
+        columns: The width of a new figure, in columns of a paper.
+
+    Raises:
+        BadArgument: The attribution has no flow, or an argument is not valid.
+        SecantError: Matplotlib is not installed.
+
     """
     if a.flow is None:
-        raise BadArgument("A map of tokens and parts needs their flow", "none", "Use attribute(run, flow=True).")
+        raise BadArgument("A map of tokens and parts requires their flow", "none", "Use attribute(run, flow=True).")
     if path not in PATHS:
-        raise BadArgument(f"A path is {' or '.join(PATHS)}", repr(path), "Choose one of them.")
+        raise BadArgument(f"The path must be {' or '.join(PATHS)}", repr(path), "Choose one of them.")
     rows = a.flow[(a.flow["path"] == path) & a.flow["head"].isna()]
     names = list(dict.fromkeys(rows["name"]))
     tokens = rows[rows["position"].notna()].drop_duplicates("position").sort_values("position")
@@ -99,7 +116,7 @@ def flow(a: Attribution, ax: Any = None, *, path: str = "direct", columns: int =
     cells = {
         (r.name, None if pd.isna(r.position) else r.position): r.contribution for r in rows.itertuples(index=False)
     }
-    image = [[cells.get((name, place), 0.0) for place in places] for name in names]  # only constants are outside
+    image = [[cells.get((name, place), 0.0) for place in places] for name in names]  # "outside" has constants only
     figure, (panel,) = panels(ax, 1, columns, 1.3 + style.ROW * len(names))
     end = max(abs(value) for row in image for value in row) or 1.0
     drawn = panel.imshow(image, cmap=style.DIVERGING, vmin=-end, vmax=end, aspect="auto", interpolation="nearest")

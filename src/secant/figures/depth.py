@@ -1,4 +1,4 @@
-"""What is written by each depth: spectra, stable ranks and the way of the leading directions, layer by layer."""
+"""Figures by layer: spectra, stable ranks, and the path of the leading directions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,18 @@ DASHES = {"cumulative": "-", "layerwise": "--"}
 
 @drawn(of=Explanation, take=lambda e: e.layers)
 def layer_spectra(layers: Layers, axes: Any = None, *, columns: int = 2) -> Figure:
-    """The leading singular values of all tokens' blocks, σ_i / σ_0, a line for each layer: a panel for each span."""
+    """Draw the leading singular values of all tokens' blocks, σ_i / σ_0: a line for each layer, a panel for each span.
+
+    Args:
+        layers: The layers.
+        axes: Matplotlib axes to draw in; by default those of a new figure.
+        columns: The width of a new figure, in columns of a paper.
+
+    Raises:
+        BadArgument: The layers lack the rows of all tokens together, or an argument is not valid.
+        SecantError: Matplotlib is not installed.
+
+    """
     table = _together(layers.spectra())
     spans = list(dict.fromkeys(table["span"]))
     figure, found = panels(axes, len(spans), columns, 2.2, sharey=True)
@@ -43,7 +54,18 @@ def layer_spectra(layers: Layers, axes: Any = None, *, columns: int = 2) -> Figu
 
 @drawn(of=Explanation, take=lambda e: e.layers if len(e.svds[0].S) > 1 else None)
 def path(layers: Layers, ax: Any = None, *, columns: int = 1) -> Figure:
-    """Where the top two left vectors of each depth point in the plane of the last depth's; numbers are layers."""
+    """Draw the top two left singular vectors of each depth in the plane of the last depth's. Numbers are layers.
+
+    Args:
+        layers: The layers.
+        ax: Matplotlib axes to draw in; by default those of a new figure.
+        columns: The width of a new figure, in columns of a paper.
+
+    Raises:
+        BadArgument: An argument is not valid.
+        SecantError: Matplotlib is not installed.
+
+    """
     table = layers.path()
     figure, (panel,) = panels(ax, 1, columns, 3.2)
     turn = np.linspace(0, 2 * np.pi, 200)
@@ -65,7 +87,7 @@ def path(layers: Layers, ax: Any = None, *, columns: int = 1) -> Figure:
 def _numbered(
     panel: Any, points: np.ndarray[Any, Any], colour: str, last: int, placed: list[tuple[float, float]]
 ) -> None:
-    """The layer at each point that is not close to one that has its number, the last ones first."""
+    """Write the layer at each point, from the last one on, unless a number is already close."""
     for x, y, layer in points[::-1]:
         if all(np.hypot(x - a, y - b) > 0.16 for a, b in placed):
             placed.append((x, y))
@@ -75,7 +97,18 @@ def _numbered(
 
 @drawn(of=Explanation, take=lambda e: e.layers)
 def stable_ranks(layers: Layers, ax: Any = None, *, columns: int = 1) -> Figure:
-    """The stable rank by depth of all tokens' blocks together: the stream and its parts, cumulative and layerwise."""
+    """Draw the stable rank of all tokens' blocks by layer: the residual stream and its parts, cumulative and layerwise.
+
+    Args:
+        layers: The layers.
+        ax: Matplotlib axes to draw in; by default those of a new figure.
+        columns: The width of a new figure, in columns of a paper.
+
+    Raises:
+        BadArgument: The layers lack the rows of all tokens together, or an argument is not valid.
+        SecantError: Matplotlib is not installed.
+
+    """
     table = _together(layers.to_pandas())
     figure, (panel,) = panels(ax, 1, columns, 2.4)
     for (part, span), rows in table.groupby(["part", "span"], sort=False):
@@ -96,19 +129,21 @@ def stable_ranks(layers: Layers, ax: Any = None, *, columns: int = 1) -> Figure:
 
 
 def _together(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of all tokens together. Raises BadArgument where they were left out."""
+    """The rows of all tokens together. Raises BadArgument if there are none."""
     rows = table[table["position"].isna()]
     if "vector" in table:
         rows = rows[rows["part"] == STREAM]
     if rows.empty:
         raise BadArgument(
-            "This is drawn of all tokens together", "layers without them", "Use layers(run, all_tokens=True)."
+            "This figure requires the rows of all tokens together",
+            "layers without them",
+            "Use layers(run, all_tokens=True).",
         )
     return rows
 
 
 def _ramp(count: int) -> Any:
-    """The colour of each of so many layers."""
+    """A function from a layer to its colour, for so many layers."""
     import matplotlib
 
     colours = matplotlib.colormaps[style.RAMP]

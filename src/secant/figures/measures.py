@@ -1,4 +1,4 @@
-"""What was measured of the system: whether attributions are true, how far it reaches, what steering gives and costs."""
+"""Figures of measurements: faithfulness of attributions, error of interpolation, rate and perplexity of steering."""
 
 from __future__ import annotations
 
@@ -27,21 +27,30 @@ GUESSES = {
 
 @drawn
 def faithfulness(*results: Faithfulness, value: str = "logit", axes: Any = None, columns: int = 2) -> Figure:
-    """What is left of the target's logit (or log-probability) as tokens are removed, or kept, in each method's order.
+    """Draw the target's logit as tokens are removed, or kept, in the order of each method: a panel for each.
 
-    Of one result, by how many tokens; of several, the mean of the change by the share of tokens, with its standard
-    error. A panel for each order. Raises BadArgument where there is no result, no such value, or no common method.
+    Args:
+        results: One result, drawn by the number of tokens; or several, drawn as the mean change by the share of tokens,
+            with its standard error.
+        value: "logit", or another value of the results such as the log-probability.
+        axes: Matplotlib axes to draw in; by default those of a new figure.
+        columns: The width of a new figure, in columns of a paper.
+
+    Raises:
+        BadArgument: There is no result, no such value, or no common method; or an argument is not valid.
+        SecantError: Matplotlib is not installed.
+
     """
     if not results or not all(isinstance(one, Faithfulness) for one in results):
-        raise BadArgument("Curves are of results of secant.faithfulness", "none", "Give one or more.")
+        raise BadArgument("This figure requires results of secant.faithfulness", "none", "Give one or more.")
     values = sorted({name for one in results for name in one.curves["value"]})
     if value not in values:
-        raise BadArgument(f"A value is one of {', '.join(values)}", repr(value), "Choose one of them.")
+        raise BadArgument(f"The value must be one of {', '.join(values)}", repr(value), "Choose one of them.")
     methods = [
         m for m in dict.fromkeys(results[0].curves["method"]) if all(m in set(r.curves["method"]) for r in results)
     ]
     if not methods:
-        raise BadArgument("Results that are drawn together have a method in common", "none", "Draw them by themselves.")
+        raise BadArgument("Results that are drawn together must share a method", "none", "Draw them separately.")
     figure, found = panels(axes, 2, columns, 2.3, sharey=True)
     for panel, (order, label) in zip(found, ORDERS.items(), strict=True):
         for i, method in enumerate(methods):
@@ -65,7 +74,7 @@ def faithfulness(*results: Faithfulness, value: str = "logit", axes: Any = None,
 
 
 def _line(one: Faithfulness, method: str, value: str, order: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Numbers of tokens, and what is left."""
+    """The numbers of tokens, and the value at each."""
     curves = one.curves
     own = curves[(curves["method"] == method) & (curves["value"] == value) & (curves["order"] == order)]
     own = own.sort_values("tokens")
@@ -75,7 +84,7 @@ def _line(one: Faithfulness, method: str, value: str, order: str) -> tuple[np.nd
 def _changes(
     lines: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]], results: tuple[Faithfulness, ...], value: str
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Changes from the whole prompt at common shares of tokens, those that every prompt reaches."""
+    """The changes from the whole prompt, interpolated at shares of tokens that all prompts reach."""
     shares, changes = [], []
     for (tokens, left), one in zip(lines, results, strict=True):
         whole = one.curves[
@@ -90,13 +99,20 @@ def _changes(
 
 @drawn
 def reach(*results: Reach, ax: Any = None, columns: int = 1) -> Figure:
-    """The error of three guesses on the way from one prompt to another: the frozen network, the tangent, no change.
+    """Draw the errors of the frozen network, the tangent and no change between one prompt and another.
 
-    Of several results a thin line each, and their median at the α that all have. Raises BadArgument where there is no
-    result.
+    Args:
+        results: One result or several. Several get a thin line each, and a line for the median at the α that all have.
+        ax: Matplotlib axes to draw in; by default those of a new figure.
+        columns: The width of a new figure, in columns of a paper.
+
+    Raises:
+        BadArgument: There is no result, or an argument is not valid.
+        SecantError: Matplotlib is not installed.
+
     """
     if not results or not all(isinstance(one, Reach) for one in results):
-        raise BadArgument("Errors on the way are of results of secant.reach", "none", "Give one or more.")
+        raise BadArgument("This figure requires results of secant.reach", "none", "Give one or more.")
     figure, (panel,) = panels(ax, 1, columns, 2.4)
     for name, (label, colour, dashes) in GUESSES.items():
         lines = [one.table.set_index("alpha")[name].sort_index() for one in results]
@@ -115,10 +131,19 @@ def reach(*results: Reach, ax: Any = None, columns: int = 1) -> Figure:
 
 @drawn
 def steering(sweep: Sweep, ax: Any = None, *, columns: int = 2) -> Figure:
-    """How often the concept's words came against what it cost: perplexity as a multiple of the unsteered one.
+    """Draw how often the concept's words appear against the perplexity, as a multiple of the unsteered one.
 
-    A line for each form and layer, its points labelled by strength; the star is without steering. A panel for each
-    form, or all of them in `ax`.
+    Each form and layer has a line, whose points are labelled by strength. The star is the unsteered model.
+
+    Args:
+        sweep: The sweep.
+        ax: Matplotlib axes to draw all forms in; by default a new figure has a panel for each form.
+        columns: The width of a new figure, in columns of a paper.
+
+    Raises:
+        BadArgument: An argument is not valid.
+        SecantError: Matplotlib is not installed.
+
     """
     import matplotlib
 
@@ -141,7 +166,7 @@ def steering(sweep: Sweep, ax: Any = None, *, columns: int = 2) -> Figure:
             panel.plot(x, y, styles.get(form, "-"), marker=".", color=colour, linewidth=1, label=label)
             for at, strengths in _near(x.to_numpy(), y.to_numpy(), own["strength"].to_numpy()):
                 if any(_close(at, (a, b)) and strengths == other for a, b, other in said):
-                    continue  # of another layer, and in the same place
+                    continue  # another layer has the same label there
                 said.append((*at, strengths))
                 where = {"xytext": (2, 2), "textcoords": "offset points", "fontsize": style.SMALL}
                 panel.annotate(strengths, at, color=colour, **where)
@@ -155,7 +180,7 @@ def steering(sweep: Sweep, ax: Any = None, *, columns: int = 2) -> Figure:
 def _near(
     x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], strengths: np.ndarray[Any, Any]
 ) -> list[tuple[tuple[float, float], str]]:
-    """Labels of points, those that would be printed over each other as one: at the first of them."""
+    """The labels of points. Labels that would overlap become one, at the first of their points."""
     found: list[tuple[tuple[float, float], list[str]]] = []
     for a, b, strength in zip(x, y, strengths, strict=True):
         for (c, d), others in found:
@@ -168,5 +193,5 @@ def _near(
 
 
 def _close(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    """Whether what is printed at two points would be in the same place."""
+    """Whether labels at two points would overlap."""
     return bool(abs(np.log(one[0] / other[0])) < 0.05 and abs(one[1] - other[1]) < 0.02)

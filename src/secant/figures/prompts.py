@@ -1,4 +1,4 @@
-"""What a study says over many prompts: stable ranks by position and by depth, spectra, and where a prediction comes."""
+"""Figures over many prompts: stable ranks by position and by depth, spectra, and where the prediction emerges."""
 
 from __future__ import annotations
 
@@ -19,11 +19,21 @@ DASHES = ("-", "--", ":", "-.")
 
 @drawn(of=Summary, take=lambda s: s if len(s.ranks) else None)
 def ranks_by_position(summary: Summary, category: str | None = None, ax: Any = None, *, columns: int = 2) -> Figure:
-    """The stable rank of each position's block over prompts, boxes side by side for each model and convention.
+    """Draw the stable rank of each position's block over prompts, a box for each model and convention.
 
-    Boxes are quartiles with the median, whiskers reach the 5th and 95th percentile, diamonds are means (J. Golden,
-    arXiv 2505.24293, figure 3). Positions that fewer than one in twenty prompts reach are left out.
-    Raises BadArgument where the study has none of this, or no such category.
+    Boxes are quartiles with the median, whiskers the 5th and 95th percentile, and diamonds means (J. Golden, arXiv
+    2505.24293, figure 3). Positions with few prompts are left out (`Summary.common_positions`).
+
+    Args:
+        summary: The summary.
+        category: The category of the prompts; by default all.
+        ax: Matplotlib axes to draw in; by default those of a new figure.
+        columns: The width of a new figure, in columns of a paper.
+
+    Raises:
+        BadArgument: The study has no stable ranks or no such category, or an argument is not valid.
+        SecantError: Matplotlib is not installed.
+
     """
     rows = _chosen(summary.ranks, category, "stable_rank")
     rows = rows[rows["position"].isin(summary.common_positions(category))]
@@ -55,15 +65,25 @@ def ranks_by_position(summary: Summary, category: str | None = None, ax: Any = N
 def ranks_by_depth(
     summary: Summary, category: str | None = None, axes: Any = None, *, part: str = "residual", columns: int = 2
 ) -> Figure:
-    """The mean stable rank of all tokens' blocks by share of depth, with its interval: a panel for each span.
+    """Draw the mean stable rank of all tokens' blocks by share of depth, with its interval: a panel for each span.
 
-    Raises BadArgument where the study has no layers, no such part, or no such category.
+    Args:
+        summary: The summary.
+        category: The category of the prompts; by default all.
+        axes: Matplotlib axes to draw in; by default those of a new figure.
+        part: The part of the layers: residual, attn, mlp or mixer.
+        columns: The width of a new figure, in columns of a paper.
+
+    Raises:
+        BadArgument: The study has no layers, no such part or no such category, or an argument is not valid.
+        SecantError: Matplotlib is not installed.
+
     """
     rows = _chosen(summary.depths, category, "layers")
     rows = rows[rows["part"] == part]
     if rows.empty:
         parts = ", ".join(dict.fromkeys(summary.depths["part"]))
-        raise BadArgument(f"A part of a layer is one of {parts}", repr(part), "Choose one of them.")
+        raise BadArgument(f"A part must be one of {parts}", repr(part), "Choose one of them.")
     spans = list(dict.fromkeys(rows["span"]))
     figure, found = panels(axes, len(spans), columns, 2.3, sharey=True)
     for panel, span in zip(found, spans, strict=True):
@@ -77,9 +97,18 @@ def ranks_by_depth(
 
 @drawn(of=Summary, take=lambda s: s if len(s.emergence) else None)
 def emergence(summary: Summary, category: str | None = None, ax: Any = None, *, columns: int = 1) -> Figure:
-    """The share of prompts whose prediction has been the first word of U₀ of all tokens by each depth of the stream.
+    """Draw the share of prompts whose prediction was the top token of U₀ of all tokens by each share of depth.
 
-    With its interval, by share of depth. Raises BadArgument where the study has no layers, or no such category.
+    Args:
+        summary: The summary.
+        category: The category of the prompts; by default all.
+        ax: Matplotlib axes to draw in; by default those of a new figure.
+        columns: The width of a new figure, in columns of a paper.
+
+    Raises:
+        BadArgument: The study has no layers or no such category, or an argument is not valid.
+        SecantError: Matplotlib is not installed.
+
     """
     rows = _chosen(summary.emergence, category, "layers")
     figure, (panel,) = panels(ax, 1, columns, 2.4)
@@ -91,9 +120,18 @@ def emergence(summary: Summary, category: str | None = None, ax: Any = None, *, 
 
 @drawn(of=Summary, take=lambda s: s if len(s.spectra) else None)
 def mean_spectra(summary: Summary, category: str | None = None, ax: Any = None, *, columns: int = 1) -> Figure:
-    """The mean of the leading singular values, σ_i / σ_0, of all tokens together, with its interval.
+    """Draw the means of the leading singular values of all tokens together, σ_i / σ_0, with their intervals.
 
-    Raises BadArgument where the study has no spectra, or no such category.
+    Args:
+        summary: The summary.
+        category: The category of the prompts; by default all.
+        ax: Matplotlib axes to draw in; by default those of a new figure.
+        columns: The width of a new figure, in columns of a paper.
+
+    Raises:
+        BadArgument: The study has no spectra or no such category, or an argument is not valid.
+        SecantError: Matplotlib is not installed.
+
     """
     rows = _chosen(summary.spectra, category, "spectra")
     rows = rows[rows["position"].isna()]
@@ -106,20 +144,20 @@ def mean_spectra(summary: Summary, category: str | None = None, ax: Any = None, 
 
 
 def _chosen(table: pd.DataFrame, category: str | None, analysis: str) -> pd.DataFrame:
-    """The rows of a category, by default of all prompts."""
+    """The rows of a category, by default of all prompts. Raises BadArgument if there are none."""
     if table.empty:
         raise BadArgument(
-            f"This is drawn of studies with the analysis {analysis}", "one without", "Run the study with it."
+            f"This figure requires a study with the analysis {analysis}", "one without it", "Run the study with it."
         )
     rows = table[table["category"].isna() if category is None else table["category"] == category]
     if rows.empty:
         known = ", ".join(sorted(set(table["category"].dropna()))) or "none"
-        raise BadArgument(f"A category is one of the study's: {known}", repr(category), "Choose one of them.")
+        raise BadArgument(f"The category must be one of the study's: {known}", repr(category), "Choose one of them.")
     return rows
 
 
 def _curves(summary: Summary, panel: Any, rows: pd.DataFrame, by: str = "depth") -> None:
-    """A line for each model and convention, and the band of its interval where there is one."""
+    """Draw a line for each model and convention, with its interval as a band."""
     for (model, convention), own in rows.groupby(["model", "convention"], sort=False):
         i, own = _place(summary, model, convention), own.sort_values(by)
         colour, label = COLOURS[ORDER[i % len(ORDER)]], _name(model, convention)
@@ -130,7 +168,7 @@ def _curves(summary: Summary, panel: Any, rows: pd.DataFrame, by: str = "depth")
 
 
 def _place(summary: Summary, model: str, convention: str) -> int:
-    """Which model and convention it is, in the order of the study: they have one colour in all figures."""
+    """The number of a model and convention in the study, which gives it the same colour in all figures."""
     every = list(dict.fromkeys(zip(summary.coverage["model"], summary.coverage["convention"], strict=True)))
     return every.index((model, convention))
 
@@ -140,13 +178,13 @@ def _name(model: str, convention: str) -> str:
 
 
 def _each(rows: pd.DataFrame) -> str:
-    """How many prompts there are."""
+    """How many prompts the rows are about."""
     least, most = rows["n"].min(), rows["n"].max()
     return f"{least} prompts" if least == most else f"{least} to {most} prompts"
 
 
 def _key(figure: Figure, panel: Any, given: Any) -> None:
-    """Names of lines, above a new figure, or in axes that are given."""
+    """Add the legend: above a new figure, or inside axes that were given."""
     handles, labels = panel.get_legend_handles_labels()
     if given is None:
         across = 1 if figure.get_figwidth() < style.WIDTH[2] else 3

@@ -1,7 +1,7 @@
-"""How figures look: the widths of a paper's columns, colours, fonts; text drawn as it is; files that repeat.
+"""The style of figures: widths, colours and fonts; text drawn verbatim; files that are the same bytes each time.
 
-Everything here holds while a figure is drawn (matplotlib's rc_context) and not afterwards. Figures are made without
-pyplot, so that none stays open and no backend is chosen.
+The style applies only while a figure is drawn (matplotlib's rc_context). Figures are made without pyplot, so none stays
+open and no backend is chosen.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 WIDTH = {1: 3.4, 2: 7.0}
-"""Inches of a figure that is one or two columns of a paper wide."""
+"""The width of a figure in inches, by columns of a paper."""
 
 ROW = 0.155
-"""Inches of a line of a figure that has one for each token or part."""
+"""The height in inches of a row, in figures with a row for each token or part."""
 
 MARGIN = 0.06
-"""Inches around what is drawn."""
+"""The margin of a figure in inches."""
 
 SMALL = 6.0
-"""Points of the smallest text."""
+"""The size of the smallest text in points."""
 
 COLOURS = {
     "blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "purple": "#CC79A7", "yellow": "#E69F00",
     "sky": "#56B4E9", "black": "#000000", "grey": "#767676",
 }  # fmt: skip
-"""M. Okabe and K. Ito's, which people who see fewer colours can tell apart (Color Universal Design, 2008); and grey."""
+"""Colours by M. Okabe and K. Ito that colour-blind people can tell apart (Color Universal Design, 2008), and grey."""
 
 ORDER = ("blue", "orange", "green", "purple", "yellow", "sky", "black")
-"""In which order lines take them."""
+"""The order in which lines take the colours."""
 
 RAMP = "viridis"
 DIVERGING = "RdBu_r"
-"""Colour maps of what is ordered, and of what has a sign."""
+"""Colour maps for ordered and for signed values."""
 
 RC: dict[str, Any] = {
     "font.size": 8.0,
@@ -67,10 +67,10 @@ RC: dict[str, Any] = {
     "savefig.facecolor": "white",
     "text.usetex": False,
     "axes.unicode_minus": True,
-    "pdf.fonttype": 42,  # many venues refuse type 3
+    "pdf.fonttype": 42,  # many venues refuse type 3 fonts
     "svg.hashsalt": "secant",
 }
-"""The style, as matplotlib's settings."""
+"""The settings of matplotlib."""
 
 FONTS = (
     "DejaVu Sans", "Noto Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
@@ -79,31 +79,36 @@ FONTS = (
     "Arial Unicode MS", "Noto Sans Symbols", "Noto Sans Symbols2", "Noto Emoji", "Symbola", "Segoe UI Symbol",
     "Unifont",
 )  # fmt: skip
-"""Where glyphs are looked for, in this order, among the fonts that are installed. Colour emoji can't be drawn."""
+"""The fonts in which glyphs are looked up, in this order, if they are installed. Colour emoji can't be drawn."""
 
 LEFT_TO_RIGHT = "\N{LEFT-TO-RIGHT MARK}"
-"""Prints nothing, and ends a run of text from right to left."""
+"""An invisible character that ends a run of text from right to left."""
 
 NEW = "new"
-"""The label of a figure that is not laid out yet."""
+"""The label of a figure whose layout is not final."""
 
 FORMATS: dict[str, dict[str, None]] = {
     ".png": {"Software": None},
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     ".svg": {"Date": None, "Creator": None},
 }
-"""Suffixes of files, and what is left out of each so that a figure gives the same bytes whenever it is saved."""
+"""The file suffixes, and the metadata that each leaves out so that saving a figure again gives the same bytes."""
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """The style, for as long as something is drawn. Raises SecantError where matplotlib is not installed."""
+    """Apply the style for the length of the block.
+
+    Raises:
+        SecantError: Matplotlib is not installed.
+
+    """
     try:
         import matplotlib
         from cycler import cycler
     except ImportError as error:
         raise SecantError(
-            "A figure is drawn by matplotlib", "an installation without it", "Install secant[plot]."
+            "Figures require matplotlib", "an installation without it", "Install secant[plot]."
         ) from error
     colours = cycler(color=[COLOURS[name] for name in ORDER])
     settings: Any = {**RC, "font.family": list(fonts()), "axes.prop_cycle": colours}
@@ -112,9 +117,10 @@ def drawing() -> Iterator[None]:
 
 
 FIGURES: dict[str, Callable[..., Figure]] = {}
-"""Every figure by its name, in the order of their modules."""
+"""Every figure by its name, in the order of modules."""
 
 _OF: dict[str, tuple[type, Callable[[Any], Any]]] = {}
+"""The figures that `every` draws: the class of result, and what is drawn from it."""
 
 
 @overload
@@ -122,12 +128,12 @@ def drawn(function: Callable[P, Figure], /) -> Callable[P, Figure]: ...
 @overload
 def drawn(*, of: type[R], take: Callable[[R], Any] = ...) -> Callable[[Callable[P, Figure]], Callable[P, Figure]]: ...
 def drawn(function: Any = None, /, *, of: Any = None, take: Callable[[Any], Any] = lambda result: result) -> Any:
-    """A figure of the package: it draws in the style, and is laid out once and for all, so that its files repeat.
+    """Register a function as a figure. It then draws in the style, and its layout is fixed when it returns.
 
     Args:
-        function: The function, where there are no arguments.
-        of: The class of results that the figure is drawn for with --figures.
-        take: What the figure is drawn from, given such a result; None where there is nothing to draw.
+        function: The function, if the decorator is used without arguments.
+        of: The class of results for which `--figures` draws the figure.
+        take: A function from such a result to what the figure draws, or to None if there is nothing to draw.
     """
     if function is None:
         return functools.partial(_registered, of=of, take=take)
@@ -152,20 +158,39 @@ def _registered(function: Callable[P, Figure], of: Any = None, take: Any = None)
 
 
 def every(result: Any) -> dict[str, Figure]:
-    """Every figure of a result that it has something to draw in, by name."""
+    """Draw every figure that a result has data for.
+
+    Args:
+        result: The result.
+
+    Returns:
+        The figures by name.
+
+    Raises:
+        SecantError: Matplotlib is not installed.
+
+    """
     taken = {name: take(result) for name, (of, take) in _OF.items() if isinstance(result, of)}
     return {name: FIGURES[name](own) for name, own in taken.items() if own is not None}
 
 
 def save(figure: Figure, path: str | Path, dpi: int = 300) -> None:
-    """Write a figure as PNG, PDF or SVG, by the suffix of the path; the same figure gives the same bytes.
+    """Write a figure as PNG, PDF or SVG. The same figure gives the same bytes each time.
 
-    Raises BadArgument for another suffix, and OutputFailed.
+    Args:
+        figure: The figure.
+        path: The file, whose suffix says the format.
+        dpi: The resolution of a PNG, in dots per inch.
+
+    Raises:
+        BadArgument: The suffix or the resolution is not valid.
+        OutputFailed: The file can't be written.
+
     """
     suffix = path_of(path).suffix.lower()
     if suffix not in FORMATS:
-        raise BadArgument(f"A figure is written as {', '.join(FORMATS)}", repr(suffix), "Choose one of them.")
-    dpi = integer(dpi, 20, 4800, "A figure has a resolution", "dpi = ")
+        raise BadArgument(f"A figure's file must end in {', '.join(FORMATS)}", repr(suffix), "Choose one of them.")
+    dpi = integer(dpi, 20, 4800, "The resolution is a number of dots per inch", "dpi = ")
     with drawing(), replacing(path) as new:
         figure.savefig(new, format=suffix[1:], dpi=dpi, metadata=FORMATS[suffix])
 
@@ -173,17 +198,25 @@ def save(figure: Figure, path: str | Path, dpi: int = 300) -> None:
 def panels(
     given: Any, count: int, columns: int, height: float | Sequence[float], **how: Any
 ) -> tuple[Figure, list[Any]]:
-    """A figure and its axes: those that are given, or new ones, side by side in two columns of a paper, or else below
-    each other, each so high (one height, or one of each). `how`: of `Figure.subplots`.
+    """A figure and its axes: those that are given, or new ones.
 
-    Raises BadArgument where it is not so many axes, or where a paper has no such columns.
+    Args:
+        given: The axes that the caller gave, if any.
+        count: How many panels the figure has.
+        columns: The width of a new figure, in columns of a paper. Panels are side by side in two columns, else stacked.
+        height: The height of a new panel in inches, one for all or one for each.
+        how: Further arguments of `Figure.subplots`.
+
+    Raises:
+        BadArgument: There are too few or too many axes, or `columns` is not 1 or 2.
+
     """
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     if columns not in WIDTH:
-        raise BadArgument("A figure is one or two columns wide", repr(columns), "Use columns=1 or columns=2.")
+        raise BadArgument("A figure must be one or two columns wide", repr(columns), "Use columns=1 or columns=2.")
     if given is None:
         down, across = (1, count) if columns == 2 else (count, 1)
         high = [height] * count if isinstance(height, float) else list(height)
@@ -195,7 +228,7 @@ def panels(
         axes = list(given) if isinstance(given, Iterable) else [given]
         if len(axes) != count or not all(isinstance(ax, Axes) for ax in axes):
             what = "one of matplotlib's axes" if count == 1 else f"{count} of matplotlib's axes"
-            raise BadArgument(f"This is drawn in {what}", f"{len(axes)}", "Give as many, or none.")
+            raise BadArgument(f"This figure requires {what}", f"{len(axes)}", "Give that many, or none.")
         figure = axes[0].figure
     for ax in axes:
         ax.tick_params(labelsize=RC["xtick.labelsize"], labelfontfamily=list(fonts()))
@@ -207,14 +240,14 @@ def panels(
 
 @functools.cache
 def fonts() -> tuple[str, ...]:
-    """Those of FONTS that are installed; the first one comes with matplotlib.
+    """The fonts in FONTS that are installed. The first one comes with matplotlib.
 
-    Matplotlib keeps a list of fonts that it made when it first ran: those that were installed since are added to it.
+    Matplotlib made its list of fonts when it first ran. Fonts that were installed since are added to it.
     """
     from matplotlib.font_manager import findSystemFonts, fontManager
 
     for file in {*findSystemFonts()} - {font.fname for font in fontManager.ttflist}:
-        with suppress(OSError, RuntimeError):  # a file that FreeType can't read, of which matplotlib's list has none
+        with suppress(OSError, RuntimeError):  # FreeType can't read the file; matplotlib's list leaves it out too
             fontManager.addfont(file)
     installed = {font.name for font in fontManager.ttflist}
     return tuple(name for name in FONTS if name in installed)
@@ -222,7 +255,7 @@ def fonts() -> tuple[str, ...]:
 
 @functools.cache
 def glyphs() -> frozenset[int]:
-    """The characters that these fonts have, by code point."""
+    """The code points that these fonts have glyphs for."""
     from matplotlib.font_manager import FontProperties, findfont
     from matplotlib.ft2font import FT2Font
 
@@ -232,31 +265,56 @@ def glyphs() -> frozenset[int]:
 
 
 def shown(token: str) -> str:
-    """A token as it is drawn: every character visible, and in place of one that no font has, its code point."""
-    drawn = "".join(c if ord(c) in glyphs() else f"\0U+{ord(c):04X}\0" for c in visible(token))  # has no zero itself
-    return _apart(drawn.replace("\0\0", " ").replace("\0", ""))
+    """A token as it is drawn: every character visible, and a code point instead of a character that no font has.
+
+    Args:
+        token: The token.
+
+    """
+    drawn = "".join(
+        c if ord(c) in glyphs() else f"\0U+{ord(c):04X}\0" for c in visible(token)
+    )  # visible text contains no \0
+    return _isolated(drawn.replace("\0\0", " ").replace("\0", ""))
 
 
-def _apart(text: str) -> str:
-    """The text so that, if it is read from right to left, what is around it stays where it is."""
+def _isolated(text: str) -> str:
+    """A text that, if it reads from right to left, does not move its surroundings."""
     own = text.replace(LEFT_TO_RIGHT, "")
     reads = {unicodedata.bidirectional(c) for c in own}
     return f"{LEFT_TO_RIGHT}{own}{LEFT_TO_RIGHT}" if reads & {"R", "AL"} else own
 
 
 def word(token: str) -> str:
-    """A decoded token, without spaces around it."""
+    """A decoded token as it is drawn, without surrounding spaces.
+
+    Args:
+        token: The token.
+
+    """
     return shown(token.strip() or token)
 
 
 def clipped(text: str, length: int = 16) -> str:
-    """A label of at most so many characters."""
+    """A label, cut to a maximum length.
+
+    Args:
+        text: The label.
+        length: The maximum number of characters.
+
+    """
     own = text.replace(LEFT_TO_RIGHT, "")
-    return text if len(own) <= length else _apart(own[: length - 1] + "…")
+    return text if len(own) <= length else _isolated(own[: length - 1] + "…")
 
 
 def fitting(words: Sequence[str], points: float, size: float) -> str:
-    """As many words as fit whole into a width, at least a part of the first."""
+    """As many top tokens as fit into a width, and at least a part of the first.
+
+    Args:
+        words: The top tokens.
+        points: The width in points.
+        size: The font size in points.
+
+    """
     line = ""
     for one in words:
         longer = f"{line}  {one}".strip()
@@ -268,11 +326,17 @@ def fitting(words: Sequence[str], points: float, size: float) -> str:
     first = words[0]
     while len(first) > 1 and width_of(first + "…", size) > points:
         first = first[:-1]
-    return _apart(first + "…")
+    return _isolated(first + "…")
 
 
 def width_of(text: str, size: float) -> float:
-    """The width of a text in points."""
+    """The width of a text in points.
+
+    Args:
+        text: The text.
+        size: The font size in points.
+
+    """
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -282,7 +346,14 @@ def width_of(text: str, size: float) -> float:
 
 
 def keyed(figure: Figure, ax: Any, given: Any) -> None:
-    """The legend of axes: above a new figure, where it covers nothing; inside of axes that were given."""
+    """Add a legend: above a new figure, where it covers nothing, or inside axes that were given.
+
+    Args:
+        figure: The figure.
+        ax: The axes with the lines.
+        given: The axes that the caller gave, if any.
+
+    """
     if given is not None:
         ax.legend()
         return
@@ -296,19 +367,39 @@ def keyed(figure: Figure, ax: Any, given: Any) -> None:
 
 
 def upright(ax: Any, labels: Sequence[str], size: float = RC["xtick.labelsize"]) -> int:
-    """The angle of labels below axes: upright where they would run into each other."""
+    """The angle of labels below axes: 90 degrees if they would overlap, else 0.
+
+    Args:
+        ax: The axes.
+        labels: The labels.
+        size: The font size in points.
+
+    """
     room = 0.9 * ax.figure.get_figwidth() * 72 * ax.get_position().width / max(1, len(labels))
     return 90 if max((width_of(label, size) for label in labels), default=0) > room - 3 else 0
 
 
 def named(ax: Any, which: str, labels: Sequence[str], **how: Any) -> None:
-    """Ticks at 0, 1, 2, … with these labels, drawn as they are: a `$` begins no formula."""
+    """Set ticks at 0, 1, 2, ... with labels that are drawn verbatim: a `$` does not begin a formula.
+
+    Args:
+        ax: The axes.
+        which: "x" or "y".
+        labels: The labels.
+        how: Further arguments of `Axes.set_xticks`.
+
+    """
     setter = ax.set_yticks if which == "y" else ax.set_xticks
     setter(range(len(labels)), labels, parse_math=False, **how)
 
 
 def plain(axis: Any) -> None:
-    """Numbers of a logarithmic axis as people write them; between powers of ten too, where there are few of these."""
+    """Label a logarithmic axis with plain numbers, also between powers of ten if there are few.
+
+    Args:
+        axis: The axis.
+
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     low, high = axis.get_view_interval()
@@ -319,7 +410,10 @@ def plain(axis: Any) -> None:
 
 
 def number(value: float) -> str:
-    """A number in three places: 0.01, −3, 10⁻⁸.
+    """A number with three digits, as a figure shows it.
+
+    Args:
+        value: The number.
 
     >>> number(0.01), number(-1234), number(1e-8), number(2e6)
     ('0.01', '−1234', '10⁻⁸', '2·10⁶')

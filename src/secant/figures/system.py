@@ -1,4 +1,4 @@
-"""The linear system of one prompt: whether it gives y, what J looks like, and what its parts decode to."""
+"""Figures of one prompt's linear system: reconstruction, J as an image, spectra and top tokens."""
 
 from __future__ import annotations
 
@@ -22,24 +22,33 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BARS = 0.3
-"""The share of its axes that bars with words beside them take."""
+"""The share of the axes' width that bars take; top tokens are in the rest."""
 
 PIXELS = 1500
-"""Entries of a side of J that are drawn each by itself; beyond, means of neighbours are."""
+"""The largest side of J that is drawn entry by entry. Larger ones are drawn as means of neighbours."""
 
 
 @drawn(of=Explanation, take=lambda e: e.run)
 def reconstruction(run: Run, axes: Any = None, *, columns: int = 2) -> Figure:
-    """Is J x + b the model's y? Each of its numbers against the model's, and how large the errors are.
+    """Draw J x + b against the model's y, and a histogram of the errors, next to the ordinary Jacobian's J' x.
 
-    Beside it the ordinary Jacobian's J' x. Errors are relative to the root mean square of y; those of exactly 0 are
-    counted in the legend. Two panels. Raises SecantError where matplotlib is not installed, as every figure does.
+    Errors are relative to the root mean square of y. The legend counts the errors that are exactly 0.
+
+    Args:
+        run: The run.
+        axes: Matplotlib axes to draw in; by default those of a new figure.
+        columns: The width of a new figure, in columns of a paper.
+
+    Raises:
+        BadArgument: An argument is not valid.
+        SecantError: Matplotlib is not installed.
+
     """
     figure, (scatter, errors) = panels(axes, 2, columns, 2.4 if columns == 2 else 1.8)
     op = run.operator()
-    y, held = wide(op.output).numpy(), op.rebuilt.numpy()
+    y, frozen = wide(op.output).numpy(), op.rebuilt.numpy()
     ordinary = wide(run.ordinary).numpy()
-    both = {"J x + b": (held, "blue", "o"), "ordinary J′ x": (ordinary, "orange", "x")}
+    both = {"J x + b": (frozen, "blue", "o"), "ordinary J′ x": (ordinary, "orange", "x")}
     size = float(np.sqrt(np.mean(y**2)))
     relative = {name: np.abs(found - y) / size for name, (found, *_) in both.items()}
     low, high = min(y.min(), ordinary.min()), max(y.max(), ordinary.max())
@@ -62,13 +71,23 @@ def reconstruction(run: Run, axes: Any = None, *, columns: int = 2) -> Figure:
 
 @drawn(of=Explanation, take=lambda e: e.run.operator())
 def jacobian(op: Operator, ax: Any = None, *, quantile: float = 0.99, columns: int = 2) -> Figure:
-    """J as an image, the blocks of the tokens side by side; colours end at a quantile of |J|, and beyond they stay.
+    """Draw J as an image, with the tokens' blocks side by side.
 
-    A side of J with more than PIXELS entries is drawn as means of neighbours; the colour bar says of how many. Raises
-    BadArgument where the quantile is not above 0 and at most 1.
+    A side of J with more than PIXELS entries is drawn as means of neighbours, whose number is at the colour bar.
+
+    Args:
+        op: The operator.
+        ax: Matplotlib axes to draw in; by default those of a new figure.
+        quantile: The quantile of |J| at which the colour scale ends. Larger entries have the last colour.
+        columns: The width of a new figure, in columns of a paper.
+
+    Raises:
+        BadArgument: The quantile is not above 0 and at most 1, or an argument is not valid.
+        SecantError: Matplotlib is not installed.
+
     """
     if not 0 < quantile <= 1:
-        raise BadArgument("A quantile is above 0 and at most 1", repr(quantile), "Use 0.99.")
+        raise BadArgument("The quantile must be above 0 and at most 1", repr(quantile), "Use 0.99.")
     figure, (panel,) = panels(ax, 1, columns, 2.6)
     d_out, T, d_in = op.shape[0], *op.input.shape
     rows, across = math.ceil(d_out / PIXELS), math.ceil(d_in * T / PIXELS)
@@ -90,7 +109,7 @@ def jacobian(op: Operator, ax: Any = None, *, quantile: float = 0.99, columns: i
         rotation=style.upright(panel, labels), fontsize=style.SMALL if T > 12 else None,
     )  # fmt: skip
     panel.tick_params(axis="x", length=0)
-    panel.set(xlabel=f"input: {T} tokens of {d_in} numbers", ylabel=f"output: {d_out} numbers")
+    panel.set(xlabel=f"input: {T} tokens of {d_in} elements", ylabel=f"output: {d_out} elements")
     bar = figure.colorbar(drawn, ax=panel, extend="both" if quantile < 1 else "neither", fraction=0.05, pad=0.02)
     means = f"means of {rows} x {across} entries of J; " if rows * across > 1 else "entries of J; "
     bar.set_label(f"{means}colours end at\nthe {quantile:.4g} quantile of their size", fontsize=style.SMALL + 0.5)
@@ -99,40 +118,50 @@ def jacobian(op: Operator, ax: Any = None, *, quantile: float = 0.99, columns: i
 
 
 def _means(op: Operator, rows: int, across: int) -> np.ndarray[Any, Any]:
-    """Means of so many rows x columns of J, which is computed some rows at a time."""
-    whole = rows * max(1, op.chunk // rows)  # no group is in two chunks
+    """The means of blocks of rows x columns of J, which is computed in chunks of rows."""
+    whole = rows * max(1, op.chunk // rows)  # a multiple, so that no group is in two chunks
     found = [_grouped(_grouped(wide(some), rows).T, across).T for _, some in op.rows(whole)]
     return torch.cat(found).numpy()
 
 
 def _grouped(matrix: torch.Tensor, size: int) -> torch.Tensor:
-    """Means of so many rows each, of what is left in the last."""
+    """The means of groups of rows; the last group may be smaller."""
     return matrix if size == 1 else torch.stack([some.mean(0) for some in matrix.split(size)])
 
 
 @drawn(of=Explanation)
 def spectra(e: Explanation, ax: Any = None, *, vectors: int | None = None, most: int = 30, columns: int = 2) -> Figure:
-    """Each token's leading singular values, and what their vectors decode to: written (U) and read (V).
+    """Draw each token's leading singular values, with the top tokens that their vectors write (U) and read (V).
 
-    Of the first `vectors` of each, by default two where there are two; of more than `most` tokens, of those that write
-    most, ‖J_t x_t‖. A value that is near-equal to a neighbour has a
-    grey bar: its vector alone means nothing. Raises BadArgument.
+    A singular value that is nearly equal to the next one has a grey bar: its vector alone means nothing.
+
+    Args:
+        e: The explanation.
+        ax: Matplotlib axes to draw in; by default those of a new figure.
+        vectors: How many singular vectors of each token; by default two, if there are two.
+        most: How many tokens; of more, those with the largest ‖J_t x_t‖ are drawn.
+        columns: The width of a new figure, in columns of a paper.
+
+    Raises:
+        BadArgument: An argument is not valid.
+        SecantError: Matplotlib is not installed.
+
     """
     kept = min(len(f.S) for f in e.svds)
     vectors = min(2, kept) if vectors is None else vectors
-    vectors = integer(vectors, 1, kept, f"The explanation has {kept} singular vectors of each token", "vectors = ")
-    most, T = integer(most, 1, 10**6, "A figure has some tokens", "most = "), len(e.svds)
+    vectors = integer(vectors, 1, kept, f"The explanation has {kept} singular vectors for each token", "vectors = ")
+    most, T = integer(most, 1, 10**6, "A figure requires at least one token", "most = "), len(e.svds)
     tokens = sorted(sorted(range(T), key=lambda t: -e.norms[t])[:most])
     rows = [(t, i) for t in tokens for i in range(vectors)]
     figure, (panel,) = panels(ax, 1, columns, 0.75 + style.ROW * len(rows))
     sigma = [e.svds[t].S[i].item() for t, i in rows]
-    together = [any(i in block and len(block) > 1 for block in e.svds[t].blocks) for t, i in rows]
+    grey = [any(i in block and len(block) > 1 for block in e.svds[t].blocks) for t, i in rows]
     labels = [clipped(shown(e.run.tokens[t])) if i == 0 else "" for t, i in rows]
     sides = {"writes (U)": e.outputs, "reads (V)": e.inputs}
     words = {name: [[word(w.token) for w in side[t][i]] for t, i in rows] for name, side in sides.items()}
     shades = [
-        COLOURS["grey"] if grey else COLOURS["blue"] if i == 0 else COLOURS["sky"]
-        for (_, i), grey in zip(rows, together, strict=True)
+        COLOURS["grey"] if is_grey else COLOURS["blue"] if i == 0 else COLOURS["sky"]
+        for (_, i), is_grey in zip(rows, grey, strict=True)
     ]
     _bars(panel, labels, sigma, shades, words, "singular value σ" + (f", {most} of {T} tokens" if most < T else ""))
     for n, (_, i) in enumerate(rows):
@@ -143,7 +172,18 @@ def spectra(e: Explanation, ax: Any = None, *, vectors: int | None = None, most:
 
 @drawn
 def largest(found: Largest, ax: Any = None, *, columns: int = 2) -> Figure:
-    """The largest columns (or rows) of J and what they decode to."""
+    """Draw the norms of the largest columns (or rows) of J, with the top tokens that they decode to.
+
+    Args:
+        found: The result of `secant.largest`.
+        ax: Matplotlib axes to draw in; by default those of a new figure.
+        columns: The width of a new figure, in columns of a paper.
+
+    Raises:
+        BadArgument: An argument is not valid.
+        SecantError: Matplotlib is not installed.
+
+    """
     groups = [rows for _, rows in found.table.groupby("rank", sort=True)]
     figure, (panel,) = panels(ax, 1, columns, 0.75 + style.ROW * len(groups))
     first = [rows.iloc[0] for rows in groups]
@@ -160,7 +200,7 @@ def _bars(
     panel: Any, labels: Sequence[str], values: Sequence[float], colour: Any, words: Mapping[str, list[list[str]]],
     name: str,
 ) -> None:  # fmt: skip
-    """A bar for each row, and to its right as many words as fit."""
+    """Draw a bar for each row, and to its right as many top tokens as fit."""
     from matplotlib.ticker import MaxNLocator
 
     top, size = max(values) or 1.0, style.SMALL + 0.5
@@ -173,8 +213,8 @@ def _bars(
     panel.tick_params(axis="y", length=0)
     share = (1 - BARS) / len(words)
     points = panel.figure.get_figwidth() * 72
-    beside = points - max(style.width_of(label, 7) for label in labels) - 24
-    room = min(beside, points * panel.get_position().width) * share - 10
+    free = points - max(style.width_of(label, 7) for label in labels) - 24
+    room = min(free, points * panel.get_position().width) * share - 10
     at = panel.get_yaxis_transform()  # across in shares of the axes, down in rows
     for place, (heading, rows) in enumerate(words.items()):
         left = BARS + 0.02 + place * share

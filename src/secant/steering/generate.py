@@ -1,4 +1,4 @@
-"""What a model goes on to say after prompts, and how likely it finds what was said."""
+"""Continuations of prompts, and their perplexity under the model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ CONTINUATION = Column("continuation", str, "what was generated")
 PERPLEXITY = Column("perplexity", float, "perplexity of the continuation, under the unsteered model", "perplexity")
 TOKENS = Column("tokens", int, "how many tokens were generated", "tokens")
 
-RUNS = "A model that goes on must run at the prompts by itself"
-TOGETHER = 64
-"""Most prompts in a batch."""
+RUNS = "A model must run on the prompts and their continuations"
+BATCH = 64
+"""The largest number of prompts in a batch."""
 
 OURS: dict[str, Any] = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "length_penalty"), 1),
@@ -37,7 +37,7 @@ OURS: dict[str, Any] = {
     "use_cache": True,
     "disable_compile": True,
 }
-"""How generate searches and what it returns: what a model's generation config says of it is replaced by this."""
+"""Settings of search, caching and return values. These replace the ones in a model's generation config."""
 
 ITS_OWN = (
     "min_length", "min_new_tokens", "eos_token_id", "bos_token_id", "forced_bos_token_id", "forced_eos_token_id",
@@ -46,35 +46,35 @@ ITS_OWN = (
     "exponential_decay_length_penalty", "remove_invalid_values", "renormalize_logits", "watermarking_config",
     "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
 )  # fmt: skip
-"""How likely the next token is, and when a text ends: as the model's generation config says."""
+"""Settings of token probabilities and of the end of a text. These follow the model's generation config."""
 
 BY_POSITION = (
     "min_length", "sequence_bias", "bad_words_ids", "repetition_penalty", "encoder_repetition_penalty",
     "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "forced_bos_token_id", "watermarking_config",
 )  # fmt: skip
-"""Those that look at the tokens before, and would take padding for some."""
+"""The settings that depend on earlier tokens, and would count padding among them."""
 
 GIVEN = ("max_length", "max_new_tokens", "do_sample", "pad_token_id")
-"""What each call says itself."""
+"""The settings that each call gives."""
 
 IDLE = (
     "decoder_start_token_id", "num_assistant_tokens", "num_assistant_tokens_schedule", "transformers_version",
     "assistant_confidence_threshold", "assistant_lookbehind", "target_lookbehind",
 )  # fmt: skip
-"""What means nothing without an encoder or an assistant."""
+"""The settings that have no effect without an encoder or an assistant."""
 
-RULE = "A model generates with the settings of its generation config"
-TODO = "Mend its generation_config.json."
+RULE = "A model must generate with the settings of its generation config"
+TODO = "Correct its generation_config.json."
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """What was generated after a prompt.
+    """What a model generated after a prompt.
 
     Attributes:
-        ids: Its tokens, up to the one that ends it.
-        text: Their text.
-        surprise: -log of its probability.
+        ids: The ids of its tokens, up to the one that ends the text.
+        text: Its text.
+        surprise: The negative logarithm of its probability.
 
     """
 
@@ -84,22 +84,41 @@ class Continuation:
 
     @property
     def perplexity(self) -> float:
-        """Per token."""
+        """The perplexity per token."""
         return perplexity([self])
 
 
 def perplexity(continuations: Sequence[Continuation]) -> float:
-    """Of all tokens of some continuations together, the one that ends each among them."""
+    """The perplexity of several continuations together, including the tokens that end them.
+
+    Args:
+        continuations: The continuations.
+
+    """
     mean = sum(c.surprise for c in continuations) / sum(len(c.ids) for c in continuations)
     return math.exp(mean) if mean < 709 else math.inf
 
 
 def encoded(lm: LM, prompts: Sequence[Prompt], tokens: int) -> list[list[int]]:
-    """The tokens of prompts that so many can follow. Raises BadPrompt, BadArgument."""
+    """The tokens of prompts, after checking that the model can continue them.
+
+    Args:
+        lm: The model.
+        prompts: The prompts.
+        tokens: How many tokens must fit after each.
+
+    Raises:
+        BadArgument: The model can't generate, or `tokens` is not valid.
+        BadPrompt: A prompt is not valid, or too long.
+        ModelRefused: The generation config requests something else than one continuation.
+
+    """
     if not hasattr(lm.model, "generate"):
-        raise BadArgument("A model that goes on has generate", type(lm.model).__name__, "Load it as a causal LM.")
+        raise BadArgument(
+            "A model that continues text requires a method generate", type(lm.model).__name__, "Load it as a causal LM."
+        )
     _check_settings(lm)
-    tokens = integer(tokens, 1, lm.context or 2**31, "A continuation has some tokens", "tokens = ")
+    tokens = integer(tokens, 1, lm.context or 2**31, "A continuation requires at least one token", "tokens = ")
     rows = [lm.encode(prompt) for prompt in prompts]
     if lm.context is not None and (longest := max(map(len, rows))) + tokens > lm.context:
         raise BadPrompt(
@@ -109,24 +128,31 @@ def encoded(lm: LM, prompts: Sequence[Prompt], tokens: int) -> list[list[int]]:
     return rows
 
 
-def unheard(lm: LM) -> set[int]:
-    """Tokens that a model can say and not hear, where its head has more rows than its embedding: nothing follows."""
+def unreadable(lm: LM) -> set[int]:
+    """The tokens that a model can output but not read: the head has more rows than the embedding.
+
+    A text ends at such a token.
+
+    Args:
+        lm: The model.
+
+    """
     return set(range(lm.size, lm.outputs))
 
 
 def _check_settings(lm: LM) -> None:
-    """Raises ModelRefused where the generation config asks for what a continuation is not."""
+    """Raises ModelRefused if the generation config has a setting that is neither followed nor replaced."""
     known = {*OURS, *ITS_OWN, *GIVEN, *IDLE}
     for name, value in _settings(lm).items():
         if name not in known and (value is True or value not in (None, False, 1, [], {})):
             raise ModelRefused(
-                "A continuation is greedy, or drawn from the model's own probabilities",
-                f"{name} = {value!r} in its generation config", "Take it out of generation_config.json.",
+                "A continuation is greedy or sampled from the model's own probabilities",
+                f"{name} = {value!r} in its generation config", "Remove it from generation_config.json.",
             )  # fmt: skip
 
 
 def _settings(lm: LM) -> dict[str, Any]:
-    """The settings of a model's generation that transformers knows, whether set or not."""
+    """All generation settings that transformers knows, with the model's values."""
     config = getattr(lm.model, "generation_config", None)
     return (
         {} if config is None else {name: getattr(config, name, None) for name in vars(type(config)()) if name[0] != "_"}
@@ -134,11 +160,20 @@ def _settings(lm: LM) -> dict[str, Any]:
 
 
 def batches(lm: LM, rows: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Which prompts go through together: all lengths where padding is measured to change nothing, else equal ones.
+    """Group prompts into batches.
 
-    None do where a token may end one that nothing can follow: generate passes it on as long as others go on.
+    Prompts of different lengths share a batch if padding is measured not to change the logits. If the model has
+    unreadable tokens, each prompt is a batch: generate would feed such a token back while other prompts continue.
+
+    Args:
+        lm: The model.
+        rows: The tokens of the prompts.
+
+    Returns:
+        The indices of the prompts in each batch.
+
     """
-    if unheard(lm):
+    if unreadable(lm):
         return [[i] for i in range(len(rows))]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     groups: dict[int, list[int]] = {}
@@ -146,7 +181,7 @@ def batches(lm: LM, rows: Sequence[Sequence[int]]) -> list[list[int]]:
     padded = len(shortest) == len(longest) or (not _by_position(lm) and _pads(lm, shortest, longest))
     for i in order:
         groups.setdefault(0 if padded else len(rows[i]), []).append(i)
-    return [group[lo : lo + TOGETHER] for group in groups.values() for lo in range(0, len(group), TOGETHER)]
+    return [group[lo : lo + BATCH] for group in groups.values() for lo in range(0, len(group), BATCH)]
 
 
 def continued(
@@ -158,11 +193,26 @@ def continued(
     seed: int = 0,
     groups: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
-    """What `lm.model.generate` gives after each prompt, greedily, or drawn with a seed; up to the token that ends it.
+    """Continue prompts with `lm.model.generate`.
 
-    Of the model's generation config, ITS_OWN are followed and OURS are not; `encoded` refuses what is neither.
-    `groups`: the batches. The state of torch's own random numbers stays as it was. Raises BadArgument, ModelRefused
-    where generate fails with the model's settings.
+    Of the model's generation config, ITS_OWN is followed and OURS replaces the rest. The state of torch's random number
+    generators is restored.
+
+    Args:
+        lm: The model.
+        rows: The tokens of the prompts, as `encoded` returns them.
+        tokens: The maximum length of a continuation.
+        sample: Sample tokens instead of taking the likeliest.
+        seed: The seed of the samples.
+        groups: The batches; by default those of `batches`.
+
+    Returns:
+        The tokens of each continuation, up to the one that ends it.
+
+    Raises:
+        BadArgument: The seed is not valid.
+        ModelRefused: generate fails with the model's settings.
+
     """
     ends, found, seed = lm.ends, [[0]] * len(rows), seeded(seed)
     devices = [lm.device] if lm.device.type == "cuda" else []
@@ -178,22 +228,32 @@ def continued(
 
 
 def weighed(
-    lm: LM, rows: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], together: int = 16
+    lm: LM, rows: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], batch: int = 16
 ) -> list[Continuation]:
-    """Continuations with their surprise, given the prompts, under the model as it is now.
+    """Measure the surprise of continuations under the model as it is now.
 
-    Those of one length run together: rotary positions may be stretched by the length of what is run.
+    Only texts of equal length share a batch, since the length may change rotary positions.
+
+    Args:
+        lm: The model.
+        rows: The tokens of the prompts.
+        continuations: The tokens of their continuations.
+        batch: The batch size.
+
+    Raises:
+        ModelRefused: The model fails on a text.
+
     """
     by_length = defaultdict[int, list[int]](list)
     for i, (row, new) in enumerate(zip(rows, continuations, strict=True)):
         by_length[len(row) + len(new)].append(i)
     found: dict[int, Continuation] = {}
     for same in by_length.values():
-        for lo in range(0, len(same), together):
-            some = same[lo : lo + together]
-            ids = torch.tensor([[*rows[i], *continuations[i][:-1]] for i in some])  # nothing follows the last
-            odd = explained(ModelRefused, RUNS, "Mend the model.")
-            with torch.no_grad(), untouched(lm.model), odd:
+        for lo in range(0, len(same), batch):
+            some = same[lo : lo + batch]
+            ids = torch.tensor([[*rows[i], *continuations[i][:-1]] for i in some])  # the last token is not an input
+            refusing = explained(ModelRefused, RUNS, "Correct the model's code.")
+            with torch.no_grad(), untouched(lm.model), refusing:
                 logits = lm.model(input_ids=ids.to(lm.device), use_cache=False).logits
             for i, own in zip(some, logits, strict=True):
                 row, new = rows[i], continuations[i]
@@ -204,9 +264,12 @@ def weighed(
 
 
 def text_of(lm: LM, ids: Sequence[int]) -> str:
-    """The text of some tokens, without special ones; of a model without a tokenizer their ids.
+    """The text of tokens, without special tokens; without a tokenizer, their ids.
 
-    A row that the tokenizer does not name is in it as <12>.
+    Args:
+        lm: The model.
+        ids: The tokens. One that the tokenizer does not know appears as <12>.
+
     """
     if lm.tokenizer is None:
         return " ".join(map(str, ids))
@@ -215,41 +278,48 @@ def text_of(lm: LM, ids: Sequence[int]) -> str:
 
 
 def added(lm: LM, row: Sequence[int], new: Sequence[int]) -> str:
-    """The text that tokens add to a prompt's, with the space that it begins with."""
+    """The text that tokens add to a prompt, including a leading space.
+
+    Args:
+        lm: The model.
+        row: The tokens of the prompt.
+        new: The tokens that follow.
+
+    """
     whole, start = text_of(lm, [*row, *new]), text_of(lm, row)
     return whole[len(start) :] if whole.startswith(start) else text_of(lm, new)
 
 
 def _generated(lm: LM, rows: Sequence[Sequence[int]], **how: Any) -> Any:
-    """What generate gives for rows that are padded on the left."""
+    """The output of generate for rows padded on the left."""
     longest, pad = max(map(len, rows)), _padding(lm)
     ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows], device=lm.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=lm.device)
     ours = {**{name: value for name, value in OURS.items() if name in _settings(lm)}, **how, "pad_token_id": pad}
-    if more := unheard(lm):
+    if more := unreadable(lm):
         ours["eos_token_id"] = sorted(lm.ends | more)
-    unset = [name for name, value in ours.items() if value is None]  # which a config would take from the model's own
+    unset = [name for name, value in ours.items() if value is None]  # a config would fill these in from the model's own
     kinds = {"generation_config": type(lm.model.generation_config)(**ours)} if _settings(lm) else ours
     with quiet(), explained(ModelRefused, RULE, TODO), untouched(lm.model):
         return lm.model.generate(ids, attention_mask=mask, **kinds, **dict.fromkeys(unset))
 
 
 def _padding(lm: LM) -> int:
-    """A token to pad with, which is masked: one that the embedding has."""
+    """The token used as padding, which is masked: any that the embedding has."""
     pad = getattr(lm.tokenizer, "pad_token_id", None)
     return pad if pad is not None and pad < lm.size else min((i for i in lm.ends if i < lm.size), default=0)
 
 
 def _by_position(lm: LM) -> bool:
-    """Whether what comes next depends on the tokens before by more than the model."""
+    """Whether a setting makes the next token depend on the positions of earlier ones."""
     settings = _settings(lm)
     return any(settings.get(name) not in (None, 0, 1, [], {}) for name in BY_POSITION)
 
 
 def _pads(lm: LM, shortest: Sequence[int], longest: Sequence[int]) -> bool:
-    """Whether the tokenizer pads, and the shortest prompt gives the same logits beside the longest as alone."""
+    """Whether the tokenizer pads, and padding the shortest prompt to the longest leaves its logits the same."""
     if getattr(lm.tokenizer, "pad_token_id", None) is None:
         return False
     how = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-    alone, beside = (_generated(lm, rows, **how).logits[0][0] for rows in ([shortest], [shortest, longest]))
-    return relative(beside, alone) <= torch.finfo(lm.dtype).eps ** 0.5
+    alone, padded = (_generated(lm, rows, **how).logits[0][0] for rows in ([shortest], [shortest, longest]))
+    return relative(padded, alone) <= torch.finfo(lm.dtype).eps ** 0.5

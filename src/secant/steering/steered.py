@@ -1,4 +1,4 @@
-"""A prompt's continuation with steering next to the one without."""
+"""The continuation of a prompt with steering, next to the one without."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ STEERED = Table(
 STEERED_TOKENS = Table(
     "steered_tokens",
     "a generated token of a continuation",
-    (FORM, Column("place", int, "place among the generated tokens, from 0"), TOKEN, TOKEN_ID),
+    (FORM, Column("place", int, "the token's place among the generated ones, from 0"), TOKEN, TOKEN_ID),
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Steered(Result):
-    """Two continuations of a prompt.
+    """Two continuations of a prompt, unsteered and steered.
 
     Attributes:
         lm: The model.
         prompt: The prompt's text.
         concept: The concept's text.
-        form: How it was steered.
-        layer: The layer that was steered.
-        strength: How much.
-        sample: Whether tokens were drawn.
-        seed: The seed that they were drawn with.
+        form: The form of steering.
+        layer: The layer after which the residual stream was steered.
+        strength: The strength of steering.
+        sample: Whether tokens were sampled.
+        seed: The seed of the samples.
         unsteered: The continuation without steering.
-        steered: That with it; both perplexities are under the unsteered model.
+        steered: The continuation with steering. Both perplexities are under the unsteered model.
 
     """
 
@@ -68,7 +68,7 @@ class Steered(Result):
     steered: Continuation
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Both continuations, and their tokens."""
+        """Both continuations and their tokens."""
         plain, other = self.unsteered, self.steered
         rows = [
             (PLAIN, None, 0.0, plain.text, plain.perplexity, len(plain.ids)),
@@ -82,12 +82,12 @@ class Steered(Result):
         return {"steered": STEERED.frame(rows), "steered_tokens": STEERED_TOKENS.frame(tokens)}
 
     def about(self) -> dict[str, Any]:
-        """The model, the prompt, the concept, and how it was steered."""
+        """The model, the prompt, the concept and the settings."""
         names = ("prompt", "concept", "form", "layer", "strength", "sample", "seed")
         return {"model": self.lm.name, **{name: getattr(self, name) for name in names}}
 
     def view(self) -> View:
-        """The continuations side by side, with their perplexities."""
+        """The view: both continuations side by side, with their perplexities."""
         both = (self.unsteered, self.steered)
         headings = (PLAIN, f"{self.form}, layer {self.layer}, strength {self.strength:g}")
         rows: list[list[Any]] = [
@@ -95,7 +95,7 @@ class Steered(Result):
             [Cell(f"perplexity {number(c.perplexity)}", "dim") for c in both],
         ]
         facts = {"prompt": self.prompt.strip(" "), "concept": self.concept.strip(" ")}
-        notes = ["Perplexities are those of the continuations, under the unsteered model."]
+        notes = ["Both perplexities are computed under the unsteered model."]
         grid = Grid([Shown(heading, wrap=True) for heading in headings], rows)
         return View(f"Steering {self.lm.name}", facts, [grid], notes)
 
@@ -113,23 +113,23 @@ def side_by_side(
     sample: bool = False,
     seed: int = 0,
 ) -> Steered:
-    """Continue a prompt with steering towards a concept, and without.
+    """Continue a prompt while steering towards a concept, and without steering.
 
     Args:
         lm: The model.
         prompt: The prompt.
-        concept: A prompt or its Run.
-        layer: The layer that is steered, as of `steer`.
-        strength: How much, as of `steer`.
-        form: How, as of `steer`.
-        tokens: Most in a continuation.
-        sample: Draw tokens as the model's own settings say, instead of taking the likeliest.
+        concept: A prompt, or its Run.
+        layer: The layer to steer after, as in `steer`.
+        strength: The strength, as in `steer`.
+        form: The form, as in `steer`.
+        tokens: The maximum length of a continuation.
+        sample: Sample tokens by the model's own settings, instead of taking the likeliest.
         seed: The seed of the samples, the same for both.
 
     Raises:
-        BadArgument: An argument is none of those.
-        BadPrompt: The prompt is none, or leaves no room.
-        SecantError: What `steer` and `freeze` raise.
+        BadArgument: An argument is not valid.
+        BadPrompt: The prompt is not valid, or leaves no room for its continuation.
+        SecantError: As `steer` and `freeze` do.
 
     """
     run, rows = concept_of(lm, concept), encoded(lm, [prompt], tokens)

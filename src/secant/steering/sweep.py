@@ -1,7 +1,7 @@
-"""What steering gives and what it costs: how often a concept's words come, and how odd the text becomes.
+"""What steering gains and what it costs: how often the concept's words appear, and how much the perplexity rises.
 
-Every form x layer x strength generates from the same prompts. Perplexity is that of the continuation, given the prompt,
-under the model without steering.
+Every form x layer x strength continues the same prompts. The perplexity is that of the continuation, given the prompt,
+under the unsteered model.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ OF_PROMPTS = "share of prompts"
 
 SWEEP = Table(
     "sweep",
-    "a form x layer x strength; the first one is unsteered",
+    "a form x layer x strength; the first row is unsteered",
     (
         FORM,
         LAYER,
         STRENGTH,
-        Column("rate", float, "share of the prompts after which one of the concept's words came", OF_PROMPTS,
+        Column("rate", float, "share of the prompts whose continuation has one of the concept's words", OF_PROMPTS,
                show="percent"),
         Column("low", float, "lower end of the rate's 95 % interval, exact (Clopper and Pearson)", OF_PROMPTS),
         Column("high", float, "upper end of it", OF_PROMPTS),
@@ -60,30 +60,30 @@ TEXTS = Table(
         FORM,
         LAYER,
         STRENGTH,
-        Column("prompt", int, "number of the prompt, from 0"),
+        Column("prompt", int, "the prompt's number, from 0"),
         Column("text", str, "the prompt"),
         CONTINUATION,
-        Column("found", bool, "whether one of the concept's words came"),
+        Column("found", bool, "whether the continuation has one of the concept's words"),
         PERPLEXITY,
         TOKENS,
     ),
 )
 
 MOST = 2.0
-"""The perplexity that the best setting may have, in times the unsteered one."""
+"""The perplexity that the best setting may have, as a multiple of the unsteered one."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a sweep was made with.
+    """The settings of a sweep.
 
     Attributes:
         model: The model's name.
         concept: The concept's text.
-        words: Those that count as the concept's.
-        tokens: Most in a continuation.
-        sample: Whether tokens were drawn.
-        seed: The seed that they were drawn with.
+        words: The words that count as the concept's.
+        tokens: The maximum length of a continuation.
+        sample: Whether tokens were sampled.
+        seed: The seed of the samples.
 
     """
 
@@ -97,14 +97,14 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Sweep(Result):
-    """Steering at several strengths.
+    """Steering with several forms, layers and strengths.
 
     Attributes:
-        settings: What it was made with.
-        table: A row for each form x layer x strength, the first one unsteered. `rate`: the share of the prompts after
-            which one of the words came; `low`, `high`: its exact 95 % interval. `perplexity`: of all continuations
-            together, under the unsteered model.
-        texts: Each continuation.
+        settings: The settings of the sweep.
+        table: A row for each form x layer x strength; the first row is unsteered. `rate` is the share of the prompts
+            whose continuation has one of the words, `low` and `high` its exact 95 % interval. `perplexity` is that of
+            all continuations together, under the unsteered model.
+        texts: A row for each continuation.
 
     """
 
@@ -116,18 +116,18 @@ class Sweep(Result):
 
     @property
     def plain(self) -> pd.Series:
-        """The row without steering."""
+        """The unsteered row."""
         return self.table.iloc[0]
 
     def best(self, most: float = MOST) -> pd.Series | None:
-        """The setting that gives most at a bearable cost.
+        """The setting with the highest rate at an acceptable perplexity.
 
         Args:
-            most: The perplexity that it may have, in times the unsteered one.
+            most: The highest acceptable perplexity, as a multiple of the unsteered one.
 
         Returns:
-            The row with the highest rate among these; of equal ones that of the lowest perplexity. None where no row
-            has a higher rate than without steering.
+            The row with the highest rate, and of equal ones that with the lowest perplexity. None if no row has a
+            higher rate than the unsteered one.
 
         """
         table, plain = self.table, self.plain
@@ -137,17 +137,17 @@ class Sweep(Result):
         return cheap.sort_values(["rate", "perplexity"], ascending=[False, True], kind="stable").iloc[0]
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The settings' rates and perplexities, and each continuation."""
+        """The rates and perplexities of all settings, and each continuation."""
         return {"sweep": self.table, "texts": self.texts}
 
     def about(self) -> dict[str, Any]:
-        """What it was made with, and the best setting's row."""
+        """The settings of the sweep, and the row of the best setting."""
         best = self.best()
         row = None if best is None else records(self.table.loc[[best.name]])[0]
         return {**asdict(self.settings), "words": list(self.settings.words), "best": row}
 
     def view(self) -> View:
-        """A line for each setting, and the best trade-off, with what it says."""
+        """The view: a line for each setting, and the best one with an example."""
         settings, best, plain = self.settings, self.best(), self.plain
         columns = [
             Shown("form"), Shown("layer", "integer"), Shown("strength", "number"), Shown("rate", "percent"),
@@ -161,8 +161,8 @@ class Sweep(Result):
         facts: dict[str, Any] = {"concept": settings.concept.strip(), "words": ", ".join(settings.words)}
         if best is None:
             facts["best"] = (
-                f"no setting says the words more often than the unsteered model ({plain['rate']:.0%}) at a perplexity "
-                f"of at most {MOST:g} times its own"
+                f"no setting produces the words more often than the unsteered model ({plain['rate']:.0%}) at a "
+                f"perplexity of at most {MOST:g} times its own"
             )
         else:
             texts = self.texts
@@ -172,12 +172,13 @@ class Sweep(Result):
             facts["best"] = [
                 f"{best['form']}, layer {best['layer']}, strength {best['strength']:g}: {best['rate']:.0%} instead of "
                 f"{plain['rate']:.0%}, at {best['perplexity'] / plain['perplexity']:.2f} times the perplexity",
-                f"for instance: {(said['text'] + said['continuation']).strip()}",
+                f"example: {(said['text'] + said['continuation']).strip()}",
             ]
         notes = [
             f"{plain['prompts']} prompt{'' if plain['prompts'] == 1 else 's'}, at most {settings.tokens} tokens each. "
-            "rate: continuations with one of the words, and its exact 95 % interval. perplexity: of the continuations, "
-            f"under the unsteered model; the best setting has at most {MOST:g} times the unsteered one."
+            "rate: the share of continuations with one of the words, and its exact 95 % interval. perplexity: that of "
+            f"the continuations under the unsteered model. The best setting has at most {MOST:g} times the unsteered "
+            "perplexity."
         ]
         return View(f"Steering {settings.model}", facts, [Grid(columns, rows)], notes)
 
@@ -197,27 +198,30 @@ def steering_sweep(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Sweep:
-    """Continue prompts with every form x layer x strength of steering towards a concept, and without.
+    """Continue prompts while steering towards a concept, with every form x layer x strength, and without steering.
 
     Args:
         lm: The model.
         prompts: The prompts.
-        concept: A prompt or its Run.
-        layers: All by default.
-        strengths: By default those of each form's own grid; 0 is always there.
-        forms: Some of mixture, additive and activation.
-        words: What counts as the concept; by default the words of its text, of three letters or more, that stand in no
-            prompt.
-        tokens: Most in a continuation.
-        sample: Draw tokens as the model's own settings say, instead of taking the likeliest.
+        concept: A prompt, or its Run.
+        layers: The layers to steer after, from 0; by default all.
+        strengths: The strengths; by default those of each form's own grid. 0 is always included.
+        forms: Some of "mixture", "additive" and "activation".
+        words: The words that count as the concept's; by default the words in its text that have three letters or more
+            and are in no prompt.
+        tokens: The maximum length of a continuation.
+        sample: Sample tokens by the model's own settings, instead of taking the likeliest.
         seed: The seed of the samples, the same at every setting.
-        progress: Called as `progress(what, done, all)` while the work goes on.
+        progress: Called as `progress(what, done, of)` while the work goes on.
+
+    Returns:
+        How often the words appear at each setting, and at which perplexity.
 
     Raises:
-        BadArgument: An argument is none of those.
-        BadPrompt: A prompt is none, or leaves no room.
+        BadArgument: An argument is not valid.
+        BadPrompt: A prompt is not valid, or leaves no room for its continuation.
         NoPoint: The model has no layers.
-        SecantError: What `freeze` raises.
+        SecantError: As `freeze` does.
 
     """
     seed = seeded(seed)
@@ -228,11 +232,11 @@ def steering_sweep(
     texts = [prompt if isinstance(prompt, str) else text_of(lm, row) for prompt, row in zip(prompts, rows, strict=True)]
     found = _words(words, about, texts)
     settings = Settings(lm.name, about, found, tokens, sample, seed)
-    every = range(max(1, len(run.inside.layers)))  # of none, aimed says so
+    every = range(max(1, len(run.inside.layers)))  # for a model without layers, aimed raises
     chosen = [aimed(run, layer).layer for layer in (every if layers is None else layers)]
     plans = [(form, s) for form in forms for s in _strengths(form, strengths)]
     if not plans or not chosen:
-        raise BadArgument("A sweep has a layer, a form and a strength other than 0", "none", "Give one of each.")
+        raise BadArgument("A sweep requires a layer, a form and a strength other than 0", "none", "Give one of each.")
     groups, pattern = batches(lm, rows), _pattern(found)
 
     def row(form: str, layer: int | None, strength: float, new: list[list[int]]) -> tuple[Row, list[Row]]:
@@ -266,31 +270,29 @@ def steering_sweep(
 
 
 def _strengths(form: str, strengths: Sequence[SupportsFloat] | None) -> list[float]:
-    """Those of a form, each once, without 0."""
+    """The strengths for a form, each once, without 0."""
     strength_of(form, 0.0)
     given = FORMS[form].grid if strengths is None else strengths
     return [s for s in dict.fromkeys(strength_of(form, s) for s in given) if s]
 
 
 def _words(words: Sequence[str] | None, concept: str, prompts: Sequence[str]) -> tuple[str, ...]:
-    """What counts as the concept. Raises BadArgument where there is nothing."""
+    """The words that count as the concept's. Raises BadArgument if there are none."""
     if words is None:
         known = {word for prompt in prompts for word in _spoken(prompt)}
         words = [word for word in _spoken(concept) if word not in known]
     if isinstance(words, str) or not words or not all(word.strip() for word in words):
-        raise BadArgument(
-            "A concept is recognised by words that its prompts do not have", "none", "Give some, for instance --word."
-        )
+        raise BadArgument("A concept requires a word that is in no prompt", "none", "Give one with words, or --word.")
     return tuple(dict.fromkeys(word.strip().casefold() for word in words))
 
 
 def _spoken(text: str) -> list[str]:
-    """The words of a text of three letters or more, each once."""
+    """The words of a text that have three letters or more, each once."""
     return list(dict.fromkeys(re.findall(r"[^\W\d_]{3,}", text.casefold())))
 
 
 def _pattern(words: Sequence[str]) -> re.Pattern[str]:
-    """Any of the words, by itself."""
+    """A pattern that matches any of the words as a whole word."""
     return re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words), re.IGNORECASE)
 
 

@@ -1,6 +1,7 @@
-"""What a study can ask of each prompt: one function for each analysis, next to the tables that its rows are of.
+"""The analyses of a study: a function for each, next to the tables that it fills.
 
-A new analysis is a function under `@analysis`; a new column is a `Column` in its table and a value in its rows.
+To add an analysis, write a function under `@analysis`. To add a column, add a `Column` to its table and a value to its
+rows. `secant study --help` reads the names of the analyses from this file without importing it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,16 @@ from secant.stream.layers import FIRST_SEEN, FROBENIUS, LAYERS
 
 @dataclass(frozen=True)
 class Settings:
-    """What every prompt of a study is asked, and how: all that a row depends on, beside the model and the prompt.
+    """The settings of a study: all that a row depends on besides the model and the prompt.
 
-    `k` singular triplets of each block, and of all together; `top` words of each vector.
+    Attributes:
+        convention: Which factor of a gated product is frozen.
+        precision: The type in which the linear system is evaluated; None: the model's own.
+        analyses: The names of the analyses.
+        k: How many singular triplets of each token's block are kept, and of all blocks together.
+        top: How many top tokens of each singular vector are kept.
+        seed: The seed of the random number generators.
+
     """
 
     convention: str = "gate"
@@ -47,9 +55,9 @@ class Analysis:
     """An analysis of a study.
 
     Attributes:
-        name: What a study is asked for.
-        rows: Yields the rows of each of its tables, in the order of these.
-        writes: Its tables, without what a study puts before every row.
+        name: Its name, which `study` takes.
+        rows: A function of a case that yields the rows of each table, in the order of `writes`.
+        writes: Its tables, without the columns that every row of a study begins with.
 
     """
 
@@ -58,21 +66,35 @@ class Analysis:
     writes: tuple[Table, ...]
 
     def __call__(self, case: Case) -> dict[str, pd.DataFrame]:
-        """Its tables of a prompt, by name."""
+        """Analyse a prompt.
+
+        Args:
+            case: The prompt, frozen.
+
+        Returns:
+            The tables by name.
+        """
         return {table.name: table.frame(rows) for table, rows in zip(self.writes, self.rows(case), strict=True)}
 
 
 ANALYSES: dict[str, Analysis] = {}
-"""Every analysis by its name, which is its function's."""
+"""Every analysis by its name, which is the name of its function."""
 
 
 def analysis(*writes: Table) -> Callable[[Callable[[Case], Iterator[Rows]]], Analysis]:
-    """Enter a function as an analysis that writes these tables; several analyses may write the same one."""
+    """Register a function as an analysis.
 
-    def entered(rows: Callable[[Case], Iterator[Rows]]) -> Analysis:
+    Args:
+        writes: The tables that it fills. Several analyses may fill the same table.
+
+    Returns:
+        A decorator that turns the function into an `Analysis`.
+    """
+
+    def registered(rows: Callable[[Case], Iterator[Rows]]) -> Analysis:
         return ANALYSES.setdefault(rows.__name__, Analysis(rows.__name__, rows, writes))
 
-    return entered
+    return registered
 
 
 OF_BLOCK = (
@@ -94,7 +116,7 @@ OF_BLOCK = (
     )
 )
 def reconstruction(case: Case) -> Iterator[Rows]:
-    """How well J x + b gives y, next to the ordinary Jacobian."""
+    """The reconstruction error of y = J x + b, and that of the ordinary Jacobian."""
     c = case.run.certificate
     yield [(c.reconstruction, c.ordinary, c.constants)]
 
@@ -124,23 +146,25 @@ def stable_rank(case: Case) -> Iterator[Rows]:
 
 @analysis(LAYERS, FIRST_SEEN.but(after=[Column("layer_count", int, "how many layers the model has", "layers")]))
 def layers(case: Case) -> Iterator[Rows]:
-    """Stable ranks and singular values at every depth, and where the prediction shows first."""
+    """Stable ranks and singular values at every depth, and the first layer whose top token is the prediction."""
     found = case.layers(min(case.k, case.op.shape[0], case.op.input.shape[1]))
     table = found.to_pandas()
     missing = {f"sigma_{i}" for i in range(case.k)} - {*table.columns}
-    yield table.assign(**dict.fromkeys(sorted(missing), float("nan")))  # the same columns whatever the model's width
+    yield table.assign(
+        **dict.fromkeys(sorted(missing), float("nan"))
+    )  # the columns must not depend on the model's width
     yield found.first_seen().assign(layer_count=len(case.run.inside.layers))
 
 
 @analysis(CONTRIBUTIONS)
 def attribution(case: Case) -> Iterator[Rows]:
-    """What tokens and constants contribute to the predicted logit."""
+    """The contributions of tokens and constants to the predicted logit."""
     yield case.attribution().table
 
 
 @analysis(CONTRIBUTIONS)
 def parts(case: Case) -> Iterator[Rows]:
-    """What the embeddings, layers and heads contribute to the predicted logit, next to tokens and constants."""
+    """The contributions of embeddings, layers, heads, tokens and constants to the predicted logit."""
     yield case.attribution(parts=True).table
 
 
@@ -165,7 +189,7 @@ def parts(case: Case) -> Iterator[Rows]:
     )
 )
 def words(case: Case) -> Iterator[Rows]:
-    """What the singular vectors of each token's block decode to, and the left ones of all together."""
+    """The top tokens of the singular vectors of each token's block, and of the left ones of all blocks together."""
     predicted = case.run.prediction[0].id
     rows = []
     for side in SIDES:
@@ -194,7 +218,7 @@ def words(case: Case) -> Iterator[Rows]:
     )
 )
 def conventions(case: Case) -> Iterator[Rows]:
-    """How far J is from what it is in the other conventions, of each token's block and of all together."""
+    """The distance of J from the J of each other convention, for each token's block and for all together."""
     own, c = wide(case.op.dense()), case.run.certificate
     rows: list[tuple[Any, ...]] = []
     for other in CONVENTIONS:
@@ -202,7 +226,7 @@ def conventions(case: Case) -> Iterator[Rows]:
             run = freeze(case.run.lm, case.run.ids, convention=other, precision=c.precision, seed=case.seed)
             J = wide(run.operator().dense())
             pairs = [*((t, own[:, t], J[:, t]) for t in range(own.shape[1])), (None, own, J)]
-            rows += [(other, t, *_apart(mine, theirs)) for t, mine, theirs in pairs]
+            rows += [(other, t, *_distance(mine, theirs)) for t, mine, theirs in pairs]
     yield rows
 
 
@@ -211,11 +235,11 @@ WRITERS = {
     for each in ANALYSES.values()
     for table in each.writes
 }
-"""Which analyses write a table; what the first of them writes, the others write too, and more."""
+"""The analyses that write each table. The others write all rows of the first one, and further rows."""
 
 
-def _apart(one: Tensor, other: Tensor) -> tuple[float | None, float | None]:
-    """‖A - B‖ / ‖A‖, and the cosine between them; None where one is zero."""
+def _distance(one: Tensor, other: Tensor) -> tuple[float | None, float | None]:
+    """‖A - B‖ / ‖A‖, and the cosine of A and B; None if one is zero."""
     norm, length = one.norm().item(), other.norm().item()
     distance = (one - other).norm().item() / norm if norm else None
     cosine = (one * other).sum().item() / (norm * length) if norm and length else None

@@ -1,8 +1,8 @@
-"""Shards on many machines: Ray Data's workers each keep one model loaded, and send results back to the one who asked.
+"""Computing shards on a Ray cluster. Each worker keeps one model loaded and returns its rows to the calling process.
 
-Ray Data gives each worker of a pool the next shard, starts one that died again, on another machine if need be, and has
-its shard computed again (https://docs.ray.io/en/latest/data). What a worker raises, and how many died at a shard, comes
-back in its rows: see `secant.studies.hands`.
+Ray Data gives each worker of a pool the next shard. It replaces a worker that dies, if necessary on another machine,
+and has its shard computed again (https://docs.ray.io/en/latest/data). A row of its results also holds the error that
+the worker raised, and how many workers died at the shard: see `secant.studies.hands`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from secant.studies.work import Computed, Shard, Work
 
 TRIES = 3
-"""Workers that die at the same shard, or one after the other before any is ready, until the study ends."""
+"""The study ends after so many workers died at one shard, or while loading the model."""
 
 PATIENCE = 60.0
-"""Seconds until it is said if nobody is at work."""
+"""Seconds without a working worker until a warning is logged."""
 
 _LOGGER = logging.getLogger("secant")
 
@@ -37,29 +37,42 @@ _LOGGER = logging.getLogger("secant")
 def on_ray(
     work: Work, shards: Sequence[Shard], workers: int | None = None, gpus: float | None = None
 ) -> Iterator[Computed]:
-    """What Ray's workers compute of these shards, each once, as they are done.
-    A worker has one shard at a time. What nobody asked for yet is in Ray's object store, of which it may take half.
+    """Compute shards with Ray's workers.
 
-    Each worker loads the model once, and has `work.threads` CPUs and so many GPUs: a whole number, or a fraction where
-    several share one; by default one where the model goes to CUDA, or to "auto" and the cluster has any. By default
-    there are as many `workers` as have room. The cluster is Ray's if it is initialised, or that of RAY_ADDRESS; else
-    one of this machine, which ends with the study. A worker that dies is started again, and its shard computed again.
+    Each worker loads the model once and computes one shard at a time. Rows that were not taken yet wait in Ray's object
+    store, of which they may fill half. A worker that dies is replaced, and its shard is computed again. The cluster is
+    the one that Ray is connected to, else the one at RAY_ADDRESS, else a new one on this machine that ends with the
+    study.
 
-    Raises SecantError where Ray is not installed, a cluster can't be reached, or a worker does not start; BadArgument
-    where workers have no room, TooLarge where a shard's worker dies three times; and what a worker raises.
+    Args:
+        work: The model, the settings, and how many CPUs (`threads`) each worker has.
+        shards: The shards.
+        workers: How many workers; by default as many as the cluster has room for.
+        gpus: How many GPUs each worker has, or which fraction of one; by default one if the model goes to CUDA, or to
+            "auto" on a cluster with GPUs.
+
+    Yields:
+        The rows of each shard once, in the order in which shards are finished.
+
+    Raises:
+        BadArgument: The cluster has no room for the workers.
+        TooLarge: Three workers died at one shard.
+        SecantError: Ray is not installed, the cluster can't be reached, or workers do not start; also any error that a
+            worker raises.
+
     """
     if not shards:
         return
     ray = _library()
     if workers is not None:
-        workers = integer(workers, 1, 10**6, "A cluster has whole workers", "workers = ")
+        workers = integer(workers, 1, 10**6, "The number of workers is a whole number", "workers = ")
     with joined(None if workers is None else workers * work.threads):
         each = {"num_cpus": work.threads, "num_gpus": _gpus(ray, work.source.device, gpus)}
         there = _places(ray, each)
         if there < (workers or 1):
             raise BadArgument(
-                f"Each worker has {each['num_cpus']} CPUs and {each['num_gpus']:g} GPUs of one machine",
-                f"room for {there} of {workers or 1}", "Ask for less, or start more machines first.",
+                f"Each worker requires {each['num_cpus']} CPUs and {each['num_gpus']:g} GPUs of one machine",
+                f"room for {there} of {workers or 1}", "Ask for fewer, or start more machines first.",
             )  # fmt: skip
         work = replace(
             work, source=replace(work.source, name=work.source.place)
@@ -70,7 +83,7 @@ def on_ray(
 def _streamed(
     ray: Any, work: Work, shards: Sequence[Shard], workers: int, each: dict[str, float]
 ) -> Iterator[Computed]:
-    """What a pool of Ray Data's makes of shards. What it logs is left out: what it does not get over is raised."""
+    """The rows that a pool of Ray Data computes. Its logs are silenced, since errors are raised here."""
     data: Any = import_module("ray.data")
     tally = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tally).remote()
     given = data.from_items([{"shard": pickle.dumps(shard)} for shard in shards], override_num_blocks=len(shards))
@@ -82,7 +95,7 @@ def _streamed(
     rows = iter(made.iter_batches(batch_size=None, batch_format="pandas", prefetch_batches=0))
     quiet = patch.object(logging.getLogger("ray.data"), "handlers", [logging.NullHandler()])
     first, agreed = {shard.number: shard.items[0].number for shard in shards}, dict[str, str]()
-    patience = threading.Timer(PATIENCE, _say_if_idle, (ray, tally))
+    patience = threading.Timer(PATIENCE, _warn_if_idle, (ray, tally))
     patience.daemon = True
     try:
         with quiet, closing(rows) as batches:
@@ -90,49 +103,53 @@ def _streamed(
             for ((result, lost, found),) in (batch.to_numpy() for batch in batches):
                 if isinstance(result, Exception):
                     raise result
-                _alike(agreed, found)
+                _check_versions(agreed, found)
                 if lost:
                     _LOGGER.warning("a worker died at prompts from number %d: it was replaced", first[result.number])
                 yield result
     except ray.exceptions.RayError as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise SecantError(
-            "Ray starts workers and keeps them", " ".join(said[-1].split())[:160],
+            "Ray must start the workers and keep them running", " ".join(said[-1].split())[:160],
             "Each machine needs this secant; if the cluster is gone, start it again.",
         ) from error  # fmt: skip
     finally:
         patience.cancel()
-        with suppress(ray.exceptions.RayError):  # who is at work would finish the shard first
+        with suppress(ray.exceptions.RayError):  # otherwise busy workers would finish their shards first
             for actor in [*ray.get(tally.at_work.remote(), timeout=PATIENCE), tally]:
                 ray.kill(actor)
 
 
-def _say_if_idle(ray: Any, tally: Any) -> None:
+def _warn_if_idle(ray: Any, tally: Any) -> None:
     with suppress(ray.exceptions.RayError):
         if not ray.get(tally.at_work.remote()):
-            _LOGGER.warning("no worker has begun yet: they start, or wait for room on the cluster")
+            _LOGGER.warning("no worker has begun yet: workers are starting, or waiting for room on the cluster")
 
 
-def _alike(agreed: dict[str, str], found: dict[str, str]) -> None:
-    """Note the first worker's versions. Raises BadArgument where another's are others."""
+def _check_versions(agreed: dict[str, str], found: dict[str, str]) -> None:
+    """Record the first worker's versions. Raises BadArgument if those of another worker differ."""
     if not agreed:
         agreed.update(found)
     if found != agreed:
         others = ", ".join(f"{name} {agreed[name]} and {found[name]}" for name in agreed if agreed[name] != found[name])
-        raise BadArgument("All workers of a study have the same versions", others, "Install the same everywhere.")
+        raise BadArgument(
+            "All workers of a study must have the same versions", others, "Install the same versions everywhere."
+        )
 
 
 def _gpus(ray: Any, device: str | None, gpus: float | None) -> float:
-    """How many GPUs a worker takes."""
+    """How many GPUs a worker requires."""
     place, _, number = (device or "cpu").partition(":")
     if number:
-        raise BadArgument("On a cluster, Ray says which GPU is whose", f"device {device!r}", f"Say {place!r}.")
+        raise BadArgument("On a cluster, Ray assigns the GPUs", f"device {device!r}", f"Give {place!r}.")
     if gpus is not None:
         if not gpus >= 0 or (gpus > 1 and gpus % 1):
-            raise BadArgument("A worker's GPUs are a whole number or a part of one", f"{gpus}", "Say 1, 2 or 0.5.")
+            raise BadArgument(
+                "A worker has a whole number of GPUs, or a fraction of one", f"{gpus}", "Give 1, 2 or 0.5."
+            )
         if (gpus > 0) != (place in ("cuda", "auto")) and place != "auto":
             raise BadArgument(
-                "A worker has GPUs where its model goes there", f"{gpus:g} of them with device {device!r}",
+                "A worker has GPUs if its model is loaded on them", f"{gpus:g} of them with device {device!r}",
                 "Load it with device 'cuda', or 'auto' to spread it over several.",
             )  # fmt: skip
         return gpus
@@ -140,7 +157,7 @@ def _gpus(ray: Any, device: str | None, gpus: float | None) -> float:
 
 
 def _places(ray: Any, each: dict[str, float]) -> int:
-    """How many workers have room on the machines that are there."""
+    """How many workers the cluster's machines have room for."""
     named = {"CPU": each["num_cpus"], "GPU": each["num_gpus"]}
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return sum(min(int(own.get(kind, 0) // need) for kind, need in named.items() if need) for own in machines)
@@ -151,18 +168,24 @@ def _library() -> Any:
         import ray
     except ImportError as error:
         raise SecantError(
-            "Workers on a cluster are Ray's", "no ray", "Install it: pip install 'secant[ray]'."
+            "A cluster requires the package ray", "an installation without it", "Install it: pip install 'secant[ray]'."
         ) from error
     return ray
 
 
 @contextmanager
 def joined(cpus: int | None) -> Iterator[None]:
-    """Be in a cluster: the one that Ray is in, or that of RAY_ADDRESS, or one of this machine, of so many CPUs, for so
-    long.
+    """Connect to a cluster for the length of the block.
 
-    A cluster that is started here listens on the loopback interface alone, has no dashboard, and reports to nobody.
-    Raises SecantError where Ray is not installed, or a cluster can't be joined.
+    The cluster is the one that Ray is connected to, else the one at RAY_ADDRESS, else a new one on this machine. A new
+    cluster listens on the loopback interface only, has no dashboard, and sends no usage statistics.
+
+    Args:
+        cpus: How many CPUs a new cluster has; by default all.
+
+    Raises:
+        SecantError: Ray is not installed, or the cluster can't be reached.
+
     """
     ray = _library()
     if ray.is_initialized():
@@ -179,7 +202,7 @@ def joined(cpus: int | None) -> Iterator[None]:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (OSError, RuntimeError, ValueError) as error:
             raise SecantError(
-                "Workers are on a cluster of Ray", f"none at {address} ({' '.join(str(error).split())[:160]})",
+                "A Ray cluster must be reachable", f"none at {address} ({' '.join(str(error).split())[:160]})",
                 "Start one with `ray start --head`, set RAY_AUTH_MODE=token if it has a token, or unset RAY_ADDRESS.",
             ) from error  # fmt: skip
         yield
@@ -193,19 +216,19 @@ def _answers(address: str) -> None:
 
 
 def _noted(data: dict[str, Any], *_: Any, **__: Any) -> None:
-    """What Ray would print on standard output, which belongs to results."""
+    """Log what Ray would print on standard output, which is for results only."""
     for line in data["lines"]:
         _LOGGER.info("ray: %s", line)
 
 
 def _quietly() -> AbstractContextManager[Any]:
-    """Have Ray print nothing from below Python: it does on standard error, of every actor that may be started again."""
+    """Silence Ray's C++ code, which prints on standard error for every actor that may be restarted."""
     return patch.dict(os.environ, {"RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", "fatal")})
 
 
 @contextmanager
 def _loopback(ray: Any) -> Iterator[None]:
-    """Have Ray start as it does on macOS, where it listens on the loopback interface alone, and without statistics."""
+    """Make Ray start as on macOS, where it listens on the loopback interface only, and without usage statistics."""
     alone = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     with patch.dict(os.environ, alone), patch.object(ray._private.ray_constants, "ENABLE_RAY_CLUSTER", False):
         yield

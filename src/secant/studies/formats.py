@@ -1,4 +1,4 @@
-"""Tables that prompts are kept in, by the ending of their file: columns by name, and which of them hold text."""
+"""Reading the tables that hold prompts, by file suffix: columns by name, and which of them hold text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from secant.foreign import explained, quiet
 from secant.results.paths import named, text
 from secant.studies.separated import damaged, separated
 
-RULE = "Prompts are in a .txt, .csv, .tsv, .jsonl, .json or .parquet file, or in the folder of a data set"
+RULE = "Prompts are read from a .txt, .csv, .tsv, .jsonl, .json or .parquet file, or from the folder of a data set"
 
 
 NUMBER = re.compile(r"\s*([-+]?[\d.,]+([eE][-+]?\d+)?)?\s*")
@@ -29,9 +29,16 @@ NUMBER = re.compile(r"\s*([-+]?[\d.,]+([eE][-+]?\d+)?)?\s*")
 
 @dataclass(frozen=True)
 class Table:
-    """Columns by name, of which `texts` hold texts or chats; `of` gives the first so many values of one, or all.
+    """A table by columns.
 
-    `sure`: the names are names. Those of a csv are its first row, which is a prompt where the header was forgotten.
+    Attributes:
+        rows: How many rows it has.
+        names: The names of its columns.
+        texts: The names of those that hold texts or chats.
+        of: The values of a column, given its name and how many of the first ones to read (None: all).
+        sure: Whether the names can be trusted. Those of a csv are its first row, which is a prompt if the file has no
+            header.
+
     """
 
     rows: int
@@ -42,13 +49,18 @@ class Table:
 
 
 def listed(names: Iterable[Any]) -> str:
-    """Names for an error, the first dozen of them."""
+    """Names for an error message, at most the first twelve.
+
+    Args:
+        names: The names.
+
+    """
     shown = [str(name) for name in names]
     return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "") or "no columns"
 
 
 def _texts(schema: pyarrow.Schema) -> list[str]:
-    """Columns of text, and of lists of messages."""
+    """The columns of text or of lists of messages."""
     return [field.name for field in schema if _is_text(field.type) or _is_chat(field.type)]
 
 
@@ -65,7 +77,7 @@ def _is_chat(kind: pyarrow.DataType) -> bool:
 
 
 def _separated(path: str | Path) -> Table:
-    """Columns of a file with commas or tabs, all of them texts; a column of numbers is hardly one of prompts."""
+    """The columns of a csv or tsv file, all read as text. A column of numbers does not count as text."""
     where = named(path)
     found = separated(text(path, RULE), where, "\t" if Path(path).suffix.lower() == ".tsv" else ",")
     texts = [name for i, name in enumerate(found.names) if not all(NUMBER.fullmatch(row[i]) for row in found.rows)]
@@ -73,7 +85,7 @@ def _separated(path: str | Path) -> Table:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON. Raises ValueError where it has a name twice, of which Python would keep the last."""
+    """A JSON object. Raises ValueError for a repeated name, of which Python would silently keep the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -82,7 +94,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _json(path: str | Path) -> Table:
-    """Columns of objects, one on each line or all in a list; what a row lacks is missing."""
+    """The columns of JSON objects, one on each line or all in a list. A field that an object lacks is missing."""
     said = text(path, RULE)
     whole = Path(path).suffix.lower() == ".json" and said.lstrip().startswith("[")
     rows: list[Any] = []
@@ -114,7 +126,7 @@ def _json(path: str | Path) -> Table:
 
 
 def _parquet(path: str | Path) -> Table:
-    """Columns of a Parquet file, each read when it is asked for."""
+    """The columns of a Parquet file, each read when it is needed."""
     if not os.path.isfile(path) or not os.access(path, os.R_OK):
         raise BadArgument(RULE, f"{path}: {_why(path)}", "Give a file that can be read.")
     with _readable(path):
@@ -130,10 +142,10 @@ def _parquet(path: str | Path) -> Table:
 
 
 def _why(path: str | Path) -> str:
-    """Why there is no file to read."""
+    """Why a file can't be read."""
     if os.path.isfile(path):
         return "Permission denied"
-    return "no plain file" if os.path.exists(path) else "No such file or directory"
+    return "not a plain file" if os.path.exists(path) else "No such file or directory"
 
 
 READERS: dict[str, Callable[[str | Path], Table]] = {
@@ -143,12 +155,12 @@ READERS: dict[str, Callable[[str | Path], Table]] = {
     ".json": _json,
     ".parquet": _parquet,
 }
-"""How a file is read, by its ending."""
+"""How a file is read, by its suffix."""
 
 
 def _readable(path: str | Path) -> AbstractContextManager[None]:
-    """Whatever a library raises as it reads a file is an answer about the file."""
-    return explained(DamagedFile, "A table of prompts can be read", "Write it again.", f"{path}")
+    """Turn whatever a library raises while reading a file into DamagedFile."""
+    return explained(DamagedFile, "A table of prompts must be readable", "Write the file again.", f"{path}")
 
 
 def _damaged(path: str | Path, why: Any, todo: str) -> DamagedFile:
@@ -156,16 +168,24 @@ def _damaged(path: str | Path, why: Any, todo: str) -> DamagedFile:
 
 
 def data_set(folder: Path, split: str | None) -> Table:
-    """Columns of a data set's part, read without the network and without a trace in the library's cache.
+    """The columns of a Hugging Face data set, read without the network and without using the library's cache.
 
-    Raises SecantError where the library is not installed, DamagedFile, BadArgument where the split is not one of it.
+    Args:
+        folder: The data set's folder.
+        split: Its split, which is required if it has several.
+
+    Raises:
+        BadArgument: The data set has no such split, or several and none was named.
+        DamagedFile: The data set can't be read.
+        SecantError: The library datasets is not installed.
+
     """
     try:
         import datasets
         import huggingface_hub
     except ImportError as error:
         raise SecantError(
-            "A folder of prompts is read by the library datasets", "no datasets",
+            "A folder of prompts requires the library datasets", "an installation without it",
             "Install it: pip install 'secant[datasets]'.",
         ) from error  # fmt: skip
     with ExitStack() as stack:
@@ -176,7 +196,7 @@ def data_set(folder: Path, split: str | None) -> Table:
             datasets.disable_progress_bars()
             stack.callback(datasets.enable_progress_bars)
         cache = stack.enter_context(tempfile.TemporaryDirectory())
-        rule, todo = "A folder of prompts is that of a data set", "Give the folder of one data set, or a file of it."
+        rule, todo = "A folder of prompts must be a data set", "Give the folder of one data set, or one of its files."
         with explained(DamagedFile, rule, todo, f"{folder}"):
             if any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
                 found = datasets.load_from_disk(os.fspath(folder))
@@ -193,14 +213,14 @@ def data_set(folder: Path, split: str | None) -> Table:
 
 
 def _part(found: Any, split: str | None, folder: Path) -> Any:
-    """A data set's only split, or the one that is named. Raises BadArgument."""
+    """The only split of a data set, or the one that is named. Raises BadArgument."""
     if not isinstance(found, dict):
         if split is not None:
-            raise BadArgument("A split is one of the data set", f"{split!r}; {folder} has none", "Leave it out.")
+            raise BadArgument("A split must belong to the data set", f"{split!r}; {folder} has none", "Leave it out.")
         return found
     if split is None and len(found) == 1:
         return next(iter(found.values()))
     if split not in found:
         got = "none named" if split is None else repr(split)
-        raise BadArgument("A split is one of the data set", f"{got}; {folder} has {listed(found)}", "Name one.")
+        raise BadArgument("A split must belong to the data set", f"{got}; {folder} has {listed(found)}", "Name one.")
     return found[split]

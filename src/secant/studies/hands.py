@@ -1,8 +1,8 @@
-"""What runs on a cluster's other machines: workers, and the tally of where they died.
+"""What runs on the machines of a cluster: workers, and the tally of their deaths.
 
-Ray Data starts a worker again for ever where it dies, with the shard that it died at. So each says to the tally what it
-begins, and a shard that too many died at is refused in place of begun. Nothing here imports torch until that is said:
-who dies of it is counted too.
+Ray Data restarts a dead worker without limit, with the shard at which it died. So each worker reports to the tally what
+it begins, and refuses a shard at which too many have died. Torch is imported only after that report, so that a worker
+that dies of the import is counted too.
 """
 
 from __future__ import annotations
@@ -23,37 +23,61 @@ if TYPE_CHECKING:
 
 
 class Tally:
-    """One of Ray's actors, beside the workers: what each is at, and how many died there."""
+    """A Ray actor that records what each worker is doing, and how many died at each shard."""
 
     def __init__(self) -> None:
         self._at: dict[Any, int | None] = {}
         self._lost: Counter[int | None] = Counter()
 
     def begins(self, hand: Any, number: int | None) -> int:
-        """A worker begins a shard, or None: to load. How many died there; one that was at something died of that."""
+        """Record that a worker begins.
+
+        A worker that begins while its last task is open has died at that task and was restarted.
+
+        Args:
+            hand: The worker.
+            number: The number of its shard; None: it loads the model.
+
+        Returns:
+            How many workers have died at this task.
+
+        """
         if hand in self._at:
             self._lost[self._at[hand]] += 1
         self._at[hand] = number
         return self._lost[number]
 
     def ends(self, hand: Any) -> None:
-        """A worker has done what it began."""
+        """Record that a worker finished what it began.
+
+        Args:
+            hand: The worker.
+
+        """
         self._lost.pop(self._at.pop(hand, None), None)
 
     def at_work(self) -> list[Any]:
-        """The workers that are at something."""
+        """The workers that are busy."""
         return list(self._at)
 
 
 class Hand:
-    """A worker, in one of Ray Data's actors. What it raises is a result as well: Ray Data would hide its class."""
+    """A worker, run by an actor of Ray Data. It returns errors as results, since Ray Data would hide their class."""
 
     def __init__(self, work: bytes, tally: Any, tries: int) -> None:
         self._work, self._tally, self._tries = work, tally, tries
         self._worker: Callable[[Shard], Computed] | None = None
 
     def __call__(self, batch: pd.DataFrame) -> pd.DataFrame:
-        """Of a batch of one shard: its rows or what was raised, how many workers died on the way, and the versions."""
+        """Compute a shard.
+
+        Args:
+            batch: One row with the shard.
+
+        Returns:
+            One row: the rows of the shard or the error, how many workers died before, and this worker's versions.
+
+        """
         (packed,) = batch["shard"]
         started = died = 0
         result: Computed | Exception
@@ -83,16 +107,27 @@ class Hand:
 
 
 def bear(times: int, tries: int, shard: Shard | None) -> None:
-    """Raises TooLarge or SecantError where so many workers died at a shard, or before any, that no other is to try."""
+    """Check that a worker may still try a task at which others died.
+
+    Args:
+        times: How many workers died.
+        tries: How many may die.
+        shard: The shard; None: loading the model.
+
+    Raises:
+        SecantError: Too many workers died while loading the model.
+        TooLarge: Too many died at the shard.
+
+    """
     if times < tries:
         return
     if shard is None:
         raise SecantError(
-            "A worker starts and loads the model", f"{times} that died at that",
+            "A worker must be able to start and load the model", f"{times} that died while doing so",
             "Each machine needs this secant, the model, and memory for it.",
         )  # fmt: skip
     raise TooLarge(
         "Workers must have room for a model and a prompt each",
         f"{times} that died at prompts from number {shard.items[0].number}",
-        "Use fewer workers to a machine, a smaller dtype or max_memory; what was finished is kept.",
+        "Use fewer workers on each machine, a smaller dtype or max_memory; finished shards are kept.",
     )

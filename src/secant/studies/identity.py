@@ -1,4 +1,4 @@
-"""What a study is: all that its rows depend on, as study.json says it."""
+"""The identity of a study: everything that its rows depend on, as study.json records it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,29 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 MOST = 10**6
-"""Shards that a study can have: each is a folder."""
+"""How many shards a study may have. Each is a folder."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """All that the rows of a study depend on, so that rows of one identity belong together.
+    """Everything that the rows of a study depend on. Rows with the same identity belong to the same study.
 
-    `models`: label, name and how it was loaded, of each; `fingerprints`: of their weights, as far as they were loaded
-    by now. `prompts`: how many, and `digest` of all of them. `shard`: how many of them are kept together.
+    Attributes:
+        versions: The version of each package that matters.
+        models: Each model's label, name and how it was loaded.
+        conventions: The conventions.
+        precision: The type in which the linear systems are evaluated; None: each model's own.
+        analyses: The names of the analyses.
+        k: How many singular triplets are kept.
+        top: How many top tokens of each vector are kept.
+        seed: The seed of the random number generators.
+        threads: How many CPU threads each worker has.
+        tensors: Whether U, S and V are kept.
+        prompts: How many prompts there are.
+        digest: The digest of all prompts.
+        shard: How many prompts are in a shard.
+        fingerprints: The fingerprint of the weights of each model that was loaded so far, by label.
+
     """
 
     versions: dict[str, str]
@@ -37,26 +51,39 @@ class Identity:
 
     @property
     def labels(self) -> list[str]:
-        """The models' names in the rows."""
+        """The names of the models in the rows."""
         return [model["label"] for model in self.models]
 
     @property
     def key(self) -> str:
-        """The same for the same study, on whatever machine."""
+        """A digest that is the same for the same study on every machine."""
         return hashlib.sha256(json.dumps(_comparable(self), sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: Identity) -> list[str]:
-        """What is not the same, as "key: there, here"."""
+        """How this identity differs from another one.
+
+        Args:
+            other: The other one.
+
+        Returns:
+            A line for each difference, as "key: this one's there, the other one's here".
+
+        """
         mine, theirs = _comparable(self), _comparable(other)
         found = [key for key in mine if key in theirs and mine[key] != theirs[key]]
         return [f"{key}: {mine[key]} there, {theirs[key]} here" for key in found] + [
-            f"weights or tokenizer of {label}: others than there"
+            f"weights or tokenizer of {label}: different"
             for label in self.fingerprints.keys() & other.fingerprints.keys()
             if self.fingerprints[label] != other.fingerprints[label]
         ]
 
     def asked(self, label: str) -> Identity:
-        """What was asked of one of its models, whatever the prompts."""
+        """The identity of one model's share of the study, without what depends on the prompts.
+
+        Args:
+            label: The model's label.
+
+        """
         models = [model for model in self.models if model["label"] == label]
         prints = {name: print_ for name, print_ in self.fingerprints.items() if name == label}
         nothing: dict[str, Any] = {"conventions": [], "analyses": [], "threads": 0, "tensors": False}
@@ -64,23 +91,30 @@ class Identity:
 
     @property
     def count(self) -> int:
-        """How many shards it has."""
+        """How many shards the study has."""
         return -(-self.prompts // self.shard) * len(self.models) * len(self.conventions)
 
     @property
     def names(self) -> list[str]:
-        """Of all shards, by model and convention."""
+        """The names of all shards, by model and convention."""
         cells = [(m, c) for m in range(len(self.models)) for c in range(len(self.conventions))]
         return [shard_name(m, c, number) for m, c in cells for number in range(self.count // len(cells))]
 
 
 def shard_name(model: int, convention: int, number: int) -> str:
-    """The folder of a shard."""
+    """The name of a shard's folder.
+
+    Args:
+        model: The number of its model.
+        convention: The number of its convention.
+        number: Its number among the shards of these.
+
+    """
     return f"{model}-{convention}-{number:06d}"
 
 
 def _comparable(identity: Identity) -> dict[str, Any]:
-    """What rows depend on, key by key: not where a model lies, nor which weights were looked at yet."""
+    """What rows depend on, by key, without the models' paths and the fingerprints."""
     flat = asdict(identity)
     del flat["fingerprints"]
     versions, digest, models = flat.pop("versions"), flat.pop("digest"), flat.pop("models")
@@ -93,7 +127,16 @@ def _comparable(identity: Identity) -> dict[str, Any]:
 
 
 def described(said: Any) -> Identity:
-    """The study that a tree of JSON describes. Raises ValueError or TypeError where it describes none."""
+    """The identity in the content of a study.json.
+
+    Args:
+        said: The content.
+
+    Raises:
+        TypeError: A field is missing or unknown.
+        ValueError: A field has a wrong value.
+
+    """
     found = Identity(**said)
     for key, fits in FIELDS.items():
         if not fits(getattr(found, key)):
@@ -104,23 +147,23 @@ def described(said: Any) -> Identity:
 
 
 def _whole(least: int) -> Callable[[Any], bool]:
-    """Whether a value is a whole number, from a least one on."""
+    """A test for integers that are not below a least one."""
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
 
 
 def _names(value: Any) -> bool:
-    """Whether a value is a list of some names, each once."""
+    """Whether a value is a non-empty list of different names."""
     texts = isinstance(value, list) and all(isinstance(name, str) for name in value)
     return texts and 0 < len(value) == len(set(value))
 
 
 def _texts(value: Any) -> bool:
-    """Whether a value is texts by name."""
+    """Whether a value is a dictionary of texts."""
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
 def _models(value: Any) -> bool:
-    """Whether a value is a list of some models, each with a label of its own."""
+    """Whether a value is a non-empty list of models with different labels."""
     if not isinstance(value, list) or not all(isinstance(model, dict) for model in value):
         return False
     plain = all(isinstance(own, str | bool | None) for model in value for own in model.values())
@@ -143,4 +186,4 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "shard": _whole(1),
     "fingerprints": _texts,
 }
-"""What each field of an identity holds."""
+"""The test that each field of an identity must pass."""

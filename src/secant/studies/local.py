@@ -1,4 +1,4 @@
-"""A study on one machine: in this process, or in several."""
+"""Computing shards on this machine, in this process or in several."""
 
 from __future__ import annotations
 
@@ -19,22 +19,31 @@ from secant.model.loading import weights_size
 from secant.studies.work import Computed, Shard, Work, Worker
 
 SMALL = 2**28
-"""Bytes of weights below which one prompt does not keep several cores busy."""
+"""Bytes of weights below which one prompt can't keep several cores busy."""
 
 LONG_ENOUGH = 64
-"""Prompts for each worker, from which on a process with a model of its own pays for its start."""
+"""Prompts that each worker must have for its process to be worth starting."""
 
 PROCESS = 2**30
-"""Bytes that a process takes beside its model."""
+"""Bytes that a process requires in addition to its model."""
 
 ATTEMPTS = 3
-"""How often processes that were killed are started again without a shard being finished in between."""
+"""How often killed processes are restarted without finishing a shard in between."""
 
 
 def paying(name: str, prompts: int) -> int:
-    """How many processes pay for so many prompts on this machine: one core each, where the model is small.
+    """How many worker processes are worth starting on this machine: one for each core if the model is small.
 
-    One for a model that is not in a folder. Raises what `secant.load` raises where there is no such model.
+    Args:
+        name: The model's folder or name.
+        prompts: How many prompts the study has.
+
+    Returns:
+        The number of processes; 1 for a large model, and for one that is not in a folder.
+
+    Raises:
+        SecantError: As `secant.load` does if there is no such model.
+
     """
     size = weights_size(name)
     if size is None or size > SMALL:
@@ -44,15 +53,36 @@ def paying(name: str, prompts: int) -> int:
 
 
 def inline(worker: Worker, shards: Sequence[Shard]) -> Iterator[Computed]:
-    """In this process, one shard after the other."""
+    """Compute shards in this process, one after the other.
+
+    Args:
+        worker: The worker.
+        shards: The shards.
+
+    Yields:
+        The rows of each shard.
+
+    """
     yield from map(worker, shards)
 
 
 def local(work: Work, shards: Sequence[Shard], workers: int) -> Iterator[Computed]:
-    """In so many processes, each with a model of its own; shards come as they are done.
+    """Compute shards in several processes, each with its own copy of the model.
 
-    A process that is killed takes the others with it; all of them are started again, with what is not done yet.
-    Raises TooLarge where that does not help, and what loading the model raises.
+    If a process is killed, all of them are restarted with the shards that are not finished.
+
+    Args:
+        work: The model and the settings.
+        shards: The shards.
+        workers: How many processes.
+
+    Yields:
+        The rows of each shard, in the order in which shards are finished.
+
+    Raises:
+        TooLarge: Processes were killed again after each restart.
+        SecantError: As `secant.load` does.
+
     """
     left, attempts = {shard.number: shard for shard in shards}, 0
     while left:
@@ -68,12 +98,12 @@ def local(work: Work, shards: Sequence[Shard], workers: int) -> Iterator[Compute
                 raise TooLarge(
                     "The processes of a study must have room for a model and a prompt each",
                     f"one that was killed, {ATTEMPTS} times, at prompts from number {first}",
-                    "Use fewer workers, a smaller dtype or max_memory; what was finished is kept.",
+                    "Use fewer workers, a smaller dtype or max_memory; finished shards are kept.",
                 ) from error
 
 
 def _pooled(work: Work, shards: Sequence[Shard], workers: int) -> Iterator[Computed]:
-    """Shards as they are done, few enough of them under way that their results never pile up."""
+    """The rows of shards as they are finished. Only a few shards are submitted ahead, so that results never pile up."""
     spawned = multiprocessing.get_context("spawn")
     ahead = iter(shards)
     with ProcessPoolExecutor(min(workers, len(shards)), spawned, _started, (work,)) as pool:
@@ -91,7 +121,7 @@ def _pooled(work: Work, shards: Sequence[Shard], workers: int) -> Iterator[Compu
                 for future in done:
                     yield future.result()
         except BaseException as error:
-            if not isinstance(error, Exception):  # an interrupt, after which nobody takes what they would finish
+            if not isinstance(error, Exception):  # an interrupt: nobody would take what they finish
                 for process in list(pool._processes.values()):
                     process.terminate()
             raise
@@ -101,7 +131,7 @@ def _pooled(work: Work, shards: Sequence[Shard], workers: int) -> Iterator[Compu
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Let processes start that leave interrupts to this one, from their first line on."""
+    """Make processes that start in the block ignore interrupts, which this process handles."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -117,17 +147,17 @@ _FAILURE: Exception | None = None
 
 
 def _started(work: Work) -> None:
-    """Load the model, in a process of its own, which ends with the one that started it."""
+    """Load the model in a new process, which ends when its parent ends."""
     global _WORKER, _FAILURE
     threading.Thread(target=_follow, daemon=True).start()
     try:
         _WORKER = work.worker()
-    except Exception as error:  # raised here, it would be told from a process that was killed by nothing
+    except Exception as error:  # raised here, it would look like a killed process
         _FAILURE = error
 
 
 def _follow() -> None:
-    """End where the process that started this one has ended, in whatever way."""
+    """End this process when its parent has ended, for whatever reason."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,7 +1,7 @@
-"""What each prompt of a study says: one number for each prompt and what it is of, ready to be averaged over prompts.
+"""The measures of each prompt of a study: one number each, ready to be averaged over prompts.
 
-Every function takes rows of a study's table, of some prompts, and returns rows with model, convention, prompt,
-category, what the number is of, and its `value`.
+Every function takes rows of a study's table for some of the prompts. It returns rows with model, convention, prompt,
+category, the columns that say what is measured, and the number as `value`.
 """
 
 from __future__ import annotations
@@ -16,28 +16,45 @@ from secant.analyses.compare import compared, jaccard
 from secant.studies.reading import KEYS, SUBJECT
 
 TOTAL = ("token", "constant")
-"""Kinds of contributions that sum to the logit; those of parts do so too."""
+"""The kinds of contributions that sum to the logit. Those in WRITTEN do so too."""
 
 WRITTEN = ("embed", "layer", "outside")
+"""The kinds of contributions of parts, which also sum to the logit."""
 
 WHERE = {"together": "all tokens", "last": "the last token", "tokens": "each token"}
-"""What words are of."""
+"""How a figure or page names whose top tokens are meant."""
 
 Words = dict[tuple[str, int | None, str], set[str]]
+"""The top tokens of first vectors, by whose they are ("together" or "tokens"), position and side."""
 
 
 def scalars(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """A prompt's numbers as measures by the name of their column."""
+    """Columns of numbers as measures.
+
+    Args:
+        rows: Rows with one number of each kind for a prompt.
+        columns: The columns, whose names become the measures' names.
+
+    """
     return rows.melt(KEYS, list(columns), "measure", "value")
 
 
 def emerged(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """For each layer whether the prediction has been seen by then; and measures: whether at all, and at which depth."""
+    """When the prediction becomes the top token of U₀.
+
+    Args:
+        rows: Rows of the table `first_seen`.
+
+    Returns:
+        For each layer whether the prediction was seen there or before; and the measures `seen` (whether at any layer)
+        and `seen_depth` (the depth of the first such layer).
+
+    """
     counts = rows["layer_count"].to_numpy(int)
     curve = rows.loc[rows.index.repeat(counts)].rename(columns={"layer": "first"})
     curve["layer"] = np.concatenate([np.arange(n) for n in counts]) if len(counts) else []
     curve["depth"] = (curve["layer"] + 1) / curve["layer_count"]
-    curve["value"] = (curve["first"].astype(float) <= curve["layer"]).astype(float)  # NaN is never
+    curve["value"] = (curve["first"].astype(float) <= curve["layer"]).astype(float)  # NaN: never seen
     stream = rows[(rows["part"] == "residual") & (rows["span"] == "cumulative")]
     first = stream["layer"].astype(float)
     seen = stream.assign(seen=first.notna().astype(float), seen_depth=(first + 1) / stream["layer_count"])
@@ -45,7 +62,15 @@ def emerged(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def shares(rows: pd.DataFrame) -> pd.DataFrame:
-    """The share of the logit by kind, of layers also by part; where a sum is there, a kind without a row adds 0."""
+    """The share of the logit by kind of contribution, and of layers also by part.
+
+    Args:
+        rows: Rows of the table `contributions`.
+
+    Returns:
+        The shares. A kind without a row has share 0 if other kinds of its sum are there.
+
+    """
     layers = rows[rows["kind"] == "layer"]
     parts = layers.assign(kind="layer." + layers["name"].str.split(".").str[-1])
     sums = pd.concat([rows, parts], ignore_index=True).groupby([*KEYS, "kind"], dropna=False)["contribution"].sum()
@@ -62,8 +87,16 @@ def shares(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def decoded(rows: pd.DataFrame) -> pd.DataFrame:
-    """Measures of the words of first vectors: whether the prediction is among those written, by all tokens' blocks
-    together, the last token's or any token's; and the share of tokens whose own word is among those that they read.
+    """Measures of the top tokens of first vectors.
+
+    Args:
+        rows: Rows of the table `words` for first vectors.
+
+    Returns:
+        `writes_together`, `writes_last` and `writes_any`: whether the prediction is among the top tokens of U₀ of all
+        tokens together, of the last token and of any token. `reads_own`: the share of tokens that are themselves among
+        the top tokens of their V₀.
+
     """
     written = rows[rows["side"] == "output"]
     single = written[written["position"].notna()]
@@ -81,7 +114,12 @@ def decoded(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def distances(rows: pd.DataFrame) -> pd.DataFrame:
-    """How far conventions differ, of all tokens together and on average over each token's own block."""
+    """How far conventions differ, for all tokens together and as the mean over each token's block.
+
+    Args:
+        rows: Rows of the table `conventions`.
+
+    """
     keys = [*KEYS, "other"]
     long = rows.melt([*keys, "position"], ["distance", "cosine"], "measure", "value")
     whole = long[long["position"].isna()].drop(columns="position").assign(of="together")
@@ -90,10 +128,15 @@ def distances(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def overlaps(rows: pd.DataFrame) -> pd.DataFrame:
-    """Jaccard's index of the words of first vectors on the same prompt, of two models or conventions at a time.
+    """The Jaccard index of the top tokens of first vectors, for each pair of models or conventions on the same prompt.
 
-    `of` all tokens together, the last token, and each token where both have the same ones (on average). `chance`: the
-    same with the other's words on another prompt, the next one that both have.
+    Args:
+        rows: Rows of the table `words` for first vectors.
+
+    Returns:
+        The indices `of` all tokens together, of the last token, and of each token (the mean, if both models have the
+        same tokens). `chance` is the same index with the other model's top tokens on the next prompt that both have.
+
     """
     words: dict[tuple[str, str], dict[int, Words]] = {}
     tokens: dict[tuple[str, str, int], dict[int, str]] = {}
@@ -123,7 +166,7 @@ def overlaps(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _indices(one: Words, other: Words, same: bool) -> dict[tuple[str, str], float | None]:
-    """Of all tokens together, of the last ones, and the mean over those at the same place."""
+    """The indices of all tokens together, of the last tokens, and the mean over tokens at the same position."""
     found: dict[tuple[str, str], float | None] = {}
     together = ("together", None, "output")
     if together in one and together in other:

@@ -1,8 +1,8 @@
-"""The prompts of a study, from files of any kind that people keep them in.
+"""The prompts of a study, read from common kinds of files.
 
-A table's prompts are one of its columns: the one that is named; else the one called "prompt"; else the only one with
-another usual name; else the only one with text, but not in a csv, whose first row may be no header. Categories are a
-column too: the one that is named, or "category". Case does not matter; a name that is nearly one of these is refused.
+A table holds its prompts in one column: the one that you name; else "prompt"; else the only one with another usual
+name; else the only one with text, except in a csv, whose first row may be a prompt instead of a header. Categories are
+in the column that you name, or in "category". Case does not matter. A name that is nearly one of these is refused.
 """
 
 from __future__ import annotations
@@ -26,21 +26,28 @@ from secant.studies.formats import READERS, RULE, Table, data_set, listed
 from secant.studies.separated import NAMES
 
 USUAL = ("text", "question", "instruction", "query", "input", "sentence", "messages", "conversation", "conversations")
-"""Names that a column of prompts often has, beside "prompt"."""
+"""Usual names of a column of prompts, besides "prompt"."""
 
 ROLES = "A chat is a list of messages, each with a role and a content"
 
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt of a study: its number, from 0, its text or chat messages, and the category that it is counted in."""
+    """A prompt of a study.
+
+    Attributes:
+        number: Its number, from 0.
+        prompt: Its text or chat messages.
+        category: Its category, if any.
+
+    """
 
     number: int
     prompt: str | list[dict[str, str]]
     category: str | None = None
 
     def text(self) -> str:
-        """The prompt for people: its text, or its messages, each with its role: no chat reads as a text does."""
+        """The prompt as one text. Chat messages have their roles in front, so that they differ from any plain text."""
         if isinstance(self.prompt, str):
             return self.prompt
         return "\n".join(f"[{message['role']}] {message['content']}" for message in self.prompt)
@@ -54,24 +61,38 @@ def read(
     split: str | None = None,
     limit: int | None = None,
 ) -> list[Item]:
-    """The prompts of a file by its ending, of the lines of standard input for "-", or of a Hugging Face data set.
+    """Read the prompts of a file, of standard input, or of a Hugging Face data set.
 
-    .txt has one on each line that is not blank; .jsonl an object on each line, .json that or a list of objects; .csv
-    and .tsv have a header, and commas, tabs, semicolons or bars between columns. A data set is the folder of
-    `save_to_disk`, or one with data files as on the hub; it is read without the network, by the library datasets.
-    `column` and `category` name columns, `split` a data set's part; `chat` makes a user's message of each text;
-    `limit` takes the first so many. Rows count from 0.
+    A .txt file has a prompt on each line that is not blank. A .jsonl file has an object on each line; a .json file has
+    that, or a list of objects. A .csv or .tsv file has a header, and commas, tabs, semicolons or bars between columns.
+    A data set is a folder written by `save_to_disk`, or one with data files as on the hub; the library datasets reads
+    it without the network.
 
-    Raises BadArgument where there is no such file, column or split, or more than one could be meant; DamagedFile;
-    BadPrompt where a row has no text or chat; SecantError where datasets is not installed.
+    Args:
+        path: The file or folder; "-": the lines of standard input.
+        column: The column of the prompts.
+        category: The column of the categories.
+        chat: Whether to turn each text into a chat message by a user.
+        split: The split of a data set.
+        limit: How many prompts to read, from the first on; by default all.
+
+    Returns:
+        The prompts, numbered from 0.
+
+    Raises:
+        BadArgument: There is no such file, column or split, or several columns or splits could be meant.
+        BadPrompt: A row has no text or chat.
+        DamagedFile: The file can't be read.
+        SecantError: The library datasets is not installed.
+
     """
     if str(path) != "-":
         path = path_of(path, RULE)
     if limit is not None:
-        limit = integer(limit, 1, 2**63 - 1, "The first so many prompts are at least one", "limit = ")
+        limit = integer(limit, 1, 2**63 - 1, "A limit is at least one prompt", "limit = ")
     folder, kind = os.path.isdir(path), "-" if str(path) == "-" else Path(path).suffix.lower()
     if split is not None and not folder:
-        raise BadArgument("A split is part of a data set", f"split {split!r} of {named(path)}", "Leave it out.")
+        raise BadArgument("Only a data set has splits", f"split {split!r} of {named(path)}", "Leave it out.")
     if not folder and kind in ("-", ".txt"):
         if column is not None or category is not None:
             raise BadArgument("Lines of text have no columns", f"{column or category!r}", "Leave it out.")
@@ -88,35 +109,51 @@ def read(
 
 
 Prompts: TypeAlias = Iterable[str | Sequence[Mapping[str, str]] | Item] | pd.DataFrame
-"""What Python callers give."""
+"""The prompts that Python functions accept."""
 
 
 def given(prompts: Prompts) -> list[Item]:
-    """Prompts from Python: texts, chats or items, numbered anew; or a table with a column prompt, maybe category.
+    """The prompts that a Python caller gave.
 
-    Raises BadArgument where there are none, BadPrompt where one is neither a text nor a chat.
+    Args:
+        prompts: Texts, chats or items; or a table with a column prompt and, optionally, category.
+
+    Returns:
+        The prompts, numbered from 0.
+
+    Raises:
+        BadArgument: There are no prompts, or the table has no column prompt.
+        BadPrompt: A prompt is neither a text nor a chat.
+
     """
     where = "the prompts given"
     if isinstance(prompts, pd.DataFrame):
         _different([*prompts.columns], where)
         column, category = (_meant([*prompts.columns], name, where) for name in ("prompt", "category"))
         if column is None:
-            raise BadArgument("A table of prompts has a column prompt", listed(prompts.columns), "Rename one.")
+            raise BadArgument(
+                "A table of prompts requires a column prompt", listed(prompts.columns), "Rename a column."
+            )
         categories = None if category is None else prompts[category].tolist()
         found = _items(prompts[column].tolist(), categories, False, where)
     elif isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
-        raise BadArgument("Prompts are a list", f"one {type(prompts).__name__}", "Put it in a list, or read() a file.")
+        raise BadArgument(
+            "Prompts must be a list", f"one {type(prompts).__name__}", "Put it in a list, or read() a file."
+        )
     else:
         every = list(prompts)
         texts = [p.prompt if isinstance(p, Item) else p for p in every]
         found = _items(texts, [p.category if isinstance(p, Item) else None for p in every], False, where)
     if not found:
-        raise BadArgument("A study has at least one prompt", "none", "Give some.")
+        raise BadArgument("A study requires at least one prompt", "none", "Give some.")
     return found
 
 
 def digest(items: Sequence[Item]) -> str:
-    """SHA-256 of all prompts and categories in order, the same for the same prompts from whatever file.
+    """The SHA-256 of all prompts and categories in order. It does not depend on the file that they are from.
+
+    Args:
+        items: The prompts.
 
     >>> digest([Item(0, "a"), Item(1, "b")]) == digest([Item(7, "a"), Item(8, "b")]) != digest([Item(0, "ab")])
     True
@@ -141,18 +178,18 @@ def _items(prompts: Sequence[Any], categories: Sequence[Any] | None, chat: bool,
 
 
 def _prompt(value: Any, where: str) -> str | list[dict[str, str]]:
-    """A text, or a chat with what matters of its messages. Raises BadPrompt."""
+    """A text, or a chat reduced to roles and contents. Raises BadPrompt."""
     if isinstance(value, str):
         return str(value)
     if _missing(value):
-        raise BadPrompt("Every row has a prompt", f"nothing in {where}", "Write one, or leave out the row.")
+        raise BadPrompt("Every row must have a prompt", f"nothing in {where}", "Write one, or remove the row.")
     if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
         raise BadPrompt("A prompt is a text or a chat", f"{value!r:.60} in {where}", "Write one, or choose a column.")
     with explained(BadPrompt, "A prompt is a text or a chat", "Write one.", f"{value!r:.60} in {where}"):
         messages = list(value)
     for message in messages:
         if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise BadPrompt(ROLES, f"{message!r:.60} in {where}", "Mend it, or choose another column.")
+            raise BadPrompt(ROLES, f"{message!r:.60} in {where}", "Correct it, or choose another column.")
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
@@ -164,15 +201,17 @@ def _writable(said: str, where: str) -> None:
     try:
         said.encode()
     except UnicodeEncodeError as error:
-        raise BadPrompt("A prompt is text in Unicode", f"half a character in {where}", "Mend it.") from error
+        raise BadPrompt("A prompt must be valid Unicode", f"half a character in {where}", "Correct it.") from error
 
 
 def _chosen(table: Table, column: str | None, category: str | None, where: str) -> tuple[str, str | None]:
-    """The columns of prompts and of categories. Raises BadArgument, and DamagedFile where names are the same."""
+    """The columns of prompts and of categories. Raises BadArgument, or DamagedFile for a repeated name."""
     _different(table.names, where)
     for name in (column, category):
         if name is not None and name not in table.names:
-            raise BadArgument(f"A column is one of {where}", f"{name!r}; it has {listed(table.names)}", "Name one.")
+            raise BadArgument(
+                f"A column must be in {where}", f"{name!r}; it has {listed(table.names)}", "Name one of these."
+            )
     if category is None:
         category = _meant(table.names, "category", where)
         category = None if category == column else category
@@ -183,45 +222,45 @@ def _chosen(table: Table, column: str | None, category: str | None, where: str) 
         usual = [name for name in left if name.casefold() in USUAL]
         may = usual or (left if table.sure else [])
         if len(may) != 1:
-            rule = "One column has the prompts" + ("" if table.sure else ", and the first row has the columns' names")
+            rule = "One column must hold the prompts" + ("" if table.sure else ", and the first row the columns' names")
             raise BadArgument(rule, f"{where} with {listed(may or table.names)}", "Name it with column.")
         (column,) = may
     return column, category
 
 
 def _different(names: Sequence[Any], where: str) -> None:
-    """Raises DamagedFile where two columns have one name."""
+    """Raises DamagedFile if two columns have the same name."""
     if twice := [name for name in names if names.count(name) > 1]:
-        raise DamagedFile("Columns have different names", f"{where} with {twice[0]!r} twice", "Rename one.")
+        raise DamagedFile("Columns must have different names", f"{where} with {twice[0]!r} twice", "Rename one.")
 
 
 def _meant(names: Sequence[Any], word: str, where: str) -> str | None:
-    """The column that is called a word, in whatever case. Raises BadArgument where several are, or one is nearly."""
+    """The column of this name in any case. Raises BadArgument if several match, or if one nearly does."""
     own = [name for name in names if isinstance(name, str) and name.casefold() == word]
     if len(own) > 1:
-        raise BadArgument(f"One column is called {word}", f"{where} with {listed(own)}", "Rename one.")
+        raise BadArgument(f"Only one column may be called {word}", f"{where} with {listed(own)}", "Rename one.")
     near = [name for name in names if isinstance(name, str) and _letters(name) == word]
     if near and not own:
         raise BadArgument(
-            f"A column is called {word}, with nothing around it", f"{near[0]!r} in {where}",
-            "Rename it, or name the column that is meant.",
+            f"The column {word} must have exactly this name", f"{near[0]!r} in {where}",
+            "Rename it, or name the column that you mean.",
         )  # fmt: skip
     return own[0] if own else None
 
 
 def _letters(name: str) -> str:
-    """A name without what is no letter, in one case."""
+    """The letters of a name, in one case."""
     return "".join(c for c in unicodedata.normalize("NFKC", name) if c.isalpha()).casefold()
 
 
 def _plain(found: Sequence[str], where: str) -> None:
-    """Raises DamagedFile where lines of text are plainly a table: each would be taken for a prompt."""
+    """Raises DamagedFile if the lines are clearly a table, since each line would become a prompt."""
     rule = "Prompts are the lines of a text file"
     words = ("prompt", "category", *USUAL)
     if all(line.lstrip()[:1] == "{" for line in found):
         with suppress(ValueError, RecursionError):
             if all({*map(_letters, json.loads(line))} & {*words} for line in found):
-                raise DamagedFile(rule, f"{where}, whose lines are JSON", "Give it as a file that ends in .jsonl.")
+                raise DamagedFile(rule, f"{where}, whose lines are JSON", "Rename the file to end in .jsonl.")
     for separator in NAMES:
         if {"prompt", "category"} <= {_letters(name) for name in found[0].split(separator)}:
-            raise DamagedFile(rule, f"{where}, whose first line is a header", "Give it as a file that ends in .csv.")
+            raise DamagedFile(rule, f"{where}, whose first line is a header", "Rename the file to end in .csv.")

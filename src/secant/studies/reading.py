@@ -1,6 +1,7 @@
-"""Reading a study's folder: its tables a number of prompts at a time, so that memory does not grow with the study.
+"""Reading the tables of studies, for a batch of prompts at a time, so that memory does not grow with the study.
 
-Several studies are read as one: a prompt is its text, so that models that were studied apart meet on the same prompts.
+Several studies are read as one. A prompt is identified by its text, so models that were studied separately can be
+compared on the same prompts.
 """
 
 from __future__ import annotations
@@ -20,42 +21,59 @@ from secant.foreign import explained
 from secant.results.files import ARROW
 from secant.studies.folder import TABLES
 from secant.studies.study import Study
-from secant.studies.work import PROMPT_KEYS, SCHEMA, STAMP
+from secant.studies.work import PROMPT_KEYS, ROW_START, SCHEMA
 
-AT_ONCE = 100
-"""Prompts whose tables are held at a time."""
+BATCH = 100
+"""How many prompts' tables are in memory together."""
 
 KEYS = [column.name for column in PROMPT_KEYS]
-"""What a number of a prompt is of: its model, convention, number and category."""
+"""The columns that identify a prompt's value: model, convention, prompt and category."""
 
 SUBJECT = KEYS[:2]
-"""What is compared: models and conventions."""
+"""The columns that identify what is compared: model and convention."""
 
 
 def opened(path: str | Path) -> Study:
-    """The study in a folder. Raises BadArgument where there is none, or none that is finished, and DamagedFile."""
+    """The finished study in a folder.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        BadArgument: The folder holds no study, or an unfinished one.
+        DamagedFile: A file of the study is missing or was changed.
+
+    """
     study = Study.open(path)
     if study.missing:
         raise BadArgument(
-            "A summary is of a whole study", f"{path}, of which {study.missing} shards are missing",
-            "Start the study again, which goes on where it was; or merge its parts.",
+            "A summary requires a finished study", f"{path}, of which {study.missing} shards are missing",
+            "Run the study again, which resumes it, or merge its parts.",
         )  # fmt: skip
     if not _file(study, "prompts").is_file():
-        raise DamagedFile("A study has a table of its prompts", f"{path} without", "Start the study again.")
+        raise DamagedFile("A study requires the table of its prompts", f"{path} without it", "Run the study again.")
     return study
 
 
 def alike(studies: Sequence[Study]) -> None:
-    """Raises BadArgument where studies asked the same model in other ways, or are of other models of one name."""
+    """Check that several studies can be read as one.
+
+    Args:
+        studies: The studies.
+
+    Raises:
+        BadArgument: Two of them use one model with different settings, or different models of the same name.
+
+    """
     known: dict[str, Study] = {}
     for study in studies:
         for label in study.identity.labels:
             first = known.setdefault(label, study)
             if differences := first.identity.asked(label).differences(study.identity.asked(label)):
                 raise BadArgument(
-                    f"Studies are read as one where {label} is one model, asked in one way",
-                    f"{study.folder} beside {first.folder}: {'; '.join(differences)}",
-                    "Summarise each by itself, or rename one of the models' folders and study it anew.",
+                    f"Studies that are read as one must use {label} with the same weights and settings",
+                    f"{study.folder} next to {first.folder}: {'; '.join(differences)}",
+                    "Summarize each by itself, or rename one of the models' folders and study it again.",
                 )  # fmt: skip
 
 
@@ -64,33 +82,40 @@ def _file(study: Study, table: str) -> Path:
 
 
 def _rows(study: Study, table: str, columns: Iterable[str], condition: Any = None) -> pd.DataFrame:
-    """Some columns of a table, of the rows that a condition holds for. Raises DamagedFile."""
+    """Columns of a table, in the rows that meet a condition. Raises DamagedFile."""
     file, names, todo = _file(study, table), [*columns], "Run the study again."
     study.sound(table)
-    with explained(DamagedFile, f"The table {table} of a study has the columns of its kind", todo, str(file)):
+    with explained(DamagedFile, f"The table {table} of a study must have its columns", todo, str(file)):
         data = pyarrow.dataset.dataset(file, format="parquet")
         if missing := set(names) - set(data.schema.names):
-            raise DamagedFile(f"The table {table} of a study has a column {min(missing)}", f"{file} without it", todo)
+            raise DamagedFile(
+                f"The table {table} of a study must have a column {min(missing)}", f"{file} without it", todo
+            )
         known = pyarrow.schema([(name, ARROW[SCHEMA[table][name].kind]) for name in names])
         return data.to_table(columns=names, filter=condition).cast(known).to_pandas()
 
 
 @dataclass(frozen=True, eq=False)
 class Studies:
-    """Several studies as one. `prompts`: a row for each prompt x model x convention, `prompt` numbered through."""
+    """Several studies, read as one.
+
+    Attributes:
+        studies: The studies.
+
+    """
 
     studies: list[Study]
 
     @cached_property
     def _read(self) -> tuple[pd.DataFrame, list[dict[int, int]]]:
-        """All rows of prompts, and of each study its own number of each prompt that it has."""
+        """The rows of all prompts, and for each study a dictionary from common to its own prompt numbers."""
         numbers: dict[tuple[str, int], int] = {}
         rows, own = [], []
-        columns = [*(column.name for column in STAMP), "text", "tokens", "reason", "error"]
+        columns = [*(column.name for column in ROW_START), "text", "tokens", "reason", "error"]
         for study in self.studies:
             table = _rows(study, "prompts", columns)
             texts = table.drop_duplicates("prompt").sort_values("prompt").set_index("prompt")["text"]
-            nth = texts.groupby(texts, dropna=False).cumcount()  # a text may come more than once in a study
+            nth = texts.groupby(texts, dropna=False).cumcount()  # a study may contain a text more than once
             places = {
                 int(local): numbers.setdefault((text, int(nth[local])), len(numbers)) for local, text in texts.items()
             }
@@ -101,29 +126,51 @@ class Studies:
         if len(twice):
             row = twice.iloc[0]
             raise BadArgument(
-                "A prompt is counted once for each model and convention",
+                "A prompt may be studied once with each model and convention",
                 f"{str(row['text'])[:40]!r} with {row['model']}, {row['convention']} in two studies",
-                "Summarise studies of other models, conventions or prompts together, or each by itself.",
+                "Summarize studies of different models, conventions or prompts together, or each by itself.",
             )
         return found, own
 
     @property
     def prompts(self) -> pd.DataFrame:
-        """Raises BadArgument where a prompt was studied twice with one model and convention."""
+        """A row for each prompt x model x convention, with prompts numbered across all studies.
+
+        Raises:
+            BadArgument: A prompt was studied twice with one model and convention.
+            DamagedFile: A table can't be read.
+
+        """
         return self._read[0]
 
     def has(self, table: str) -> bool:
-        """Whether any of them has such a table."""
+        """Whether any of the studies has a table.
+
+        Args:
+            table: Its name.
+
+        """
         return any(_file(study, table).is_file() for study in self.studies)
 
-    def parts(self) -> Iterator[list[int]]:
-        """The numbers of some prompts at a time, all of them in the end."""
+    def batches(self) -> Iterator[list[int]]:
+        """The numbers of all prompts, in batches."""
         every = sorted(set(self.prompts["prompt"]))
-        for start in range(0, len(every), AT_ONCE):
-            yield every[start : start + AT_ONCE]
+        for start in range(0, len(every), BATCH):
+            yield every[start : start + BATCH]
 
     def read(self, table: str, columns: Iterable[str], prompts: list[int], condition: Any = None) -> pd.DataFrame:
-        """Some columns of a table, with what each row is of, of these prompts. Raises DamagedFile."""
+        """Read rows of some prompts.
+
+        Args:
+            table: The table's name.
+            columns: The columns to read besides KEYS.
+            prompts: The numbers of the prompts.
+            condition: A condition of pyarrow that the rows must meet.
+
+        Raises:
+            DamagedFile: The table can't be read.
+
+        """
         found, names = [], [*KEYS, *columns]
         for study, own in zip(self.studies, self._read[1], strict=True):
             local = [own[p] for p in prompts if p in own]

@@ -1,7 +1,7 @@
-"""Files with separated columns: read as what was meant, or refused, and never as other prompts in silence.
+"""Reading csv and tsv files. A file that could be misread is refused, so that no prompt changes silently.
 
-The separator is the one that the header has and that every row fits; a file that two fit is refused. A text is taken as
-it is written, so what people put around texts by habit, such as spaces after commas, is refused too.
+The separator is the one that the header contains and that every row fits. A file that fits two separators is refused.
+A text is read exactly as it is written, so a space after each comma, which is usually not meant, is refused too.
 """
 
 from __future__ import annotations
@@ -14,12 +14,20 @@ from dataclasses import dataclass
 from secant.errors import DamagedFile
 
 NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
-"""Separators that there are, and what they are called."""
+"""The separators and their names."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a file under the names of its columns."""
+    """The rows of a file.
+
+    Attributes:
+        names: The names of its columns.
+        rows: Its rows below the header.
+        said: The file's text.
+        separator: What separates its columns.
+
+    """
 
     names: list[str]
     rows: list[list[str]]
@@ -27,7 +35,16 @@ class Rows:
     separator: str
 
     def column(self, name: str, where: str) -> list[str]:
-        """A column's texts. Raises DamagedFile where they have signs around them that are hardly part of them."""
+        """The texts of a column.
+
+        Args:
+            name: The column's name.
+            where: What an error calls the file.
+
+        Raises:
+            DamagedFile: Spaces around the texts are probably not meant.
+
+        """
         place = self.names.index(name)
         texts = [row[place] for row in self.rows]
         for text in texts:
@@ -40,15 +57,22 @@ class Rows:
         return texts
 
     def _is_quoted(self, text: str) -> bool:
-        """Whether a text is in quotes in the file, spaces and all."""
+        """Whether the file has a text in quotes, including its spaces."""
         escaped = text.replace('"', '""')
         return f'"{escaped}"' in self.said
 
 
 def separated(said: str, where: str, usual: str) -> Rows:
-    """The rows of a file, whose usual separator is a comma or a tab; its header may have another one.
+    """The rows of a file.
 
-    Raises DamagedFile where rows do not fit the header, a quote is left open, or two separators fit.
+    Args:
+        said: The file's text.
+        where: What an error calls the file.
+        usual: The usual separator for its suffix. The header may contain a different one.
+
+    Raises:
+        DamagedFile: A row does not fit the header, a quote is not closed, or two separators fit.
+
     """
     fitting: list[Rows] = []
     failed: DamagedFile | None = None
@@ -70,7 +94,7 @@ def separated(said: str, where: str, usual: str) -> Rows:
 
 
 def _rows(said: str, where: str, separator: str) -> Rows:
-    """The rows of a file by one separator. Raises DamagedFile."""
+    """The rows of a file for a given separator. Raises DamagedFile."""
     before = csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(said, newline=""), delimiter=separator, strict=True)
     rows: list[list[str]] = []
@@ -87,10 +111,17 @@ def _rows(said: str, where: str, separator: str) -> Rows:
     finally:
         csv.field_size_limit(before)
     if not rows:
-        raise damaged(where, "an empty file", "Write names in its first row, and a prompt in each other.")
+        raise damaged(where, "an empty file", "Write names in its first row, and a prompt in each further row.")
     return Rows(rows[0], rows[1:], said, separator)
 
 
 def damaged(where: str, why: object, todo: str) -> DamagedFile:
-    """The error of a file of prompts."""
-    return DamagedFile("A table of prompts can be read", f"{where}: {' '.join(str(why).split())[:160]}", todo)
+    """The error for a file of prompts that can't be read.
+
+    Args:
+        where: What it calls the file.
+        why: What is wrong.
+        todo: What to do.
+
+    """
+    return DamagedFile("A table of prompts must be readable", f"{where}: {' '.join(str(why).split())[:160]}", todo)

@@ -1,4 +1,4 @@
-"""What is said of a number that every prompt has one of: its mean with an interval, its quantiles, how many prompts."""
+"""Statistics of a number over prompts: its mean with a confidence interval, its quantiles, and how many prompts."""
 
 from __future__ import annotations
 
@@ -12,22 +12,27 @@ import scipy.stats
 from secant.results.schema import Column
 
 LEVEL = 0.95
-"""Confidence of intervals."""
+"""The confidence level of intervals."""
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
 JACKKNIFE = 1000
-"""Prompts up to which intervals are bias-corrected and accelerated; it leaves out each in turn, which is quadratic."""
+"""Up to so many prompts, intervals are bias-corrected and accelerated, whose cost is quadratic."""
 
 ROOM = 2**22
-"""Resampled numbers that are held at a time."""
+"""How many resampled numbers are in memory together."""
 
 ONE, ALIKE, UNDEFINED = "none: one prompt", "none: all alike", "none: too few distinct values"
-"""Why there is no interval."""
+"""The reasons why there is no interval."""
 
 
 def statistics(unit: str) -> tuple[Column, ...]:
-    """The columns of a number's statistics over prompts, with the number's unit."""
+    """The columns of a number's statistics over prompts.
+
+    Args:
+        unit: The number's unit.
+
+    """
     return (
         Column("n", int, "how many prompts have such a number", "prompts"),
         Column("mean", float, "the mean over them", unit),
@@ -45,7 +50,15 @@ def statistics(unit: str) -> tuple[Column, ...]:
 
 
 def interval(values: np.ndarray[Any, Any], seed: int, resamples: int) -> tuple[float, float, str]:
-    """The 95 % bootstrap interval of the mean, and by which method; or NaN, and why there is none.
+    """The 95 % bootstrap interval of a mean.
+
+    Args:
+        values: The numbers, one for each prompt.
+        seed: The seed of the resamples.
+        resamples: How many resamples to draw.
+
+    Returns:
+        Its ends and the method, BCa or percentile; or NaN twice, and the reason why there is no interval.
 
     >>> interval(np.array([3.0]), 0, 100)
     (nan, nan, 'none: one prompt')
@@ -53,7 +66,7 @@ def interval(values: np.ndarray[Any, Any], seed: int, resamples: int) -> tuple[f
     if len(values) < 2:
         return np.nan, np.nan, ONE
     if np.ptp(values) == 0:
-        return np.nan, np.nan, ALIKE  # resampling sees no variation, and would give a width of 0
+        return np.nan, np.nan, ALIKE  # all resamples are equal and would give a width of 0
     method = "BCa" if len(values) <= JACKKNIFE else "percentile"
     found = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=resamples, batch=max(1, ROOM // len(values)), vectorized=True, axis=-1,
@@ -65,9 +78,17 @@ def interval(values: np.ndarray[Any, Any], seed: int, resamples: int) -> tuple[f
 
 
 def described(values: pd.DataFrame, keys: Sequence[str], seed: int, resamples: int) -> list[dict[str, Any]]:
-    """A row for each combination of the keys: the statistics of the column `value`, of which each prompt has one.
+    """The statistics of the column `value` over prompts, for each combination of keys.
 
-    Each is given of all prompts (category missing), and of those of each category. Missing values count in no n.
+    Args:
+        values: One row for each prompt and combination of keys. Missing values are left out.
+        keys: The names of the key columns.
+        seed: The seed of the bootstrap.
+        resamples: How many resamples each interval uses.
+
+    Returns:
+        The rows: over all prompts (category missing), and over the prompts of each category.
+
     """
     values = values[values["value"].notna()]
     several = values[values["category"].notna()]

@@ -1,4 +1,4 @@
-"""Many prompts, the same questions of each, and every row with its certificate."""
+"""Studies: the same analyses of many prompts, saved as rows with certificates."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ from secant.studies.work import PROMPTS, SCHEMA, Computed, Shard, Source, Work, 
 
 ENGINES = ("local", "ray")
 CPU = torch.device("cpu")
-LOOK = 5.0
-"""Seconds of work by which what is left is told."""
+ESTIMATE_AFTER = 5.0
+"""Seconds of work after which the time left is estimated."""
 
 Progress = Callable[[str, int, int], None]
 
 
 SHOWN = 8
-"""Reasons why prompts failed that are shown first."""
+"""How many reasons for failed prompts are shown."""
 
 
 @dataclass(frozen=True)
 class Study(Viewed):
-    """A study's folder: what it is, and its rows, by table.
+    """A study, finished or not, with its rows by table.
 
     Attributes:
-        folder: Where it is.
-        identity: All that its rows depend on.
-        missing: How many shards are not there yet.
+        folder: Its folder.
+        identity: Everything that its rows depend on.
+        missing: How many shards are not finished.
 
     """
 
@@ -62,11 +62,14 @@ class Study(Viewed):
 
     @classmethod
     def open(cls, folder: str | Path) -> Study:
-        """The study that a folder holds.
+        """The study in a folder.
+
+        Args:
+            folder: The folder.
 
         Raises:
-            BadArgument: There is none.
-            DamagedFile: What is there is not as it was written.
+            BadArgument: The folder holds no study.
+            DamagedFile: Its study.json is damaged.
 
         """
         path, identity = path_of(folder).absolute(), read(folder)
@@ -75,19 +78,22 @@ class Study(Viewed):
 
     @property
     def tables(self) -> list[str]:
-        """The names of the tables that it has."""
+        """The names of the tables that have rows."""
         found = {file.stem for file in self._files("*")}
         return [name for name in SCHEMA if name in found]
 
     def to_pandas(self, table: str = PROMPTS.name) -> pd.DataFrame:
-        """The rows of a table, by model, convention and prompt; of shards that are done, where some are not.
+        """The rows of a table, in the order of models, conventions and prompts.
 
         Args:
             table: The name of one of its tables.
 
+        Returns:
+            All rows, or those of the finished shards.
+
         Raises:
-            BadArgument: It has no such table.
-            DamagedFile: A file of the table is not as it was written.
+            BadArgument: The study has no such table.
+            DamagedFile: A file of the table was changed.
 
         """
         if not isinstance(table, str) or table not in self.tables:
@@ -95,19 +101,22 @@ class Study(Viewed):
                 f"The tables are {', '.join(self.tables) or 'none yet'}", repr(table), "Choose one of them."
             )
         self.sound(table)
-        integers = {pyarrow.int64(): pd.Int64Dtype()}  # which numpy's can't be missing
+        integers = {pyarrow.int64(): pd.Int64Dtype()}  # numpy's integers can't be missing
         read, todo = pyarrow.parquet.read_table, "Run the study again."
-        with explained(DamagedFile, "A study's tables are Parquet files", todo, f"{self.folder}"):
+        with explained(DamagedFile, "A study's tables must be Parquet files", todo, f"{self.folder}"):
             some = [
                 read(file).to_pandas(types_mapper=integers.get, ignore_metadata=True) for file in self._files(table)
             ]
         return pd.concat(some, ignore_index=True)
 
     def sound(self, table: str) -> None:
-        """Check that the files of a table are as they were written; each is checked once.
+        """Check that the files of a table are as they were written. Each file is checked once.
+
+        Args:
+            table: The table's name.
 
         Raises:
-            DamagedFile: One is not.
+            DamagedFile: A file was changed.
 
         """
         for file in self._files(table):
@@ -117,16 +126,21 @@ class Study(Viewed):
 
     @property
     def failed(self) -> pd.DataFrame:
-        """The prompts that failed, with the reasons."""
+        """The rows of the prompts that failed, with the reasons.
+
+        Raises:
+            DamagedFile: A file of the table was changed.
+
+        """
         prompts = self.to_pandas()
         return prompts[prompts["reason"].notna()]
 
     def columns(self) -> pd.DataFrame:
-        """What the columns of its tables mean."""
+        """A row for each column of its tables, with its type, unit and meaning."""
         return columns(*(SCHEMA[name] for name in self.tables))
 
     def view(self) -> View:
-        """How many prompts of each model and convention went well, how exact they are, and why the others failed."""
+        """The view: how many prompts succeeded, how exact they are, and why others failed."""
         own = self.identity
         facts = {
             "folder": str(self.folder),
@@ -135,21 +149,21 @@ class Study(Viewed):
         }
         notes = []
         if self.missing:
-            facts["missing"] = f"{self.missing} of {own.count} shards: run the study again, or merge the other parts"
+            facts["missing"] = f"{self.missing} of {own.count} shards: run the study again, or merge its other parts"
         else:
             notes.append(f"All rows are in {self.folder / TABLES}: {', '.join(self.tables)}.")
         grids, warnings = [], []
         if PROMPTS.name in self.tables:
             prompts = self.to_pandas()
             grids = [self._subjects(prompts)]
-            notes.insert(0, "reconstruction, affinity: the largest errors of all prompts, as certified.")
+            notes.insert(0, "reconstruction, affinity: the largest certified errors of all prompts.")
             failed = prompts[prompts["reason"].notna()]
             for reason, rows in list(failed.groupby("reason", sort=False))[:SHOWN]:
                 numbers = rows["prompt"].unique()
                 more = " …" if len(numbers) > 5 else ""
                 warnings.append(f"failed: {', '.join(map(str, numbers[:5]))}{more}: {reason}")
             if (more_reasons := failed["reason"].nunique() - SHOWN) > 0:
-                warnings.append(f"and {more_reasons} more reasons: failed has all")
+                warnings.append(f"and {more_reasons} more reasons, which failed lists")
         return View(f"Study of {', '.join(own.labels)}", facts, grids, notes, warnings)
 
     @staticmethod
@@ -157,10 +171,11 @@ class Study(Viewed):
         """A line for each model and convention."""
         lines = []
         for (model, convention), rows in prompts.groupby(["model", "convention"], sort=False):
-            well = rows[rows["reason"].isna()]
-            equal = "equal" if well["run_forward_equal"].astype(bool).all() else "not equal"
-            errors = [well[name].max() for name in ("run_reconstruction", "run_affinity")]
-            lines.append([model, convention, len(rows), len(rows) - len(well), equal if len(well) else None, *errors])
+            succeeded = rows[rows["reason"].isna()]
+            equal = "equal" if succeeded["run_forward_equal"].astype(bool).all() else "not equal"
+            errors = [succeeded[name].max() for name in ("run_reconstruction", "run_affinity")]
+            failed = len(rows) - len(succeeded)
+            lines.append([model, convention, len(rows), failed, equal if len(succeeded) else None, *errors])
         return Grid(
             [Shown("model"), Shown("convention"), Shown("prompts", "integer"), Shown("failed", "integer"),
              Shown("forward", spare=2), Shown("reconstruction", "error"), Shown("affinity", "error", spare=1)], lines,
@@ -196,37 +211,60 @@ def study(
     progress: Progress | None = None,
     **loading: Any,
 ) -> Study:
-    """Ask the same of many prompts, of one model or several, and keep every row, in `out`, a shard at a time.
+    """Run the same analyses on many prompts, with one model or several, and save all rows to a folder.
 
-    `prompts`: texts, chat messages, a table with a column prompt, or what `secant.studies.prompts.read` reads of a
-    file. `lm`: models in memory, or names and folders, which are loaded with `loading` (dtype, device, attention, …).
-    `analyses`: of reconstruction, spectra, stable_rank, layers, attribution, parts, words and conventions.
-    `convention`: one or several. `shard`: so many prompts are kept, or lost, together. `workers`: processes, each with
-    a model and `threads` of its own, by default one; of models in memory one. With several, the calling script must be
-    importable (`if __name__ == "__main__":`). `engine="ray"`: workers of a Ray cluster, by default as many as have
-    room, each with so many `gpus` (see docs/scale.md).
-    `part=(2, 4)`: the second of four parts, which `merge` puts together. `tensors`: keep U, S and V too.
+    If a study ends early, for whatever reason, the same call resumes it. A prompt that fails has a row with the reason.
+    With several workers, the calling script must be importable (`if __name__ == "__main__":`).
 
-    A study that was ended, in whatever way, goes on where it was when the same is asked again; a prompt that fails is a
-    row that says why. Raises BadArgument where the folder holds another study or is in use, DamagedFile, OutputFailed,
-    and what `secant.load` raises.
+    Args:
+        prompts: Texts, chat messages, a table with a column prompt, or the result of `secant.studies.prompts.read`.
+        lm: Models in memory, or names and folders of models.
+        out: The study's folder.
+        analyses: The names of the analyses: functions under `@analysis` in `secant.studies.analyses`.
+        convention: One convention or several.
+        precision: The type in which the linear systems are evaluated; by default each model's own.
+        k: How many singular triplets of each block are kept.
+        top: How many top tokens of each singular vector are kept.
+        seed: The seed of the random number generators.
+        shard: How many prompts are computed and saved together.
+        workers: How many worker processes, each with its own copy of the model; by default one. A model in memory
+            allows one only. On a Ray cluster, by default as many as it has room for.
+        threads: How many CPU threads each worker has.
+        engine: What runs the workers: "local", this machine, or "ray", a Ray cluster (see docs/scale.md).
+        gpus: How many GPUs each worker has on a cluster.
+        part: Compute only a part of the study: (2, 4) is the second of four. `merge` merges the parts.
+        tensors: Whether to save U, S and V of every block too.
+        max_memory: The memory that each worker may use, in bytes or as a text such as "4GiB".
+        progress: Called as `progress(what, done, of)` while the study runs.
+        loading: Further arguments of `secant.load`, for models that are given by name: dtype, device, ...
+
+    Returns:
+        The study. If `part` was given, its other shards are missing.
+
+    Raises:
+        BadArgument: An argument is not valid, or the folder is in use or holds a different study.
+        BadPrompt: A prompt is neither a text nor a chat.
+        DamagedFile: A file in the folder was changed.
+        OutputFailed: The folder can't be written to.
+        SecantError: As `secant.load` does.
+
     """
     items = given(prompts)
     several = list(lm) if isinstance(lm, Sequence) and not isinstance(lm, str) else [lm]
     models = [str(one) if isinstance(one, os.PathLike) else one for one in several]
-    held, wanted = chosen(convention, CONVENTIONS, "Conventions"), chosen(analyses, ANALYSES, "Analyses")
+    conventions, wanted = chosen(convention, CONVENTIONS, "Conventions"), chosen(analyses, ANALYSES, "Analyses")
     system: str | None = _plain("precision", precision)
     loading = {key: _plain(key, value) for key, value in loading.items()}
     _check(models, engine, workers, part, loading)
     if max_memory is not None:
         size_of(max_memory)
     if threads is not None:
-        threads = integer(threads, 1, 4096, "A worker has some threads", "threads = ")
+        threads = integer(threads, 1, 4096, "A worker requires at least one thread", "threads = ")
     settings = Settings(
         precision=system,
         analyses=tuple(name for name in ANALYSES if name in wanted),
-        k=integer(k, 1, 10**6, "At least one singular triplet is kept", "k = "),
-        top=integer(top, 1, 10**6, "A direction has some words", "top = "),
+        k=integer(k, 1, 10**6, "At least one singular triplet must be kept", "k = "),
+        top=integer(top, 1, 10**6, "At least one top token must be kept", "top = "),
         seed=seeded(seed),
     )
     sources = [None if isinstance(one, LM) else Source(str(one), **loading) for one in models]
@@ -234,20 +272,22 @@ def study(
     identity = Identity(
         versions={"secant": __version__, **versions()},
         models=[_described(*each) for each in zip(models, sources, labels, strict=True)],
-        conventions=held, precision=system, analyses=list(settings.analyses), k=settings.k, top=settings.top,
+        conventions=conventions, precision=system, analyses=list(settings.analyses), k=settings.k, top=settings.top,
         seed=settings.seed, threads=threads or _recorded_threads(out) or (1 if part else _threads(engine, workers)),
         tensors=tensors, prompts=len(items), digest=digest(items),
-        shard=integer(shard, 1, 10**6, "A shard has some prompts", "shard = "),
+        shard=integer(shard, 1, 10**6, "A shard requires at least one prompt", "shard = "),
     )  # fmt: skip
     if identity.count > MOST:
         raise BadArgument(
-            f"A study has up to {MOST:,} shards", f"{identity.count:,} of {identity.shard} prompts", "Take larger ones."
+            f"A study has at most {MOST:,} shards",
+            f"{identity.count:,} of {identity.shard} prompts",
+            "Use larger shards.",
         )
     cells = list(_cells(identity, settings, sources, items, part, max_memory))
     if not any(cell.shards for cell in cells):
         raise BadArgument(
-            "A part has some shards", f"part {part} of {-(-len(items) // identity.shard)} of them",
-            "Take fewer parts, or smaller shards.",
+            "A part requires at least one shard", f"part {part} of {-(-len(items) // identity.shard)} shards",
+            "Use fewer parts, or smaller shards.",
         )  # fmt: skip
     with Folder.opened(out, identity) as folder:
         with _place(engine, workers, identity.threads):
@@ -256,7 +296,7 @@ def study(
 
 
 def _ended(folder: Folder) -> Study:
-    """The study as it is now; with its tables, where all shards are there."""
+    """The study as it is now. If all shards are finished, its tables are written."""
     missing = len(set(folder.identity.names) - folder.done())
     if not missing:
         folder.finish()
@@ -265,31 +305,43 @@ def _ended(folder: Folder) -> Study:
 
 @checked
 def merge(folders: str | Path | Sequence[str | Path], out: str | Path) -> Study:
-    """Put the shards of parts of one study together, from several folders into one, which may be new.
+    """Merge the parts of one study into one folder.
 
-    Raises BadArgument where they are not of the same study, or have different rows of the same prompts; DamagedFile
-    and OutputFailed.
+    Args:
+        folders: The folders of the parts.
+        out: The folder of the whole study, new or one of the parts.
+
+    Returns:
+        The study. If parts are missing, so are their shards.
+
+    Raises:
+        BadArgument: The parts belong to different studies, or have different rows for the same prompts.
+        DamagedFile: A file of a part was changed.
+        OutputFailed: The folder can't be written to.
+
     """
-    paths = paths_of(folders, "Parts are folders of a study")
+    paths = paths_of(folders, "Parts must be folders of a study")
     identity = replace(read(paths[0]), fingerprints={})
     with Folder.opened(out, identity) as folder:
         for one in paths:
             part = read(one)
             if differences := identity.differences(part):
                 raise BadArgument(
-                    f"Parts are of one study; {one} is of another", "; ".join(differences), "Leave it out."
+                    f"Parts must belong to one study; {one} belongs to a different one",
+                    "; ".join(differences),
+                    "Leave it out.",
                 )
             folder.learn(part.fingerprints)
             for name in part.names:
                 folder.adopt(one.absolute() / SHARDS / name)
         if not folder.done():
-            raise BadArgument("Parts of a study have finished shards", "none", "Run secant study first.")
+            raise BadArgument("A part must have finished shards", "none", "Run secant study first.")
         return _ended(folder)
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """A model and a convention of a study: the work, its shards, and the names of these in the folder."""
+    """One model and convention of a study: the work, its shards, and the names of their folders by number."""
 
     model: int
     work: Work
@@ -305,7 +357,7 @@ def _cells(
     part: tuple[int, int] | None,
     max_memory: float | str | None,
 ) -> Iterator[_Cell]:
-    """All of a study, or of a part of it."""
+    """The cells of a study, with all shards or those of a part."""
     count = identity.shard
     shards = [Shard(i // count, tuple(items[i : i + count])) for i in range(0, len(items), count)]
     mine = [shard for shard in shards if part is None or shard.number % part[1] == part[0] - 1]
@@ -323,7 +375,7 @@ Elsewhere = Callable[[Work, Sequence[Shard]], Iterator[Computed]]
 
 
 def _engine(engine: str, workers: int | None, gpus: float | None) -> Elsewhere | None:
-    """What computes shards elsewhere than in this process, if anything does."""
+    """What computes shards in other processes; None: this process computes them."""
     if engine == "ray":
         from secant.studies.cluster import on_ray
 
@@ -334,7 +386,7 @@ def _engine(engine: str, workers: int | None, gpus: float | None) -> Elsewhere |
 
 
 def _place(engine: str, workers: int | None, threads: int) -> AbstractContextManager[None]:
-    """Where an engine works, for the whole of a study."""
+    """A context that connects to the engine's cluster for the length of a study."""
     if engine == "local":
         return nullcontext()
     from secant.studies.cluster import joined
@@ -350,18 +402,18 @@ def _compute(
     elsewhere: Elsewhere | None,
     progress: Progress | None,
 ) -> None:
-    """Compute and write the shards that are not there yet."""
+    """Compute and write the shards that are not finished."""
     done = folder.done()
-    told = _Told(progress, sum(len(shard.items) for cell in cells for shard in cell.shards))
+    reported = _Progress(progress, sum(len(shard.items) for cell in cells for shard in cell.shards))
     kept: dict[int, LM] = {}
     for cell in cells:
         there = [shard for shard in cell.shards if cell.names[shard.number] in done]
-        told.there(sum(len(shard.items) for shard in there))
+        reported.found(sum(len(shard.items) for shard in there))
         label, one = cell.work.label, models[cell.model]
         known = label in folder.identity.fingerprints
         if cell.model not in kept and (elsewhere is None or (known and engine == "local")):
             kept = {cell.model: one if isinstance(one, LM) else cell.work.source.load()}
-            if known:  # also where nothing is left to compute
+            if known:  # even if no shard is left to compute
                 folder.learn({label: identified(kept[cell.model])})
         if len(there) == len(cell.shards):
             continue
@@ -372,31 +424,31 @@ def _compute(
             found = inline(Worker(cell.work, kept[cell.model]), list(wanted.values()))
         for computed in found:
             folder.add(cell.names[computed.number], cell.work.label, computed)
-            told.more(len(wanted[computed.number].items))
+            reported.computed(len(wanted[computed.number].items))
 
 
-class _Told:
-    """Progress, in prompts, and once what the rest will take, by the pace since the first shard was done."""
+class _Progress:
+    """Progress in prompts. The time left is announced once, estimated from the pace after the first shard."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress, self._total, self._done, self._new = progress, total, 0, 0
         self._start: float | None = None
-        self._said = False
+        self._announced = False
 
-    def there(self, count: int) -> None:
-        """Prompts whose rows are there already."""
+    def found(self, count: int) -> None:
+        """Count prompts whose rows were there already."""
         self._advance(count)
 
-    def more(self, count: int) -> None:
-        """Prompts that were computed now."""
+    def computed(self, count: int) -> None:
+        """Count prompts that were computed now."""
         self._advance(count)
         now = time.perf_counter()
-        if self._start is None:  # loading a model, and starting processes, come once
+        if self._start is None:  # the first shard includes loading the model and starting processes
             self._start = now
             return
         self._new += count
-        if not self._said and now - self._start > LOOK:
-            left, self._said = self._total - self._done, True
+        if not self._announced and now - self._start > ESTIMATE_AFTER:
+            left, self._announced = self._total - self._done, True
             announce(f"{left:,} more prompts", (now - self._start) / self._new * left, peak(CPU) or 0, CPU)
 
     def _advance(self, count: int) -> None:
@@ -412,61 +464,67 @@ def _check(
     part: tuple[int, int] | None,
     loading: dict[str, Any],
 ) -> None:
-    """Raises BadArgument, before anything is loaded or written."""
+    """Check arguments before anything is loaded or written. Raises BadArgument."""
     if not models:
-        raise BadArgument("A study is of some models", "none", "Give one.")
+        raise BadArgument("A study requires a model", "none", "Give one.")
     if wrong := [one for one in models if not isinstance(one, LM | str | Path)]:
-        raise BadArgument("A study is of models, or their names", f"{wrong[0]!r:.60}", "Give sc.LM, or names.")
+        raise BadArgument("A study takes models or their names", f"{wrong[0]!r:.60}", "Give sc.LM or names.")
     if not isinstance(engine, str) or engine not in ENGINES:
         raise BadArgument(f"An engine is one of {', '.join(ENGINES)}", repr(engine), "Choose one of them.")
-    workers = 1 if workers is None else integer(workers, 1, 10**6, "A study has some workers", "workers = ")
-    there = any(isinstance(one, LM) for one in models)
-    if there and (workers > 1 or engine == "ray"):
+    workers = 1 if workers is None else integer(workers, 1, 10**6, "A study requires at least one worker", "workers = ")
+    in_memory = any(isinstance(one, LM) for one in models)
+    if in_memory and (workers > 1 or engine == "ray"):
         raise BadArgument(
-            "Several workers each load a model of their own",
+            "Several workers each load their own copy of a model",
             "a model in memory",
             "Give its name or folder, or workers=1.",
         )
     loading = {name: value for name, value in loading.items() if value}
     if loading and all(isinstance(one, LM) for one in models):
-        raise BadArgument("A model in memory is loaded", f"{', '.join(loading)}", "Give these to secant.load.")
+        raise BadArgument(
+            "A model in memory is already loaded", f"{', '.join(loading)}", "Give these arguments to secant.load."
+        )
     if unknown := set(loading) - {f.name for f in fields(Source)} | {"name"} & set(loading):
-        raise BadArgument("A study takes what secant.load takes", f"{', '.join(sorted(unknown))}", "Leave it out.")
+        raise BadArgument(
+            "A study takes the arguments of secant.load", f"{', '.join(sorted(unknown))}", "Leave it out."
+        )
     whole = isinstance(part, tuple) and len(part) == 2 and all(isinstance(number, int) for number in part)
     if part is not None and not (whole and 1 <= part[0] <= part[1]):
-        raise BadArgument("A part is such as 2 of 4", repr(part), "Give (2, 4), or 2/4 on the command line.")
+        raise BadArgument(
+            "A part is its number and the number of parts", repr(part), "Give (2, 4), or 2/4 on the command line."
+        )
 
 
 def _plain(key: str, value: Any) -> Any:
-    """A setting as study.json has it: torch's types and devices by name. Raises BadArgument."""
+    """A setting as study.json stores it, with torch's types and devices by name. Raises BadArgument."""
     if isinstance(value, torch.dtype | torch.device):
         return str(value).removeprefix("torch.")
     if not isinstance(value, str | bool | None):
-        raise BadArgument(f"{key} is given by name", f"{value!r:.60}, a {type(value).__name__}", "Give a text.")
+        raise BadArgument(f"{key} must be given by name", f"{value!r:.60}, a {type(value).__name__}", "Give a text.")
     return value
 
 
 def _threads(engine: str, workers: int | None) -> int:
-    """Of each worker, where nothing is said: on a cluster one, on this machine all of them shared out."""
+    """The default number of threads of a worker: one on a cluster, an equal share of all on this machine."""
     return 1 if engine == "ray" else max(1, torch.get_num_threads() // (workers or 1))
 
 
 def _recorded_threads(out: str | Path) -> int | None:
-    """How many threads the study in a folder has, if there is one."""
+    """How many threads the workers of the study in a folder have, if it holds one."""
     return read(out).threads if os.path.lexists(path_of(out) / SPEC) else None
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """Short names of models: the last part of each, or all of it. Raises BadArgument where two are the same."""
+    """Short names of models: the last part of each path if that is unique. Raises BadArgument for equal names."""
     short = [Path(name).name or name for name in names]
     labels = [last if short.count(last) == 1 else name for last, name in zip(short, names, strict=True)]
     if len(set(labels)) < len(labels):
-        raise BadArgument("The models of a study have different names", ", ".join(labels), "Give each once.")
+        raise BadArgument("The models of a study must have different names", ", ".join(labels), "Give each once.")
     return labels
 
 
 def _described(one: LM | str, source: Source | None, label: str) -> dict[str, Any]:
-    """A model, for study.json."""
+    """How study.json describes a model."""
     if isinstance(one, LM):
         how = {"dtype": str(one.dtype).removeprefix("torch."), "attention": one.attention}
         return {"label": label, "name": one.name, "device": str(one.device), **how}

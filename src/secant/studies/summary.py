@@ -1,7 +1,7 @@
-"""What a study says as a whole: each number averaged over prompts, with a bootstrap interval, by model and convention.
+"""Averages of a study over its prompts, with bootstrap intervals, by model and convention.
 
-Every prompt counts once: it has one number of each kind (its own mean, where it has several), and intervals are over
-prompts (secant.studies.statistics). Tables are read some prompts at a time.
+Every prompt counts once: it has one number of each kind, which is a mean over its tokens if it has several. Intervals
+are over prompts (secant.studies.statistics). Tables are read for a batch of prompts at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from secant.stream.decode import SIDE
 from secant.stream.layers import LAYER, PART, SPAN
 from secant.studies import measures
 from secant.studies.analyses import WRITERS
-from secant.studies.folder import apart
+from secant.studies.folder import refuse_study
 from secant.studies.reading import SUBJECT, Studies, alike, opened
 from secant.studies.statistics import LEVEL, described, statistics
 
@@ -54,7 +54,7 @@ MEASURES = {
              "whether U₀ of all tokens decodes first to the prediction at some layer"),
     "seen_depth": ("at that share of depth", True, "the first such layer as a share of depth, where there is one"),
 }  # fmt: skip
-"""The measures of a prompt: how each is shown, whether as a percentage, and what it means."""
+"""The measures of a prompt: the label, whether it is a percentage, and the meaning."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Average:
     """A table of statistics over prompts.
 
     Attributes:
-        name: The field of a summary that has it.
-        row: What a row is, besides the model, the convention and the category.
-        keys: The columns that say so.
+        name: The field of a summary that holds it.
+        row: What a row is about, besides the model, the convention and the category.
+        keys: The columns that identify it.
         unit: The unit of the numbers.
         more: Columns after the statistics.
 
@@ -78,12 +78,12 @@ class Average:
 
     @property
     def names(self) -> list[str]:
-        """The names of what its numbers are of, besides the category."""
+        """The names of the columns that identify a row, besides the category."""
         return [*SUBJECT, *(key.name for key in self.keys)]
 
     @property
     def table(self) -> Table:
-        """Its description."""
+        """The table's description."""
         row = f"model x convention x category x {self.row}"
         columns = (MODEL, CONVENTION, CATEGORY, *self.keys, *statistics(self.unit), *self.more)
         return Table(f"summary_{self.name}", row, columns)
@@ -130,7 +130,7 @@ AVERAGES = {
         ),
     )
 }  # fmt: skip
-"""Every table of averages, by the field of a summary that has it."""
+"""Every table of averages, by the field of a summary that holds it."""
 
 COVERAGE = Table(
     "coverage",
@@ -169,9 +169,26 @@ FAILURES = Table(
 class Summary(Result):
     """Statistics over the prompts of one study or several, by model, convention and category of prompt.
 
-    Each table has `n` prompts, `mean`, its 95 % interval (`low`, `high`, and by which method, or why there is none) and
-    quantiles; `category` is missing where all prompts are meant, with one or without. `coverage` and `failures` say
-    what there was. A table of an analysis that was not asked for is empty, and `absent` names it.
+    A row of an average has the number of prompts `n`, the `mean`, its 95 % interval (`low`, `high`, and `interval`: the
+    method, or why there is none) and quantiles. `category` is missing in rows about all prompts. If an analysis was not
+    run, its table is empty.
+
+    Attributes:
+        studies: The names of the studies' folders.
+        seed: The seed of the resamples.
+        resamples: How many resamples each interval used.
+        absent: The analyses that were not run.
+        coverage: How many prompts there were, and their worst certificates.
+        failures: Why prompts failed.
+        measures: Averages of the measures.
+        ranks: Averages of stable ranks by position.
+        spectra: Averages of singular values.
+        depths: Averages of stable ranks by layer.
+        emergence: The share of prompts whose prediction was the top token of U₀ by each layer.
+        shares: Averages of shares of the predicted logit.
+        overlaps: Averages of the top tokens that models or conventions share.
+        conventions: Averages of the distances between conventions.
+
     """
 
     schema = (AVERAGES["measures"].table, COVERAGE, FAILURES, *[own.table for own in AVERAGES.values()][1:])
@@ -193,25 +210,33 @@ class Summary(Result):
 
     @property
     def runs(self) -> pd.DataFrame:
-        """The coverage of all prompts, whatever their category: a row for each model, convention and precision."""
+        """The coverage of all prompts: a row for each model, convention and precision."""
         return self.coverage[self.coverage["category"].isna()]
 
     def common_positions(self, category: str | None = None) -> list[int]:
-        """The positions that at least one in twenty of the prompts reach which the most reach: others say little."""
+        """The positions with enough prompts to be shown.
+
+        Args:
+            category: The category of the prompts; by default all.
+
+        Returns:
+            The positions whose number of prompts is at least a twentieth of the largest.
+
+        """
         rows = self.ranks[self.ranks["position"].notna()]
         rows = rows[rows["category"].isna() if category is None else rows["category"] == category]
         most = rows.groupby("position")["n"].max()
         return sorted(int(position) for position in most.index[most >= most.max() / 20])
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The measures, what there was, and the averages of those analyses that there is any of."""
+        """The measures, the coverage, the failures, and the other averages that have rows."""
         every = {own.table.name: getattr(self, name) for name, own in AVERAGES.items()}
         first = self.described("summary_measures").name
         there = {name: table for name, table in every.items() if len(table)}
         return {first: every[first], COVERAGE.name: self.coverage, FAILURES.name: self.failures, **there}
 
     def about(self) -> dict[str, Any]:
-        """The studies, how many runs there were, how intervals were found, and which analyses were not asked for."""
+        """The studies, the number of runs, the settings of the intervals, and the analyses that were not run."""
         counts = {name: int(self.runs[column].sum()) for name, column in (("runs", "prompts"), ("failed", "failed"))}
         how = {"seed": self.seed, "resamples": self.resamples, "level": LEVEL}
         return {"studies": self.studies, **counts, **how, "absent": self.absent}
@@ -220,18 +245,18 @@ class Summary(Result):
         """Write summary.json, all tables (.parquet and .csv) and columns.csv to a folder.
 
         Args:
-            folder: Where to; not a study's.
+            folder: The folder, which must not hold a study.
 
         Raises:
-            BadArgument: The folder is a study's.
+            BadArgument: The folder holds a study.
             OutputFailed: The folder can't be written to. Nothing half-written is left behind.
 
         """
-        apart(folder)
+        refuse_study(folder)
         super().save(folder)
 
     def report(self, path: str | Path) -> None:
-        """Write one page of HTML with all of it; it needs no network.
+        """Write the summary as one HTML page that works offline.
 
         Args:
             path: The file.
@@ -248,7 +273,7 @@ class Summary(Result):
         write(path, SUMMARY, about, [(self.described(name), frame) for name, frame in self.tables().items()])
 
     def view(self) -> View:
-        """How many prompts there were, what they say on average, with intervals, and why some failed."""
+        """The view: how many prompts there were, the averages with their intervals, and why prompts failed."""
         about = self.about()
         failed = f", {about['failed']} failed" if about["failed"] else ""
         facts = {"studies": ", ".join(self.studies), "runs": f"{about['runs']}{failed}"}
@@ -266,14 +291,16 @@ class Summary(Result):
             f"{row['prompts']} failed with {row['model']}, {row['convention']}: {row['reason']}"
             for row in self.failures.to_dict("records")
         ]
-        notes = ["Means over prompts, in brackets their 95 % bootstrap interval; none where there is one prompt or all "
-                 "are alike."]  # fmt: skip
+        notes = [
+            "Means over prompts, with 95 % bootstrap intervals in brackets. A single prompt and equal values have no "
+            "interval."
+        ]
         if self.absent:
-            notes.append(f"Not asked for: {', '.join(self.absent)}.")
+            notes.append(f"Analyses that were not run: {', '.join(self.absent)}.")
         return View(f"Summary of {', '.join(self.studies)}", facts, grids, notes, warnings)
 
     def _averages(self) -> Grid:
-        """A line for each number, a column for each model and convention."""
+        """The averages: a line for each, a column for each model and convention."""
         subjects = list(dict.fromkeys(zip(self.coverage["model"], self.coverage["convention"], strict=True)))
 
         def own(of: pd.DataFrame, subject: tuple[str, str], /, **keys: Any) -> pd.DataFrame:
@@ -306,7 +333,7 @@ class Summary(Result):
 
 
 def _mean(row: Mapping[Hashable, Any], percent: bool) -> str:
-    """A mean and its interval, where there is one."""
+    """A mean, and its interval if there is one."""
     small = 0 < abs(row["mean"]) < 1e-3
     mean, low, high = (
         f"{v:.0%}" if percent else f"{v:.1e}" if small else f"{v:.3g}" for v in (row["mean"], row["low"], row["high"])
@@ -325,18 +352,29 @@ def summarize(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Summary:
-    """Average what a study, or several of them as one, wrote to its folder, over its prompts.
+    """Average the results of one study or several over their prompts.
 
-    Prompts of several studies are the same where their text is, so that models that were studied apart are compared.
-    `resamples`: of each bootstrap interval, drawn with `seed`. `progress(what, done, all)` is called as it goes on.
+    Several studies are read as one. A prompt is identified by its text, so models that were studied separately are
+    compared on the same prompts.
 
-    Raises BadArgument where a folder has no finished study, or a prompt was studied twice with one model and
-    convention, and DamagedFile where its files are not those of a study.
+    Args:
+        folders: The folders of the studies.
+        resamples: How many resamples each bootstrap interval uses.
+        seed: The seed of the resamples.
+        progress: Called as `progress(what, done, of)` while the work goes on.
+
+    Returns:
+        The averages, by model, convention and category.
+
+    Raises:
+        BadArgument: A folder holds no finished study, or a prompt was studied twice with one model and convention.
+        DamagedFile: A file of a study is missing or was changed.
+
     """
-    paths = paths_of(folders, "A summary is of the folders of some studies")
+    paths = paths_of(folders, "A summary requires the folders of studies")
     if len({path.resolve() for path in paths}) < len(paths):
-        raise BadArgument("A study is counted once", "one folder twice", "Name each once.")
-    resamples = integer(resamples, 100, 10**6, "An interval takes some resamples", "resamples = ")
+        raise BadArgument("A study may be counted once", "one folder twice", "Name each once.")
+    resamples = integer(resamples, 100, 10**6, "An interval requires at least 100 resamples", "resamples = ")
     seed = seeded(seed)
     studies = Studies([opened(path) for path in paths])
     alike(studies.studies)
@@ -352,7 +390,7 @@ def summarize(
     report("intervals", len(AVERAGES), len(AVERAGES))
     coverage, failures = _covered(studies.prompts)
     asked = {analysis for study in studies.studies for analysis in study.identity.analyses}
-    absent = sorted({WRITERS[table][0] for table in TAKEN if asked.isdisjoint(WRITERS[table])})
+    absent = sorted({WRITERS[table][0] for table in SOURCES if asked.isdisjoint(WRITERS[table])})
     return Summary(
         [study.folder.name for study in studies.studies], seed, resamples, absent, coverage, failures, **found
     )
@@ -361,7 +399,7 @@ def summarize(
 def _with_chance(
     rows: Sequence[dict[str, Any]], values: dict[str, pd.DataFrame], seed: int
 ) -> Iterable[dict[str, Any]]:
-    """Rows of overlaps with what chance gives, which has no interval of its own."""
+    """Rows of overlaps with the mean overlap by chance, which has no interval."""
     keys = AVERAGES["overlaps"].names
     chance = described(values["chance"], keys, seed, 100) if "chance" in values else []
     means = {tuple(row[key] for key in (*keys, "category")): row["mean"] for row in chance}
@@ -370,11 +408,11 @@ def _with_chance(
 
 
 Numbers = Callable[[pd.DataFrame], dict[str, pd.DataFrame]]
-"""The numbers of some prompts that rows of a study's table give, by the table that they are averaged in."""
+"""A function from rows of a study's table to numbers of prompts, by the average that they belong to."""
 
 
-def _as_they_are(average: str, column: str) -> Numbers:
-    """The numbers of a column."""
+def _column(average: str, column: str) -> Numbers:
+    """The numbers of one column, unchanged."""
     return lambda rows: {average: rows.rename(columns={column: "value"})}
 
 
@@ -390,8 +428,8 @@ def _decoded(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What is taken from a table of a study: which columns, of which rows, and the numbers that they give."""
+class Source:
+    """Where numbers come from: the columns of a study's table, the function that reads them, and a row condition."""
 
     columns: tuple[str, ...]
     numbers: Numbers
@@ -402,33 +440,33 @@ ALL_TOKENS = pyarrow.dataset.field("position").is_null()
 FIRST_VECTOR = pyarrow.dataset.field("vector") == 0
 SCALARS = ("reconstruction", "ordinary", "bias")
 
-TAKEN: dict[str, Taken] = {
-    "reconstructions": Taken(SCALARS, lambda rows: {"measures": measures.scalars(rows, *SCALARS)}),
-    "stable_ranks": Taken(("position", "stable_rank"), _as_they_are("ranks", "stable_rank")),
-    "singular_values": Taken(("position", "vector", "normalized"), _as_they_are("spectra", "normalized")),
-    "layers": Taken(("layer", "part", "span", "stable_rank"), _as_they_are("depths", "stable_rank"), ALL_TOKENS),
-    "first_seen": Taken(("part", "span", "layer", "layer_count"), _emerged, ALL_TOKENS),
-    "words": Taken(("position", "token", "side", "word", "predicted", "own"), _decoded, FIRST_VECTOR),
-    "contributions": Taken(("kind", "name", "contribution"), lambda rows: {"shares": measures.shares(rows)}),
-    "conventions": Taken(
+SOURCES: dict[str, Source] = {
+    "reconstructions": Source(SCALARS, lambda rows: {"measures": measures.scalars(rows, *SCALARS)}),
+    "stable_ranks": Source(("position", "stable_rank"), _column("ranks", "stable_rank")),
+    "singular_values": Source(("position", "vector", "normalized"), _column("spectra", "normalized")),
+    "layers": Source(("layer", "part", "span", "stable_rank"), _column("depths", "stable_rank"), ALL_TOKENS),
+    "first_seen": Source(("part", "span", "layer", "layer_count"), _emerged, ALL_TOKENS),
+    "words": Source(("position", "token", "side", "word", "predicted", "own"), _decoded, FIRST_VECTOR),
+    "contributions": Source(("kind", "name", "contribution"), lambda rows: {"shares": measures.shares(rows)}),
+    "conventions": Source(
         ("other", "position", "distance", "cosine"), lambda rows: {"conventions": measures.distances(rows)}
     ),
 }
-"""What is taken from each table."""
+"""The source of numbers in each table of a study."""
 
 
 def _values(studies: Studies, report: Progress) -> dict[str, pd.DataFrame]:
-    """One number of each kind for each prompt, by the table that it is averaged in; those that there are."""
+    """One number of each kind for each prompt, by the average that it belongs to."""
     found: dict[str, list[pd.DataFrame]] = defaultdict(list)
-    parts = list(studies.parts())
-    for done, prompts in enumerate(parts):
-        report("prompts", done, len(parts))
-        for table, taken in TAKEN.items():
-            rows = studies.read(table, taken.columns, prompts, taken.condition)
-            for name, values in (taken.numbers(rows) if len(rows) else {}).items():
+    batches = list(studies.batches())
+    for done, prompts in enumerate(batches):
+        report("prompts", done, len(batches))
+        for table, source in SOURCES.items():
+            rows = studies.read(table, source.columns, prompts, source.condition)
+            for name, values in (source.numbers(rows) if len(rows) else {}).items():
                 if len(values):
                     found[name].append(values)
-    report("prompts", len(parts), len(parts))
+    report("prompts", len(batches), len(batches))
     whole = {name: pd.concat(tables) for name, tables in found.items()}
     if "depths" in whole:
         table = whole["depths"]
@@ -438,7 +476,7 @@ def _values(studies: Studies, report: Progress) -> dict[str, pd.DataFrame]:
 
 
 def _covered(prompts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """How many prompts there were of each model, convention, precision and category; and why some failed."""
+    """How many prompts each model, convention, precision and category has, and why prompts failed."""
     rows = prompts.assign(failed=prompts["error"].notna() | prompts["reason"].notna())
     rows = rows.assign(equal=rows["run_forward_equal"].where(~rows["failed"]).astype(float))
     named = rows[rows["category"].notna()]

@@ -1,7 +1,7 @@
-"""The work of a study: shards of its prompts, and the worker that computes the rows of one, wherever it runs.
+"""The work of a study: shards of prompts, and the worker that computes the rows of a shard.
 
-A row depends on the model, the prompt and the settings, and on nothing else: not on the engine, on how many workers
-there are, or on what was computed before it.
+A row depends on the model, the prompt and the settings only. It does not depend on the engine, on the number of
+workers, or on what was computed before.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ PROMPT_KEYS = (
     Column("prompt", int, "the prompt's number in the study, from 0"),
     Column("category", str, "the prompt's category; missing where it has none", missing=True),
 )
-"""What a row of a study is of."""
+"""The columns that identify the prompt of a row."""
 
-STAMP = (
+ROW_START = (
     *PROMPT_KEYS,
     Column("precision", str, "the type in which the linear system was evaluated"),
     Column(
@@ -48,7 +48,7 @@ STAMP = (
     Column("run_reconstruction", float, "certificate: ‖J x + b - y‖ / ‖y‖", RELATIVE),
     Column("run_affinity", float, "certificate: how far the frozen network is from affine at a random input", RELATIVE),
 )  # fmt: skip
-"""What every row of a study starts with: what it is of, and its certificate."""
+"""The columns that every row of a study starts with: its prompt and its certificate."""
 
 PROMPTS = Table(
     "prompts",
@@ -66,15 +66,25 @@ PROMPTS = Table(
 )
 
 SCHEMA: dict[str, Table] = {
-    table.name: table.but(before=STAMP)
+    table.name: table.but(before=ROW_START)
     for table in (PROMPTS, *(table for analysis in ANALYSES.values() for table in analysis.writes))
 }
-"""Every table of a study by its name, as it is written."""
+"""Every table of a study as it is written, by its name."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is from: what `secant.load` takes."""
+    """How to load a model. The attributes are the arguments of `secant.load`.
+
+    Attributes:
+        name: The model's folder or name.
+        dtype: The type to load it in.
+        device: The device to load it on.
+        attention: The attention implementation.
+        allow_remote_code: Whether code in the model's folder may run.
+        allow_pickle: Whether pickled weights may be read.
+
+    """
 
     name: str
     dtype: str | None = None
@@ -85,12 +95,17 @@ class Source:
 
     @property
     def place(self) -> str:
-        """A model's folder by its whole path, wherever a process works; a name on the hub, or of ours, as it is."""
+        """The absolute path of the model's folder, valid in any process; or the name of a model without a folder."""
         folder = Path(self.name).expanduser()
         return os.path.abspath(folder) if self.name != ATLAS and folder.is_dir() else self.name
 
     def load(self) -> LM:
-        """The model. Raises what `secant.load` raises."""
+        """Load the model.
+
+        Raises:
+            SecantError: As `secant.load` does.
+
+        """
         return load(
             self.name, dtype=self.dtype, device=self.device, attention=self.attention,
             allow_remote_code=self.allow_remote_code, allow_pickle=self.allow_pickle,
@@ -99,7 +114,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Shard:
-    """Some prompts that follow each other; their rows are kept together."""
+    """Consecutive prompts whose rows are saved together.
+
+    Attributes:
+        number: The number of the shard, from 0.
+        items: The prompts.
+
+    """
 
     number: int
     items: tuple[Item, ...]
@@ -107,7 +128,15 @@ class Shard:
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """The rows of a shard, by table, and of whose weights; `tensors`: what a safetensors file holds, if asked for."""
+    """The rows of a shard.
+
+    Attributes:
+        number: The number of the shard.
+        fingerprint: The digest of the model and tokenizer that they were computed with.
+        tables: The rows by table.
+        tensors: The content of a safetensors file with U, S and V, if they are kept.
+
+    """
 
     number: int
     fingerprint: str
@@ -117,9 +146,16 @@ class Computed:
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker needs to know. `label`: the model's name in the rows; `threads`: of its own, of the processor.
+    """What a worker computes, and with which model.
 
-    `tensors`: also U, S and V of every block; `max_memory`: bytes to work in, or such as "4GiB".
+    Attributes:
+        source: How to load the model.
+        label: The model's name in the rows.
+        settings: The settings of the study.
+        threads: How many CPU threads the worker has.
+        tensors: Whether U, S and V of every block are kept.
+        max_memory: The memory that may be used, in bytes or as a text such as "4GiB".
+
     """
 
     source: Source
@@ -130,12 +166,22 @@ class Work:
     max_memory: float | str | None = None
 
     def worker(self) -> Worker:
-        """A worker with the model. Raises what `secant.load` raises."""
+        """Load the model for a worker.
+
+        Raises:
+            SecantError: As `secant.load` does.
+
+        """
         return Worker(self, self.source.load())
 
 
 def identified(lm: LM) -> str:
-    """A digest of all that a model and its tokenizer make a prompt's rows of: weights, vocabulary, chat template."""
+    """A digest of a model and its tokenizer: weights, attention, vocabulary and chat template.
+
+    Args:
+        lm: The model.
+
+    """
     tokenizer = lm.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
@@ -149,21 +195,38 @@ def identified(lm: LM) -> str:
 
 
 class Worker:
-    """Computes shards with a model that it keeps."""
+    """Computes shards with one model."""
 
     def __init__(self, work: Work, lm: LM) -> None:
-        """Raises BadArgument where the precision is below the model's own."""
+        """Make a worker.
+
+        Args:
+            work: What it computes.
+            lm: The model.
+
+        Raises:
+            BadArgument: The precision is narrower than the model's own type.
+
+        """
         precision_of(lm, work.settings.precision)
         self.work, self.lm, self.fingerprint = work, lm, identified(lm)
         self._nulls: dict[Side, Null] = {}
 
     def __call__(self, shard: Shard) -> Computed:
-        """The rows of a shard, in the order of its prompts. A prompt that fails is a row that says why."""
+        """Compute a shard.
+
+        Args:
+            shard: The shard.
+
+        Returns:
+            Its rows, in the order of its prompts. A prompt that fails has a row with the reason.
+
+        """
         threads = torch.get_num_threads()
         torch.set_num_threads(self.work.threads)
         try:
             with unannounced(), limited(self.work.max_memory):
-                alike = sorted(shard.items, key=lambda item: len(item.text()))  # memory is used again by the like
+                alike = sorted(shard.items, key=lambda item: len(item.text()))  # so that similar sizes reuse memory
                 found = {item.number: self._of(item) for item in alike}
         finally:
             torch.set_num_threads(threads)
@@ -175,7 +238,7 @@ class Worker:
         return Computed(shard.number, self.fingerprint, tables, save(tensors) if self.work.tensors else None)
 
     def _of(self, item: Item) -> tuple[dict[str, pd.DataFrame], dict[str, torch.Tensor]]:
-        """The tables of a prompt, with what it is and its certificate on each row; and its tensors."""
+        """The tables of a prompt, with ROW_START in each row, and its tensors."""
         run: Run | None
         try:
             run, tables, tensors = self._analysed(item)
@@ -187,7 +250,7 @@ class Worker:
             best = run.prediction[0]
             prompt = (item.text(), len(run.ids), best.token, best.id, best.probability, best.logit, None, None)
         every = {PROMPTS.name: PROMPTS.frame([prompt]), **tables}
-        return {name: self._stamped(name, table, item, run) for name, table in every.items()}, tensors
+        return {name: self._with_start(name, table, item, run) for name, table in every.items()}, tensors
 
     def _analysed(self, item: Item) -> tuple[Run, dict[str, pd.DataFrame], dict[str, torch.Tensor]]:
         s = self.work.settings
@@ -207,13 +270,13 @@ class Worker:
             tensors[f"{item.number}.{name}"] = torch.stack([getattr(f, name) for f in case.blocks])
         return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
-    def _stamped(self, name: str, table: pd.DataFrame, item: Item, run: Run | None) -> pd.DataFrame:
-        """Rows of a table with the model, the prompt and the certificate that they are of."""
+    def _with_start(self, name: str, table: pd.DataFrame, item: Item, run: Run | None) -> pd.DataFrame:
+        """Rows of a table with the columns of ROW_START in front."""
         c = None if run is None else run.certificate
         precision = self.work.settings.precision or str(self.lm.dtype).removeprefix("torch.")
-        checked = (None,) * 3 if c is None else (c.forward_equal, c.reconstruction, c.affinity)
-        stamp = (self.work.label, self.work.settings.convention, item.number, item.category, precision, *checked)
-        values = dict(zip((column.name for column in STAMP), stamp, strict=True))
+        certified = (None,) * 3 if c is None else (c.forward_equal, c.reconstruction, c.affinity)
+        start = (self.work.label, self.work.settings.convention, item.number, item.category, precision, *certified)
+        values = dict(zip((column.name for column in ROW_START), start, strict=True))
         return SCHEMA[name].frame(table.assign(**values))
 
 

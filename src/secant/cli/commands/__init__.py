@@ -1,6 +1,7 @@
-"""The commands: each is one verb of the package, in a file of its own in this folder, and prints what it returns.
+"""The commands. Each calls one function of the package and prints its result.
 
-A file here is found by itself: it holds a function with `secant.cli.verb.verb`.
+A command is a function with the decorator `secant.cli.verb.verb`, in a module of this folder. Every module here is
+imported, so nothing else names a command.
 """
 
 from __future__ import annotations

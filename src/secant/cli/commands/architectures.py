@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Architectures:
-    """A row for each model type."""
+    """The architectures that were measured: a row for each model type."""
 
     rows: list[dict[str, str]]
 
     def show(self) -> None:
-        """Print it on standard output, in 140 columns where that is no terminal."""
+        """Print the table on standard output, 140 columns wide unless that is a terminal."""
         from secant.results.terminal import show
 
         show(self.view(), None if sys.stdout.isatty() else 140)
 
     def view(self) -> View:
-        """A line for each model type, and how many there are of each result."""
+        """The view: a line for each model type, and how many types have each result."""
         from secant.results.view import Cell, Grid, Shown, View
 
         columns = [
@@ -51,7 +51,7 @@ class Architectures:
 
 @verb
 def architectures(output: Printing) -> None:
-    """Which model types are exact, as measured on a small model of each; which are refused, and why."""
+    """List which model types are exact, as measured on a small model of each, and why others are refused."""
     import csv
     from importlib.resources import files
 

@@ -18,14 +18,14 @@ def attribute(
     freezing: Freezing,
     output: Output,
     target: Annotated[
-        str | None, typer.Option(help="The token to explain; by default the one predicted at the position.")
+        str | None, typer.Option(help="The token whose logit is explained; by default the prediction at the position.")
     ] = None,
-    versus: Annotated[str | None, typer.Option(help="Another token, whose logit is taken off.")] = None,
+    versus: Annotated[str | None, typer.Option(help="Another token, whose logit is subtracted.")] = None,
     position: Position = -1,
-    flow: Annotated[bool, typer.Option("--flow", help="Also what each token makes of each part.")] = False,
+    flow: Annotated[bool, typer.Option("--flow", help="Also split each part's contribution by token.")] = False,
     max_memory: MaxMemory = None,
 ) -> None:
-    """A token's logit as an exact sum: over tokens, over layers, heads and constants."""
+    """Split a token's logit into exact contributions of tokens, of layers and heads, and of constants."""
     import secant as sc
 
     output.reserve(sc.Attribution)

@@ -15,22 +15,24 @@ from secant.cli.verb import Help, verb
 @verb
 def compare(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
-    models: Annotated[Models, Help(model="A folder, a name on the Hugging Face hub, or atlas; once for each.")],
+    models: Annotated[
+        Models, Help(model="A folder, a name on the Hugging Face hub, or atlas. Repeat it for each model.")
+    ],
     freezing: Conventions,
     spectra: Annotated[Spectra, Help(k="Singular vectors of each block to keep.")],
     output: Output,
     max_memory: MaxMemory = None,
 ) -> None:
-    """Compare models, or conventions of one, at one prompt: predictions, spectra, top tokens, depths and shares."""
+    """Compare models, or conventions of one model, at a prompt: predictions, spectra, top tokens, depths, shares."""
     import secant as sc
 
     names, conventions = models.names, freezing.conventions
     if len(names) * len(conventions) < 2:
         raise sc.SecantError(
-            "A comparison is of two models or more, or of one in several conventions", "one", "Add --model."
+            "A comparison requires two models, or two conventions of one", "one", "Add --model or --convention."
         )
     if len(set(names)) < len(names):
-        raise sc.SecantError("A model is compared with others", "one of them twice", "Name each once.")
+        raise sc.SecantError("A model is compared with different ones", "one twice", "Name each once.")
     output.reserve(sc.Comparison)
     with progressing() as progress:
         comparison = sc.compare(

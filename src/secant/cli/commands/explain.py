@@ -29,17 +29,18 @@ def explain(
         Illustrated, Help(out="Also write the tables, the tensors and a page, report.html, to this folder.")
     ],
     layers: Annotated[
-        bool, typer.Option("--layers", help="Also look at every layer: what is written by each depth.")
+        bool, typer.Option("--layers", help="Also decompose every layer: what the residual stream holds at each depth.")
     ] = False,
     highlight: Annotated[
         list[str] | None,
-        typer.Option(help="A token to mark in the layers' map; may be given again. The predicted one by default."),
+        typer.Option(help="A token to mark in the map of layers (default: the predicted one). Repeatable."),
     ] = None,
     steps: Annotated[
-        int, typer.Option(help="Follow the model's own continuation: so many tokens, each decomposed.")
+        int, typer.Option(help="How many tokens of the model's own continuation to explain, one after the other.")
     ] = 1,
     image: Annotated[
-        bool, typer.Option("--image/--no-image", help="With --out, J as an image, which takes every row of it.")
+        bool,
+        typer.Option("--image/--no-image", help="With --out, also draw J as an image, which requires every row of J."),
     ] = True,
     max_memory: MaxMemory = None,
 ) -> None:
@@ -47,7 +48,9 @@ def explain(
     import secant as sc
 
     if highlight and not layers:
-        raise sc.SecantError("Tokens are marked in the map of layers", "--highlight without --layers", "Add --layers.")
+        raise sc.SecantError(
+            "Tokens are highlighted in the map of layers", "--highlight without --layers", "Add --layers."
+        )
     output.reserve(sc.Explanation, "report.html")
     output.reserve(sc.Evidence)
     lm = model.loaded()
@@ -77,10 +80,12 @@ def explain(
 
 
 def _marked(lm: LM, words: Sequence[str]) -> list[int]:
-    """The tokens of words to mark. Raises BadPrompt where one is no token."""
+    """The ids of the tokens to mark. Raises BadPrompt for a word that is not a token."""
     from secant.errors import BadPrompt
 
     try:
         return [i for word in words for i in lm.spelled(word)]
     except BadPrompt as error:
-        raise BadPrompt("A word to mark is a token of the vocabulary", error.got, "Give another.") from error
+        raise BadPrompt(
+            "A highlighted word must be a token of the vocabulary", error.got, "Choose another word."
+        ) from error

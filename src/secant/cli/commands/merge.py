@@ -14,10 +14,10 @@ from secant.cli.verb import verb
 @verb
 def merge(
     folders: Annotated[list[Path], path_argument("The folders of the parts.")],
-    out: Annotated[Path, path_option("The folder of the whole study, new or one of the parts.")],
+    out: Annotated[Path, path_option("The folder of the whole study: a new one, or that of a part.")],
     output: Printing,
 ) -> None:
-    """Put parts of one study together that several machines computed."""
+    """Merge the parts of one study that several machines computed."""
     import secant as sc
     from secant.results.paths import check
 

@@ -26,15 +26,17 @@ def screen(
     spectra: Annotated[
         Spectra,
         Default(k=2),
-        Help(k="Singular vectors of each block to test.", top="Top tokens of each vector to look at."),
+        Help(k="How many singular vectors of each block to test.", top="How many top tokens of each vector to search."),
     ],
     output: Annotated[Output, Help(out="Also write all tests as tables to this folder.")],
     position: Position = -1,
-    samples: Annotated[int, typer.Option(help="Random directions that vectors are compared with.")] = 10_000,
-    level: Annotated[float, typer.Option(help="The share of false ones among those flagged.")] = 0.05,
+    samples: Annotated[int, typer.Option(help="How many random directions the vectors are compared with.")] = 10_000,
+    level: Annotated[
+        float, typer.Option(help="The false discovery rate: the accepted share of false positives among the flags.")
+    ] = 0.05,
     max_memory: MaxMemory = None,
 ) -> None:
-    """Look for words of a list in what each layer writes, next to chance. Exit code 2 if a prompt is refused."""
+    """Search what each layer writes for the words of a list, and compare with chance. Exit code 2 if a prompt fails."""
     import secant as sc
     from secant.results.paths import lines
 

@@ -21,34 +21,40 @@ def steer(
     model: Model,
     freezing: Annotated[Freezing, Help(chat="Send the prompt as a user's chat message, the concept as it is.")],
     output: Annotated[Output, Help(out="Write a sweep's tables, and its figure, to this folder.")],
-    prompt: Annotated[str | None, typer.Argument(help="The prompt to go on from.")] = None,
-    concept: Annotated[str, typer.Option(help="The text whose operator steers.")] = "",
+    prompt: Annotated[str | None, typer.Argument(help="The prompt to continue.")] = None,
+    concept: Annotated[str, typer.Option(help="The text to steer towards.")] = "",
     layer: Annotated[
-        list[int] | None, typer.Option(help="Steer the stream after this layer, from 0; in a sweep may be given again.")
+        list[int] | None,
+        typer.Option(help="Steer the residual stream after this layer, from 0. Repeatable in a sweep."),
     ] = None,
     strength: Annotated[
-        list[float] | None, typer.Option(help="0 leaves the model as it is; in a sweep may be given again.")
+        list[float] | None, typer.Option(help="How much to steer; 0 changes nothing. Repeatable in a sweep.")
     ] = None,
     form: Annotated[
         list[SteeringForm] | None,
-        typer.Option(help="mixture by default, of a strength from 0 to 1; in a sweep all, and may be given again."),
+        typer.Option(
+            help="How to steer (default: mixture, of strength 0 to 1; in a sweep all). Repeatable in a sweep."
+        ),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Most tokens of a continuation.")] = 20,
-    sample: Annotated[bool, typer.Option("--sample", help="Draw tokens rather than take the likeliest.")] = False,
+    tokens: Annotated[int, typer.Option(help="The maximum length of a continuation.")] = 20,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample tokens instead of taking the likeliest.")] = False,
     sweep: Annotated[
-        bool, typer.Option("--sweep", help="Try layers (all) and strengths: what is gained, and at what cost.")
+        bool,
+        typer.Option(
+            "--sweep", help="Try all layers, or those given, at several strengths: what is gained, at what cost."
+        ),
     ] = False,
-    prompts: Annotated[Path | None, path_option("Sweep over the prompts of this file, one a line.")] = None,
+    prompts: Annotated[Path | None, path_option("With --sweep, a file of prompts, one on each line.")] = None,
     word: Annotated[
-        list[str] | None, typer.Option(help="A word of the concept to look for in a sweep; may be given again.")
+        list[str] | None, typer.Option(help="With --sweep, a word that counts as the concept's. Repeatable.")
     ] = None,
 ) -> None:
-    """Steer a continuation with a concept's operator, next to the plain one; or try many ways to (--sweep)."""
+    """Continue a prompt while steering towards a concept, and without; or try many settings (--sweep)."""
     import secant as sc
     from secant.steering.steered import side_by_side
 
     if not concept:
-        raise sc.SecantError("Steering has a concept", "none", "Give one with --concept.")
+        raise sc.SecantError("Steering requires a concept", "none", "Give one with --concept.")
     texts = _prompts(prompt, prompts)
     if not sweep:
         only = {"--prompts": prompts, "--word": word, "--out": output.out}
@@ -77,28 +83,32 @@ def steer(
 
 
 def _prompts(prompt: str | None, file: Path | None) -> list[str]:
-    """The prompt, or those of a file."""
+    """The prompt, or the prompts of a file."""
     from secant.errors import BadPrompt
     from secant.results.paths import lines
 
     if (prompt is None) == (file is None):
-        raise BadPrompt("Steering has a prompt, or a file of them", "both" if prompt else "none", "Give one of them.")
+        raise BadPrompt(
+            "Steering requires one prompt, or a file of prompts", "both" if prompt else "none", "Give one of them."
+        )
     return [prompt or ""] if file is None else lines(file, "Prompts")
 
 
 def _check_one(settings: dict[str, Any]) -> None:
-    """Raises SecantError where a setting has no value, or several."""
+    """Raises SecantError unless each setting has exactly one value."""
     from secant.errors import SecantError
 
     counts = {name: len(values or ()) for name, values in settings.items()}
     if wrong := [f"{count or 'no'} {name}" for name, count in counts.items() if count != 1]:
         raise SecantError(
-            "Steering has one layer, one strength and one form", " and ".join(wrong), "Give each once, or add --sweep."
+            "Steering requires one layer, one strength and one form",
+            " and ".join(wrong),
+            "Give each once, or add --sweep.",
         )
 
 
 def _draw(sweep: Sweep, path: Path) -> str:
-    """Draw a sweep, where matplotlib is there."""
+    """Draw a sweep, if matplotlib is installed."""
     from importlib.util import find_spec
 
     if find_spec("matplotlib"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from enum import StrEnum
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,21 +20,34 @@ if TYPE_CHECKING:
     from secant.studies.study import Study
 
 
-class Analysis(StrEnum):
-    """What a study can ask of each prompt."""
+SOURCE = ast.parse(files("secant").joinpath("studies", "analyses.py").read_text(encoding="utf-8")).body
+"""The module of all analyses, parsed: importing it would import torch, for which `secant --help` should not wait."""
 
-    reconstruction = "reconstruction"
-    spectra = "spectra"
-    stable_rank = "stable_rank"
-    layers = "layers"
-    attribution = "attribution"
-    parts = "parts"
-    words = "words"
-    conventions = "conventions"
+ANALYSES = [
+    node.name
+    for node in SOURCE
+    if isinstance(node, ast.FunctionDef) and any(ast.unparse(d).startswith("analysis(") for d in node.decorator_list)
+]
+"""The names of all analyses: those of the functions under `@analysis`."""
+
+DEFAULTS = [
+    name
+    for node in SOURCE
+    if isinstance(node, ast.ClassDef) and node.name == "Settings"
+    for field in node.body
+    if isinstance(field, ast.AnnAssign) and field.value and ast.unparse(field.target) == "analyses"
+    for name in ast.literal_eval(field.value)
+]
+"""The analyses that a study runs by default: those of `secant.studies.analyses.Settings`."""
+
+if TYPE_CHECKING:
+    Analysis = str
+else:
+    Analysis = StrEnum("Analysis", ANALYSES)
 
 
 class Engine(StrEnum):
-    """What computes a study."""
+    """What computes the shards of a study."""
 
     local = "local"
     ray = "ray"
@@ -48,7 +63,7 @@ def study(
             autocompletion=paths,
         ),
     ],
-    out: Annotated[Path, path_option("The study's folder. What is finished there is not computed again.")],
+    out: Annotated[Path, path_option("The study's folder. Finished shards in it are not computed again.")],
     models: Models,
     freezing: Annotated[Conventions, Help(chat="Send each prompt as a user's chat message.")],
     spectra: Spectra,
@@ -56,29 +71,35 @@ def study(
     analysis: Annotated[
         list[Analysis] | None,
         typer.Option(
-            "--analysis",
-            "-a",
-            help="What to ask; may be given again. reconstruction, spectra, stable_rank, attribution and words.",
+            "--analysis", "-a", help=f"What to compute for each prompt (default: {', '.join(DEFAULTS)}). Repeatable."
         ),
     ] = None,
-    column: Annotated[str | None, typer.Option(help="The column of the prompts, where there are several.")] = None,
-    category: Annotated[str | None, typer.Option(help="The column by which summaries are grouped.")] = None,
+    column: Annotated[
+        str | None, typer.Option(help="The column that holds the prompts, if the file has several.")
+    ] = None,
+    category: Annotated[
+        str | None, typer.Option(help="The column that holds the prompts' categories, by which summaries are grouped.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="The split of a data set.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many prompts.")] = None,
-    shard: Annotated[int, typer.Option(help="Prompts that are kept, or lost, together.")] = 16,
+    limit: Annotated[int | None, typer.Option(help="Use only this many prompts, from the first on.")] = None,
+    shard: Annotated[int, typer.Option(help="How many prompts are computed and saved together.")] = 16,
     workers: Annotated[
-        int | None, typer.Option(help="Processes, each with a model; by default as many as pay.")
+        int | None,
+        typer.Option(help="Processes, each with its own copy of the model; by default as many as are worth starting."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of each worker.")] = None,
-    gpus: Annotated[float | None, typer.Option(help="GPUs of each worker of a cluster.")] = None,
-    engine: Annotated[Engine, typer.Option(help="local, or ray: the workers of a cluster.")] = Engine.local,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of each worker.")] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs of each worker on a cluster.")] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="What runs the workers: this machine (local) or a Ray cluster (ray).")
+    ] = Engine.local,
     part: Annotated[
-        str | None, typer.Option(help="Only a part, such as 2/4: secant merge puts parts together.")
+        str | None,
+        typer.Option(help="Compute only this part of the study, such as 2/4. secant merge merges the parts."),
     ] = None,
-    tensors: Annotated[bool, typer.Option("--tensors", help="Also keep U, S and V of every block.")] = False,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Also save U, S and V of every block.")] = False,
     max_memory: MaxMemory = None,
 ) -> None:
-    """Ask the same of many prompts: rows as Parquet, each with its certificate. Ended at any moment, it resumes."""
+    """Analyse many prompts and save certified rows as Parquet. An interrupted study resumes where it was."""
     import secant as sc
     from secant.results.paths import check
     from secant.studies.analyses import Settings
@@ -91,7 +112,7 @@ def study(
         workers = 1 if models.device else min(paying(name, len(items)) for name in models.names)
     with progressing() as progress:
         found = sc.study(
-            items, models.names, out=out, analyses=[a.value for a in analysis or ()] or Settings.analyses,
+            items, models.names, out=out, analyses=[str(name) for name in analysis or Settings.analyses],
             convention=freezing.conventions, k=spectra.k, top=spectra.top, shard=shard, workers=workers,
             threads=threads, engine=engine.value, gpus=gpus, part=_part(part), tensors=tensors, max_memory=max_memory,
             progress=progress, **freezing.how, **models.how,
@@ -100,18 +121,25 @@ def study(
 
 
 def said_of(study: Study) -> dict[str, Any]:
-    """What a study has, or has not yet, ready for JSON."""
+    """What `--json` prints about a study.
+
+    Args:
+        study: The study, finished or not.
+
+    Returns:
+        Its folder and tables, and how many shards are missing and rows failed.
+    """
     failed = len(study.failed) if study.tables else 0
     return {"folder": str(study.folder), "missing": study.missing, "failed": failed, "tables": study.tables}
 
 
 def _part(text: str | None) -> tuple[int, int] | None:
-    """Such as 2/4. Raises BadArgument."""
+    """The numbers of a part such as 2/4. Raises BadArgument."""
     from secant.errors import BadArgument
 
     if text is None:
         return None
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if found is None:
-        raise BadArgument("A part is such as 2/4", repr(text), "Give which one, and of how many.")
+        raise BadArgument("A part is written as 2/4", repr(text), "Give its number and how many parts there are.")
     return int(found[1]), int(found[2])

@@ -15,17 +15,17 @@ from secant.cli.verb import Help, verb
 
 @verb
 def summarize(
-    folders: Annotated[list[Path], path_argument("The folder of a study; several are read as one.")],
+    folders: Annotated[list[Path], path_argument("The folder of a study; several are summarized together.")],
     output: Annotated[Illustrated, Help(out="Also write the tables and a page, summary.html, to this folder.")],
-    resamples: Annotated[int, typer.Option(help="Resamples of each bootstrap interval.")] = 2000,
+    resamples: Annotated[int, typer.Option(help="How many resamples each bootstrap interval uses.")] = 2000,
     seed: Seed = 0,
 ) -> None:
-    """Average what a study found over its prompts, with intervals, by model, convention and category."""
+    """Average a study's results over its prompts, with intervals, by model, convention and category."""
     import secant as sc
-    from secant.studies.folder import apart
+    from secant.studies.folder import refuse_study
 
     if output.out is not None:
-        apart(output.out)
+        refuse_study(output.out)
     output.reserve(sc.Summary, "summary.html")
     with progressing() as progress:
         summary = sc.summarize(folders, resamples=resamples, seed=seed, progress=progress)

@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Certificates:
-    """A row for each dtype and convention of a model at a prompt: its certificate, or why there is none."""
+    """The certificates of a model at a prompt: a row for each dtype and convention, or the reason why it has none."""
 
     model: str
     tokens: list[str]
     rows: list[dict[str, Any]]
 
     def show(self) -> None:
-        """Print it on standard output."""
+        """Print the certificates on standard output."""
         from secant.results.terminal import show
 
         show(self.view())
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """All certificates, ready for JSON."""
         return {"model": self.model, "tokens": self.tokens, "certificates": self.rows}
 
     def view(self) -> View:
-        """A line for each certificate; the reason where there is none."""
+        """The view: a line for each certificate, and the reasons where one is missing."""
         from secant.results.view import Cell, Grid, Shown, Tokens, View
 
         columns = [
@@ -65,24 +65,24 @@ def verify(
     freezing: Annotated[
         Conventions,
         Help(
-            convention="Only this one; may be given again.",
-            precision="Evaluate the systems of lower types in this one.",
+            convention="Check only this convention (default: all). Repeatable.",
+            precision="Evaluate the linear systems of narrower types in this one.",
             chat="Send the prompt of --prompt as a user's chat message.",
         ),
     ],
     output: Printing,
-    prompt: Annotated[str | None, typer.Option(help="A prompt; by default 8 random tokens.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The prompt; by default 8 random tokens.")] = None,
     dtype: Annotated[
         list[Dtype] | None,
-        typer.Option(help="Only this type; may be given again. Without it, all; of packed weights, their own."),
+        typer.Option(help="Check only this type (default: all, or the type of packed weights). Repeatable."),
     ] = None,
 ) -> None:
-    """Certify a model: is its forward pass reproduced, in each dtype and convention? Exit code 2 if any is not."""
+    """Check that a model is reproduced exactly, in each dtype and convention. Exit code 2 if it is not."""
     import secant as sc
     from secant.model.loading import configuration
 
     if freezing.chat and prompt is None:
-        raise sc.SecantError("A chat message is a prompt", "--chat without --prompt", "Add --prompt.")
+        raise sc.SecantError("--chat requires a prompt", "none", "Add --prompt.")
     packed = hasattr(configuration(model, opening.allow_remote_code), "quantization_config")
     chosen: list[Any] = dtype or ([None] if packed else list(Dtype))  # packed weights have a type of their own
     conventions = freezing.convention or list(Convention)
@@ -106,7 +106,7 @@ def verify(
 
 
 def _wider(precision: Dtype | None, dtype: Dtype) -> str | None:
-    """The precision of a model's system, where it is above the model's own type."""
+    """The precision of a model's linear system, if it is wider than the model's own type."""
     order = list(Dtype)
     return precision.value if precision and order.index(precision) < min(2, order.index(dtype)) else None
 
