@@ -21,8 +21,10 @@ from typer.testing import CliRunner
 
 from secant.cli import app, progress
 from secant.cli import verb as verbs
+from secant.cli.commands import study as study_command
 from secant.cli.verb import Default, Group, Help, verb
 from secant.errors import BadArgument
+from secant.studies.analyses import ANALYSES, Settings
 
 PROMPT = "The bridge out of Marin is the"
 HEAVY = ("torch", "transformers", "pandas", "numpy", "scipy", "pyarrow", "safetensors", "jaxtyping")
@@ -257,7 +259,8 @@ def test_wrong_options_are_refused() -> None:
     [
         ["--help"],
         ["--version"],
-        *([name, "--help"] for name in ("explain", "attribute", "steer", "screen", "verify", "compare", "summarize")),
+        *([name, "--help"] for name in ("explain", "attribute", "steer", "screen", "study", "verify", "compare")),
+        ["summarize", "--help"],
     ],
 )
 def test_help_imports_nothing_heavy(args: list[str]) -> None:
@@ -270,6 +273,13 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
     )
     assert result.stderr.strip() == "[]"
     assert result.stdout
+
+
+def test_a_study_has_the_analyses_that_its_help_names() -> None:
+    """Help reads them from the source, in which an import would find the same."""
+    assert list(ANALYSES) == study_command.ANALYSES
+    assert Settings.analyses == tuple(study_command.DEFAULTS)
+    assert f"(default: {', '.join(Settings.analyses)})" in " ".join(secant("study", "--help").stdout.split())
 
 
 # ------------------------------------------------------------------------------------------- options

@@ -48,7 +48,7 @@ MEASURES = {
                         "whether the prediction is among the top tokens of U₀ of all tokens"),
     "writes_last": ("prediction in U₀, last token", True, "the same of the last token"),
     "writes_any": ("prediction in U₀, any token", True, "the same of any token"),
-    "reads_own": ("tokens' own among V₀'s", True,
+    "reads_own": ("own token in V₀", True,
                   "the share of tokens that are themselves among the top tokens of their V₀"),
     "seen": ("prediction first at some layer", True,
              "whether U₀ of all tokens decodes first to the prediction at some layer"),
