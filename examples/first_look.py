@@ -1,8 +1,8 @@
-"""A first look: freeze a prompt, check that the linear system is exact, and see what is in it.
+"""A first look: freeze a prompt, check that its linear system is exact, and look at its parts.
 
     python examples/first_look.py [FOLDER PROMPT]
 
-Without arguments it looks into Atlas, the small model that ships with the package.
+Without arguments it uses Atlas, the small model that ships with the package.
 """
 
 import sys
@@ -27,13 +27,13 @@ def main(folder: str, prompt: str) -> None:
     y = sum(J[:, t] @ op.input[t] for t in range(len(run.tokens))) + op.bias
     assert torch.allclose(y, op.output, rtol=0, atol=1e-12)
 
-    # what the tokens contribute to the predicted logit, without a remainder
+    # the tokens' contributions to the predicted logit, which add up exactly
     attribution = sc.attribute(run)
     assert abs(attribution.total - attribution.logit) < 1e-12
     leading = attribution.table.sort_values("contribution", ascending=False).iloc[0]
     print(f"most of the logit is from {leading['name']!r}: {leading['contribution']:.2f} of {attribution.logit:.2f}")
 
-    # what that token's block writes and reads
+    # the top tokens that this token's block writes and reads
     block = op.block(int(leading["position"]))
     f = sc.svd(block, k=2)
     for i in range(2):

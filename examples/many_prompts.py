@@ -1,4 +1,4 @@
-"""Does it hold over many prompts? A study of two kinds of questions, what it says on average, and two conventions.
+"""A study of two kinds of questions under two conventions: rows with certificates, and averages with intervals.
 
 python examples/many_prompts.py
 """
@@ -18,13 +18,13 @@ prompts = pd.DataFrame(
 
 with tempfile.TemporaryDirectory() as folder:
     out = Path(folder) / "study"
-    # every row is kept as it is made: ended in the middle, the same call goes on where it was
+    # finished shards are saved: if the study ends early, the same call resumes it
     study = sc.study(prompts, "atlas", out=out, convention=["gate", "half"], shard=4, threads=1)
     assert not len(study.failed)
-    assert (study.to_pandas()["run_reconstruction"] < 1e-5).all()  # each row has the certificate of its run
+    assert (study.to_pandas()["run_reconstruction"] < 1e-5).all()  # each row has its run's certificate
 
-    words = study.to_pandas("words")
-    first = words[(words["vector"] == 0) & (words["side"] == "output") & words["position"].notna()]
+    top = study.to_pandas("words")
+    first = top[(top["vector"] == 0) & (top["side"] == "output") & top["position"].notna()]
     written = first[first["predicted"]].groupby("convention")["prompt"].nunique()
     print(f"prompts, of {len(prompts)}, in which some token's block writes the prediction: {written.to_dict()}")
 
@@ -32,6 +32,6 @@ with tempfile.TemporaryDirectory() as folder:
     ranks = summary.ranks[summary.ranks["position"].isna() & summary.ranks["category"].notna()]
     print(ranks[["convention", "category", "n", "mean", "low", "high"]].round(1).to_string(index=False))
 
-# one prompt, side by side: how much of what U₀ and V₀ say depends on what is held
+# one prompt under both conventions: how much of U₀ and V₀ depends on what is frozen
 comparison = sc.compare(prompts["prompt"][4], [sc.load("atlas")], conventions=("gate", "half"))
 print(comparison.models[["convention", "prediction", "probability", "stable_rank"]].round(3).to_string(index=False))

@@ -36,14 +36,14 @@ HEAD = """# Architectures
 Every causal language model type that transformers {version} registers, as a small random model: weights, norms, biases
 and decays off their initial values, the prompt longer than windows, chunks and kernels (`tests/families.py`).
 
-- *exact*: in float64 the held network reproduces the model (reconstruction) and is affine (affinity), in norms of y; in
+- *exact*: in float64 the frozen network reproduces the model (reconstruction) and is affine (affinity), in norms of y; in
   float32 the recorded pass equals the plain one bit for bit. The errors are the worst of the three conventions with
   eager attention and of `gate` with sdpa, where the type has both. constants: ‖b‖ / ‖y‖ under `gate`.
-- *refused*: with the reason. *excluded*: no decoder of text of its own.
+- *refused*: with the reason. *excluded*: does not decode text on its own.
 
 Written by `python tools/architectures.py`; `secant architectures` prints it.
 
-{exact} types are exact, {refused} refused, {excluded} are no text decoders of their own.
+{exact} types are exact, {refused} refused, and {excluded} do not decode text on their own.
 
 | type | result | layers | reconstruction | affinity | constants | reason |
 |---|---|---|---|---|---|---|
@@ -51,7 +51,7 @@ Written by `python tools/architectures.py`; `secant architectures` prints it.
 
 
 def layers(lm: sc.LM) -> str:
-    """The kinds of layers: as the configuration names them, else by the classes of modules; and whether of experts."""
+    """The kinds of layers, from the configuration or else from the classes of modules; and whether they have experts."""
     config, classes = lm.model.config.get_text_config(), {type(module).__name__ for module in lm.model.modules()}
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     if not kinds:
@@ -68,9 +68,9 @@ def certified(family: str) -> dict[str, str]:
         row["layers"] = layers(lm)
         certificate = sc.freeze(lm, prompt()).certificate
         certificates = [certificate, *(sc.freeze(lm, prompt(), convention=c).certificate for c in CONVENTIONS[1:])]
-        with contextlib.suppress(ValueError):  # it has no such attention
+        with contextlib.suppress(ValueError):  # it does not support this attention
             certificates += [sc.freeze(model_of(family, "sdpa"), prompt()).certificate]
-        sc.freeze(model_of(family, dtype=torch.float32), prompt())  # raises where the passes differ in a bit
+        sc.freeze(model_of(family, dtype=torch.float32), prompt())  # raises if the passes differ in a bit
     except sc.SecantError as error:
         return row | {"result": "refused", "reason": " ".join(str(error).split())}
     worst = {name: max(getattr(c, name) for c in certificates) for name in ("reconstruction", "affinity")}
@@ -102,7 +102,7 @@ def page(rows: list[dict[str, str]]) -> str:
 
 
 def main(chosen: list[str]) -> None:
-    """Run the types chosen, or all and write them."""
+    """Certify the given types and print them, or certify all and write them."""
     transformers.logging.set_verbosity_error()
     rows = []
     for family in track(chosen or types(), "certificates"):

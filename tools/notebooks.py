@@ -1,4 +1,4 @@
-"""Run the notebooks of examples/ and keep what they show: python tools/notebooks.py [NOTEBOOK ...]"""
+"""Run the notebooks of examples/ and save their outputs: python tools/notebooks.py [NOTEBOOK ...]"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def executed(path: Path) -> nbformat.NotebookNode:
-    """The notebook with new outputs; what is written to stderr is left out. Raises CellExecutionError."""
+    """The notebook with new outputs, without those on stderr. Raises CellExecutionError."""
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, kernel_name="python3", timeout=300, record_timing=False, coalesce_streams=True).execute()
     for cell in notebook.cells:
