@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 from enum import StrEnum
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from secant.studies.study import Study
 
 
-SOURCE = ast.parse(files("secant").joinpath("studies", "analyses.py").read_text(encoding="utf-8")).body
+SOURCE = ast.parse((Path(__file__).parents[2] / "studies" / "analyses.py").read_text(encoding="utf-8")).body
 """The module of all analyses, parsed: importing it would import torch, for which `secant --help` should not wait."""
 
 ANALYSES = [
