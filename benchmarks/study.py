@@ -18,7 +18,7 @@ from prompts import questions
 
 import secant as sc
 from secant.memory import bytes_in_words, peak
-from secant.studies.local import paying
+from secant.studies.local import default_workers
 from secant.studies.prompts import Item
 
 
@@ -52,7 +52,7 @@ def main(count: int) -> None:
     import torch
 
     items = questions(count)
-    workers = paying("atlas", count)
+    workers = default_workers("atlas", count)
     print(f"{count} questions on Atlas, float32, {torch.get_num_threads()} threads; prompts a second")
     plain = loop(items)
     print(f"  loop over sc.explain, all threads    {count / plain:6.2f}")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from secant.studies.analyses import WRITERS
-from secant.studies.folder import sign
+from secant.studies.folder import write_manifest
 from secant.studies.identity import Identity
 
 Subject = tuple[str, str]
@@ -122,5 +122,5 @@ def study(
             table = table.astype({"run_forward_equal": "boolean", "reason": "string", "error": "string"})
         table.to_parquet(folder / "tables" / f"{name}.parquet", row_group_size=64)
         found[name] = table
-    sign(folder / "tables")
+    write_manifest(folder / "tables")
     return found

@@ -19,7 +19,7 @@ from secant.errors import BadArgument, ModelNotFound, SecantError, TooLarge
 from secant.studies import cluster
 from secant.studies.analyses import Settings
 from secant.studies.cluster import on_ray
-from secant.studies.hands import Tally, bear
+from secant.studies.hands import Tally, check_deaths
 from secant.studies.prompts import given
 from secant.studies.work import Computed, Shard, Source, Work
 
@@ -105,9 +105,9 @@ def test_the_tally_knows_who_died_where() -> None:
     assert (tally.begins("b", None), tally.ends("b"), tally.begins("b", 1)) == (0, None, 2)
     assert tally.ends("a") is None
     assert sorted(tally.at_work()) == ["b", "c"]
-    bear(2, 3, None)
+    check_deaths(2, 3, None)
     with pytest.raises(SecantError, match="got 3 that died while doing so"):
-        bear(3, 3, None)
+        check_deaths(3, 3, None)
 
 
 def test_a_worker_that_is_killed_changes_no_bit(

@@ -31,7 +31,7 @@ from secant.errors import BadArgument, DamagedFile, ModelNotFound, OutputFailed,
 from secant.results.files import arrow
 from secant.studies import local, work
 from secant.studies.analyses import ANALYSES
-from secant.studies.folder import Folder, read, sign
+from secant.studies.folder import Folder, read, write_manifest
 from secant.studies.prompts import Item
 from secant.studies.work import ROW_START, SCHEMA
 
@@ -195,7 +195,7 @@ def test_what_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
         today = arrow(SCHEMA[name], table.to_pandas(types_mapper={pyarrow.int64(): pd.Int64Dtype()}.get)).schema
         assert [(field.name, field.type) for field in today] == [(field.name, field.type) for field in schema], name
         assert set(columns) <= set(SCHEMA[name].names) | {"sigma_0", "sigma_1"}
-    sign(tmp_path / "tables")
+    write_manifest(tmp_path / "tables")
     study = sc.Study.open(tmp_path)
     assert study.tables[: len(BEFORE)] == list(BEFORE)
     for name, rows in tables(study).items():
@@ -631,13 +631,13 @@ def test_progress_and_what_is_left_is_announced(lm: sc.LM, tmp_path: Path, caplo
 
 def test_how_many_processes_pay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert local.paying(str(folder), 1000) == 4
-    assert local.paying(str(folder), 200) == 3
-    assert local.paying(str(folder), 10) == 1
+    assert local.default_workers(str(folder), 1000) == 4
+    assert local.default_workers(str(folder), 200) == 3
+    assert local.default_workers(str(folder), 10) == 1
     monkeypatch.setattr(local, "free", lambda device: 5 * 2.0**30)
-    assert local.paying(str(folder), 1000) == 2
+    assert local.default_workers(str(folder), 1000) == 2
     monkeypatch.setattr(local, "SMALL", 10)
-    assert local.paying(str(folder), 1000) == 1
+    assert local.default_workers(str(folder), 1000) == 1
 
 
 # ------------------------------------------------------------------------------------------------ the command line

@@ -24,7 +24,7 @@ from secant.cli import app
 from secant.errors import BadArgument, DamagedFile
 from secant.results import page as pages
 from secant.studies import reading
-from secant.studies.folder import sign
+from secant.studies.folder import write_manifest
 from secant.studies.measures import shares
 from secant.studies.statistics import ALIKE, JACKKNIFE, ONE, interval
 
@@ -354,7 +354,7 @@ def test_what_is_no_study(folder: Path, tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table.drop_columns(["predicted"]), file)
     with pytest.raises(DamagedFile, match=r"words\.parquet, which has changed"):
         sc.summarize(tmp_path / "s")
-    sign(file.parent)
+    write_manifest(file.parent)
     with pytest.raises(DamagedFile, match="has a column predicted"):
         sc.summarize(tmp_path / "s")
     file.write_bytes(b"nothing")

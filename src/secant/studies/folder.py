@@ -123,7 +123,7 @@ class Folder:
                 pyarrow.parquet.write_table(arrow(SCHEMA[table], rows), new / f"{table}.parquet")
             if computed.tensors is not None:
                 (new / "tensors.safetensors").write_bytes(computed.tensors)
-            sign(new, shard=name, study=self.identity.key, fingerprint=computed.fingerprint)
+            write_manifest(new, shard=name, study=self.identity.key, fingerprint=computed.fingerprint)
 
     def learn(self, fingerprints: Mapping[str, str]) -> None:
         """Record which weights the next shards are computed with.
@@ -186,7 +186,7 @@ class Folder:
             new.mkdir()
             written = [SCHEMA[name] for name in SCHEMA if _joined(shards, name, new / f"{name}.parquet")]
             write_columns(new, columns(*written))
-            sign(new, study=self.identity.key)
+            write_manifest(new, study=self.identity.key)
 
     def _describe(self) -> None:
         with replacing(self.path / SPEC) as new:
@@ -270,7 +270,7 @@ def _plain(shard: Path) -> list[str]:
     return sorted(modes)
 
 
-def sign(folder: Path, **about: str) -> None:
+def write_manifest(folder: Path, **about: str) -> None:
     """Write the manifest of a complete folder.
 
     Args:

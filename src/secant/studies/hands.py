@@ -84,12 +84,12 @@ class Hand:
         try:
             if self._worker is None:
                 started = self._note("begins", None)
-                bear(started, self._tries, None)
+                check_deaths(started, self._tries, None)
                 self._worker = pickle.loads(self._work).worker()
                 self._note("ends")
             shard = pickle.loads(packed)
             died = self._note("begins", shard.number)
-            bear(died, self._tries, shard)
+            check_deaths(died, self._tries, shard)
             result = self._worker(shard)
         except Exception as error:
             if not isinstance(error, SecantError):
@@ -106,7 +106,7 @@ class Hand:
         return ray.get(getattr(self._tally, what).remote(ray.get_runtime_context().current_actor, *of))
 
 
-def bear(times: int, tries: int, shard: Shard | None) -> None:
+def check_deaths(times: int, tries: int, shard: Shard | None) -> None:
     """Check that a worker may still try a task at which others died.
 
     Args:

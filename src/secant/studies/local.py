@@ -31,7 +31,7 @@ ATTEMPTS = 3
 """How often killed processes are restarted without finishing a shard in between."""
 
 
-def paying(name: str, prompts: int) -> int:
+def default_workers(name: str, prompts: int) -> int:
     """How many worker processes are worth starting on this machine: one for each core if the model is small.
 
     Args:

@@ -55,7 +55,7 @@ def opened(path: str | Path) -> Study:
     return study
 
 
-def alike(studies: Sequence[Study]) -> None:
+def check_compatible(studies: Sequence[Study]) -> None:
     """Check that several studies can be read as one.
 
     Args:

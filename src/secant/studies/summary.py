@@ -28,7 +28,7 @@ from secant.stream.layers import LAYER, PART, SPAN
 from secant.studies import measures
 from secant.studies.analyses import WRITERS
 from secant.studies.folder import refuse_study
-from secant.studies.reading import SUBJECT, Studies, alike, opened
+from secant.studies.reading import SUBJECT, Studies, check_compatible, opened
 from secant.studies.statistics import LEVEL, described, statistics
 
 Progress = Callable[[str, int, int], None]
@@ -377,7 +377,7 @@ def summarize(
     resamples = integer(resamples, 100, 10**6, "An interval requires at least 100 resamples", "resamples = ")
     seed = seeded(seed)
     studies = Studies([opened(path) for path in paths])
-    alike(studies.studies)
+    check_compatible(studies.studies)
     report = progress or (lambda what, done, of: None)
     values = _values(studies, report)
     found: dict[str, pd.DataFrame] = {}

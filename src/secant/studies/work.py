@@ -226,8 +226,8 @@ class Worker:
         torch.set_num_threads(self.work.threads)
         try:
             with unannounced(), limited(self.work.max_memory):
-                alike = sorted(shard.items, key=lambda item: len(item.text()))  # so that similar sizes reuse memory
-                found = {item.number: self._of(item) for item in alike}
+                by_length = sorted(shard.items, key=lambda item: len(item.text()))  # so that similar sizes reuse memory
+                found = {item.number: self._of(item) for item in by_length}
         finally:
             torch.set_num_threads(threads)
         each = [found[item.number] for item in shard.items]

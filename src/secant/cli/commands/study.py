@@ -102,13 +102,13 @@ def study(
     import secant as sc
     from secant.results.paths import check
     from secant.studies.analyses import Settings
-    from secant.studies.local import paying
+    from secant.studies.local import default_workers
     from secant.studies.prompts import read
 
     check(out)
     items = read(prompts, column=column, category=category, chat=freezing.chat, split=split, limit=limit)
     if workers is None and engine == Engine.local:
-        workers = 1 if models.device else min(paying(name, len(items)) for name in models.names)
+        workers = 1 if models.device else min(default_workers(name, len(items)) for name in models.names)
     with progressing() as progress:
         found = sc.study(
             items, models.names, out=out, analyses=[str(name) for name in analysis or Settings.analyses],
