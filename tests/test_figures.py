@@ -432,7 +432,7 @@ def test_wrong_arguments(whole: sc.Explanation, contributions: Attribution, judg
     layers = whole.layers
     assert layers is not None
     wrong: list[tuple[Callable[[], Any], str]] = [
-        (lambda: figures.attribution(contributions, ax), "drawn in 2 of matplotlib's axes; got 1"),
+        (lambda: figures.attribution(contributions, ax), "requires 2 of matplotlib's axes; got 1"),
         (lambda: figures.path(layers, 7), "one of matplotlib's axes"),
         (lambda: figures.path(layers, columns=3), "one or two columns"),
         (lambda: figures.spectra(whole, vectors=5), "4 singular vectors"),

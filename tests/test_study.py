@@ -650,7 +650,7 @@ def test_the_commands(folder: Path, tmp_path: Path) -> None:
     how = ["-m", str(folder), "--shard", "2", "--threads", "1", "-a", "stable_rank", "-a", "words"]
     first = run(app, ["study", str(file), *how, "--out", str(tmp_path / "1"), "--part", "1/2"])
     assert first.exit_code == 0, first.output
-    assert "1 of 3 shards are not there yet" in first.output
+    assert "1 of 3 shards: run the study again" in first.output
     second = run(app, ["study", str(file), *how, "--out", str(tmp_path / "2"), "--part", "2/2", "--json"])
     assert json.loads(second.stdout)["missing"] == 2
     merged = run(app, ["merge", str(tmp_path / "1"), str(tmp_path / "2"), "--out", str(tmp_path / "3")])

@@ -355,7 +355,7 @@ def test_what_is_no_study(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DamagedFile, match=r"words\.parquet, which has changed"):
         sc.summarize(tmp_path / "s")
     write_manifest(file.parent)
-    with pytest.raises(DamagedFile, match="has a column predicted"):
+    with pytest.raises(DamagedFile, match="must have a column predicted"):
         sc.summarize(tmp_path / "s")
     file.write_bytes(b"nothing")
     with pytest.raises(DamagedFile, match=r"words\.parquet"):
