@@ -36,8 +36,8 @@ HEAD = """# Architectures
 Every causal language model type that transformers {version} registers, as a small random model: weights, norms, biases
 and decays off their initial values, the prompt longer than windows, chunks and kernels (`tests/families.py`).
 
-- *exact*: in float64 the frozen network reproduces the model (reconstruction) and is affine (affinity), in norms of y; in
-  float32 the recorded pass equals the plain one bit for bit. The errors are the worst of the three conventions with
+- *exact*: in float64 the frozen network reproduces the model (reconstruction) and is affine (affinity), in norms of y;
+  in float32 the recorded pass equals the plain one bit for bit. The errors are the worst of the three conventions with
   eager attention and of `gate` with sdpa, where the type has both. constants: ‖b‖ / ‖y‖ under `gate`.
 - *refused*: with the reason. *excluded*: does not decode text on its own.
 
@@ -51,7 +51,7 @@ Written by `python tools/architectures.py`; `secant architectures` prints it.
 
 
 def layers(lm: sc.LM) -> str:
-    """The kinds of layers, from the configuration or else from the classes of modules; and whether they have experts."""
+    """The kinds of layers, from the configuration or else from the classes of modules; and whether of experts."""
     config, classes = lm.model.config.get_text_config(), {type(module).__name__ for module in lm.model.modules()}
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     if not kinds:
