@@ -74,7 +74,7 @@ def test_explain_at_other_widths(folder: Path, width: int, monkeypatch: pytest.M
     assert "Marin" in result.stdout
     plain = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout)
     assert max(map(cell_len, plain.splitlines())) <= width
-    for heading in ("share", "σ₁", "R alone", "R attn", "R mlp", "writes by now"):
+    for heading in ("share", "σ₀", "R alone", "R attn", "R mlp", "writes by now"):
         assert heading in plain
 
 
