@@ -75,6 +75,7 @@ def test_exact_or_refused(kind: str, table: dict[str, dict[str, str]]) -> None:
         assert torch.equal(run.logits, plain.model(input_ids=torch.tensor([prompt()]), use_cache=False).logits[0])
 
 
+@pytest.mark.slow
 def test_a_logit_is_what_it_is_made_of(kind: str, table: dict[str, dict[str, str]]) -> None:
     """Both sums, their crossing, and heads, of a network of every kind."""
     if table[kind]["result"] != "exact":
@@ -117,6 +118,7 @@ def test_the_page_is_written_from_the_table() -> None:
     assert architectures.PAGE.read_text(encoding="utf-8") == architectures.page(architectures.read())
 
 
+@pytest.mark.slow
 def test_the_table_is_what_a_model_measures(table: dict[str, dict[str, str]]) -> None:
     for kind in ("qwen3", "gpt2"):
         row = architectures.certified(kind)

@@ -213,6 +213,7 @@ def test_counts_have_bounds(args: tuple[object, ...], count: str, folder: Path, 
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 def test_more_words_than_there_are_are_all_of_them(folder: Path) -> None:
     both = ("--convention", "gate", "--convention", "up", "--json", "-k", "1", "--model", str(folder))
     first, second = (CliRunner().invoke(app, ["compare", "London", *both, "--top", n]) for n in ("60", "1000000000"))

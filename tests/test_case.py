@@ -104,7 +104,7 @@ def shown(e: sc.Explanation, folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------ counted
 
 
-@pytest.mark.parametrize("which", ["lm", "deep"])
+@pytest.mark.parametrize("which", ["lm", pytest.param("deep", marks=pytest.mark.slow)])
 def test_explain_with_all_that_it_shows(
     which: str, counts: Counts, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -120,6 +120,7 @@ def test_explain_with_all_that_it_shows(
     assert len(counts.scored) == SAMPLES + 2 * T * 3 + depths * (2 * T + 1) * 3
 
 
+@pytest.mark.slow
 def test_replays_do_not_grow_with_what_is_shown(
     lm: sc.LM, counts: Counts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +145,7 @@ def test_only_what_is_shown_is_decoded(lm: sc.LM, counts: Counts) -> None:
     assert len(counts.scored) == len(streams) * (len(e.run.ids) + 1)
 
 
+@pytest.mark.slow
 def test_a_study_of_everything(lm: sc.LM, counts: Counts, tmp_path: Path) -> None:
     sc.study([PROMPT], lm, out=tmp_path, analyses=[*ANALYSES], tensors=True)
     assert counts.formed == len(CONVENTIONS)
@@ -173,6 +175,7 @@ def test_screening(lm: sc.LM, counts: Counts) -> None:
 # ------------------------------------------------------------------------------------------------ the same
 
 
+@pytest.mark.slow
 def test_the_same_answer_twice(lm: sc.LM) -> None:
     one, other = (sc.explain(lm, PROMPT, k=3, layers=True) for _ in range(2))
     assert one.to_dict() == other.to_dict()

@@ -65,6 +65,7 @@ def test_explain(folder: Path) -> None:
     assert any("constants" in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 80, 160])
 def test_explain_at_other_widths(folder: Path, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -407,6 +408,7 @@ def material(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     }
 
 
+@pytest.mark.slow
 def test_every_command_ends_in_one_line_of_json_or_in_the_terminal(material: dict[str, list[str]]) -> None:
     assert set(material) == set(commands())
     for name, args in material.items():

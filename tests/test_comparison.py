@@ -197,6 +197,7 @@ def test_conventions_of_one_model(atlas: sc.LM) -> None:
     assert set(same.overlaps["jaccard"]) == {1.0}
 
 
+@pytest.mark.slow
 def test_one_model_at_a_time(lm: sc.LM, atlas: sc.LM) -> None:
     """A generator of models is asked for the next one when the last is done with."""
     order: list[str] = []

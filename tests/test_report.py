@@ -332,6 +332,7 @@ def test_ten_tokens_and_many_layers_are_under_six_megabytes(tmp_path: Path) -> N
     assert 0.7 * explaining.MOST < 2 * 10 * 18 * layers["vectors"] * layers["top"] <= explaining.MOST
 
 
+@pytest.mark.slow
 def test_hostile_texts_are_data(hostile: Written) -> None:
     """None of them is in the page as it stands; in the data they are all there."""
     for text in ("</script><img", "<b>bold", "<!--", "&lt;i", "</title><script>", "<a href='https"):
@@ -382,6 +383,7 @@ def test_what_repeats_is_written_once(values: list[int | None], packed: Any) -> 
     assert columnar(table, table.frame([(v,) for v in values])) == {"layer": packed}
 
 
+@pytest.mark.slow
 def test_without_plotly(made: Written, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
     with pytest.raises(sc.SecantError, match=r"got an installation without it\. pip install 'secant\[report\]'"):
@@ -397,6 +399,7 @@ def test_without_plotly(made: Written, folder: Path, tmp_path: Path, monkeypatch
     assert not (out / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_from_the_command_line(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = CliRunner().invoke(app, ["explain", PROMPT, "-m", str(folder), "--out", str(out), "--no-image"])

@@ -245,7 +245,7 @@ def test_a_cache_that_was_not_followed_is_refused() -> None:
         plain = model(tokens[:, :4], use_cache=True).past_key_values
         with sc.steer(run.lm, run, layer=LAYER, strength=0.6):
             for cache in (plain, copy.deepcopy(model(tokens[:, :4], use_cache=True).past_key_values)):
-                with pytest.raises(BadArgument, match="another of 4 tokens"):
+                with pytest.raises(BadArgument, match="a different one of 4 tokens"):
                     model(tokens[:, 4:], past_key_values=cache)
             cut = model(tokens[:, :4], use_cache=True).past_key_values
             cut.crop(-1)
@@ -353,7 +353,7 @@ def test_a_pass_that_fails_leaves_no_sums() -> None:
         with pytest.raises(ZeroDivisionError):
             run.lm.model(tokens[:, 3:], past_key_values=cache)
         handle.remove()
-        with pytest.raises(BadArgument, match="another of 6 tokens"):
+        with pytest.raises(BadArgument, match="a different one of 6 tokens"):
             run.lm.model(tokens[:, :1], past_key_values=cache)
         assert torch.equal(run.lm.model(tokens).logits, plain)
 

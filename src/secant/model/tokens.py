@@ -76,6 +76,7 @@ class Tokens:
     tokenizer: Any = field(repr=False)
     name: str
     _kept: dict[str, bool] = field(default_factory=dict, repr=False)
+    _read: dict[int, str] = field(default_factory=dict, repr=False)  # texts that were looked up
 
     def called(self, text: str, special: bool = False) -> Encoded:
         """The tokenizer's output for a text, with its types checked.
@@ -169,10 +170,12 @@ class Tokens:
         with explained(ModelRefused, "A tokenizer must write its tokens as text", REPAIR):
             found = []
             for token in tokens:
-                piece = self._piece(token)
-                # a row of the model without a token; slow tokenizers give it the name of their unknown token
-                unnamed = piece is None or (piece in names and token not in known)
-                found.append(f"<{token}>" if unnamed or piece is None else self._text(token, piece))
+                if token not in self._read:
+                    piece = self._piece(token)
+                    # a row of the model without a token; slow tokenizers give it the name of their unknown token
+                    unnamed = piece is None or (piece in names and token not in known)
+                    self._read[token] = f"<{token}>" if unnamed or piece is None else self._text(token, piece)
+                found.append(self._read[token])
             return found
 
     def _text(self, token: int, piece: str | bytes) -> str:

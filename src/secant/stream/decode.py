@@ -602,15 +602,14 @@ def _joined(found: Sequence[Best]) -> Best:
 
 def _words(lm: LM, ids: Sequence[int], scores: Sequence[float], length: float, null: Null | None) -> list[Word]:
     """The top tokens of one direction; `length` is the norm that its scores are proportional to."""
-    words = []
-    for place, (i, score) in enumerate(zip(ids, scores, strict=True)):
-        if score == -torch.inf:
-            break
-        z = None
-        if null is not None and length > 0 and place < len(null.mean):
-            z = ((score / length - null.mean[place]) / null.std[place]).item()
-        words.append(Word(lm.text(i), i, score, z))
-    return words
+    count = next((n for n, score in enumerate(scores) if score == -torch.inf), len(scores))
+    z: list[float | None] = [None] * count
+    if null is not None and length > 0:
+        n = min(count, len(null.mean))
+        own = torch.tensor(scores[:n], dtype=torch.float64) / length
+        z[:n] = ((own - null.mean[:n]) / null.std[:n]).tolist()
+    texts = lm.tokens.texts(ids[:count])
+    return [Word(*word) for word in zip(texts, ids, scores, z, strict=False)]
 
 
 def _vectors(lm: LM, side: Side) -> Float[Tensor, "vocabulary d"]:
