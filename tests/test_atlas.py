@@ -102,6 +102,7 @@ def test_the_held_out_list_is_the_one_that_training_leaves_out() -> None:
     assert corpus.read_questions() == corpus.questions(), "run python tools/atlas/corpus.py"
 
 
+@pytest.mark.slow
 def test_no_held_out_prompt_is_shown() -> None:
     held = {question.prompt for question in corpus.read_questions()}
     shown = {said.prompt for said in islice(corpus.sentences(Random(1)), 60_000)}
@@ -200,12 +201,14 @@ def test_atlas_knows(atlas: sc.LM) -> None:
         assert found[name] >= bar, (name, found)
 
 
+@pytest.mark.slow
 def test_an_untrained_model_knows_nothing(atlas: sc.LM) -> None:
     asked = evaluate.sampled(corpus.read_questions(), 30)
     answers = evaluate.answered(train.model().eval(), atlas.tokenizer, asked)
     assert max(evaluate.shares(answers).values()) < 0.1
 
 
+@pytest.mark.slow
 def test_the_evaluation_asks_token_by_token(atlas: sc.LM) -> None:
     questions = [q for q in corpus.read_questions() if q.split == "fact"][:20]
     answers = evaluate.answered(atlas.model, atlas.tokenizer, questions)
@@ -266,6 +269,7 @@ def test_certificate(convention: str) -> None:
         assert certificate.affinity <= 1e-13
 
 
+@pytest.mark.slow
 def test_explain_without_a_model_uses_it() -> None:
     result = CliRunner().invoke(app, ["explain", PROMPT])
     assert result.exit_code == 0, result.output

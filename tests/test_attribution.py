@@ -58,6 +58,7 @@ def crossed(a: sc.Attribution, close: dict[str, float]) -> None:
         assert margins[row.name, "all"] == pytest.approx(row.all_paths, **close)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "gemma3_text", "mamba"])
 def test_a_logit_at_any_position(family: str) -> None:
     """Tokens and constants are the blocks and the bias of the operator to the logit there; sums and flow hold."""

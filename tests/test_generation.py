@@ -74,7 +74,7 @@ def test_an_explanation_with_steps() -> None:
     e = sc.explain(lm, "The capital of France is", steps=3)
     assert e.steps is not None
     assert e.steps.text.startswith(" Paris .") or e.steps.text.startswith(" Paris.")
-    rows = pd.DataFrame(e.to_dict()["steps"]["rows"])
+    rows = pd.DataFrame(e.to_dict()["steps"])
     assert rows["generated"].iloc[0] == " Paris"
     assert sc.explain(lm, "The capital of France is").steps is None
 

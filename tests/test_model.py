@@ -163,7 +163,7 @@ def test_a_model_without_a_head() -> None:
 def test_bad_options(folder: Path) -> None:
     refused(BadArgument, "float64, float32, bfloat16, float16", folder, dtype="int4")
     refused(BadArgument, "device", folder, device="quantum")
-    refused(BadArgument, "attention", folder, attention="psychic")
+    refused(BadArgument, "Attention", folder, attention="psychic")
 
 
 # ------------------------------------------------------------------------------------------- prompts

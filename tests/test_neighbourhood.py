@@ -136,7 +136,8 @@ def test_precision_above_the_models_own(folder: Path) -> None:
 
 def test_save(way: sc.Reach, tmp_path: Path) -> None:
     way.save(tmp_path / "out")
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / "reach.parquet"), way.table)
+    saved = pd.read_parquet(tmp_path / "out" / "reach.parquet").astype(way.table.dtypes.to_dict())
+    pd.testing.assert_frame_equal(saved, way.table)
     assert len(pd.read_csv(tmp_path / "out" / "reach.csv")) == 5
 
 

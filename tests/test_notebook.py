@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import secant as sc
+from secant.results.formats import number
 from secant.results.html import MOST
 from secant.text import visible
 
@@ -61,9 +62,8 @@ def shown(lm: sc.LM, explanation: sc.Explanation) -> list[object]:
     words = [[[replace(w, token=HOSTILE) for w in own] for own in vectors] for vectors in explanation.outputs]
     op = replace(run.operator(), about={**run.operator().about, "tokens": odd.tokens, "model": HOSTILE})
     e = replace(explanation, run=odd, attribution=a, outputs=words, inputs=words)
-    changes = sc.Ablations(
-        HOSTILE, HOSTILE, pd.DataFrame({"kind": "token", "name": HOSTILE, "frozen": 1.0, "real": -2.0}, [0])
-    )
+    changes = sc.ablations(run, kinds=["token"])
+    changes = replace(changes, target=HOSTILE, table=changes.table.assign(name=HOSTILE))
     largest = sc.largest(run.lm, run.operator(), count=2, top=2)
     largest = replace(largest, table=largest.table.assign(token=HOSTILE, word=HOSTILE))
     return [odd, op, explanation.svds[0], a, e, changes, largest]
@@ -93,15 +93,15 @@ def test_it_takes_the_notebooks_own_colours(shown: list[object]) -> None:
 def test_the_numbers_are_those_of_the_result(explanation: sc.Explanation) -> None:
     rows = Parsed(explanation._repr_html_()).rows
     table = explanation.to_pandas()
-    assert rows[0][:3] == ["", "token", "share"]
+    assert rows[0][:4] == ["", "token", "share", ""]
     assert [row[1] for row in rows[1:]] == [*map(visible, explanation.run.tokens), "constants"]
     assert [row[2] for row in rows[1:-1]] == [f"{share:.1%}" for share in table["share"]]
-    assert [row[5] for row in rows[1:-1]] == [f"{sigma:.4g}" for sigma in table["sigma"]]
+    assert [row[5] for row in rows[1:-1]] == [number(sigma) for sigma in table["sigma"]]
     a = sc.attribute(explanation.run)
-    rows = Parsed(a._repr_html_()).rows
-    assert sum(float(row[2]) for row in rows[1:] if row[0] in ("token", "constant")) == pytest.approx(a.logit, rel=1e-3)
+    rows = Parsed(a._repr_html_()).rows[1 : 1 + len(a.of("token"))]
+    assert [row[2] for row in rows] == [f"{c:z.3f}" for c in a.of("token")["contribution"]]
     f = explanation.svds[0]
-    assert [row[1] for row in Parsed(f._repr_html_()).rows[1:]] == [f"{s:.4g}" for s in f.S.tolist()]
+    assert [row[1] for row in Parsed(f._repr_html_()).rows[1:]] == [number(s) for s in f.S.tolist()]
     changes = sc.ablations(explanation.run, kinds=["token"])
     assert [row[2:4] for row in Parsed(changes._repr_html_()).rows[1:]] == [
         [f"{frozen:z.3f}", f"{real:z.3f}"] for frozen, real in changes.table[["frozen", "real"]].to_numpy()
@@ -109,7 +109,7 @@ def test_the_numbers_are_those_of_the_result(explanation: sc.Explanation) -> Non
     columns = sc.largest(explanation.run.lm, explanation.run.operator().block(2), count=3, top=2)
     first = columns.table.drop_duplicates("rank")
     rows = Parsed(columns._repr_html_()).rows
-    assert [row[3] for row in rows[1:]] == [f"{norm:.4g}" for norm in first["norm"]]
+    assert [row[3] for row in rows[1:]] == [number(norm) for norm in first["norm"]]
     assert {row[1] for row in rows[1:]} == {visible(explanation.run.tokens[2])}
     rows = Parsed(explanation.run._repr_html_()).rows
     assert [row[0] for row in rows[1:]] == [visible(p.token) for p in explanation.run.prediction]

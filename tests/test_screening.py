@@ -113,6 +113,7 @@ def test_how_many_have_to_be_beyond_chance(lm: sc.LM, screening: sc.Screening) -
 # ------------------------------------------------------------------------------------------- calibration
 
 
+@pytest.mark.slow
 def test_p_of_lists_that_mean_nothing_are_uniform(atlas: sc.LM) -> None:
     """Random tokens of Atlas, against the singular vectors of a real prompt."""
     run = sc.freeze(atlas, "The capital of France is")
@@ -175,6 +176,7 @@ def test_words_are_tokens_in_any_case_with_or_without_a_space(atlas: sc.LM) -> N
         looked_up(atlas, ["zzqq", "qqzz"])
 
 
+@pytest.mark.slow
 def test_a_refused_prompt_does_not_lose_the_others(lm: sc.LM, screening: sc.Screening) -> None:
     prompts = ["In Golem", PROMPTS[0], "", PROMPTS[1], "the " * 70, lm.encode(PROMPTS[0])]
     found = sc.screen(lm, prompts, ABOUT, samples=300, top=4)
@@ -193,6 +195,7 @@ def test_words_and_tokens_beyond_the_position_have_no_vectors(lm: sc.LM) -> None
     assert found.table["position"].max() == 2
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_answer_and_says_how_far_it_is(lm: sc.LM, screening: sc.Screening) -> None:
     said: list[tuple[str, int, int]] = []
     again = sc.screen(lm, PROMPTS, ABOUT, samples=300, top=4, progress=lambda *a: said.append(a))
@@ -269,6 +272,7 @@ def test_command(texts: dict[str, Path], tmp_path: Path) -> None:
     assert len(pd.read_parquet(tmp_path / "out" / "screening.parquet")) == 2 * 84
 
 
+@pytest.mark.slow
 def test_command_for_programs(texts: dict[str, Path]) -> None:
     args = ("-l", texts["words"], "--json", "-k", 1, "--samples", 2000)
     code, out, _ = invoked("-", *args, text="The capital of France is\r\n")
@@ -299,6 +303,7 @@ def test_chat_and_precision_reach_the_run(texts: dict[str, Path], monkeypatch: p
     assert (seen["precision"], seen["max_memory"]) == ("float64", "1GiB")
 
 
+@pytest.mark.slow
 def test_precision_is_the_system_s(atlas: sc.LM) -> None:
     """Of a model in float32, a system in float64 has other singular values in their last digits."""
     plain, sharp = (sc.screen(atlas, ["In London"], ABOUT, k=1, samples=20, precision=p) for p in (None, "float64"))

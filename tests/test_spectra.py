@@ -488,6 +488,7 @@ def test_out_of_memory_is_halved_and_tried_again() -> None:
         in_batches(product(0, RuntimeError, "another"), x, 16)
 
 
+@pytest.mark.slow
 def test_long_work_is_announced(
     large: sc.Operator, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -512,6 +513,7 @@ def test_long_work_is_announced(
     assert "(977 KiB free)" in caplog.records[0].message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "per_token"), [("dense", False), ("krylov", False), ("gram", True)])
 def test_memory_is_estimated_within_a_factor_of_two(solver: str, per_token: bool) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}

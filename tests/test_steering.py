@@ -249,7 +249,7 @@ def test_a_cache_that_was_not_followed_is_refused() -> None:
                     model(tokens[:, 4:], past_key_values=cache)
             cut = model(tokens[:, :4], use_cache=True).past_key_values
             cut.crop(-1)
-            with pytest.raises(BadArgument, match="another of 3 tokens"):
+            with pytest.raises(BadArgument, match="a different one of 3 tokens"):
                 model(tokens[:, 3:], past_key_values=cut)
             with pytest.raises(BadArgument, match="without assisted decoding"):
                 generated(run.lm, [5, 6, 7, 5, 6, 7, 5, 6], prompt_lookup_num_tokens=3)
@@ -258,7 +258,7 @@ def test_a_cache_that_was_not_followed_is_refused() -> None:
     mamba = run_of("mamba")
     with torch.no_grad():
         plain = mamba.lm.model(tokens, use_cache=True).cache_params
-    with sc.steer(mamba.lm, mamba, layer=LAYER, strength=0.6), pytest.raises(BadArgument, match="got another"):
+    with sc.steer(mamba.lm, mamba, layer=LAYER, strength=0.6), pytest.raises(BadArgument, match="got a different one"):
         mamba.lm.model(tokens[:, :1], cache_params=plain)
 
 

@@ -72,6 +72,7 @@ def plain(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> sc.Study:
 # ------------------------------------------------------------------------------------------------ the rows
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_single_prompts(lm: sc.LM, whole: sc.Study) -> None:
     """Against numpy's SVD of J, and the functions that look at one prompt."""
     for convention, number in (("gate", 1), ("half", 2)):
@@ -203,6 +204,7 @@ def test_what_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
     assert set(study.columns()["table"]) == set(BEFORE)
 
 
+@pytest.mark.slow
 def test_in_a_notebook(whole: sc.Study, plain: sc.Study, tmp_path: Path) -> None:
     shown = whole._repr_html_()
     worst = whole.to_pandas()["run_reconstruction"].max()
@@ -367,6 +369,7 @@ def test_two_runs_in_one_folder_are_refused(folder: Path, plain: sc.Study) -> No
     sc.study(PROMPTS, str(folder), out=plain.folder, shard=2, threads=1, dtype="float64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["flipped", "cut", "gone", "more", "manifest"])
 def test_a_damaged_shard_is_noticed(folder: Path, plain: sc.Study, tmp_path: Path, how: str) -> None:
     out = tmp_path / "out"
@@ -576,6 +579,7 @@ def test_parts_that_differ_do_not_merge(folder: Path, plain: sc.Study, tmp_path:
         sc.merge([out, plain.folder], tmp_path / "merged")
 
 
+@pytest.mark.slow
 def test_studies_are_read_as_one_only_where_they_asked_the_same(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
     """Of models of one name, or of one asked in two ways, nothing is averaged."""
     changed = tmp_path / folder.name
@@ -617,6 +621,7 @@ def test_fingerprints(folder: Path, lm: sc.LM) -> None:
     assert work.identified(told) != same
 
 
+@pytest.mark.slow
 def test_progress_and_what_is_left_is_announced(lm: sc.LM, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     seen: list[tuple[str, int, int]] = []
     ticks = iter(range(0, 10**6, 50))
@@ -643,6 +648,7 @@ def test_how_many_processes_pay(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 # ------------------------------------------------------------------------------------------------ the command line
 
 
+@pytest.mark.slow
 def test_the_commands(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("\n".join(PROMPTS[:5]))

@@ -408,6 +408,7 @@ def test_figures_are_the_tables(summary: sc.Summary) -> None:
         figures.emergence(summary, "none")
 
 
+@pytest.mark.slow
 def test_from_the_command_line(folder: Path, rows: dict[str, pd.DataFrame], tmp_path: Path) -> None:
     out = tmp_path / "out"
     args = ["summarize", str(folder), "--resamples", "100"]

@@ -87,6 +87,7 @@ def test_two_families_in_one_process_do_not_disturb_each_other() -> None:
     assert one.certificate.forward_equal
 
 
+@pytest.mark.slow
 def test_threads_do_not_disturb_each_other() -> None:
     """Two freeze different families while a third runs one of the models as it is, many times over."""
     lms = {f: model_of(f, "sdpa") for f in ("llama", "gpt2")}
@@ -392,6 +393,7 @@ def test_a_custom_operator_has_no_rule(monkeypatch: pytest.MonkeyPatch) -> None:
         sc.freeze(model_of("llama", "sdpa"), prompt())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_region_is_refused(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:

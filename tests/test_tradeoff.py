@@ -172,6 +172,7 @@ def test_a_perplexity_beyond_all_numbers_is_none_in_json() -> None:
     assert [row["perplexity"] for row in said["sweep"]] == [3.0, None]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_every_layer_has_its_own_words_and_strengths(lm: sc.LM) -> None:
     found = sc.steering_sweep(lm, PROMPTS[:1], CONCEPT, words=[" Tower ", "tower"], tokens=2)
     assert found.settings.words == ("tower",)
@@ -308,6 +309,7 @@ def test_steer() -> None:
     assert plain["continuation"] == steered["continuation"]
 
 
+@pytest.mark.slow
 def test_steer_sweeps(tmp_path: Path) -> None:
     file, out = tmp_path / "prompts.txt", tmp_path / "out"
     file.write_text("\n\n".join(PROMPTS) + "\n")

@@ -45,6 +45,7 @@ def use(run: sc.Run) -> None:
     assert run.next().certificate.reconstruction < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ROPES)
 def test_positions_beyond_those_of_the_training(kind: str) -> None:
     """Exact on both sides of the switch, whatever was frozen before or between, and nothing of it stays."""
@@ -246,6 +247,7 @@ def test_what_this_thread_assigns_is_put_back() -> None:
     assert layer.weight is weight
 
 
+@pytest.mark.slow
 def test_passes_through_a_model_that_keeps_state_go_one_after_the_other() -> None:
     """Prompts on both sides of the switch, from several threads, each as if it were alone."""
     lm = stretched("longrope")

@@ -374,7 +374,7 @@ def test_weights_kept_elsewhere_are_checked(checkpoint: Path, tmp_path: Path) ->
 
 def test_weights_that_were_never_loaded_are_refused() -> None:
     model = model_of("llama").model.to("meta")
-    with pytest.raises(BadWeights, match="without numbers"):
+    with pytest.raises(BadWeights, match="without elements"):
         sc.LM(model)
 
 

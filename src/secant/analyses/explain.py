@@ -374,7 +374,8 @@ class Explanation(Result):
     def _by_token(self) -> Grid:
         """A row for each token, and one for the constants."""
         columns = [
-            Shown("", "integer"), Shown("token", most=16), Shown("share", "share"), Shown("‖J x‖", "number", spare=2),
+            Shown("", "integer"), Shown("token", most=16), Shown("share", "share"),
+            Shown("", "bar", spare=3), Shown("‖J x‖", "number", spare=2),
             Shown("σ₀", "number"), Shown("R", "rank", spare=2), Shown("writes (U₀)", "tokens"),
             Shown("reads (V₀)", "tokens"),
         ]  # fmt: skip
@@ -386,11 +387,12 @@ class Explanation(Result):
             bold: Style = "strong" if abs(row.share) == largest else ""
             tokens = ([w.token for w in side[0]] for side in (out, into))
             rows.append((
-                row.position, Cell(row.token, show="token"), Cell(row.share, bold), row.norm,
+                row.position, Cell(row.token, show="token"), Cell(row.share, bold), row.contribution, row.norm,
                 Cell(row.sigma, mark=near), row.stable_rank, *tokens,
             ))  # fmt: skip
         constant = self.attribution.share(self.attribution.constant)
-        return Grid(columns, [*rows, (None, "constants", constant, None, None, None, (), ())])
+        own = self.attribution.constant
+        return Grid(columns, [*rows, (None, "constants", constant, own, None, None, None, (), ())])
 
     @checked
     def evidence(

@@ -138,7 +138,9 @@ class Table:
             order += of_it if stem in several else [column.name]
         if odd := {*rows.columns} - {*order}:
             raise KeyError(f"Table {self.name} does not describe {', '.join(sorted(map(str, odd)))}")
-        return rows[order].astype({name: self[name].dtype for name in order})
+        frame = rows[order].astype({name: self[name].dtype for name in order})
+        texts = {name: frame[name].where(frame[name].notna(), None) for name in order if self[name].type is str}
+        return frame.assign(**texts)
 
     @property
     def empty(self) -> pd.DataFrame:

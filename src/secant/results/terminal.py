@@ -26,6 +26,9 @@ BAR = 20
 LEAST = 8
 """The least width, in characters, of columns that share the remaining width."""
 
+USUAL = 16
+"""Characters of a column of tokens for which spare columns make room."""
+
 GAP = 2
 """Spaces between columns."""
 
@@ -130,7 +133,10 @@ def _parts(grid: Grid, width: int) -> list[Table]:
 
 def _least(columns: Sequence[Shown], rows: Sequence[Sequence[Any]], places: Sequence[int]) -> int:
     """The width that some columns require."""
-    widths = [LEAST if _takes_rest(columns[i]) else _width(columns[i], [row[i] for row in rows]) for i in places]
+    widths = []
+    for i in places:
+        own = USUAL if columns[i].show == "tokens" else LEAST
+        widths.append(own if _takes_rest(columns[i]) else _width(columns[i], [row[i] for row in rows]))
     return sum(widths) + GAP * (len(places) - 1)
 
 
