@@ -15,8 +15,12 @@ import families
 import pytest
 import tiny_model
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import secant as sc
+
+QUICK = {"llama", "gpt2", "gemma3_text", "qwen3", "mixtral", "mamba"}
+"""Model types that the quick tests are run with; those with any other are slow."""
 
 torch.set_num_threads(1)
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -48,9 +52,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that open a page in a browser are slow."""
+    """Tests that open a page in a browser are slow, and so are those of a model type beyond QUICK."""
     for item in items:
-        if "browser" in getattr(item, "fixturenames", ()):
+        given = getattr(item, "callspec", None)
+        types = (
+            {str(value) for value in given.params.values()} & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) if given else set()
+        )
+        if "browser" in getattr(item, "fixturenames", ()) or types - QUICK:
             item.add_marker(pytest.mark.slow)
 
 

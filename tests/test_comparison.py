@@ -134,7 +134,7 @@ def test_stretches_by_hand(one: str, other: str, texts: list[str], counts: list[
         assert own["stretch"].notna().all()
         assert own["stretch"].is_monotonic_increasing
         assert of(rows, name)["share"].sum() == pytest.approx(own["share"].sum())
-    assert any("whole prompt is one stretch" in why for why in found.why) == (len(texts) == 1)
+    assert any("all of it is one stretch" in why for why in found.why) == (len(texts) == 1)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import secant as sc
 from secant.errors import OutputFailed
+from secant.model.tokens import Tokens
 from secant.results.result import Result
 from secant.results.schema import Table, records
 from secant.steering.steered import side_by_side
@@ -115,7 +116,11 @@ def result(request: pytest.FixtureRequest, results: dict[str, Result]) -> Result
 def hostile(lm: sc.LM) -> dict[str, Result]:
     """The same of a model whose name and tokens would command a terminal or a page."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sc.LM, "text", lambda self, i: f"{HOSTILE}{i}")
+        whole = Tokens.texts  # of the whole vocabulary, as they are: the words of the screening are found by them
+        patch.setattr(
+            Tokens, "texts",
+            lambda self, ids: whole(self, ids) if isinstance(ids, range) else [f"{HOSTILE}{i}" for i in ids],
+        )  # fmt: skip
         odd = replace(lm, name=HOSTILE)
         run = sc.freeze(odd, PROMPT)
         made = {name: make(odd, run) for name, make in MADE.items()}
