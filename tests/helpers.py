@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -101,3 +102,33 @@ def assert_matches(op: Operator, J: Tensor, tolerance: float = 1e-12) -> None:
     torch.testing.assert_close(op.T @ u[:, 0], J.T @ u[:, 0], **close)
     torch.testing.assert_close(op.dense().flatten(1), J, **close)
     torch.testing.assert_close((u * (op @ v)).sum(), ((op.T @ u) * v).sum(), rtol=0, atol=float(scale) * 100)
+
+
+class Parsed(HTMLParser):
+    """The tags and texts of HTML, which must be well formed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open.append(tag)
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        if self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data

@@ -6,7 +6,6 @@ import json
 import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +13,7 @@ import pyarrow
 import pyarrow.csv
 import pytest
 import torch
+from helpers import Parsed
 from rich.cells import cell_len
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -65,36 +65,6 @@ RECORDS = {
 
 LATER = {"Comparison", "Evidence", "Explanation", "Layers", "Study", "Summary"}
 """Results that are not among those made here yet."""
-
-
-class Parsed(HTMLParser):
-    """The tags and texts of HTML, which must be well formed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.rows: list[list[str]] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.open.append(tag)
-        self.tags.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-        if self.open[-1] in ("td", "th"):
-            self.rows[-1][-1] += data
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from secant.analyses.case import Case
 from secant.analyses.continuation import STEPS, Steps, follow
 from secant.errors import BadArgument, checked, integer
 from secant.linearize.run import (
-    BLOCK_POSITION,
     HIDDEN_STATE,
     LOGIT,
     POSITION,
@@ -62,7 +61,6 @@ NORM = Column(
     HIDDEN_STATE,
     heading="‖J x‖",
 )
-OF_BLOCK = (BLOCK_POSITION, TOKEN.but(meaning="the token's text; missing: all tokens together", missing=True))
 
 TOKENS = Table(
     "tokens",

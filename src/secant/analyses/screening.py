@@ -28,7 +28,7 @@ from torch import Tensor
 from secant.analyses.case import Case
 from secant.errors import BadArgument, BadPrompt, SecantError, checked, integer, seeded, several, share
 from secant.linearize.rules import CONVENTIONS
-from secant.linearize.run import BLOCK_POSITION, TOKEN, Run, freeze
+from secant.linearize.run import BLOCK_POSITION, BLOCK_TOKEN, Run, freeze
 from secant.model.encoding import listed
 from secant.model.lm import LM, Prompt
 from secant.model.tokens import as_id
@@ -51,7 +51,7 @@ SCREENING = Table(
         PROMPT,
         Column("layer", int, "the layer, from 0"),
         BLOCK_POSITION,
-        TOKEN.but(meaning="the token's text; missing: all tokens together", missing=True),
+        BLOCK_TOKEN,
         VECTOR,
         BLOCK,
         Column("alone", bool, "whether it is alone in its block; if not, the vector means nothing by itself"),

@@ -53,6 +53,7 @@ BLOCK_POSITION = POSITION.but(
     meaning="place of the token whose block it is, from 0; missing: all tokens together", missing=True
 )
 TOKEN = Column("token", str, "the token's text", show="token")
+BLOCK_TOKEN = TOKEN.but(meaning="the token's text; missing: all tokens together", missing=True)
 TOKEN_ID = Column("id", int, "its id in the vocabulary")
 PROBABILITY = Column("probability", float, "its probability", "probability", heading="p", show="percent")
 ITS_LOGIT = Column("logit", float, "its logit", LOGIT, show="logit")

@@ -5,12 +5,11 @@ Colours are the notebook's own, except those of bars, which are visible on light
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from secant.results.formats import NUMBERS, fact, shown
-from secant.results.view import Cell, Grid, Shown, Style, View, missing
+from secant.results.view import Cell, Grid, Shown, Style, View, largest, missing, value_of
 from secant.text import readable, visible
 
 POSITIVE, NEGATIVE = "#3d8fd1", "#d9702b"
@@ -49,7 +48,7 @@ def html(view: View) -> str:
 def _grid(grid: Grid) -> str:
     """A grid as a table, with at most MOST rows and columns."""
     columns, rows = grid.columns[:MOST], grid.rows[: min(MOST, grid.most or MOST)]
-    tops = [_top([row[i] for row in rows]) if c.show == "bar" else 0.0 for i, c in enumerate(columns)]
+    tops = [largest([row[i] for row in rows]) if c.show == "bar" else 0.0 for i, c in enumerate(columns)]
     heads = "".join(f"<th{_style(c)}>{escape(visible(c.heading) if c.token else c.heading)}</th>" for c in columns)
     lines = [f"<tr>{heads}</tr>"]
     for row in rows:
@@ -71,12 +70,6 @@ def _grid(grid: Grid) -> str:
     return title + table + left + note
 
 
-def _top(values: Sequence[Any]) -> float:
-    """The largest magnitude of a column."""
-    own = [value.value if isinstance(value, Cell) else value for value in values]
-    return max((abs(value) for value in own if not missing(value)), default=0.0)
-
-
 def _style(column: Shown, value: Any = None) -> str:
     style = STYLES[value.style] if isinstance(value, Cell) else ""
     style += ";white-space:normal" if column.wrap else ""
@@ -86,7 +79,7 @@ def _style(column: Shown, value: Any = None) -> str:
 def _cell(value: Any, column: Shown, top: float) -> str:
     if column.show != "bar":
         return escape(shown(value, column.show))
-    own = value.value if isinstance(value, Cell) else value
+    own = value_of(value)
     if missing(own) or not top:
         return ""
     length, colour = 8 * min(1.0, abs(own) / top), POSITIVE if own >= 0 else NEGATIVE

@@ -98,9 +98,12 @@ class Result(Viewed):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all but the tensors, ready for JSON: the facts of `about`, and each table as a list of rows."""
+        return self._tree(self.tables())
+
+    def _tree(self, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         from secant.results.files import plain
 
-        return plain({**self.about(), **{name: records(frame) for name, frame in self.tables().items()}})
+        return plain({**self.about(), **{name: records(frame) for name, frame in tables.items()}})
 
     def save(self, folder: str | Path) -> None:
         """Writes it to a folder.
@@ -118,8 +121,9 @@ class Result(Viewed):
         """
         from secant.results.files import write
 
-        tables = [(self.described(name), frame) for name, frame in self.tables().items()]
-        write(folder, self.file(), tables, self.to_dict(), self.tensors(), self.about())
+        tables = self.tables()
+        described = [(self.described(name), frame) for name, frame in tables.items()]
+        write(folder, self.file(), described, self._tree(tables), self.tensors(), self.about())
 
     @classmethod
     def file(cls) -> str:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secant.results.formats import NUMBERS, fact, shown
-from secant.results.view import Cell, Grid, Shown, Style, Tokens, View, missing
+from secant.results.view import Cell, Grid, Shown, Style, Tokens, View, largest, missing, value_of
 from secant.text import readable, visible
 
 STYLES: dict[Style, str] = {"": "", "strong": "bold", "dim": "dim", "bad": "red"}
@@ -175,30 +175,21 @@ def _table(columns: Sequence[Shown], rows: Sequence[Sequence[Any]], places: Sequ
             Text(_heading(columns[i])), justify="right" if right else "left", no_wrap=not columns[i].wrap,
             width=widths[i], overflow="fold" if columns[i].wrap else "ellipsis",
         )  # fmt: skip
-    tops = {i: _top(own[i]) for i in places if columns[i].show == "bar"}
+    tops = {i: largest(own[i]) for i in places if columns[i].show == "bar"}
     for row in rows:
         table.add_row(*(_cell(row[i], columns[i], widths[i], tops.get(i, 0.0)) for i in places))
     return table
 
 
-def _top(values: Sequence[Any]) -> float:
-    """The largest magnitude of a column."""
-    return max((abs(_value(value)) for value in values if not missing(_value(value))), default=0.0)
-
-
-def _value(value: Any) -> Any:
-    return value.value if isinstance(value, Cell) else value
-
-
 def _cell(value: Any, column: Shown, width: int, top: float) -> Text:
     style = STYLES[value.style] if isinstance(value, Cell) else ""
     if column.show == "bar":
-        own = _value(value)
+        own = value_of(value)
         length = 0 if missing(own) or not top else round(BAR * abs(own) / top)
         return Text(("█" if length and own >= 0 else "▒") * length, style="red" if length and own < 0 else style)
-    if column.show == "tokens" and not missing(_value(value)):
+    if column.show == "tokens" and not missing(value_of(value)):
         mark = value.mark if isinstance(value, Cell) else ""
-        return Text(mark + _whole(Tokens(_value(value)), width - len(mark)), style=style)
+        return Text(mark + _whole(Tokens(value_of(value)), width - len(mark)), style=style)
     return Text(shown(value, column.show), style=style)
 
 

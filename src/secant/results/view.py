@@ -150,3 +150,23 @@ def missing(value: Any) -> bool:
 
     """
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def value_of(cell: Any) -> Any:
+    """Returns the value of a cell.
+
+    Args:
+        cell: A `Cell`, or the value itself.
+
+    """
+    return cell.value if isinstance(cell, Cell) else cell
+
+
+def largest(cells: Iterable[Any]) -> float:
+    """Returns the largest magnitude in a column of numbers, at which its bars end; 0 if there is none.
+
+    Args:
+        cells: The cells of the column.
+
+    """
+    return max((abs(value) for value in map(value_of, cells) if not missing(value)), default=0.0)

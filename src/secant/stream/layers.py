@@ -21,7 +21,7 @@ from torch import Tensor
 from secant.errors import BadArgument, NoPoint, checked, integer
 from secant.linearize.points import ActivationGraph
 from secant.linearize.readout import Readout, batchable
-from secant.linearize.run import BLOCK_POSITION, RECONSTRUCTION, TOKEN, Run
+from secant.linearize.run import BLOCK_POSITION, BLOCK_TOKEN, RECONSTRUCTION, Run
 from secant.memory import limited
 from secant.numeric import relative, wide
 from secant.operators.cost import Plan, announce_plan
@@ -61,7 +61,7 @@ LAYERS = Table(
         PART,
         SPAN,
         BLOCK_POSITION,
-        TOKEN.but(meaning="the token's text; missing: all tokens together", missing=True),
+        BLOCK_TOKEN,
         STABLE_RANK,
         FROBENIUS,
         Column("sigma_{i}", float, "the singular value σ_i", SIGMA),

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from secant.analyses.attribution import CONTRIBUTIONS
 from secant.analyses.case import Case
+from secant.analyses.explain import SINGULAR_VALUES, WORDS
 from secant.linearize.rules import CONVENTIONS
-from secant.linearize.run import BLOCK_POSITION, RECONSTRUCTION, RELATIVE, TOKEN, freeze
+from secant.linearize.run import BLOCK_POSITION, BLOCK_TOKEN, RECONSTRUCTION, RELATIVE, freeze
 from secant.numeric import wide
-from secant.operators.decomposition import BLOCK, SPECTRUM, STABLE_RANK, VALUE, VECTOR
+from secant.operators.decomposition import STABLE_RANK
 from secant.results.schema import Column, Table
-from secant.stream.decode import RANK, SCORE, SIDE, SIDES, WORD, WORD_ID, Z, ranked
+from secant.stream.decode import SIDES, ranked
 from secant.stream.layers import FIRST_SEEN, FROBENIUS, LAYERS
 
 
@@ -97,10 +98,7 @@ def analysis(*writes: Table) -> Callable[[Callable[[Case], Iterator[Rows]]], Ana
     return registered
 
 
-OF_BLOCK = (
-    BLOCK_POSITION,
-    TOKEN.but(meaning="the token's text; missing: all tokens together", missing=True),
-)
+OF_BLOCK = (BLOCK_POSITION, BLOCK_TOKEN)
 """Which block of J a row is of."""
 
 
@@ -121,7 +119,7 @@ def reconstruction(case: Case) -> Iterator[Rows]:
     yield [(c.reconstruction, c.ordinary, c.constants)]
 
 
-@analysis(Table("singular_values", "a singular value of a token's block, or of all together", (*OF_BLOCK, *SPECTRUM)))
+@analysis(SINGULAR_VALUES.but(row="a singular value of a token's block, or of all together", after=OF_BLOCK))
 def spectra(case: Case) -> Iterator[Rows]:
     """Singular values of each token's block, and of all together."""
     yield [{"position": t, "token": token, **row} for t, token, f in case.each() for row in f.spectrum()]
@@ -169,20 +167,10 @@ def parts(case: Case) -> Iterator[Rows]:
 
 
 @analysis(
-    Table(
-        "words",
-        "a decoded token of a singular vector of a token's block, or of all together",
-        (
+    WORDS.but(
+        row="a decoded token of a singular vector of a token's block, or of all together",
+        after=(
             *OF_BLOCK,
-            VECTOR,
-            BLOCK,
-            VALUE.but(meaning="the vector's singular value"),
-            SIDE,
-            RANK,
-            WORD,
-            WORD_ID,
-            SCORE,
-            Z,
             Column("predicted", bool, "whether it is the predicted token"),
             Column("own", bool, "whether it is the position's own token"),
         ),
