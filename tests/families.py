@@ -7,6 +7,7 @@ the reason. Windows, chunks and kernels are shorter than the prompt, so that wha
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -187,7 +188,8 @@ def config_of(family: str, **options: Any) -> PreTrainedConfig:
             given |= own.pop(name, {})
             own[name] = small(part, **given)
             own[name]["model_type"] = part.model_type
-    return AutoConfig.for_model(family, **small(kind, **own))
+    settings = copy.deepcopy(small(kind, **own))  # a configuration may write to its lists, as Gemma 4's does
+    return AutoConfig.for_model(family, **settings)
 
 
 def model_of(
@@ -214,15 +216,10 @@ def model_of(
 _SHARED: list[sc.Run] = []
 
 
-_built = functools.cache(model_of)
-
-
+@functools.cache
 def shared(family: str, attention: str = "eager", dtype: torch.dtype = torch.float64) -> LM:
-    """`model_of`, built once a process with eager attention: for tests that leave the model as it is.
-
-    With sdpa it is built anew: models that were shared with it came out different after other tests.
-    """
-    return _built(family, attention, dtype) if attention == "eager" else model_of(family, attention, dtype)
+    """`model_of`, built once a process: for tests that leave the model as it is."""
+    return model_of(family, attention, dtype)
 
 
 @functools.cache
