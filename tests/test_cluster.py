@@ -193,10 +193,10 @@ def test_what_is_not_there(work: Work, shards: list[Shard], monkeypatch: pytest.
 
 def test_workers_have_the_same_versions() -> None:
     agreed: dict[str, str] = {}
-    cluster._alike(agreed, sc.model.versions())
-    cluster._alike(agreed, sc.model.versions())
+    cluster._check_versions(agreed, sc.model.versions())
+    cluster._check_versions(agreed, sc.model.versions())
     with pytest.raises(BadArgument, match=r"torch .* and 1\.0\. Install"):
-        cluster._alike(agreed, {**agreed, "torch": "1.0"})
+        cluster._check_versions(agreed, {**agreed, "torch": "1.0"})
 
 
 def test_room_on_machines_with_gpus() -> None:

@@ -564,7 +564,7 @@ def test_parts_merge(folder: Path, plain: sc.Study, tmp_path: Path) -> None:
     other = sc.study(PROMPTS, str(folder), out=tmp_path / "other", k=2, **how)
     with pytest.raises(BadArgument, match="k: 4 there, 2 here"):
         sc.merge([other.folder], some.folder)
-    with pytest.raises(BadArgument, match="of another"):
+    with pytest.raises(BadArgument, match="belongs to a different one"):
         sc.merge([parts[0].folder, other.folder], tmp_path / "new")
 
 

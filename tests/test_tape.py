@@ -352,12 +352,13 @@ def test_a_hidden_nonlinearity_is_refused(hidden: type, dtype: torch.dtype, monk
 
 
 @pytest.fixture(scope="module")
-def extension() -> object:
-    """A C++ extension's tanh."""
+def extension(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """A C++ extension's tanh, built where no lock of an interrupted build can be left."""
     if shutil.which("g++") is None or not cpp_extension.is_ninja_available():
         pytest.skip("no C++ compiler and ninja here")
     source = "torch::Tensor f(torch::Tensor x) { return torch::tanh(x); }"
-    return cpp_extension.load_inline("secant_planted", source, functions=["f"]).f
+    folder = str(tmp_path_factory.mktemp("extension"))
+    return cpp_extension.load_inline("secant_planted", source, functions=["f"], build_directory=folder).f
 
 
 @pytest.mark.slow

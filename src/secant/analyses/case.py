@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.analyses.attribution import Attribution, attribute
+from secant.errors import integer
 from secant.linearize.run import Run
 from secant.memory import limited
 from secant.numeric import lengths, wide
@@ -179,6 +180,8 @@ class Case:
             SecantError: Any error of `secant.layers`.
 
         """
+        T = len(self.run.tokens)
+        position = integer(position, -T, T - 1, f"A position is one of the prompt's {T} tokens") % T
         key = (self.k if k is None else k, position, tuple(spans))
         if key not in self._layers:
             found = layers(self.run, key[0], position=position, spans=spans, progress=self._progress)

@@ -20,7 +20,18 @@ def main() -> NoReturn:
     Raises:
         SystemExit: Always, with one of the exit codes of `secant.cli.border`.
     """
-    from secant.cli.process import ENDED, note_interrupts, open_streams, say
+    try:
+        _run()
+    except KeyboardInterrupt:  # also one that comes during the first import
+        from secant.cli.process import ENDED, say
+
+        say(f"secant: {ENDED.format('an interrupt')}")
+    sys.exit(2)
+
+
+def _run() -> None:
+    """Run the command. If the output can't be written, say so in one line."""
+    from secant.cli.process import note_interrupts, open_streams, say
     from secant.errors import OutputFailed
 
     try:
@@ -34,9 +45,6 @@ def main() -> NoReturn:
             sys.stdout.flush()
     except OutputFailed as error:
         say(f"secant: {error}")
-    except KeyboardInterrupt:
-        say(f"secant: {ENDED.format('an interrupt')}")
-    sys.exit(2)
 
 
 def __getattr__(name: str) -> Any:
