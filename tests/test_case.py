@@ -16,8 +16,8 @@ from torch import Tensor
 import secant as sc
 from secant.analyses import explain as explaining
 from secant.analyses.case import Case
+from secant.linearize.conventions import CONVENTIONS
 from secant.linearize.replay import Replay
-from secant.linearize.rules import CONVENTIONS
 from secant.linearize.tape import Record
 from secant.operators.operator import Matrix, Operator
 from secant.stream.decode import Decodings, Scores, best, ranks_of

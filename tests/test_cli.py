@@ -19,8 +19,7 @@ from rich.cells import cell_len
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from secant.cli import app, progress
-from secant.cli import verb as verbs
+from secant.cli import app, progress, verb as verbs
 from secant.cli.commands import study as study_command
 from secant.cli.verb import Default, Group, Help, verb
 from secant.errors import BadArgument
@@ -101,7 +100,7 @@ def test_explain_with_out(folder: Path, tmp_path: Path) -> None:
     result = secant("explain", PROMPT, "--model", folder, "--out", tmp_path / "out", "--precision", "float64")
     assert result.returncode == 0
     assert "Tables and tensors are in" in result.stderr
-    assert (tmp_path / "out" / "tensors.safetensors").exists()
+    assert (tmp_path / "out" / "explanation.safetensors").exists()
 
 
 def test_memory_to_work_in(folder: Path) -> None:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from families import model_of
-from families import prompt as ids_of_a_prompt
+from families import model_of, prompt as ids_of_a_prompt
 from transformers import GenerationConfig
 
 import secant as sc

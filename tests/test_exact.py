@@ -12,7 +12,7 @@ from helpers import assert_matches, real
 from stock64 import in_float64
 
 import secant as sc
-from secant.linearize.rules import CONVENTIONS
+from secant.linearize.conventions import CONVENTIONS
 
 ATTENTIONS = ("eager", "sdpa")
 LOW = (torch.bfloat16, torch.float16)

@@ -20,7 +20,7 @@ from helpers import heeding_signals
 
 import secant as sc
 from secant.errors import OutputFailed, SecantError
-from secant.results.files import READ, TENSORS, arrow, check_folder, saving
+from secant.results.files import READ, arrow, check_folder, saving
 from secant.results.paths import HALF_WRITTEN, check, check_file, clear, replacing
 from secant.results.schema import Column, Table
 from secant.signals import Ended, raised
@@ -197,7 +197,7 @@ def test_every_file_that_is_written_is_looked_for_before(lm: sc.LM, tmp_path: Pa
     for result in (run, sc.attribute(run, flow=True), sc.svd(run.operator(), 1)):
         own = tmp_path / type(result).file()
         result.save(own)
-        assert (own / TENSORS).exists() == bool(result.tensors())
+        assert (own / f"{own.name}.safetensors").exists() == bool(result.tensors())
         for name in os.listdir(own):
             (tmp_path / f"{own.name}-{name}" / name).mkdir(parents=True)
             with pytest.raises(OutputFailed, match=rf"a folder {re.escape(name)}, which is in the way"):
@@ -331,6 +331,6 @@ def test_a_disk_that_is_full_before_the_page(folder: Path, tmp_path: Path) -> No
     (line,) = done.stderr.splitlines()
     assert "report.html; got File too large" in line
     assert f"The files of this run in {out} are complete." in line
-    assert {"tokens.csv", "chance.parquet", "tensors.safetensors"} <= {*os.listdir(out)}
+    assert {"tokens.csv", "chance.parquet", "explanation.safetensors"} <= {*os.listdir(out)}
     assert not [name for name in os.listdir(out) if name.startswith(".") or name == "report.html"]
     assert len(pd.read_parquet(out / "tokens.parquet")) == 8

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 from fuzz import PROMPT, ended_well, fuzzed, mutations, nothing_left, same_as_plain, secant, small_model
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -90,9 +90,21 @@ def test_public_names_are_there_and_none_is_a_module() -> None:
     for name in sc.__all__:
         assert getattr(sc, name).__doc__, name
         assert name not in MODULES
-    assert set(sc.__all__) == {name for names in sc._WHERE.values() for name in names}
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         sc.nonsense
+
+
+def test_type_checkers_see_the_public_names() -> None:
+    """Each from the module that it is imported from when it is used."""
+    seen = [
+        (node.module, alias.name, alias.asname)
+        for node in ast.walk(ast.parse((SOURCE / "__init__.py").read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("secant.")
+        for alias in node.names
+    ]
+    assert sorted(seen) == sorted(
+        (f"secant.{module}", name, name) for module, names in sc._WHERE.items() for name in names
+    )
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_the_trained_model_is_explained(explanation: sc.Explanation) -> None:
 def test_everything_is_written(explanation: sc.Explanation, tmp_path: Path) -> None:
     explanation.save(tmp_path / "out")
     explanation.save(tmp_path / "out")  # again, over the first
-    names = ["columns.csv", "explanation.json", "tensors.safetensors"]
+    names = ["columns.csv", "explanation.json", "explanation.safetensors"]
     tables = ("predictions", "singular_values", "tokens", "words")
     names += [f"{name}.{kind}" for name in tables for kind in ("csv", "parquet")]
     assert sorted(os.listdir(tmp_path / "out")) == sorted(names)
@@ -94,7 +94,7 @@ def test_everything_is_written(explanation: sc.Explanation, tmp_path: Path) -> N
         saved = pd.read_parquet(tmp_path / "out" / f"{name}.parquet").astype(table.dtypes.to_dict())
         pd.testing.assert_frame_equal(saved, table)
         assert len(pd.read_csv(tmp_path / "out" / f"{name}.csv")) == len(table)
-    tensors = load_file(tmp_path / "out" / "tensors.safetensors")
+    tensors = load_file(tmp_path / "out" / "explanation.safetensors")
     assert tensors["U"].shape == (8, 64, 4)
     op = explanation.run.operator()
     block = op.block(5).dense()[:, 0]

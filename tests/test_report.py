@@ -24,8 +24,7 @@ from typer.testing import CliRunner
 
 import secant as sc
 from secant import memory as resources
-from secant.analyses import case
-from secant.analyses import explain as explaining
+from secant.analyses import case, explain as explaining
 from secant.cli import app
 from secant.results import page as pages
 from secant.results.page import columnar

@@ -17,16 +17,19 @@ from helpers import Parsed
 from rich.cells import cell_len
 from safetensors import safe_open
 from safetensors.torch import load_file
+from studies import study as written
 
 import secant as sc
 from secant.errors import OutputFailed
 from secant.model.tokens import Tokens
-from secant.results.result import Result
+from secant.results.result import Result, Viewed
 from secant.results.schema import Table, records
 from secant.steering.steered import side_by_side
+from secant.studies.analyses import ANALYSES
 from secant.text import readable, visible
 
 PROMPT = "The bridge out of Marin is the"
+SHORT = "The bridge"
 HOSTILE = "<script>alert('1')</script>&\"<img src=x onerror=y>\x1b[31m\u202e\u2028\n"
 
 MADE: dict[str, Callable[[sc.LM, sc.Run], Result]] = {
@@ -46,8 +49,18 @@ MADE: dict[str, Callable[[sc.LM, sc.Run], Result]] = {
         lm, [PROMPT], run, layers=[0], strengths=[0.5], words=["Golden", HOSTILE], tokens=2
     ),
     "Steered": lambda lm, run: side_by_side(lm, PROMPT, run, layer=1, strength=0.5, tokens=3),
+    "Layers": lambda lm, run: sc.layers(sc.freeze(lm, SHORT), 2),
+    "Explanation": lambda lm, run: sc.explain(lm, SHORT, k=2, top=3, layers=True, steps=2),
+    "Evidence": lambda lm, run: sc.explain(lm, SHORT, k=1, top=3).evidence(),
+    "Comparison": lambda lm, run: sc.compare(SHORT, [lm], conventions=["gate", "up"], k=1, top=3),
 }
 """One of each class, with all of its tables; what follows a comma tells two of a class apart."""
+
+NAMES = [*MADE, "Summary"]
+"""All results that are made: those of a run, and that of a study."""
+
+VIEWED = [*NAMES, "Study"]
+"""All that is shown."""
 
 RECORDS = {
     "LM": "the model, not what was found of it",
@@ -57,14 +70,15 @@ RECORDS = {
     "Word": "a row of what directions decode to",
     "Estimate": "a number and its standard error",
     "Depth": "a part of Layers",
+    "Study": "a folder of tables, which are read when they are asked for; it is shown like a result",
     "SecantError": "an error",
     "NotExact": "an error",
     "NoRule": "an error",
 }
 """Public classes that are no results, and why."""
 
-LATER = {"Comparison", "Evidence", "Explanation", "Layers", "Study", "Summary"}
-"""Results that are not among those made here yet."""
+COMPOSED = (sc.Explanation, sc.Evidence)
+"""Results that have tables of other results among theirs."""
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +87,26 @@ def run(lm: sc.LM) -> sc.Run:
 
 
 @pytest.fixture(scope="module")
-def results(lm: sc.LM, run: sc.Run) -> dict[str, Result]:
-    return {name: make(lm, run) for name, make in MADE.items()}
+def shown(lm: sc.LM, run: sc.Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Viewed]:
+    """All that is shown, by name."""
+    out = tmp_path_factory.mktemp("studies") / "study"
+    study = sc.study([SHORT], lm, out=out, analyses=list(ANALYSES), convention=["gate", "half"], k=1, top=2, threads=1)
+    found = {name: make(lm, run) for name, make in MADE.items()}
+    return {**found, "Summary": sc.summarize(out, resamples=100), "Study": study}
 
 
-@pytest.fixture(params=MADE)
+@pytest.fixture(scope="module")
+def results(shown: dict[str, Viewed]) -> dict[str, Result]:
+    return {name: result for name, result in shown.items() if isinstance(result, Result)}
+
+
+@pytest.fixture(params=NAMES)
 def result(request: pytest.FixtureRequest, results: dict[str, Result]) -> Result:
     return results[request.param]
 
 
 @pytest.fixture(scope="module")
-def hostile(lm: sc.LM) -> dict[str, Result]:
+def hostile(lm: sc.LM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Viewed]:
     """The same of a model whose name and tokens would command a terminal or a page."""
     with pytest.MonkeyPatch.context() as patch:
         whole = Tokens.texts  # of the whole vocabulary, as they are: the words of the screening are found by them
@@ -93,18 +116,26 @@ def hostile(lm: sc.LM) -> dict[str, Result]:
         )  # fmt: skip
         odd = replace(lm, name=HOSTILE)
         run = sc.freeze(odd, PROMPT)
-        made = {name: make(odd, run) for name, make in MADE.items()}
-    sweep, steered = made["Sweep"], made["Steered"]
+        found: dict[str, Viewed] = {name: make(odd, run) for name, make in MADE.items()}
+    out = tmp_path_factory.mktemp("hostile") / "study"
+    written(out, 4, [(HOSTILE, "gate"), (HOSTILE, "half")], [HOSTILE], texts=[f"{HOSTILE}{i}" for i in range(4)])
+    found |= {"Summary": sc.summarize(out, resamples=100), "Study": sc.Study.open(out)}
+    sweep, steered = found["Sweep"], found["Steered"]
     assert isinstance(sweep, sc.Sweep)
     texts = sweep.texts.assign(text=HOSTILE, continuation=HOSTILE)
-    made["Sweep"] = replace(sweep, settings=replace(sweep.settings, concept=HOSTILE), texts=texts)
+    found["Sweep"] = replace(sweep, settings=replace(sweep.settings, concept=HOSTILE), texts=texts)
     odd_one = replace(steered.steered, text=HOSTILE)  # type: ignore[attr-defined]
-    made["Steered"] = replace(steered, prompt=HOSTILE, concept=HOSTILE, unsteered=odd_one, steered=odd_one)  # type: ignore[type-var]
-    return made
+    found["Steered"] = replace(steered, prompt=HOSTILE, concept=HOSTILE, unsteered=odd_one, steered=odd_one)  # type: ignore[type-var]
+    return found
 
 
-@pytest.fixture(params=MADE)
-def odd(request: pytest.FixtureRequest, hostile: dict[str, Result]) -> Result:
+@pytest.fixture(params=VIEWED)
+def plain(request: pytest.FixtureRequest, shown: dict[str, Viewed]) -> Viewed:
+    return shown[request.param]
+
+
+@pytest.fixture(params=VIEWED)
+def odd(request: pytest.FixtureRequest, hostile: dict[str, Viewed]) -> Viewed:
     return hostile[request.param]
 
 
@@ -113,9 +144,7 @@ def odd(request: pytest.FixtureRequest, hostile: dict[str, Result]) -> Result:
 
 def test_every_public_class_is_a_result_or_a_record() -> None:
     classes = {name for name in sc.__all__ if name[0].isupper()}
-    made = {name.partition(",")[0] for name in MADE}
-    assert classes <= made | set(RECORDS) | LATER
-    assert not LATER & made
+    assert classes <= {name.partition(",")[0] for name in NAMES} | set(RECORDS)
     for name in set(RECORDS) & classes:
         assert not issubclass(getattr(sc, name), Result), f"{name} is a result: make one of it here"
 
@@ -175,8 +204,10 @@ def test_every_column_says_something(result: Result) -> None:
 def test_names_of_tables_are_of_one_class(results: dict[str, Result]) -> None:
     """Results of several classes can be in one folder."""
     kinds = {type(result) for result in results.values()}
-    names = [table.name for kind in kinds for table in kind.schema]
+    names = [table.name for kind in kinds for table in kind.schema if not issubclass(kind, COMPOSED)]
     assert len(names) == len(set(names))
+    every = {table for kind in kinds for table in kind.schema}
+    assert len(every) == len({table.name for table in every}), "a name of one table alone"
 
 
 def test_to_pandas_is_the_first_table_and_a_copy(result: Result) -> None:
@@ -219,15 +250,15 @@ def nullable(kind: pyarrow.DataType) -> object:
 
 
 @pytest.mark.parametrize("texts", ["plain", "hostile"])
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", NAMES)
 def test_files_read_back_equal(request: pytest.FixtureRequest, name: str, texts: str, tmp_path: Path) -> None:
     result = request.getfixturevalue("results" if texts == "plain" else "hostile")[name]
     folder, tables, tensors = tmp_path / "out", result.tables(), result.tensors()
     result.save(folder)
     written = {f"{table}.{ending}" for table in tables for ending in ("parquet", "csv")}
-    written |= {"columns.csv", f"{type(result).__name__.lower()}.json"} | (
-        {"tensors.safetensors"} if tensors else set()
-    )
+    written |= {"columns.csv", f"{type(result).__name__.lower()}.json"}
+    kept_tensors = folder / f"{type(result).__name__.lower()}.safetensors"
+    written |= {kept_tensors.name} if tensors else set()
     assert {file.name for file in folder.iterdir()} == written
     about = pd.read_csv(folder / "columns.csv", dtype=str, keep_default_na=False)
     columns = [(table, c.name, c.kind, c.unit, c.meaning) for table in tables for c in result.described(table).columns]
@@ -244,9 +275,9 @@ def test_files_read_back_equal(request: pytest.FixtureRequest, name: str, texts:
     said = json.loads((folder / f"{type(result).__name__.lower()}.json").read_text("utf-8"))
     assert said == json.loads(json.dumps(result.to_dict()))
     if tensors:
-        stored_tensors = load_file(folder / "tensors.safetensors")
+        stored_tensors = load_file(kept_tensors)
         assert set(stored_tensors) == set(tensors)
-        with safe_open(folder / "tensors.safetensors", "pt") as file:
+        with safe_open(kept_tensors, "pt") as file:
             metadata = file.metadata()
         for key, (meaning, tensor) in tensors.items():
             assert torch.equal(stored_tensors[key], tensor.detach().cpu())
@@ -265,6 +296,17 @@ def test_a_folder_with_two_results_describes_both(results: dict[str, Result], tm
     assert {"reach.json", "faithfulness.json"} <= {file.name for file in (tmp_path / "out").iterdir()}
 
 
+def test_results_of_two_classes_keep_their_tensors_in_one_folder(results: dict[str, Result], tmp_path: Path) -> None:
+    several = [result for result in results.values() if result.tensors()]
+    assert len({type(result) for result in several}) == len(several) > 1
+    for result in several:
+        result.save(tmp_path / "out")
+    for result in several:
+        kept = load_file(tmp_path / "out" / f"{type(result).__name__.lower()}.safetensors")
+        assert set(kept) == set(result.tensors())
+        assert all(torch.equal(kept[name], tensor.detach()) for name, (_, tensor) in result.tensors().items())
+
+
 def test_places_that_can_not_be_written(result: Result, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputFailed):
@@ -276,7 +318,7 @@ def test_places_that_can_not_be_written(result: Result, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- shown
 
 
-def printed(result: Result, width: int, capsys: pytest.CaptureFixture[str]) -> str:
+def printed(result: Viewed, width: int, capsys: pytest.CaptureFixture[str]) -> str:
     """What it prints, which must fit, and command nothing."""
     capsys.readouterr()
     result.show(width)
@@ -292,18 +334,18 @@ def printed(result: Result, width: int, capsys: pytest.CaptureFixture[str]) -> s
 
 
 @pytest.mark.parametrize("width", [60, 100])
-def test_it_prints_within_the_width(result: Result, width: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(printed(result, width, capsys).splitlines()) > 3
+def test_it_prints_within_the_width(plain: Viewed, width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(printed(plain, width, capsys).splitlines()) > 3
 
 
 @pytest.mark.parametrize("width", [60, 100])
-def test_hostile_tokens_command_no_terminal(odd: Result, width: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hostile_tokens_command_no_terminal(odd: Viewed, width: int, capsys: pytest.CaptureFixture[str]) -> None:
     said = printed(odd, width, capsys)
     if not isinstance(odd, sc.SVD):
         assert visible(HOSTILE)[:6] in said
 
 
-def test_the_page_is_well_formed_and_every_text_is_escaped(odd: Result) -> None:
+def test_the_html_is_well_formed_and_every_text_is_escaped(odd: Viewed) -> None:
     text = odd._repr_html_()
     parsed = Parsed(text)
     assert {tag for tag, _ in parsed.tags} <= {"div", "strong", "small", "table", "tr", "th", "td", "span"}
@@ -315,9 +357,9 @@ def test_the_page_is_well_formed_and_every_text_is_escaped(odd: Result) -> None:
     assert len(text) < 100_000
 
 
-def test_a_notebook_keeps_its_own_colours(result: Result) -> None:
+def test_a_notebook_keeps_its_own_colours(plain: Viewed) -> None:
     """But for bars, and for what is marked."""
-    for tag, attributes in Parsed(result._repr_html_()).tags:
+    for tag, attributes in Parsed(plain._repr_html_()).tags:
         style = dict(part.split(":") for part in (attributes.get("style") or "").split(";") if part)
         assert style.get("color") == ("inherit" if tag == "table" else None)
         assert ("background" in style) == (tag == "span")

@@ -16,9 +16,7 @@ from secant import memory as resources
 from secant.analyses.case import imaged
 from secant.errors import BadArgument, NotConverged, TooLarge
 from secant.memory import in_batches, limited
-from secant.operators import cost as costs
-from secant.operators import decomposition as spectra
-from secant.operators import solvers
+from secant.operators import cost as costs, decomposition as spectra, solvers
 from secant.operators.batched import Blocks, MatrixBatch, SingleMatrix, token_terms
 from secant.operators.operator import Matrix, Operator
 from secant.operators.solvers import Wanted

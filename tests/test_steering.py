@@ -16,8 +16,8 @@ from transformers import CompileConfig
 import secant as sc
 from secant.errors import BadArgument, NoPoint, SecantError
 from secant.model.lm import LM
+from secant.steering.forms import FORMS
 from secant.steering.kv_cache import accumulated, real_positions
-from secant.steering.steer import FORMS
 
 LAYER = 1
 STRENGTHS = {"mixture": 0.6, "additive": 1.5, "activation": -2.0}

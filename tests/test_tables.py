@@ -87,7 +87,7 @@ def test_the_page_of_tables_is_as_it_would_be_written() -> None:
 
 def test_a_decomposition_is_written(f: sc.SVD, tmp_path: Path) -> None:
     f.save(tmp_path / "out")
-    tensors = load_file(tmp_path / "out" / "tensors.safetensors")
+    tensors = load_file(tmp_path / "out" / "svd.safetensors")
     assert all(torch.equal(tensors[name], getattr(f, name)) for name in ("U", "S", "V", "residuals"))
     table = pd.read_parquet(tmp_path / "out" / "svd.parquet")
     pd.testing.assert_frame_equal(table, f.to_pandas())

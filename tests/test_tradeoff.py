@@ -19,10 +19,9 @@ from typer.testing import CliRunner
 import secant as sc
 from secant import figures
 from secant.cli import app
-from secant.cli.options import SteeringForm
 from secant.errors import BadArgument, BadPrompt, NoPoint, SecantError
+from secant.steering.forms import FORMS as STEERING_FORMS
 from secant.steering.generate import batches, continued, weighed
-from secant.steering.steer import FORMS as STEERING_FORMS
 from secant.steering.steered import side_by_side
 from secant.steering.sweep import PLAIN, SWEEP, TEXTS, Settings
 
@@ -251,10 +250,6 @@ def test_without_matplotlib_it_is_said(sweep: sc.Sweep, monkeypatch: pytest.Monk
 
 
 # ------------------------------------------------------------------------------------------- the command line
-
-
-def test_the_forms_of_the_command_line_are_those_there_are() -> None:
-    assert [form.value for form in SteeringForm] == list(STEERING_FORMS)
 
 
 def ran(*args: object) -> str:

@@ -6,27 +6,46 @@ The public names, in the order of the pipeline; each is imported when it is firs
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from secant.analyses.ablation import Ablation, Ablations, ablate, ablations
-    from secant.analyses.attribution import Attribution, attribute
-    from secant.analyses.compare import Comparison, compare
-    from secant.analyses.continuation import Steps, follow
-    from secant.analyses.explain import Evidence, Explanation, explain
-    from secant.analyses.faithfulness import Faithfulness, faithfulness
-    from secant.analyses.interpolation import Reach, reach
-    from secant.analyses.screening import Screening, screen
-    from secant.errors import NoRule, NotExact, SecantError
-    from secant.linearize.run import Certificate, Prediction, Run, freeze
-    from secant.model.lm import LM
-    from secant.model.loading import load
-    from secant.operators.decomposition import SVD, Estimate, captured, frobenius, stable_rank, svd
-    from secant.operators.operator import Operator
-    from secant.steering.steer import steer
-    from secant.steering.sweep import Sweep, steering_sweep
-    from secant.stream.decode import Largest, Null, Word, decode, largest, null
-    from secant.stream.layers import Depth, Layers, layers
-    from secant.studies.study import Study, merge, study
-    from secant.studies.summary import Summary, summarize
+if TYPE_CHECKING:  # with `as`, which says to type checkers that a name is public
+    from secant.analyses.ablation import (
+        Ablation as Ablation,
+        Ablations as Ablations,
+        ablate as ablate,
+        ablations as ablations,
+    )
+    from secant.analyses.attribution import Attribution as Attribution, attribute as attribute
+    from secant.analyses.compare import Comparison as Comparison, compare as compare
+    from secant.analyses.continuation import Steps as Steps, follow as follow
+    from secant.analyses.explain import Evidence as Evidence, Explanation as Explanation, explain as explain
+    from secant.analyses.faithfulness import Faithfulness as Faithfulness, faithfulness as faithfulness
+    from secant.analyses.interpolation import Reach as Reach, reach as reach
+    from secant.analyses.screening import Screening as Screening, screen as screen
+    from secant.errors import NoRule as NoRule, NotExact as NotExact, SecantError as SecantError
+    from secant.linearize.run import Certificate as Certificate, Prediction as Prediction, Run as Run, freeze as freeze
+    from secant.model.lm import LM as LM
+    from secant.model.loading import load as load
+    from secant.operators.decomposition import (
+        SVD as SVD,
+        Estimate as Estimate,
+        captured as captured,
+        frobenius as frobenius,
+        stable_rank as stable_rank,
+        svd as svd,
+    )
+    from secant.operators.operator import Operator as Operator
+    from secant.steering.steer import steer as steer
+    from secant.steering.sweep import Sweep as Sweep, steering_sweep as steering_sweep
+    from secant.stream.decode import (
+        Largest as Largest,
+        Null as Null,
+        Word as Word,
+        decode as decode,
+        largest as largest,
+        null as null,
+    )
+    from secant.stream.layers import Depth as Depth, Layers as Layers, layers as layers
+    from secant.studies.study import Study as Study, merge as merge, study as study
+    from secant.studies.summary import Summary as Summary, summarize as summarize
 
 __version__ = "0.1.0"
 
@@ -53,69 +72,17 @@ _WHERE = {
     "studies.study": ["study", "Study", "merge"],
 }
 
-__all__ = [
-    "LM",
-    "SVD",
-    "Ablation",
-    "Ablations",
-    "Attribution",
-    "Certificate",
-    "Comparison",
-    "Depth",
-    "Estimate",
-    "Evidence",
-    "Explanation",
-    "Faithfulness",
-    "Largest",
-    "Layers",
-    "NoRule",
-    "NotExact",
-    "Null",
-    "Operator",
-    "Prediction",
-    "Reach",
-    "Run",
-    "Screening",
-    "SecantError",
-    "Steps",
-    "Study",
-    "Summary",
-    "Sweep",
-    "Word",
-    "ablate",
-    "ablations",
-    "attribute",
-    "captured",
-    "compare",
-    "decode",
-    "explain",
-    "faithfulness",
-    "follow",
-    "freeze",
-    "frobenius",
-    "largest",
-    "layers",
-    "load",
-    "merge",
-    "null",
-    "reach",
-    "screen",
-    "stable_rank",
-    "steer",
-    "steering_sweep",
-    "study",
-    "summarize",
-    "svd",
-]
+_MODULES = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _WHERE.items():
-        if name in names:
-            value = getattr(import_module(f"secant.{module}"), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module 'secant' has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'secant' has no attribute {name!r}")
+    value = getattr(import_module(f"secant.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

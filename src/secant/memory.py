@@ -23,6 +23,9 @@ from torch import Tensor
 
 from secant.errors import BadArgument, TooLarge, is_out_of_memory
 
+Progress = Callable[[str, int, int], None]
+"""A callback of work that takes long: what is counted, how many are done, and of how many."""
+
 LONG = 60.0
 """Seconds of work from which it is announced."""
 

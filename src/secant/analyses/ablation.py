@@ -22,8 +22,8 @@ from secant.errors import BadArgument, BadPrompt, NoPoint, checked, integer
 from secant.linearize.network import patched_logits, replayed, running
 from secant.linearize.points import PARTS, ActivationGraph, Point
 from secant.linearize.run import ITS_LOGIT, LOGIT, PROBABILITY, Run
+from secant.memory import Progress
 from secant.numeric import wide
-from secant.operators.decomposition import Progress
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Tokens, View

@@ -20,11 +20,11 @@ from torch import Tensor
 from secant.analyses.attribution import Attribution, attribute
 from secant.errors import integer
 from secant.linearize.run import Run
-from secant.memory import limited
+from secant.memory import Progress, limited
 from secant.numeric import lengths, wide
 from secant.operators.batched import token_terms
 from secant.operators.cost import announce_plan, row_plan
-from secant.operators.decomposition import SVD, Progress, decomposed
+from secant.operators.decomposition import SVD, decomposed
 from secant.operators.operator import Matrix, Operator
 from secant.stream.decode import Decodings, Null, Side, Word, null
 from secant.stream.layers import SPANS, Layers, layers

@@ -20,7 +20,7 @@ import torch
 from secant.analyses.case import Case
 from secant.analyses.explain import CONTRIBUTED, NORM, SHARE, Explanation, explained
 from secant.errors import BadArgument, NoPoint, checked
-from secant.linearize.rules import CONVENTIONS
+from secant.linearize.conventions import CONVENTIONS
 from secant.linearize.run import (
     BLOCK_POSITION,
     CONVENTION,
@@ -34,8 +34,9 @@ from secant.linearize.run import (
     TOKEN,
     TOKEN_ID,
 )
+from secant.memory import Progress
 from secant.model.lm import LM, Prompt
-from secant.operators.decomposition import SPECTRUM, STABLE_RANK, VALUE, VECTOR, Progress
+from secant.operators.decomposition import SPECTRUM, STABLE_RANK, VALUE, VECTOR
 from secant.results.formats import shown
 from secant.results.result import Result
 from secant.results.schema import Column, Table

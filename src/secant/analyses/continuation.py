@@ -14,7 +14,7 @@ import pandas as pd
 from secant.analyses.attribution import CONTRIBUTIONS, Attribution, attribute
 from secant.errors import checked, integer
 from secant.linearize.run import ITS_LOGIT, PROBABILITY, RECONSTRUCTION, TOKEN, Certificate, Prediction, Run
-from secant.operators.decomposition import Progress
+from secant.memory import Progress
 from secant.results.result import Result
 from secant.results.schema import Column
 from secant.results.view import Cell, Grid, Shown, Tokens, View, missing

@@ -31,10 +31,10 @@ from secant.linearize.run import (
     Run,
     freeze,
 )
-from secant.memory import peak, timed
+from secant.memory import Progress, peak, timed
 from secant.model.lm import LM, Prompt
 from secant.numeric import wide
-from secant.operators.decomposition import BLOCK, SIGMA, SPECTRUM, STABLE_RANK, SVD, VALUE, VECTOR, Progress, countable
+from secant.operators.decomposition import BLOCK, SIGMA, SPECTRUM, STABLE_RANK, SVD, VALUE, VECTOR, countable
 from secant.results.paths import check_file
 from secant.results.result import Described, Result
 from secant.results.schema import Column, Table
@@ -226,7 +226,9 @@ class Evidence(Result):
 
     def about(self) -> dict[str, Any]:
         """Returns the target, its logit, both sums, and the shape of J."""
-        return {**self.attribution.about(), "shape": list(self.shape)}
+        said = self.attribution.about()
+        del said["versus"]  # its own target is the logit itself; the table has the differences
+        return {**said, "shape": list(self.shape)}
 
     def view(self) -> View:
         """Shows both sums of the logit, and its differences to those of other predictions."""

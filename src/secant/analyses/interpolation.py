@@ -23,10 +23,10 @@ from torch import Tensor
 from secant.errors import BadArgument, BadPrompt, checked, integer
 from secant.linearize.network import Network, record, running
 from secant.linearize.run import RECONSTRUCTION, RELATIVE, TOKEN, Run, tangent
-from secant.memory import allowance
+from secant.memory import Progress, allowance
 from secant.model.lm import Prompt
 from secant.numeric import relative, wide
-from secant.operators.decomposition import SVD, Progress, svd
+from secant.operators.decomposition import SVD, svd
 from secant.operators.operator import Operator
 from secant.results.result import Result
 from secant.results.schema import Column, Table

@@ -13,7 +13,9 @@ import typer
 
 from secant.cli.verb import Group
 from secant.errors import seeded
+from secant.linearize.conventions import CONVENTIONS
 from secant.results.paths import path_of
+from secant.steering.forms import FORMS
 
 if TYPE_CHECKING:
     from secant.linearize.run import Run
@@ -29,20 +31,12 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
-class Convention(StrEnum):
-    """Which factor of a gated product is frozen."""
-
-    gate = "gate"
-    up = "up"
-    half = "half"
-
-
-class SteeringForm(StrEnum):
-    """How steering changes the residual stream."""
-
-    mixture = "mixture"
-    additive = "additive"
-    activation = "activation"
+if TYPE_CHECKING:
+    Convention = str
+    SteeringForm = str
+else:
+    Convention = StrEnum("Convention", {name: name for name in CONVENTIONS})
+    SteeringForm = StrEnum("SteeringForm", {name: name for name in FORMS})
 
 
 # ------------------------------------------------------------------------------------------------- completion
@@ -253,12 +247,12 @@ class Prompting(Group):
 class Freezing(Prompting):
     """How a prompt is frozen, under one convention."""
 
-    convention: Annotated[Convention, typer.Option(help="Which factor of a gated product is frozen.")] = Convention.gate
+    convention: Annotated[Convention, typer.Option(help="Which factor of a gated product is frozen.")] = "gate"
 
     @property
     def how(self) -> dict[str, Any]:
         """The keyword arguments of functions that freeze prompts."""
-        return {"convention": self.convention.value, **super().how}
+        return {"convention": str(self.convention), **super().how}
 
     def freeze(self, lm: LM, prompt: Prompt) -> Run:
         """Freeze a prompt.
@@ -287,7 +281,7 @@ class Conventions(Prompting):
     @property
     def conventions(self) -> list[str]:
         """Their names; gate if none is given."""
-        return [each.value for each in self.convention or [Convention.gate]]
+        return [str(each) for each in self.convention or ["gate"]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,11 @@ import typer
 
 from secant.cli.options import path_option
 from secant.cli.printing import print_json, print_line
-from secant.cli.progress import Progress, progressing
+from secant.cli.progress import progressing
 from secant.cli.verb import Group
 
 if TYPE_CHECKING:
+    from secant.memory import Progress
     from secant.results.result import Result
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from secant.cli.process import say
 
-Progress = Callable[[str, int, int], None]
-"""A callback: what is counted, how many are done, and of how many."""
+if TYPE_CHECKING:
+    from secant.memory import Progress
 
 
 @contextmanager
@@ -24,8 +24,7 @@ def progressing() -> Iterator[Progress]:
         The callback to report progress to.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TimeRemainingColumn
-    from rich.progress import Progress as Bars
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, ProgressColumn, Task, TimeRemainingColumn
     from rich.text import Text
 
     class Rate(ProgressColumn):

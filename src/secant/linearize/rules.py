@@ -7,9 +7,7 @@ product.
 
 A tensor is *live* if it still depends on the input when these factors are frozen. A rule takes a call that has a live
 tensor among its arguments. It returns the frozen function (a `Form`), or LINEAR if the function is affine already.
-Which factor of a gated product is frozen is a *convention*: `gate` freezes the activation's output (the paper's choice
-for Llama, Qwen, Gemma, Mistral and OLMo), `up` freezes the other factor (its code for Phi), and `half` averages the
-two. All three are exact, and their Jacobians differ.
+Which factor of a gated product is frozen is a *convention* (`secant.linearize.conventions`).
 
 To teach secant a function, add its name to a row at the end of this file.
 """
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from secant.errors import TrainingMode
+from secant.linearize.conventions import CONVENTIONS
 from secant.linearize.forms import (
     Attended,
     Call,
@@ -47,8 +46,6 @@ from secant.linearize.forms import (
 )
 from secant.model import weights
 from secant.model.hooks import Whole
-
-CONVENTIONS = ("gate", "up", "half")
 
 Rule = Callable[[Call], Form | None]
 LINEAR = None
@@ -196,9 +193,9 @@ def multiplied(call: Call) -> Form | None:
     if mark.activation == other.activation:
         return with_frozen(call, [a])
     gate, up = (a, b) if mark.activation else (b, a)
-    if call.convention == "half":
-        return Halves(with_frozen(call, [gate], True), with_frozen(call, [up], True))
-    return with_frozen(call, [gate if call.convention == "gate" else up], True)
+    places = {"gate": gate, "up": up}
+    one, *more = (with_frozen(call, [places[factor]], True) for factor in CONVENTIONS[call.convention])
+    return Halves(one, *more) if more else one
 
 
 def second_is_coefficient(one: Mark, two: Mark, smaller: bool) -> bool:

@@ -20,10 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secant.errors import BadArgument, ModelRefused, NotExact, ReplayMismatch, checked, integer, number, one_of, seeded
 from secant.foreign import explained
+from secant.linearize.conventions import CONVENTIONS
 from secant.linearize.forecast import announce_cost
 from secant.linearize.network import Network, Recording, noting_head, record, running, streams
 from secant.linearize.points import ActivationGraph
-from secant.linearize.rules import CONVENTIONS
 from secant.linearize.tape import Tape, WithoutParameters
 from secant.linearize.untouched import State, untouched
 from secant.memory import room
@@ -59,7 +59,7 @@ PROBABILITY = Column("probability", float, "its probability", "probability", hea
 ITS_LOGIT = Column("logit", float, "its logit", LOGIT, show="logit")
 RECONSTRUCTION = Column("reconstruction", float, "‖J x + b - y‖ / ‖y‖", RELATIVE, heading="exact to", show="error")
 MODEL = Column("model", str, "the model's name")
-CONVENTION = Column("convention", str, "which factor of a gated product is frozen: gate, up or half")
+CONVENTION = Column("convention", str, f"which factor of a gated product is frozen: one of {', '.join(CONVENTIONS)}")
 
 POSITIONS = Table(
     "positions",
@@ -404,7 +404,7 @@ def freeze(
         TooLarge: The memory does not suffice.
         NotExact: An error of the certificate exceeds its tolerance.
     """
-    one_of(convention, CONVENTIONS, "A convention")
+    one_of(convention, list(CONVENTIONS), "A convention")
     lm.ready()
     ids = lm.encode(prompt)
     system = precision_of(lm, precision)

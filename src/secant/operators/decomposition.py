@@ -9,7 +9,7 @@ measures the residual of each triplet, and every residual is within the toleranc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, overload
@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.errors import BadArgument, NotConverged, TooLarge, checked, integer, seeded, share
-from secant.memory import allowance, bytes_in_words, limited
+from secant.memory import Progress, allowance, bytes_in_words, limited
 from secant.numeric import relative, wide
 from secant.operators.batched import Blocks, DenseBatch, MatrixBatch, SingleMatrix
 from secant.operators.cost import BLOCK_BATCH, Plan, announce_plan, dense_plans, estimated_pace, plans
@@ -201,9 +201,6 @@ class SVD(Result):
 
         """
         return (self.U * (self.S * (self.V.T @ x.to(self.V).flatten()))).cumsum(1).T
-
-
-Progress = Callable[[str, int, int], None]
 
 
 @overload

@@ -41,8 +41,6 @@ READ = {
 }
 """How columns of each type are written as CSV, and how to read them back with pandas."""
 
-TENSORS = "tensors.safetensors"
-
 
 def check_folder(folder: str | Path, tables: Iterable[Table], files: Iterable[str] = ()) -> None:
     """Raises the errors that writing tables and files to a folder would raise, before there are any.
@@ -73,7 +71,7 @@ def write(
 
     Args:
         folder: The folder.
-        name: The name of the JSON file, without its ending.
+        name: The name of the JSON file and of the file of tensors, without their endings.
         tables: The tables, with their descriptions.
         tree: The contents of the JSON file.
         tensors: The tensors by name, with their meanings.
@@ -87,7 +85,7 @@ def write(
         write_json(new / f"{name}.json", tree)
         if tensors:
             said = {"secant": json.dumps(plain(about)), **{key: meaning for key, (meaning, _) in tensors.items()}}
-            write_tensors(new / TENSORS, {key: tensor for key, (_, tensor) in tensors.items()}, said)
+            write_tensors(new / f"{name}.safetensors", {key: tensor for key, (_, tensor) in tensors.items()}, said)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from secant.results.view import Cell, Tokens, missing
+from secant.results.view import Cell, Shown, Tokens, missing
 from secant.text import readable, visible
 
 
@@ -67,6 +67,16 @@ def shown(value: Any, format: str) -> str:
     if isinstance(value, str) and format in NUMBERS:
         return readable(value)
     return FORMATS[format](value)
+
+
+def heading(column: Shown) -> str:
+    """Returns the heading of a column as text.
+
+    Args:
+        column: The column.
+
+    """
+    return visible(column.heading) if column.token else readable(column.heading)
 
 
 def fact(value: Any) -> str:

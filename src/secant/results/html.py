@@ -8,9 +8,9 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from secant.results.formats import NUMBERS, fact, shown
+from secant.results.formats import NUMBERS, fact, heading, shown
 from secant.results.view import Cell, Grid, Shown, Style, View, largest, missing, value_of
-from secant.text import readable, visible
+from secant.text import readable
 
 POSITIVE, NEGATIVE = "#3d8fd1", "#d9702b"
 """Colours of bars."""
@@ -49,7 +49,7 @@ def _grid(grid: Grid) -> str:
     """A grid as a table, with at most MOST rows and columns."""
     columns, rows = grid.columns[:MOST], grid.rows[: min(MOST, grid.most or MOST)]
     tops = [largest([row[i] for row in rows]) if c.show == "bar" else 0.0 for i, c in enumerate(columns)]
-    heads = "".join(f"<th{_style(c)}>{escape(visible(c.heading) if c.token else c.heading)}</th>" for c in columns)
+    heads = "".join(f"<th{_style(c)}>{escape(heading(c))}</th>" for c in columns)
     lines = [f"<tr>{heads}</tr>"]
     for row in rows:
         own = zip(row, columns, tops, strict=False)

@@ -109,10 +109,12 @@ class Result(Viewed):
         """Writes it to a folder.
 
         The files are each table as .parquet and .csv, columns.csv, which describes their columns, a JSON file with all
-        of it, and tensors.safetensors if it has tensors.
+        of it, and a safetensors file if it has tensors. The last two are named after its class, so that results of
+        different classes keep theirs in one folder.
 
         Args:
-            folder: The folder, which is made if it does not exist. Other files in it stay.
+            folder: The folder, which is made if it does not exist. Other files in it stay; those of a result of the
+                same class are replaced.
 
         Raises:
             BadArgument: `folder` is not a path.
@@ -127,7 +129,7 @@ class Result(Viewed):
 
     @classmethod
     def file(cls) -> str:
-        """Returns the name of its JSON file, without the ending."""
+        """Returns the name of its JSON file and of its file of tensors, without their endings."""
         return cls.__name__.lower()
 
     @classmethod
@@ -143,6 +145,6 @@ class Result(Viewed):
             OutputFailed: The folder, or a file in it, can't be written.
 
         """
-        from secant.results.files import TENSORS, check_folder
+        from secant.results.files import check_folder
 
-        check_folder(folder, cls.schema, [f"{cls.file()}.json", TENSORS, *files])
+        check_folder(folder, cls.schema, [f"{cls.file()}.json", f"{cls.file()}.safetensors", *files])

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from secant.results.formats import NUMBERS, fact, shown
+from secant.results.formats import NUMBERS, fact, heading, shown
 from secant.results.view import Cell, Grid, Shown, Style, Tokens, View, largest, missing, value_of
-from secant.text import readable, visible
+from secant.text import readable
 
 STYLES: dict[Style, str] = {"": "", "strong": "bold", "dim": "dim", "bad": "red"}
 
@@ -150,11 +150,7 @@ def _width(column: Shown, values: Sequence[Any]) -> int:
     if column.show == "bar":
         return BAR
     widest = max((cell_len(shown(value, column.show)) for value in values), default=0)
-    return max(1, min(max(widest, cell_len(_heading(column))), column.most))
-
-
-def _heading(column: Shown) -> str:
-    return visible(column.heading) if column.token else readable(column.heading)
+    return max(1, min(max(widest, cell_len(heading(column))), column.most))
 
 
 def _table(columns: Sequence[Shown], rows: Sequence[Sequence[Any]], places: Sequence[int], width: int) -> Table:
@@ -166,13 +162,13 @@ def _table(columns: Sequence[Shown], rows: Sequence[Sequence[Any]], places: Sequ
     taken = sum(_width(columns[i], own[i]) for i in places if i not in wide) + GAP * (len(places) - 1)
     left = [max(LEAST, (width - taken - k) // max(1, len(wide))) for k in range(len(wide))]
     widths = {i: _width(columns[i], own[i]) for i in places} | {
-        i: min(room, max(_width(replace(columns[i], most=10**6), own[i]), cell_len(_heading(columns[i]))))
+        i: min(room, max(_width(replace(columns[i], most=10**6), own[i]), cell_len(heading(columns[i]))))
         for i, room in zip(wide, left, strict=True)
     }
     for i in places:
         right = columns[i].show in NUMBERS
         table.add_column(
-            Text(_heading(columns[i])), justify="right" if right else "left", no_wrap=not columns[i].wrap,
+            Text(heading(columns[i])), justify="right" if right else "left", no_wrap=not columns[i].wrap,
             width=widths[i], overflow="fold" if columns[i].wrap else "ellipsis",
         )  # fmt: skip
     tops = {i: largest(own[i]) for i in places if columns[i].show == "bar"}

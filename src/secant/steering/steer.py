@@ -12,7 +12,7 @@ residual stream h_i after that layer becomes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -30,48 +30,8 @@ from secant.model.hooks import replacing_outputs
 from secant.model.lm import LM, Prompt
 from secant.numeric import mapped, tensors
 from secant.results.schema import Column
+from secant.steering.forms import FORMS
 from secant.steering.kv_cache import following
-
-
-def mixed(h: Float[Tensor, "*rows d"], a: Float[Tensor, "*#rows d"], strength: float) -> Float[Tensor, "*rows d"]:
-    """The mean (1 - s) h + s a."""
-    return (1 - strength) * h + strength * a
-
-
-def added(h: Float[Tensor, "*rows d"], a: Float[Tensor, "*#rows d"], strength: float) -> Float[Tensor, "*rows d"]:
-    """The sum h + s ‖h‖ / (2 ‖a‖) a; h itself where a is 0."""
-    length = torch.linalg.vector_norm(a, dim=-1, keepdim=True)
-    there = length > 0
-    scale = strength * torch.linalg.vector_norm(h, dim=-1, keepdim=True) / (2 * length.masked_fill(~there, 1))
-    return torch.where(there, h + scale * a, h)
-
-
-@dataclass(frozen=True)
-class Form:
-    """A form of steering.
-
-    Attributes:
-        combined: Combines the residual stream and a direction with a strength.
-        of_operator: Whether the direction is the operator's a; else it is the concept's own activation.
-        least: The smallest strength.
-        most: The largest strength.
-        grid: Strengths to try.
-
-    """
-
-    combined: Callable[[Tensor, Tensor, float], Tensor]
-    of_operator: bool
-    least: float
-    most: float
-    grid: tuple[float, ...]
-
-
-FORMS = {
-    "mixture": Form(mixed, True, 0.0, 1.0, (0.2, 0.4, 0.5, 0.6, 0.7, 0.8)),
-    "additive": Form(added, True, -math.inf, math.inf, (0.5, 1.0, 1.25, 1.5, 2.0, 3.0)),
-    "activation": Form(added, False, -math.inf, math.inf, (0.5, 1.0, 1.25, 1.5, 2.0, 3.0)),
-}
-"""Every form by name."""
 
 PLAIN = "unsteered"
 """The form of what was generated without steering."""

@@ -22,7 +22,7 @@ from secant.errors import BadArgument, NoPoint, checked, integer
 from secant.linearize.points import ActivationGraph
 from secant.linearize.readout import Readout, batchable
 from secant.linearize.run import BLOCK_POSITION, BLOCK_TOKEN, RECONSTRUCTION, Run
-from secant.memory import limited
+from secant.memory import Progress, limited
 from secant.numeric import relative, wide
 from secant.operators.cost import Plan, announce_plan
 from secant.operators.decomposition import (
@@ -33,7 +33,6 @@ from secant.operators.decomposition import (
     SVD,
     VALUE,
     VECTOR,
-    Progress,
     leading,
 )
 from secant.operators.operator import CHUNK, Graph

@@ -16,7 +16,7 @@ from torch import Tensor
 from secant.analyses.attribution import CONTRIBUTIONS
 from secant.analyses.case import Case
 from secant.analyses.explain import SINGULAR_VALUES, WORDS
-from secant.linearize.rules import CONVENTIONS
+from secant.linearize.conventions import CONVENTIONS
 from secant.linearize.run import BLOCK_POSITION, BLOCK_TOKEN, RECONSTRUCTION, RELATIVE, freeze
 from secant.numeric import wide
 from secant.operators.decomposition import STABLE_RANK

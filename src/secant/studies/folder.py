@@ -30,8 +30,7 @@ from secant.errors import BadArgument, DamagedFile
 from secant.foreign import explained
 from secant.results.files import arrow, columns, write_columns
 from secant.results.paths import check, clear, failing, making, path_of, replacing, write_json
-from secant.studies.identity import Identity
-from secant.studies.identity import described as identity_of
+from secant.studies.identity import Identity, described as identity_of
 from secant.studies.work import SCHEMA, Computed
 
 SPEC, MANIFEST, SHARDS, TABLES, LOCK = "study.json", "manifest.json", "shards", "tables", ".lock"

@@ -18,8 +18,8 @@ import torch
 from secant import __version__
 from secant.errors import BadArgument, DamagedFile, checked, chosen, integer, seeded
 from secant.foreign import explained
-from secant.linearize.rules import CONVENTIONS
-from secant.memory import announce, peak, size_of
+from secant.linearize.conventions import CONVENTIONS
+from secant.memory import Progress, announce, peak, size_of
 from secant.model.lm import LM, versions
 from secant.results.files import columns
 from secant.results.paths import path_of, paths_of
@@ -36,9 +36,6 @@ ENGINES = ("local", "ray")
 CPU = torch.device("cpu")
 ESTIMATE_AFTER = 5.0
 """Seconds of work after which the time left is estimated."""
-
-Progress = Callable[[str, int, int], None]
-
 
 SHOWN = 8
 """How many reasons for failed prompts are shown."""

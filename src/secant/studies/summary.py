@@ -18,6 +18,7 @@ import pyarrow.dataset
 from secant.analyses.attribution import KIND
 from secant.errors import BadArgument, checked, integer, seeded
 from secant.linearize.run import BLOCK_POSITION, CONVENTION, MODEL, RELATIVE
+from secant.memory import Progress
 from secant.operators.decomposition import VECTOR
 from secant.results.paths import paths_of
 from secant.results.result import Result
@@ -30,8 +31,6 @@ from secant.studies.analyses import WRITERS
 from secant.studies.folder import refuse_study
 from secant.studies.reading import SUBJECT, Studies, check_compatible, opened
 from secant.studies.statistics import LEVEL, described, statistics
-
-Progress = Callable[[str, int, int], None]
 
 # ------------------------------------------------------------------------------------------- what is averaged
 

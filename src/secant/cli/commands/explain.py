@@ -12,10 +12,11 @@ import typer
 
 from secant.cli.options import Freezing, MaxMemory, Model, Spectra
 from secant.cli.output import Illustrated
-from secant.cli.progress import Progress, progressing
+from secant.cli.progress import progressing
 from secant.cli.verb import Help, verb
 
 if TYPE_CHECKING:
+    from secant.memory import Progress
     from secant.model.lm import LM
 
 

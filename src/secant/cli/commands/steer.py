@@ -9,10 +9,12 @@ import typer
 
 from secant.cli.options import Freezing, Model, SteeringForm, path_option
 from secant.cli.output import Output
-from secant.cli.progress import Progress, progressing
+from secant.cli.progress import progressing
 from secant.cli.verb import Help, verb
+from secant.steering.forms import FORMS
 
 if TYPE_CHECKING:
+    from secant.memory import Progress
     from secant.steering.sweep import Sweep
 
 
@@ -64,7 +66,7 @@ def steer(
     output.reserve(sc.Sweep, "sweep.png")
     lm = model.loaded()
     run = freezing.freeze(lm, concept)
-    forms = [each.value for each in form or (SteeringForm if sweep else [SteeringForm.mixture])]
+    forms = [str(each) for each in form or (FORMS if sweep else ["mixture"])]
     given = [freezing.prompt(text) for text in texts]
     how: dict[str, Any] = {"tokens": tokens, "sample": sample, "seed": freezing.seed}
     if sweep:

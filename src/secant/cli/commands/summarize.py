@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from secant.cli.options import Seed, path_argument
 from secant.cli.output import Illustrated
-from secant.cli.progress import Progress, progressing
+from secant.cli.progress import progressing
 from secant.cli.verb import Help, verb
+
+if TYPE_CHECKING:
+    from secant.memory import Progress
 
 
 @verb

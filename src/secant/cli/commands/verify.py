@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secant.cli.options import Convention, Conventions, Dtype, Opening, models
+from secant.cli.options import Conventions, Dtype, Opening, models
 from secant.cli.output import Printing
 from secant.cli.progress import progressing
 from secant.cli.verb import Help, verb
+from secant.linearize.conventions import CONVENTIONS
 
 if TYPE_CHECKING:
     from secant.model.lm import LM
@@ -85,7 +86,7 @@ def verify(
         raise sc.SecantError("--chat requires a prompt", "none", "Add --prompt.")
     packed = hasattr(configuration(model, opening.allow_remote_code), "quantization_config")
     chosen: list[Any] = dtype or ([None] if packed else list(Dtype))  # packed weights have a type of their own
-    conventions = freezing.convention or list(Convention)
+    conventions = [str(each) for each in freezing.convention or CONVENTIONS]
     rows: list[dict[str, Any]] = []
     with progressing() as progress:
         for wanted in chosen:
@@ -95,10 +96,10 @@ def verify(
             how = {**freezing.how, "precision": _wider(freezing.precision, name), "ordinary": True}
             for which in conventions:
                 try:
-                    certificate = sc.freeze(lm, ids, convention=which.value, **how).certificate
+                    certificate = sc.freeze(lm, ids, convention=which, **how).certificate
                     rows.append({"exact": True, **asdict(certificate)})
                 except sc.NotExact as error:
-                    rows.append({"exact": False, "dtype": name.value, "convention": which.value, "why": str(error)})
+                    rows.append({"exact": False, "dtype": name.value, "convention": which, "why": str(error)})
                 progress("certificates", len(rows), len(chosen) * len(conventions))
     output.finish(Certificates(model, [lm.text(i) for i in ids], rows))
     if not all(row["exact"] for row in rows):
