@@ -225,19 +225,21 @@ def ablate(
             "a run of a different one",
             "Freeze its prompts with this model.",
         )
-    if not isinstance(what, str):
-        if position is not None:
-            raise BadArgument(
-                "A position applies to parts and heads, not to a token", f"position = {position!r}",
-                "Leave it out, or name a part.",
-            )  # fmt: skip
-        return _token(
-            run,
-            integer(what, -len(run.ids), len(run.ids) - 1, "A token is ablated by its position in the prompt"),
-            by,
-            reference,
-        )
-    inside, rows = run.inside, run.rows(position)
+    if isinstance(what, str):
+        return _part(run, what, by, run.rows(position), reference or [run])
+    if position is not None:
+        raise BadArgument(
+            "A position applies to parts and heads, not to a token", f"position = {position!r}",
+            "Leave it out, or name a part.",
+        )  # fmt: skip
+    last = len(run.ids) - 1
+    place = integer(what, -len(run.ids), last, "A token is ablated by its position in the prompt")
+    return _token(run, place, by, reference)
+
+
+def _part(run: Run, what: str, by: str | SupportsIndex, rows: list[int], reference: Sequence[Run]) -> Ablation:
+    """The ablation of a part or head at some positions. Raises NoPoint and BadArgument."""
+    inside = run.inside
     point = inside[what]
     if what in ("embed", "norm", "logits") or (point.columns is None and what.rpartition(".")[2] not in PARTS):
         raise NoPoint(
@@ -247,9 +249,7 @@ def ablate(
     if by not in REPLACEMENTS:
         raise BadArgument("A part or head is ablated by zero or mean", repr(by), "Choose one of them.")
     whole = inside[f"{point.stem}.attn.heads"] if point.columns else point
-    given = {
-        step: _replaced(inside, point, step, rows, _mean(by, reference or [run], whole, step)) for step in whole.steps
-    }
+    given = {step: _replaced(inside, point, step, rows, _mean(by, reference, whole, step)) for step in whole.steps}
     token_axes = {step: inside.token_axes[step] for step in given}
     network = run.network
     frozen, _ = replayed(run.lm, network.recording, network.input, network.precision, token_axes, patches=given)

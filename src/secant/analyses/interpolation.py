@@ -149,41 +149,52 @@ def reach(
     lm.ready()
     with running(lm, lm.dtype, state=network.recording.state):
         to = lm.embed(ids)
-    J, first = _decomposed(start, k)
-    y = wide(start.output)
+    y, (J, first) = wide(start.output), _decomposed(start, k)
     slope = wide(tangent(lm, network.recording, x).forward((to - x).reshape(-1, 1))[:, 0])
     rows = []
     for done, alpha in enumerate(alphas):
         at = torch.lerp(x, to, alpha) if 0 < alpha < 1 else (to if alpha else x)
-        recording = record(
-            lm, run.ids, at, network.recording.convention, network.precision, state=network.recording.state
-        )
-        op = Network.of(lm, recording, at, network.precision).operator("norm", [-1])
-        run.certify(op.reconstruction, op.bias, op.output, f"at α = {alpha:g}")
+        op, predicted = _frozen_at(run, at, f"at α = {alpha:g}")
         frozen, now = network.replay(at), wide(op.output)
-        J_now, found = _decomposed(op, k)
-        u, v = _angles(first.U, found.U), _angles(first.V, found.V)
         rows.append(
             {
                 "alpha": alpha,
                 "frozen_error": relative(frozen["norm"][-1], now),
                 "ordinary_error": relative(y + alpha * slope, now),
                 "still_error": relative(y, now),
-                "predicted": lm.text(int(recording.values["logits"][-1].argmax())),
+                "predicted": lm.text(predicted),
                 "frozen_predicted": lm.text(int(frozen["logits"][-1].argmax())),
                 "y_angle": angle(y, now),
-                "u_angle": u.max(),
-                "u_mean": u.mean(),
-                "v_angle": v.max(),
-                "v_mean": v.mean(),
-                "gap": 1 - found.following / found.S[-1].item() if found.S[-1] > 0 else 0.0,
-                "j_distance": relative(J_now, J) if J_now is not None and J is not None else np.nan,
                 "reconstruction": op.reconstruction,
+                **_turned(J, first, *_decomposed(op, k)),
             }
         )
         if progress:
             progress("steps", done + 1, len(alphas))
     return Reach(run, ids, [lm.text(i) for i in ids], k, REACH.frame(rows))
+
+
+def _frozen_at(run: Run, at: Float[Tensor, "T d"], where: str) -> tuple[Operator, int]:
+    """The operator of the network frozen at other embeddings, and the id that the model predicts. Raises NotExact."""
+    lm, network = run.lm, run.network
+    convention, state = network.recording.convention, network.recording.state
+    recording = record(lm, run.ids, at, convention, network.precision, state=state)
+    op = Network.of(lm, recording, at, network.precision).operator("norm", [-1])
+    run.certify(op.reconstruction, op.bias, op.output, where)
+    return op, int(recording.values["logits"][-1].argmax())
+
+
+def _turned(J: Tensor | None, first: SVD, J_now: Tensor | None, found: SVD) -> dict[str, float]:
+    """How far J and the spans of its leading singular vectors have moved."""
+    u, v = _angles(first.U, found.U), _angles(first.V, found.V)
+    return {
+        "u_angle": u.max(),
+        "u_mean": u.mean(),
+        "v_angle": v.max(),
+        "v_mean": v.mean(),
+        "gap": 1 - found.following / found.S[-1].item() if found.S[-1] > 0 else 0.0,
+        "j_distance": relative(J_now, J) if J_now is not None and J is not None else np.nan,
+    }
 
 
 def angle(a: Float[Tensor, " d"], b: Float[Tensor, " d"]) -> float:
