@@ -14,9 +14,11 @@ from families import model_of, prompt
 from torch import Tensor
 
 import secant as sc
-from secant.analyses import explain as explaining
+from secant.analyses import case as cases, explain as explaining
 from secant.analyses.case import Case
+from secant.linearize import run as runs
 from secant.linearize.conventions import CONVENTIONS
+from secant.linearize.network import Recording
 from secant.linearize.replay import Replay
 from secant.linearize.tape import Record
 from secant.operators.operator import Matrix, Operator
@@ -37,13 +39,26 @@ DEPTHS = Counter(replays=3, records=1)
 """What all layers take: one replay with the streams between them at zero, and the final norm at theirs."""
 
 
+STEPS = {
+    cases: ("decomposed", "attribute", "imaged", "layers", "null", "token_terms"),
+    runs: ("ordinary_output",),
+}
+"""The functions by which a case and its run compute each thing that they keep."""
+
+
 class Counts:
-    """What was done: replays and recorded passes; each formation of J; each direction that was scored, by side."""
+    """What was done: replays and recorded passes; each formation of J; each direction that was scored, by side; and
+    each thing that a case and its run keep.
+    """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.passes = Counter[str]()
         self.formed = 0
         self.scored: list[tuple[str, bytes]] = []
+        self.computed = Counter[str]()
+        for module, names in STEPS.items():
+            for name in names:
+                patch.setattr(module, name, self._computing(name, getattr(module, name)))
         for kind, name in ((Replay, "replays"), (Record, "records")):
             patch.setattr(kind, "enter", self._entering(kind.enter, name))
         rows, score = Operator.rows, Scores.__call__
@@ -66,13 +81,38 @@ class Counts:
 
         return counted
 
+    def _computing(self, name: str, function: Any) -> Any:
+        def counted(*args: Any, **how: Any) -> Any:
+            said = {key: value for key, value in how.items() if key != "progress"}
+            self.computed[f"{name} of {[*map(self._named, args)]}, {said}"] += 1
+            return function(*args, **how)
+
+        return counted
+
+    @staticmethod
+    def _named(value: Any) -> str:
+        """An argument, told from others of its class by its prompt and convention."""
+        if isinstance(value, Operator):
+            return f"{value.about['convention']} of {value.about['tokens']}"
+        if isinstance(value, sc.Run):
+            return f"{value.certificate.convention} of {value.tokens}"
+        if isinstance(value, Recording):
+            return f"{value.convention} of {value.ids}"
+        return repr(value) if isinstance(value, int | str | None) else type(value).__name__
+
     def clear(self) -> None:
         self.passes.clear()
+        self.computed.clear()
         self.formed = 0
         self.scored.clear()
 
     def assert_each_direction_once(self) -> None:
         assert len(set(self.scored)) == len(self.scored)
+
+    def assert_each_step_once(self, *steps: str) -> None:
+        """That these were computed, and none of all twice."""
+        assert {said.partition(" ")[0] for said in self.computed} == set(steps)
+        assert {said: count for said, count in self.computed.items() if count > 1} == {}
 
 
 @pytest.fixture
@@ -112,7 +152,9 @@ def test_explain_with_all_that_it_shows(
     lm = request.getfixturevalue(which)
     e = sc.explain(lm, given(lm), k=3, layers=True)
     shown(e, tmp_path)
+    e.evidence()
     assert counts.formed == 1
+    counts.assert_each_step_once(*(name for names in STEPS.values() for name in names))
     # constants at zero, once for all predictions; and the parts cut apart, at the prompt and at zero
     assert counts.passes == FROZEN + INSIDE + DEPTHS + Counter(replays=3)
     counts.assert_each_direction_once()
@@ -149,6 +191,7 @@ def test_only_what_is_shown_is_decoded(lm: sc.LM, counts: Counts) -> None:
 def test_a_study_of_everything(lm: sc.LM, counts: Counts, tmp_path: Path) -> None:
     sc.study([PROMPT], lm, out=tmp_path, analyses=[*ANALYSES], tensors=True)
     assert counts.formed == len(CONVENTIONS)
+    counts.assert_each_step_once("decomposed", "attribute", "layers", "null", "ordinary_output")
     others = Counter({name: (len(CONVENTIONS) - 1) * count for name, count in FROZEN.items()})
     assert counts.passes == FROZEN + others + INSIDE + DEPTHS + Counter(replays=3)
     counts.assert_each_direction_once()
@@ -158,6 +201,7 @@ def test_a_comparison(lm: sc.LM, counts: Counts) -> None:
     """Nulls are shared. Attention of the first layer is the same in both conventions, so directions are counted."""
     found = sc.compare(PROMPT, [lm], conventions=("gate", "up"), k=3)
     assert counts.formed == 2
+    counts.assert_each_step_once("decomposed", "attribute", "layers", "null", "token_terms", "ordinary_output")
     each = FROZEN + INSIDE + DEPTHS  # no layer by itself, but the constants at zero
     assert counts.passes == each + each
     T, layers = int(found.models["tokens"][0]), int(found.models["layers"][0])
