@@ -16,6 +16,7 @@ import pytest
 
 import secant as sc
 from secant.errors import BadArgument, ModelNotFound, SecantError, TooLarge
+from secant.model.lm import versions
 from secant.studies import cluster
 from secant.studies.analyses import Settings
 from secant.studies.cluster import on_ray
@@ -193,8 +194,8 @@ def test_what_is_not_there(work: Work, shards: list[Shard], monkeypatch: pytest.
 
 def test_workers_have_the_same_versions() -> None:
     agreed: dict[str, str] = {}
-    cluster._check_versions(agreed, sc.model.versions())
-    cluster._check_versions(agreed, sc.model.versions())
+    cluster._check_versions(agreed, versions())
+    cluster._check_versions(agreed, versions())
     with pytest.raises(BadArgument, match=r"torch .* and 1\.0\. Install"):
         cluster._check_versions(agreed, {**agreed, "torch": "1.0"})
 
