@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from secant.linearize.conventions import CONVENTIONS, Convention
 from secant.numeric import mapped, tensors
 
 # ------------------------------------------------------------------------------------------------ calls
@@ -62,7 +63,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     mark: Callable[[Tensor], Mark | None] = field(default=lambda tensor: None)
-    convention: str = "gate"
+    convention: Convention = CONVENTIONS["gate"]
     precision: torch.dtype | None = None
     plain: tuple[Any, Any] | None = None  # args and kwargs of a plain pass, if not these detached
 
@@ -72,6 +73,24 @@ class Call:
         if name in self.kwargs:
             return self.kwargs[name]
         return self.args[place] if len(self.args) > place else None
+
+    def at(self, place: int | str) -> Any:
+        """The argument at this place or with this name."""
+        return self.args[place] if isinstance(place, int) else self.kwargs[place]
+
+    def places(self) -> list[tuple[int | str, Any]]:
+        """The arguments with their places or names."""
+        return [*enumerate(self.args), *self.kwargs.items()]
+
+    def copied(self) -> Call:
+        """The same call with copies of its tensors, except parameters, and of its value, without a graph."""
+
+        def copy(t: Tensor) -> Tensor:
+            return t.detach() if isinstance(t, nn.Parameter) else t.detach().clone()
+
+        call = replace(self, args=mapped(self.args, copy), kwargs=mapped(self.kwargs, copy), plain=None)
+        call.__dict__["value"] = mapped(self.value, copy)
+        return call
 
     def key(self, where: tuple[str, int]) -> int | str:
         """The name or the place under which this call has that argument."""
@@ -158,14 +177,16 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class Halves:
-    """The mean of two forms of one product, each of which leaves the other factor live."""
+class Shared:
+    """A mixture of two forms of one product, each of which leaves the other factor live. The first has this share."""
 
     one: Fixed
     two: Fixed
+    share: float
 
     def __call__(self, call: Call) -> Tensor:
-        return (self.one(call) + self.two(call)) / 2
+        total: Tensor = self.share * self.one(call) + (1 - self.share) * self.two(call)
+        return total
 
 
 @dataclass(frozen=True)
@@ -346,7 +367,28 @@ class Unpacked:
         return F.linear(x, weight.to(x), None if bias is None else bias.to(x))
 
 
-Form = Constant | Scaled | Fixed | Halves | Opened | Chosen | Picked | Standardised | Attended | Grouped | Unpacked
+class Secant:
+    """The base of forms that go through the values at references (`secant.linearize.secants`)."""
+
+    def __call__(self, call: Call) -> Any:
+        """Returns the frozen function's value."""
+        raise NotImplementedError
+
+
+Form = (
+    Secant
+    | Constant
+    | Scaled
+    | Fixed
+    | Shared
+    | Opened
+    | Chosen
+    | Picked
+    | Standardised
+    | Attended
+    | Grouped
+    | Unpacked
+)
 
 
 def live_arguments(form: Form | None, call: Call) -> list[Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from secant.errors import ModelRefused, NoPoint
 from secant.foreign import explained
+from secant.linearize.conventions import RANDOM_PROMPTS, ZERO, Convention, convention_named
 from secant.linearize.forms import live
 from secant.linearize.precision import Precision
 from secant.linearize.replay import InjectedConstant, Patch, Replay, ReplayWithConstants
@@ -134,7 +135,7 @@ class Recording:
         values: The norm and the logits, `[T, n]`.
         steps: The steps that made them.
         unembedding: The use of the head that the logits come from.
-        convention: Which factor of a gated product is frozen.
+        convention: The name of the convention.
         layer_calls: The calls of members of module lists.
         captured: The outputs of the steps that were asked for.
         state: The state in which the model started; every replay starts in it too.
@@ -149,6 +150,7 @@ class Recording:
     layer_calls: list[LayerCall] = field(default_factory=list, repr=False)
     captured: dict[int, Tensor] = field(default_factory=dict, repr=False)
     state: State | None = field(default=None, repr=False)
+    seed: int = 0
 
 
 def record(
@@ -159,17 +161,22 @@ def record(
     precision: torch.dtype,
     wanted: Iterable[int] = (),
     state: State | None = None,
+    seed: int = 0,
 ) -> Recording:
     """Run the model unaltered, and record what a convention freezes.
+
+    Secants are collected in replays at the references of the convention, in which routing and other choices stay as
+    they were at the prompt.
 
     Args:
         lm: The model.
         ids: The tokens.
         x: Their embeddings.
-        convention: Which factor of a gated product is frozen.
+        convention: The name of the convention.
         precision: The type in which the network will be evaluated.
         wanted: Steps whose outputs are captured.
         state: The state in which the model starts.
+        seed: The seed of random references.
 
     Raises:
         NoRule: A torch function has no rule.
@@ -177,7 +184,8 @@ def record(
         TrainingMode: The model is in training mode.
         ModelRefused: The model fails when it runs with gradients.
     """
-    mode = Record(lm.model, lm.head, convention, precision if precision != lm.dtype else None, wanted)
+    chosen = convention_named(convention)
+    mode = Record(lm.model, lm.head, chosen, precision if precision != lm.dtype else None, wanted)
     moving = mode.enter(x)
     odd = explained(ModelRefused, "A model must run with gradients as it does without", "Report its type.")
     with running(lm, lm.dtype, state=state), noting_head(lm, mode), noting_layer_calls(lm, mode) as calls, mode, odd:
@@ -192,7 +200,28 @@ def record(
     steps = {"norm": made, "logits": mode.maker(logits)}
     values = {"norm": unembedding.hidden[unembedding.stream], "logits": logits[0].detach()}
     kept = {step: v for step, v in mode.values.items() if v is not None}  # None if the pass diverged before that step
-    return Recording(list(ids), mode.tape, values, steps, unembedding, convention, calls, kept, state)
+    recording = Recording(list(ids), mode.tape, values, steps, unembedding, convention, calls, kept, state, seed)
+    if chosen.secants:
+        for reference in references(lm, x, chosen, state, seed):
+            replayed(lm, recording, reference, lm.dtype)
+        recording.tape.close()
+    return recording
+
+
+def references(
+    lm: LM, x: Float[Tensor, "T d"], convention: Convention, state: State | None, seed: int
+) -> Iterator[Float[Tensor, "T d"]]:
+    """Yields the embeddings of a convention's references: zeros, or random tokens after the prompt's own first one."""
+    if convention.reference == ZERO:
+        yield torch.zeros_like(x)
+        return
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(RANDOM_PROMPTS):
+        ids = torch.randint(lm.size, (len(x),), generator=generator).tolist()
+        with running(lm, lm.dtype, state=state):
+            reference = lm.embed(ids).to(x).clone()
+        reference[0] = x[0]
+        yield reference
 
 
 def _unembedding(lm: LM, mode: Record, logits: Tensor, length: int) -> tuple[Unembedding, int]:

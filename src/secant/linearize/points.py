@@ -95,7 +95,7 @@ class ActivationGraph:
         norm = _norm_output(recording)
         axes = {point.step: point.axis for point in norm} | axes
         x = network.input.detach().to(lm.dtype)
-        own = record(lm, recording.ids, x, recording.convention, precision, axes, recording.state)
+        own = record(lm, recording.ids, x, recording.convention, precision, axes, recording.state, recording.seed)
         if [step.function for step in own.tape.steps] != [step.function for step in recording.tape.steps]:
             raise ReplayMismatch(
                 "A model must repeat its recorded calls", "different ones",
@@ -428,7 +428,15 @@ def _kinds(network: Network, found: Sequence[Layer], by_step: dict[int, Tensor])
     lm, precision, ids = network.lm, network.precision, network.recording.ids
     if len(ids) == 1 and any(layer.parts for layer in found):
         x = network.input.detach().to(lm.dtype).repeat(2, 1)
-        twice = record(lm, ids * 2, x, network.recording.convention, precision, state=network.recording.state)
+        twice = record(
+            lm,
+            ids * 2,
+            x,
+            network.recording.convention,
+            precision,
+            state=network.recording.state,
+            seed=network.recording.seed,
+        )
         longer = Network.of(lm, twice, x, precision)
         again = layers(longer.recording.tape.steps, longer.recording.layer_calls, 2)
         axes = dict(_token_axes(again, longer.recording.tape.steps, 2))

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from secant.linearize.conventions import convention_named
 from secant.linearize.network import Network, noting_head, running, stopping_at_head, streams
 from secant.linearize.replay import Replay, of_tokens
 from secant.linearize.residual_stream import Layer
@@ -68,7 +69,7 @@ class Readout:
             return logits
 
         upcast = precision != lm.dtype
-        mode = Record(lm.model, lm.head, recording.convention, precision if upcast else None)
+        mode = Record(lm.model, lm.head, convention_named(recording.convention).frozen, precision if upcast else None)
         rows = h.detach().flatten(0, 1)
         with running(lm, lm.dtype, state=recording.state), noting_head(lm, mode):
             logits = through(mode, rows.to(lm.dtype))

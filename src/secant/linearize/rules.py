@@ -25,24 +25,34 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from secant.errors import TrainingMode
-from secant.linearize.conventions import CONVENTIONS
+from secant.linearize.conventions import SECANT, Convention
 from secant.linearize.forms import (
-    Attended,
     Call,
     Chosen,
     Constant,
     Fixed,
     Form,
     Grouped,
-    Halves,
     Mark,
     Opened,
     Picked,
     Scaled,
+    Shared,
     Standardised,
     Unpacked,
     detached,
     is_live,
+)
+from secant.linearize.secants import (
+    Open,
+    OpenAttention,
+    OpenCentredNorm,
+    OpenChord,
+    OpenNorm,
+    OpenProduct,
+    OpenQuotient,
+    OpenSoftmax,
+    attended,
 )
 from secant.model import weights
 from secant.model.hooks import Whole
@@ -193,9 +203,10 @@ def multiplied(call: Call) -> Form | None:
     if mark.activation == other.activation:
         return with_frozen(call, [a])
     gate, up = (a, b) if mark.activation else (b, a)
-    places = {"gate": gate, "up": up}
-    one, *more = (with_frozen(call, [places[factor]], True) for factor in CONVENTIONS[call.convention])
-    return Halves(one, *more) if more else one
+    share = call.convention.share
+    if share in (0, 1):
+        return with_frozen(call, [gate if share == 1 else up], True)
+    return Shared(with_frozen(call, [gate], True), with_frozen(call, [up], True), share)
 
 
 def second_is_coefficient(one: Mark, two: Mark, smaller: bool) -> bool:
@@ -303,22 +314,13 @@ def normalized(call: Call) -> Form | None:
 
 def attention(call: Call) -> Form | None:
     """softmax(q kᵀ) is frozen by freezing q and k. The values are live."""
-    query, key, value = call["query", 0], call["key", 1], call["value", 2]
     if call["dropout_p", 4]:
         raise TrainingMode(
             "A forward pass must be deterministic", "attention with dropout", "Call model.eval() before freezing."
         )
-    if not is_live(value):
+    if not is_live(call["value", 2]):
         return frozen(call)
-    scale = call["scale", 6]
-    return Attended(
-        detached(query),
-        detached(key),
-        detached(call["attn_mask", 3]),
-        bool(call["is_causal", 5]),
-        query.shape[-1] ** -0.5 if scale is None else scale,
-        query.shape[-3] // key.shape[-3] if call["enable_gqa", 7] else 1,
-    )
+    return attended(call)
 
 
 # ------------------------------------------------------------------------------------------------ the table
@@ -337,6 +339,8 @@ class Row:
         view: The output may share memory with the input.
         moves: The output consists of the input's elements at other indices.
         pattern: The output is an attention pattern.
+        secant: The kind of its secant, if it has one.
+        kind: Which part of a convention decides whether the secant is used: gates, attention or norms.
     """
 
     rule: Rule
@@ -347,7 +351,16 @@ class Row:
     view: bool = False
     moves: bool = False
     pattern: bool = False
+    secant: type[Open] | None = None
+    kind: str = "norms"
 
+    def follows(self, convention: Convention) -> bool:
+        """Whether a convention replaces the function by its secant."""
+        return self.secant is not None and getattr(convention, self.kind) == SECANT
+
+
+GATES: dict[str, Any] = {"secant": OpenChord, "kind": "gates"}
+PRODUCTS: dict[str, Any] = {"secant": OpenProduct, "kind": "attention"}
 
 INPUT, OTHER = ("input", 0), ("other", 1)
 
@@ -382,19 +395,19 @@ TABLE = (
     Row(linear, "sum mean cumsum diff trace adaptive_avg_pool1d avg_pool1d"),
     Row(dropout, "dropout dropout1d dropout2d alpha_dropout feature_dropout", elementwise=True),
     # products
-    Row(multiplied, "mul __rmul__ multiply", elementwise=True),
-    Row(divided, "div divide true_divide truediv", elementwise=True),
-    Row(matrix_product(INPUT, ("mat2", 1)), "mm bmm"),
-    Row(matrix_product(INPUT, OTHER), "matmul"),
-    Row(matrix_product(OTHER, INPUT), "__rmatmul__"),
-    Row(matrix_product(INPUT, ("vec", 1)), "mv"),
-    Row(product(INPUT, ("tensor", 1)), "dot vdot"),
-    Row(product(INPUT, ("vec2", 1)), "outer ger"),
-    Row(product(INPUT, ("weight", 1)), "linear conv1d"),
-    Row(product(("mat1", 1), ("mat2", 2)), "addmm"),
-    Row(product(("batch1", 1), ("batch2", 2)), "baddbmm"),
+    Row(multiplied, "mul __rmul__ multiply", elementwise=True, secant=OpenProduct, kind="gates"),
+    Row(divided, "div divide true_divide truediv", elementwise=True, secant=OpenQuotient),
+    Row(matrix_product(INPUT, ("mat2", 1)), "mm bmm", **PRODUCTS),
+    Row(matrix_product(INPUT, OTHER), "matmul", **PRODUCTS),
+    Row(matrix_product(OTHER, INPUT), "__rmatmul__", **PRODUCTS),
+    Row(matrix_product(INPUT, ("vec", 1)), "mv", **PRODUCTS),
+    Row(product(INPUT, ("tensor", 1)), "dot vdot", **PRODUCTS),
+    Row(product(INPUT, ("vec2", 1)), "outer ger", **PRODUCTS),
+    Row(product(INPUT, ("weight", 1)), "linear conv1d", **PRODUCTS),
+    Row(product(("mat1", 1), ("mat2", 2)), "addmm", **PRODUCTS),
+    Row(product(("batch1", 1), ("batch2", 2)), "baddbmm", **PRODUCTS),
     Row(product(("tensor1", 1), ("tensor2", 2)), "addcmul", elementwise=True, additive=True),
-    Row(einsum, "einsum"),
+    Row(einsum, "einsum", **PRODUCTS),
     Row(grouped, "grouped_mm _grouped_mm"),
     Row(solved, "solve_triangular"),
     Row(interpolated, "lerp", elementwise=True, additive=True),
@@ -406,21 +419,27 @@ TABLE = (
         "hardshrink prelu erf",
         elementwise=True,
         activation=True,
+        **GATES,
     ),
-    Row(frozen, "sigmoid hardsigmoid softplus logsigmoid", elementwise=True, activation=True),
+    Row(frozen, "sigmoid hardsigmoid softplus logsigmoid", elementwise=True, activation=True, **GATES),
     # other functions of one element
-    Row(ratio, "square abs absolute expm1 log1p sinh arctan atan sin nan_to_num", elementwise=True),
-    Row(frozen, "exp exp2 log log2 log10 rsqrt sqrt reciprocal cos cosh sign __rpow__ __rdiv__", elementwise=True),
-    Row(power, "pow float_power", elementwise=True),
-    Row(clamped, "clamp clip clamp_min clamp_max", elementwise=True, additive=True),
-    Row(extremum, "maximum minimum fmax fmin max min", elementwise=True, additive=True),
+    Row(ratio, "square abs absolute expm1 log1p sinh arctan atan sin nan_to_num", elementwise=True, secant=OpenChord),
+    Row(
+        frozen,
+        "exp exp2 log log2 log10 rsqrt sqrt reciprocal cos cosh sign __rpow__ __rdiv__",
+        elementwise=True,
+        secant=OpenChord,
+    ),
+    Row(power, "pow float_power", elementwise=True, secant=OpenChord),
+    Row(clamped, "clamp clip clamp_min clamp_max", elementwise=True, additive=True, secant=OpenChord),
+    Row(extremum, "maximum minimum fmax fmin max min", elementwise=True, additive=True, secant=OpenChord),
     # norms and attention
-    Row(layer_norm, "layer_norm"),
+    Row(layer_norm, "layer_norm", secant=OpenCentredNorm),
     Row(group_norm, "group_norm"),
-    Row(rms_norm, "rms_norm"),
+    Row(rms_norm, "rms_norm", secant=OpenNorm),
     Row(normalized, "normalize"),
-    Row(attention, "scaled_dot_product_attention"),
-    Row(frozen, "softmax", pattern=True),
+    Row(attention, "scaled_dot_product_attention", secant=OpenAttention, kind="attention"),
+    Row(frozen, "softmax", pattern=True, secant=OpenSoftmax, kind="attention"),
     Row(frozen, "log_softmax softmin logsumexp"),
     # statistics, choices, and conversions that leave torch
     Row(frozen, "amax amin topk sort kthvalue median std var norm vector_norm prod cumprod"),
@@ -474,7 +493,7 @@ def unpacked(call: Call) -> Form | None:
 ACTIVATIONS = ("transformers.BloomGelu",)
 """Modules that are activations and compute them in a custom autograd function."""
 
-ROWS[whole_activation] = Row(ratio, "whole_activation", elementwise=True, activation=True)
+ROWS[whole_activation] = Row(ratio, "whole_activation", elementwise=True, activation=True, **GATES)
 ROWS[whole_linear] = Row(unpacked, "whole_linear")
 
 

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from secant.errors import BadArgument, ModelRefused, NotExact, ReplayMismatch, checked, integer, number, one_of, seeded
+from secant.errors import BadArgument, ModelRefused, NotExact, ReplayMismatch, checked, integer, number, seeded
 from secant.foreign import explained
-from secant.linearize.conventions import CONVENTIONS
+from secant.linearize.conventions import convention_named
 from secant.linearize.forecast import announce_cost
 from secant.linearize.network import Network, Recording, noting_head, record, running, streams
 from secant.linearize.points import ActivationGraph
@@ -59,7 +59,7 @@ PROBABILITY = Column("probability", float, "its probability", "probability", hea
 ITS_LOGIT = Column("logit", float, "its logit", LOGIT, show="logit")
 RECONSTRUCTION = Column("reconstruction", float, "‖J x + b - y‖ / ‖y‖", RELATIVE, heading="exact to", show="error")
 MODEL = Column("model", str, "the model's name")
-CONVENTION = Column("convention", str, f"which factor of a gated product is frozen: one of {', '.join(CONVENTIONS)}")
+CONVENTION = Column("convention", str, "which exact affine map stands for each operation (docs/maths.md)")
 
 POSITIONS = Table(
     "positions",
@@ -404,7 +404,7 @@ def freeze(
         TooLarge: The memory does not suffice.
         NotExact: An error of the certificate exceeds its tolerance.
     """
-    one_of(convention, list(CONVENTIONS), "A convention")
+    convention_named(convention)
     lm.ready()
     ids = lm.encode(prompt)
     system = precision_of(lm, precision)
@@ -438,7 +438,7 @@ def _frozen(
     with running(lm, lm.dtype, state=state) as own, odd:
         x, plain = lm.embed(ids), lm.logits(ids)
     stock = _stock_error(lm, ids, plain, state) if lm.dtype == torch.float64 else None
-    recording = record(lm, ids, x, convention, system, state=state)
+    recording = record(lm, ids, x, convention, system, state=state, seed=seed)
     if not recording.values["norm"][-1].any():
         raise NotExact("The final hidden state must not be zero", "one that is 0", "Check the final norm's weights.")
     network = Network.of(lm, recording, x, system)

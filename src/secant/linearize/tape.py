@@ -27,14 +27,15 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secant.errors import NoPoint, NoRule
+from secant.linearize.conventions import CONVENTIONS, Convention
 from secant.linearize.forms import (
     Attended,
     Call,
     Constant,
     Fixed,
     Form,
-    Halves,
     Mark,
+    Shared,
     coefficients,
     live,
     live_arguments,
@@ -52,6 +53,7 @@ from secant.linearize.rules import (
     out_of_place,
     writes,
 )
+from secant.linearize.secants import Open, OpenAttention, opened
 from secant.numeric import address, mapped, tensors
 
 
@@ -113,6 +115,13 @@ class Tape:
                 step.form = unaliased(step.form, target)
                 self._register(step)
 
+    def close(self) -> None:
+        """Close the open forms, after all references have been seen."""
+        for step in self.steps:
+            if isinstance(step.form, Open):
+                step.form = step.form.closed()
+                self._register(step)
+
     def operations(self) -> dict[str, int]:
         """Returns the number of linear steps, and of the others by torch function and kind of form."""
         counts = Counter(
@@ -148,7 +157,7 @@ class Tape:
 
 def kind_of(form: Form) -> str:
     """Returns the kind of a form in one word, as the certificate counts it."""
-    gated = isinstance(form, Halves) or (isinstance(form, Fixed) and form.gated)
+    gated = isinstance(form, Shared) or (isinstance(form, Fixed) and form.gated)
     return "gated" if gated else type(form).__name__.lower()
 
 
@@ -355,7 +364,7 @@ class Record(Mode):
     Args:
         model: The model, whose modules are named on the tape.
         head: Its unembedding.
-        convention: Which factor of a gated product is frozen.
+        convention: Which exact affine map stands for each operation.
         precision: The lowest type that coefficients are computed in; float32 by default.
         wanted: The steps whose values are kept.
 
@@ -367,7 +376,7 @@ class Record(Mode):
         self,
         model: nn.Module,
         head: nn.Module,
-        convention: str = "gate",
+        convention: Convention = CONVENTIONS["gate"],
         precision: torch.dtype | None = None,
         wanted: Iterable[int] = (),
     ) -> None:
@@ -423,6 +432,8 @@ class Record(Mode):
             raise self._refusal(func, module) from None
         if form is None and into is None and not view and not _floats(call.value):
             form = Constant(call.value)  # a linear function with an integer output
+        if form is not None and row is not None and row.secant is not None and row.follows(self.convention):
+            form = opened(row.secant, call) or form
         self.head.observe(args, self)
         parents = self._parents(call, form)  # before a write makes its target live
         out: Any
@@ -464,7 +475,7 @@ class Record(Mode):
     def _attends(self, row: Row | None, call: Call, form: Form | None) -> bool:
         """Whether a call multiplies live tensors by an attention pattern."""
         mixes = row is not None and not (row.elementwise or row.view or row.moves) and not isinstance(form, Constant)
-        return isinstance(form, Attended) or (mixes and self._patterned(call.args, call.kwargs))
+        return isinstance(form, Attended | OpenAttention) or (mixes and self._patterned(call.args, call.kwargs))
 
     def _patterned(self, *arguments: Any) -> bool:
         return any(t in self.patterns for t in tensors(arguments))
