@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import secant as sc
 from secant.errors import SecantError
+from secant.linearize.conventions import CONVENTIONS, Convention
 from secant.linearize.replay import Replay
 from secant.linearize.tape import Record, Tape
 from secant.operators.operator import Operator
@@ -69,7 +70,10 @@ def chromium() -> str:
 
 
 def recorded(
-    function: Callable[[Tensor], object], x: Tensor, convention: str = "gate", precision: torch.dtype | None = None
+    function: Callable[[Tensor], object],
+    x: Tensor,
+    convention: Convention = CONVENTIONS["gate"],
+    precision: torch.dtype | None = None,
 ) -> tuple[object, Tape]:
     """A function run on a live input under Record, as a model's forward is."""
     mode = Record(nn.Module(), nn.Linear(1, 1), convention, precision)

@@ -14,7 +14,7 @@ from torch import Tensor
 import secant as sc
 from secant.errors import NoRule, TrainingMode
 from secant.linearize import forms, rules
-from secant.linearize.conventions import CONVENTIONS
+from secant.linearize.conventions import CONVENTIONS, Convention
 from secant.linearize.forms import Chosen, Constant, Scaled
 from secant.numeric import tensors
 
@@ -197,14 +197,12 @@ SAMPLES: dict[str, list] = {
 }  # fmt: skip
 
 
-class Unasked(str):
-    """A convention that no rule may ask for: what is recorded under it is the same in every convention."""
+class Unasked(Convention):
+    """A convention whose share no rule may ask for: what is recorded under it is the same whatever the share is."""
 
-    def __hash__(self) -> int:
-        raise AssertionError("a rule looks the convention up")
-
-    def __eq__(self, other: object) -> bool:
-        raise AssertionError(f"a rule compares the convention with {other!r}")
+    @property
+    def share(self) -> float:
+        raise AssertionError("a rule asks for the share")
 
 
 CASES = [(name, i) for name, calls in SAMPLES.items() for i in range(len(calls))]
@@ -237,6 +235,24 @@ def test_row(name: str, i: int) -> None:
     close = {"rtol": scale, "atol": scale}
     torch.testing.assert_close(held(x), plain, **close)
     v, w = torch.randn(2, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(held(2 * v - w), 2 * held(v) - held(w), rtol=scale, atol=100 * scale)
+
+
+@pytest.mark.parametrize(("name", "i"), CASES)
+def test_the_secant_returns_the_value_and_is_affine(name: str, i: int) -> None:
+    call = SAMPLES[name][i]
+    x, r, v, w = torch.randn(4, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    plain = call(x.clone())
+    out, tape = recorded(call, x, CONVENTIONS["secant"])
+    assert torch.equal(out.detach(), plain)
+    replayed(call, tape, r)
+    tape.close()
+
+    def held(v: Tensor) -> Tensor:
+        return replayed(call, tape, v).detach()
+
+    scale = {"float": 1e-2, "half": 1e-2, "bfloat16": 1e-2, "grouped_mm": 1e-5, "_grouped_mm": 1e-5}.get(name, 1e-12)
+    torch.testing.assert_close(held(x), plain, rtol=scale, atol=scale)
     torch.testing.assert_close(held(2 * v - w), 2 * held(v) - held(w), rtol=scale, atol=100 * scale)
 
 
@@ -311,7 +327,7 @@ def gradient(call: object, x: Tensor, convention: str) -> Tensor:
 
 
 def test_a_gated_product_asks_for_the_convention() -> None:
-    with pytest.raises(AssertionError, match="looks the convention up"):
+    with pytest.raises(AssertionError, match="asks for the share"):
         recorded(GATED[0], A, Unasked())
 
 
@@ -319,7 +335,7 @@ def test_a_gated_product_asks_for_the_convention() -> None:
 def test_conventions(call: object) -> None:
     """`gate` is the Jacobian with the activation detached, `up` that with the other factor, `half` their mean."""
     x = A[:1]
-    J = {c: gradient(call, x, c) for c in CONVENTIONS}
+    J = {c: gradient(call, x, CONVENTIONS[c]) for c in ("gate", "up", "half")}
     torch.testing.assert_close(J["half"], (J["gate"] + J["up"]) / 2)
     assert (J["gate"] - J["up"]).norm() > 0.1 * J["gate"].norm()
     split = call is SPLIT
@@ -389,7 +405,7 @@ def test_in_place_functions_compute_what_their_twins_do() -> None:
         (lambda x: F.silu(x * 1, inplace=True) * x, lambda x: F.silu(x * 1) * x),
         (lambda x: written(x @ W, "relu_") * 2, lambda x: torch.relu(x @ W) * 2),
     ):
-        torch.testing.assert_close(gradient(call, A, "gate"), gradient(twin, A, "gate"))
+        torch.testing.assert_close(gradient(call, A, CONVENTIONS["gate"]), gradient(twin, A, "gate"))
 
 
 def test_choices_hold_the_choice() -> None:
