@@ -405,7 +405,9 @@ def test_in_place_functions_compute_what_their_twins_do() -> None:
         (lambda x: F.silu(x * 1, inplace=True) * x, lambda x: F.silu(x * 1) * x),
         (lambda x: written(x @ W, "relu_") * 2, lambda x: torch.relu(x @ W) * 2),
     ):
-        torch.testing.assert_close(gradient(call, A, CONVENTIONS["gate"]), gradient(twin, A, "gate"))
+        torch.testing.assert_close(
+            gradient(call, A, CONVENTIONS[CONVENTIONS["gate"]]), gradient(twin, A, CONVENTIONS["gate"])
+        )
 
 
 def test_choices_hold_the_choice() -> None:

@@ -24,6 +24,7 @@ from secant.linearize.forms import live
 from secant.linearize.precision import Precision
 from secant.linearize.replay import InjectedConstant, Patch, Replay, ReplayWithConstants
 from secant.linearize.rules import whole
+from secant.linearize.secants import Open
 from secant.linearize.tape import LayerCall, Record, Tape, WithoutParameters
 from secant.linearize.untouched import State, untouched
 from secant.model.hooks import observing_inputs, replacing_outputs, seen_whole
@@ -162,6 +163,7 @@ def record(
     wanted: Iterable[int] = (),
     state: State | None = None,
     seed: int = 0,
+    secants: bool = True,
 ) -> Recording:
     """Run the model unaltered, and record what a convention freezes.
 
@@ -177,6 +179,7 @@ def record(
         wanted: Steps whose outputs are captured.
         state: The state in which the model starts.
         seed: The seed of random references.
+        secants: Whether secants are collected; without them, only the recorded values can be used.
 
     Raises:
         NoRule: A torch function has no rule.
@@ -201,11 +204,21 @@ def record(
     values = {"norm": unembedding.hidden[unembedding.stream], "logits": logits[0].detach()}
     kept = {step: v for step, v in mode.values.items() if v is not None}  # None if the pass diverged before that step
     recording = Recording(list(ids), mode.tape, values, steps, unembedding, convention, calls, kept, state, seed)
-    if chosen.secants:
-        for reference in references(lm, x, chosen, state, seed):
-            replayed(lm, recording, reference, lm.dtype)
-        recording.tape.close()
+    if secants and chosen.secants:
+        _collect(lm, recording, references(lm, x, chosen, state, seed))
     return recording
+
+
+def _collect(lm: LM, recording: Recording, inputs: Iterable[Float[Tensor, "T d"]]) -> None:
+    """Replay a recording at references, up to the last operation that has a secant, and close its tape."""
+    beyond = any(isinstance(step.form, Open) for step in recording.tape.steps[recording.steps["norm"] + 1 :])
+    for x in inputs:
+        mode = Replay(recording.tape)
+        moving = mode.enter(x)
+        call = 0 if beyond else recording.unembedding.call
+        with running(lm, lm.dtype, state=recording.state), stopping_at_head(lm, call), mode:
+            lm.forward(recording.ids, moving)
+    recording.tape.close()
 
 
 def references(

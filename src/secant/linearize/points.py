@@ -95,7 +95,7 @@ class ActivationGraph:
         norm = _norm_output(recording)
         axes = {point.step: point.axis for point in norm} | axes
         x = network.input.detach().to(lm.dtype)
-        own = record(lm, recording.ids, x, recording.convention, precision, axes, recording.state, recording.seed)
+        own = record(lm, recording.ids, x, recording.convention, precision, axes, recording.state, secants=False)
         if [step.function for step in own.tape.steps] != [step.function for step in recording.tape.steps]:
             raise ReplayMismatch(
                 "A model must repeat its recorded calls", "different ones",
