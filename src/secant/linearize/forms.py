@@ -141,6 +141,18 @@ def _plain(tree: Any) -> Any:
     return mapped(tree, lambda t: t.detach() if t.requires_grad and not t.is_leaf else t)
 
 
+class Live(torch.autograd.Function):
+    """Returns a call's own value, which was computed without a graph, as a live tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, *moving: Tensor) -> Any:
+        return mapped(call.value, lambda t: t.data)  # not a view, which could not be written in place
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise AssertionError("only replays are differentiated, no recording and no pass at a reference")
+
+
 # ------------------------------------------------------------------------------------------------ forms
 
 

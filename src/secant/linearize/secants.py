@@ -19,12 +19,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from secant.linearize.forms import PATTERN_ELEMENTS, Attended, Call, Secant, detached, live
+from secant.linearize.forms import PATTERN_ELEMENTS, Attended, Call, Live, Secant, detached, live
 from secant.numeric import tensors
 
 # ------------------------------------------------------------------------------------------------ closed forms
@@ -42,10 +43,11 @@ class Chord(Secant):
     infinite: bool
 
     def __call__(self, call: Call) -> Tensor:
-        out, given = self.constant, [call.at(place) for place in self.slopes]
-        for x, slope in zip(given, self.slopes.values(), strict=True):
+        out = self.constant
+        for place, slope in self.slopes.items():
+            x = call.at(place)
             out = out + (torch.where(slope == 0, 0, x) if self.infinite else x) * slope
-        return out.to(_type_of(call, given))
+        return out.to(_promoted(call))
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Product(Secant):
 
     def __call__(self, call: Call) -> Tensor:
         out = self.linear(call) + self.constant
-        return out.to(_type_of(call, [call.at(place) for place in (*self.one, *self.two)]))
+        return out.to(_promoted(call))
 
     def linear(self, call: Call) -> Tensor:
         """Returns the sum without the constant."""
@@ -254,7 +256,7 @@ class Open(Secant, ABC):
         with torch.no_grad():
             self.see(call)
         self.seen += 1
-        return _Run.apply(call, *live((call.args, call.kwargs)))
+        return Live.apply(call, *live((call.args, call.kwargs)))
 
     def add(self, name: Any, value: Tensor) -> None:
         """Add a value of one reference to a sum."""
@@ -494,24 +496,7 @@ def _floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _type_of(call: Call, given: list[Tensor]) -> torch.dtype:
-    """The type of a call's value."""
-    kinds = [t.dtype for t in tensors((call.args, call.kwargs)) if t.is_floating_point() and t.ndim] or [
-        t.dtype for t in given
-    ]
-    out = kinds[0]
-    for kind in kinds[1:]:
-        out = torch.promote_types(out, kind)
-    return out
-
-
-class _Run(torch.autograd.Function):
-    """A call's own value, as a live tensor."""
-
-    @staticmethod
-    def forward(ctx: Any, call: Call, *moving: Tensor) -> Any:
-        return call.value.data
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise AssertionError("a pass at a reference is not differentiated")
+def _promoted(call: Call) -> torch.dtype:
+    """The type that a call's floating-point arguments are promoted to, which its value has."""
+    kinds = (t.dtype for t in tensors((call.args, call.kwargs)) if t.is_floating_point() and t.ndim)
+    return reduce(torch.promote_types, kinds)

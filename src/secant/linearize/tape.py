@@ -34,6 +34,7 @@ from secant.linearize.forms import (
     Constant,
     Fixed,
     Form,
+    Live,
     Mark,
     Shared,
     coefficients,
@@ -271,18 +272,6 @@ def run_without_graph(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return func(*args, **kwargs)
 
 
-class _Live(torch.autograd.Function):
-    """Returns a call's own value, which was computed without a graph, as a live tensor."""
-
-    @staticmethod
-    def forward(ctx: Any, call: Call, *moving: Tensor) -> Any:
-        return mapped(call.value, lambda t: t.data)  # not a view, which could not be written in place
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise AssertionError("only replays are differentiated, never a recording")
-
-
 UNTRACED_LOGITS = (
     "The logits must be the output of the model's head, applied to hidden states that depend on the input",
     "logits that are not",
@@ -442,7 +431,7 @@ class Record(Mode):
         elif form is None and (into is not None or view or _shares(call)):
             out = func(*without_leaves(args), **without_leaves(kwargs))
         else:
-            out = _Live.apply(call, *live((args, kwargs)))
+            out = Live.apply(call, *live((args, kwargs)))
         if into is not None and form is not None:
             form = unaliased(form, into)
             out = into.copy_(out)
