@@ -12,7 +12,10 @@ from families import LENGTH, frozen, model_of, prompt, shared
 
 import secant as sc
 from secant.analyses import attribution as module
+from secant.analyses.origins import origin_of
 from secant.errors import BadArgument, BadPrompt, NotExact
+from secant.linearize.conventions import CONVENTIONS, RANDOM_PROMPTS
+from secant.linearize.network import references
 
 PLAIN = ("llama", "gpt2", "gemma3_text", "gptj")  # whose stream is a sum
 OTHER = ("bert", "olmo2", "bloom", "gemma4_text", "mamba", "jamba", "mixtral", "deepseek_v4")  # norms, scales, mixers
@@ -240,10 +243,136 @@ def test_the_flow_is_the_same_by_tokens_and_by_names(family: str) -> None:
     run = frozen(family, "sdpa")
     e = torch.zeros_like(run.logits[-1])
     e[5] = 1
+    x = run.network.input.detach()
     with torch.enable_grad():
         writers = module._Parts.of(run.inside, -1, e)
         graph = run.network.graph(run.network.input, torch.cat([t.flatten() for t in writers.tensors]))
-        pushed, pulled = writers._pushed(graph), writers._pulled_back(graph)
+        pushed, pulled = writers._pushed(graph, x), writers._pulled_back(graph, x)
     assert list(pushed) == list(pulled)
     for key, values in pushed.items():
         assert pulled[key] == pytest.approx(values, rel=1e-10, abs=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------ origins
+
+GIVEN = torch.randn(LENGTH, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("origin", ["mean", GIVEN, GIVEN[0]], ids=["mean", "given", "given for all"])
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
+def test_sums_are_exact_from_any_origin(family: str, convention: str, origin: str | torch.Tensor) -> None:
+    """y = J (x - x₀) + (J x₀ + b), in every block, in every part and head, and in their crossing."""
+    run = frozen(family, convention=convention)
+    a = sc.attribute(run, 11, flow=True, origin=origin)
+    close = {"abs": 1e-12, "rel": 0}
+    assert (a.total, a.direct) == pytest.approx((a.logit, a.logit), **close)
+    crossed(a, close)
+    op = run.operator(target="logits", tokens=[11])
+    x0 = origin_of(run, origin).embeddings
+    expected = [float(op.block(t) @ (run.input[t] - x0[t])) for t in range(LENGTH)]
+    assert a.of("token")["contribution"].tolist() == pytest.approx(expected, **close)
+    assert a.constants == pytest.approx({"origin": float(op @ x0), "constants": float(op.bias)}, **close)
+    plain = sc.attribute(run, 11)
+    rest, others = (each.table[~each.table["kind"].isin(["token"])] for each in (a, plain))
+    pd.testing.assert_frame_equal(rest[rest["name"] != "origin"].reset_index(drop=True), others.reset_index(drop=True))
+    assert a.flow is not None
+    for row in a.of("layer").itertuples():  # what a part adds in the frozen network at the origin
+        part = run.operator("embed", row.name, None)
+        value = (part @ x0 + part.bias).view(LENGTH, -1)
+        last = run.operator(f"layers.{len(run.inside.layers) - 1}", "logits", tokens=[11])
+        own = a.flow[(a.flow["name"] == row.name) & (a.flow["path"] == "direct") & a.flow["position"].isna()]
+        assert own["contribution"].tolist() == pytest.approx([float(last @ value)], abs=1e-11)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_the_mean_origin_is_the_vocabularys_mean_embedding(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma scales its embeddings; some tokens at a time give the same."""
+    run = frozen(family)
+    scale = getattr(run.lm.model.get_input_embeddings(), "embed_scale", torch.tensor(1.0)).double()
+    expected = (run.lm.embedding.detach().mean(0) * scale).expand(LENGTH, -1)
+    torch.testing.assert_close(origin_of(run, "mean").embeddings, expected, rtol=0, atol=1e-13)
+    monkeypatch.setattr("secant.analyses.origins.CHUNK", 100)
+    torch.testing.assert_close(origin_of(run, "mean").embeddings, expected, rtol=0, atol=1e-13)
+
+
+def test_the_reference_as_origin() -> None:
+    """The mean of the convention's references. Random ones share the prompt's first token, which contributes 0."""
+    run = frozen("llama", convention="secant")
+    recording = run.network.recording
+    found = torch.stack([*references(run.lm, run.input, CONVENTIONS["secant"], recording.state, recording.seed)])
+    assert len(found) == RANDOM_PROMPTS
+    torch.testing.assert_close(origin_of(run, "reference").embeddings, found.mean(0), rtol=0, atol=1e-13)
+    a = sc.attribute(run, 11, flow=True, origin="reference")
+    first, *others = a.of("token")["contribution"]
+    assert first == 0
+    assert all(others)
+    assert a.total == pytest.approx(a.logit, abs=1e-12)
+    crossed(a, {"abs": 1e-12, "rel": 0})
+    zero = frozen("llama", convention="halves")
+    assert not origin_of(zero, "reference").embeddings.any()
+    with pytest.raises(BadArgument, match="only in conventions with secants; got the convention gate"):
+        sc.attribute(frozen("llama"), origin="reference")
+
+
+def test_the_origin_in_lower_precisions() -> None:
+    run = frozen("gpt2", dtype=torch.bfloat16, precision="float32")
+    a = sc.attribute(run, flow=True, origin="mean")
+    assert a.total == pytest.approx(a.logit, abs=0.1 * a.table["contribution"].abs().sum())
+    with torch.inference_mode():
+        b = sc.attribute(run, flow=True, origin=GIVEN.float())
+    assert b.direct == pytest.approx(b.logit, abs=0.1 * b.table["contribution"].abs().sum())
+
+
+def test_an_origin_that_is_none() -> None:
+    run = frozen("llama")
+    for wrong, said in (
+        ("nowhere", "An origin is one of zero, mean, reference; got 'nowhere'"),
+        (GIVEN[:3], "got 3 x 32"),
+        (torch.tensor(1.0), "got a number"),
+        (GIVEN * torch.nan, "finite"),
+        (GIVEN.long(), "finite"),
+    ):
+        with pytest.raises(BadArgument, match=said):
+            sc.attribute(run, origin=wrong)  # type: ignore[arg-type]
+    with pytest.raises(BadArgument, match="one embedding for all tokens"):
+        sc.follow(run, 2, origin=GIVEN)
+    with pytest.raises(BadArgument, match="An origin is one of"):
+        sc.explain(run.lm, prompt(), origin="nowhere")
+
+
+def test_what_is_said_of_the_origin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zero, the default, is not mentioned. Constants of modules share one line; tables have them all."""
+    run = frozen("gpt2")
+    plain, moved = sc.attribute(run, 11), sc.attribute(run, 11, origin="mean")
+    assert (plain.origin, plain.to_dict()["origin"]) == ("zero", "zero")
+    assert (moved.origin, moved.to_dict()["origin"]) == ("mean", "mean")
+    assert "origin" not in plain.view().facts
+    assert list(plain.constants) == ["constants"]
+    assert moved.view().facts["origin"] == "contributions are measured from the vocabulary's mean embedding"
+    count = len(plain.of("constant"))
+    assert count > 10
+    assert len(moved.of("constant")) == count + 1
+    for a, expected in ((plain, []), (moved, ["origin"])):
+        lines = [getattr(line[1], "value", line[1]) for line in a.view().grids[0].rows]
+        assert lines[LENGTH:] == [*expected, f"constants of {count} modules"]
+
+
+def test_an_explanation_from_an_origin() -> None:
+    """Its contributions and norms, and those of its evidence and of its steps."""
+    lm = shared("llama")
+    e = sc.explain(lm, prompt(), k=1, origin="mean", steps=2, convention="half")
+    run = sc.freeze(lm, prompt(), convention="half")
+    a, moved = sc.attribute(run, origin="mean"), run.input - origin_of(run, "mean").embeddings
+    assert e.to_pandas()["contribution"].tolist() == a.of("token")["contribution"].tolist()
+    op = run.operator()
+    expected = [float((op.block(t) @ moved[t]).norm()) for t in range(LENGTH)]
+    assert e.to_pandas()["norm"].tolist() == pytest.approx(expected, rel=1e-12)
+    assert e.about()["origin"] == "mean"
+    assert "mean embedding" in e.view().facts["origin"]
+    assert [row[1] for row in e.view().grids[0].rows][LENGTH:] == ["origin", "constants"]
+    assert {each.origin for each in (*e.evidence().versus, e.evidence().attribution)} == {"mean"}
+    assert e.steps is not None
+    assert {step.attribution.origin for step in e.steps.steps} == {"mean"}
+    for step in e.steps.steps:
+        assert step.attribution.total == pytest.approx(step.attribution.logit, abs=1e-12)

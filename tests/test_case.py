@@ -17,7 +17,7 @@ import secant as sc
 from secant.analyses import case as cases, explain as explaining
 from secant.analyses.case import Case
 from secant.linearize import run as runs
-from secant.linearize.conventions import CONVENTIONS
+from secant.linearize.conventions import CONVENTIONS, RANDOM_PROMPTS
 from secant.linearize.network import Recording
 from secant.linearize.replay import Replay
 from secant.linearize.tape import Record
@@ -31,6 +31,9 @@ SAMPLES = 2 * 256
 
 FROZEN = Counter(replays=3, records=1)
 """What freezing takes: the network at the prompt and at zero, one replay that checks it, and the recorded pass."""
+
+REFERENCES = 1 + RANDOM_PROMPTS
+"""Replays at the references of the conventions `halves` and `secant`."""
 
 INSIDE = Counter(replays=2, records=1)
 """What the points take: at the prompt and at zero."""
@@ -156,7 +159,7 @@ def test_explain_with_all_that_it_shows(
     assert counts.formed == 1
     counts.assert_each_step_once(*(name for names in STEPS.values() for name in names))
     # constants at zero, once for all predictions; and the parts cut apart, at the prompt and at zero
-    assert counts.passes == FROZEN + INSIDE + DEPTHS + Counter(replays=3)
+    assert counts.passes == FROZEN + INSIDE + DEPTHS + Counter(replays=3 + REFERENCES)
     counts.assert_each_direction_once()
     T, depths = len(e.run.ids), len(e.layers.depths)
     assert len(counts.scored) == SAMPLES + 2 * T * 3 + depths * (2 * T + 1) * 3
@@ -193,7 +196,7 @@ def test_a_study_of_everything(lm: sc.LM, counts: Counts, tmp_path: Path) -> Non
     assert counts.formed == len(CONVENTIONS)
     counts.assert_each_step_once("decomposed", "attribute", "layers", "null", "ordinary_output")
     others = Counter({name: (len(CONVENTIONS) - 1) * count for name, count in FROZEN.items()})
-    assert counts.passes == FROZEN + others + INSIDE + DEPTHS + Counter(replays=3)
+    assert counts.passes == FROZEN + others + INSIDE + DEPTHS + Counter(replays=3 + REFERENCES)
     counts.assert_each_direction_once()
 
 

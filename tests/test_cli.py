@@ -23,6 +23,7 @@ from secant.cli import app, progress, verb as verbs
 from secant.cli.commands import study as study_command
 from secant.cli.verb import Default, Group, Help, verb
 from secant.errors import BadArgument
+from secant.linearize.conventions import CONVENTIONS, NAMES
 from secant.studies.analyses import ANALYSES, Settings
 
 PROMPT = "The bridge out of Marin is the"
@@ -158,11 +159,11 @@ def test_verify(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
     found = {(c["dtype"], c["convention"]) for c in said["certificates"]}
-    assert len(found) == 12
+    assert len(found) == 4 * len(CONVENTIONS)
     assert all(c["exact"] and c["forward_equal"] for c in said["certificates"])
     assert max(c["reconstruction"] for c in said["certificates"] if c["dtype"] == "float64") <= 1e-13
     printed = CliRunner().invoke(app, ["verify", str(folder), "--prompt", PROMPT, "--dtype", "float64"])
-    assert printed.stdout.count("float64") == 3
+    assert printed.stdout.count("float64") == len(CONVENTIONS)
     assert "Marin" in printed.stdout
 
 
@@ -179,7 +180,7 @@ def test_verify_says_what_is_not_exact(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("secant.linearize.run.TOLERANCE", dict.fromkeys((torch.float64, torch.float32), 1e-30))
     result = CliRunner().invoke(app, ["verify", str(folder), "--dtype", "float32"])
     assert result.exit_code == 2
-    assert result.stdout.count("not exact") == 3
+    assert result.stdout.count("not exact") == len(CONVENTIONS)
     assert "got reconstruction" in " ".join(result.stdout.split())
 
 
@@ -302,6 +303,7 @@ SHARED = {
     "--seed": MODELS | {"summarize"},
     **dict.fromkeys(("-k", "--top"), DECOMPOSED),
     "--max-memory": DECOMPOSED | {"attribute"},
+    "--origin": {"attribute", "explain"},
     "--position": {"attribute", "screen"},  # the others explain, or go on from, the end of a prompt
     "--out": ALL - {"architectures", "verify"},
     "--figures": {"explain", "summarize"},  # those of a page
@@ -515,7 +517,8 @@ def test_a_shell_without_completion(monkeypatch: pytest.MonkeyPatch) -> None:
         ("secant ex", ["explain"]),
         ("secant s", ["screen", "steer", "study", "summarize"]),
         ("secant explain --conv", ["--convention"]),
-        ("secant explain --convention ", ["gate", "up", "half"]),
+        ("secant explain --convention ", [*NAMES]),
+        ("secant attribute --origin ", ["zero", "mean", "reference"]),
         ("secant verify atlas --dtype fl", ["float64", "float32", "float16"]),
         ("secant explain --attention ", ["eager", "sdpa"]),
         ("secant steer --form a", ["additive", "activation"]),

@@ -231,7 +231,8 @@ def test_wrong_arguments(lm: sc.LM) -> None:
         ([lm, "atlas"], {}, "got str"),
         ([lm], {"conventions": "gate"}, "'gate'"),
         ([lm], {"conventions": ("gate", "gate")}, "given once"),
-        ([lm], {"conventions": ("gate", "none")}, "Conventions are some of"),
+        ([lm], {"conventions": ("gate", "none")}, "A convention is one of gate, up"),
+        ([lm], {"conventions": ("gate", "paper")}, "given once"),
     ):
         with pytest.raises(BadArgument, match=said):
             sc.compare(PROMPT, lms, k=1, top=2, **how)  # type: ignore[arg-type]

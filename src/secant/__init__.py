@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # with `as`, which says to type checkers that a name is publi
     from secant.analyses.interpolation import Reach as Reach, reach as reach
     from secant.analyses.screening import Screening as Screening, screen as screen
     from secant.errors import NoRule as NoRule, NotExact as NotExact, SecantError as SecantError
+    from secant.linearize.conventions import Convention as Convention
     from secant.linearize.run import Certificate as Certificate, Prediction as Prediction, Run as Run, freeze as freeze
     from secant.model.lm import LM as LM
     from secant.model.loading import load as load
@@ -53,6 +54,7 @@ _WHERE = {
     "errors": ["SecantError", "NotExact", "NoRule"],
     "model.lm": ["LM"],
     "model.loading": ["load"],
+    "linearize.conventions": ["Convention"],
     "linearize.run": ["freeze", "Run", "Prediction", "Certificate"],
     "operators.operator": ["Operator"],
     "operators.decomposition": ["svd", "SVD", "stable_rank", "captured", "frobenius", "Estimate"],

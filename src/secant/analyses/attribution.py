@@ -2,7 +2,7 @@
 
 The frozen network is affine, so a logit, or the difference of two logits, is a sum without remainder, in two ways.
 
-    logit = Σ_t g_t·x_t + Σ_m b_m                 attribution to the input: g = Jᵀ e for the unit vector e of the target
+    logit = Σ_t g_t·(x_t - x₀_t) + g·x₀ + Σ_m b_m attribution to the input: g = Jᵀ e for the unit vector e of the target
                                                   token, and b_m for the constants of module m, both by all paths
     logit = g'·x + Σ_P g'_P·P + Σ_m b'_m          direct logit attribution: P is what a part of a layer adds to the
                                                   residual stream, b'_m are the constants of modules outside parts
@@ -10,6 +10,8 @@ The frozen network is affine, so a logit, or the difference of two logits, is a 
 g' is the derivative with the output of every part frozen, so that no path passes through a later part ("direct"). g_P,
 the derivative by all paths, gives a second contribution of each part. One backward pass gives each of them. What a
 part adds is itself a sum over tokens, P = Σ_t P_t + b_P, which combines the two: token x part and token x head.
+
+Contributions of tokens are measured from an origin x₀, by default zero; g·x₀ is then one more constant.
 
 `attribute` returns both sums as one table, and the combined contributions as another.
 """
@@ -26,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secant.analyses.origins import Origin, origin_line, origin_of
 from secant.errors import BadArgument, NotExact, checked
 from secant.linearize.points import ActivationGraph, Point
 from secant.linearize.replay import InjectedConstant
@@ -45,8 +48,11 @@ KIND = Column(
     "token, constant (these two sum to the logit); embed, layer, outside (so do these three); head (of its layer)",
     heading="",
 )
-NAME = Column("name", str, "the token's text, the part's name, or the module that has the constant", heading="",
-              show="token")  # fmt: skip
+NAME = Column(
+    "name", str,
+    "the token's text, the part's name, or the module that has the constant; origin: the constant J x₀ of the "
+    "embeddings x₀ that contributions are measured from", heading="", show="token",
+)  # fmt: skip
 PLACE = Column("position", int, "place of the token in the prompt, from 0; missing for all else", missing=True,
                heading="")  # fmt: skip
 LAYER_OF = Column("layer", int, "the layer, from 0; missing where there is none", missing=True)
@@ -71,13 +77,16 @@ FLOW = Table(
     (
         NAME.but(meaning="the part or head; outside: constants outside parts"),
         Column("path", str, "direct (straight to the logit) or all (also through later parts)"),
-        PLACE.but(meaning="place of the token in the prompt, from 0; missing: the constants"),
+        PLACE.but(meaning="place of the token in the prompt, from 0; missing: the constants, J x₀ + b"),
         Column("token", str, "the token's text; missing: the constants", missing=True, show="token"),
         LAYER_OF,
         HEAD,
         Column("contribution", float, "what it adds to the logit by this path", LOGIT, show="logit"),
     ),
 )
+
+ORIGIN = "origin"
+"""The name of the row of kind constant that has J x₀."""
 
 HEADS_SHOWN = 8
 """Heads that views show; the tables have all."""
@@ -94,13 +103,15 @@ class Attribution(Result):
         total: The sum of the rows of kind token and constant; `logit` to within rounding.
         direct: The sum of the rows of kind embed, layer and outside; `logit` to within rounding. None without parts.
         table: A row for each contribution, with the columns kind, name, position, layer, head, contribution, all_paths.
-            Rows of kind *token* and *constant* (by module) contribute by all paths. Rows of kind *embed*, *layer* (what
+            Rows of kind *token* and *constant* (by module) contribute by all paths. Unless contributions are measured
+            from zero, the constant named origin is J x₀. Rows of kind *embed*, *layer* (what
             a part adds to the residual stream) and *outside* (constants outside parts, by module) contribute by the
             direct path. Rows of kind *head* sum to their layer's attention. `all_paths` is the contribution by all
             paths: through later parts, and through what the part itself adds at later positions (RWKV).
         flow: A row for each part or head, path (direct, all) and token; position is missing for the constants. The
             direct rows other than heads, with those named *outside*, sum to the logit. None unless it was asked for.
         position: The position at which the logit is read.
+        origin: What contributions of tokens are measured from: "zero", "mean", "reference" or "given".
 
     """
 
@@ -114,11 +125,23 @@ class Attribution(Result):
     table: pd.DataFrame = field(repr=False)
     flow: pd.DataFrame | None = field(default=None, repr=False)
     position: int = -1
+    origin: str = "zero"
 
     @property
     def constant(self) -> float:
-        """The contribution of all constants of the model, by all paths."""
+        """The contribution of all constants, by all paths: those of the model, b, and that of the origin, J x₀."""
         return float(self.of("constant")["contribution"].sum())
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """The contribution of all constants in two terms: `origin`, J x₀, unless it is zero; and `constants`, b."""
+        rows, moved = self.of("constant"), self._of_origin(self.of("constant"))
+        origin = {ORIGIN: float(rows[moved]["contribution"].sum())} if self.origin != "zero" else {}
+        return origin | {"constants": float(rows[~moved]["contribution"].sum())}
+
+    def _of_origin(self, rows: pd.DataFrame) -> pd.Series:
+        """Which rows are the constant J x₀."""
+        return (rows["kind"] == "constant") & (rows["name"] == ORIGIN) & (self.origin != "zero")
 
     def of(self, kind: str) -> pd.DataFrame:
         """Returns the rows of one kind.
@@ -143,8 +166,8 @@ class Attribution(Result):
         return {"contributions": self.table} | ({} if self.flow is None else {"flow": self.flow})
 
     def about(self) -> dict[str, Any]:
-        """Returns the target, the position, the logit, and both sums."""
-        names = ("target", "versus", "position", "logit", "total", "direct")
+        """Returns the target, the position, the origin, the logit, and both sums."""
+        names = ("target", "versus", "position", "origin", "logit", "total", "direct")
         return {name: getattr(self, name) for name in names}
 
     def view(self) -> View:
@@ -152,6 +175,8 @@ class Attribution(Result):
         versus = "" if self.versus is None else f" over {visible(self.versus)}"
         where = "" if self.position in (-1, len(self.of("token")) - 1) else f"   at position {self.position}"
         facts = {"logit": f"{visible(self.target)}{versus}   {self.logit:.4f}{where}"}
+        if self.origin != "zero":
+            facts["origin"] = f"contributions are measured from {origin_line(self.origin)}"
         inputs = self.table[self.table["kind"].isin(["token", "constant"])]
         grids = [self._grid(inputs, "tokens and constants, by all paths")]
         if self.direct is None:
@@ -181,7 +206,7 @@ class Attribution(Result):
 
     def _grid(self, rows: pd.DataFrame, title: str, direct: bool = False) -> Grid:
         """A line for each row: its contribution, its share, and a bar; the constants of all modules share one line."""
-        constants = rows[rows["kind"].isin(["constant", "outside"])]
+        constants = rows[rows["kind"].isin(["constant", "outside"]) & ~self._of_origin(rows)]
         lines: list[list[Any]] = [
             [row.position, Cell(row.name, show="token"), row.contribution, row.all_paths]
             for row in rows.drop(constants.index).itertuples(index=False)
@@ -225,9 +250,13 @@ def attribute(
     position: SupportsIndex = -1,
     parts: bool = True,
     flow: bool = False,
+    origin: str | Tensor | Origin = "zero",
     max_memory: float | str | None = None,
 ) -> Attribution:
     """Returns what every token, part, head and constant contributes to a token's logit.
+
+    Contributions of tokens are measured from an origin x₀: token t contributes J_t (x_t - x₀_t), and the constants are
+    J x₀ + b. The sums are exact for every origin.
 
     Args:
         run: The run.
@@ -238,11 +267,14 @@ def attribute(
             them, and for a model whose layers can't be found, the table has tokens and constants only.
         flow: Whether token x part and token x head are computed too; implies `parts`. This takes as many products as
             there are tokens, or parts and heads if these are fewer.
+        origin: What contributions of tokens are measured from: "zero"; "mean", the vocabulary's mean embedding;
+            "reference", the mean of the embeddings of the convention's references; or embeddings, `[T, d]` or `[d]`.
+            Random references begin with the prompt's own first token, which then contributes 0 by construction.
         max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
 
     Raises:
         BadPrompt: The vocabulary does not have a token.
-        BadArgument: The prompt does not have the position, or both tokens are the same.
+        BadArgument: The prompt does not have the position, both tokens are the same, or the origin does not fit.
         NotExact: A sum does not equal the logit.
         ReplayMismatch: The model has changed since the run was frozen.
 
@@ -254,7 +286,7 @@ def attribute(
         raise BadArgument("A token is compared with a different one", f"{run.lm.text(chosen)!r} twice", "Choose two.")
     run.unchanged()
     with torch.inference_mode(False), torch.enable_grad(), limited(max_memory):
-        return _attributed(run, at, chosen, other, parts or flow, flow)
+        return _attributed(run, at, chosen, other, parts or flow, flow, origin_of(run, origin))
 
 
 def _predicted(run: Run, at: int) -> int:
@@ -262,14 +294,16 @@ def _predicted(run: Run, at: int) -> int:
     return int(torch.sort(wide(run.logits[at]), descending=True, stable=True).indices[0])
 
 
-def _attributed(run: Run, at: int, chosen: int, other: int | None, parts: bool, flow: bool) -> Attribution:
+def _attributed(
+    run: Run, at: int, chosen: int, other: int | None, parts: bool, flow: bool, origin: Origin
+) -> Attribution:
     """The attribution of one token's logit at a position, minus another's."""
     e = torch.zeros_like(run.network.points["logits"][at]).detach()
     e[chosen] = 1
     if other is not None:
         e[other] -= 1
     logit = (wide(run.logits[at]) @ wide(e)).item()
-    rows = _input_rows(run, at, e)
+    rows = _input_rows(run, at, e, origin)
     total = sum(row["contribution"] for row in rows)
     direct, flows = None, None
     if parts:
@@ -277,11 +311,11 @@ def _attributed(run: Run, at: int, chosen: int, other: int | None, parts: bool, 
         written = inside.rows()
         direct = sum(row["contribution"] for row in written if row["kind"] != "head")
         rows += written
-        flows = inside.flow(run.tokens) if flow else None
+        flows = inside.flow(run.tokens, origin.embeddings) if flow else None
     _certify(run, logit, [sum_ for sum_ in (total, direct) if sum_ is not None], [row["contribution"] for row in rows])
     table = CONTRIBUTIONS.frame(pd.DataFrame(rows, columns=CONTRIBUTIONS.names))
     name = None if other is None else run.lm.text(other)
-    return Attribution(run.lm.text(chosen), name, logit, total, direct, table, flows, at)
+    return Attribution(run.lm.text(chosen), name, logit, total, direct, table, flows, at, origin.name)
 
 
 def _certify(run: Run, logit: float, sums: Sequence[float], terms: Sequence[float]) -> None:
@@ -308,13 +342,15 @@ def _slopes(y: Tensor, inputs: Sequence[Any]) -> list[Tensor | None]:
     return list(torch.autograd.grad(y, inputs, retain_graph=True, allow_unused=True)) if inputs else []
 
 
-def _input_rows(run: Run, at: int, e: Float[Tensor, " vocabulary"]) -> list[dict[str, Any]]:
-    """The contributions of tokens, and of each module's constants, by all paths."""
+def _input_rows(run: Run, at: int, e: Float[Tensor, " vocabulary"], origin: Origin) -> list[dict[str, Any]]:
+    """The contributions of tokens, of the origin unless it is zero, and of each module's constants, by all paths."""
     network = run.network
     (gradient,) = _slopes(network.points["logits"][at] @ e, [network.input])
-    x = network.input.detach()
-    tokens = [0.0] * len(x) if gradient is None else (wide(gradient) * wide(x)).sum(1).tolist()
+    x = wide(network.input) - wide(origin.embeddings)
+    tokens = [0.0] * len(x) if gradient is None else (wide(gradient) * x).sum(1).tolist()
     rows = [_row("token", name, c, position=t) for t, (name, c) in enumerate(zip(run.tokens, tokens, strict=True))]
+    if origin.moved:
+        rows.append(_row("constant", ORIGIN, _dot(gradient, origin.embeddings)))
     zero, constants = network.at_zero
     return rows + _by_module("constant", zero["logits"][at], e, constants)
 
@@ -429,13 +465,14 @@ class _Parts:
                     rows.append(_row("head", f"{name} constant", direct, layer=inside[name].layer, all_paths=through))
         return rows
 
-    def flow(self, tokens: Sequence[str]) -> pd.DataFrame:
+    def flow(self, tokens: Sequence[str], origin: Float[Tensor, "T d"]) -> pd.DataFrame:
         """The contribution of each token, and of the constants, through each part and head, by each path."""
         x = self.inside.network.input
         T, names = len(x), {term.key for term in self.terms}
         graph = self.inside.network.graph(x, torch.cat([t.flatten() for t in self.tensors]))
-        found = self._pulled_back(graph) if len(names) < T else self._pushed(graph)
-        constants = self.weighed([zero[:, :, None] for zero in self.zeros])
+        moved = x.detach() - origin
+        found = self._pulled_back(graph, moved) if len(names) < T else self._pushed(graph, moved)
+        constants = self.weighed([value[:, :, None] for value in self._at(graph, origin)])
         rows = [
             (name, path, t, token, layer, head, value)
             for (name, layer, head, path), values in found.items()
@@ -447,9 +484,15 @@ class _Parts:
         rows.append(("outside", "direct", None, None, None, None, outside))
         return FLOW.frame(rows)
 
-    def _pushed(self, graph: Graph) -> dict[_Key, list[float]]:
+    def _at(self, graph: Graph, origin: Float[Tensor, "T d"]) -> list[Tensor]:
+        """All tensors in the network at the origin."""
+        if not origin.any():
+            return self.zeros
+        made = graph.forward(origin.reshape(-1, 1))[:, 0].split([t.numel() for t in self.tensors])
+        return [zero + own.view(zero.shape) for zero, own in zip(self.zeros, made, strict=True)]
+
+    def _pushed(self, graph: Graph, x: Float[Tensor, "T d"]) -> dict[_Key, list[float]]:
         """The contributions of each token through each part and head, from a product with J for each token."""
-        x = self.inside.network.input.detach()
         T, shape = len(x), (graph.y.numel(), x.numel())
         found: dict[_Key, list[float]] = defaultdict(list)
         for start in range(0, T, graph.batch_size):
@@ -461,9 +504,8 @@ class _Parts:
                 found[key] += values
         return found
 
-    def _pulled_back(self, graph: Graph) -> dict[_Key, list[float]]:
+    def _pulled_back(self, graph: Graph, x: Float[Tensor, "T d"]) -> dict[_Key, list[float]]:
         """The same from a product with Jᵀ for each part and head; a long prompt has more tokens than these."""
-        x = self.inside.network.input
         keys = list(dict.fromkeys(term.key for term in self.terms))
         found: dict[_Key, list[float]] = {}
         for start in range(0, len(keys), graph.batch_size):

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.analyses.attribution import Attribution, attribute
+from secant.analyses.origins import Origin, origin_of
 from secant.errors import integer
 from secant.linearize.run import Run
 from secant.memory import Progress, limited
@@ -47,6 +48,7 @@ class Case:
         seed: The seed of solvers and of random directions.
         full: Whether J is formed before anything is computed from it, because all of it will be needed.
         nulls: What random directions decode to, by side. Cases of one model, `top` and `seed` can share them.
+        origin: What contributions of tokens are measured from, as in `attribute`.
 
     """
 
@@ -56,6 +58,7 @@ class Case:
     seed: int = 0
     full: bool = False
     nulls: dict[Side, Null] = field(default_factory=dict, repr=False)
+    origin: str | Tensor = field(default="zero", repr=False)
     _op: Operator | None = field(default=None, init=False, repr=False)
     _progress: Progress | None = field(default=None, init=False, repr=False)
     _attributions: dict[tuple[int | None, bool, bool], Attribution] = field(
@@ -112,8 +115,13 @@ class Case:
 
     @cached_property
     def norms(self) -> list[float]:
-        """‖J_t x_t‖ of each token: the norm of what it contributes to the final hidden state."""
-        return lengths(token_terms(self.op), 1).tolist()
+        """‖J_t (x_t - x₀_t)‖ of each token: the norm of what it contributes to the final hidden state."""
+        moved = self.op.input - self._origin.embeddings if self._origin.moved else None
+        return lengths(token_terms(self.op, moved), 1).tolist()
+
+    @cached_property
+    def _origin(self) -> Origin:
+        return origin_of(self.run, self.origin)
 
     @cached_property
     def _decodings(self) -> Decodings:
@@ -160,7 +168,7 @@ class Case:
         """
         key = (versus, parts, flow)
         if key not in self._attributions:
-            self._attributions[key] = attribute(self.run, None, versus, parts=parts, flow=flow)
+            self._attributions[key] = attribute(self.run, None, versus, parts=parts, flow=flow, origin=self._origin)
         return self._attributions[key]
 
     @cached_property

@@ -20,7 +20,7 @@ import torch
 from secant.analyses.case import Case
 from secant.analyses.explain import CONTRIBUTED, NORM, SHARE, Explanation, explained
 from secant.errors import BadArgument, NoPoint, checked
-from secant.linearize.conventions import CONVENTIONS
+from secant.linearize.conventions import Named, conventions_named
 from secant.linearize.run import (
     BLOCK_POSITION,
     CONVENTION,
@@ -330,7 +330,7 @@ def compare(
     prompt: Prompt,
     lms: Iterable[LM] | Mapping[str, LM],
     *,
-    conventions: Sequence[str] = ("gate",),
+    conventions: Sequence[Named] = ("gate",),
     k: int = 4,
     top: int = 8,
     precision: str | torch.dtype | None = None,
@@ -344,7 +344,7 @@ def compare(
         prompt: A text, token ids or chat messages.
         lms: The models, or models by name. They are used one after the other, so that a generator that loads them
             requires memory for one at a time.
-        conventions: Which factors of gated products are frozen: some of "gate", "up" and "half".
+        conventions: Which exact affine maps stand for each operation: conventions as in `freeze`, each once.
         k: The number of singular triplets of each token's block.
         top: The number of top tokens of each singular vector.
         precision: The type in which frozen networks are evaluated; by default each model's own.
@@ -358,10 +358,9 @@ def compare(
         SecantError: Any error of `explain` and `layers`.
 
     """
-    if not conventions or isinstance(conventions, str) or not set(conventions) <= set(CONVENTIONS):
-        raise BadArgument(f"Conventions are some of {', '.join(CONVENTIONS)}", repr(conventions), "Choose from them.")
-    if len(set(conventions)) < len(conventions):
-        raise BadArgument("Conventions are given once each", repr(conventions), "Name each once.")
+    if isinstance(conventions, str):
+        raise BadArgument("Conventions are a list", repr(conventions), f"Give [{conventions!r}].")
+    labels = [convention.label for convention in conventions_named(conventions)]
     given = lms.items() if isinstance(lms, Mapping) else ((None, lm) for lm in lms)
     subjects: list[_Subject] = []
     for name, lm in given:
@@ -371,7 +370,7 @@ def compare(
         if any(s.model == label for s in subjects):
             raise BadArgument("Models have different names", f"{label!r} twice", "Name them with a dict.")
         nulls: dict[Side, Null] = {}  # conventions of one model share them
-        for convention in conventions:
+        for convention in labels:
             e = explained(
                 lm, prompt, k=k, top=top, convention=convention, precision=precision, seed=seed,
                 max_memory=max_memory, progress=progress, nulls=nulls,

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from secant.analyses.attribution import CONTRIBUTIONS, Attribution, attribute
-from secant.errors import checked, integer
+from secant.errors import BadArgument, checked, integer
 from secant.linearize.run import ITS_LOGIT, PROBABILITY, RECONSTRUCTION, TOKEN, Certificate, Prediction, Run
 from secant.memory import Progress
 from secant.results.result import Result
@@ -112,7 +113,14 @@ class Steps(Result):
 
 
 @checked
-def follow(run: Run, steps: int, *, parts: bool = False, progress: Progress | None = None) -> Steps:
+def follow(
+    run: Run,
+    steps: int,
+    *,
+    parts: bool = False,
+    origin: str | Tensor = "zero",
+    progress: Progress | None = None,
+) -> Steps:
     """Returns the model's greedy continuation of a run, with each of its tokens decomposed.
 
     The first step is the run itself. The continuation ends early at an end-of-text token, at a token that the head has
@@ -122,17 +130,22 @@ def follow(run: Run, steps: int, *, parts: bool = False, progress: Progress | No
         run: The run that is continued.
         steps: The most tokens to generate.
         parts: Whether attributions have layers and heads too, as in `attribute`.
+        origin: What contributions are measured from, as in `attribute`; embeddings are `[d]`, since the prompt grows.
         progress: Called as `progress("steps", done, all)` after each token.
 
     Raises:
-        BadArgument: `steps` is less than 1.
+        BadArgument: `steps` is less than 1, or the origin has a row for each token.
         SecantError: Any error of `freeze` and `attribute`.
 
     """
     steps = integer(steps, 1, 10**6, "A continuation has at least one step", "steps = ")
+    if isinstance(origin, Tensor) and origin.ndim != 1:
+        raise BadArgument(
+            "The origin of a continuation is one embedding for all tokens", f"{origin.ndim} dimensions", "Give [d]."
+        )
     prompt, found, ended = len(run.ids), list[Step](), "steps"
     while True:
-        found.append(Step(run.prediction[0], run.certificate, attribute(run, parts=parts)))
+        found.append(Step(run.prediction[0], run.certificate, attribute(run, parts=parts, origin=origin)))
         if progress:
             progress("steps", len(found), steps)
         if run.prediction[0].id in run.lm.ends:

@@ -20,7 +20,9 @@ from torch import Tensor
 from secant.analyses.attribution import CONTRIBUTIONS, FLOW, Attribution
 from secant.analyses.case import Case
 from secant.analyses.continuation import STEPS, Steps, follow
+from secant.analyses.origins import origin_line, origin_named
 from secant.errors import BadArgument, checked, integer
+from secant.linearize.conventions import Named
 from secant.linearize.run import (
     HIDDEN_STATE,
     LOGIT,
@@ -57,7 +59,8 @@ SHARE = Column(
 NORM = Column(
     "norm",
     float,
-    "‖J_t x_t‖: the norm of what the token contributes to the final hidden state",
+    "‖J_t (x_t - x₀_t)‖: the norm of what the token contributes to the final hidden state, measured from x₀ (zero, "
+    "unless another origin was chosen)",
     HIDDEN_STATE,
     heading="‖J x‖",
 )
@@ -248,7 +251,7 @@ class Explanation(Result):
         svds: The leading singular triplets of each token's block J_t. Columns of U and V are singular vectors.
         outputs: The top tokens of each left singular vector, as token x vector x rank.
         inputs: The top tokens of each right singular vector, as token x vector x rank.
-        norms: ‖J_t x_t‖ of each token.
+        norms: ‖J_t (x_t - x₀_t)‖ of each token, with the origin x₀, by default zero.
         case: What computed it, and computes its evidence.
         layers: Every layer, if `explain` was called with layers=True.
         steps: The model's continuation, if `explain` was called with more than one step.
@@ -353,6 +356,8 @@ class Explanation(Result):
         facts = {"next token": "   ".join(guesses), "certificate": c.lines()}
         if c.ordinary is not None:
             facts["certificate"] = [*c.lines(), f"the ordinary Jacobian is off by {c.ordinary:.0%}"]
+        if a.origin != "zero":
+            facts["origin"] = f"contributions are measured from {origin_line(a.origin)}"
         several = any(len(f.blocks[0]) > 1 for f in self.svds)
         legend = (
             f"share: of the logit of {visible(a.target)} ({a.logit:.4f}); the shares sum to it to "
@@ -372,7 +377,7 @@ class Explanation(Result):
         )
 
     def _by_token(self) -> Grid:
-        """A row for each token, and one for the constants."""
+        """A row for each token, one for the origin unless it is zero, and one for the constants."""
         columns = [
             Shown("", "integer"), Shown("token", most=16), Shown("share", "share"),
             Shown("", "bar", spare=3), Shown("‖J x‖", "number", spare=2),
@@ -390,9 +395,9 @@ class Explanation(Result):
                 row.position, Cell(row.token, show="token"), Cell(row.share, bold), row.contribution, row.norm,
                 Cell(row.sigma, mark=near), row.stable_rank, *tokens,
             ))  # fmt: skip
-        constant = self.attribution.share(self.attribution.constant)
-        own = self.attribution.constant
-        return Grid(columns, [*rows, (None, "constants", constant, own, None, None, None, (), ())])
+        for name, own in self.attribution.constants.items():
+            rows.append((None, name, self.attribution.share(own), own, None, None, None, (), ()))
+        return Grid(columns, rows)
 
     @checked
     def evidence(
@@ -461,6 +466,7 @@ class Explanation(Result):
             "model": named(self.run.lm.name),
             "certificate": asdict(self.run.certificate),
             "logit": evidence.attribution.logit,
+            "origin": None if self.attribution.origin == "zero" else origin_line(self.attribution.origin),
             "direct": evidence.attribution.direct,
             "totals": [a.total for a in (evidence.attribution, *evidence.versus)],
             "shape": list(evidence.shape),
@@ -555,11 +561,12 @@ def explain(
     *,
     k: int = 4,
     top: int = 8,
-    convention: str = "gate",
+    convention: Named = "gate",
     precision: str | torch.dtype | None = None,
     seed: int = 0,
     layers: bool = False,
     steps: int = 1,
+    origin: str | Tensor = "zero",
     max_memory: float | str | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
@@ -570,11 +577,12 @@ def explain(
         prompt: A text, token ids or chat messages.
         k: The number of singular triplets of each token's block.
         top: The number of top tokens of each singular vector.
-        convention: Which factor of a gated product is frozen: "gate", "up" or "half".
+        convention: Which exact affine map stands for each operation, as in `freeze`.
         precision: The type in which the frozen network is evaluated, at least the model's own, which is the default.
         seed: The seed of the random input that affinity is measured at, of solvers, and of random directions.
         layers: Whether every layer is decomposed too, as in `secant.layers`.
         steps: How many tokens of the model's continuation to decompose, as in `follow`. 1 is the prediction alone.
+        origin: What contributions are measured from, as in `attribute`.
         max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
         progress: Called as `progress(what, done, all)` during the work.
 
@@ -587,7 +595,7 @@ def explain(
     """
     return explained(
         lm, prompt, k=k, top=top, convention=convention, precision=precision, seed=seed, layers=layers, steps=steps,
-        max_memory=max_memory, progress=progress, nulls={},
+        origin=origin, max_memory=max_memory, progress=progress, nulls={},
     )  # fmt: skip
 
 
@@ -597,7 +605,7 @@ def explained(
     *,
     k: int,
     top: int,
-    convention: str,
+    convention: Named,
     precision: str | torch.dtype | None,
     seed: int,
     max_memory: float | str | None,
@@ -605,6 +613,7 @@ def explained(
     nulls: dict[Side, Null],
     layers: bool = False,
     steps: int = 1,
+    origin: str | Tensor = "zero",
 ) -> Explanation:
     """Returns what `explain` does, with random directions that prompts of one model share.
 
@@ -613,7 +622,7 @@ def explained(
         prompt: The prompt.
         k: The number of singular triplets of each token's block.
         top: The number of top tokens of each singular vector.
-        convention: Which factor of a gated product is frozen.
+        convention: Which exact affine map stands for each operation.
         precision: The type in which the frozen network is evaluated.
         seed: The seed of all random numbers.
         max_memory: Bytes to work in, or a size.
@@ -621,14 +630,17 @@ def explained(
         nulls: What random directions decode to, by side; missing ones are added.
         layers: Whether every layer is decomposed too.
         steps: How many tokens of the model's continuation to decompose.
+        origin: What contributions are measured from.
 
     """
     seconds: dict[str, float] = {}
     top = integer(top, 1, 10**9, "A direction has at least one top token", "top = ")
     steps = integer(steps, 1, 10**6, "A continuation has at least one step", "steps = ")
+    if isinstance(origin, str):
+        origin_named(origin)
     with timed("freezing", seconds):
         run = freeze(lm, prompt, convention=convention, precision=precision, ordinary=True, top=max(top, 10), seed=seed)
-    case = Case(run, countable(run.operator(), k, per_token=True), top, seed, nulls=nulls)
+    case = Case(run, countable(run.operator(), k, per_token=True), top, seed, nulls=nulls, origin=origin)
     with case.working(max_memory, progress):
         with timed("contributions", seconds):
             attribution = case.attribution()
@@ -644,7 +656,7 @@ def explained(
                 every_layer = case.layers()
         if steps != 1:
             with timed("steps", seconds):
-                continuation = follow(run, steps, progress=progress)
+                continuation = follow(run, steps, origin=origin, progress=progress)
     memory = peak(lm.device)
     return Explanation(
         run, attribution, svds, outputs, inputs, norms, case, every_layer, continuation, seconds, memory

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from secant.analyses.case import Case
 from secant.errors import BadArgument, BadPrompt, SecantError, checked, integer, seeded, several, share
-from secant.linearize.conventions import CONVENTIONS
+from secant.linearize.conventions import Named, convention_named
 from secant.linearize.run import BLOCK_POSITION, BLOCK_TOKEN, Run, freeze
 from secant.memory import Progress
 from secant.model.encoding import listed
@@ -209,7 +209,7 @@ def screen(
     position: int = -1,
     samples: int = 10_000,
     level: float | int = 0.05,
-    convention: str = "gate",
+    convention: Named = "gate",
     precision: str | torch.dtype | None = None,
     seed: int = 0,
     max_memory: float | str | None = None,
@@ -241,7 +241,7 @@ def screen(
         position: The position whose residual stream is decomposed; by default the last.
         samples: The number of random directions.
         level: The false discovery rate: the expected share of false ones among the flagged vectors.
-        convention: Which factor of a gated product is frozen: "gate", "up" or "half".
+        convention: Which exact affine map stands for each operation, as in `freeze`.
         precision: The type in which the frozen network is evaluated; by default the model's own.
         seed: The seed of random directions, and of all other random numbers.
         max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
@@ -451,7 +451,7 @@ def _text(lm: LM, prompt: Prompt) -> str:
     return " ".join(str(part.get("content", part)) if isinstance(part, dict) else str(part) for part in given)
 
 
-def _check(lm: LM, lexicon: Sequence[str], convention: str) -> None:
+def _check(lm: LM, lexicon: Sequence[str], convention: Named) -> None:
     """Raises BadArgument."""
     if not isinstance(lm, LM):
         raise BadArgument("screen takes an LM", type(lm).__name__, "Make one with sc.load or sc.LM.")
@@ -461,5 +461,4 @@ def _check(lm: LM, lexicon: Sequence[str], convention: str) -> None:
         )
     if odd := [word for word in lexicon if not isinstance(word, str) or not word.strip()]:
         raise BadArgument("A list to screen for has words only", repr(odd[0]), "Leave it out.")
-    if convention not in CONVENTIONS:
-        raise BadArgument(f"A convention is one of {', '.join(CONVENTIONS)}", repr(convention), "Choose one of them.")
+    convention_named(convention)

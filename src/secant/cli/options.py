@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secant.analyses.origins import ORIGINS, origin_named
 from secant.cli.verb import Group
 from secant.errors import seeded
-from secant.linearize.conventions import CONVENTIONS
+from secant.linearize.conventions import CONVENTIONS, NAMES, convention_named
 from secant.results.paths import path_of
 from secant.steering.forms import FORMS
 
@@ -32,10 +33,8 @@ class Dtype(StrEnum):
 
 
 if TYPE_CHECKING:
-    Convention = str
     SteeringForm = str
 else:
-    Convention = StrEnum("Convention", {name: name for name in CONVENTIONS})
     SteeringForm = StrEnum("SteeringForm", {name: name for name in FORMS})
 
 
@@ -106,6 +105,34 @@ def path_argument(help: str) -> Any:
         help: Its help text.
     """
     return typer.Argument(parser=path_of, metavar="PATH...", help=help, autocompletion=paths)
+
+
+def convention_option(help: str) -> Any:
+    """An option that takes a convention, as its label.
+
+    Args:
+        help: Its help text.
+    """
+    return typer.Option(
+        parser=_convention_label, metavar=f"<{'|'.join(CONVENTIONS)}|PARTS>", help=help,
+        autocompletion=lambda: list(NAMES),
+    )  # fmt: skip
+
+
+def origin_option(help: str) -> Any:
+    """An option that takes the name of an origin.
+
+    Args:
+        help: Its help text.
+    """
+    return typer.Option(
+        parser=origin_named, metavar=f"<{'|'.join(ORIGINS)}>", help=help, autocompletion=lambda: list(ORIGINS)
+    )
+
+
+def _convention_label(label: str) -> str:
+    """The label by which results name a convention. Raises BadArgument if there is no such convention."""
+    return convention_named(label).label
 
 
 # ------------------------------------------------------------------------------------------------- single options
@@ -247,12 +274,14 @@ class Prompting(Group):
 class Freezing(Prompting):
     """How a prompt is frozen, under one convention."""
 
-    convention: Annotated[Convention, typer.Option(help="Which factor of a gated product is frozen.")] = "gate"
+    convention: Annotated[
+        str, convention_option("Which exact affine map stands for each operation (docs/maths.md).")
+    ] = "gate"
 
     @property
     def how(self) -> dict[str, Any]:
         """The keyword arguments of functions that freeze prompts."""
-        return {"convention": str(self.convention), **super().how}
+        return {"convention": self.convention, **super().how}
 
     def freeze(self, lm: LM, prompt: Prompt) -> Run:
         """Freeze a prompt.
@@ -274,14 +303,23 @@ class Conventions(Prompting):
     """How a prompt is frozen, under one convention or several."""
 
     convention: Annotated[
-        list[Convention] | None,
-        typer.Option(help="Which factor of a gated product is frozen (default: gate). Repeatable."),
+        list[str] | None,
+        convention_option("Which exact affine map stands for each operation (default: gate). Repeatable."),
     ] = None
 
     @property
     def conventions(self) -> list[str]:
-        """Their names; gate if none is given."""
-        return [str(each) for each in self.convention or ["gate"]]
+        """Their labels; gate if none is given."""
+        return self.convention or ["gate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring(Group):
+    """What contributions are measured from."""
+
+    origin: Annotated[
+        str, origin_option("The embeddings that contributions of tokens are measured from (docs/maths.md).")
+    ] = "zero"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,9 @@ The module does not import torch, so that the command line can name conventions 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from typing import Any, TypeAlias
 
 from secant.errors import BadArgument
 
@@ -38,19 +40,48 @@ RANDOM_PROMPTS = 8
 
 @dataclass(frozen=True)
 class Convention:
-    """Which exact affine map stands for each kind of operation.
+    """Which exact affine map stands for each kind of operation. The text of a convention is its label.
+
+    >>> Convention(0.7, attention="secant").label
+    '0.7+secant+frozen+zero'
+    >>> Convention("half").label
+    'half'
 
     Attributes:
-        gates: One of GATES, or the share of the map in which the activation's output is frozen.
-        attention: Whether patterns are frozen or secants.
-        norms: Whether the statistics of norms are frozen or secants.
-        reference: The reference of all secants.
+        gates: "gate", "up", "half" or "secant", or the share of the map in which the activation's output is frozen,
+            from 0 to 1.
+        attention: Whether patterns are "frozen" or a "secant".
+        norms: Whether the statistics of norms are "frozen" or a "secant".
+        reference: The reference of all secants: "zero" or "random".
+
+    Raises:
+        BadArgument: A part has another value.
     """
 
     gates: str | float = "gate"
     attention: str = FROZEN
     norms: str = FROZEN
     reference: str = ZERO
+
+    def __post_init__(self) -> None:
+        share = self.gates
+        if isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 1:
+            object.__setattr__(self, "gates", float(share))
+        elif not (isinstance(share, str) and share in GATES):
+            raise _wrong(f"gates {share!r:.60}")
+        kinds = {"attention": ATTENTION, "norms": NORMS, "reference": REFERENCES}
+        for name, known in kinds.items():
+            if getattr(self, name) not in known:
+                raise _wrong(f"{name} {getattr(self, name)!r:.60}")
+
+    def __str__(self) -> str:
+        return self.label
+
+    @property
+    def label(self) -> str:
+        """Its name, or its four parts joined by plus signs. `convention_named` returns the same convention for it."""
+        named = (name for name, convention in CONVENTIONS.items() if convention == self)
+        return next(named, "+".join(map(str, astuple(self))))
 
     @property
     def share(self) -> float:
@@ -83,31 +114,63 @@ ALIASES = {"paper": "gate", "relevance": "half"}
 NAMES = (*CONVENTIONS, *ALIASES)
 
 
-def convention_named(convention: str) -> Convention:
-    """Returns the convention of a name, or of its four parts joined by plus signs, such as 0.7+secant+frozen+zero.
+Named: TypeAlias = str | Convention
+"""What is accepted as a convention: a `Convention`, one of NAMES, or parts joined by plus signs."""
+
+CHOICES = f"{', '.join(NAMES)}, or GATES+ATTENTION+NORMS+REFERENCE such as 0.7+secant+frozen+zero"
+"""The labels that users can choose, for messages."""
+
+
+def convention_named(convention: Named) -> Convention:
+    """Returns the convention with a label.
+
+    >>> convention_named("paper") == convention_named("gate") == Convention("gate")
+    True
+    >>> convention_named("0.7+secant")
+    Convention(gates=0.7, attention='secant', norms='frozen', reference='zero')
 
     Args:
-        convention: The name.
+        convention: One of NAMES, or one to four parts joined by plus signs: gates, attention, norms and reference, as
+            in `Convention`. A `Convention` is returned as it is.
 
     Raises:
         BadArgument: There is no such convention.
     """
-    if isinstance(convention, str):
-        if convention in NAMES:
-            return CONVENTIONS[ALIASES.get(convention, convention)]
-        gates, *others = convention.split("+")
-        try:
-            share: str | float = gates if gates in GATES else float(gates)
-        except ValueError:
-            share = -1.0
-        inside = isinstance(share, str) or 0 <= share <= 1
-        known = len(others) <= 3 and all(
-            o in kinds for o, kinds in zip(others, (ATTENTION, NORMS, REFERENCES), strict=False)
+    if isinstance(convention, Convention):
+        return convention
+    if not isinstance(convention, str):
+        raise _wrong(f"{convention!r:.60}")
+    if convention in NAMES:
+        return CONVENTIONS[ALIASES.get(convention, convention)]
+    gates, *others = convention.split("+")
+    try:
+        return Convention(gates if gates in GATES else float(gates), *others)
+    except (ValueError, TypeError, BadArgument):  # no number, too many parts, or a wrong one
+        raise _wrong(repr(convention[:60])) from None
+
+
+def conventions_named(conventions: Any) -> list[Convention]:
+    """Returns one convention or several as a list, each once.
+
+    Args:
+        conventions: A label or a `Convention`, or several.
+
+    Raises:
+        BadArgument: One is wrong, there is none, or one is repeated, under whatever name.
+    """
+    alone = isinstance(conventions, Named) or not isinstance(conventions, Iterable)
+    found = [convention_named(each) for each in ([conventions] if alone else conventions)]
+    if not found:
+        raise BadArgument("At least one convention is required", "none", f"Choose from {', '.join(NAMES)}.")
+    if len(set(found)) < len(found):
+        raise BadArgument(
+            "Conventions are given once each", ", ".join(each.label for each in found), "Remove the repetition."
         )
-        if inside and known:
-            return Convention(share, *others)
-    raise BadArgument(
-        f"A convention is one of {', '.join(NAMES)}, or GATES+ATTENTION+NORMS+REFERENCE",
-        repr(convention),
-        "Choose one of them; docs/maths.md describes the parts.",
+    return found
+
+
+def _wrong(got: str) -> BadArgument:
+    """The error for what is not a convention."""
+    return BadArgument(
+        f"A convention is one of {CHOICES}", got, "Choose one of them; docs/maths.md describes the parts."
     )

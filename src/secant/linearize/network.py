@@ -136,7 +136,7 @@ class Recording:
         values: The norm and the logits, `[T, n]`.
         steps: The steps that made them.
         unembedding: The use of the head that the logits come from.
-        convention: The name of the convention.
+        convention: The label of the convention.
         layer_calls: The calls of members of module lists.
         captured: The outputs of the steps that were asked for.
         state: The state in which the model started; every replay starts in it too.
@@ -174,7 +174,7 @@ def record(
         lm: The model.
         ids: The tokens.
         x: Their embeddings.
-        convention: The name of the convention.
+        convention: The label of the convention.
         precision: The type in which the network will be evaluated.
         wanted: Steps whose outputs are captured.
         state: The state in which the model starts.

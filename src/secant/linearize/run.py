@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secant.errors import BadArgument, ModelRefused, NotExact, ReplayMismatch, checked, integer, number, seeded
 from secant.foreign import explained
-from secant.linearize.conventions import convention_named
+from secant.linearize.conventions import Named, convention_named
 from secant.linearize.forecast import announce_cost
 from secant.linearize.network import Network, Recording, noting_head, record, running, streams
 from secant.linearize.points import ActivationGraph
@@ -121,7 +121,7 @@ class Certificate:
         ordinary: ‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J', if it was requested.
         tolerance: The largest allowed `reconstruction` and `readout`.
         affinity_tolerance: The largest allowed `affinity`.
-        convention: Which factor of a gated product is frozen.
+        convention: The label of the convention, which says which exact affine map stands for each operation.
         dtype: The model's type.
         precision: The type in which the frozen network is evaluated.
         attention: The model's attention implementation.
@@ -372,7 +372,7 @@ def freeze(
     lm: LM,
     prompt: Prompt,
     *,
-    convention: str = "gate",
+    convention: Named = "gate",
     precision: str | torch.dtype | None = None,
     ordinary: bool = False,
     tolerance: float | None = None,
@@ -386,13 +386,14 @@ def freeze(
     Args:
         lm: The model.
         prompt: A text, token ids or chat messages.
-        convention: Which factor of a gated product is frozen: gate, up or half.
+        convention: Which exact affine map stands for each operation: "gate", "up", "half", "halves" or "secant"; parts
+            joined by plus signs, such as "0.7+secant+frozen+zero"; or a `Convention`.
         precision: The type in which the frozen network is evaluated, at least the model's own, which is the default.
             The recorded pass keeps the model's own type.
         ordinary: Whether the error of the ordinary Jacobian is measured too.
         tolerance: The largest allowed error, instead of TOLERANCE.
         top: How many predictions to keep.
-        seed: The seed of the random input that affinity is measured at.
+        seed: The seed of the random input that affinity is measured at, and of random references.
 
     Raises:
         BadPrompt: The prompt is empty, too long, or not in the vocabulary.
@@ -404,7 +405,7 @@ def freeze(
         TooLarge: The memory does not suffice.
         NotExact: An error of the certificate exceeds its tolerance.
     """
-    convention_named(convention)
+    label = convention_named(convention).label
     lm.ready()
     ids = lm.encode(prompt)
     system = precision_of(lm, precision)
@@ -415,7 +416,7 @@ def freeze(
     how: dict[str, Any] = {"tolerance": tolerance, "top": top, "seed": seed}
 
     def frozen(tokens: Sequence[int], ordinary: bool = False) -> Run:
-        return _frozen(lm, list(tokens), convention, system, ordinary=ordinary, **how)
+        return _frozen(lm, list(tokens), label, system, ordinary=ordinary, **how)
 
     with room("Freezing a prompt", "Shorten it, load a smaller dtype, or give it a device with more memory."):
         announce_cost(ids, lambda tokens: frozen(tokens).network.recording, lm.dtype)

@@ -143,13 +143,17 @@ class Blocks:
         return Blocks(self._products, self._whole, self._T, [self._tokens[i] for i in which], self._like)
 
 
-def token_terms(op: Operator) -> Float[Tensor, "T d_out"]:
+def token_terms(op: Operator, x: Float[Tensor, "T d_in"] | None = None) -> Float[Tensor, "T d_out"]:
     """J_t x_t, the term of each token in output = Σ_t J_t x_t + bias.
 
     Takes one product for each token.
+
+    Args:
+        op: The operator.
+        x: Values instead of the operator's own input.
     """
-    T = len(op.input)
-    return Blocks(op.products, op.shape, T, range(T), op.bias).forward(op.input[:, :, None])[:, :, 0].to(op.bias)
+    T, x = len(op.input), op.input if x is None else x
+    return Blocks(op.products, op.shape, T, range(T), op.bias).forward(x[:, :, None])[:, :, 0].to(op.bias)
 
 
 class Counted:

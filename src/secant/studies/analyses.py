@@ -16,6 +16,7 @@ from torch import Tensor
 from secant.analyses.attribution import CONTRIBUTIONS
 from secant.analyses.case import Case
 from secant.analyses.explain import SINGULAR_VALUES, WORDS
+from secant.errors import NoRule, NotExact
 from secant.linearize.conventions import CONVENTIONS
 from secant.linearize.run import BLOCK_POSITION, BLOCK_TOKEN, RECONSTRUCTION, RELATIVE, freeze
 from secant.numeric import wide
@@ -30,7 +31,7 @@ class Settings:
     """The settings of a study: all that a row depends on besides the model and the prompt.
 
     Attributes:
-        convention: Which factor of a gated product is frozen.
+        convention: The label of the convention.
         precision: The type in which the linear system is evaluated; None: the model's own.
         analyses: The names of the analyses.
         k: How many singular triplets of each token's block are kept, and of all blocks together.
@@ -198,20 +199,37 @@ def words(case: Case) -> Iterator[Rows]:
         "conventions",
         "a token's block, or all together, and another convention",
         (
-            Column("other", str, "the other convention"),
+            Column("other", str, "the other convention, of those that have names"),
             BLOCK_POSITION,
-            Column("distance", float, "‖J - J'‖_F / ‖J‖_F; missing where J is zero", RELATIVE),
-            Column("cosine", float, "⟨J, J'⟩ / (‖J‖_F ‖J'‖_F); missing where one is zero", "cosine"),
+            Column(
+                "distance",
+                float,
+                "‖J - J'‖_F / ‖J‖_F; missing where J is zero, or the other one can't be computed",
+                RELATIVE,
+            ),
+            Column(
+                "cosine",
+                float,
+                "⟨J, J'⟩ / (‖J‖_F ‖J'‖_F); missing where one is zero, or the other one can't be computed",
+                "cosine",
+            ),
         ),
     )
 )
 def conventions(case: Case) -> Iterator[Rows]:
-    """The distance of J from the J of each other convention, for each token's block and for all together."""
+    """The distance of J from the J of each other convention, for each token's block and for all together.
+
+    A convention that the model can't run in has one row, without a distance.
+    """
     own, c = wide(case.op.dense()), case.run.certificate
     rows: list[tuple[Any, ...]] = []
     for other in CONVENTIONS:
         if other != c.convention:
-            run = freeze(case.run.lm, case.run.ids, convention=other, precision=c.precision, seed=case.seed)
+            try:
+                run = freeze(case.run.lm, case.run.ids, convention=other, precision=c.precision, seed=case.seed)
+            except (NotExact, NoRule):
+                rows.append((other, None, None, None))
+                continue
             J = wide(run.operator().dense())
             pairs = [*((t, own[:, t], J[:, t]) for t in range(own.shape[1])), (None, own, J)]
             rows += [(other, t, *_distance(mine, theirs)) for t, mine, theirs in pairs]

@@ -18,7 +18,7 @@ import torch
 from secant import __version__
 from secant.errors import BadArgument, DamagedFile, checked, chosen, integer, seeded
 from secant.foreign import explained
-from secant.linearize.conventions import CONVENTIONS
+from secant.linearize.conventions import Named, conventions_named
 from secant.memory import Progress, announce, peak, size_of
 from secant.model.lm import LM, versions
 from secant.results.files import columns
@@ -192,7 +192,7 @@ def study(
     *,
     out: str | Path,
     analyses: Sequence[str] = Settings.analyses,
-    convention: str | Sequence[str] = "gate",
+    convention: Named | Sequence[Named] = "gate",
     precision: str | torch.dtype | None = None,
     k: int = 4,
     top: int = 8,
@@ -218,7 +218,7 @@ def study(
         lm: Models in memory, or names and folders of models.
         out: The study's folder.
         analyses: The names of the analyses: functions under `@analysis` in `secant.studies.analyses`.
-        convention: One convention or several.
+        convention: One convention or several, as in `freeze`.
         precision: The type in which the linear systems are evaluated; by default each model's own.
         k: How many singular triplets of each block are kept.
         top: How many top tokens of each singular vector are kept.
@@ -249,7 +249,8 @@ def study(
     items = given(prompts)
     several = list(lm) if isinstance(lm, Sequence) and not isinstance(lm, str) else [lm]
     models = [str(one) if isinstance(one, os.PathLike) else one for one in several]
-    conventions, wanted = chosen(convention, CONVENTIONS, "Conventions"), chosen(analyses, ANALYSES, "Analyses")
+    conventions = [each.label for each in conventions_named(convention)]
+    wanted = chosen(analyses, ANALYSES, "Analyses")
     system: str | None = _plain("precision", precision)
     loading = {key: _plain(key, value) for key, value in loading.items()}
     _check(models, engine, workers, part, loading)

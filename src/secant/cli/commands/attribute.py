@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from secant.cli.options import Freezing, MaxMemory, Model, Position
+from secant.cli.options import Freezing, MaxMemory, Measuring, Model, Position
 from secant.cli.output import Output
 from secant.cli.verb import verb
 
@@ -16,6 +16,7 @@ def attribute(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
     model: Model,
     freezing: Freezing,
+    measuring: Measuring,
     output: Output,
     target: Annotated[
         str | None, typer.Option(help="The token whose logit is explained; by default the prediction at the position.")
@@ -30,4 +31,7 @@ def attribute(
 
     output.reserve(sc.Attribution)
     run = freezing.freeze(model.loaded(), freezing.prompt(prompt))
-    output.finish(sc.attribute(run, target, versus, position=position, flow=flow, max_memory=max_memory))
+    found = sc.attribute(
+        run, target, versus, position=position, flow=flow, origin=measuring.origin, max_memory=max_memory
+    )
+    output.finish(found)

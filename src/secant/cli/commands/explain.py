@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secant.cli.options import Freezing, MaxMemory, Model, Spectra
+from secant.cli.options import Freezing, MaxMemory, Measuring, Model, Spectra
 from secant.cli.output import Illustrated
 from secant.cli.progress import progressing
 from secant.cli.verb import Help, verb
@@ -26,6 +26,7 @@ def explain(
     model: Model,
     freezing: Freezing,
     spectra: Spectra,
+    measuring: Measuring,
     output: Annotated[
         Illustrated, Help(out="Also write the tables, the tensors and a page, report.html, to this folder.")
     ],
@@ -64,6 +65,7 @@ def explain(
             top=spectra.top,
             layers=layers,
             steps=steps,
+            origin=measuring.origin,
             max_memory=max_memory,
             progress=progress,
             **freezing.how,

@@ -66,7 +66,7 @@ def verify(
     freezing: Annotated[
         Conventions,
         Help(
-            convention="Check only this convention (default: all). Repeatable.",
+            convention="Check only this convention (default: all that have names of their own). Repeatable.",
             precision="Evaluate the linear systems of narrower types in this one.",
             chat="Send the prompt of --prompt as a user's chat message.",
         ),
@@ -86,7 +86,7 @@ def verify(
         raise sc.SecantError("--chat requires a prompt", "none", "Add --prompt.")
     packed = hasattr(configuration(model, opening.allow_remote_code), "quantization_config")
     chosen: list[Any] = dtype or ([None] if packed else list(Dtype))  # packed weights have a type of their own
-    conventions = [str(each) for each in freezing.convention or CONVENTIONS]
+    conventions = list(dict.fromkeys(freezing.convention or CONVENTIONS))
     rows: list[dict[str, Any]] = []
     with progressing() as progress:
         for wanted in chosen:
@@ -98,7 +98,7 @@ def verify(
                 try:
                     certificate = sc.freeze(lm, ids, convention=which, **how).certificate
                     rows.append({"exact": True, **asdict(certificate)})
-                except sc.NotExact as error:
+                except (sc.NotExact, sc.NoRule) as error:
                     rows.append({"exact": False, "dtype": name.value, "convention": which, "why": str(error)})
                 progress("certificates", len(rows), len(chosen) * len(conventions))
     output.finish(Certificates(model, [lm.text(i) for i in ids], rows))

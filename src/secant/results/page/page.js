@@ -115,6 +115,7 @@
     return {
       model: about.model,
       certificate: about.certificate,
+      origin: about.origin,
       tokens,
       prediction: prediction.map((r) => ({ ...r, token: place(r.token) })),
       sums: [summed(contributions, target, null, about.logit, first), ...versus.map((own, i) => summed(own, target, own[0].versus, own[0].difference, others[i]))],
@@ -292,7 +293,7 @@
     } else {
       const off = Math.abs(s.total - s.logit);
       const negative = s.logit < 0 ? " The logit is negative: a positive share lowers it." : "";
-      fill($("sum"), "Logit of ", ...target, ` ${fixed(s.logit, 4)} = tokens ${fixed(from, 4)} + constants ${fixed(s.constant, 4)}, to ${error(off)}.${negative}`);
+      fill($("sum"), "Logit of ", ...target, ` ${fixed(s.logit, 4)} = tokens ${fixed(from, 4)} + constants ${fixed(s.constant, 4)}, to ${error(off)}.${negative}${data.origin === null ? "" : ` Contributions are measured from x₀, ${data.origin}; the constants include J x₀.`}`);
     }
     const whole = state.view === "layer" ? from : s.logit;
     const rows = own.map((x, t) => row(make("td", { class: "number" }, String(t)), make("td", {}, word(tokens[t].text)), cell(String(tokens[t].id)), cell(signed(x)), cell(share(x, whole)), cell(number(blocks[t].norm)), cell(number(blocks[t].S[0])), cell(number(blocks[t].rank))));
@@ -650,7 +651,7 @@
     const { how, certificate: c } = data;
     const held = Object.values(c.operations).reduce((a, b) => a + b, 0);
     const lines = [
-      ["model", data.model], ["convention", `${c.convention}: which factor of a gated product is frozen`], ["computed in", `${c.dtype}, system in ${c.precision}, on ${how.device}, ${c.attention} attention`],
+      ["model", data.model], ["convention", `${c.convention}: which exact affine map stands for each operation`], ["computed in", `${c.dtype}, system in ${c.precision}, on ${how.device}, ${c.attention} attention`],
       ["live operations", String(held)], ["solver", how.solvers.join(", ") + (depths ? `; layers by a ${depths.method} sweep, worst reconstruction ${error(depths.reconstruction)}` : "")], ["seed", String(how.seed)],
       ["time", Object.entries(how.seconds).map(([what, s]) => `${what} ${number(s, 3)} s`).join(", ") || "not noted"],
       ["memory at the peak", how.memory === null ? "not known" : size(how.memory)],
