@@ -27,7 +27,7 @@ from families import EXCLUDED, model_of, prompt, types  # noqa: E402
 
 TABLE = HERE / "src" / "secant" / "architectures.csv"
 PAGE = HERE / "docs" / "architectures.md"
-COLUMNS = ("type", "result", "layers", "reconstruction", "affinity", "constants", "reason")
+COLUMNS = ("type", "result", "layers", "reconstruction", "affinity", "constants", "secants", "reason")
 
 KINDS = {"recurrent": "Rwkv", "LSTM": "LSTM", "latent attention": "MLA", "Mamba": "Mamba", "attention": "Attention"}
 
@@ -37,16 +37,18 @@ Every causal language model type that transformers {version} registers, as a sma
 and decays off their initial values, the prompt longer than windows, chunks and kernels (`tests/families.py`).
 
 - *exact*: in float64 the frozen network reproduces the model (reconstruction) and is affine (affinity), in norms of y;
-  in float32 the recorded pass equals the plain one bit for bit. The errors are the worst of the three conventions with
+  in float32 the recorded pass equals the plain one bit for bit. The errors are the worst of `gate`, `up` and `half` with
   eager attention and of `gate` with sdpa, where the type has both. constants: ‖b‖ / ‖y‖ under `gate`.
+- *secants*: the worst error of either kind under `halves` and `secant`; *no* where an operation is hidden from secant, as a
+  custom autograd function that only frozen factors pass through. Such a prompt is refused with `NotExact`.
 - *refused*: with the reason. *excluded*: does not decode text on its own.
 
 Written by `python tools/architectures.py`; `secant architectures` prints it.
 
 {exact} types are exact, {refused} refused, and {excluded} do not decode text on their own.
 
-| type | result | layers | reconstruction | affinity | constants | reason |
-|---|---|---|---|---|---|---|
+| type | result | layers | reconstruction | affinity | constants | secants | reason |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -69,17 +71,27 @@ def certified(family: str) -> dict[str, str]:
         certificate = sc.freeze(lm, prompt()).certificate
         certificates = [
             certificate,
-            *(sc.freeze(lm, prompt(), convention=c).certificate for c in CONVENTIONS if c != "gate"),
+            *(sc.freeze(lm, prompt(), convention=c).certificate for c in ("up", "half")),
         ]
         with contextlib.suppress(ValueError):  # it does not support this attention
             certificates += [sc.freeze(model_of(family, "sdpa"), prompt()).certificate]
         sc.freeze(model_of(family, dtype=torch.float32), prompt())  # raises if the passes differ in a bit
     except sc.SecantError as error:
         return row | {"result": "refused", "reason": " ".join(str(error).split())}
+    row["secants"] = secants(lm)
     worst = {name: max(getattr(c, name) for c in certificates) for name in ("reconstruction", "affinity")}
     exact = worst["reconstruction"] <= 1e-12 and worst["affinity"] <= 1e-11
     figures = {name: f"{value:.1e}" for name, value in (worst | {"constants": certificate.constants}).items()}
     return row | figures | {"result": "exact" if exact else "inexact"}
+
+
+def secants(lm: sc.LM) -> str:
+    """The worst error under the conventions with secants, or no."""
+    try:
+        found = [sc.freeze(lm, prompt(), convention=c).certificate for c, of in CONVENTIONS.items() if of.secants]
+    except sc.NotExact:
+        return "no"
+    return f"{max(max(c.reconstruction, c.affinity) for c in found):.1e}"
 
 
 def write(rows: list[dict[str, str]]) -> None:
