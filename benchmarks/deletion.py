@@ -1,0 +1,76 @@
+"""Do attributions tell what happens when tokens are taken away? Means over prompts, with bootstrap intervals of 95 %.
+
+Tokens are deleted in the order of each method's scores and the predicted token's logit is read: comprehensiveness (what
+is lost without the best tokens, more is better), sufficiency (what is lost with only these, less is better), area under
+the curve of removal (less is better), Spearman correlation with leave-one-out. secant's contributions under each
+convention (one line where a model has no gated products), gradient x input, integrated gradients (captum, 32 steps),
+attention rollout, random order. Prompts that the model can't read are left out and counted.
+
+    python benchmarks/deletion.py [--model FOLDER] [--prompts facts|chat|sql|FILE] [--count 120] [--markdown]
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from prompts import SETS
+
+import secant as sc
+from secant.errors import BadPrompt
+
+OTHERS = ("gradient x input", "integrated gradients", "attention rollout", "random")
+MEASURES = ("comprehensiveness", "sufficiency", "area", "correlation")
+
+
+def measured(lm: sc.LM, prompt: str, seed: int) -> pd.DataFrame:
+    """A row for each method and value at one prompt."""
+    run = sc.freeze(lm, prompt)
+    target = run.prediction[0].id
+    scores = {}
+    for convention in ("gate", "up", "half"):
+        held = run if convention == "gate" else sc.freeze(lm, prompt, convention=convention)
+        scores[f"secant, {convention}"] = sc.attribute(held, target, parts=False).of("token")["contribution"].tolist()
+    if np.allclose(scores["secant, gate"], scores["secant, up"], rtol=1e-3):
+        scores = {"secant": scores["secant, gate"]}
+    return sc.faithfulness(run, target, methods=OTHERS, scores=scores, seed=seed).table.assign(prompt=prompt)
+
+
+def interval(values: pd.Series, seed: int = 0) -> str:
+    """Mean, and the middle 95 % of means of samples drawn with replacement; NaN are left out."""
+    x = values.dropna().to_numpy()
+    means = np.random.default_rng(seed).choice(x, (2000, len(x))).mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return f"{x.mean():.2f} ({low:.2f} to {high:.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="atlas")
+    parser.add_argument("--prompts", default="facts")
+    parser.add_argument("--count", type=int, default=120)
+    parser.add_argument("--markdown", action="store_true")
+    a = parser.parse_args()
+    lm = sc.load(a.model, attention="eager")
+    every = SETS[a.prompts](a.count) if a.prompts in SETS else Path(a.prompts).read_text().splitlines()[: a.count]
+    tables, unread = [], 0
+    for number, prompt in enumerate(every):
+        try:
+            tables.append(measured(lm, prompt, seed=number))
+        except BadPrompt:
+            unread += 1
+    rows = pd.concat(tables)
+    print(f"{lm.name}: {len(tables)} prompts, {unread} not read")
+    for value in ("logit", "log-probability"):
+        own = rows[rows["value"] == value].groupby("method", sort=False)
+        head = [value, *MEASURES]
+        print("| " + " | ".join(head) + " |\n|" + "---|" * len(head) if a.markdown else "\n" + "  ".join(head))
+        for method, group in own:
+            cells = [str(method), *(interval(group[measure]) for measure in MEASURES)]
+            print(
+                "| " + " | ".join(cells) + " |" if a.markdown else f"{cells[0]:24}" + "  ".join(cells[1:]), flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()
