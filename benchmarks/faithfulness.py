@@ -510,7 +510,7 @@ def printed(name: str, rows: pd.DataFrame) -> None:
         "Loss of the centred logit without the best tokens (more is better), and with only them (less is better)",
         [f"{what} {percent} %" for what in ("less", "only") for percent in FRACTIONS],
         lambda m, s: [
-            cell(per_prompt(report, m, s, what, f"{percent} %", "loss"))
+            cell(per_prompt(report, m, s, what, f"{percent} %", "loss"), 1)
             for what in ("comprehensiveness", "sufficiency") for percent in FRACTIONS
         ],
     )  # fmt: skip
