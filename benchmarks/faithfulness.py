@@ -480,7 +480,7 @@ def printed(name: str, rows: pd.DataFrame) -> None:
     ranks = ranked(choose)
     print("chosen: " + "; ".join(f"{m} {s} {value:.3f}" for (m, s), value in ranks.head(3).items()))
     errors = rows[(rows["measure"] == "error") & rows["method"].isin(CONVENTIONS)]
-    worst = errors.loc[errors["value"].idxmax()]
+    worst = errors.sort_values("value").iloc[-1]
     print(f"largest error of the value of a convention: {worst['value']:.0e}, {worst['method']}, {worst['prompt']!r}")
 
     def table(title: str, head: Sequence[str], line: Callable[[str, str], list[str]]) -> None:
@@ -561,7 +561,7 @@ def study(lm: sc.LM, name: str, args: argparse.Namespace) -> pd.DataFrame:
         if number == 0 or (number + 1) % 10 == 0:
             rest = f"about {each * (len(left) - number - 1) / 60:.0f} min left"
             print(f"{name}: {number + 1} of {len(left)}, {each:.1f} s each, {rest}", file=sys.stderr)
-    return pd.concat(tables)
+    return pd.concat(tables, ignore_index=True)
 
 
 def folders(given: Sequence[str]) -> Iterator[tuple[str, str]]:
