@@ -1,6 +1,6 @@
 """Claim: on every family of the paper the held network is exact: 1e-13 in float64, 5e-6 in float32; the pass untouched.
 
-Prints the worst certificate over eager and sdpa attention and the conventions `gate`, `up` and `half`, for the small random models that
+Prints the worst certificate over eager and sdpa attention and gate, up and half, for the small random models that
 the tests make (tests/families.py), beside the ordinary Jacobian's error.
 
     python benchmarks/exactness.py

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import secant as sc
 from secant.errors import SecantError
 from secant.linearize.conventions import CONVENTIONS, Convention
-from secant.linearize.replay import Replay
+from secant.linearize.replay import Replay, Visit
 from secant.linearize.tape import Record, Tape
 from secant.operators.operator import Operator
 
@@ -85,6 +85,14 @@ def recorded(
 
 def replayed(function: Callable[[Tensor], object], tape: Tape, v: Tensor) -> object:
     mode = Replay(tape)
+    live = mode.enter(v)
+    with torch.enable_grad(), mode:
+        return function(live)
+
+
+def visited(function: Callable[[Tensor], object], tape: Tape, v: Tensor) -> object:
+    """A function run at a reference, which its open forms see."""
+    mode = Visit(tape)
     live = mode.enter(v)
     with torch.enable_grad(), mode:
         return function(live)

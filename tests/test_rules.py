@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import model_of
-from helpers import recorded, replayed
+from helpers import recorded, replayed, visited
 from torch import Tensor
 
 import secant as sc
@@ -245,7 +245,7 @@ def test_the_secant_returns_the_value_and_is_affine(name: str, i: int) -> None:
     plain = call(x.clone())
     out, tape = recorded(call, x, CONVENTIONS["secant"])
     assert torch.equal(out.detach(), plain)
-    replayed(call, tape, r)
+    visited(call, tape, r)
     tape.close()
 
     def held(v: Tensor) -> Tensor:
@@ -321,7 +321,7 @@ GATED = [
 ]
 
 
-def gradient(call: object, x: Tensor, convention: str) -> Tensor:
+def gradient(call: object, x: Tensor, convention: Convention) -> Tensor:
     _, tape = recorded(call, x, convention)
     return torch.autograd.functional.jacobian(lambda v: replayed(call, tape, v), x)
 
@@ -405,9 +405,7 @@ def test_in_place_functions_compute_what_their_twins_do() -> None:
         (lambda x: F.silu(x * 1, inplace=True) * x, lambda x: F.silu(x * 1) * x),
         (lambda x: written(x @ W, "relu_") * 2, lambda x: torch.relu(x @ W) * 2),
     ):
-        torch.testing.assert_close(
-            gradient(call, A, CONVENTIONS[CONVENTIONS["gate"]]), gradient(twin, A, CONVENTIONS["gate"])
-        )
+        torch.testing.assert_close(gradient(call, A, CONVENTIONS["gate"]), gradient(twin, A, CONVENTIONS["gate"]))
 
 
 def test_choices_hold_the_choice() -> None:

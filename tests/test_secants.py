@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import LENGTH, frozen, model_of, prompt
-from helpers import assert_matches, recorded, replayed
+from helpers import assert_matches, recorded, replayed, visited
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -82,7 +82,7 @@ def test_an_operation_is_exact_at_both_ends_and_affine(name: str) -> None:
     function = FUNCTIONS[name]
     out, tape = recorded(function, X, SECANT)
     assert torch.equal(out, function(X))
-    replayed(function, tape, R)  # what the secants see
+    visited(function, tape, R)
     tape.close()
     assert any(isinstance(step.form, Secant) for step in tape.steps)
     assert not any(isinstance(step.form, secants.Open) for step in tape.steps)
@@ -98,7 +98,7 @@ def test_an_operation_is_exact_at_both_ends_and_affine(name: str) -> None:
 def test_where_reference_and_prompt_coincide_the_secant_is_the_derivative(name: str) -> None:
     function = FUNCTIONS[name]
     _, tape = recorded(function, X, SECANT)
-    replayed(function, tape, X)
+    visited(function, tape, X)
     tape.close()
     zero = torch.zeros_like(X)
     moved = replayed(function, tape, V).detach() - replayed(function, tape, zero).detach()
@@ -111,7 +111,7 @@ def test_slopes_are_averaged_over_references() -> None:
     one = torch.full((1, 1), 1.0, dtype=torch.float64)
     _, tape = recorded(torch.exp, one, SECANT)
     for r in (0.0, 3.0):
-        replayed(torch.exp, tape, torch.full_like(one, r))
+        visited(torch.exp, tape, torch.full_like(one, r))
     tape.close()
     e = torch.exp(one)
     slope = ((e - 1) / 1 + (e - torch.e**3) / (1 - 3)) / 2
@@ -194,7 +194,7 @@ def test_halves_of_one_head_written_out() -> None:
 
     x = torch.cat([q, k, v])
     _, tape = recorded(function, x, CONVENTIONS["halves"])
-    replayed(function, tape, torch.zeros_like(x))
+    visited(function, tape, torch.zeros_like(x))
     tape.close()
     mask = torch.ones(5, 5).tril().bool()
     s = (q @ k.mT / 3**0.5)[0, 0]

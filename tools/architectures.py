@@ -37,10 +37,10 @@ Every causal language model type that transformers {version} registers, as a sma
 and decays off their initial values, the prompt longer than windows, chunks and kernels (`tests/families.py`).
 
 - *exact*: in float64 the frozen network reproduces the model (reconstruction) and is affine (affinity), in norms of y;
-  in float32 the recorded pass equals the plain one bit for bit. The errors are the worst of `gate`, `up` and `half` with
-  eager attention and of `gate` with sdpa, where the type has both. constants: ‖b‖ / ‖y‖ under `gate`.
-- *secants*: the worst error of either kind under `halves` and `secant`; *no* where an operation is hidden from secant, as a
-  custom autograd function that only frozen factors pass through. Such a prompt is refused with `NotExact`.
+  in float32 the recorded pass equals the plain one bit for bit. The errors are the worst of `gate`, `up` and `half`
+  with eager attention and of `gate` with sdpa, where the type has both. constants: ‖b‖ / ‖y‖ under `gate`.
+- *secants*: the worst error of either kind under `halves` and `secant`; *no* where an operation is hidden from secant,
+  as a custom autograd function that only frozen factors pass through. Such a prompt is refused with `NotExact`.
 - *refused*: with the reason. *excluded*: does not decode text on its own.
 
 Written by `python tools/architectures.py`; `secant architectures` prints it.

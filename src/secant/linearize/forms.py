@@ -82,11 +82,15 @@ class Call:
         """The arguments with their places or names."""
         return [*enumerate(self.args), *self.kwargs.items()]
 
-    def copied(self) -> Call:
-        """The same call with copies of its tensors, except parameters, and of its value, without a graph."""
+    def copied(self, shared: Sequence[tuple[str, int]] = ()) -> Call:
+        """The same call with copies of its tensors and of its value, without a graph.
+
+        Parameters are not copied, nor are the arguments that are `shared`.
+        """
+        kept = {id(self[where]) for where in shared}
 
         def copy(t: Tensor) -> Tensor:
-            return t.detach() if isinstance(t, nn.Parameter) else t.detach().clone()
+            return t.detach() if isinstance(t, nn.Parameter) or id(t) in kept else t.detach().clone()
 
         call = replace(self, args=mapped(self.args, copy), kwargs=mapped(self.kwargs, copy), plain=None)
         call.__dict__["value"] = mapped(self.value, copy)
@@ -401,6 +405,11 @@ Form = (
     | Grouped
     | Unpacked
 )
+
+
+def gated(form: Form) -> bool:
+    """Returns whether a form is of a gated product, whose frozen factor the convention chooses."""
+    return isinstance(form, Shared) or (isinstance(form, Fixed) and form.gated)
 
 
 def live_arguments(form: Form | None, call: Call) -> list[Tensor]:

@@ -22,7 +22,7 @@ from secant.foreign import explained
 from secant.linearize.conventions import RANDOM_PROMPTS, ZERO, Convention, convention_named
 from secant.linearize.forms import live
 from secant.linearize.precision import Precision
-from secant.linearize.replay import InjectedConstant, Patch, Replay, ReplayWithConstants
+from secant.linearize.replay import InjectedConstant, Patch, Replay, ReplayWithConstants, Visit
 from secant.linearize.rules import whole
 from secant.linearize.secants import Open
 from secant.linearize.tape import LayerCall, Record, Tape, WithoutParameters
@@ -167,8 +167,8 @@ def record(
 ) -> Recording:
     """Run the model unaltered, and record what a convention freezes.
 
-    Secants are collected in replays at the references of the convention, in which routing and other choices stay as
-    they were at the prompt.
+    Secants are collected in passes of the model itself at the references of the convention. Routing and other choices
+    stay as they were at the prompt.
 
     Args:
         lm: The model.
@@ -210,10 +210,10 @@ def record(
 
 
 def _collect(lm: LM, recording: Recording, inputs: Iterable[Float[Tensor, "T d"]]) -> None:
-    """Replay a recording at references, up to the last operation that has a secant, and close its tape."""
+    """Run the model at references, up to the last operation that has a secant, and close the tape."""
     beyond = any(isinstance(step.form, Open) for step in recording.tape.steps[recording.steps["norm"] + 1 :])
     for x in inputs:
-        mode = Replay(recording.tape)
+        mode = Visit(recording.tape)
         moving = mode.enter(x)
         call = 0 if beyond else recording.unembedding.call
         with running(lm, lm.dtype, state=recording.state), stopping_at_head(lm, call), mode:

@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from secant.errors import ReplayMismatch
 from secant.linearize.forms import Constant, live, map_coefficients
 from secant.linearize.rules import ROWS
+from secant.linearize.secants import Open
 from secant.linearize.tape import Mode, Tape, functional, name_of, without_leaves
 from secant.numeric import mapped, tensors
 
@@ -107,6 +108,44 @@ class Replay(Mode):
         super().__exit__(exc_type, exc, trace)
         if exc_type is None and self.count != len(self.tape.steps):
             self._mismatch("the end")
+
+
+class Visit(Replay):
+    """A mode that runs the model itself at a reference, while the open forms of its tape take in what they see.
+
+    Nothing is frozen but choices, such as those of a router: what is no single floating-point tensor is the prompt's.
+
+    Args:
+        tape: The recording, whose calls the model must repeat.
+
+    Raises:
+        ReplayMismatch: The model diverged from its recorded pass.
+    """
+
+    def step(self, func: Any, args: Any, kwargs: Any, into: Tensor | None, plain: Any) -> Any:
+        """Run one call, and show it to the form if that is open."""
+        number = self.count
+        if number >= len(self.tape.steps) or self.tape.steps[number].function != func:
+            self._mismatch(name_of(func))
+        form = self.tape.steps[number].form
+        self.count += 1
+        args, kwargs = without_leaves(args), without_leaves(kwargs)
+        if isinstance(form, Open):
+            out = form(functional(func, args, kwargs))
+            out = out if into is None else into.copy_(out)
+        elif isinstance(form, Constant) and not _floating(form.value):
+            out = form.value if into is None else into.copy_(form.value)
+        else:
+            out = func(*args, **kwargs)
+            if isinstance(form, Constant):
+                return mapped(out, Tensor.detach)  # not live, as in the recording
+        for made in tensors(out if into is None else into):
+            self.known[made] = None
+        return out
+
+
+def _floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 class Patch(Mode):

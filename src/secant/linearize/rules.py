@@ -41,6 +41,7 @@ from secant.linearize.forms import (
     Standardised,
     Unpacked,
     detached,
+    gated,
     is_live,
 )
 from secant.linearize.secants import (
@@ -354,9 +355,14 @@ class Row:
     secant: type[Open] | None = None
     kind: str = "norms"
 
-    def follows(self, convention: Convention) -> bool:
-        """Whether a convention replaces the function by its secant."""
-        return self.secant is not None and getattr(convention, self.kind) == SECANT
+    def follows(self, convention: Convention, form: Form) -> bool:
+        """Whether a convention replaces the function by its secant, instead of by a form with a frozen factor.
+
+        A product that is not gated is part of an activation or of a norm written out by hand. A factor that either of
+        them freezes is not live, so that such a product is not asked about.
+        """
+        kinds = ("gates", "norms") if self.rule is multiplied and not gated(form) else (self.kind,)
+        return self.secant is not None and SECANT in (getattr(convention, kind) for kind in kinds)
 
 
 GATES: dict[str, Any] = {"secant": OpenChord, "kind": "gates"}

@@ -18,9 +18,9 @@ sees, so that a replay at a reference's embeddings collects all that the secants
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -242,10 +242,13 @@ class Open(Secant, ABC):
     """An operation that was recorded at the prompt and runs as it is, while its secants are collected.
 
     Attributes:
-        call: The prompt's call, with its arguments detached.
+        shared: The arguments that are not copied when the prompt's call is.
+        call: The prompt's call, with copies of its arguments.
         places: The places of its live arguments.
         seen: How many references have been seen.
     """
+
+    shared: ClassVar[tuple[tuple[str, int], ...]] = ()
 
     call: Call
     places: tuple[int | str, ...]
@@ -374,10 +377,13 @@ class OpenSoftmax(Open):
 class OpenAttention(Open):
     """Attention whose queries, keys and values are live."""
 
+    shared: ClassVar[tuple[tuple[str, int], ...]] = (("attn_mask", 3),)  # T x T, and the same in every layer
+
     calls: list[Attended] = field(default_factory=list)
 
     def see(self, call: Call) -> None:
-        self.calls.append(attended(call))
+        seen, mask = attended(call), self.call["attn_mask", 3]
+        self.calls.append(seen if live([call["attn_mask", 3]]) else replace(seen, mask=mask))
         for name, place in (("query", 0), ("key", 1), ("value", 2)):
             self.add(name, call.wide(call[name, place]))
 
@@ -452,7 +458,7 @@ def opened(kind: type[Open], call: Call) -> Open | None:
         kind = OpenChord
     if kind is OpenChord and any(call.at(place).shape != call.value.shape for place in places):
         return None
-    return kind(call.copied(), places)
+    return kind(call.copied(kind.shared), places)
 
 
 def attended(call: Call) -> Attended:

@@ -36,8 +36,8 @@ from secant.linearize.forms import (
     Form,
     Live,
     Mark,
-    Shared,
     coefficients,
+    gated,
     live,
     live_arguments,
     map_coefficients,
@@ -158,8 +158,7 @@ class Tape:
 
 def kind_of(form: Form) -> str:
     """Returns the kind of a form in one word, as the certificate counts it."""
-    gated = isinstance(form, Shared) or (isinstance(form, Fixed) and form.gated)
-    return "gated" if gated else type(form).__name__.lower()
+    return "gated" if gated(form) else type(form).__name__.lower()
 
 
 def unaliased(form: Form, target: Tensor) -> Form:
@@ -421,7 +420,7 @@ class Record(Mode):
             raise self._refusal(func, module) from None
         if form is None and into is None and not view and not _floats(call.value):
             form = Constant(call.value)  # a linear function with an integer output
-        if form is not None and row is not None and row.secant is not None and row.follows(self.convention):
+        if form is not None and row is not None and row.secant is not None and row.follows(self.convention, form):
             form = opened(row.secant, call) or form
         self.head.observe(args, self)
         parents = self._parents(call, form)  # before a write makes its target live
