@@ -159,7 +159,7 @@ def test_explain_with_all_that_it_shows(
     assert counts.formed == 1
     counts.assert_each_step_once(*(name for names in STEPS.values() for name in names))
     # constants at zero, once for all predictions; and the parts cut apart, at the prompt and at zero
-    assert counts.passes == FROZEN + INSIDE + DEPTHS + Counter(replays=3 + REFERENCES)
+    assert counts.passes == FROZEN + INSIDE + DEPTHS + Counter(replays=3)
     counts.assert_each_direction_once()
     T, depths = len(e.run.ids), len(e.layers.depths)
     assert len(counts.scored) == SAMPLES + 2 * T * 3 + depths * (2 * T + 1) * 3

@@ -115,6 +115,7 @@ def test_the_origin_of_a_command(folder: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_convention_that_a_model_cannot_run(tmp_path: Path) -> None:
     """RecurrentGemma's own scan hides its derivative. `verify` says so in a row; a study has no distance from it."""
     lm = shared("recurrent_gemma")

@@ -237,6 +237,7 @@ def test_the_callers_mode_does_not_matter(family: str) -> None:
 # ------------------------------------------------------------------------------------------- tables
 
 
+@pytest.mark.slow
 def test_tables(atlas: sc.Layers, tmp_path: Path) -> None:
     T, count = 7, 7
     rows = atlas.to_pandas()

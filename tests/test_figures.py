@@ -292,6 +292,7 @@ def drawings(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [1, 2])
 @pytest.mark.parametrize("hostile", [False, True])
 def test_text_is_inside_and_every_character_is_in_a_font(
@@ -393,6 +394,7 @@ def test_words_fit() -> None:
 # ------------------------------------------------------------------------------------------- files, axes, refusals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
 def test_the_same_figure_gives_the_same_bytes(suffix: str, whole: sc.Explanation, tmp_path: Path) -> None:
     for name, vectors in (("one", 1), ("again", 1), ("other", 2)):

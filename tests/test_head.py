@@ -89,6 +89,7 @@ def test_the_hidden_state_is_what_the_logits_are_made_of(change: Callable[[nn.Mo
     assert (logits - run.logits[-1]).norm() < 1e-12 * logits.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ODD)
 def test_what_goes_on_from_it(change: Callable[[nn.Module], None]) -> None:
     """Layers, readouts at every depth, the sums of a logit, and the ordinary Jacobian, by central differences."""

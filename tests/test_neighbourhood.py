@@ -59,6 +59,7 @@ def test_at_its_end_it_is_the_other_prompt(lm: sc.LM, run: sc.Run, way: sc.Reach
     assert last["v_angle"] == pytest.approx(np.rad2deg(np.arccos(cosines.min())), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "mixtral", "mamba"])
 def test_identities_in_between(family: str) -> None:
     """The frozen network is J x + b there too, J' is the slope of the network, and what is frozen anew is exact."""

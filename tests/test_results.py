@@ -69,6 +69,7 @@ RECORDS = {
     "Prediction": "a row of a run's predictions",
     "Word": "a row of what directions decode to",
     "Estimate": "a number and its standard error",
+    "Convention": "how a prompt is frozen",
     "Depth": "a part of Layers",
     "Study": "a folder of tables, which are read when they are asked for; it is shown like a result",
     "SecantError": "an error",
@@ -249,7 +250,7 @@ def nullable(kind: pyarrow.DataType) -> object:
     return {pyarrow.int64(): pd.Int64Dtype(), pyarrow.bool_(): pd.BooleanDtype()}.get(kind)
 
 
-@pytest.mark.parametrize("texts", ["plain", "hostile"])
+@pytest.mark.parametrize("texts", ["plain", pytest.param("hostile", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_files_read_back_equal(request: pytest.FixtureRequest, name: str, texts: str, tmp_path: Path) -> None:
     result = request.getfixturevalue("results" if texts == "plain" else "hostile")[name]
@@ -338,6 +339,7 @@ def test_it_prints_within_the_width(plain: Viewed, width: int, capsys: pytest.Ca
     assert len(printed(plain, width, capsys).splitlines()) > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 100])
 def test_hostile_tokens_command_no_terminal(odd: Viewed, width: int, capsys: pytest.CaptureFixture[str]) -> None:
     said = printed(odd, width, capsys)

@@ -133,6 +133,7 @@ def on_all_modules(model: nn.Module, hook: Callable[..., None]) -> object:
 HOOKED = [on_a_part, before_a_layer, on_the_embedding, on_the_model, of_the_old_kind, on_all_modules]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hooked", HOOKED)
 def test_backward_hooks_are_of_trainings_not_of_products(hooked: Callable[..., object]) -> None:
     """They do not see our backward passes, and see all others, before and after."""
@@ -188,6 +189,7 @@ def layer_by_layer(model: nn.Module) -> None:
         layer.compile(backend="eager")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile_", [whole, inside, layer_by_layer])
 def test_a_model_that_was_compiled_in_place_is_run_as_plain_torch(compile_: Callable[[nn.Module], None]) -> None:
     lm = model_of("llama", "sdpa")
@@ -201,6 +203,7 @@ def test_a_model_that_was_compiled_in_place_is_run_as_plain_torch(compile_: Call
     assert any(call is not None for call in calls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "mamba"])
 def test_a_model_that_was_made_in_inference_mode(family: str) -> None:
     J = frozen(family, "eager").operator().dense()
