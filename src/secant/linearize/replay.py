@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from secant.errors import ReplayMismatch
-from secant.linearize.forms import Constant, live, map_coefficients
+from secant.linearize.forms import Constant, Form, live, map_coefficients
 from secant.linearize.rules import ROWS
 from secant.linearize.secants import Open
 from secant.linearize.tape import Mode, Tape, functional, name_of, without_leaves
@@ -56,11 +56,7 @@ class Replay(Mode):
 
     def step(self, func: Any, args: Any, kwargs: Any, into: Tensor | None, plain: Any) -> Any:
         """Run the frozen function of one step."""
-        number = self.count
-        if number >= len(self.tape.steps) or self.tape.steps[number].function != func:
-            self._mismatch(name_of(func))
-        form = self.tape.steps[number].form
-        self.count += 1
+        number, form = self._next(func)
         args, kwargs = without_leaves(args), without_leaves(kwargs)
         if form is None:
             out = func(*args, **kwargs)
@@ -80,6 +76,14 @@ class Replay(Mode):
         for made in tensors(out if into is None else into):
             self.known[made] = None
         return out
+
+    def _next(self, func: Any) -> tuple[int, Form | None]:
+        """The number and the form of the next recorded step. Raises ReplayMismatch if it was of another function."""
+        number = self.count
+        if number >= len(self.tape.steps) or self.tape.steps[number].function != func:
+            self._mismatch(name_of(func))
+        self.count += 1
+        return number, self.tape.steps[number].form
 
     def _rerouted(self, number: int, out: Tensor, into: Tensor | None) -> Tensor:
         """The same output, computed from the point, which is kept."""
@@ -124,11 +128,7 @@ class Visit(Replay):
 
     def step(self, func: Any, args: Any, kwargs: Any, into: Tensor | None, plain: Any) -> Any:
         """Run one call, and show it to the form if that is open."""
-        number = self.count
-        if number >= len(self.tape.steps) or self.tape.steps[number].function != func:
-            self._mismatch(name_of(func))
-        form = self.tape.steps[number].form
-        self.count += 1
+        form = self._next(func)[1]
         args, kwargs = without_leaves(args), without_leaves(kwargs)
         if isinstance(form, Open):
             out = form(functional(func, args, kwargs))
