@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from secant.errors import ReplayMismatch
-from secant.linearize.forms import Constant, Form, live, map_coefficients
+from secant.linearize.forms import Attended, Constant, Form, live, map_coefficients
 from secant.linearize.rules import ROWS
 from secant.linearize.secants import Open
 from secant.linearize.tape import Mode, Tape, functional, name_of, without_leaves
@@ -117,7 +117,8 @@ class Replay(Mode):
 class Visit(Replay):
     """A mode that runs the model itself at a reference, while the open forms of its tape take in what they see.
 
-    Nothing is frozen but choices, such as those of a router: what is no single floating-point tensor is the prompt's.
+    Frozen patterns stay as they are at the prompt, and so does whatever else is frozen as a whole, since a router's
+    choices may follow from it. Statistics of norms do not: with the prompt's, a reference could grow with each layer.
 
     Args:
         tape: The recording, whose calls the model must repeat.
@@ -130,22 +131,18 @@ class Visit(Replay):
         """Run one call, and show it to the form if that is open."""
         form = self._next(func)[1]
         args, kwargs = without_leaves(args), without_leaves(kwargs)
-        if isinstance(form, Open):
+        if isinstance(form, Open | Attended):
             out = form(functional(func, args, kwargs))
             out = out if into is None else into.copy_(out)
-        elif isinstance(form, Constant) and not _floating(form.value):
-            out = form.value if into is None else into.copy_(form.value)
+        elif isinstance(form, Constant) and (row := ROWS.get(func)) is not None and row.statistic:
+            return mapped(func(*args, **kwargs), Tensor.detach)  # not live, as in the recording
+        elif isinstance(form, Constant):
+            return form.value if into is None else into.copy_(form.value)
         else:
             out = func(*args, **kwargs)
-            if isinstance(form, Constant):
-                return mapped(out, Tensor.detach)  # not live, as in the recording
         for made in tensors(out if into is None else into):
             self.known[made] = None
         return out
-
-
-def _floating(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 class Patch(Mode):

@@ -355,6 +355,11 @@ class Row:
     secant: type[Open] | None = None
     kind: str = "norms"
 
+    @property
+    def statistic(self) -> bool:
+        """Whether the function computes a norm's statistic, or may do so."""
+        return self.secant is OpenChord and self.kind == "norms"
+
     def follows(self, convention: Convention, form: Form) -> bool:
         """Whether a convention replaces the function by its secant, instead of by a form with a frozen factor.
 
