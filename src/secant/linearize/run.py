@@ -150,10 +150,13 @@ class Certificate:
         equal = "forward bit-equal" if self.forward_equal else "forward differs"
         precision = "" if self.precision == self.dtype else f", system in {self.precision}"
         live, linear = sum(self.operations.values()), self.operations.get("linear", 0)
+        secants = sum(count for name, count in self.operations.items() if name.endswith(": secant"))
+        replaced = f"{live - linear - secants} of {live} operations frozen" + (
+            f", {secants} secants" if secants else ""
+        )
         return [
             f"{equal} · reconstruction {self.reconstruction:.1e} · affinity {self.affinity:.1e}",
-            f"{self.dtype}{precision} · {self.attention} attention · convention {self.convention} · "
-            f"{live - linear} of {live} operations frozen",
+            f"{self.dtype}{precision} · {self.attention} attention · convention {self.convention} · {replaced}",
         ]
 
 

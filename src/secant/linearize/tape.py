@@ -36,6 +36,7 @@ from secant.linearize.forms import (
     Form,
     Live,
     Mark,
+    Secant,
     coefficients,
     gated,
     live,
@@ -158,6 +159,8 @@ class Tape:
 
 def kind_of(form: Form) -> str:
     """Returns the kind of a form in one word, as the certificate counts it."""
+    if isinstance(form, Secant):
+        return "secant"
     return "gated" if gated(form) else type(form).__name__.lower()
 
 
