@@ -87,23 +87,42 @@ def run(lm: sc.LM) -> sc.Run:
     return sc.freeze(lm, PROMPT)
 
 
-@pytest.fixture(scope="module")
-def shown(lm: sc.LM, run: sc.Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Viewed]:
-    """All that is shown, by name."""
-    out = tmp_path_factory.mktemp("studies") / "study"
-    study = sc.study([SHORT], lm, out=out, analyses=list(ANALYSES), convention=["gate", "half"], k=1, top=2, threads=1)
-    found = {name: make(lm, run) for name, make in MADE.items()}
-    return {**found, "Summary": sc.summarize(out, resamples=100), "Study": study}
+class Shown(dict[str, Viewed]):
+    """All that is shown, by name. Each is made when it is first asked for, once in a process."""
+
+    def __init__(self, lm: sc.LM, run: sc.Run, out: Path) -> None:
+        super().__init__()
+        self.lm, self.run, self.out = lm, run, out
+
+    def __missing__(self, name: str) -> Viewed:
+        if name == "Study":
+            how = {"convention": ["gate", "half"], "k": 1, "top": 2, "threads": 1}
+            made: Viewed = sc.study([SHORT], self.lm, out=self.out, analyses=list(ANALYSES), **how)
+        elif name == "Summary":
+            study = self["Study"]
+            assert isinstance(study, sc.Study)
+            made = sc.summarize(study.folder, resamples=100)
+        else:
+            made = MADE[name](self.lm, self.run)
+        self[name] = made
+        return made
 
 
 @pytest.fixture(scope="module")
-def results(shown: dict[str, Viewed]) -> dict[str, Result]:
-    return {name: result for name, result in shown.items() if isinstance(result, Result)}
+def shown(lm: sc.LM, run: sc.Run, tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    return Shown(lm, run, tmp_path_factory.mktemp("studies") / "study")
+
+
+@pytest.fixture(scope="module")
+def results(shown: Shown) -> dict[str, Result]:
+    return {name: result for name in NAMES if isinstance(result := shown[name], Result)}
 
 
 @pytest.fixture(params=NAMES)
-def result(request: pytest.FixtureRequest, results: dict[str, Result]) -> Result:
-    return results[request.param]
+def result(request: pytest.FixtureRequest, shown: Shown) -> Result:
+    made = shown[request.param]
+    assert isinstance(made, Result)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +150,7 @@ def hostile(lm: sc.LM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Vi
 
 
 @pytest.fixture(params=VIEWED)
-def plain(request: pytest.FixtureRequest, shown: dict[str, Viewed]) -> Viewed:
+def plain(request: pytest.FixtureRequest, shown: Shown) -> Viewed:
     return shown[request.param]
 
 
@@ -150,6 +169,7 @@ def test_every_public_class_is_a_result_or_a_record() -> None:
         assert not issubclass(getattr(sc, name), Result), f"{name} is a result: make one of it here"
 
 
+@pytest.mark.slow  # all are made
 def test_one_of_each_class_is_made(results: dict[str, Result]) -> None:
     for name, result in results.items():
         assert type(result).__name__ == name.partition(",")[0]
@@ -188,6 +208,7 @@ def test_the_schema_describes_the_tables(result: Result) -> None:
             assert column.type is not str or all(isinstance(value, str) for value in values.dropna()), (name, key)
 
 
+@pytest.mark.slow  # all are made
 def test_the_schema_has_no_other_tables(results: dict[str, Result]) -> None:
     for kind in {type(result) for result in results.values()}:
         seen = {name for result in results.values() if type(result) is kind for name in result.tables()}
@@ -202,6 +223,7 @@ def test_every_column_says_something(result: Result) -> None:
             assert column.unit or column.type is not float or column.name == "strength", (table.name, column.name)
 
 
+@pytest.mark.slow  # all are made
 def test_names_of_tables_are_of_one_class(results: dict[str, Result]) -> None:
     """Results of several classes can be in one folder."""
     kinds = {type(result) for result in results.values()}
@@ -253,7 +275,7 @@ def nullable(kind: pyarrow.DataType) -> object:
 @pytest.mark.parametrize("texts", ["plain", pytest.param("hostile", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_files_read_back_equal(request: pytest.FixtureRequest, name: str, texts: str, tmp_path: Path) -> None:
-    result = request.getfixturevalue("results" if texts == "plain" else "hostile")[name]
+    result = request.getfixturevalue("shown" if texts == "plain" else "hostile")[name]
     folder, tables, tensors = tmp_path / "out", result.tables(), result.tensors()
     result.save(folder)
     written = {f"{table}.{ending}" for table in tables for ending in ("parquet", "csv")}
@@ -285,8 +307,8 @@ def test_files_read_back_equal(request: pytest.FixtureRequest, name: str, texts:
             assert metadata[key] == meaning
 
 
-def test_a_folder_with_two_results_describes_both(results: dict[str, Result], tmp_path: Path) -> None:
-    one, other = results["Reach"], results["Faithfulness"]
+def test_a_folder_with_two_results_describes_both(shown: Shown, tmp_path: Path) -> None:
+    one, other = shown["Reach"], shown["Faithfulness"]
     for each in (one, other, one):
         each.save(tmp_path / "out")
     about = pd.read_csv(tmp_path / "out" / "columns.csv", dtype=str, keep_default_na=False)
@@ -297,6 +319,7 @@ def test_a_folder_with_two_results_describes_both(results: dict[str, Result], tm
     assert {"reach.json", "faithfulness.json"} <= {file.name for file in (tmp_path / "out").iterdir()}
 
 
+@pytest.mark.slow  # all are made
 def test_results_of_two_classes_keep_their_tensors_in_one_folder(results: dict[str, Result], tmp_path: Path) -> None:
     several = [result for result in results.values() if result.tensors()]
     assert len({type(result) for result in several}) == len(several) > 1
