@@ -298,17 +298,20 @@ class Attended:
         if v.ndim > self.query.ndim:
             columns = v.movedim(0, -2)
             return self.mix(columns.flatten(-2), transpose).unflatten(-1, columns.shape[-2:]).movedim(-2, 0)
-        length, keys = self.query.shape[-2], self.key.shape[-2]
-        step = max(1, PATTERN_ELEMENTS // (self.query.shape[:-2].numel() * keys))
-        blocks = [(lo, min(lo + step, length)) for lo in range(0, length, step)]
         if not transpose:
-            out = [self.pattern(lo, hi).to(v.dtype) @ v[..., : self._reach(hi), :] for lo, hi in blocks]
+            out = [self.pattern(lo, hi).to(v.dtype) @ v[..., : self._reach(hi), :] for lo, hi in self.blocks()]
             return torch.cat(out, dim=-2)
-        total = v.new_zeros(*v.shape[:-2], keys, v.shape[-1])
-        for lo, hi in blocks:
+        total = v.new_zeros(*v.shape[:-2], self.key.shape[-2], v.shape[-1])
+        for lo, hi in self.blocks():
             if v[..., lo:hi, :].any():  # for an operator at one position, most rows of the last layer are zero
                 total[..., : self._reach(hi), :] += self.pattern(lo, hi).mT.to(v.dtype) @ v[..., lo:hi, :]
         return total
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """Returns the blocks of rows of the pattern that are computed one after the other."""
+        length, keys = self.query.shape[-2], self.key.shape[-2]
+        step = max(1, PATTERN_ELEMENTS // (self.query.shape[:-2].numel() * keys))
+        return [(lo, min(lo + step, length)) for lo in range(0, length, step)]
 
     def _reach(self, hi: int) -> int:
         """How many keys there are, up to the last one that any row before `hi` attends to."""

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from secant.linearize.forms import PATTERN_ELEMENTS, Attended, Call, Live, Secant, detached, live
+from secant.linearize.forms import Attended, Call, Live, Secant, detached, live
 from secant.numeric import tensors
 
 # ------------------------------------------------------------------------------------------------ closed forms
@@ -135,12 +135,6 @@ class LiveAttention(Secant):
         out = _Mixed.apply(q, k, v, self)
         return (out + self.constant).to(v.dtype)
 
-    def blocks(self) -> list[tuple[int, int]]:
-        """Returns the blocks of rows that are computed one after the other."""
-        length, keys = self.query.shape[-2], self.key.shape[-2]
-        step = max(1, PATTERN_ELEMENTS // (self.query.shape[:-2].numel() * keys))
-        return [(lo, min(lo + step, length)) for lo in range(0, length, step)]
-
     def patterns(self, lo: int, hi: int) -> tuple[Tensor, Tensor]:
         """Returns rows lo to hi of P and of the logarithmic mean, (..., heads, hi - lo, keys)."""
         if self.kept is not None:
@@ -159,7 +153,7 @@ class LiveAttention(Secant):
         own, heads = self.calls[0], self.query.shape[-3]
         k, v, K, V = (_repeated(t, heads) for t in (k, v, self.key, self.value))
         out = []
-        for lo, hi in self.blocks():
+        for lo, hi in own.blocks():
             P, M = self.patterns(lo, hi)
             n, to = P.shape[-1], P.dtype
             s = (
@@ -176,7 +170,7 @@ class LiveAttention(Secant):
         K, V = _repeated(self.key, heads), _repeated(self.value, heads)
         gq, lead = [], g.shape[: g.ndim - self.query.ndim]
         gk, gv = (g.new_zeros(*lead, *t.shape, dtype=self.constant.dtype) for t in (K, V))
-        for lo, hi in self.blocks():
+        for lo, hi in own.blocks():
             P, M = self.patterns(lo, hi)
             n, rows = P.shape[-1], g[..., lo:hi, :].to(P.dtype)
             gv[..., :n, :] += P.mT @ rows
@@ -269,13 +263,6 @@ class Open(Secant, ABC):
         """Returns a sum over the references as their mean."""
         return self.sums[name] / self.seen
 
-    def chord(self) -> Chord:
-        """Returns the chord whose slopes are the means over the references."""
-        slopes = {place: self.mean(place) for place in self.places}
-        linear = [torch.where(slope == 0, 0, self.own(place)) * slope for place, slope in slopes.items()]
-        infinite = not all(bool(self.own(place).isfinite().all()) for place in self.places)
-        return Chord(slopes, self.output - sum(linear), infinite)
-
     def own(self, place: int | str) -> Tensor:
         """Returns the prompt's argument at a place, in the type that coefficients are computed in."""
         return self.call.wide(self.call.at(place))
@@ -330,10 +317,13 @@ class OpenChord(Open):
         return torch.where(slope.isfinite(), slope, 0)
 
     def closed(self) -> Secant:
-        return self.chord()
+        slopes = {place: self.mean(place) for place in self.places}
+        linear = [torch.where(slope == 0, 0, self.own(place)) * slope for place, slope in slopes.items()]
+        infinite = not all(bool(self.own(place).isfinite().all()) for place in self.places)
+        return Chord(slopes, self.output - sum(linear), infinite)
 
 
-class OpenQuotient(Open):
+class OpenQuotient(OpenChord):
     """A quotient a/b of two live tensors: the product of a and 1/b."""
 
     def see(self, call: Call) -> None:
@@ -341,9 +331,6 @@ class OpenQuotient(Open):
         a, b, c, d = self.own(over), self.own(under), call.wide(call.at(over)), call.wide(call.at(under))
         self.add(over, (1 / b + 1 / d) / 2)
         self.add(under, -(a + c) / (2 * b * d))
-
-    def closed(self) -> Secant:
-        return self.chord()
 
 
 class OpenProduct(Open):
@@ -392,8 +379,8 @@ class OpenAttention(Open):
         given = {name: self.call.wide(self.call[name, place]) for place, name in enumerate(("query", "key", "value"))}
         q, k, v = ((given[name] + self.mean(name)) / 2 for name in given)
         form = LiveAttention((own, *self.calls), q, k, v, self.output, None)
-        if len(form.blocks()) == 1:
-            form = LiveAttention((own,), q, k, v, self.output, form.patterns(*form.blocks()[0]))
+        if len(own.blocks()) == 1:
+            form = LiveAttention((own,), q, k, v, self.output, form.patterns(*own.blocks()[0]))
         return LiveAttention(form.calls, q, k, v, self.output - form.mix(*given.values()), form.kept)
 
 
