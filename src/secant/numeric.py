@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+asking_no_mode = torch._C.DisableTorchFunction
+"""A context in which torch's function modes are not asked. A mode costs more than a query of a tensor's attributes."""
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -27,22 +31,22 @@ def relative(value: Tensor, true: Tensor) -> float:
     return (error / norm).item() if error != 0 else 0.0
 
 
-def tensors(tree: Any) -> Iterator[Tensor]:
+def tensors(tree: Any) -> list[Tensor]:
     """Every tensor in nested lists, tuples and dicts."""
     if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, list | tuple):
-        for leaf in tree:
-            yield from tensors(leaf)
-    elif isinstance(tree, dict):
-        for leaf in tree.values():
-            yield from tensors(leaf)
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, (list, tuple)):
+        return []
+    return [tensor for leaf in tree if leaf is not None for tensor in tensors(leaf)]
 
 
 def address(tensor: Tensor) -> int:
     """The address of a tensor's memory; a negative number for a packed weight, which has no memory of its own."""
     try:
-        return tensor.untyped_storage().data_ptr()
+        with asking_no_mode():
+            return tensor.untyped_storage().data_ptr()
     except RuntimeError:
         return -id(tensor)
 

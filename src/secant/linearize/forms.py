@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secant.linearize.conventions import CONVENTIONS, Convention
-from secant.numeric import mapped, tensors
+from secant.numeric import asking_no_mode, mapped, tensors
 
 # ------------------------------------------------------------------------------------------------ calls
 
@@ -132,7 +132,8 @@ def detached(tree: Any) -> Any:
 
 def live(tree: Any) -> list[Tensor]:
     """Returns the live tensors among the arguments. Leaves, such as parameters, are never live."""
-    return [t for t in tensors(tree) if t.requires_grad and not t.is_leaf]
+    with asking_no_mode():
+        return [t for t in tensors(tree) if t.requires_grad and not t.is_leaf]
 
 
 def is_live(tree: Any) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -516,9 +516,13 @@ def whole(model: nn.Module) -> dict[nn.Module, Callable[[Tensor, Whole], Tensor]
 
 def writes(function: Any, kwargs: dict[str, Any]) -> bool:
     """Returns whether such a call writes into its first argument."""
-    name = getattr(function, "__name__", "")
+    return _names_a_write(getattr(function, "__name__", "")) or bool(kwargs.get("inplace"))
+
+
+@cache
+def _names_a_write(name: str) -> bool:
     operator = name.startswith("__i") and name.endswith("__") and hasattr(torch.Tensor, f"__{name[3:]}")
-    return name == "__setitem__" or operator or name.endswith("_") != name.endswith("__") or bool(kwargs.get("inplace"))
+    return name == "__setitem__" or operator or name.endswith("_") != name.endswith("__")
 
 
 def out_of_place(function: Any) -> Any:

@@ -56,7 +56,7 @@ from secant.linearize.rules import (
     writes,
 )
 from secant.linearize.secants import Open, OpenAttention, opened
-from secant.numeric import address, mapped, tensors
+from secant.numeric import address, asking_no_mode, mapped, tensors
 
 
 @dataclass
@@ -187,9 +187,9 @@ def canonical(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
 
 def without_leaves(tree: Any) -> Any:
     """Returns the same arguments with leaves of the graph, such as parameters, detached."""
-    if not any(t.requires_grad and t.is_leaf for t in tensors(tree)):
-        return tree
-    return mapped(tree, lambda t: t.detach() if t.requires_grad and t.is_leaf else t)
+    with asking_no_mode():
+        leaves = {id(t) for t in tensors(tree) if t.requires_grad and t.is_leaf}
+    return mapped(tree, lambda t: t.detach() if id(t) in leaves else t) if leaves else tree
 
 
 @dataclass
@@ -241,8 +241,9 @@ class HeadUses:
         weight: Any = self._module.weight
         if not isinstance(weight, Tensor) or weight.is_meta or address(weight) <= 0:
             return False
-        where, size = weight.data_ptr(), weight.numel()
-        return any(t.numel() == size and address(t) > 0 and t.data_ptr() == where for t in tensors(args))
+        with asking_no_mode():
+            where, size = weight.data_ptr(), weight.numel()
+            return any(t.numel() == size and address(t) > 0 and t.data_ptr() == where for t in tensors(args))
 
 
 class WithoutParameters(TorchFunctionMode):
@@ -268,7 +269,9 @@ class WithoutParameters(TorchFunctionMode):
 
 def run_without_graph(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a call on constants without a graph."""
-    if any(t.requires_grad for t in tensors((args, kwargs))):  # never so of functions that set the grad mode
+    with asking_no_mode():
+        graph = any(t.requires_grad for t in tensors((args, kwargs)))
+    if graph:  # never so of functions that set the grad mode
         with torch.no_grad():
             return func(*args, **kwargs)
     return func(*args, **kwargs)
@@ -321,9 +324,10 @@ class Mode(TorchFunctionMode):
 
     def _is_foreign(self, tensor: Tensor) -> bool:
         """Whether a tensor requires grad without descending from the input."""
-        if not tensor.requires_grad or tensor.is_leaf or tensor in self.known:
-            return False
-        nodes, seen = [tensor.grad_fn], set()
+        with asking_no_mode():
+            if not tensor.requires_grad or tensor.is_leaf or tensor in self.known:
+                return False
+            nodes, seen = [tensor.grad_fn], set()
         while nodes:
             node = nodes.pop()
             if node is self._origin:
@@ -386,8 +390,9 @@ class Record(Mode):
 
     def mark(self, tensor: Tensor) -> Mark | None:
         """Returns the mark of a tensor: None for a constant, a blank mark for a live tensor that no step made."""
-        if tensor.requires_grad and not tensor.is_leaf and tensor not in self.known:
-            self.known[tensor] = Mark(-1, next(self._roots), source=tensor.grad_fn)
+        with asking_no_mode():
+            if tensor.requires_grad and not tensor.is_leaf and tensor not in self.known:
+                self.known[tensor] = Mark(-1, next(self._roots), source=tensor.grad_fn)
         return self.known.get(tensor)
 
     def maker(self, tensor: Tensor) -> int:
@@ -480,7 +485,8 @@ class Record(Mode):
     def _marked(self, row: Row | None, call: Call, form: Form | None, made: Tensor) -> Mark:
         """The mark of an output. If all inputs share a root, an elementwise output shares it too."""
         step = len(self.tape.steps) - 1
-        given = [t for t in tensors((call.args, call.kwargs)) if t.is_floating_point()]
+        with asking_no_mode():
+            given = [t for t in tensors((call.args, call.kwargs)) if t.is_floating_point()]
         marks = [mark for t in given if (mark := self.mark(t)) is not None]
         alone = row is not None and row.rule in (linear, converted) and len(given) == 1 == len(marks)
         source = marks[0].source if alone and given[0].numel() == made.numel() else made.grad_fn
@@ -526,7 +532,7 @@ def _floats(value: Any) -> bool:
 def _shares(call: Call) -> bool:
     """Whether a call's value shares memory with an argument, or contains no tensor."""
     given = {address(t) for t in tensors((call.args, call.kwargs))}
-    made = list(tensors(call.value))
+    made = tensors(call.value)
     return not made or any(address(t) in given for t in made)
 
 
