@@ -1,4 +1,7 @@
-"""Fixtures that several tests share."""
+"""Fixtures that several tests share.
+
+Nothing heavy is imported before it is needed: the process that hands tests to others starts them sooner.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,19 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    import secant as sc
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, and a test runs on each core
 
-import families
-import pytest
-import tiny_model
-import torch
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-import secant as sc
-
 QUICK = {"llama", "gpt2", "gemma3_text", "qwen3", "mixtral", "mamba"}
 """Model types that the quick tests are run with; those with any other are slow."""
 
-torch.set_num_threads(1)
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -53,6 +53,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that open a page in a browser are slow, and so are those of a model type beyond QUICK."""
+    import torch
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    torch.set_num_threads(1)
     for item in items:
         given = getattr(item, "callspec", None)
         types = (
@@ -65,6 +69,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def shared_models_are_left_alone() -> Iterator[None]:
     """No test changes a model that others share."""
+    import families
+
     yield
     families.assert_unchanged()
 
@@ -72,6 +78,8 @@ def shared_models_are_left_alone() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny trained Llama with a word-level tokenizer, as a Hugging Face folder."""
+    import tiny_model
+
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tiny_model.main(folder)
     return folder
@@ -79,9 +87,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def lm(folder: Path) -> sc.LM:
+    import secant as sc
+
     return sc.load(folder, dtype="float64")
 
 
 @pytest.fixture(scope="session")
 def explanation(lm: sc.LM) -> sc.Explanation:
+    import secant as sc
+
     return sc.explain(lm, "The bridge out of Marin is the")

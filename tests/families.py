@@ -216,13 +216,16 @@ def model_of(
 _SHARED: list[sc.Run] = []
 
 
-@functools.cache
 def shared(family: str, attention: str = "eager", dtype: torch.dtype = torch.float64) -> LM:
     """`model_of`, built once a process: for tests that leave the model as it is."""
-    return model_of(family, attention, dtype)
+    return _shared(family, attention, dtype)
 
 
 @functools.cache
+def _shared(*which: Any) -> LM:  # a cache tells a default apart from the same argument
+    return model_of(*which)
+
+
 def frozen(
     family: str,
     attention: str = "eager",
@@ -233,6 +236,13 @@ def frozen(
     precision: str | None = None,
 ) -> sc.Run:
     """The run of a `shared` model at `prompt(length)`, frozen once a process; tests leave it as it is, too."""
+    return _frozen(family, attention, dtype, convention, length, precision)
+
+
+@functools.cache
+def _frozen(
+    family: str, attention: str, dtype: torch.dtype, convention: str, length: int, precision: str | None
+) -> sc.Run:
     run = sc.freeze(shared(family, attention, dtype), prompt(length), convention=convention, precision=precision)
     _SHARED.append(run)
     return run

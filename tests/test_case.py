@@ -124,7 +124,12 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
 
 
 @pytest.fixture(scope="module")
-def deep() -> sc.LM:
+def four() -> sc.LM:
+    return model_of("llama", num_hidden_layers=4)
+
+
+@pytest.fixture(scope="module")
+def seven() -> sc.LM:
     return model_of("llama", num_hidden_layers=7)
 
 
@@ -147,7 +152,7 @@ def shown(e: sc.Explanation, folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------ counted
 
 
-@pytest.mark.parametrize("which", ["lm", pytest.param("deep", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("which", ["four", pytest.param("seven", marks=pytest.mark.slow)])
 def test_explain_with_all_that_it_shows(
     which: str, counts: Counts, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -191,8 +196,8 @@ def test_only_what_is_shown_is_decoded(lm: sc.LM, counts: Counts) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_of_everything(lm: sc.LM, counts: Counts, tmp_path: Path) -> None:
-    sc.study([PROMPT], lm, out=tmp_path, analyses=[*ANALYSES], tensors=True)
+def test_a_study_of_everything(lm: sc.LM, four: sc.LM, counts: Counts, tmp_path: Path) -> None:
+    sc.study([PROMPT], sc.LM(four.model, lm.tokenizer, "four"), out=tmp_path, analyses=[*ANALYSES], tensors=True)
     assert counts.formed == len(CONVENTIONS)
     counts.assert_each_step_once("decomposed", "attribute", "layers", "null", "ordinary_output")
     others = Counter({name: (len(CONVENTIONS) - 1) * count for name, count in FROZEN.items()})

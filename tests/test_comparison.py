@@ -51,6 +51,16 @@ def two(lm: sc.LM, atlas: sc.LM) -> sc.Comparison:
     return sc.compare(PROMPT, [lm, atlas], k=3, top=5)
 
 
+@pytest.fixture
+def without_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if networks had no layers: their decompositions take most of a comparison's time."""
+
+    def none(*args: Any, **kwargs: Any) -> None:
+        raise NoPoint("A network has layers", "none", "Use points.")
+
+    monkeypatch.setattr(cases, "layers", none)
+
+
 def of(table: pd.DataFrame, model: str) -> pd.DataFrame:
     return table[table["model"] == model].reset_index(drop=True)
 
@@ -124,7 +134,9 @@ TEXT = "ab cd  efgh\ni"
         (r"ab c|d  e|fgh\ni", r"a|b c|d  efg|h\ni", ["ab c", "d  efgh\ni"], [(1, 2), (2, 2)]),
     ],
 )
-def test_stretches_by_hand(one: str, other: str, texts: list[str], counts: list[tuple[int, int]]) -> None:
+def test_stretches_by_hand(
+    one: str, other: str, texts: list[str], counts: list[tuple[int, int]], without_layers: None
+) -> None:
     found = sc.compare(TEXT, [cutting(one, TEXT), cutting(other, TEXT, 24, 3, "other")], k=1, top=2)
     rows = found.stretches
     assert list(rows["text"][::2]) == texts
@@ -212,22 +224,19 @@ def test_one_model_at_a_time(lm: sc.LM, atlas: sc.LM) -> None:
     assert "worked" in order[:second]
 
 
-def test_a_network_without_layers(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(*args: Any, **kwargs: Any) -> None:
-        raise NoPoint("A network has layers", "none", "Use points.")
-
-    monkeypatch.setattr(cases, "layers", none)
+def test_a_network_without_layers(lm: sc.LM, without_layers: None) -> None:
     found = sc.compare(PROMPT, [lm], conventions=("gate", "up"), k=1, top=2)
     assert list(found.models["no_layers"]) == ["A network has layers; got none. Use points."] * 2
     assert found.models["layers"].isna().all()
     assert found.tokens["depth"].isna().all()
 
 
-def test_wrong_arguments(lm: sc.LM) -> None:
+def test_wrong_arguments(without_layers: None) -> None:
+    lm = cutting(r"\S+|\s+", "a b", layers=1)
     for lms, how, said in (
         ([lm], {}, "got 1"),
         ([], {}, "got 0"),
-        ([lm, lm], {}, "'tiny' twice"),
+        ([lm, lm], {}, "'cut' twice"),
         ([lm, "atlas"], {}, "got str"),
         ([lm], {"conventions": "gate"}, "'gate'"),
         ([lm], {"conventions": ("gate", "gate")}, "given once"),
@@ -235,7 +244,7 @@ def test_wrong_arguments(lm: sc.LM) -> None:
         ([lm], {"conventions": ("gate", "paper")}, "given once"),
     ):
         with pytest.raises(BadArgument, match=said):
-            sc.compare(PROMPT, lms, k=1, top=2, **how)  # type: ignore[arg-type]
+            sc.compare("a b", lms, k=1, top=2, **how)  # type: ignore[arg-type]
 
 
 def test_saved_and_shown(two: sc.Comparison, tmp_path: Path) -> None:
@@ -271,11 +280,11 @@ def test_from_the_command_line(folder: Path, tmp_path: Path) -> None:
     [
         ([], "A comparison requires two models"),
         (["-m", "atlas", "-m", "atlas"], "one twice"),
-        (["-m", "atlas", "-m", "/no/such/folder"], "no/such/folder"),
+        (["-m", "{folder}", "-m", "/no/such/folder", "-k", "1"], "no/such/folder"),
     ],
 )
-def test_bad_input(args: list[str], said: str) -> None:
-    result = CliRunner().invoke(app, ["compare", PROMPT, *args])
+def test_bad_input(args: list[str], said: str, folder: Path, without_layers: None) -> None:
+    result = CliRunner().invoke(app, ["compare", PROMPT, *(arg.format(folder=folder) for arg in args)])
     assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
     assert said in line

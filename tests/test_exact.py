@@ -63,8 +63,14 @@ def test_float32(family: str, attention: str, length: int) -> None:
 
 
 @each_family
-@each_attention
-@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize(
+    ("attention", "dtype"),
+    [
+        pytest.param(attention, dtype, marks=pytest.mark.slow if (attention == "eager") == (dtype == LOW[0]) else [])
+        for attention in ATTENTIONS
+        for dtype in LOW
+    ],
+)
 def test_low_precision(family: str, attention: str, dtype: torch.dtype) -> None:
     """The forward pass is the plain one; the system is evaluated in its dtype, or above it on request."""
     lm = shared(family, attention, dtype)
@@ -125,7 +131,7 @@ def one_layer(family: str) -> dict[str, object]:
     return {"num_hidden_layers": 1, **types}
 
 
-@pytest.mark.parametrize("family", GATED)
+@pytest.mark.parametrize("family", [*GATED[:2], pytest.param("qwen3", marks=pytest.mark.slow), *GATED[3:]])
 def test_half_is_the_mean_of_one_gated_product_and_of_no_more(family: str) -> None:
     """J and b of a network with one gated product are affine in what is frozen of it; several make a product."""
     lm = model_of(family, "sdpa", **one_layer(family))
@@ -158,7 +164,7 @@ def test_a_bias_is_the_held_network_at_zero_and_is_not_small() -> None:
 
 
 @pytest.mark.parametrize("name", ["stories260K", "craftgpt", "tiny-sql-gpt", "tiny-sql-gpt-nano"])
-@each_attention
+@pytest.mark.parametrize("attention", [pytest.param("eager", marks=pytest.mark.slow), "sdpa"])
 def test_real_models(name: str, attention: str) -> None:
     text = {"stories260K": "Once upon a time there was", "craftgpt": "[inst] do you like music? [/inst]"}
     said = text.get(name, "SELECT region , SUM ( price ) FROM sales GROUP BY")

@@ -30,9 +30,9 @@ def test_the_next_run_is_that_of_the_longer_prompt() -> None:
 def test_steps_are_the_models_own_generation(family: str) -> None:
     lm = model_of(family)
     lm.model.generation_config.eos_token_id = None
-    steps = sc.follow(sc.freeze(lm, prompt()), 4, parts=True)
+    steps = sc.follow(sc.freeze(lm, prompt()), 3, parts=True)
     with torch.no_grad():
-        out = lm.model.generate(torch.tensor([prompt()]), max_new_tokens=4, do_sample=False, pad_token_id=0)
+        out = lm.model.generate(torch.tensor([prompt()]), max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert [step.prediction.id for step in steps.steps] == out[0, len(prompt()) :].tolist()
     assert steps.ended == "steps"
     table = steps.to_pandas()
@@ -44,8 +44,8 @@ def test_steps_are_the_models_own_generation(family: str) -> None:
         assert (own["kind"] == "token").sum() == len(prompt()) + number
         assert step.certificate.reconstruction <= 1e-12
     shares = steps.shares()
-    assert shares.shape == (4, len(prompt()) + 3)
-    assert shares.isna().sum(axis=1).tolist() == [3, 2, 1, 0]
+    assert shares.shape == (3, len(prompt()) + 2)
+    assert shares.isna().sum(axis=1).tolist() == [2, 1, 0]
 
 
 def test_it_ends_where_the_text_does() -> None:
@@ -69,14 +69,14 @@ def test_it_ends_where_the_context_does() -> None:
         sc.follow(sc.freeze(lm, prompt()), 0)
 
 
-def test_an_explanation_with_steps() -> None:
+def test_an_explanation_with_steps(explanation: sc.Explanation) -> None:
     lm = sc.load("atlas")
-    e = sc.explain(lm, "The capital of France is", steps=3)
+    e = sc.explain(lm, "The capital of France is", k=1, top=1, steps=2)
     assert e.steps is not None
     assert e.steps.text.startswith(" Paris .") or e.steps.text.startswith(" Paris.")
     rows = pd.DataFrame(e.to_dict()["steps"])
     assert rows["generated"].iloc[0] == " Paris"
-    assert sc.explain(lm, "The capital of France is").steps is None
+    assert explanation.steps is None
 
 
 def test_the_text_is_what_the_tokenizer_makes_of_it() -> None:

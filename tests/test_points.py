@@ -108,8 +108,7 @@ def test_multipliers_belong_to_the_part() -> None:
 @pytest.mark.parametrize("length", [LENGTH, 1])
 def test_which_parts_a_layer_has(family: str, parts: list[str], length: int) -> None:
     """A router's softmax mixes no tokens; with one token, nothing seems to mix."""
-    run = sc.freeze(shared(family), prompt()[:length])
-    assert run.inside.parts(0) == parts
+    assert frozen(family, length=length).inside.parts(0) == parts
 
 
 def test_chunks_and_as_many_tokens_as_heads() -> None:
@@ -405,17 +404,18 @@ def test_multiples() -> None:
 def test_operators_that_do_not_meet_are_refused() -> None:
     """Sizes alone do not say so: each of these would give a wrong answer."""
     run, between = frozen("llama"), frozen("llama").operator
+    reversed_run = sc.freeze(run.lm, prompt()[::-1])
     then = between("layers.1", "norm")
     backwards = list(range(LENGTH))[::-1]
     for first in (
         between(target="layers.0", position=None),
         between(target="layers.1", position=None, readout="norm"),
         between(target="layers.1", position=backwards),
-        sc.freeze(run.lm, prompt()[::-1]).operator(target="layers.1", position=None),
+        reversed_run.operator(target="layers.1", position=None),
     ):
         with pytest.raises(BadArgument, match="begins where the first one ends"):
             then @ first
-    for other in (between(), sc.freeze(run.lm, prompt()[::-1]).operator("layers.1", "norm")):
+    for other in (between(), reversed_run.operator("layers.1", "norm")):
         with pytest.raises(BadArgument, match="the same shape and the same input; got two different inputs"):
             then + other
         with pytest.raises(BadArgument, match="the same shape and the same input; got two different inputs"):

@@ -42,7 +42,7 @@ MADE: dict[str, Callable[[sc.LM, sc.Run], Result]] = {
     "Ablation": lambda lm, run: sc.ablate(run, 2, 5),
     "Ablations": lambda lm, run: sc.ablations(run, kinds=["token", "layer"]),
     "Faithfulness": lambda lm, run: sc.faithfulness(run, methods=["secant", "random"]),
-    "Reach": lambda lm, run: sc.reach(run, (5, 7), steps=3, k=2),
+    "Reach": lambda lm, run: sc.reach(run, (2, 7), steps=3, k=2),
     "Screening": lambda lm, run: sc.screen(lm, [PROMPT, HOSTILE], ["golden", "tower", HOSTILE], samples=300, top=4),
     "Steps": lambda lm, run: sc.follow(run, 2, parts=True),
     "Sweep": lambda lm, run: sc.steering_sweep(
@@ -135,7 +135,7 @@ def hostile(lm: sc.LM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Vi
             lambda self, ids: whole(self, ids) if isinstance(ids, range) else [f"{HOSTILE}{i}" for i in ids],
         )  # fmt: skip
         odd = replace(lm, name=HOSTILE)
-        run = sc.freeze(odd, PROMPT)
+        run = sc.freeze(odd, SHORT)
         found: dict[str, Viewed] = {name: make(odd, run) for name, make in MADE.items()}
     out = tmp_path_factory.mktemp("hostile") / "study"
     written(out, 4, [(HOSTILE, "gate"), (HOSTILE, "half")], [HOSTILE], texts=[f"{HOSTILE}{i}" for i in range(4)])

@@ -166,7 +166,7 @@ def test_a_model_is_exact_at_its_reference_too(family: str, attention: str, monk
     + [("gpt2", "secant"), ("gemma3_text", "secant"), ("qwen3", "halves")],
 )
 def test_both_implementations_of_attention_have_one_operator(family: str, convention: str) -> None:
-    one, two = (sc.freeze(model_of(family, a), prompt(), convention=convention).operator() for a in ("sdpa", "eager"))
+    one, two = (frozen(family, attention, convention=convention).operator() for attention in ("sdpa", "eager"))
     J = one.dense()
     torch.testing.assert_close(two.dense(), J, rtol=0, atol=1e-11 * float(J.norm()))
     assert_matches(one, J.flatten(1), 1e-11)
@@ -237,8 +237,12 @@ def test_lower_precisions(dtype: torch.dtype) -> None:
 
 
 def test_the_same_seed_gives_the_same_references_and_another_does_not() -> None:
-    lm = model_of("llama", "sdpa")
-    one, same, other = (sc.freeze(lm, prompt(), convention="secant", seed=s).operator().dense() for s in (0, 0, 1))
+    run = frozen("llama", "sdpa", convention="secant")
+    assert run.seed == 0
+    one, same, other = (
+        each.operator().dense()
+        for each in (run, *(sc.freeze(run.lm, prompt(), convention="secant", seed=seed) for seed in (0, 1)))
+    )
     assert torch.equal(one, same)
     assert (one - other).norm() > 1e-3 * one.norm()
 

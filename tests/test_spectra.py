@@ -229,7 +229,7 @@ def test_blocks_of_few_columns(shape: tuple[int, int], dtype: torch.dtype) -> No
     J = torch.randn(d_out, 70, d_in, generator=torch.Generator().manual_seed(1)).to(dtype)
     op = hidden(J.flatten(1), 70)
     tolerance = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 6e-2}[dtype]
-    for k in (1, 3, 4):
+    for k in (1, 4):
         for t, f in enumerate(sc.svd(op, k, per_token=True, solver="krylov")):
             exact = np.linalg.svd(J[:, t].double(), compute_uv=False)
             np.testing.assert_allclose(f.S, exact[:k], rtol=tolerance)

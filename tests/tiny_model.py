@@ -37,7 +37,7 @@ def tokenizer_of(texts: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
 
 
-def train(steps: int = 150, seed: int = 0) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, float]:
+def train(steps: int = 100, seed: int = 0) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, float]:
     torch.manual_seed(seed)
     texts = sentences()
     tokenizer = tokenizer_of(texts)
@@ -46,7 +46,7 @@ def train(steps: int = 150, seed: int = 0) -> tuple[LlamaForCausalLM, PreTrained
     inputs = torch.tensor([row + [0] * (length - len(row)) for row in ids])
     labels = torch.tensor([row + [-100] * (length - len(row)) for row in ids])
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64, bos_token_id=0, eos_token_id=None, tie_word_embeddings=False,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
