@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ATLAS ?= build/atlas
-CORES := -n auto --maxprocesses 4 --dist worksteal --durations=10
+CORES := -n auto --maxprocesses 4 --durations=10
+# Of quick tests, those of a file share what they are of. Slow ones share little, and some files have most of them.
+FILES := $(CORES) --dist loadfile
+TESTS := $(CORES) --dist worksteal
 
 .PHONY: help venv demo test test-slow check test-architectures test-versions test-oldest test-newest bench atlas clean
 
@@ -29,19 +32,19 @@ demo: venv
 	$(BIN)/secant explain "The bridge out of Marin is the"
 
 test: venv
-	$(BIN)/python -m pytest $(CORES) -m "not slow"
+	$(BIN)/python -m pytest $(FILES) -m "not slow"
 
 test-slow: venv
-	$(BIN)/python -m pytest $(CORES) -m slow
+	$(BIN)/python -m pytest $(TESTS) -m slow
 
 check: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(CORES) tests src --doctest-modules
+	$(BIN)/python -m pytest $(TESTS) tests src --doctest-modules
 
 test-architectures: venv
-	$(BIN)/python -m pytest $(CORES) tests/test_architectures.py --all-architectures
+	$(BIN)/python -m pytest $(TESTS) tests/test_architectures.py --all-architectures
 
 # Each in an environment of its own. torchao, which the oldest imports whether it is used or not, writes to stderr there.
 OLDEST := 5.0.0
@@ -55,7 +58,7 @@ test-oldest test-newest: test-%:
 	build/$*/bin/python -m pip install --quiet --disable-pip-version-check -c build/$*.txt -e ".[dev]" \
 		"transformers$(if $(filter oldest,$*),==$(OLDEST))"
 	build/$*/bin/python -m pip uninstall --quiet --yes torchao
-	build/$*/bin/python -m pytest $(CORES) -p no:cacheprovider
+	build/$*/bin/python -m pytest $(TESTS) -p no:cacheprovider
 
 bench: venv
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done

@@ -259,7 +259,7 @@ def test_load(atlas: sc.LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         sc.load("./atlas")
 
 
-@pytest.mark.parametrize("convention", ["gate", "up", "half"])
+@pytest.mark.parametrize("convention", ["gate", pytest.param("up", marks=pytest.mark.slow), "half"])
 def test_certificate(convention: str) -> None:
     lm = sc.load("atlas", dtype="float64")
     for question in corpus.read_questions()[::6000]:

@@ -267,6 +267,7 @@ def test_tables(atlas: sc.Layers, tmp_path: Path) -> None:
         json.loads(table.to_json(orient="records"))
 
 
+@pytest.mark.slow
 def test_where_the_prediction_first_shows(atlas: sc.Layers) -> None:
     seen = atlas.first_seen().set_index(["part", "span", "position"])["layer"]
     assert seen["residual", "cumulative", 6] == 6

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import tiny_model
 import torch
 from families import model_of
 from helpers import chromium
@@ -94,8 +95,12 @@ def data(page: str) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
 
 
 @pytest.fixture(scope="module")
-def made(lm: sc.LM, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    return written(sc.explain(lm, PROMPT, layers=True, steps=2), tmp_path_factory.mktemp("page"))
+def made(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Of a model of four layers: a map of two shows little."""
+    folder = tmp_path_factory.mktemp("made")
+    tiny_model.main(folder / "tiny", layers=4)
+    lm = sc.load(folder / "tiny", dtype="float64")
+    return written(sc.explain(lm, PROMPT, layers=True, steps=2), folder)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +229,7 @@ def test_sums_add_up(made: Written) -> None:
     parts = contributions[~contributions["kind"].isin(["token", "constant", "head"])]
     assert parts["contribution"].sum() == pytest.approx(made.about["logit"], abs=1e-12)
     attention = parts[parts["name"].str.endswith("attn")]
-    assert len(attention) == 2
+    assert len(attention) == 4
     for part in attention.itertuples():
         heads = made.rows("contributions", kind="head", layer=part.layer)
         assert heads["contribution"].sum() == pytest.approx(part.contribution, abs=1e-12)
@@ -290,7 +295,7 @@ def test_the_image_is_announced_and_can_be_left_out(
         scrolled_through(tab)
 
 
-@pytest.mark.parametrize(("room", "vectors", "top"), [(200, 1, 6), (64, 1, 2), (600, 4, 4)])
+@pytest.mark.parametrize(("room", "vectors", "top"), [(400, 1, 6), (128, 1, 2), (1200, 4, 4)])
 def test_long_prompts_get_fewer_words_of_each_depth(
     made: Written, room: int, vectors: int, top: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,10 +305,10 @@ def test_long_prompts_get_fewer_words_of_each_depth(
     layers = page.about["layers"]
     assert (layers["vectors"], layers["top"]) == (vectors, top)
     words = page.rows("layer_words", part="residual", span="cumulative")
-    assert len(page.rows("layer_words", part="residual", span="cumulative", side="input")) == 8 * 2 * vectors * top
+    assert len(page.rows("layer_words", part="residual", span="cumulative", side="input")) == 8 * 4 * vectors * top
     first = words[(words["side"] == "output") & (words["vector"] == 0)]
-    assert len(first) == 8 * 2 * max(top, 3)
-    assert len(words) - 8 * 2 * max(0, 3 - top) <= room
+    assert len(first) == 8 * 4 * max(top, 3)
+    assert len(words) - 8 * 4 * max(0, 3 - top) <= room
 
 
 # ------------------------------------------------------------------------------------------- the document

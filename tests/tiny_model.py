@@ -37,7 +37,7 @@ def tokenizer_of(texts: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>")
 
 
-def train(steps: int = 100, seed: int = 0) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, float]:
+def train(layers: int = 2, steps: int = 100, seed: int = 0) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, float]:
     torch.manual_seed(seed)
     texts = sentences()
     tokenizer = tokenizer_of(texts)
@@ -46,8 +46,9 @@ def train(steps: int = 100, seed: int = 0) -> tuple[LlamaForCausalLM, PreTrained
     inputs = torch.tensor([row + [0] * (length - len(row)) for row in ids])
     labels = torch.tensor([row + [-100] * (length - len(row)) for row in ids])
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=0, eos_token_id=None, tie_word_embeddings=False,
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, bos_token_id=0, eos_token_id=None,
+        tie_word_embeddings=False,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
@@ -59,9 +60,9 @@ def train(steps: int = 100, seed: int = 0) -> tuple[LlamaForCausalLM, PreTrained
     return model.eval(), tokenizer, loss.item()
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, layers: int = 2) -> None:
     disable_progress_bar()
-    model, tokenizer, loss = train()
+    model, tokenizer, loss = train(layers)
     assert loss < 0.6, loss  # the place is free to vary; the bridge is then known
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
