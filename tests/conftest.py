@@ -93,6 +93,18 @@ def lm(folder: Path) -> sc.LM:
 
 
 @pytest.fixture(scope="session")
+def four_layers(tmp_path_factory: pytest.TempPathFactory) -> sc.LM:
+    """The same with four layers, for what shows little of two."""
+    import tiny_model
+
+    import secant as sc
+
+    folder = tmp_path_factory.mktemp("four") / "tiny"
+    tiny_model.main(folder, layers=4)
+    return sc.load(folder, dtype="float64")
+
+
+@pytest.fixture(scope="session")
 def explanation(lm: sc.LM) -> sc.Explanation:
     import secant as sc
 

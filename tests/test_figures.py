@@ -39,6 +39,11 @@ def whole(lm: sc.LM) -> sc.Explanation:
 
 
 @pytest.fixture(scope="module")
+def deep(four_layers: sc.LM) -> sc.Explanation:
+    return sc.explain(four_layers, PROMPT, layers=True)
+
+
+@pytest.fixture(scope="module")
 def contributions(whole: sc.Explanation) -> Attribution:
     return sc.attribute(whole.run, " Golden", " Gate", flow=True)
 
@@ -296,14 +301,13 @@ def drawings(
 @pytest.mark.parametrize("columns", [1, 2])
 @pytest.mark.parametrize("hostile", [False, True])
 def test_text_is_inside_and_every_character_is_in_a_font(
-    columns: int, hostile: bool, whole: sc.Explanation, contributions: Attribution,
-    judged: list[sc.Faithfulness], ways: list[sc.Reach],
-) -> None:  # fmt: skip
-    e, a = whole, contributions
+    columns: int, hostile: bool, deep: sc.Explanation, judged: list[sc.Faithfulness], ways: list[sc.Reach]
+) -> None:
+    e, a = deep, sc.attribute(deep.run, " Golden", " Gate", flow=True)
     if hostile:
         flow = a.flow.copy()  # type: ignore[union-attr]
         flow.loc[flow["position"].notna(), "token"] = [ODD[t] for t in flow["position"].dropna()]
-        e = odd(whole, replace(a, flow=flow))
+        e = odd(deep, replace(a, flow=flow))
         a = e.attribution
     known = {c for name in style.fonts() for c in FT2Font(findfont(FontProperties(family=[name]))).get_charmap()}
     for name, draw in drawings(e, a, judged, ways).items():

@@ -456,10 +456,10 @@ def test_configurations_that_are_none(copy: Path, changes: dict[str, object]) ->
 )  # fmt: skip
 def test_absurd_sizes_are_refused_at_once(copy: Path, family: str, changes: dict[str, object]) -> None:
     with_model(copy, family)
-    start = time.monotonic()
+    start = time.process_time()  # not that of a clock: other programs may run
     rules = "must match the weights of its checkpoint|must fit in memory"
     refused((ModelRefused, TooLarge), rules, edited(copy, **changes))
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_masks_may_be_larger_than_the_weights(copy: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import tiny_model
 import torch
 from families import model_of
 from helpers import chromium
@@ -95,12 +94,8 @@ def data(page: str) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """Of a model of four layers: a map of two shows little."""
-    folder = tmp_path_factory.mktemp("made")
-    tiny_model.main(folder / "tiny", layers=4)
-    lm = sc.load(folder / "tiny", dtype="float64")
-    return written(sc.explain(lm, PROMPT, layers=True, steps=2), folder)
+def made(four_layers: sc.LM, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    return written(sc.explain(four_layers, PROMPT, layers=True, steps=2), tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture(scope="module")

@@ -184,7 +184,7 @@ def test_a_refused_prompt_does_not_lose_the_others(lm: sc.LM, screening: sc.Scre
     assert set(found.refused["error"]) == {"BadPrompt"}
     assert "'Golem'" in found.refused["reason"][0]
     assert sorted(set(found.table["number"])) == [1, 3, 5]
-    assert found.table[found.table["number"] == 1]["p"].tolist() == screening.table["p"][: 4 * 9 * 2].tolist()
+    assert found.table[found.table["number"] == 1]["p"].tolist() == screening.table["p"][: 2 * 9 * 2].tolist()
     assert set(found.table[found.table["number"] == 5]["prompt"]) == {"<s>ThebridgeoutofMarinisthe"}
     with pytest.raises(BadPrompt, match="Golem"):
         sc.screen(lm, ["In Golem", ""], ABOUT)
