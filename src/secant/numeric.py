@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 asking_no_mode = torch._C.DisableTorchFunction
 """A context in which torch's function modes are not asked. A mode costs more than a query of a tensor's attributes."""
 
