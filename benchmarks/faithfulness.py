@@ -1,7 +1,8 @@
 """Which exact system predicts interventions? Correlations of contributions with what the model itself does.
 
 The target is the centred logit of the predicted token: its logit minus the mean over the vocabulary. Contributions of
-token t are J_t x_t (x), or J_t (x_t - m) with the mean embedding m of the vocabulary (d). The model itself runs with
+token t are J_t x_t (x), J_t (x_t - m) with the mean embedding m of the vocabulary (d), or J_t (x_t - r_t) with the
+convention's random reference r (r), the mean over four of them. The model itself runs with
 
 - mean: x_t replaced by m; random: by a random token; plausible: by the most likely other token after the tokens before
   it (not for the first one); delete: token t deleted. The contribution of a swap is J_t (x_t - swapped).
@@ -17,7 +18,7 @@ SmolLM2 and Gemma 3 run on prompts_faithfulness.txt, Atlas on its held-out quest
 --out, rows are added to a CSV file as they are measured, and what it has is not measured again.
 
     python benchmarks/faithfulness.py [--models FOLDER ...] [--prompts N] [--seed S] [--out FILE]
-        [--methods METHOD ...] [--no-parts]
+        [--methods METHOD ...] [--no-parts] [--no-removals]
 """
 
 import argparse
@@ -27,6 +28,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -39,12 +42,15 @@ from prompts import SETS
 from torch import Tensor
 
 import secant as sc
+from secant.analyses.attribution import REFERENCES
 from secant.errors import BadPrompt
+from secant.linearize.conventions import convention_named
 from secant.linearize.forms import Attended, Call, Constant, Shared
-from secant.linearize.network import Recording, record, replayed, running
+from secant.linearize.network import Recording, record, reference, replayed, running
 from secant.linearize.replay import Patch, by_token
 from secant.linearize.residual_stream import layers
 from secant.linearize.tape import Tape
+from secant.linearize.untouched import State
 from secant.model.hooks import replacing_outputs
 
 ROOT = Path(__file__).parents[1]
@@ -59,8 +65,8 @@ SHARED = {"gate": 1.0, "up": 0.0, "half": 0.5}
 """Conventions that differ in the share of gates alone, so that one recording has all of them."""
 
 CONVENTIONS = (
-    *SHARED, "halves", "secant", "secant+secant+frozen+random", "secant+frozen+secant+random",
-    "half+secant+secant+random", "half+frozen+secant+random",
+    *SHARED, "halves", "secant", "secant+secant+frozen+random", "half+secant+secant+random",
+    "secant+secant+secant+zero",
 )  # fmt: skip
 GRADIENT, LRP, FROM_ZERO, FROM_MEAN = "gradient x input", "AttnLRP's rules", "integrated, zero", "integrated, mean"
 ROLLOUT, RANDOM = "attention rollout", "random order"
@@ -219,18 +225,21 @@ def shared(half: Recording, share: float) -> Recording:
 def networks(
     lm: sc.LM, half: Recording, x: Tensor, seed: int, wanted: Sequence[str]
 ) -> Iterator[tuple[str, Recording | None]]:
-    """The wanted conventions and rules that give a derivative, as recordings; None where a rule does not apply."""
+    """The wanted conventions and rules that give a derivative, as recordings, one for each reference; None where a rule
+    does not apply.
+    """
     live = None  # a recording in which all that depends on the embeddings is live
     for name in wanted:
         if name in SHARED:
             yield name, shared(half, SHARED[name])
         elif name in CONVENTIONS:
-            found = record(lm, half.ids, x, name, lm.dtype, seed=seed)
-            live = found if name == "secant" else live
-            yield name, found
+            for number in range(REFERENCES if convention_named(name).varies else 1):
+                found = record(lm, half.ids, x, name, lm.dtype, state=half.state, seed=seed + number)
+                live = found if name == "secant" else live
+                yield name, found
     forms = [step.form for step in half.tape.steps]
     if GRADIENT in wanted:
-        live = live or record(lm, half.ids, x, "secant+secant+secant+zero", lm.dtype)
+        live = live or record(lm, half.ids, x, "secant+secant+secant+zero", lm.dtype, state=half.state)
         own = [step.form for step in live.tape.steps]
         kept = [f is None or (isinstance(f, Constant) and not _floating(f.value)) for f in own]
         yield GRADIENT, retaped(live, lambda i: own[i] if kept[i] else Ordinary())
@@ -303,7 +312,12 @@ def scored(rows: Tensor, x: Tensor) -> np.ndarray:
 
 
 def measured(
-    lm: sc.LM, item: Item, means: Mapping[int, tuple[Tensor, Tensor]], seed: int, wanted: Sequence[str]
+    lm: sc.LM,
+    item: Item,
+    means: Mapping[int, tuple[Tensor, Tensor]],
+    seed: int,
+    wanted: Sequence[str],
+    removals: bool,
 ) -> list[tuple[Any, ...]]:
     """All measures of the wanted methods at one prompt: method, start, effect, tokens, measure, value."""
     ids = lm.encode(item.text)
@@ -327,24 +341,32 @@ def measured(
 
     rows: list[tuple[Any, ...]] = []
     scores: Scores = {}
-    half = record(lm, ids, x, "half", lm.dtype)
+    state = State(lm.model)
+    half = record(lm, ids, x, "half", lm.dtype, state=state)
     axes = {step: axis for step, axis in parts_of(half).items() if step in means}
     ablated = (base - without_parts(lm, half, target, means)).cpu().numpy() if axes else None
-    for method, recording in networks(lm, half, x, seed, wanted):
-        if recording is None:
-            rows.append((method, "", "value", "", "error", math.nan))
-            continue
-        y, g, parts = derivatives(lm, recording, x, target, axes)
-        rows.append((method, "", "value", "", "error", abs(y - base) / abs(base)))
-        scores[method] = {"x": scored(g, x), **{name: scored(g, x - other) for name, other in swapped.items()}}
-        if ablated is not None:
+    for method, recordings in groupby(networks(lm, half, x, seed, wanted), key=itemgetter(0)):
+        found: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
+        for _, recording in recordings:
+            if recording is None:
+                rows.append((method, "", "value", "", "error", math.nan))
+                continue
+            y, g, parts = derivatives(lm, recording, x, target, axes)
+            rows.append((method, "", "value", "", "error", abs(y - base) / abs(base)))
+            own = {"x": scored(g, x), **{name: scored(g, x - other) for name, other in swapped.items()}}
+            if method in CONVENTIONS and convention_named(method).varies:
+                r = reference(lm, x, convention_named(method), half.state, recording.seed)
+                own["r"] = scored(g, x - r)
             value: dict[str, list[float]] = {"x": [], "d": []}
             for step, (p, slope) in parts.items():
                 away = torch.cat([p[:1] - means[step][0], p[1:] - means[step][1]])
                 value["x"].append(scored(slope, p).sum())
                 value["d"].append(scored(slope, away).sum())
-            for start, found in value.items():
-                every = correlations(np.array(found), ablated).items()
+            found.append((own, {start: np.array(v) for start, v in value.items()}))
+        if found:
+            scores[method], value = ({k: np.mean([f[i][k] for f in found], 0) for k in found[0][i]} for i in (0, 1))
+            for start, mean in value.items() if ablated is not None else ():
+                every = correlations(np.asarray(mean), np.asarray(ablated)).items()
                 rows += [(method, start, "parts", "all", name, v) for name, v in every]
     if FROM_ZERO in wanted:
         scores[FROM_ZERO] = {"x": integrated(lm, x, torch.zeros_like(x), target).cpu().numpy()}
@@ -357,7 +379,7 @@ def measured(
     if RANDOM in wanted:
         scores[RANDOM] = {"x": np.array([random.random() for _ in ids])}
     rows += list(_token_rows(scores, effects))
-    return rows + _removals(lm, x, m, target, base, scores)
+    return rows + (_removals(lm, x, m, target, base, scores) if removals else [])
 
 
 def _plausible(ids: Sequence[int], logits: Tensor, size: int) -> list[int]:
@@ -366,7 +388,8 @@ def _plausible(ids: Sequence[int], logits: Tensor, size: int) -> list[int]:
     return [second if first == own else first for own, (first, second) in zip(ids[1:], best, strict=True)]
 
 
-START = {"x": "x", "mean": "d"}
+START = {"x": "x", "mean": "d", "r": "r"}
+"""Scores that are compared with every effect, and what the tables call them."""
 
 
 def _token_rows(scores: Scores, effects: Mapping[str, np.ndarray]) -> Iterator[tuple[Any, ...]]:
@@ -552,7 +575,7 @@ def study(lm: sc.LM, name: str, args: argparse.Namespace) -> pd.DataFrame:
         print(f"{name}: means of {len(means)} parts took {time.time() - began:.0f} s", file=sys.stderr)
     began = time.time()
     for number, (item, wanted) in enumerate(left):
-        rows = measured(lm, item, means, args.seed, wanted)
+        rows = measured(lm, item, means, args.seed, wanted, not args.no_removals)
         table = pd.DataFrame([(name, item.kind, item.text, item.half, *row) for row in rows], columns=Columns)
         tables.append(table)
         if args.out:
@@ -587,6 +610,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), metavar="METHOD")
     parser.add_argument("--no-parts", action="store_true")
+    parser.add_argument("--no-removals", action="store_true")
     args = parser.parse_args()
     chosen = {}
     for name, folder in folders(args.models):

@@ -130,7 +130,7 @@ def test_all_of_them_side_by_side(run: sc.Run) -> None:
     heads = run.lm.model.config.num_attention_heads
     layers = len(run.inside.layers)
     assert table["kind"].value_counts().to_dict() == {"token": LENGTH, "layer": 2 * layers, "head": heads * layers}
-    a = sc.attribute(run, 11)
+    a = sc.attribute(run, 11, baseline="none")
     tokens = table[table["kind"] == "token"]
     assert tokens["frozen"].tolist() == pytest.approx((-a.of("token")["contribution"]).tolist(), abs=1e-11)
     parts = table[table["kind"] == "layer"]
@@ -175,7 +175,7 @@ def test_in_a_wider_precision_nothing_taken_out_is_nothing() -> None:
     lm = model_of("gpt2", dtype=torch.bfloat16)
     run = sc.freeze(lm, prompt(), precision="float32")
     assert sc.ablate(run, 3, run.ids[3]).change(11) == pytest.approx((0, 0), abs=1e-6)
-    a = sc.attribute(run, 11)
+    a = sc.attribute(run, 11, baseline="none")
     table = sc.ablations(run, kinds=["layer"], target=11).table
     assert table["frozen"].tolist() == pytest.approx((-a.of("layer")["all_paths"]).tolist(), abs=1e-4)
 

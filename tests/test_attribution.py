@@ -14,8 +14,8 @@ import secant as sc
 from secant.analyses import attribution as module
 from secant.analyses.origins import origin_of
 from secant.errors import BadArgument, BadPrompt, NotExact
-from secant.linearize.conventions import CONVENTIONS, RANDOM_PROMPTS
-from secant.linearize.network import references
+from secant.linearize.conventions import CONVENTIONS
+from secant.linearize.network import reference, running
 
 PLAIN = ("llama", "gpt2", "gemma3_text", "gptj")  # whose stream is a sum
 OTHER = ("bert", "olmo2", "bloom", "gemma4_text", "mamba", "jamba", "mixtral", "deepseek_v4")  # norms, scales, mixers
@@ -30,7 +30,7 @@ def run(request: pytest.FixtureRequest) -> sc.Run:
 def test_both_sums_are_the_logit_and_the_flow_crosses_them(family: str) -> None:
     run = frozen(family)
     for target, versus in ((None, None), (5, None), (5, 90)):
-        a = sc.attribute(run, target, versus, flow=target is None)
+        a = sc.attribute(run, target, versus, baseline="none", flow=target is None)
         chosen = run.prediction[0].id if target is None else target
         true = float(run.logits[-1, chosen]) - (0 if versus is None else float(run.logits[-1, versus]))
         close = {"abs": 1e-13 * a.table["contribution"].abs().sum(), "rel": 0}
@@ -67,7 +67,7 @@ def test_a_logit_at_any_position(family: str) -> None:
     """Tokens and constants are the blocks and the bias of the operator to the logit there; sums and flow hold."""
     run = sc.freeze(model_of(family), prompt())
     for position in range(-1, LENGTH):
-        a = sc.attribute(run, position=position, flow=position in (0, 3))
+        a = sc.attribute(run, position=position, baseline="none", flow=position in (0, 3))
         at = position % LENGTH
         assert (a.position, a.to_dict()["position"]) == (at, at)
         predicted = int(run.logits[at].argmax())
@@ -96,23 +96,23 @@ def test_a_logit_at_any_position(family: str) -> None:
 def test_parts_at_any_position(run: sc.Run) -> None:
     """Straight to the logit at an earlier position: the map of what comes after the last layer, read there."""
     for position in range(LENGTH):
-        a, inside = sc.attribute(run, 11, position=position), run.inside
+        a, inside = sc.attribute(run, 11, baseline="none", position=position), run.inside
         last = run.operator(f"layers.{len(inside.layers) - 1}", "logits", position=position, tokens=[11])
         for row in a.of("layer").itertuples():
             assert row.contribution == pytest.approx(float(last @ inside.values[row.name]), abs=1e-12)
 
 
 def test_memory_to_work_in(run: sc.Run) -> None:
-    whole, small = (sc.attribute(run, 11, flow=True, max_memory=memory) for memory in (None, "100KB"))
+    whole, small = (sc.attribute(run, 11, baseline="none", flow=True, max_memory=memory) for memory in (None, "100KB"))
     assert small.flow is not None
     pd.testing.assert_frame_equal(small.flow, whole.flow, rtol=0, atol=1e-13)
     with pytest.raises(BadArgument, match="Memory is a number of bytes"):
-        sc.attribute(run, 11, max_memory="plenty")
+        sc.attribute(run, 11, baseline="none", max_memory="plenty")
 
 
 def test_parts_by_operators(run: sc.Run) -> None:
     """Straight to the logit: the map of what comes after the last layer. By all paths: the operator from the part."""
-    a, inside = sc.attribute(run, 11, flow=True), run.inside
+    a, inside = sc.attribute(run, 11, baseline="none", flow=True), run.inside
     last = run.operator(f"layers.{len(inside.layers) - 1}", "logits", tokens=[11])
     for row in a.of("layer").itertuples():
         value = inside.values[row.name]
@@ -126,7 +126,7 @@ def test_parts_by_operators(run: sc.Run) -> None:
 
 
 def test_heads_add_up_to_their_attention(run: sc.Run) -> None:
-    a = sc.attribute(run, 11)
+    a = sc.attribute(run, 11, baseline="none")
     heads, layers = a.of("head"), a.of("layer").set_index("name")
     count = run.lm.model.config.num_attention_heads
     assert len(heads[heads["head"].notna()]) == count * len(run.inside.layers)
@@ -144,7 +144,7 @@ def test_heads_add_up_to_their_attention(run: sc.Run) -> None:
 def test_constants_by_module_are_the_bias(family: str) -> None:
     """Each module's constant alone: the bias of a network in which all others are zero."""
     run = frozen(family)
-    a = sc.attribute(run, 11, parts=False)
+    a = sc.attribute(run, 11, baseline="none", parts=False)
     b = run.operator(target="logits", tokens=[11]).bias.item()
     assert a.constant == pytest.approx(b, abs=1e-12 * a.of("constant")["contribution"].abs().sum())
     assert len(a.of("constant"))
@@ -155,7 +155,7 @@ def test_constants_by_module_are_the_bias(family: str) -> None:
 def test_a_bias_contributes_what_it_is_times_its_slope() -> None:
     """Of GPT-2's last block, from its weights: the output projection's bias goes straight to the norm."""
     run = frozen("gpt2")
-    a = sc.attribute(run, 11, parts=False).of("constant").set_index("name")["contribution"]
+    a = sc.attribute(run, 11, baseline="none", parts=False).of("constant").set_index("name")["contribution"]
     count = len(run.inside.layers)
     last = run.operator(f"layers.{count - 1}", "logits", tokens=[11]).block(-1)
     bias = run.lm.model.transformer.h[count - 1].mlp.c_proj.bias.detach()
@@ -163,7 +163,7 @@ def test_a_bias_contributes_what_it_is_times_its_slope() -> None:
 
 
 def test_a_contribution_is_that_of_its_block(run: sc.Run) -> None:
-    op, a = run.operator(target="logits", tokens=[11]), sc.attribute(run, 11)
+    op, a = run.operator(target="logits", tokens=[11]), sc.attribute(run, 11, baseline="none")
     expected = [float(op.block(t).output) for t in range(LENGTH)]
     assert a.of("token")["contribution"].tolist() == pytest.approx(expected, abs=1e-11)
     assert list(a.table.columns) == ["kind", "name", "position", "layer", "head", "contribution", "all_paths"]
@@ -183,7 +183,7 @@ def test_a_sum_that_is_not_the_logit_is_refused(monkeypatch: pytest.MonkeyPatch)
     run = frozen("gpt2")
     monkeypatch.setattr(module, "_by_module", lambda *arguments: [])
     with pytest.raises(NotExact, match="add up to the logit"):
-        sc.attribute(run, 11)
+        sc.attribute(run, 11, baseline="none")
 
 
 def test_contributions_to_a_logit_of_zero() -> None:
@@ -273,7 +273,7 @@ ORIGINS = {"mean": "mean", "given": GIVEN, "given for all": GIVEN[0]}
 def test_sums_are_exact_from_any_origin(family: str, convention: str, origin: str) -> None:
     """y = J (x - x₀) + (J x₀ + b), in every block, in every part and head, and in their crossing."""
     run = frozen(family, convention=convention)
-    a = sc.attribute(run, 11, flow=True, origin=ORIGINS[origin])
+    a = sc.attribute(run, 11, baseline="none", flow=True, origin=ORIGINS[origin])
     close = {"abs": 1e-12, "rel": 0}
     assert (a.total, a.direct) == pytest.approx((a.logit, a.logit), **close)
     crossed(a, close)
@@ -282,7 +282,7 @@ def test_sums_are_exact_from_any_origin(family: str, convention: str, origin: st
     expected = [float(op.block(t) @ (run.input[t] - x0[t])) for t in range(LENGTH)]
     assert a.of("token")["contribution"].tolist() == pytest.approx(expected, **close)
     assert a.constants == pytest.approx({"origin": float(op @ x0), "constants": float(op.bias)}, **close)
-    plain = sc.attribute(run, 11)
+    plain = sc.attribute(run, 11, baseline="none")
     rest, others = (each.table[~each.table["kind"].isin(["token"])] for each in (a, plain))
     pd.testing.assert_frame_equal(rest[rest["name"] != "origin"].reset_index(drop=True), others.reset_index(drop=True))
     assert a.flow is not None
@@ -305,14 +305,64 @@ def test_the_mean_origin_is_the_vocabularys_mean_embedding(family: str, monkeypa
     torch.testing.assert_close(origin_of(run, "mean").embeddings, expected, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_contributions_from_random_prompts_sum_to_the_model_s_own_difference(family: str) -> None:
+    """The tokens make up the difference between the prompt's logit and those of the references, in the model itself."""
+    run, target = sc.freeze(model_of(family), prompt()), 11
+    a = sc.attribute(run, target, parts=False)
+    assert (a.convention, a.origin, a.references) == ("secant", "reference", 4)
+    own = []
+    for seed in range(4):
+        r = reference(run.lm, run.input, CONVENTIONS["secant"], None, seed)
+        with running(run.lm, run.lm.dtype):
+            logits = run.lm.forward(run.ids, r)[0, -1].detach()
+        own.append(float(logits[target] - logits.mean()))
+    size = a.table["contribution"].abs().sum()
+    assert a.constants == {"reference": pytest.approx(np.mean(own), abs=1e-12 * size)}
+    assert a.of("token")["contribution"].sum() == pytest.approx(a.logit - np.mean(own), abs=1e-12 * size)
+
+
+def test_contributions_are_the_mean_over_references() -> None:
+    run = sc.freeze(model_of("llama"), prompt())
+    whole = sc.attribute(run, 11, flow=True, references=3)
+    singles = [
+        sc.attribute(sc.freeze(model_of("llama"), prompt(), convention="secant", seed=s), 11, flow=True, references=1)
+        for s in range(3)
+    ]
+    keys = ["kind", "name", "position", "layer", "head"]
+    for table, frames in ((whole.table, [a.table for a in singles]), (whole.flow, [a.flow for a in singles])):
+        assert table is not None
+        values = [name for name in table.columns if table[name].dtype == float]
+        keys = [name for name in table.columns if name not in values]
+        expected = pd.concat(frames).groupby(keys, sort=False, dropna=False)[values].mean()
+        found = table.set_index(keys)[values]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    assert whole.total == pytest.approx(whole.logit, abs=1e-12)
+    assert whole.direct == pytest.approx(whole.logit, abs=1e-12)
+    crossed(whole, {"abs": 1e-11, "rel": 0})
+    with pytest.raises(BadArgument, match="at least one reference"):
+        sc.attribute(run, references=0)
+    assert sc.attribute(run, 11, convention="half").references == 0
+
+
+def test_a_chosen_convention_is_that_of_contributions() -> None:
+    lm = model_of("llama")
+    for given, label in ((None, "secant"), ("gate", "gate"), ("paper", "gate"), ("half", "half")):
+        run = sc.freeze(lm, prompt(), convention=given)
+        assert (run.certificate.convention, sc.attribute(run, parts=False).convention) == (given and label or "gate", label)
+        assert run.under() is run.under()
+        assert run.next().chosen == run.chosen
+    assert run.under("half") is run
+    assert run.under("up").certificate.convention == "up"
+
+
 def test_the_reference_as_origin() -> None:
-    """The mean of the convention's references. Random ones share the prompt's first token, which contributes 0."""
+    """The convention's reference. A random one shares the prompt's first token, which contributes 0."""
     run = frozen("llama", convention="secant")
     recording = run.network.recording
-    found = torch.stack([*references(run.lm, run.input, CONVENTIONS["secant"], recording.state, recording.seed)])
-    assert len(found) == RANDOM_PROMPTS
-    torch.testing.assert_close(origin_of(run, "reference").embeddings, found.mean(0), rtol=0, atol=1e-13)
-    a = sc.attribute(run, 11, flow=True, origin="reference")
+    found = reference(run.lm, run.input, CONVENTIONS["secant"], recording.state, recording.seed)
+    torch.testing.assert_close(origin_of(run, "reference").embeddings, found, rtol=0, atol=0)
+    a = sc.attribute(run, 11, baseline="none", flow=True, origin="reference")
     first, *others = a.of("token")["contribution"]
     assert first == 0
     assert all(others)
@@ -353,7 +403,7 @@ def test_an_origin_that_is_none() -> None:
 def test_what_is_said_of_the_origin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Zero, the default, is not mentioned. Constants of modules share one line; tables have them all."""
     run = frozen("gpt2")
-    plain, moved = sc.attribute(run, 11), sc.attribute(run, 11, origin="mean")
+    plain, moved = sc.attribute(run, 11, baseline="none"), sc.attribute(run, 11, origin="mean")
     assert (plain.origin, plain.to_dict()["origin"]) == ("zero", "zero")
     assert (moved.origin, moved.to_dict()["origin"]) == ("mean", "mean")
     assert "origin" not in plain.view().facts

@@ -46,11 +46,11 @@ def test_centring_is_what_a_softmax_does_not_see(lm: sc.LM, tables: dict[str, np
     with torch.no_grad():
         shifted.model.lm_head.weight.copy_(lm.unembedding + shift)
     u = torch.randn(32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    own = sc.decode(lm, u, "output", 5, metric="cosine", centered=True)[0]
-    other = sc.decode(shifted, u, "output", 5, metric="cosine", centered=True)[0]
+    own = sc.decode(lm, u, "output", 5)[0]
+    other = sc.decode(shifted, u, "output", 5)[0]
     assert [w.id for w in own] == [w.id for w in other]
     np.testing.assert_allclose([w.score for w in own], [w.score for w in other], rtol=1e-9)
-    raw = sc.decode(shifted, u, "output", 5, metric="cosine")[0]
+    raw = sc.decode(shifted, u, "output", 5, centered=False)[0]
     assert [w.id for w in raw] != [w.id for w in own]
 
 
@@ -67,7 +67,9 @@ def test_tokens_can_be_left_out(lm: sc.LM) -> None:
 def test_the_null_is_what_random_directions_decode_to(lm: sc.LM, tables: dict[str, np.ndarray]) -> None:
     null = sc.null(lm, "output", 4, samples=400, seed=3)
     drawn = np.random.default_rng(0).normal(size=(32, 4000))
-    best = -np.sort(-(tables["output"] @ (drawn / np.linalg.norm(drawn, axis=0))), axis=0)[:4]
+    rows = tables["output"] - tables["output"].mean(0)
+    rows = rows / np.linalg.norm(rows, axis=1)[:, None]
+    best = -np.sort(-(rows @ (drawn / np.linalg.norm(drawn, axis=0))), axis=0)[:4]
     np.testing.assert_allclose(null.mean, best.mean(1), rtol=0.03)
     np.testing.assert_allclose(null.std, best.std(1), rtol=0.15)
     assert len(null.words) == 400
@@ -78,15 +80,15 @@ def test_the_null_is_what_random_directions_decode_to(lm: sc.LM, tables: dict[st
 def test_z_scores(lm: sc.LM, tables: dict[str, np.ndarray]) -> None:
     """Of a random direction near 0; of a token's own row far above; the length of a direction does not matter."""
     null = sc.null(lm, "output", 4)
-    rows = torch.from_numpy(tables["output"])
+    rows = torch.from_numpy(tables["output"]) - torch.from_numpy(tables["output"]).mean(0)
     longest = rows.norm(dim=1).argmax()
     (own,), (longer,) = (sc.decode(lm, rows[longest] * c, "output", 4, null=null) for c in (1, 7))
     assert own[0].id == int(longest)
     assert own[0].z is not None
     assert own[0].z > 5
     assert longer[0].z == pytest.approx(own[0].z)
-    score = own[1].score / float(rows[longest].norm())
-    assert own[1].z == pytest.approx(float((score - null.mean[1]) / null.std[1]))
+    assert own[0].score == pytest.approx(1)
+    assert own[1].z == pytest.approx(float((own[1].score - null.mean[1]) / null.std[1]))
     drawn = torch.randn(32, 500, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     z = np.array([words[0].z for words in sc.decode(lm, drawn, "output", 1, null=null)])
     assert abs(z.mean()) < 0.3
@@ -95,7 +97,7 @@ def test_z_scores(lm: sc.LM, tables: dict[str, np.ndarray]) -> None:
 
 def test_a_null_is_of_the_same_settings(lm: sc.LM) -> None:
     u, null = torch.randn(32), sc.null(lm, "output", 4)
-    for how in ({"side": "input"}, {"metric": "cosine"}, {"centered": True}, {"keep": str.isalpha}, {"top": 5}):
+    for how in ({"side": "input"}, {"metric": "dot"}, {"centered": False}, {"keep": str.isalpha}, {"top": 5}):
         with pytest.raises(BadArgument, match="A null has the same side, metric, centring and filter"):
             sc.decode(lm, u, **{"side": "output", "top": 4, **how}, null=null)
 

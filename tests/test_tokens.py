@@ -148,7 +148,7 @@ def test_every_text_of_a_trained_model_is_one_token() -> None:
     lm = sc.load(str(real("stories260K")))
     assert len(set(lm.texts)) == lm.size
     run = sc.freeze(lm, "Once upon a time, there was a little girl named Lily")
-    a = sc.attribute(run, ".")
+    a = sc.attribute(run, ".", baseline="none")
     assert (a.target, round(a.logit, 1)) == (".", 15.8)
     assert lm.token("<0x2E>") == 49
     assert looked_up(lm, ["."]) == ({".": [426]}, [])
@@ -543,7 +543,7 @@ def test_a_head_of_another_size(headed: sc.LM) -> None:
     e = sc.explain(lm, ids, layers=True)
     run = e.run
     assert len(run.logits[-1]) == rows
-    assert sc.attribute(run, rows - 1).total == pytest.approx(run.logits[-1, rows - 1].item())
+    assert sc.attribute(run, rows - 1, baseline="none").total == pytest.approx(run.logits[-1, rows - 1].item())
     assert run.operator(target="logits", tokens=[str(rows - 1)]).shape[0] == 1
     for bad in (rows, str(rows), f"#{rows}"):
         with pytest.raises(BadPrompt):

@@ -19,7 +19,9 @@ if TYPE_CHECKING:  # with `as`, which says to type checkers that a name is publi
     from secant.analyses.explain import Evidence as Evidence, Explanation as Explanation, explain as explain
     from secant.analyses.faithfulness import Faithfulness as Faithfulness, faithfulness as faithfulness
     from secant.analyses.interpolation import Reach as Reach, reach as reach
+    from secant.analyses.lens import Lens as Lens, lens as lens
     from secant.analyses.screening import Screening as Screening, screen as screen
+    from secant.analyses.sensitivity import Sensitivity as Sensitivity, sensitivity as sensitivity
     from secant.errors import NoRule as NoRule, NotExact as NotExact, SecantError as SecantError
     from secant.linearize.conventions import Convention as Convention
     from secant.linearize.run import Certificate as Certificate, Prediction as Prediction, Run as Run, freeze as freeze
@@ -63,6 +65,8 @@ _WHERE = {
     "analyses.continuation": ["follow", "Steps"],
     "analyses.ablation": ["ablate", "ablations", "Ablation", "Ablations"],
     "analyses.faithfulness": ["faithfulness", "Faithfulness"],
+    "analyses.lens": ["lens", "Lens"],
+    "analyses.sensitivity": ["sensitivity", "Sensitivity"],
     "analyses.explain": ["explain", "Explanation", "Evidence"],
     "stream.layers": ["layers", "Layers", "Depth"],
     "steering.steer": ["steer"],

@@ -1,9 +1,10 @@
 """Exact attribution: a logit as a sum of contributions of tokens, layers, heads and the model's constants.
 
-The frozen network is affine, so a logit, or the difference of two logits, is a sum without remainder, in two ways.
+The frozen network is affine, so a logit, or any other linear functional e of the logits, is a sum without remainder,
+in two ways.
 
-    logit = Σ_t g_t·(x_t - x₀_t) + g·x₀ + Σ_m b_m attribution to the input: g = Jᵀ e for the unit vector e of the target
-                                                  token, and b_m for the constants of module m, both by all paths
+    logit = Σ_t g_t·(x_t - x₀_t) + g·x₀ + Σ_m b_m attribution to the input: g = Jᵀ e, and b_m for the constants of
+                                                  module m, both by all paths
     logit = g'·x + Σ_P g'_P·P + Σ_m b'_m          direct logit attribution: P is what a part of a layer adds to the
                                                   residual stream, b'_m are the constants of modules outside parts
 
@@ -11,7 +12,10 @@ g' is the derivative with the output of every part frozen, so that no path passe
 the derivative by all paths, gives a second contribution of each part. One backward pass gives each of them. What a
 part adds is itself a sum over tokens, P = Σ_t P_t + b_P, which combines the two: token x part and token x head.
 
-Contributions of tokens are measured from an origin x₀, by default zero; g·x₀ is then one more constant.
+By default a logit is measured from the vocabulary's mean logit, because softmax does not see what is added to all
+logits. Contributions of tokens are measured from an origin x₀, by default zero; g·x₀ is then one more constant.
+
+A direction, and an activation inside the network, have the first sum alone, with b as one constant.
 
 `attribute` returns both sums as one table, and the combined contributions as another.
 """
@@ -19,8 +23,8 @@ Contributions of tokens are measured from an origin x₀, by default zero; g·x�
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, SupportsIndex
 
 import pandas as pd
@@ -29,7 +33,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.analyses.origins import Origin, origin_line, origin_of
-from secant.errors import BadArgument, NotExact, checked
+from secant.analyses.targets import BASELINES, Target, target_of
+from secant.errors import BadArgument, NotExact, checked, integer
+from secant.linearize.conventions import Named, convention_named
 from secant.linearize.points import ActivationGraph, Point
 from secant.linearize.replay import InjectedConstant
 from secant.linearize.run import HIDDEN_OPERATION, LOGIT, Run
@@ -88,18 +94,24 @@ FLOW = Table(
 ORIGIN = "origin"
 """The name of the row of kind constant that has J x₀."""
 
+SMALL = 0.1
+"""Contributions have shares if their sum is more than this share of the sum of their absolute values."""
+
+REFERENCES = 4
+"""How many random references contributions are averaged over by default."""
+
 HEADS_SHOWN = 8
 """Heads that views show; the tables have all."""
 
 
 @dataclass(frozen=True, eq=False)
 class Attribution(Result):
-    """Contributions to a token's logit, or to the difference between two tokens' logits, at one position.
+    """Contributions to a token's logit, or to whatever else is attributed, at one position.
 
     Attributes:
-        target: The token's text.
+        target: The token's text, or what else is attributed.
         versus: The text of the token whose logit is subtracted, if there is one.
-        logit: The model's own logit, or difference of logits.
+        logit: The model's own value of what is attributed: the logit less its baseline.
         total: The sum of the rows of kind token and constant; `logit` to within rounding.
         direct: The sum of the rows of kind embed, layer and outside; `logit` to within rounding. None without parts.
         table: A row for each contribution, with the columns kind, name, position, layer, head, contribution, all_paths.
@@ -112,6 +124,11 @@ class Attribution(Result):
             direct rows other than heads, with those named *outside*, sum to the logit. None unless it was asked for.
         position: The position at which the logit is read.
         origin: What contributions of tokens are measured from: "zero", "mean", "reference" or "given".
+        references: How many random references they are averaged over; 0 if the convention has none.
+        convention: The label of the convention, which says which exact affine map stands for each operation.
+        baseline: What the logit is measured from: "vocabulary" (the mean logit), "expected" or "none".
+        point: The activation that is attributed: "logits", "norm", or one inside the network.
+        label: What is attributed, as views write it.
 
     """
 
@@ -126,6 +143,19 @@ class Attribution(Result):
     flow: pd.DataFrame | None = field(default=None, repr=False)
     position: int = -1
     origin: str = "zero"
+    convention: str = ""
+    baseline: str = "none"
+    point: str = "logits"
+    label: str = ""
+    references: int = 0
+
+    @property
+    def line(self) -> str:
+        """What is attributed, and its value."""
+        inside = "" if self.point == "logits" or self.point in self.label else f" at {self.point}"
+        measured = "" if self.baseline == "none" else f", measured from {BASELINES[self.baseline]}"
+        where = "" if self.position in (-1, len(self.of("token")) - 1) else f"   at position {self.position}"
+        return f"{self.label}{inside}   {self.logit:.4f}{measured}{where}"
 
     @property
     def constant(self) -> float:
@@ -134,8 +164,13 @@ class Attribution(Result):
 
     @property
     def constants(self) -> dict[str, float]:
-        """The contribution of all constants in two terms: `origin`, J x₀, unless it is zero; and `constants`, b."""
+        """The contribution of all constants in two terms: `origin`, J x₀, unless it is zero; and `constants`, b.
+
+        If contributions are measured from the reference, both are one term: the logit at the reference.
+        """
         rows, moved = self.of("constant"), self._of_origin(self.of("constant"))
+        if self.origin == "reference":
+            return {"reference": self.constant}
         origin = {ORIGIN: float(rows[moved]["contribution"].sum())} if self.origin != "zero" else {}
         return origin | {"constants": float(rows[~moved]["contribution"].sum())}
 
@@ -153,28 +188,51 @@ class Attribution(Result):
         return self.table[self.table["kind"] == kind]
 
     def share(self, contribution: float) -> float:
-        """Returns a contribution as a share of the logit; NaN if the logit is 0.
+        """Returns a contribution as a share of the logit; NaN if there are none, as `shareless` says.
 
         Args:
             contribution: In units of the logit.
 
         """
-        return contribution / self.logit if self.logit else float("nan")
+        return float("nan") if self.shareless else contribution / self.logit
+
+    @property
+    def shareless(self) -> str:
+        """Why contributions have no shares: the logit is small beside them. Empty if they have."""
+        terms = self.table[self.table["kind"].isin(["token", "constant"])]["contribution"].abs().sum()
+        if abs(self.logit) > SMALL * terms:
+            return ""
+        return (
+            f"no shares: the sum, {self.logit:.3g}, is small beside its terms, whose absolute values sum to {terms:.3g}"
+        )
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns its tables: `contributions`, and `flow` if it has one."""
         return {"contributions": self.table} | ({} if self.flow is None else {"flow": self.flow})
 
     def about(self) -> dict[str, Any]:
-        """Returns the target, the position, the origin, the logit, and both sums."""
-        names = ("target", "versus", "position", "origin", "logit", "total", "direct")
+        """Returns what is attributed and how it is measured, its value, and both sums."""
+        names = (
+            "target",
+            "versus",
+            "convention",
+            "baseline",
+            "point",
+            "position",
+            "origin",
+            "logit",
+            "total",
+            "direct",
+        )
         return {name: getattr(self, name) for name in names}
 
     def view(self) -> View:
         """Shows both sums of the logit, and the heads that contribute most."""
-        versus = "" if self.versus is None else f" over {visible(self.versus)}"
-        where = "" if self.position in (-1, len(self.of("token")) - 1) else f"   at position {self.position}"
-        facts = {"logit": f"{visible(self.target)}{versus}   {self.logit:.4f}{where}"}
+        facts = {"logit" if self.point == "logits" else "value": self.line}
+        averaged = f", mean over {self.references} random references" if self.references else ""
+        facts["convention"] = f"{self.convention}{averaged}"
+        if self.shareless:
+            facts["shares"] = self.shareless
         if self.origin != "zero":
             facts["origin"] = f"contributions are measured from {origin_line(self.origin)}"
         inputs = self.table[self.table["kind"].isin(["token", "constant"])]
@@ -244,69 +302,118 @@ class Attribution(Result):
 @checked
 def attribute(
     run: Run,
-    target: str | SupportsIndex | None = None,
+    target: str
+    | SupportsIndex
+    | Sequence[str | SupportsIndex]
+    | Mapping[str | SupportsIndex, float]
+    | Tensor
+    | None = None,
     versus: str | SupportsIndex | None = None,
     *,
     position: SupportsIndex = -1,
+    convention: Named | None = None,
+    baseline: str = "vocabulary",
+    point: str | None = None,
     parts: bool = True,
     flow: bool = False,
-    origin: str | Tensor | Origin = "zero",
+    origin: str | Tensor | Origin | None = None,
+    references: int = REFERENCES,
     max_memory: float | str | None = None,
 ) -> Attribution:
     """Returns what every token, part, head and constant contributes to a token's logit.
 
     Contributions of tokens are measured from an origin x₀: token t contributes J_t (x_t - x₀_t), and the constants are
-    J x₀ + b. The sums are exact for every origin.
+    J x₀ + b. The sums are exact for every baseline and every origin.
 
     Args:
         run: The run.
         target: The token whose logit is attributed, by its text or id; by default the one predicted at the position.
+            Or several tokens, for the mean of their logits; a weight for each of several tokens, for the weighted sum;
+            or a vector, such as a probe, for its product with an activation.
         versus: A token whose logit is subtracted, by its text or id; by default none.
         position: The position at which the logit is read; by default the last.
+        convention: Which exact affine map stands for each operation, as in `freeze`. By default the one that the run
+            was frozen under if that was chosen, and otherwise "secant", for which the prompt is frozen anew: of all
+            exact systems that were measured, its contributions predict best what the model does without a token.
+        baseline: What logits are measured from: "vocabulary", their mean over the vocabulary, because softmax does not
+            see what is added to all of them; "expected", their mean weighted by the model's probabilities, so that
+            contributions are to the log-probability, to first order; or "none". It makes no difference to differences.
+        point: The activation that is attributed, as in `run.operator`; by default the logits, and of a vector the norm.
+            The logits of an activation inside are read out by the final norm, at the activation's own statistics.
         parts: Whether layers, heads and constants outside parts are in the table too. This takes more replays. Without
-            them, and for a model whose layers can't be found, the table has tokens and constants only.
+            them, for any point but the logits, and for a model whose layers can't be found, the table has tokens and
+            constants only.
         flow: Whether token x part and token x head are computed too; implies `parts`. This takes as many products as
             there are tokens, or parts and heads if these are fewer.
         origin: What contributions of tokens are measured from: "zero"; "mean", the vocabulary's mean embedding;
-            "reference", the mean of the embeddings of the convention's references; or embeddings, `[T, d]` or `[d]`.
-            Random references begin with the prompt's own first token, which then contributes 0 by construction.
+            "reference", the convention's reference; or embeddings, `[T, d]` or `[d]`. By default the reference if that
+            is random. It begins with the prompt's own first token, which then contributes 0 by construction.
+        references: If the convention has a random reference, how many of them contributions are averaged over, drawn
+            with the run's seed and the ones after it.
         max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
 
     Raises:
         BadPrompt: The vocabulary does not have a token.
-        BadArgument: The prompt does not have the position, both tokens are the same, or the origin does not fit.
+        BadArgument: The prompt does not have the position, both tokens are the same, the vector, the baseline or the
+            origin does not fit, or the flow to another point than the logits is asked for.
+        NoPoint: The model has no such activation.
         NotExact: A sum does not equal the logit.
         ReplayMismatch: The model has changed since the run was frozen.
+        SecantError: Whatever else `freeze` raises.
 
     """
     at = run.rows(position)[0]
-    chosen = _predicted(run, at) if target is None else run.lm.token(target)
-    other = None if versus is None else run.lm.token(versus)
-    if chosen == other:
-        raise BadArgument("A token is compared with a different one", f"{run.lm.text(chosen)!r} twice", "Choose two.")
     run.unchanged()
+    run = run.under(convention)
+    references = integer(
+        references, 1, 10**6, "Contributions are averaged over at least one reference", "references = "
+    )
+    seeds = (
+        range(run.seed, run.seed + references) if convention_named(run.certificate.convention).varies else [run.seed]
+    )
     with torch.inference_mode(False), torch.enable_grad(), limited(max_memory):
-        return _attributed(run, at, chosen, other, parts or flow, flow, origin_of(run, origin))
+        wanted = target_of(run, at, target, versus, baseline, point)
+        if flow and wanted.point != "logits":
+            raise BadArgument("Only logits are split by part and token", wanted.point, "Leave out flow, or the point.")
+        found = [_attributed(own, at, wanted, parts or flow, flow, origin) for own in map(run.reseeded, seeds)]
+        return _averaged(found)
 
 
-def _predicted(run: Run, at: int) -> int:
-    """The token predicted at a position; of equal logits the lowest id, as in `run.prediction`."""
-    return int(torch.sort(wide(run.logits[at]), descending=True, stable=True).indices[0])
+def _averaged(found: Sequence[Attribution]) -> Attribution:
+    """The mean of attributions of one target."""
+    if len(found) == 1:
+        return found[0]
+
+    def mean(described: Table, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+        values = [c.name for c in described.columns if c.type is float]
+        keys = [name for name in described.names if name not in values]
+        summed = pd.concat(frames, ignore_index=True).groupby(keys, sort=False, dropna=False)[values].sum()
+        return described.frame((summed / len(frames)).reset_index()[described.names])
+
+    table = mean(CONTRIBUTIONS, [a.table for a in found])
+    flows = [a.flow for a in found if a.flow is not None]
+    total = sum(a.total for a in found) / len(found)
+    direct = [a.direct for a in found if a.direct is not None]
+    return replace(
+        found[0], table=table, flow=mean(FLOW, flows) if flows else None, total=total, references=len(found),
+        direct=sum(direct) / len(found) if direct else None,
+    )  # fmt: skip
 
 
 def _attributed(
-    run: Run, at: int, chosen: int, other: int | None, parts: bool, flow: bool, origin: Origin
+    run: Run, at: int, target: Target, parts: bool, flow: bool, origin: str | Tensor | Origin | None
 ) -> Attribution:
-    """The attribution of one token's logit at a position, minus another's."""
-    e = torch.zeros_like(run.network.points["logits"][at]).detach()
-    e[chosen] = 1
-    if other is not None:
-        e[other] -= 1
-    logit = (wide(run.logits[at]) @ wide(e)).item()
-    rows = _input_rows(run, at, e, origin)
-    total = sum(row["contribution"] for row in rows)
+    """The attribution of a target at a position."""
+    origin = origin_of(run, origin)
     direct, flows = None, None
-    if parts:
+    if target.point == "logits":
+        e = target.weights
+        logit = (wide(run.logits[at]) @ wide(e)).item()
+        rows = _input_rows(run, at, e, origin)
+    else:
+        logit, rows = _rows_of_point(run, at, target, origin)
+    total = sum(row["contribution"] for row in rows)
+    if parts and target.point == "logits":
         inside = _Parts.of(run.inside, at, e)
         written = inside.rows()
         direct = sum(row["contribution"] for row in written if row["kind"] != "head")
@@ -314,8 +421,22 @@ def _attributed(
         flows = inside.flow(run.tokens, origin.embeddings) if flow else None
     _certify(run, logit, [sum_ for sum_ in (total, direct) if sum_ is not None], [row["contribution"] for row in rows])
     table = CONTRIBUTIONS.frame(pd.DataFrame(rows, columns=CONTRIBUTIONS.names))
-    name = None if other is None else run.lm.text(other)
-    return Attribution(run.lm.text(chosen), name, logit, total, direct, table, flows, at, origin.name)
+    about: dict[str, Any] = {"position": at, "origin": origin.name, "convention": run.certificate.convention}
+    about["references"] = int(convention_named(run.certificate.convention).varies)
+    about |= {"baseline": target.baseline, "point": target.point, "label": target.label}
+    return Attribution(target.name, target.versus, logit, total, direct, table, flows, **about)
+
+
+def _rows_of_point(run: Run, at: int, target: Target, origin: Origin) -> tuple[float, list[dict[str, Any]]]:
+    """The value of a target other than logits of the output, and the contributions of tokens, origin and constants."""
+    op = run.operator("embed", target.point, at, readout="logits" if target.readout else None)
+    e = target.weights.to(op.bias)
+    slope = (op.T @ e).view(op.input.shape)
+    x = wide(op.input) - wide(origin.embeddings)
+    rows = _token_rows(run, (wide(slope) * x).sum(1).tolist())
+    if origin.moved:
+        rows.append(_row("constant", ORIGIN, _dot(slope, origin.embeddings)))
+    return _dot(e, op.output), [*rows, _row("constant", "constants", _dot(e, op.bias))]
 
 
 def _certify(run: Run, logit: float, sums: Sequence[float], terms: Sequence[float]) -> None:
@@ -344,21 +465,28 @@ def _slopes(y: Tensor, inputs: Sequence[Any]) -> list[Tensor | None]:
 
 def _input_rows(run: Run, at: int, e: Float[Tensor, " vocabulary"], origin: Origin) -> list[dict[str, Any]]:
     """The contributions of tokens, of the origin unless it is zero, and of each module's constants, by all paths."""
-    network = run.network
-    (gradient,) = _slopes(network.points["logits"][at] @ e, [network.input])
-    x = wide(network.input) - wide(origin.embeddings)
-    tokens = [0.0] * len(x) if gradient is None else (wide(gradient) * x).sum(1).tolist()
-    rows = [_row("token", name, c, position=t) for t, (name, c) in enumerate(zip(run.tokens, tokens, strict=True))]
+    points, constants = run.network.with_constants
+    y = points["logits"][at] @ e
+    gradient, *slopes = _slopes(y, [run.network.input, *(c.edge for c in constants)])
+    x = wide(run.network.input) - wide(origin.embeddings)
+    rows = _token_rows(run, [0.0] * len(x) if gradient is None else (wide(gradient) * x).sum(1).tolist())
     if origin.moved:
         rows.append(_row("constant", ORIGIN, _dot(gradient, origin.embeddings)))
-    zero, constants = network.at_zero
-    return rows + _by_module("constant", zero["logits"][at], e, constants)
+    return rows + _by_module("constant", constants, slopes)
 
 
-def _by_module(kind: str, logits: Tensor, e: Tensor, constants: Sequence[InjectedConstant]) -> list[dict[str, Any]]:
+def _token_rows(run: Run, contributions: Sequence[float]) -> list[dict[str, Any]]:
+    """A row for each token."""
+    each = enumerate(zip(run.tokens, contributions, strict=True))
+    return [_row("token", name, c, position=t) for t, (name, c) in each]
+
+
+def _by_module(
+    kind: str, constants: Sequence[InjectedConstant], slopes: Sequence[Tensor | None]
+) -> list[dict[str, Any]]:
     """The contribution of each module's constants; modules that contribute nothing are left out."""
     found: dict[str, float] = defaultdict(float)
-    for constant, slope in zip(constants, _slopes(logits @ e, [c.edge for c in constants]), strict=True):
+    for constant, slope in zip(constants, slopes, strict=True):
         found[constant.module] += _dot(slope, constant.value)
     return [_row(kind, module, c) for module, c in found.items() if c]
 
@@ -430,7 +558,7 @@ class _Parts:
         ]
         zeros = [torch.zeros_like(tensors[0]), *(inside.zeros[s] for name in given for s in inside[name].steps)]
         zeros += [inside.biases[f"{name}.heads"] for name in mixed]
-        outside = _by_module("outside", zero["logits"][at], e, constants)
+        outside = _by_module("outside", constants, _slopes(zero["logits"][at] @ e, [c.edge for c in constants]))
         return cls(inside, [*tensors, *heads], zeros, terms, outside)
 
     def weighed(self, made: Sequence[Float[Tensor, "T _ c"]]) -> dict[_Key, list[float]]:

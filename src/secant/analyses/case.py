@@ -49,6 +49,7 @@ class Case:
         full: Whether J is formed before anything is computed from it, because all of it will be needed.
         nulls: What random directions decode to, by side. Cases of one model, `top` and `seed` can share them.
         origin: What contributions of tokens are measured from, as in `attribute`.
+        baseline: What logits are measured from, likewise.
 
     """
 
@@ -58,7 +59,8 @@ class Case:
     seed: int = 0
     full: bool = False
     nulls: dict[Side, Null] = field(default_factory=dict, repr=False)
-    origin: str | Tensor = field(default="zero", repr=False)
+    origin: str | Tensor | None = field(default=None, repr=False)
+    baseline: str = "vocabulary"
     _op: Operator | None = field(default=None, init=False, repr=False)
     _progress: Progress | None = field(default=None, init=False, repr=False)
     _attributions: dict[tuple[int | None, bool, bool], Attribution] = field(
@@ -121,7 +123,7 @@ class Case:
 
     @cached_property
     def _origin(self) -> Origin:
-        return origin_of(self.run, self.origin)
+        return origin_of(self.run, None if self.origin == "reference" else self.origin)
 
     @cached_property
     def _decodings(self) -> Decodings:
@@ -168,7 +170,9 @@ class Case:
         """
         key = (versus, parts, flow)
         if key not in self._attributions:
-            self._attributions[key] = attribute(self.run, None, versus, parts=parts, flow=flow, origin=self._origin)
+            self._attributions[key] = attribute(
+                self.run, None, versus, baseline=self.baseline, parts=parts, flow=flow, origin=self.origin
+            )
         return self._attributions[key]
 
     @cached_property

@@ -20,7 +20,7 @@ import torch
 from secant.analyses.case import Case
 from secant.analyses.explain import CONTRIBUTED, NORM, SHARE, Explanation, explained
 from secant.errors import BadArgument, NoPoint, checked
-from secant.linearize.conventions import Named, conventions_named
+from secant.linearize.conventions import FOR_OPERATORS, Named, conventions_named
 from secant.linearize.run import (
     BLOCK_POSITION,
     CONVENTION,
@@ -330,7 +330,7 @@ def compare(
     prompt: Prompt,
     lms: Iterable[LM] | Mapping[str, LM],
     *,
-    conventions: Sequence[Named] = ("gate",),
+    conventions: Sequence[Named] = (FOR_OPERATORS,),
     k: int = 4,
     top: int = 8,
     precision: str | torch.dtype | None = None,

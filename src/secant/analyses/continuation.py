@@ -118,7 +118,8 @@ def follow(
     steps: int,
     *,
     parts: bool = False,
-    origin: str | Tensor = "zero",
+    origin: str | Tensor | None = None,
+    baseline: str = "vocabulary",
     progress: Progress | None = None,
 ) -> Steps:
     """Returns the model's greedy continuation of a run, with each of its tokens decomposed.
@@ -131,6 +132,7 @@ def follow(
         steps: The most tokens to generate.
         parts: Whether attributions have layers and heads too, as in `attribute`.
         origin: What contributions are measured from, as in `attribute`; embeddings are `[d]`, since the prompt grows.
+        baseline: What logits are measured from, likewise.
         progress: Called as `progress("steps", done, all)` after each token.
 
     Raises:
@@ -145,7 +147,8 @@ def follow(
         )
     prompt, found, ended = len(run.ids), list[Step](), "steps"
     while True:
-        found.append(Step(run.prediction[0], run.certificate, attribute(run, parts=parts, origin=origin)))
+        attribution = attribute(run, baseline=baseline, parts=parts, origin=origin)
+        found.append(Step(run.prediction[0], run.certificate, attribution))
         if progress:
             progress("steps", len(found), steps)
         if run.prediction[0].id in run.lm.ends:

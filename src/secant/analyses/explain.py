@@ -21,6 +21,7 @@ from secant.analyses.attribution import CONTRIBUTIONS, FLOW, Attribution
 from secant.analyses.case import Case
 from secant.analyses.continuation import STEPS, Steps, follow
 from secant.analyses.origins import origin_line, origin_named
+from secant.analyses.targets import baseline_named
 from secant.errors import BadArgument, checked, integer
 from secant.linearize.conventions import Named
 from secant.linearize.run import (
@@ -137,8 +138,8 @@ CHANCE = Table(
     (
         SIDE.but(meaning="output or input: the side on which directions are decoded"),
         RANK,
-        Column("mean", float, "mean of the score at this rank over random directions", "logit or cosine"),
-        Column("std", float, "its standard deviation", "logit or cosine"),
+        Column("mean", float, "mean of the score at this rank over random directions", "cosine"),
+        Column("std", float, "its standard deviation", "cosine"),
         Column("samples", int, "how many directions were drawn", "directions"),
     ),
 )
@@ -561,12 +562,13 @@ def explain(
     *,
     k: int = 4,
     top: int = 8,
-    convention: Named = "gate",
+    convention: Named | None = None,
     precision: str | torch.dtype | None = None,
     seed: int = 0,
     layers: bool = False,
     steps: int = 1,
-    origin: str | Tensor = "zero",
+    origin: str | Tensor | None = None,
+    baseline: str = "vocabulary",
     max_memory: float | str | None = None,
     progress: Progress | None = None,
 ) -> Explanation:
@@ -577,12 +579,14 @@ def explain(
         prompt: A text, token ids or chat messages.
         k: The number of singular triplets of each token's block.
         top: The number of top tokens of each singular vector.
-        convention: Which exact affine map stands for each operation, as in `freeze`.
+        convention: Which exact affine map stands for each operation, as in `freeze`; by default "gate" for spectra and
+            "secant" for contributions.
         precision: The type in which the frozen network is evaluated, at least the model's own, which is the default.
         seed: The seed of the random input that affinity is measured at, of solvers, and of random directions.
         layers: Whether every layer is decomposed too, as in `secant.layers`.
         steps: How many tokens of the model's continuation to decompose, as in `follow`. 1 is the prediction alone.
         origin: What contributions are measured from, as in `attribute`.
+        baseline: What logits are measured from, likewise.
         max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
         progress: Called as `progress(what, done, all)` during the work.
 
@@ -595,7 +599,7 @@ def explain(
     """
     return explained(
         lm, prompt, k=k, top=top, convention=convention, precision=precision, seed=seed, layers=layers, steps=steps,
-        origin=origin, max_memory=max_memory, progress=progress, nulls={},
+        origin=origin, baseline=baseline, max_memory=max_memory, progress=progress, nulls={},
     )  # fmt: skip
 
 
@@ -605,7 +609,7 @@ def explained(
     *,
     k: int,
     top: int,
-    convention: Named,
+    convention: Named | None,
     precision: str | torch.dtype | None,
     seed: int,
     max_memory: float | str | None,
@@ -613,7 +617,8 @@ def explained(
     nulls: dict[Side, Null],
     layers: bool = False,
     steps: int = 1,
-    origin: str | Tensor = "zero",
+    origin: str | Tensor | None = None,
+    baseline: str = "vocabulary",
 ) -> Explanation:
     """Returns what `explain` does, with random directions that prompts of one model share.
 
@@ -631,6 +636,7 @@ def explained(
         layers: Whether every layer is decomposed too.
         steps: How many tokens of the model's continuation to decompose.
         origin: What contributions are measured from.
+        baseline: What logits are measured from.
 
     """
     seconds: dict[str, float] = {}
@@ -638,9 +644,12 @@ def explained(
     steps = integer(steps, 1, 10**6, "A continuation has at least one step", "steps = ")
     if isinstance(origin, str):
         origin_named(origin)
+    baseline_named(baseline)
     with timed("freezing", seconds):
         run = freeze(lm, prompt, convention=convention, precision=precision, ordinary=True, top=max(top, 10), seed=seed)
-    case = Case(run, countable(run.operator(), k, per_token=True), top, seed, nulls=nulls, origin=origin)
+    case = Case(
+        run, countable(run.operator(), k, per_token=True), top, seed, nulls=nulls, origin=origin, baseline=baseline
+    )
     with case.working(max_memory, progress):
         with timed("contributions", seconds):
             attribution = case.attribution()
@@ -656,7 +665,7 @@ def explained(
                 every_layer = case.layers()
         if steps != 1:
             with timed("steps", seconds):
-                continuation = follow(run, steps, origin=origin, progress=progress)
+                continuation = follow(run, steps, origin=origin, baseline=baseline, progress=progress)
     memory = peak(lm.device)
     return Explanation(
         run, attribution, svds, outputs, inputs, norms, case, every_layer, continuation, seconds, memory

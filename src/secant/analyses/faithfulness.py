@@ -291,7 +291,9 @@ def _correlation(one: Sequence[float], other: Sequence[float]) -> float:
 
 def _contributions(run: Run, target: int, seed: int) -> Float[Tensor, " T"]:
     """The exact contributions, in the run's own convention."""
-    return torch.tensor(attribute(run, target, parts=False).of("token")["contribution"].tolist(), dtype=torch.float64)
+    return torch.tensor(
+        attribute(run, target, baseline="none", parts=False).of("token")["contribution"].tolist(), dtype=torch.float64
+    )
 
 
 def _gradient(run: Run, target: int, seed: int) -> Float[Tensor, " T"]:

@@ -79,10 +79,9 @@ def _mean(run: Run) -> Tensor:
 
 
 def _reference(run: Run) -> Tensor:
-    """The mean of the embeddings of the convention's references."""
+    """The embeddings of the convention's reference."""
     from secant.linearize.conventions import convention_named
-    from secant.linearize.network import references
-    from secant.numeric import wide
+    from secant.linearize.network import reference
 
     recording, convention = run.network.recording, convention_named(run.network.recording.convention)
     if not convention.secants:
@@ -90,15 +89,14 @@ def _reference(run: Run) -> Tensor:
             "The origin is the reference only in conventions with secants", f"the convention {convention.label}",
             'Use the origin "mean", or freeze the prompt in the convention "secant".',
         )  # fmt: skip
-    found = [wide(r) for r in references(run.lm, run.input, convention, recording.state, recording.seed)]
-    return sum(found[1:], found[0]) / len(found)
+    return reference(run.lm, run.input, convention, recording.state, recording.seed)
 
 
 ORIGINS: dict[str, tuple[str, Callable[[Run], Tensor]]] = {
     "zero": ("embeddings of zero", _zero),
     "mean": ("the vocabulary's mean embedding", _mean),
     "reference": (
-        "the mean of the convention's references; random ones begin with the prompt's first token, which contributes 0",
+        "the convention's reference; a random one begins with the prompt's first token, which contributes 0",
         _reference,
     ),
 }
@@ -119,18 +117,23 @@ def origin_named(name: str) -> str:
     return name
 
 
-def origin_of(run: Run, origin: str | Tensor | Origin) -> Origin:
+def origin_of(run: Run, origin: str | Tensor | Origin | None = None) -> Origin:
     """Returns the embeddings that the contributions of a run are measured from.
 
     Args:
         run: The run.
-        origin: One of ORIGINS; embeddings, `[T, d]` or `[d]` for all tokens; or an `Origin`, which is returned.
+        origin: One of ORIGINS; embeddings, `[T, d]` or `[d]` for all tokens; or an `Origin`, which is returned. By
+            default the reference where it is random, and zero otherwise.
 
     Raises:
         BadArgument: It is none of these.
     """
     if isinstance(origin, Origin):
         return origin
+    if origin is None:
+        from secant.linearize.conventions import convention_named
+
+        origin = "reference" if convention_named(run.certificate.convention).varies else "zero"
     T, d = run.input.shape
     if isinstance(origin, str):
         return Origin(origin, ORIGINS[origin_named(origin)][1](run).to(run.network.input).clone())

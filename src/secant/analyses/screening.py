@@ -27,7 +27,7 @@ from torch import Tensor
 
 from secant.analyses.case import Case
 from secant.errors import BadArgument, BadPrompt, SecantError, checked, integer, seeded, several, share
-from secant.linearize.conventions import Named, convention_named
+from secant.linearize.conventions import FOR_OPERATORS, Named, convention_named
 from secant.linearize.run import BLOCK_POSITION, BLOCK_TOKEN, Run, freeze
 from secant.memory import Progress
 from secant.model.encoding import listed
@@ -209,7 +209,7 @@ def screen(
     position: int = -1,
     samples: int = 10_000,
     level: float | int = 0.05,
-    convention: Named = "gate",
+    convention: Named | None = None,
     precision: str | torch.dtype | None = None,
     seed: int = 0,
     max_memory: float | str | None = None,
@@ -241,7 +241,7 @@ def screen(
         position: The position whose residual stream is decomposed; by default the last.
         samples: The number of random directions.
         level: The false discovery rate: the expected share of false ones among the flagged vectors.
-        convention: Which exact affine map stands for each operation, as in `freeze`.
+        convention: Which exact affine map stands for each operation, as in `freeze`, by default "gate".
         precision: The type in which the frozen network is evaluated; by default the model's own.
         seed: The seed of random directions, and of all other random numbers.
         max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
@@ -255,7 +255,7 @@ def screen(
 
     """
     prompts = several(prompts)
-    _check(lm, lexicon, convention)
+    _check(lm, lexicon, convention or FOR_OPERATORS)
     rule = "A level is the share of false ones among flagged vectors, above 0 and below 1"
     level = share(level, rule, "level = ", "Use 0.05.")
     d = lm.unembedding.shape[1]

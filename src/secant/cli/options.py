@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secant.analyses.origins import ORIGINS, origin_named
+from secant.analyses.targets import BASELINES, baseline_named
 from secant.cli.verb import Group
 from secant.errors import seeded
 from secant.linearize.conventions import CONVENTIONS, NAMES, convention_named
@@ -119,15 +120,16 @@ def convention_option(help: str) -> Any:
     )  # fmt: skip
 
 
-def origin_option(help: str) -> Any:
-    """An option that takes the name of an origin.
+def named_option(parser: Callable[[str], str], names: Iterable[str], help: str) -> Any:
+    """An option that takes one of some names.
 
     Args:
+        parser: Returns the name, or raises BadArgument.
+        names: The names.
         help: Its help text.
     """
-    return typer.Option(
-        parser=origin_named, metavar=f"<{'|'.join(ORIGINS)}>", help=help, autocompletion=lambda: list(ORIGINS)
-    )
+    known = list(names)
+    return typer.Option(parser=parser, metavar=f"<{'|'.join(known)}>", help=help, autocompletion=lambda: known)
 
 
 def _convention_label(label: str) -> str:
@@ -275,8 +277,12 @@ class Freezing(Prompting):
     """How a prompt is frozen, under one convention."""
 
     convention: Annotated[
-        str, convention_option("Which exact affine map stands for each operation (docs/maths.md).")
-    ] = "gate"
+        str | None,
+        convention_option(
+            "Which exact affine map stands for each operation (docs/maths.md). By default gate for spectra and secant "
+            "for contributions."
+        ),
+    ] = None
 
     @property
     def how(self) -> dict[str, Any]:
@@ -318,8 +324,28 @@ class Measuring(Group):
     """What contributions are measured from."""
 
     origin: Annotated[
-        str, origin_option("The embeddings that contributions of tokens are measured from (docs/maths.md).")
-    ] = "zero"
+        str | None,
+        named_option(
+            origin_named,
+            ORIGINS,
+            "The embeddings that contributions of tokens are measured from (docs/maths.md). By default the reference "
+            "of secants, and zero without any.",
+        ),
+    ] = None
+    baseline: Annotated[
+        str,
+        named_option(
+            baseline_named,
+            BASELINES,
+            "What logits are measured from: their mean over the vocabulary, their mean weighted by the model's "
+            "probabilities, or zero.",
+        ),
+    ] = "vocabulary"
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The keyword arguments of functions that attribute."""
+        return {"origin": self.origin, "baseline": self.baseline}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,7 @@ three kinds of operation:
 - *norms*: the statistic of a norm is `frozen`, or a `secant`.
 
 A *secant* goes through the operation's values at the prompt and at a reference: f(x) - f(r) = S (x - r). The reference
-is `zero` (embeddings of zero) or `random`: prompts of random tokens with the prompt's own first token, over which the
-secants are averaged.
+is `zero` (embeddings of zero) or `random`: a prompt of random tokens that begins with the prompt's own first token.
 
 The module does not import torch, so that the command line can name conventions in its help.
 """
@@ -33,9 +32,6 @@ SHARES = {"gate": 1.0, "up": 0.0, "half": 0.5, SECANT: 0.5}
 GATES = tuple(SHARES)
 ATTENTION = NORMS = (FROZEN, SECANT)
 REFERENCES = (ZERO, RANDOM)
-
-RANDOM_PROMPTS = 8
-"""How many random prompts the secants of a `random` reference are averaged over."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +85,11 @@ class Convention:
         return SHARES[self.gates] if isinstance(self.gates, str) else self.gates
 
     @property
+    def varies(self) -> bool:
+        """Whether it depends on a seed: contributions are then averaged over several random references."""
+        return self.secants and self.reference == RANDOM
+
+    @property
     def secants(self) -> bool:
         """Whether any operation is replaced by a secant."""
         return SECANT in (self.gates, self.attention, self.norms)
@@ -112,6 +113,12 @@ ALIASES = {"paper": "gate", "relevance": "half"}
 """Other names: what the paper does, and how relevance propagation shares a product."""
 
 NAMES = (*CONVENTIONS, *ALIASES)
+
+
+FOR_OPERATORS, FOR_CONTRIBUTIONS = "gate", "secant"
+"""The defaults. Spectra and decoded directions say most with frozen factors, where b is small and J_t x_t decodes to
+what a token is about. Contributions go best with what the model does without a token under secants (docs/science.md).
+"""
 
 
 Named: TypeAlias = str | Convention

@@ -388,7 +388,7 @@ class Unpacked:
 
 
 class Secant:
-    """The base of forms that go through the values at references (`secant.linearize.secants`)."""
+    """The base of forms that go through the values at a reference (`secant.linearize.secants`)."""
 
     def __call__(self, call: Call) -> Any:
         """Returns the frozen function's value."""

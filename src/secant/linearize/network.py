@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from secant.errors import ModelRefused, NoPoint
 from secant.foreign import explained
-from secant.linearize.conventions import RANDOM_PROMPTS, ZERO, Convention, convention_named
+from secant.linearize.conventions import ZERO, Convention, convention_named
 from secant.linearize.forms import live
 from secant.linearize.precision import Precision
 from secant.linearize.replay import InjectedConstant, Patch, Replay, ReplayWithConstants, Visit
@@ -167,7 +167,7 @@ def record(
 ) -> Recording:
     """Run the model unaltered, and record what a convention freezes.
 
-    Secants are collected in passes of the model itself at the references of the convention. Routing and other choices
+    Secants are collected in a pass of the model itself at the reference of the convention. Routing and other choices
     stay as they were at the prompt.
 
     Args:
@@ -178,7 +178,7 @@ def record(
         precision: The type in which the network will be evaluated.
         wanted: Steps whose outputs are captured.
         state: The state in which the model starts.
-        seed: The seed of random references.
+        seed: The seed of a random reference.
         secants: Whether secants are collected; without them, only the recorded values can be used.
 
     Raises:
@@ -205,36 +205,32 @@ def record(
     kept = {step: v for step, v in mode.values.items() if v is not None}  # None if the pass diverged before that step
     recording = Recording(list(ids), mode.tape, values, steps, unembedding, convention, calls, kept, state, seed)
     if secants and chosen.secants:
-        _collect(lm, recording, references(lm, x, chosen, state, seed))
+        _collect(lm, recording, reference(lm, x, chosen, state, seed))
     return recording
 
 
-def _collect(lm: LM, recording: Recording, inputs: Iterable[Float[Tensor, "T d"]]) -> None:
-    """Run the model at references, up to the last operation that has a secant, and close the tape."""
+def _collect(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> None:
+    """Run the model at a reference, up to the last operation that has a secant, and close the tape."""
     beyond = any(isinstance(step.form, Open) for step in recording.tape.steps[recording.steps["norm"] + 1 :])
-    for x in inputs:
-        mode = Visit(recording.tape)
-        moving = mode.enter(x)
-        call = 0 if beyond else recording.unembedding.call
-        with running(lm, lm.dtype, state=recording.state), stopping_at_head(lm, call), mode:
-            lm.forward(recording.ids, moving)
+    mode = Visit(recording.tape)
+    moving = mode.enter(x)
+    call = 0 if beyond else recording.unembedding.call
+    with running(lm, lm.dtype, state=recording.state), stopping_at_head(lm, call), mode:
+        lm.forward(recording.ids, moving)
     recording.tape.close()
 
 
-def references(
+def reference(
     lm: LM, x: Float[Tensor, "T d"], convention: Convention, state: State | None, seed: int
-) -> Iterator[Float[Tensor, "T d"]]:
-    """Yields the embeddings of a convention's references: zeros, or random tokens after the prompt's own first one."""
+) -> Float[Tensor, "T d"]:
+    """Returns the embeddings of a convention's reference: zeros, or random tokens after the prompt's own first one."""
     if convention.reference == ZERO:
-        yield torch.zeros_like(x)
-        return
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(RANDOM_PROMPTS):
-        ids = torch.randint(lm.size, (len(x),), generator=generator).tolist()
-        with running(lm, lm.dtype, state=state):
-            reference = lm.embed(ids).to(x).clone()
-        reference[0] = x[0]
-        yield reference
+        return torch.zeros_like(x)
+    ids = torch.randint(lm.size, (len(x),), generator=torch.Generator().manual_seed(seed)).tolist()
+    with running(lm, lm.dtype, state=state):
+        found = lm.embed(ids).to(x).clone()
+    found[0] = x[0]
+    return found
 
 
 def _unembedding(lm: LM, mode: Record, logits: Tensor, length: int) -> tuple[Unembedding, int]:
@@ -275,25 +271,29 @@ class Network:
         recording: The recording.
         precision: The type in which the network is evaluated.
         input: The prompt's embeddings.
-        points: The norm and the logits, on the autograd graph from `input`.
-        biases: The norm and the logits at zero embeddings.
     """
 
     lm: LM
     recording: Recording
     precision: torch.dtype
     input: Float[Tensor, "T d"] = field(repr=False)
-    points: dict[str, Tensor] = field(repr=False)
-    biases: dict[str, Tensor] = field(repr=False)
 
     @classmethod
     def of(cls, lm: LM, recording: Recording, x: Float[Tensor, "T d"], precision: torch.dtype) -> Network:
-        """Replay a recording at the prompt's embeddings x and at zero. Raises ReplayMismatch."""
+        """Returns the network of a recording at the prompt's embeddings x."""
         with torch.inference_mode(False):
-            leaf = x.detach().to(precision, copy=True).requires_grad_()
-        points, _ = replayed(lm, recording, leaf, precision)
-        biases, _ = replayed(lm, recording, torch.zeros_like(x), precision)
-        return cls(lm, recording, precision, leaf, points, {name: b.detach() for name, b in biases.items()})
+            return cls(lm, recording, precision, x.detach().to(precision, copy=True).requires_grad_())
+
+    @cached_property
+    def points(self) -> dict[str, Tensor]:
+        """The norm and the logits, on the autograd graph from `input`. Raises ReplayMismatch."""
+        return replayed(self.lm, self.recording, self.input, self.precision)[0]
+
+    @cached_property
+    def biases(self) -> dict[str, Tensor]:
+        """The norm and the logits at zero embeddings. Raises ReplayMismatch."""
+        zero, _ = replayed(self.lm, self.recording, torch.zeros_like(self.input), self.precision)
+        return {name: b.detach() for name, b in zero.items()}
 
     def graph(self, x: Tensor, y: Tensor) -> Graph:
         """Returns products with the derivative of y by x, two tensors of the graph, with the cost of a pass."""
@@ -307,10 +307,9 @@ class Network:
         return self.recording.tape.largest(self.recording.steps.values()), weights
 
     @cached_property
-    def at_zero(self) -> tuple[dict[str, Tensor], list[InjectedConstant]]:
-        """The norm and the logits at zero embeddings, on a graph, and the constants that the steps add on the way."""
-        x = torch.zeros_like(self.input.detach())
-        return replayed_with_constants(self.lm, self.recording, x, self.precision)
+    def with_constants(self) -> tuple[dict[str, Tensor], list[InjectedConstant]]:
+        """The norm and the logits, on a graph from `input`, and the constants that the steps add on the way."""
+        return replayed_with_constants(self.lm, self.recording, self.input, self.precision)
 
     def replay(self, v: Float[Tensor, "T d"], norm: Float[Tensor, "T n"] | None = None) -> dict[str, Tensor]:
         """Returns the norm and the logits of the frozen network, `[T, n]`, at different embeddings.

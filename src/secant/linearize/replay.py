@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from secant.errors import ReplayMismatch
@@ -223,6 +224,8 @@ class ReplayWithConstants(Replay):
         if self.count >= len(self.tape.steps) or row is None or row.view:
             return None
         form = self.tape.steps[self.count].form
+        if func is F.linear and form is None and live(args) == live(args[:1]):
+            return _bias(*args, **kwargs)
         if form is not None and self.precision is not None:
             form = map_coefficients(form, self._cast)
         moving = {id(t) for t in live((args, kwargs)) if not t.is_leaf}
@@ -232,6 +235,13 @@ class ReplayWithConstants(Replay):
             )
             out = call.value if form is None else form(call)
             return out if isinstance(out, Tensor) and out.any() else None
+
+
+def _bias(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """What a linear layer gives for zeros, without the product."""
+    if bias is None or not bias.any():
+        return None
+    return bias.detach().to(x.dtype).expand(*x.shape[:-1], -1)
 
 
 def _within(base: Tensor, view: Tensor, constant: Tensor | None) -> Tensor | None:

@@ -8,7 +8,7 @@ own constants contribute (J. Golden, TMLR 2025, arXiv 2505.24293, equation 5, wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, SupportsIndex
 
@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secant.errors import BadArgument, ModelRefused, NotExact, ReplayMismatch, checked, integer, number, seeded
 from secant.foreign import explained
-from secant.linearize.conventions import Named, convention_named
+from secant.linearize.conventions import FOR_CONTRIBUTIONS, FOR_OPERATORS, Named, convention_named
 from secant.linearize.forecast import announce_cost
 from secant.linearize.network import Network, Recording, noting_head, record, running, streams
 from secant.linearize.points import ActivationGraph
@@ -175,6 +175,7 @@ class Run(Result):
         tolerance: The tolerance that `freeze` was given.
         seed: The seed of the random input that affinity was measured at.
         stamp: A fingerprint of the weights, except those that the model writes itself.
+        chosen: The label of the convention that `freeze` was given; None if it was left to the default.
     """
 
     schema = (POSITIONS, PREDICTIONS)
@@ -189,7 +190,9 @@ class Run(Result):
     tolerance: float | None = field(default=None, repr=False)
     seed: int = field(default=0, repr=False)
     stamp: weights.WeightsState | None = field(default=None, repr=False)
+    chosen: str | None = field(default=None, repr=False)
     _ordinary: Tensor | None = field(default=None, repr=False)  # if the certificate computed it
+    _under: dict[str | int, Run] = field(default_factory=dict, repr=False)
 
     def unchanged(self) -> None:
         """Raises ReplayMismatch if the model's weights have changed since."""
@@ -282,13 +285,58 @@ class Run(Result):
         return freeze(
             self.lm,
             [*self.ids, more],
-            convention=c.convention,
+            convention=self.chosen,
             precision=c.precision,
             ordinary=c.ordinary is not None,
             tolerance=self.tolerance,
             top=len(self.prediction),
             seed=self.seed,
         )
+
+    @checked
+    def under(self, convention: Named | None = None) -> Run:
+        """Returns the run of the same prompt under another convention, frozen once with the same settings.
+
+        Args:
+            convention: The convention, as in `freeze`; by default that of contributions: the one that the run was
+                frozen under if it was chosen, and otherwise "secant".
+
+        Raises:
+            BadArgument: There is no such convention.
+            SecantError: Whatever else `freeze` raises.
+        """
+        c = self.certificate
+        label = convention_named(convention or self.chosen or FOR_CONTRIBUTIONS).label
+        if label == c.convention:
+            return self
+        if label not in self._under:
+            self.unchanged()
+            self._under[label] = freeze(
+                self.lm, self.ids, convention=label, precision=c.precision, tolerance=self.tolerance,
+                top=len(self.prediction), seed=self.seed,
+            )  # fmt: skip
+        return self._under[label]
+
+    def reseeded(self, seed: int) -> Run:
+        """Returns the run with another random reference. Its certificate is this run's own: it is not measured again.
+
+        Args:
+            seed: The seed of the reference.
+
+        Raises:
+            SecantError: Whatever `freeze` raises.
+        """
+        if seed == self.seed:
+            return self
+        if seed not in self._under:
+            self.unchanged()
+            own = self.network.recording
+            recording = record(
+                self.lm, self.ids, self.input, own.convention, self.network.precision, state=own.state, seed=seed
+            )
+            network = Network.of(self.lm, recording, self.input, self.network.precision)
+            self._under[seed] = replace(self, network=network, seed=seed, _under={})
+        return self._under[seed]
 
     @checked
     def operator(
@@ -375,7 +423,7 @@ def freeze(
     lm: LM,
     prompt: Prompt,
     *,
-    convention: Named = "gate",
+    convention: Named | None = None,
     precision: str | torch.dtype | None = None,
     ordinary: bool = False,
     tolerance: float | None = None,
@@ -390,13 +438,14 @@ def freeze(
         lm: The model.
         prompt: A text, token ids or chat messages.
         convention: Which exact affine map stands for each operation: "gate", "up", "half", "halves" or "secant"; parts
-            joined by plus signs, such as "0.7+secant+frozen+zero"; or a `Convention`.
+            joined by plus signs, such as "0.7+secant+frozen+zero"; or a `Convention`. By default "gate" for operators
+            and spectra, and "secant" for contributions, for which the prompt is then frozen anew.
         precision: The type in which the frozen network is evaluated, at least the model's own, which is the default.
             The recorded pass keeps the model's own type.
         ordinary: Whether the error of the ordinary Jacobian is measured too.
         tolerance: The largest allowed error, instead of TOLERANCE.
         top: How many predictions to keep.
-        seed: The seed of the random input that affinity is measured at, and of random references.
+        seed: The seed of the random input that affinity is measured at, and of a random reference.
 
     Raises:
         BadPrompt: The prompt is empty, too long, or not in the vocabulary.
@@ -408,7 +457,7 @@ def freeze(
         TooLarge: The memory does not suffice.
         NotExact: An error of the certificate exceeds its tolerance.
     """
-    label = convention_named(convention).label
+    chosen = None if convention is None else convention_named(convention).label
     lm.ready()
     ids = lm.encode(prompt)
     system = precision_of(lm, precision)
@@ -419,7 +468,7 @@ def freeze(
     how: dict[str, Any] = {"tolerance": tolerance, "top": top, "seed": seed}
 
     def frozen(tokens: Sequence[int], ordinary: bool = False) -> Run:
-        return _frozen(lm, list(tokens), label, system, ordinary=ordinary, **how)
+        return _frozen(lm, list(tokens), chosen, system, ordinary=ordinary, **how)
 
     with room("Freezing a prompt", "Shorten it, load a smaller dtype, or give it a device with more memory."):
         announce_cost(ids, lambda tokens: frozen(tokens).network.recording, lm.dtype)
@@ -429,7 +478,7 @@ def freeze(
 def _frozen(
     lm: LM,
     ids: list[int],
-    convention: str,
+    chosen: str | None,
     system: torch.dtype,
     ordinary: bool,
     tolerance: float | None,
@@ -437,6 +486,7 @@ def _frozen(
     seed: int,
 ) -> Run:
     """The run of these tokens, for arguments that were checked."""
+    convention = chosen or FOR_OPERATORS
     odd = explained(ModelRefused, "A model must run at the prompt by itself", "Fix the model.")
     state = State(lm.model)
     with running(lm, lm.dtype, state=state) as own, odd:
@@ -479,6 +529,7 @@ def _frozen(
         tolerance,
         seed,
         weights.WeightsState.of(lm.model, without=[tensor for tensor, _ in own.values()]),
+        chosen,
         baseline,
     )
 

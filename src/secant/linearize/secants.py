@@ -1,4 +1,4 @@
-"""Secants: affine maps through an operation's values at the prompt and at references.
+"""Secants: affine maps through an operation's values at the prompt and at a reference.
 
 For an operation f, the prompt's x and a reference r, a secant is a linear map S with f(x) - f(r) = S (x - r). The form
 f(x) + S (v - x) is affine in v and exact at the prompt. Over several references, each factor of S is averaged: the mean
@@ -120,10 +120,10 @@ class LiveAttention(Secant):
     """The secant of attention, in which queries, keys and values are live.
 
     With s = Q kᵀ + q Kᵀ, it is P v + S(s) V and a constant, with frozen P, Q, K, V. Patterns are computed from the
-    queries and keys of the prompt and of each reference, some rows at a time, unless they are small enough to be kept.
+    queries and keys of the prompt and of the reference, some rows at a time, unless they are small enough to be kept.
     """
 
-    calls: tuple[Attended, ...]  # of the prompt, and of each reference
+    calls: tuple[Attended, ...]  # of the prompt and of the reference; of the prompt alone if the patterns are kept
     query: Tensor
     key: Tensor
     value: Tensor
@@ -139,14 +139,8 @@ class LiveAttention(Secant):
         """Returns rows lo to hi of P and of the logarithmic mean, (..., heads, hi - lo, keys)."""
         if self.kept is not None:
             return self.kept[0][..., lo:hi, :], self.kept[1][..., lo:hi, :]
-        own, *others = self.calls
-        first = own.pattern(lo, hi)
-        mixed, mean = torch.zeros_like(first), torch.zeros_like(first)
-        for other in others:
-            pattern = other.pattern(lo, hi)
-            mixed += (first + pattern) / 2
-            mean += logarithmic_mean(first, pattern)
-        return mixed / len(others), mean / len(others)
+        own, other = (call.pattern(lo, hi) for call in self.calls)
+        return (own + other) / 2, logarithmic_mean(own, other)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Returns P v + S(q Kᵀ + Q kᵀ) V. Leading dimensions of q, k and v count vectors."""
@@ -239,29 +233,19 @@ class Open(Secant, ABC):
         shared: The arguments that are not copied when the prompt's call is.
         call: The prompt's call, with copies of its arguments.
         places: The places of its live arguments.
-        seen: How many references have been seen.
+        found: What the call at the reference gave.
     """
 
     shared: ClassVar[tuple[tuple[str, int], ...]] = ()
 
     call: Call
     places: tuple[int | str, ...]
-    seen: int = 0
-    sums: dict[Any, Tensor] = field(default_factory=dict)
+    found: dict[Any, Tensor] = field(default_factory=dict)
 
     def __call__(self, call: Call) -> Any:
         with torch.no_grad():
             self.see(call)
-        self.seen += 1
         return Live.apply(call, *live((call.args, call.kwargs)))
-
-    def add(self, name: Any, value: Tensor) -> None:
-        """Add a value of one reference to a sum."""
-        self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
-
-    def mean(self, name: Any) -> Tensor:
-        """Returns a sum over the references as their mean."""
-        return self.sums[name] / self.seen
 
     def own(self, place: int | str) -> Tensor:
         """Returns the prompt's argument at a place, in the type that coefficients are computed in."""
@@ -274,11 +258,11 @@ class Open(Secant, ABC):
 
     @abstractmethod
     def see(self, call: Call) -> None:
-        """Take in the operation's call at one reference."""
+        """Take in the operation's call at the reference."""
 
     @abstractmethod
     def closed(self) -> Secant:
-        """Returns the form, after all references have been seen."""
+        """Returns the form, after the reference has been seen."""
 
 
 class OpenChord(Open):
@@ -287,12 +271,12 @@ class OpenChord(Open):
     def see(self, call: Call) -> None:
         one, *more = self.places
         if not more:
-            self.add(one, self._slope({}, one, call))
+            self.found[one] = self._slope({}, one, call)
             return
         two = more[0]
         for place, other in ((one, two), (two, one)):  # half of each order of the two changes
             at_prompt, at_reference = ({other: which.at(other).detach()} for which in (self.call, call))
-            self.add(place, (self._slope(at_prompt, place, call) + self._slope(at_reference, place, call)) / 2)
+            self.found[place] = (self._slope(at_prompt, place, call) + self._slope(at_reference, place, call)) / 2
 
     def _slope(self, fixed: dict[int | str, Any], place: int | str, call: Call) -> Tensor:
         """The chord's slope over one argument, with the other fixed."""
@@ -317,7 +301,7 @@ class OpenChord(Open):
         return torch.where(slope.isfinite(), slope, 0)
 
     def closed(self) -> Secant:
-        slopes = {place: self.mean(place) for place in self.places}
+        slopes = {place: self.found[place] for place in self.places}
         linear = [torch.where(slope == 0, 0, self.own(place)) * slope for place, slope in slopes.items()]
         infinite = not all(bool(self.own(place).isfinite().all()) for place in self.places)
         return Chord(slopes, self.output - sum(linear), infinite)
@@ -329,8 +313,8 @@ class OpenQuotient(OpenChord):
     def see(self, call: Call) -> None:
         over, under = self.places
         a, b, c, d = self.own(over), self.own(under), call.wide(call.at(over)), call.wide(call.at(under))
-        self.add(over, (1 / b + 1 / d) / 2)
-        self.add(under, -(a + c) / (2 * b * d))
+        self.found[over] = (1 / b + 1 / d) / 2
+        self.found[under] = -(a + c) / (2 * b * d)
 
 
 class OpenProduct(Open):
@@ -338,10 +322,10 @@ class OpenProduct(Open):
 
     def see(self, call: Call) -> None:
         for place in self.places:
-            self.add(place, call.wide(call.at(place)))
+            self.found[place] = call.wide(call.at(place)).clone()
 
     def closed(self) -> Secant:
-        one, two = ({place: (self.own(place) + self.mean(place)) / 2} for place in self.places)
+        one, two = ({place: (self.own(place) + self.found[place]) / 2} for place in self.places)
         wide = self.call.substitute({place: self.own(place) for place in self.places})
         constants = {k: self.call.wide(v) for k, v in self.call.places() if _floating(v) and k not in self.places}
         linear = Product(one, two, self.output).linear(wide.substitute(constants))
@@ -352,10 +336,10 @@ class OpenSoftmax(Open):
     """A softmax over one dimension."""
 
     def see(self, call: Call) -> None:
-        self.add("mean", logarithmic_mean(self.output, call.wide(call.value)))
+        self.found["mean"] = logarithmic_mean(self.output, call.wide(call.value))
 
     def closed(self) -> Secant:
-        mean, dim = self.mean("mean"), self.call["dim", 1]
+        mean, dim = self.found["mean"], self.call["dim", 1]
         form = Softmax(mean, self.output, -1 if dim is None else dim)
         return Softmax(mean, self.output - form.linear(self.own(0)), form.dim)
 
@@ -366,19 +350,20 @@ class OpenAttention(Open):
 
     shared: ClassVar[tuple[tuple[str, int], ...]] = (("attn_mask", 3),)  # T x T, and the same in every layer
 
-    calls: list[Attended] = field(default_factory=list)
+    other: Attended | None = None
 
     def see(self, call: Call) -> None:
         seen, mask = attended(call), self.call["attn_mask", 3]
-        self.calls.append(seen if live([call["attn_mask", 3]]) else replace(seen, mask=mask))
+        self.other = seen if live([call["attn_mask", 3]]) else replace(seen, mask=mask)
         for name, place in (("query", 0), ("key", 1), ("value", 2)):
-            self.add(name, call.wide(call[name, place]))
+            self.found[name] = call.wide(call[name, place]).clone()
 
     def closed(self) -> Secant:
+        assert self.other is not None, "it has been seen"
         own = attended(self.call)
         given = {name: self.call.wide(self.call[name, place]) for place, name in enumerate(("query", "key", "value"))}
-        q, k, v = ((given[name] + self.mean(name)) / 2 for name in given)
-        form = LiveAttention((own, *self.calls), q, k, v, self.output, None)
+        q, k, v = ((given[name] + self.found[name]) / 2 for name in given)
+        form = LiveAttention((own, self.other), q, k, v, self.output, None)
         if len(own.blocks()) == 1:
             form = LiveAttention((own,), q, k, v, self.output, form.patterns(*own.blocks()[0]))
         return LiveAttention(form.calls, q, k, v, self.output - form.mix(*given.values()), form.kept)
@@ -391,9 +376,7 @@ class OpenNorm(Open):
 
     def see(self, call: Call) -> None:
         r, (z, t) = self._normed(self.call)[1], self._normed(call)
-        self.add("scale", t)
-        self.add("stream", z)
-        self.add("slope", -((r * t) ** 2) / (r + t))  # of (mean x² + ε)^(-1/2) over mean x²
+        self.found.update(scale=t, stream=z, slope=-((r * t) ** 2) / (r + t))  # of (mean x² + ε)^(-1/2) over mean x²
 
     def _normed(self, call: Call) -> tuple[Tensor, Tensor]:
         """The argument, centred if the norm is, and the scale."""
@@ -414,9 +397,9 @@ class OpenNorm(Open):
     def closed(self) -> Secant:
         x, scale = self._normed(self.call)
         bias = detached(self.call["bias", 3]) if self.centred else None
-        stream, slope = x + self.mean("stream"), self.mean("slope") / 2
+        stream, slope = x + self.found["stream"], self.found["slope"] / 2
         how = (self.over, self.centred, detached(self.call["weight", 2]), bias)
-        form = Normed((scale + self.mean("scale")) / 2, stream, slope, *how, x)
+        form = Normed((scale + self.found["scale"]) / 2, stream, slope, *how, x)
         return Normed(form.scale, stream, slope, *how, x * scale - form.linear(self.own(0)))
 
 

@@ -118,7 +118,7 @@ class Tape:
                 self._register(step)
 
     def close(self) -> None:
-        """Close the open forms, after all references have been seen."""
+        """Close the open forms, after the reference has been seen."""
         for step in self.steps:
             if isinstance(step.form, Open):
                 step.form = step.form.closed()

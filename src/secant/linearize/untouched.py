@@ -120,7 +120,7 @@ class _Keeping(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in METADATA:
             return func(*args, **kwargs)
-        targets = [*tensors(args[:1] if writes(func, kwargs) else ()), *tensors(kwargs.get("out"))]
+        targets = tensors((args[:1] if writes(func, kwargs) else (), kwargs.get("out")))
         for target in targets:
             self._keep(target)
         if self._inference:

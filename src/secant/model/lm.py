@@ -272,7 +272,7 @@ class LM:
         with torch.no_grad():
             return self.model(input_ids=self._tensor(ids), use_cache=False).logits[0]
 
-    def forward(self, ids: Sequence[int], embeds: Float[Tensor, "T d"]) -> Float[Tensor, "1 positions vocabulary"]:
+    def forward(self, ids: Sequence[int], embeds: Float[Tensor, "T d"]) -> Float[Tensor, "batch positions vocabulary"]:
         """The model's logits for these tokens with different embeddings, whatever graph or mode is active.
 
         Everything else that the model derives from tokens (positions, per-layer embeddings, routing by token) stays as

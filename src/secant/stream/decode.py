@@ -1,9 +1,11 @@
-"""Decoding directions to tokens: at the output through the head, at the input by cosine to the embeddings.
+"""Decoding directions to tokens, by cosine to the tokens' vectors.
 
-A direction u of the final hidden state scores each token by its logit W u, with the head's weight W. A direction v of
-the embeddings scores each token by the cosine between v and its embedding. `decode` returns the tokens of highest
-score. `null` returns what random directions decode to, from which `decode` computes z-scores: how far a score is above
-the mean score of the same rank, in standard deviations.
+The vector of a token is its row of the head's weight on the output side, and its embedding on the input side. A
+direction scores each token by the cosine between the direction and the token's vector, less the mean of all vectors:
+what all tokens share says nothing of any, and long vectors do not win by their length. `decode` returns the tokens of
+highest score; it can also score by the logit W u, with the head's weight W, as the paper does. `null` returns what
+random directions decode to, from which `decode` computes z-scores: how far a score is above the mean score of the same
+rank, in standard deviations.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from secant.errors import BadArgument, checked, integer, one_of, seeded
-from secant.linearize.run import LOGIT, POSITION, TOKEN
+from secant.linearize.run import POSITION, TOKEN
 from secant.model.lm import LM
 from secant.numeric import lengths
 from secant.operators.decomposition import SIGMA, SVD
@@ -31,8 +33,8 @@ from secant.results.view import Grid, Shown, Tokens, View, cells
 Side = Literal["output", "input"]
 Metric = Literal["dot", "cosine"]
 
-METRICS: dict[str, Metric] = {"output": "dot", "input": "cosine"}
-"""The default metric of each side."""
+METRICS: tuple[Metric, Metric] = ("cosine", "dot")
+"""How directions score tokens: by a cosine, which is the default, or by a product, which is a logit at the output."""
 
 SIDES: tuple[Side, Side] = ("output", "input")
 """The spaces of directions: the final hidden state, and the embeddings."""
@@ -40,13 +42,16 @@ SIDES: tuple[Side, Side] = ("output", "input")
 BATCH_SIZE = 64
 """The most directions in a batch."""
 
+ROWS = 2**14
+"""Tokens whose vectors are centred at once."""
+
 SIDE = Column("side", str, "output (left singular vectors: what is written) or input (right ones: what is read)")
 RANK = Column("rank", int, "rank among the direction's top tokens, from 0")
 WORD = Column("word", str, "the decoded token's text", show="token")
 WORD_ID = Column("id", int, "the decoded token's id in the vocabulary")
 SCORE = Column(
-    "score", float, "score of the token by the unit vector: its logit at the output, its cosine at the input",
-    "logit or cosine",
+    "score", float, "cosine between the direction and the token's vector, less the mean of all tokens' vectors",
+    "cosine",
 )  # fmt: skip
 Z = Column(
     "z", float, "how far the score is above the mean score of this rank over random directions",
@@ -59,8 +64,8 @@ NULL = Table(
     (
         SIDE.but(meaning="output or input: the side on which directions are decoded"),
         RANK.but(meaning="rank among the top tokens, from 0"),
-        Column("mean", float, "mean of the score at this rank over random directions", "logit or cosine"),
-        Column("std", float, "its standard deviation", "logit or cosine"),
+        Column("mean", float, "mean of the score at this rank over random directions", "cosine"),
+        Column("std", float, "its standard deviation", "cosine"),
     ),
 )
 NULL_WORDS = Table(
@@ -76,7 +81,7 @@ NULL_WORDS = Table(
 )
 LARGEST_COLUMNS = Table(
     "largest_columns",
-    "a top token of one of the largest columns of J, decoded through the head",
+    "a top token of one of the largest columns of J",
     (
         Column("rank", int, "which column, from 0, largest norm first"),
         POSITION,
@@ -86,18 +91,18 @@ LARGEST_COLUMNS = Table(
         RANK.but(name="place", meaning="rank among the column's top tokens, from 0"),
         WORD,
         WORD_ID,
-        SCORE.but(meaning="the token's logit by the column, which is not normalised", unit=LOGIT),
+        SCORE.but(meaning="cosine between the column and the token's row of the head, less the mean of all rows"),
     ),
 )
 LARGEST_ROWS = LARGEST_COLUMNS.but(
     "largest_rows",
-    "a top token of one of the largest rows of a block of J, decoded to input embeddings",
+    "a top token of one of the largest rows of a block of J",
     after=(
         Column("rank", int, "which row, from 0, largest norm first"),
         Column("unit", int, "which element of the output, from 0"),
         Column("norm", float, "norm of the row", SIGMA),
         RANK.but(name="place", meaning="rank among the row's top tokens, from 0"),
-        SCORE.but(meaning="cosine between the row and the token's embedding", unit="cosine"),
+        SCORE.but(meaning="cosine between the row and the token's embedding, less the mean of all embeddings"),
     ),
 )
 
@@ -112,7 +117,7 @@ class Word:
     Attributes:
         token: Its text.
         id: Its id in the vocabulary.
-        score: Its score in the metric used: by default its logit at the output, its cosine at the input.
+        score: Its score: a cosine by default.
         z: How many standard deviations its score is above the mean score of its rank over random directions; None
             without a null.
 
@@ -194,8 +199,8 @@ def decode(
     side: Side,
     top: int = 8,
     *,
-    metric: Metric | None = None,
-    centered: bool = False,
+    metric: Metric = "cosine",
+    centered: bool = True,
     keep: Callable[[str], bool] | None = None,
     null: Null | None = None,
 ) -> list[list[Word]]:
@@ -204,12 +209,12 @@ def decode(
     Args:
         lm: The model.
         directions: One direction, or several as columns. They need not be unit vectors.
-        side: "output" for directions of the final hidden state, which score tokens by their logit W u; "input" for
-            directions of the embeddings, which score tokens by the cosine to their embedding.
+        side: "output" for directions of the final hidden state, which are compared with the rows of the head's weight;
+            "input" for directions of the embeddings, which are compared with these.
         top: The most tokens of each direction.
-        metric: "dot" or "cosine", instead of the side's default. By cosine, tokens whose vector is zero are left out.
-        centered: Whether the mean of all tokens' vectors is subtracted from each first. At the output this shifts all
-            logits equally, which a softmax ignores.
+        metric: "cosine", by which tokens whose vector is zero are left out; or "dot", which at the output is the logit.
+        centered: Whether the mean of all tokens' vectors is subtracted from each first. It shifts all logits equally,
+            which a softmax ignores.
         keep: Which token texts are scored, for example `str.isalpha`; by default all.
         null: What random directions decode to with the same settings, from which z-scores are computed.
 
@@ -221,9 +226,8 @@ def decode(
             or another argument is out of range.
 
     """
-    one_of(side, list(METRICS), "A side")
-    metric = METRICS[side] if metric is None else metric
-    one_of(metric, list(METRICS.values()), "A metric")
+    one_of(side, SIDES, "A side")
+    one_of(metric, METRICS, "A metric")
     top = min(integer(top, 1, 10**9, "A direction has at least one top token", "top = "), len(_vectors(lm, side)))
     if null is not None and (
         (null.side, null.metric, null.centered, null.keep) != (side, metric, centered, keep) or null.top < top
@@ -244,8 +248,8 @@ def null(
     side: Side,
     top: int = 8,
     *,
-    metric: Metric | None = None,
-    centered: bool = False,
+    metric: Metric = "cosine",
+    centered: bool = True,
     keep: Callable[[str], bool] | None = None,
     samples: int = 256,
     seed: int = 0,
@@ -256,7 +260,7 @@ def null(
         lm: The model.
         side: "output" or "input", as in `decode`.
         top: The number of top tokens of each direction.
-        metric: "dot" or "cosine", instead of the side's default.
+        metric: "cosine" or "dot", as in `decode`.
         centered: Whether the mean of all tokens' vectors is subtracted from each first.
         keep: Which token texts are scored; by default all.
         samples: The number of directions, at least 2.
@@ -267,13 +271,15 @@ def null(
 
     """
     samples = integer(samples, 2, 10**6, "A null requires at least two random directions", "samples = ")
-    width = _vectors(lm, side).shape[1]
+    one_of(side, SIDES, "A side")
+    table = _vectors(lm, side)
+    width = table.shape[1]
     drawn = torch.randn(width, samples, generator=torch.Generator().manual_seed(seeded(seed)), dtype=torch.float64)
-    drawn = drawn / torch.linalg.vector_norm(drawn, dim=0)
+    drawn = (drawn / torch.linalg.vector_norm(drawn, dim=0)).to(torch.promote_types(table.dtype, torch.float32))
     words = decode(lm, drawn, side, top, metric=metric, centered=centered, keep=keep)
     fewest = min(map(len, words))
     scores = torch.tensor([[word.score for word in own[:fewest]] for own in words], dtype=torch.float64)
-    return Null(side, metric or METRICS[side], centered, keep, top, scores.mean(0), scores.std(0), words)
+    return Null(side, metric, centered, keep, top, scores.mean(0), scores.std(0), words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,14 +314,14 @@ class Largest(Result):
             Shown("", "bar", spare=1), Shown("top tokens", "tokens"),
         ]  # fmt: skip
         rows = [[*cells(one[["position", "token", "unit", "norm"]]), one["norm"], words] for one, words in groups]
-        how = "as logits through the head" if self.of == "columns" else "by cosine to the embeddings"
+        how = f"by centred cosine to {'the rows of the head' if self.of == 'columns' else 'the embeddings'}"
         notes = [f"Each of the {self.of} is decoded by itself, {how}."]
         return View(f"The largest {self.of} of J", grids=[Grid(columns, rows)], notes=notes)
 
 
 @checked
 def largest(lm: LM, op: Operator, of: Literal["columns", "rows"] = "columns", count: int = 8, top: int = 8) -> Largest:
-    """Returns the columns of J of largest norm, decoded through the head, or the rows, decoded to input embeddings.
+    """Returns the columns of J of largest norm, decoded at the output, or the rows, decoded at the input.
 
     A column of J is what one element of one token's embedding writes to the output. A row of a token's block J_t is
     what one element of the output is selective for (J. Golden, arXiv 2505.24293, section 4.2). J is formed.
@@ -356,17 +362,19 @@ def largest(lm: LM, op: Operator, of: Literal["columns", "rows"] = "columns", co
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores every token by directions of one side: by its logit W u, or by a cosine.
+    """Scores every token by directions of one side: by a cosine, or by a product.
 
     Attributes:
         table: The vector of each token, in rows.
-        norms: The norms of these vectors if scores are cosines; None otherwise.
+        mean: The mean of these vectors, which is subtracted from each; None if they are not centred.
+        norms: The norms of the vectors, less their mean, if scores are cosines; None otherwise.
         dropped: Which tokens are not scored; their scores are -inf. None if all are.
         side: "output" or "input".
 
     """
 
     table: Float[Tensor, "vocabulary d"] = field(repr=False)
+    mean: Float[Tensor, " d"] | None = field(repr=False)
     norms: Float[Tensor, "vocabulary 1"] | None = field(repr=False)
     dropped: Tensor | None = field(repr=False)
     side: Side
@@ -388,7 +396,7 @@ class Scores:
             lm: The model.
             side: "output" or "input".
             dtype: The directions' type. Scores are computed in the wider of this and the model's, at least float32.
-            metric: "dot" or "cosine", instead of the side's default.
+            metric: "cosine" or "dot", as in `decode`.
             centered: Whether the mean of all tokens' vectors is subtracted from each first.
             keep: Which token texts are scored; by default all.
 
@@ -396,10 +404,9 @@ class Scores:
         table = _vectors(lm, side)
         table = table.to(torch.promote_types(torch.promote_types(table.dtype, dtype), torch.float32))
         kept = None if keep is None else torch.tensor([bool(keep(text)) for text in lm.texts[: len(table)]])
-        if centered:
-            table = table - table.mean(0)
-        norms = lengths(table, 1)[:, None] if (metric or METRICS[side]) == "cosine" else None
-        return cls(table, norms, None if kept is None else ~kept.to(table.device), side)
+        mean = table.mean(0) if centered else None
+        norms = _lengths(table, mean) if metric == "cosine" else None
+        return cls(table, mean, norms, None if kept is None else ~kept.to(table.device), side)
 
     def __call__(self, directions: Float[Tensor, "d k"]) -> tuple[Float[Tensor, "k vocabulary"], Float[Tensor, " k"]]:
         """Returns the scores by each direction, in rows, and the norm that they are proportional to (1 for cosines).
@@ -419,12 +426,14 @@ class Scores:
             )
         columns = directions.detach().to(self.table)
         sizes = lengths(columns, 0)
-        if self.norms is None:
-            scores = self.table @ columns
-        else:  # one norm after the other: their product can underflow
-            units = columns / torch.where(sizes > 0, sizes, 1)
-            scores = (self.table @ units) / torch.where(self.norms > 0, self.norms, 1)
-            scores = torch.where((self.norms > 0) & (sizes > 0), scores, -torch.inf)
+        if self.norms is not None:
+            columns = columns / torch.where(sizes > 0, sizes, 1)
+        scores = self.table @ columns
+        if self.mean is not None:
+            scores -= self.mean @ columns
+        if self.norms is not None:  # one norm after the other: their product can underflow
+            scores /= torch.where(self.norms > 0, self.norms, 1)
+            scores.masked_fill_(~((self.norms > 0) & (sizes > 0)), -torch.inf)
             sizes = torch.ones_like(sizes)
         if self.dropped is not None:
             scores[self.dropped] = -torch.inf
@@ -610,6 +619,18 @@ def _words(lm: LM, ids: Sequence[int], scores: Sequence[float], length: float, n
         z[:n] = ((own - null.mean[:n]) / null.std[:n]).tolist()
     texts = lm.tokens.texts(ids[:count])
     return [Word(*word) for word in zip(texts, ids, scores, z, strict=False)]
+
+
+def _lengths(table: Float[Tensor, "vocabulary d"], mean: Float[Tensor, " d"] | None) -> Float[Tensor, "vocabulary 1"]:
+    """The norms of the rows, less their mean if it is given; 0 for a row that equals it up to rounding."""
+    if mean is None:
+        return lengths(table, 1)[:, None]
+    rounding = torch.finfo(table.dtype).eps * table.shape[1] ** 0.5
+    norms = []
+    for rows in table.split(ROWS):
+        own = lengths(rows - mean, 1)
+        norms.append(torch.where(own > rounding * lengths(rows, 1), own, 0))
+    return torch.cat(norms)[:, None]
 
 
 def _vectors(lm: LM, side: Side) -> Float[Tensor, "vocabulary d"]:

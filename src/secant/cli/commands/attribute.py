@@ -19,10 +19,20 @@ def attribute(
     measuring: Measuring,
     output: Output,
     target: Annotated[
-        str | None, typer.Option(help="The token whose logit is explained; by default the prediction at the position.")
+        list[str] | None,
+        typer.Option(
+            help="The token whose logit is explained; by default the prediction at the position. Repeatable, for the "
+            "mean of several logits."
+        ),
     ] = None,
     versus: Annotated[str | None, typer.Option(help="Another token, whose logit is subtracted.")] = None,
     position: Position = -1,
+    point: Annotated[
+        str | None,
+        typer.Option(
+            help="An activation inside, such as layers.3 or layers.3.mlp, whose logits are explained instead."
+        ),
+    ] = None,
     flow: Annotated[bool, typer.Option("--flow", help="Also split each part's contribution by token.")] = False,
     max_memory: MaxMemory = None,
 ) -> None:
@@ -31,7 +41,8 @@ def attribute(
 
     output.reserve(sc.Attribution)
     run = freezing.freeze(model.loaded(), freezing.prompt(prompt))
+    wanted = target[0] if target and len(target) == 1 else target or None
     found = sc.attribute(
-        run, target, versus, position=position, flow=flow, origin=measuring.origin, max_memory=max_memory
+        run, wanted, versus, position=position, point=point, flow=flow, max_memory=max_memory, **measuring.how
     )
     output.finish(found)

@@ -65,9 +65,9 @@ def explain(
             top=spectra.top,
             layers=layers,
             steps=steps,
-            origin=measuring.origin,
             max_memory=max_memory,
             progress=progress,
+            **measuring.how,
             **freezing.how,
         )
 

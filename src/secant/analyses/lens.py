@@ -1,0 +1,290 @@
+"""The lens: what the model would say at every depth, and what each token of the prompt contributes to that.
+
+The residual stream after a layer, and what each part of a layer adds to it, are read out as logits by the final norm,
+at the activation's own statistics, and the head (logit lens: nostalgebraist, 2020). Each readout is affine once its
+norm is frozen, and the activation is affine in the embeddings, so the logit of a token at any depth is an exact sum of
+what the tokens of the prompt contribute there, and of constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, SupportsIndex
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secant.analyses.origins import origin_of
+from secant.analyses.targets import target_of
+from secant.errors import BadArgument, NoPoint, NotExact, checked, integer
+from secant.linearize.points import ActivationGraph
+from secant.linearize.readout import Readout, batchable
+from secant.linearize.run import HIDDEN_OPERATION, LOGIT, POSITION, PROBABILITY, TOKEN, Run
+from secant.memory import Progress, limited
+from secant.numeric import relative, wide
+from secant.results.result import Result
+from secant.results.schema import Column, Table
+from secant.results.view import Cell, Grid, Shown, Style, View
+from secant.stream.decode import RANK, WORD, WORD_ID
+from secant.stream.layers import LAYER, PART
+from secant.stream.sweep import STREAM
+from secant.text import visible
+
+LENS = Table(
+    "lens",
+    "a layer, a part, and a position, read out as logits",
+    (
+        LAYER,
+        PART,
+        POSITION,
+        TOKEN,
+        PROBABILITY.but(meaning="the probability of the target"),
+        Column("rank", int, "how many tokens have a higher logit than the target"),
+        Column("logit", float, "the target's logit, measured from the baseline", LOGIT, show="logit"),
+        Column("top", str, "the token of the highest logit", heading="top token", show="token"),
+        PROBABILITY.but(name="top_probability", meaning="its probability"),
+    ),
+)
+LENS_WORDS = Table(
+    "lens_words",
+    "a likely token at a layer and part, at the position that is explained",
+    (LAYER, PART, RANK.but(meaning="rank among the tokens, from 0"), WORD, WORD_ID, PROBABILITY),
+)
+LENS_TERMS = Table(
+    "lens_terms",
+    "what a token contributes to the target's logit at a layer and part, at the position that is explained",
+    (
+        LAYER,
+        PART,
+        POSITION.but(meaning="place of the token in the prompt, from 0; missing: the constants", missing=True),
+        Column("token", str, "the token's text; missing: the constants", missing=True, show="token"),
+        Column(
+            "contribution", float, "what it contributes; all of a layer and part sum to the logit", LOGIT, show="logit"
+        ),
+    ),
+)  # fmt: skip
+
+ELEMENTS = 2**26
+"""About the most logits that are computed at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lens(Result):
+    """What the model would say at every depth.
+
+    Attributes:
+        target: The text of the token that is followed.
+        position: The position whose readouts are split into contributions.
+        tokens: The prompt's tokens.
+        convention: The label of the convention of the contributions.
+        baseline: What logits are measured from.
+        table: A row for each layer, part and position: probability, rank and logit of the target, and the top token.
+        words: The likely tokens of each layer and part at the position.
+        terms: What each token, and the constants, contribute to the target's logit at each layer and part.
+
+    """
+
+    schema = (LENS, LENS_WORDS, LENS_TERMS)
+
+    target: str
+    position: int
+    tokens: list[str]
+    convention: str
+    baseline: str
+    table: pd.DataFrame = field(repr=False)
+    words: pd.DataFrame = field(repr=False)
+    terms: pd.DataFrame = field(repr=False)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Returns `lens`, `lens_words` and `lens_terms`."""
+        return {"lens": self.table, "lens_words": self.words, "lens_terms": self.terms}
+
+    def about(self) -> dict[str, Any]:
+        """Returns the target, the position, the convention and the baseline."""
+        return {name: getattr(self, name) for name in ("target", "position", "convention", "baseline")}
+
+    def at(self, part: str = STREAM) -> pd.DataFrame:
+        """Returns the rows of the lens at its position, a layer after the other.
+
+        Args:
+            part: The part of the layers; by default the residual stream.
+
+        """
+        return self.table[(self.table["part"] == part) & (self.table["position"] == self.position)]
+
+    def contributions(self, part: str = STREAM) -> pd.DataFrame:
+        """Returns contributions to the target's logit as layer x token; the last column has the constants.
+
+        Args:
+            part: The part of the layers; by default the residual stream.
+
+        """
+        own = self.terms[self.terms["part"] == part].fillna({"position": len(self.tokens)})
+        return own.pivot_table("contribution", "layer", "position", sort=True)
+
+    def view(self) -> View:
+        """Shows the stream layer by layer: the top token, the target's probability and rank, and who contributes."""
+        terms = self.contributions()
+        columns = [Shown("layer", "integer"), Shown("top token", "token", most=14), Shown("p", "percent")]
+        columns += [Shown(f"p {visible(self.target)}", "percent"), Shown("rank", "integer"), Shown("logit", "logit")]
+        columns += [Shown(token, "logit", most=9, token=True) for token in self.tokens]
+        if constant := bool(terms.iloc[:, -1].any()):
+            columns.append(Shown("constants", "logit"))
+        rows = []
+        for row, own in zip(self.at().itertuples(index=False), terms.to_numpy().tolist(), strict=True):
+            own = own if constant else own[:-1]
+            most = max(map(abs, own))
+            styles: list[Style] = ["strong" if abs(v) == most else "" if abs(v) > most / 10 else "dim" for v in own]
+            cells = map(Cell, own, styles)
+            strong: Style = "strong" if row.rank == 0 else ""
+            rows.append(
+                [row.layer, row.top, row.top_probability, Cell(row.probability, strong), row.rank, row.logit, *cells]
+            )
+        facts = {"target": f"{visible(self.target)} at position {self.position}", "convention": self.convention}
+        notes = [
+            "Each row: the residual stream after a layer, read out as logits by the final norm, at its own statistics. "
+            "The contributions of the tokens and constants in a row sum to its logit."
+        ]
+        return View("The lens", facts, [Grid(columns, rows, keep=6)], notes)
+
+
+@checked
+def lens(
+    run: Run,
+    target: str | SupportsIndex | None = None,
+    *,
+    position: SupportsIndex = -1,
+    parts: bool = False,
+    top: int = 8,
+    baseline: str = "vocabulary",
+    origin: str | Tensor | None = None,
+    max_memory: float | str | None = None,
+    progress: Progress | None = None,
+) -> Lens:
+    """Returns what the model would say at every depth, and what each token contributes to that.
+
+    Contributions are those of the run's own convention. They take one product with Jᵀ for each layer and part.
+
+    Args:
+        run: The run.
+        target: The token that is followed, by its text or id; by default the one predicted at the position.
+        position: The position at which contributions are computed; by default the last.
+        parts: Whether what attentions and MLPs add is read out too.
+        top: The number of likely tokens of each layer and part.
+        baseline: What logits are measured from, as in `attribute`.
+        origin: What contributions of tokens are measured from, as in `attribute`.
+        max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
+        progress: Called as `progress("lens", done, all)`, in layers and parts.
+
+    Raises:
+        BadPrompt: The vocabulary does not have a token.
+        BadArgument: An argument is out of range.
+        NoPoint: The model's layers can't be found, or no norm and head follow the last one, of each position alone.
+        NotExact: A sum does not equal its logit.
+        ReplayMismatch: The model has changed since the run was frozen.
+
+    """
+    at = run.rows(position)[0]
+    top = integer(top, 1, 10**9, "A depth has at least one likely token", "top = ")
+    run.unchanged()
+    with torch.inference_mode(False), torch.enable_grad(), limited(max_memory):
+        wanted = target_of(run, at, target, None, baseline, None)
+        token = int(wanted.weights.argmax())
+        if run.lm.text(token) != wanted.name:
+            raise BadArgument("The lens follows one token", wanted.label, "Name one.")
+        inside = run.inside
+        if not inside.layers:
+            raise NoPoint("The lens requires the model's layers", "none", "Report the model's type.")
+        names = _names(inside, parts)
+        moved = wide(run.network.input) - wide(origin_of(run, origin).embeddings)
+        base = wide(origin_of(run, origin).embeddings)
+        table, words, terms = list[Any](), list[Any](), list[Any]()
+        for done, (name, logits, slope, constant) in enumerate(_readouts(run, names, at, wanted.weights), 1):
+            layer, part = inside[name].layer, name.split(".")[2] if name.count(".") == 2 else STREAM
+            scored = wide(logits)
+            likely = torch.softmax(scored, 1)
+            own = scored[:, token]
+            measured = (scored @ wide(wanted.weights)).tolist()
+            ranks = (scored > own[:, None]).sum(1).tolist()
+            best = scored.argmax(1)
+            for t, text in enumerate(run.tokens):
+                i = int(best[t])
+                table.append((layer, part, t, text, likely[t, token].item(), ranks[t], measured[t], run.lm.text(i),
+                              likely[t, i].item()))  # fmt: skip
+            order = torch.sort(scored[at], descending=True, stable=True).indices[: min(top, scored.shape[1])].tolist()
+            words += [(layer, part, r, run.lm.text(i), i, likely[at, i].item()) for r, i in enumerate(order)]
+            values = (wide(slope) * moved).sum(1).tolist()
+            rest = constant + float((wide(slope) * base).sum())
+            _certify(run, name, measured[at], [*values, rest])
+            terms += [
+                (layer, part, t, text, value) for t, (text, value) in enumerate(zip(run.tokens, values, strict=True))
+            ]
+            terms.append((layer, part, None, None, rest))
+            if progress:
+                progress("lens", done, len(names))
+    return Lens(
+        run.lm.text(token), at, run.tokens, run.certificate.convention, wanted.baseline, LENS.frame(table),
+        LENS_WORDS.frame(words), LENS_TERMS.frame(terms),
+    )  # fmt: skip
+
+
+def _names(inside: ActivationGraph, parts: bool) -> list[str]:
+    """The activations that are read out: each layer's parts if they are wanted, and its stream."""
+    return [
+        name
+        for i in range(len(inside.layers))
+        for name in (*((f"layers.{i}.{part}" for part in inside.parts(i)) if parts else ()), f"layers.{i}")
+    ]
+
+
+def _certify(run: Run, name: str, value: float, terms: Sequence[float]) -> None:
+    """Raises NotExact where contributions do not sum to a logit, relative to the sizes of its terms."""
+    if not abs(sum(terms) - value) <= run.certificate.tolerance * (abs(value) + sum(map(abs, terms))):
+        raise NotExact(f"Contributions at {name} must sum to its logit", f"{sum(terms):.6g}, not {value:.6g}",
+                       HIDDEN_OPERATION)  # fmt: skip
+
+
+def _readouts(
+    run: Run, names: Sequence[str], at: int, e: Float[Tensor, " vocabulary"]
+) -> Iterator[tuple[str, Float[Tensor, "T vocabulary"], Float[Tensor, "T d"], float]]:
+    """Yields the logits of each activation; the slope of a functional of them, at one position, by the embeddings; and
+    the functional in the network at zero embeddings.
+    """
+    inside, T = run.inside, len(run.ids)
+    site = inside.layers[-1].output
+    together = batchable(run.tape.steps[site.step].shape, site.axis)
+    group = max(1, ELEMENTS // (T * run.logits.shape[1])) if together else 1
+    for start in range(0, len(names), group):
+        some = names[start : start + group]
+        readout = inside.readout_at(torch.stack([inside.values[name] for name in some]), head=True)
+        rows = [i * T + at for i in range(len(some))]
+        functional = readout.points["logits"][rows] @ e
+        (slopes,) = torch.autograd.grad(functional.sum(), readout.input)
+        _alone(run, some, slopes, rows, readout)
+        constants = readout.biases["logits"][rows] @ e
+        every = readout.values["logits"].view(len(some), T, -1)
+        for name, row, constant, logits in zip(some, rows, constants.tolist(), every, strict=True):
+            y = inside.graph[name][at]
+            (slope,) = torch.autograd.grad(y @ slopes[row], run.network.input, retain_graph=True, allow_unused=True)
+            slope = torch.zeros_like(run.network.input) if slope is None else slope
+            yield name, logits, slope, constant + float(wide(inside.biases[name][at]) @ wide(slopes[row]))
+
+
+def _alone(run: Run, names: Sequence[str], slopes: Tensor, rows: Sequence[int], readout: Readout) -> None:
+    """Raises NoPoint unless each position is read out alone, and the last layer's stream as the model's own logits."""
+    others = slopes.clone()
+    others[list(rows)] = 0
+    last = f"layers.{len(run.inside.layers) - 1}"
+    error = 0.0
+    if last in names:
+        own = readout.values["logits"].view(len(names), len(run.ids), -1)[names.index(last)]
+        error = relative(own, run.logits)
+    if others.any() or not error <= 8 * torch.finfo(run.lm.dtype).eps:
+        raise NoPoint(
+            "The lens requires a final norm and a head right after the last layer, of each position alone",
+            "others" if others.any() else f"different logits there ({error:.1e})",
+            "Use run.operator(..., readout='norm').",
+        )  # fmt: skip

@@ -1,0 +1,300 @@
+"""How far an attribution depends on what is frozen, and whether it predicts what the model does.
+
+Every convention gives contributions that sum to the logit exactly, and they differ. `sensitivity` returns them next to
+each other, with how far they agree; and next to what the model's own logit loses when each token is deleted from the
+prompt, which no convention can choose.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, SupportsIndex
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+import torch
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from secant.analyses.attribution import Attribution, attribute
+from secant.analyses.targets import target_of
+from secant.errors import checked
+from secant.linearize.conventions import Named, convention_named
+from secant.linearize.network import running
+from secant.linearize.run import CONVENTION, LOGIT, POSITION, TOKEN, Run
+from secant.memory import limited
+from secant.numeric import wide
+from secant.results.result import Result
+from secant.results.schema import Column, Table
+from secant.results.view import Grid, Shown, View
+
+OTHERS = ("gate", "up", "half")
+"""The conventions that an attribution is compared with by default: the paper's, and the other shares of a gate."""
+
+DELETED = 64
+"""The most tokens of a prompt each of which is deleted by default; longer prompts take long."""
+
+BATCH_SIZE, ELEMENTS = 64, 2**27
+"""The most prompts of one length in a batch, and about the most elements of what a batch computes."""
+
+CORRELATION = "correlation"
+
+BESIDE = Table(
+    "by_convention",
+    "a token's contribution under a convention",
+    (CONVENTION, POSITION, TOKEN, Column("contribution", float, "what the token contributes", LOGIT, show="logit")),
+)
+AGREEMENT = Table(
+    "agreement",
+    "a convention",
+    (
+        CONVENTION,
+        Column("signs", float, "tokens whose contribution has the same sign as under the first convention",
+               "share of the tokens", heading="same sign", show="percent"),
+        Column("ranks", float, "Spearman's correlation with contributions under the first convention", CORRELATION,
+               missing=True),
+        Column("largest", float, "the largest difference of a contribution from that under the first convention",
+               LOGIT, heading="largest difference", show="logit"),
+        Column("deletion", float, "Spearman's correlation of contributions with what deleting each token takes away",
+               CORRELATION, missing=True),
+        Column("deletion_rest", float, "the same without the first token, which is often an attention sink",
+               CORRELATION, heading="without the first", missing=True),
+    ),
+)  # fmt: skip
+DELETION = Table(
+    "deletion",
+    "a token that was deleted",
+    (
+        POSITION,
+        TOKEN,
+        Column("effect", float, "what the model's own logit loses without the token; missing if nothing is left", LOGIT,
+               heading="deleted", show="logit", missing=True),
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity(Result):
+    """Contributions of tokens under several conventions, and what deleting each token does.
+
+    Attributes:
+        attributions: The attribution under each convention, by label. The first is what the others are compared with.
+        effects: What the model's own logit loses without each token; None if it was not measured.
+
+    """
+
+    schema = (BESIDE, AGREEMENT, DELETION)
+
+    attributions: dict[str, Attribution] = field(repr=False)
+    effects: list[float] | None = field(repr=False)
+
+    @property
+    def first(self) -> Attribution:
+        """The attribution that the others are compared with."""
+        return next(iter(self.attributions.values()))
+
+    @property
+    def tokens(self) -> list[str]:
+        """The prompt's tokens."""
+        return list(self.first.of("token")["name"])
+
+    def contributions(self, convention: str) -> list[float]:
+        """Returns the contribution of each token under one convention.
+
+        Args:
+            convention: Its label.
+
+        """
+        return list(self.attributions[convention].of("token")["contribution"])
+
+    def agreement(self) -> pd.DataFrame:
+        """Returns a row for each convention: how far it agrees with the first, and with deletion."""
+        own, rows = np.array(self.contributions(next(iter(self.attributions)))), []
+        for label in self.attributions:
+            other = np.array(self.contributions(label))
+            signs, largest = float((np.sign(own) == np.sign(other)).mean()), float(np.abs(own - other).max())
+            gone = [correlation(other[k:], self.effects[k:]) if self.effects else math.nan for k in (0, 1)]
+            rows.append((label, signs, correlation(own, other), largest, *gone))
+        return AGREEMENT.frame(rows)
+
+    @property
+    def line(self) -> str:
+        """How far the answer depends on the convention, in one line."""
+        table = self.agreement().set_index("convention")
+        own, others = table.index[0], table.iloc[1:]
+        said = []
+        if len(others):
+            said.append(
+                f"signs agree for {_range(others['signs'], '.0%')} of the tokens, ranks correlate by "
+                f"{_range(others['ranks'], '.2f')}, one differs by {others['largest'].max():.3g}"
+            )
+        if self.effects is not None and not math.isnan(table["deletion"].iloc[0]):
+            each = ", ".join(f"{label} {table.loc[label, 'deletion']:.2f}" for label in table.index)
+            said.append(f"ranks correlate with what deleting each token does: {each}")
+        return f"{own} beside {', '.join(others.index)}: {'; '.join(said)}" if said else ""
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Returns `by_convention`, `agreement`, and `deletion` if it was measured."""
+        rows = [
+            (label, t, token, value)
+            for label in self.attributions
+            for t, (token, value) in enumerate(zip(self.tokens, self.contributions(label), strict=True))
+        ]
+        found = {"by_convention": BESIDE.frame(rows), "agreement": self.agreement()}
+        if self.effects is not None:
+            found["deletion"] = DELETION.frame(zip(range(len(self.tokens)), self.tokens, self.effects, strict=True))
+        return found
+
+    def about(self) -> dict[str, Any]:
+        """Returns what is attributed, and how far the conventions agree in one line."""
+        a = self.first
+        return {"target": a.target, "versus": a.versus, "baseline": a.baseline, "logit": a.logit, "line": self.line}
+
+    def view(self) -> View:
+        """Shows each token's contribution under every convention, next to what its deletion does."""
+        labels = list(self.attributions)
+        columns = [Shown("", "integer"), Shown("token", "token", most=16), *(Shown(name, "logit") for name in labels)]
+        columns += [] if self.effects is None else [Shown("deleted", "logit")]
+        rows = [
+            [
+                t,
+                token,
+                *(self.contributions(label)[t] for label in labels),
+                *([self.effects[t]] if self.effects else []),
+            ]
+            for t, token in enumerate(self.tokens)
+        ]
+        judged = Grid.of(
+            AGREEMENT, self.agreement(), AGREEMENT.names, title="agreement with the first, and with deletion"
+        )
+        notes = [
+            "Each convention's contributions sum to the logit exactly. deleted: what the model's own logit loses "
+            "without the token."
+        ]
+        return View("", {"logit": self.first.line}, [Grid(columns, rows), judged], notes)
+
+
+def _range(values: pd.Series, form: str) -> str:
+    """The least and the largest of some values."""
+    low, high = (format(v, form) for v in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"
+
+
+def correlation(one: ArrayLike, other: ArrayLike) -> float:
+    """Returns Spearman's rank correlation; NaN if either is constant, or there are fewer than three pairs.
+
+    Args:
+        one: Values.
+        other: Values that go with them; pairs in which one is NaN are left out.
+
+    """
+    pairs = np.array([one, other], dtype=float)
+    pairs = pairs[:, ~np.isnan(pairs).any(0)]
+    if pairs.shape[1] < 3 or (np.ptp(pairs, axis=1) == 0).any():
+        return math.nan
+    return float(scipy.stats.spearmanr(*pairs).statistic)
+
+
+@checked
+def sensitivity(
+    run: Run,
+    target: Any = None,
+    versus: str | SupportsIndex | None = None,
+    *,
+    position: SupportsIndex = -1,
+    baseline: str = "vocabulary",
+    origin: str | Tensor | None = None,
+    convention: Named | None = None,
+    conventions: Sequence[Named] = OTHERS,
+    deletion: bool | None = None,
+    max_memory: float | str | None = None,
+) -> Sensitivity:
+    """Returns how far an attribution depends on the convention, and how well it predicts deletions.
+
+    Args:
+        run: The run.
+        target: What is attributed, as in `attribute`, like the next five.
+        versus: A token whose logit is subtracted.
+        position: The position.
+        baseline: What logits are measured from.
+        origin: What contributions are measured from; the reference only where the convention has one.
+        convention: The convention that others are compared with.
+        conventions: The others, each of which freezes the prompt once.
+        deletion: Whether each token in turn is deleted from the prompt, and the model run without it. By default for
+            prompts of at most 64 tokens.
+        max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
+
+    Raises:
+        SecantError: Any error of `attribute` and `freeze`.
+
+    """
+    at, first = run.rows(position)[0], run.under(convention)
+    labels = dict.fromkeys([first.certificate.convention, *(convention_named(c).label for c in conventions)])
+    with limited(max_memory):
+        found = {
+            label: attribute(
+                run, target, versus, position=at, convention=label, baseline=baseline, parts=False,
+                origin=origin if label == first.certificate.convention or origin != "reference" else None,
+            )
+            for label in labels
+        }  # fmt: skip
+        effects = None
+        if deletion or (deletion is None and len(run.ids) <= DELETED):
+            wanted = target_of(run, at, target, versus, baseline, None)
+            effects = deleted(run, at, wanted.weights)
+    return Sensitivity(found, effects)
+
+
+def deleted(run: Run, position: int, weights: Float[Tensor, " vocabulary"]) -> list[float]:
+    """Returns what a functional of the model's own logits loses without each token.
+
+    Args:
+        run: The run.
+        position: The position of the logits. Without a token before it, or without its own, they are one further left.
+        weights: The functional.
+
+    """
+    T, e = len(run.ids), wide(weights)
+    whole = float(wide(run.logits[position]) @ e)
+    prompts = [(*run.ids[:t], *run.ids[t + 1 :]) for t in range(T)]
+    places = [position - (t <= position) for t in range(T)]
+    effects = [math.nan] * T
+    if T > 1:
+        for t, logits in enumerate(logits_of(run, prompts, places)):
+            effects[t] = whole - float(wide(logits) @ e) if places[t] >= 0 else math.nan
+    return effects
+
+
+def logits_of(
+    run: Run, prompts: Sequence[Sequence[int]], places: Sequence[int]
+) -> Iterator[Float[Tensor, " vocabulary"]]:
+    """Yields the model's own logits at one place of each of some prompts of one length, which run in batches.
+
+    Args:
+        run: The run of a prompt, in whose state the model starts.
+        prompts: The prompts' ids.
+        places: The place in each; -1 is the last one.
+
+    """
+    lm, length = run.lm, len(prompts[0])
+    last = length - 1
+    keep = {"logits_to_keep": 1} if _keeps(lm.model) and all(place % length == last for place in places) else {}
+    each = run.logits.shape[-1] * (1 if keep else length) + length * run.input.shape[1] * 16
+    size = max(1, min(BATCH_SIZE, ELEMENTS // each))
+    for start in range(0, len(prompts), size):
+        some = prompts[start : start + size]
+        with running(lm, lm.dtype, state=run.network.recording.state), torch.no_grad():
+            batch = torch.tensor([list(ids) for ids in some], device=lm.device)
+            logits = lm.model(input_ids=batch, use_cache=False, **keep).logits
+        for row, place in zip(logits, places[start : start + size], strict=True):
+            yield row[-1] if keep else row[place]
+
+
+def _keeps(model: torch.nn.Module) -> bool:
+    """Whether a model can be asked for the last logits alone."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters

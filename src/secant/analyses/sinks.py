@@ -1,0 +1,85 @@
+"""Attention sinks: tokens that later tokens attend to whatever they say.
+
+Most heads have nothing to move at most positions, and attend to the first token then (G. Xiao et al., ICLR 2024, arXiv
+2309.17453). A sink's contribution to a logit says little about the prompt, and under frozen patterns it can be most of
+the logit. What a token receives is the mean, over layers, heads and later positions, of the attention to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secant.linearize.forms import Attended, Constant
+from secant.linearize.rules import ROWS
+from secant.linearize.run import Run
+from secant.linearize.secants import LiveAttention
+from secant.numeric import wide
+from secant.results.schema import Column
+
+MUCH = 0.3
+"""The mean attention from which on a token is a sink."""
+
+RECEIVED = Column(
+    "received", float,
+    "mean attention that the token receives, over layers, heads and later positions; missing for the last token, and "
+    "where patterns are unknown",
+    "attention", heading="attention", show="percent", missing=True,
+)  # fmt: skip
+SINK = Column(
+    "sink", str, f"why the token counts as an attention sink: first, BOS, or received (at least {MUCH}); else empty"
+)
+
+
+def received(run: Run) -> Float[Tensor, " T"] | None:
+    """Returns the mean attention that each token receives from later positions, NaN for the last; None if unknown.
+
+    Args:
+        run: The run, in whose patterns it is measured.
+    """
+    T, total, count = len(run.ids), torch.zeros(len(run.ids), dtype=torch.float64), 0
+    for first, rows in _patterns(run):
+        n = rows.shape[-1]
+        own = wide(rows).reshape(-1, rows.shape[-2], n)
+        later = torch.arange(first, first + own.shape[1])[:, None] > torch.arange(n)
+        total[:n] += (own * later).sum((0, 1))
+        count += len(own) if first == 0 else 0
+    if not count:
+        return None
+    later = torch.arange(T - 1, -1, -1, dtype=torch.float64)
+    return torch.where(later > 0, total / count / later, torch.nan)
+
+
+def _patterns(run: Run) -> Iterator[tuple[int, Tensor]]:
+    """Rows of each attention pattern, (..., heads, rows, keys), with the position of the first."""
+    T = len(run.ids)
+    for step in run.tape.steps:
+        form, row = step.form, ROWS.get(step.function)
+        if isinstance(form, LiveAttention):
+            form = form.calls[0]
+        if isinstance(form, Attended) and form.query.shape[-2] == T == form.key.shape[-2]:
+            yield from ((lo, form.pattern(lo, hi)) for lo, hi in form.blocks())
+        elif isinstance(form, Constant) and row is not None and row.pattern:
+            shape = form.value.shape if isinstance(form.value, Tensor) else ()
+            if len(shape) >= 3 and shape[-2] == T and shape[-1] in (T, T + 1):
+                yield 0, form.value[..., :T]
+
+
+def sinks(run: Run) -> tuple[list[float | None], list[str]]:
+    """Returns the attention that each token receives, and why it counts as a sink: the columns RECEIVED and SINK.
+
+    Args:
+        run: The run.
+    """
+    mass = received(run)
+    begins = getattr(run.lm.tokenizer, "bos_token_id", None)
+    why = []
+    for t, own in enumerate(run.ids):
+        reasons = ["first"] * (t == 0) + ["BOS"] * (begins is not None and own == begins)
+        reasons += ["received"] * (mass is not None and bool(mass[t] >= MUCH))
+        why.append(", ".join(reasons))
+    shares: list[float | None] = [None] * len(run.ids) if mass is None else mass.tolist()
+    return shares, why

@@ -1,0 +1,154 @@
+"""The lens: readouts of every depth by hand, and contributions by operators; sinks; how far conventions agree."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+from families import LENGTH, frozen, model_of, prompt
+
+import secant as sc
+from secant.analyses.origins import origin_of
+from secant.analyses.sinks import received, sinks
+from secant.errors import BadArgument, NoPoint, NotExact
+from secant.linearize.network import running
+
+FAMILIES = ("llama", "gpt2", "gemma3_text", "mamba", "bloom")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def run(request: pytest.FixtureRequest) -> sc.Run:
+    return frozen(request.param)
+
+
+@pytest.mark.parametrize("origin", ["zero", "mean"])
+def test_terms_are_blocks_of_the_operator_through_the_readout(run: sc.Run, origin: str) -> None:
+    found = sc.lens(run, 11, position=3, parts=True, baseline="none", origin=origin)
+    moved = run.input - origin_of(run, origin).embeddings
+    for name in ("layers.0", "layers.1", *(f"layers.1.{part}" for part in run.inside.parts(1))):
+        op = run.operator("embed", name, 3, readout="logits", tokens=[11])
+        part = name.split(".")[2] if name.count(".") == 2 else "residual"
+        terms = found.terms[(found.terms["layer"] == int(name.split(".")[1])) & (found.terms["part"] == part)]
+        close = {"abs": 1e-12 * terms["contribution"].abs().sum(), "rel": 0}
+        expected = torch.einsum("td,td->t", op.dense()[0], moved).tolist()
+        assert terms["contribution"].tolist()[:-1] == pytest.approx(expected, **close)
+        assert terms["contribution"].sum() == pytest.approx(float(op.output), **close)
+        assert terms["position"].tolist()[:-1] == list(range(LENGTH))
+
+
+def test_the_last_depth_is_the_model(run: sc.Run) -> None:
+    found = sc.lens(run, position=2, top=3)
+    last = found.table[found.table["layer"] == len(run.inside.layers) - 1]
+    logits = run.logits
+    target = int(logits[2].argmax())
+    assert found.target == run.lm.text(target)
+    assert last["probability"].tolist() == pytest.approx(logits.softmax(1)[:, target].tolist(), abs=1e-13)
+    assert last["top"].tolist() == [run.lm.text(int(i)) for i in logits.argmax(1)]
+    assert last["logit"].tolist() == pytest.approx((logits[:, target] - logits.mean(1)).tolist(), abs=1e-12)
+    assert last["rank"].tolist() == (logits > logits[:, [target]]).sum(1).tolist()
+    words = found.words[found.words["layer"] == len(run.inside.layers) - 1]
+    assert words["id"].tolist() == logits[2].sort(descending=True, stable=True).indices[:3].tolist()
+
+
+def test_depths_are_read_out_by_the_norm_and_the_head() -> None:
+    """By hand, through the modules of a Llama: the hidden state after each layer, the final norm, the head."""
+    run = frozen("llama")
+    model = run.lm.model
+    with running(run.lm, run.lm.dtype), torch.no_grad():
+        hidden = model(torch.tensor([run.ids]), output_hidden_states=True).hidden_states
+        by_hand = [model.lm_head(model.model.norm(h))[0] for h in hidden[1:-1]]
+    table = sc.lens(run, 11).table
+    for layer, logits in enumerate(by_hand):
+        own = table[table["layer"] == layer]
+        assert own["probability"].tolist() == pytest.approx(logits.softmax(1)[:, 11].tolist(), abs=1e-13)
+        assert own["top"].tolist() == [run.lm.text(int(i)) for i in logits.argmax(1)]
+
+
+def test_a_wrong_slope_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from secant.analyses import lens as module
+
+    own = module._readouts
+    monkeypatch.setattr(module, "_readouts", lambda *a: ((n, y, 1.01 * s, c) for n, y, s, c in own(*a)))
+    with pytest.raises(NotExact, match="must sum to its logit"):
+        sc.lens(frozen("llama"))
+
+
+def test_what_the_lens_refuses() -> None:
+    run = frozen("llama")
+    with pytest.raises(BadArgument, match="A depth has at least one"):
+        sc.lens(run, top=0)
+    with pytest.raises(BadArgument, match="A baseline is one of"):
+        sc.lens(run, baseline="mean")
+    with pytest.raises(NoPoint, match="right after the last layer"):
+        sc.lens(frozen("bert"))
+
+
+# ------------------------------------------------------------------------------------------------ sinks
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_received_attention_is_the_mean_of_the_patterns(attention: str) -> None:
+    run = frozen("llama", attention)
+    lm = model_of("llama", "eager")
+    with running(lm, lm.dtype), torch.no_grad():
+        patterns = lm.model(torch.tensor([run.ids]), output_attentions=True).attentions
+    A = torch.stack([A[0] for A in patterns]).mean((0, 1))
+    expected = [float(A[t + 1 :, t].mean()) for t in range(LENGTH - 1)]
+    found = received(run)
+    assert found is not None
+    assert found.tolist()[:-1] == pytest.approx(expected, abs=1e-12)
+    assert found[-1].isnan()
+
+
+def test_why_a_token_is_a_sink(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = frozen("llama")
+    monkeypatch.setattr("secant.analyses.sinks.MUCH", 0.0)
+    assert sinks(run)[1] == ["first, received", *["received"] * (LENGTH - 2), ""]
+    assert received(frozen("mamba")) is None
+    assert sinks(frozen("mamba")) == ([None] * LENGTH, ["first", *[""] * (LENGTH - 1)])
+
+
+# ------------------------------------------------------------------------------------------------ sensitivity
+
+
+def test_conventions_beside_each_other() -> None:
+    run = frozen("llama")
+    found = sc.sensitivity(run, 11, convention="half", conventions=("gate", "up"))
+    assert list(found.attributions) == ["half", "gate", "up"]
+    for label in found.attributions:
+        own = sc.attribute(run, 11, convention=label, parts=False)
+        assert found.contributions(label) == own.of("token")["contribution"].tolist()
+    half, gate, up = (found.contributions(label) for label in found.attributions)
+    agreement = found.agreement().set_index("convention")
+    assert agreement.loc["half", ["signs", "ranks", "largest"]].tolist() == [1, 1, 0]
+    assert agreement.loc["gate", "largest"] == max(abs(a - b) for a, b in zip(half, gate, strict=True))
+    assert agreement.loc["up", "signs"] == sum((a > 0) == (b > 0) for a, b in zip(half, up, strict=True)) / LENGTH
+    ranks = pd.Series(half).corr(pd.Series(gate), method="spearman")
+    assert agreement.loc["gate", "ranks"] == pytest.approx(ranks)
+    assert "half beside gate, up: signs agree for" in found.line
+
+
+@pytest.mark.parametrize("position", [-1, 2])
+def test_deletion_is_the_shorter_prompt(position: int) -> None:
+    run = frozen("llama")
+    found = sc.sensitivity(run, 11, position=position, baseline="none", conventions=())
+    assert found.effects is not None
+    at = position % LENGTH
+    for t in range(LENGTH):
+        row = at - 1 if t <= at else at
+        with running(run.lm, run.lm.dtype):
+            logits = run.lm.logits([*run.ids[:t], *run.ids[t + 1 :]])
+        assert found.effects[t] == pytest.approx(float(run.logits[at, 11] - logits[row, 11]), abs=1e-12)
+    assert sc.sensitivity(run, conventions=(), deletion=False).effects is None
+
+
+def test_an_effect_of_the_only_token_is_missing() -> None:
+    lm = model_of("llama")
+    found = sc.sensitivity(sc.freeze(lm, [5]), conventions=())
+    assert found.effects is not None
+    assert found.effects[0] != found.effects[0]
+    assert found.tables()["deletion"]["effect"].isna().all()
+    first = sc.sensitivity(sc.freeze(lm, prompt()), position=0, conventions=()).effects
+    assert first is not None
+    assert first[0] != first[0]
+    assert first[1] == pytest.approx(0, abs=1e-12)
