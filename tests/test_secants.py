@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import secant as sc
 from secant.errors import BadArgument
-from secant.linearize import forms, network, secants
+from secant.linearize import forms, secants
 from secant.linearize.conventions import CONVENTIONS, NAMES, Convention, convention_named
 from secant.linearize.forms import Secant
 from secant.linearize.network import reference, running

@@ -217,7 +217,8 @@ def _collect(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> None:
     call = 0 if beyond else recording.unembedding.call
     with running(lm, lm.dtype, state=recording.state), stopping_at_head(lm, call), mode:
         lm.forward(recording.ids, moving)
-    recording.tape.close()
+    with torch.inference_mode(False), torch.no_grad():
+        recording.tape.close()
 
 
 def reference(

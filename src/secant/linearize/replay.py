@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn import functional as F
 
 from secant.errors import ReplayMismatch
 from secant.linearize.forms import Attended, Constant, Form, live, map_coefficients

@@ -279,7 +279,8 @@ def null(
     words = decode(lm, drawn, side, top, metric=metric, centered=centered, keep=keep)
     fewest = min(map(len, words))
     scores = torch.tensor([[word.score for word in own[:fewest]] for own in words], dtype=torch.float64)
-    return Null(side, metric, centered, keep, top, scores.mean(0), scores.std(0), words)
+    mean, std = (scores.mean(0), scores.std(0)) if fewest else (scores[0], scores[0])
+    return Null(side, metric, centered, keep, top, mean, std, words)
 
 
 @dataclass(frozen=True, eq=False)
