@@ -52,14 +52,16 @@ def test_both_ways_give_the_same_operators(family: str, position: int) -> None:
     run = frozen(family)
     inside = run.inside
     assert inside.chain
-    both = zip(sweep.forward(inside, position), sweep.reverse(inside, position), strict=True)
-    for i, (one, other) in enumerate(both):
+    ways = (sweep.operators(inside, position, way, ["cumulative", "layerwise"]) for way in ("forward", "reverse"))
+    for (i, span, one), (j, span_too, other) in zip(*ways, strict=True):
+        assert (i, span) == (j, span_too)
         assert set(one) == set(other) == set(names(run, i))
         for part, J in one.items():
             norm = float(J.norm())
             torch.testing.assert_close(J, other[part], rtol=0, atol=1e-12 * norm)
             if i < 2:
-                op = run.operator(target=names(run, i)[part], position=position)
+                source = f"layers.{i - 1}" if span == "layerwise" and i else "embed"
+                op = run.operator(source, names(run, i)[part], position=position)
                 torch.testing.assert_close(J, op.dense(), rtol=0, atol=1e-12 * norm)
 
 
@@ -174,7 +176,7 @@ def test_nothing_of_the_size_of_all_layers_is_held(method: str) -> None:
         inside = sc.freeze(model_of("llama", num_hidden_layers=count), prompt()).inside
         block = 32 * 32 * LENGTH
         most = 0
-        for found in sweep.operators(inside, 10, method):
+        for _, _, found in sweep.operators(inside, 10, method):
             assert found
             gc.collect()
             tensors = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects()
@@ -226,7 +228,8 @@ def test_a_small_attention_in_a_parallel_block() -> None:
         for layer in lm.model.gpt_neox.layers:
             layer.attention.dense.weight.mul_(0.05)
     inside = sc.freeze(lm, prompt(), precision="float32").inside
-    for one, other in zip(sweep.forward(inside, 10), sweep.reverse(inside, 10), strict=True):
+    ways = (sweep.operators(inside, 10, way) for way in ("forward", "reverse"))
+    for (_, _, one), (_, _, other) in zip(*ways, strict=True):
         for part, J in one.items():
             torch.testing.assert_close(J, other[part], rtol=0, atol=1e-5 * float(J.norm()))
 

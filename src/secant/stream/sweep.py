@@ -10,8 +10,9 @@ only one layer in memory, and the forward sweep also H.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from jaxtyping import Float
@@ -117,38 +118,80 @@ def separate(inside: ActivationGraph, i: int) -> bool:
     return inside.additive(i) and inside.middle(i) is not None
 
 
-def operators(inside: ActivationGraph, position: int, method: str) -> Iterator[Matrices]:
-    """Yields the cumulative J of each layer's parts and stream, layer by layer."""
-    return forward(inside, position) if method == "forward" else reverse(inside, position)
+def operators(
+    inside: ActivationGraph, position: int, method: str, spans: Sequence[str] = ("cumulative",)
+) -> Iterator[tuple[int, str, Matrices]]:
+    """Yields each layer's number, the span, and J of its parts and stream, layer by layer, cumulative ones first.
+
+    Args:
+        inside: The network.
+        position: The position of the parts and the stream.
+        method: "forward" or "reverse", for cumulative operators.
+        spans: Some of "cumulative" (from the embeddings) and "layerwise" (from the stream before the layer).
+    """
+    nothing: tuple[Matrices, Tensor | None] = ({}, None)
+    ways = {"forward": forward, "reverse": reverse}
+    sweep = ways[method](inside, position) if "cumulative" in spans else repeat(nothing)
+    for i, (found, last) in zip(range(len(inside.layers)), sweep, strict=False):
+        if found:
+            yield i, "cumulative", found
+        del found
+        if "layerwise" in spans:
+            yield i, "layerwise", layerwise(inside, i, position, last)
 
 
-def reverse(inside: ActivationGraph, position: int) -> Iterator[Matrices]:
+def reverse(inside: ActivationGraph, position: int) -> Iterator[tuple[Matrices, None]]:
     """Yields the cumulative J of each layer from backward passes."""
-    T, d = inside.graph["embed"].shape
-    stream = torch.zeros(d, T, d).to(inside.graph["embed"])
-    stream[:, position] = torch.eye(d)
+    stream = _identity(inside, "embed", position)
     for i in range(len(inside.layers)):
-        found = rows(inside, "embed", targets(inside, i), i, position)
+        found = rows(inside, inside.graph["embed"], targets(inside, i), i, position)
         if STREAM not in found:
             found[STREAM] = sum(found.values(), start=stream)
         stream = found[STREAM]
-        yield found
+        yield found, None
 
 
-def layerwise(inside: ActivationGraph, i: int, position: int) -> Matrices:
-    """Returns J from the stream before a layer to its parts and to the stream after it."""
-    found = rows(inside, before(inside, i), targets(inside, i), i, position)
+def layerwise(inside: ActivationGraph, i: int, position: int, last: Tensor | None = None) -> Matrices:
+    """Returns J from the stream before a layer to its parts and to the stream after it.
+
+    Args:
+        inside: The network.
+        i: The layer.
+        position: The position of the parts and the stream.
+        last: The matrix of the layer's last part at the position, if that part mixes no tokens and the matrix is known.
+    """
+    x, names, itself = (
+        inside.graph[before(inside, i)],
+        targets(inside, i),
+        _identity(inside, before(inside, i), position),
+    )
+    middle = inside.middle(i) if inside.additive(i) else None
+    if middle is None:
+        found = rows(inside, x, names, i, position)
+    else:
+        stream, mixed = middle
+        if last is None:
+            last = rows(inside, stream, names[-1:], i, position)[_part(names[-1], i)][:, position]
+        found = rows(inside, x, names[:-1], i, position)
+        read = sum(found.values(), start=itself) if mixed else itself
+        found[_part(names[-1], i)] = (last @ read.flatten(1)).view(-1, *read.shape[1:])
     if STREAM not in found:
-        T, d = inside.graph[before(inside, i)].shape
-        itself = torch.zeros(d, T, d).to(inside.graph["embed"])
-        itself[:, position] = torch.eye(d)
         found[STREAM] = sum(found.values(), start=itself)
     return found
 
 
-def rows(inside: ActivationGraph, source: str, names: list[str], i: int, position: int) -> Matrices:
-    """Returns J of several points at one position. All of their rows share the same backward passes."""
-    x = inside.graph[source]
+def _identity(inside: ActivationGraph, name: str, position: int) -> Float[Tensor, "d T d"]:
+    """J of a stream at the position by itself at every position."""
+    T, d = inside.graph[name].shape
+    itself = torch.zeros(d, T, d).to(inside.graph[name])
+    itself[:, position] = torch.eye(d)
+    return itself
+
+
+def rows(inside: ActivationGraph, x: Tensor, names: list[str], i: int, position: int) -> Matrices:
+    """Returns J from x to several points at one position. All of their rows share the same backward passes."""
+    if not names:
+        return {}
     with torch.inference_mode(False), torch.enable_grad():
         y = torch.cat([inside.graph[name][position] for name in names])
     nothing = torch.zeros_like(y).detach()
@@ -161,27 +204,33 @@ def _part(name: str, i: int) -> str:
     return STREAM if name == f"layers.{i}" else name.rpartition(".")[2]
 
 
-def forward(inside: ActivationGraph, position: int) -> Iterator[Matrices]:
-    """Yields the cumulative J of each layer from one forward sweep. H is `[columns, T, d]`, column by column."""
+def forward(inside: ActivationGraph, position: int) -> Iterator[tuple[Matrices, Tensor | None]]:
+    """Yields the cumulative J of each layer from one forward sweep, and the matrix of its last part at the position.
+
+    H is `[columns, T, d]`, column by column. There is no such matrix if the last part mixes tokens.
+    """
     T, d = inside.graph["embed"].shape
     H = torch.eye(T * d).to(inside.graph["embed"]).view(T * d, T, d)
     last = len(inside.layers) - 1
     for i in range(last + 1):
-        found, H = _through(inside, i, H, position, slice(position, position + 1) if i == last else slice(0, T))
-        yield {name: columns.T.reshape(-1, T, d) for name, columns in found.items()}
+        places = slice(position, position + 1) if i == last else slice(0, T)
+        found, H, alone = _through(inside, i, H, position, places)
+        yield {name: columns.T.reshape(-1, T, d) for name, columns in found.items()}, alone
 
 
 def _through(
     inside: ActivationGraph, i: int, H: Tensor, position: int, places: slice
-) -> tuple[dict[str, Tensor], Tensor]:
-    """H through each part of a layer at the position, `[columns, n]`, and H after the layer at the wanted places."""
+) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+    """H through each part of a layer at the position, `[columns, n]`, H after the layer at the wanted places, and the
+    matrix of the last part at the position if that part mixes no tokens.
+    """
     x, at = inside.graph[before(inside, i)], position - places.start
     kinds, middle = inside.parts(i), inside.middle(i) if inside.additive(i) else None
     if middle is None:
         here = slice(position, position + 1)
         out = {part: _swept(inside, x, f"layers.{i}.{part}", H, here)[:, 0] for part in kinds}
         H = _swept(inside, x, f"layers.{i}", H, places)
-        return {**out, STREAM: H[:, at]}, H
+        return {**out, STREAM: H[:, at]}, H, None
     stream, mixed = middle
     out, after = {}, H[:, places].clone()
     for part in kinds[:-1]:
@@ -199,7 +248,7 @@ def _through(
         if s == at:
             out[kinds[-1]] = torch.cat([more, more.new_zeros(len(H) - reached, more.shape[1])])
         after[:reached, s] += more  # a place reads only its own rows, which are written after that
-    return {**out, STREAM: after[:, at]}, after
+    return {**out, STREAM: after[:, at]}, after, alone[:, at].T
 
 
 def _reach(columns: Tensor, tokens: int) -> int:
