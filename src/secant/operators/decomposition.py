@@ -416,7 +416,7 @@ def _of_matrices(
     J: Float[Tensor, "n d_out d_in"], y: Float[Tensor, " d_out"], wanted: Wanted, solver: str
 ) -> list[SVD]:
     """By the given solver, or by the cheapest one; LAPACK replaces the cheapest if it does not converge soon."""
-    if not J.isfinite().all():
+    if not torch.stack(torch.aminmax(J)).isfinite().all():  # both are NaN if any element is
         raise BadArgument("An operator must be finite", "NaN or infinity", "Check the matrix that you give.")
     batch = DenseBatch(J)
     if solver != "auto":

@@ -483,7 +483,7 @@ def _layers(
         if span == "layerwise":
             blocks = [*blocks[-1:], *_added(found, position)]
             if len(blocks) == 2 and blocks[0].shape == blocks[1].shape:
-                couplings.append(_mismatch(*blocks, k))
+                couplings.append(_mismatch(blocks[0], blocks[1], k))
             without = alone if alone is not None and i else inside.without(before(inside, i))
         depths += _depths(run, readouts, i, span, found, without, k, all_tokens)
         if span == max(spans):  # layerwise operators come last
