@@ -10,6 +10,7 @@ only one layer in memory, and the forward sweep also H.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -21,7 +22,7 @@ from torch import Tensor
 from secant.errors import BadArgument, TooLarge
 from secant.linearize.points import ActivationGraph
 from secant.memory import allowance, bytes_in_words
-from secant.operators.operator import CHUNK, Operator
+from secant.operators.operator import CHUNK, Graph, Operator
 
 METHODS = ("auto", "forward", "reverse")
 STREAM = "residual"
@@ -189,13 +190,14 @@ def _identity(inside: ActivationGraph, name: str, position: int) -> Float[Tensor
 
 
 def rows(inside: ActivationGraph, x: Tensor, names: list[str], i: int, position: int) -> Matrices:
-    """Returns J from x to several points at one position. All of their rows share the same backward passes."""
+    """Returns J from x to several points of a layer at one position. Their rows share the same backward passes."""
     if not names:
         return {}
     with torch.inference_mode(False), torch.enable_grad():
         y = torch.cat([inside.graph[name][position] for name in names])
     nothing = torch.zeros_like(y).detach()
-    J = Operator(inside.network.graph(x, y), x.detach(), nothing, nothing).dense(CHUNK)
+    graph = inside.network.graph(x, y) if x is inside.graph["embed"] else Graph(x, y, _largest(inside, i))
+    J = Operator(graph, x.detach(), nothing, nothing).dense(CHUNK)
     blocks = J.split([inside.graph[name].shape[1] for name in names])
     return {_part(name, i): block for name, block in zip(names, blocks, strict=True)}
 
@@ -228,39 +230,46 @@ def _through(
     kinds, middle = inside.parts(i), inside.middle(i) if inside.additive(i) else None
     if middle is None:
         here = slice(position, position + 1)
-        out = {part: _swept(inside, x, f"layers.{i}.{part}", H, here)[:, 0] for part in kinds}
-        H = _swept(inside, x, f"layers.{i}", H, places)
+        out = {part: _swept(inside, i, x, f"layers.{i}.{part}", H, here)[:, 0] for part in kinds}
+        H = _swept(inside, i, x, f"layers.{i}", H, places)
         return {**out, STREAM: H[:, at]}, H, None
     stream, mixed = middle
-    out, after = {}, H[:, places].clone()
+    out, after = {}, H[:, places]
     for part in kinds[:-1]:
-        more = _swept(inside, x, f"layers.{i}.{part}", H, places)
+        more = _swept(inside, i, x, f"layers.{i}.{part}", H, places)
         out[part] = more[:, at].clone()
-        after += more
+        after = after + more
         del more
     read = after if mixed else H[:, places]
     T, d = inside.graph["embed"].shape
     basis = torch.eye(stream.shape[1]).to(stream)[:, None].expand(-1, T, -1)
-    alone = _swept(inside, stream, f"layers.{i}.{kinds[-1]}", basis.contiguous(), places)  # M_s, transposed
-    for s in range(after.shape[1]):
-        reached = _reach(read[:, s], T) * d
-        more = read[:reached, s] @ alone[:, s]
+    alone = _swept(inside, i, stream, f"layers.{i}.{kinds[-1]}", basis.contiguous(), places)  # M_s, transposed
+    for s, tokens in enumerate(_reach(read, T)):
+        more = read[: tokens * d, s] @ alone[:, s]
         if s == at:
-            out[kinds[-1]] = torch.cat([more, more.new_zeros(len(H) - reached, more.shape[1])])
-        after[:reached, s] += more  # a place reads only its own rows, which are written after that
-    return {**out, STREAM: after[:, at]}, after, alone[:, at].T
+            out[kinds[-1]] = torch.cat([more, more.new_zeros(len(H) - len(more), more.shape[1])])
+        after[: len(more), s] += more  # a place reads only its own rows, which are written after that
+    return {**out, STREAM: after[:, at].clone()}, after, alone[:, at].T
 
 
-def _reach(columns: Tensor, tokens: int) -> int:
-    """How many tokens there are, up to the last one that this place depends on."""
-    reaching = columns.view(tokens, -1, columns.shape[1]).ne(0).any(2).any(1).nonzero().flatten()
-    return int(reaching[-1]) + 1 if len(reaching) else 0
+def _reach(H: Float[Tensor, "columns places d"], tokens: int) -> list[int]:
+    """How many tokens there are, up to the last one that each place depends on."""
+    largest = torch.linalg.vector_norm(H.view(tokens, -1, *H.shape[1:]), torch.inf, dim=(1, 3))
+    number = torch.arange(1, tokens + 1, device=H.device)[:, None]
+    return torch.where(largest != 0, number, 0).amax(0).tolist()  # NaN is not zero
 
 
-def _swept(inside: ActivationGraph, x: Tensor, target: str, H: Tensor, places: slice) -> Tensor:
-    """The columns of H, `[columns, T, d]`, mapped from x to some places of a point, `[columns, places, n]`."""
+def _swept(inside: ActivationGraph, i: int, x: Tensor, target: str, H: Tensor, places: slice) -> Tensor:
+    """The columns of H, `[columns, T, d]`, mapped from x to some places of a layer's point, `[columns, places, n]`."""
     y = inside.graph[target]
     whole = places == slice(0, len(y))
     with torch.inference_mode(False), torch.enable_grad():
-        graph = inside.network.graph(x, y.flatten() if whole else y[places].flatten())
+        graph = Graph(x, y.flatten() if whole else y[places].flatten(), _largest(inside, i))
     return graph.forward(H.flatten(1).T).T.view(len(H), places.stop - places.start, y.shape[1])
+
+
+def _largest(inside: ActivationGraph, i: int) -> int:
+    """Elements of the largest tensor in a layer. The head is wider and would make batches smaller."""
+    start = inside.layers[i - 1].output.step + 1 if i else 0
+    steps = inside.network.recording.tape.steps[start : inside.layers[i].output.step + 1]
+    return max(math.prod(step.shape) for step in steps)
