@@ -412,6 +412,19 @@ def leading(J: Float[Tensor, "n d_out d_in"], y: Float[Tensor, " d_out"], k: int
     return _of_matrices(J, y, Wanted(k, TOLERANCE[torch.promote_types(J.dtype, torch.float32)]), "auto")
 
 
+def operations(shape: tuple[int, int, int], k: int, like: Tensor) -> float:
+    """Operations of dense algebra that `leading` takes.
+
+    Args:
+        shape: (n, d_out, d_in).
+        k: The number of triplets.
+        like: A tensor of the matrices' type and device.
+
+    """
+    own = torch.promote_types(like.dtype, torch.float32)
+    return min(plan.operations for plan in dense_plans(shape, Wanted(k, TOLERANCE[own]), like.to(own)))
+
+
 def _of_matrices(
     J: Float[Tensor, "n d_out d_in"], y: Float[Tensor, " d_out"], wanted: Wanted, solver: str
 ) -> list[SVD]:

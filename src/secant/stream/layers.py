@@ -35,13 +35,14 @@ from secant.operators.decomposition import (
     VALUE,
     VECTOR,
     leading,
+    operations,
 )
 from secant.operators.operator import CHUNK, Graph
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, View
 from secant.stream.decode import RANK, SCORE, SIDE, SIDES, WORD, WORD_ID, Decodings, Side
-from secant.stream.sweep import STREAM, Matrices, before, operators, plan, targets
+from secant.stream.sweep import STREAM, Matrices, before, layerwise_vectors, operators, plan, targets
 from secant.text import visible
 
 SPANS = ("cumulative", "layerwise")
@@ -468,9 +469,11 @@ def _layers(
     """All layers, from checked arguments."""
     inside, count = run.inside, len(run.inside.layers)
     chosen = plan(inside, method)
-    rows = sum(inside.graph[name].shape[1] for i in range(count) for name in targets(inside, i))
-    vectors = (chosen.vectors * ("cumulative" in spans) + rows * ("layerwise" in spans)) / count
-    whole = Plan(chosen.method, True, vectors / CHUNK, vectors, 0, chosen.memory)
+    vectors = chosen.vectors if "cumulative" in spans else 0.0
+    if "layerwise" in spans:
+        vectors += layerwise_vectors(inside, known="cumulative" in spans and chosen.method == "forward")
+    decomposing = len(spans) * sum(_decomposing(inside, i, k, all_tokens) for i in range(count))
+    whole = Plan(chosen.method, True, vectors / count / CHUNK, vectors / count, decomposing, chosen.memory)
     announce_plan(f"All {count} layers, {chosen.method} sweep", run.operator(), whole)
     readouts = Readouts.of(inside, position, readout is not None)
     report = progress or (lambda what, done, of: None)
@@ -490,6 +493,15 @@ def _layers(
             report("layers", i + 1, count)
     decodings = Decodings(run.lm, token=int(run.logits[position].argmax()))
     return Layers(run, position, readout, chosen.method, depths, couplings, decodings)
+
+
+def _decomposing(inside: ActivationGraph, i: int, k: int, all_tokens: bool) -> float:
+    """Operations that the decompositions of one layer's operators take, for one span."""
+    T, d = inside.graph["embed"].shape
+    shapes = [(T, d), (1, T * d)] if all_tokens else [(T, d)]
+    names = dict.fromkeys([*targets(inside, i), f"layers.{i}"])
+    widths = [inside.graph[name].shape[1] for name in names]
+    return sum(operations((n, width, d_in), k, inside.graph["embed"]) for width in widths for n, d_in in shapes)
 
 
 def _depths(

@@ -92,6 +92,17 @@ def reverse_cost(inside: ActivationGraph) -> Plan:
     return Plan("reverse", vectors, _spectra(inside))
 
 
+def layerwise_vectors(inside: ActivationGraph, known: bool) -> float:
+    """Returns how many vectors through one layer the layerwise operators of all layers take.
+
+    Args:
+        inside: The network.
+        known: Whether the matrices of parts that mix no tokens are known from a forward sweep.
+    """
+    shares = [SMALL if known and separate(inside, i) else 1.0 for i in range(len(inside.layers))]
+    return sum(s * inside.graph[n].shape[1] for i, s in enumerate(shares) for n in targets(inside, i))
+
+
 def _spectra(inside: ActivationGraph) -> float:
     """Bytes of one layer's matrices, the one of the stream before it, a readout of one, and its decomposition."""
     T, d = inside.graph["embed"].shape
@@ -234,13 +245,12 @@ def _through(
         H = _swept(inside, i, x, f"layers.{i}", H, places)
         return {**out, STREAM: H[:, at]}, H, None
     stream, mixed = middle
-    out, after = {}, H[:, places]
-    for part in kinds[:-1]:
-        more = _swept(inside, i, x, f"layers.{i}.{part}", H, places)
-        out[part] = more[:, at].clone()
-        after = after + more
-        del more
-    read = after if mixed else H[:, places]
+    added = {part: _swept(inside, i, x, f"layers.{i}.{part}", H, places) for part in kinds[:-1]}
+    out = {part: more[:, at].clone() for part, more in added.items()}
+    read = H[:, places]
+    after = read if mixed else read.clone()  # in place: H is not used again
+    while added:
+        after += added.popitem()[1]
     T, d = inside.graph["embed"].shape
     basis = torch.eye(stream.shape[1]).to(stream)[:, None].expand(-1, T, -1)
     alone = _swept(inside, i, stream, f"layers.{i}.{kinds[-1]}", basis.contiguous(), places)  # M_s, transposed
@@ -254,9 +264,10 @@ def _through(
 
 def _reach(H: Float[Tensor, "columns places d"], tokens: int) -> list[int]:
     """How many tokens there are, up to the last one that each place depends on."""
-    largest = torch.linalg.vector_norm(H.view(tokens, -1, *H.shape[1:]), torch.inf, dim=(1, 3))
+    columns = H.view(tokens, -1, *H.shape[1:])
+    reached = ((columns.amax(3) != 0) | (columns.amin(3) != 0)).any(1)
     number = torch.arange(1, tokens + 1, device=H.device)[:, None]
-    return torch.where(largest != 0, number, 0).amax(0).tolist()  # NaN is not zero
+    return (reached * number).amax(0).tolist()
 
 
 def _swept(inside: ActivationGraph, i: int, x: Tensor, target: str, H: Tensor, places: slice) -> Tensor:
