@@ -6,6 +6,9 @@ parts. A part that mixes tokens updates H ← H + A H. If a layer ends in a part
 position s is formed once, and H_s ← H_s + M_s H_s. A forward sweep costs T d vectors for each layer, whichever
 operators are asked for; backward passes cost d vectors for each part and each layer below it. Both keep the matrices of
 only one layer in memory, and the forward sweep also H.
+
+Layerwise operators take backward passes through one layer. A last part that mixes no tokens takes none: its operator is
+M_s times those of the parts before it.
 """
 
 from __future__ import annotations
