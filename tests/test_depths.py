@@ -18,8 +18,8 @@ import secant as sc
 from secant.errors import BadArgument, NoPoint, NotExact, TooLarge
 from secant.linearize.points import ActivationGraph
 from secant.memory import limited
-from secant.stream import sweep
-from secant.stream.layers import _mismatch
+from secant.stream import layers as layers_module, sweep
+from secant.stream.layers import Readouts, _mismatch
 
 FAMILIES = (
     "llama",
@@ -52,14 +52,16 @@ def test_both_ways_give_the_same_operators(family: str, position: int) -> None:
     run = frozen(family)
     inside = run.inside
     assert inside.chain
-    both = zip(sweep.forward(inside, position), sweep.reverse(inside, position), strict=True)
-    for i, (one, other) in enumerate(both):
+    ways = (sweep.operators(inside, position, way, ["cumulative", "layerwise"]) for way in ("forward", "reverse"))
+    for (i, span, one), (j, span_too, other) in zip(*ways, strict=True):
+        assert (i, span) == (j, span_too)
         assert set(one) == set(other) == set(names(run, i))
         for part, J in one.items():
             norm = float(J.norm())
             torch.testing.assert_close(J, other[part], rtol=0, atol=1e-12 * norm)
             if i < 2:
-                op = run.operator(target=names(run, i)[part], position=position)
+                source = f"layers.{i - 1}" if span == "layerwise" and i else "embed"
+                op = run.operator(source, names(run, i)[part], position=position)
                 torch.testing.assert_close(J, op.dense(), rtol=0, atol=1e-12 * norm)
 
 
@@ -94,6 +96,32 @@ def test_every_depth_is_the_svd_of_its_operator(family: str, readout: str | None
     assert {(d.layer, d.part) for d in found.depths} == {
         (i, part) for i in range(len(run.inside.layers)) for part in names(run, i)
     }
+
+
+@pytest.mark.parametrize(("family", "diagonal"), [("llama", True), ("gpt2", False)])
+def test_a_diagonal_norm_is_applied_as_a_vector(family: str, diagonal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A LayerNorm takes the mean off and is not diagonal. Both ways give the same operators."""
+    run = frozen(family)
+    (scales,) = Readouts.of(run.inside, 6, True)._scales
+    assert (scales is not None) == diagonal
+    found = sc.layers(run, 3, position=6)
+    monkeypatch.setattr(layers_module, "_diagonal", lambda norm: None)
+    for one, other in zip(found.depths, sc.layers(run, 3, position=6).depths, strict=True):
+        assert one.whole is not None
+        assert other.whole is not None
+        torch.testing.assert_close(one.whole.S, other.whole.S, rtol=1e-12, atol=0)
+        torch.testing.assert_close(one.whole.U, other.whole.U, rtol=0, atol=1e-9)
+
+
+def test_layerwise_operators_reuse_the_matrices_of_the_sweep() -> None:
+    """Beyond the forward sweep they take no pass through an MLP, whose weights are most of the network's."""
+    inside = sc.freeze(model_of("llama", intermediate_size=512), prompt()).inside
+    operations = []
+    for spans in (["cumulative"], ["cumulative", "layerwise"]):
+        with FlopCounterMode(display=False) as counter:
+            assert len([*sweep.operators(inside, 10, "forward", spans)]) == len(inside.layers) * len(spans)
+        operations.append(counter.get_total_flops())
+    assert operations[1] < 1.1 * operations[0]
 
 
 def test_the_last_depth_is_the_whole_network() -> None:
@@ -174,7 +202,7 @@ def test_nothing_of_the_size_of_all_layers_is_held(method: str) -> None:
         inside = sc.freeze(model_of("llama", num_hidden_layers=count), prompt()).inside
         block = 32 * 32 * LENGTH
         most = 0
-        for found in sweep.operators(inside, 10, method):
+        for _, _, found in sweep.operators(inside, 10, method):
             assert found
             gc.collect()
             tensors = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects()
@@ -226,7 +254,8 @@ def test_a_small_attention_in_a_parallel_block() -> None:
         for layer in lm.model.gpt_neox.layers:
             layer.attention.dense.weight.mul_(0.05)
     inside = sc.freeze(lm, prompt(), precision="float32").inside
-    for one, other in zip(sweep.forward(inside, 10), sweep.reverse(inside, 10), strict=True):
+    ways = (sweep.operators(inside, 10, way) for way in ("forward", "reverse"))
+    for (_, _, one), (_, _, other) in zip(*ways, strict=True):
         for part, J in one.items():
             torch.testing.assert_close(J, other[part], rtol=0, atol=1e-5 * float(J.norm()))
 

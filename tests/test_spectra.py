@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -201,6 +202,17 @@ def test_a_start_saves_products() -> None:
     for bad in (each, sc.svd(operator_of(J[:, :75]), 3)):
         with pytest.raises(BadArgument, match="A start is an SVD of an operator of the same shape"):
             sc.svd(near, 4, start=bad)
+
+
+def test_one_matrix_that_does_not_converge_is_decomposed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spectra, "PATIENCE", 24)
+    monkeypatch.setattr(spectra, "dense_plans", partial(costs.dense_plans, solver="krylov"))
+    easy = spectrum(0.3 ** np.arange(N), (N, 150))
+    hard = spectrum(1 + 1e-3 * np.arange(N)[::-1], (N, 150))
+    found = spectra.leading(torch.stack([easy, hard, 2 * easy]), torch.ones(N, dtype=torch.float64), 2)
+    assert [f.solver for f in found] == ["krylov", "dense", "krylov"]
+    for J, f in zip((easy, hard, 2 * easy), found, strict=True):
+        torch.testing.assert_close(f.S, torch.linalg.svdvals(J)[:2], rtol=1e-12, atol=0)
 
 
 def test_a_start_that_leads_nowhere_misses_nothing() -> None:

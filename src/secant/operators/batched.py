@@ -59,8 +59,10 @@ class DenseBatch:
         return (U.mT @ self.J).mT
 
     def select(self, which: Sequence[int]) -> DenseBatch:
-        """The batch of some of the matrices."""
-        return self if len(which) == self.shape[0] else DenseBatch(self.J[list(which)])
+        """The batch of some of the matrices, without a copy where they follow each other."""
+        if [*which] == [*range(which[0], which[-1] + 1)]:
+            return DenseBatch(self.J[which[0] : which[-1] + 1])
+        return DenseBatch(self.J[list(which)])
 
 
 class SingleMatrix:
@@ -167,6 +169,7 @@ class Counted:
         self.batch, self.shape, self.like = batch, batch.shape, batch.like
         self.scale = batch.like.new_ones(batch.shape[0])
         self.products = self.passes = 0
+        self._chosen, self._part = [*range(batch.shape[0])], batch
 
     def first(self, V: Float[Tensor, "n d_in w"]) -> Float[Tensor, "n d_out w"]:
         """J v of all matrices, with the scale chosen from it."""
@@ -177,15 +180,23 @@ class Counted:
     def forward(self, V: Float[Tensor, "n d_in w"], which: Sequence[int]) -> Float[Tensor, "n d_out w"]:
         """J v of some of the matrices."""
         self.products, self.passes = self.products + V.shape[2], self.passes + 1
-        return _finite(self.batch.select(which).forward(V) * self.scale[list(which), None, None])
+        return self._of(which).forward(V) * self.scale[list(which), None, None]
 
     def adjoint(self, U: Float[Tensor, "n d_out w"], which: Sequence[int]) -> Float[Tensor, "n d_in w"]:
         """Jᵀ u of some of the matrices."""
         self.products, self.passes = self.products + U.shape[2], self.passes + 1
-        return _finite(self.batch.select(which).adjoint(U) * self.scale[list(which), None, None])
+        return self._of(which).adjoint(U) * self.scale[list(which), None, None]
+
+    def _of(self, which: Sequence[int]) -> MatrixBatch:
+        """The batch of some of the matrices, copied once for all products with the same ones."""
+        if len(which) == 1:
+            return self.batch.select(which)
+        if self._chosen != [*which]:
+            self._chosen, self._part = [*which], self.batch.select(which)
+        return self._part
 
 
-def _finite(products: Tensor) -> Tensor:
+def finite(products: Tensor) -> Tensor:
     """The products. Raises NotConverged at NaN or infinity."""
     if not products.isfinite().all():
         raise NotConverged("Products with J must be finite", "NaN or infinity", "Use a wider precision.")

@@ -412,11 +412,24 @@ def leading(J: Float[Tensor, "n d_out d_in"], y: Float[Tensor, " d_out"], k: int
     return _of_matrices(J, y, Wanted(k, TOLERANCE[torch.promote_types(J.dtype, torch.float32)]), "auto")
 
 
+def operations(shape: tuple[int, int, int], k: int, like: Tensor) -> float:
+    """Operations of dense algebra that `leading` takes.
+
+    Args:
+        shape: (n, d_out, d_in).
+        k: The number of triplets.
+        like: A tensor of the matrices' type and device.
+
+    """
+    own = torch.promote_types(like.dtype, torch.float32)
+    return min(plan.operations for plan in dense_plans(shape, Wanted(k, TOLERANCE[own]), like.to(own)))
+
+
 def _of_matrices(
     J: Float[Tensor, "n d_out d_in"], y: Float[Tensor, " d_out"], wanted: Wanted, solver: str
 ) -> list[SVD]:
-    """By the given solver, or by the cheapest one; LAPACK replaces the cheapest if it does not converge soon."""
-    if not J.isfinite().all():
+    """By the given solver, or by the cheapest one; LAPACK decomposes matrices on which that does not converge soon."""
+    if not torch.stack(torch.aminmax(J)).isfinite().all():  # both are NaN if any element is
         raise BadArgument("An operator must be finite", "NaN or infinity", "Check the matrix that you give.")
     batch = DenseBatch(J)
     if solver != "auto":
@@ -427,13 +440,16 @@ def _of_matrices(
     try:
         return _signed(SOLVERS[solver].solve(batch, replace(wanted, limit=PATIENCE)), y, solver, J.dtype)
     except NotConverged:
+        if len(J) > 1:  # the others do converge
+            each = _groups(len(J), wanted, 1)
+            return [f for one, own in each for f in _of_matrices(J[one], y, own, "auto")]
         return _signed(SOLVERS["dense"].solve(batch, wanted), y, "dense", J.dtype)
 
 
-def _groups(op: Operator, wanted: Wanted, tokens: int | None, few: int) -> Iterator[tuple[slice, Wanted]]:
-    """Groups of blocks with what is asked of each group; one group for the whole operator."""
-    for start in range(0, tokens or 1, few):
-        group = slice(start, min(start + few, tokens or 1))
+def _groups(count: int, wanted: Wanted, few: int) -> Iterator[tuple[slice, Wanted]]:
+    """Groups of matrices with what is asked of each group."""
+    for start in range(0, count, few):
+        group = slice(start, min(start + few, count))
         yield group, replace(wanted, start=None if wanted.start is None else wanted.start[group])
 
 
@@ -442,7 +458,7 @@ def _by_forming(op: Operator, wanted: Wanted, tokens: int | None, solver: str, p
     report = progress or (lambda what, done, of: None)
     J = _solid(op, progress).dense()
     found: list[SVD] = []
-    for group, own in _groups(op, wanted, tokens, BLOCK_BATCH):
+    for group, own in _groups(tokens or 1, wanted, BLOCK_BATCH):
         blocks = J[:, group].movedim(1, 0) if tokens else J.flatten(1)[None]
         found += _of_matrices(blocks, op.output, own, solver)
         report("spectra", len(found), tokens or 1)
@@ -452,7 +468,7 @@ def _by_forming(op: Operator, wanted: Wanted, tokens: int | None, solver: str, p
 def _by_products(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
     """The triplets without J. Raises NotConverged, and Impatient where another plan is cheaper."""
     found: list[SVD] = []
-    for group, own in _groups(op, wanted, tokens, max(1, CHUNK // wanted.block)):
+    for group, own in _groups(tokens or 1, wanted, max(1, CHUNK // wanted.block)):
         batch: MatrixBatch
         if tokens:
             batch = Blocks(op.products, op.shape, tokens, range(tokens)[group], op.bias)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from secant.errors import BadArgument, NotConverged
 from secant.numeric import wide
-from secant.operators.batched import Counted, DenseBatch, MatrixBatch, unit_scale
+from secant.operators.batched import Counted, DenseBatch, MatrixBatch, finite, unit_scale
 
 STEPS = 8
 """Blocks in a Krylov space before it restarts."""
@@ -291,7 +291,7 @@ def _decomposed(A: Counted, wanted: Wanted) -> list[Triplets]:
     n, d_out, d_in = A.shape
     basis = torch.eye(min(d_out, d_in)).to(A.like).expand(n, -1, -1).contiguous()
     J = A.adjoint(basis, range(n)).mT if d_out <= d_in else A.forward(basis, range(n))
-    return [replace(f, products=A.products, passes=A.passes) for f in lapack(DenseBatch(J), wanted)]
+    return [replace(f, products=A.products, passes=A.passes) for f in lapack(DenseBatch(finite(J)), wanted)]
 
 
 def _matrices(batch: MatrixBatch) -> Tensor:
@@ -388,11 +388,11 @@ class _Space:
         lose digits.
         """
         if self.back.dtype == torch.float64:
-            _, S, vh = torch.linalg.svd(torch.linalg.qr(self.back, mode="r").R)
+            _, S, vh = torch.linalg.svd(finite(torch.linalg.qr(self.back, mode="r").R))
             return S, vh.mT
         rows = self._all[1][:, : self._used]
         slices = (part.double() for part in rows.split(2**16, dim=2))
-        values, vectors = torch.linalg.eigh(sum(part @ part.mT for part in slices))
+        values, vectors = torch.linalg.eigh(finite(sum(part @ part.mT for part in slices)))
         return values.flip(1).clamp_min(0).sqrt().to(rows), vectors.flip(2).to(rows)
 
 
@@ -483,7 +483,7 @@ def _bidiagonalised(A: Counted, wanted: Wanted) -> Tensor:
     )  # in a wider type, rounding would look like singular values
 
     def times(product: Callable[[Tensor, Sequence[int]], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda v: product(torch.as_tensor(v).to(A.like).reshape(1, -1, 1), [0]).cpu().numpy().reshape(-1)
+        return lambda v: finite(product(torch.as_tensor(v).to(A.like).reshape(1, -1, 1), [0])).cpu().numpy().reshape(-1)
 
     linear = scipy.sparse.linalg.LinearOperator((d_out, d_in), times(A.forward), times(A.adjoint), dtype=dtype)
     v0 = torch.randn(d_out, generator=torch.Generator().manual_seed(wanted.seed), dtype=torch.float64).numpy()

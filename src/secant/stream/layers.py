@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, SupportsIndex
 
 import pandas as pd
@@ -34,13 +35,14 @@ from secant.operators.decomposition import (
     VALUE,
     VECTOR,
     leading,
+    operations,
 )
 from secant.operators.operator import CHUNK, Graph
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, View
 from secant.stream.decode import RANK, SCORE, SIDE, SIDES, WORD, WORD_ID, Decodings, Side
-from secant.stream.sweep import STREAM, Matrices, before, layerwise, operators, plan, targets
+from secant.stream.sweep import STREAM, Matrices, before, layerwise_vectors, operators, plan, targets
 from secant.text import visible
 
 SPANS = ("cumulative", "layerwise")
@@ -467,31 +469,39 @@ def _layers(
     """All layers, from checked arguments."""
     inside, count = run.inside, len(run.inside.layers)
     chosen = plan(inside, method)
-    rows = sum(inside.graph[name].shape[1] for i in range(count) for name in targets(inside, i))
-    vectors = (chosen.vectors * ("cumulative" in spans) + rows * ("layerwise" in spans)) / count
-    whole = Plan(chosen.method, True, vectors / CHUNK, vectors, 0, chosen.memory)
+    vectors = chosen.vectors if "cumulative" in spans else 0.0
+    if "layerwise" in spans:
+        vectors += layerwise_vectors(inside, known="cumulative" in spans and chosen.method == "forward")
+    decomposing = len(spans) * sum(_decomposing(inside, i, k, all_tokens) for i in range(count))
+    whole = Plan(chosen.method, True, vectors / count / CHUNK, vectors / count, decomposing, chosen.memory)
     announce_plan(f"All {count} layers, {chosen.method} sweep", run.operator(), whole)
     readouts = Readouts.of(inside, position, readout is not None)
-    sweep = operators(inside, position, chosen.method) if "cumulative" in spans else None
     report = progress or (lambda what, done, of: None)
     alone = inside.without_streams() if "layerwise" in spans and inside.chain else None
     depths: list[Depth] = []
     blocks: list[Tensor] = []
     couplings: list[float] = []
-    for i in range(count):
-        if sweep is not None:
-            depths += _depths(run, readouts, i, "cumulative", next(sweep), inside.biases, k, all_tokens)
-        if "layerwise" in spans:
-            own = layerwise(inside, i, position)
-            blocks = [*blocks[-1:], *_added(own, position)]
-            couplings += (
-                [_mismatch(blocks[0], blocks[1], k)] if len(blocks) == 2 and blocks[0].shape == blocks[1].shape else []
-            )
+    for i, span, found in operators(inside, position, chosen.method, spans):
+        without = inside.biases
+        if span == "layerwise":
+            blocks = [*blocks[-1:], *_added(found, position)]
+            if len(blocks) == 2 and blocks[0].shape == blocks[1].shape:
+                couplings.append(_mismatch(blocks[0], blocks[1], k))
             without = alone if alone is not None and i else inside.without(before(inside, i))
-            depths += _depths(run, readouts, i, "layerwise", own, without, k, all_tokens)
-        report("layers", i + 1, count)
+        depths += _depths(run, readouts, i, span, found, without, k, all_tokens)
+        if span == max(spans):  # layerwise operators come last
+            report("layers", i + 1, count)
     decodings = Decodings(run.lm, token=int(run.logits[position].argmax()))
     return Layers(run, position, readout, chosen.method, depths, couplings, decodings)
+
+
+def _decomposing(inside: ActivationGraph, i: int, k: int, all_tokens: bool) -> float:
+    """Operations that the decompositions of one layer's operators take, for one span."""
+    T, d = inside.graph["embed"].shape
+    shapes = [(T, d), (1, T * d)] if all_tokens else [(T, d)]
+    names = dict.fromkeys([*targets(inside, i), f"layers.{i}"])
+    widths = [inside.graph[name].shape[1] for name in names]
+    return sum(operations((n, width, d_in), k, inside.graph["embed"]) for width in widths for n, d_in in shapes)
 
 
 def _depths(
@@ -559,6 +569,11 @@ class Readouts:
     rows: dict[str, tuple[int, int]]
     _frozen: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
+    @cached_property
+    def _scales(self) -> list[Tensor | None]:
+        """The diagonal of the norm at each row of each network, or None if a norm is not diagonal."""
+        return [_diagonal(Graph(network.input, network.points["norm"])) for network in self.networks]
+
     @classmethod
     def of(cls, inside: ActivationGraph, position: int, normed: bool) -> Readouts:
         """Returns the readouts of all layers, batched where the model allows it.
@@ -610,12 +625,14 @@ class Readouts:
         """
         if name not in self.rows:
             return J, b, self.inside.values[name][self.position]
-        network, row = self.networks[self.rows[name][0]], self.rows[name][1]
-        N = self._norm(*self.rows[name])
-        m, n = N.shape
-        diagonal = n == m and not (N - N.diagonal().diag()).any()
-        product = N.diagonal()[:, None, None] * J if diagonal else torch.einsum("mn,ntd->mtd", N, J)
-        return product, N @ b + network.biases["norm"][row], network.values["norm"][row]
+        index, row = self.rows[name]
+        network, scales = self.networks[index], self._scales[index]
+        if scales is not None:
+            product, constant = scales[row][:, None, None] * J, scales[row] * b
+        else:
+            N = self._norm(index, row)
+            product, constant = (N @ J.flatten(1)).view(-1, *J.shape[1:]), N @ b
+        return product, constant + network.biases["norm"][row], network.values["norm"][row]
 
     def _norm(self, network: int, row: int) -> Float[Tensor, "m n"]:
         """The frozen norm at one row. As many rows as the prompt has tokens are computed together: they take as much
@@ -632,3 +649,13 @@ class Readouts:
             norms = slopes.view(*graph.input.shape, m)[rows].mT
             own.update({(network, row + i): N for i, N in enumerate(norms)})
         return own[network, row]
+
+
+def _diagonal(norm: Graph) -> Float[Tensor, "rows n"] | None:
+    """The diagonal of a frozen norm, or None if any element of the output depends on another one of the input."""
+    if norm.y.shape != norm.x.shape:
+        return None
+    random = torch.randn(norm.x.numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(norm.x)
+    sums, mixed = norm.adjoint(torch.stack([torch.ones_like(random), random], 1)).T
+    diagonal = ((mixed - random * sums).abs() <= 8 * torch.finfo(sums.dtype).eps * (random * sums).abs()).all()
+    return sums.view(norm.x.shape) if diagonal else None

@@ -6,12 +6,17 @@ parts. A part that mixes tokens updates H ← H + A H. If a layer ends in a part
 position s is formed once, and H_s ← H_s + M_s H_s. A forward sweep costs T d vectors for each layer, whichever
 operators are asked for; backward passes cost d vectors for each part and each layer below it. Both keep the matrices of
 only one layer in memory, and the forward sweep also H.
+
+Layerwise operators take backward passes through one layer. A last part that mixes no tokens takes none: its operator is
+M_s times those of the parts before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from jaxtyping import Float
@@ -20,7 +25,7 @@ from torch import Tensor
 from secant.errors import BadArgument, TooLarge
 from secant.linearize.points import ActivationGraph
 from secant.memory import allowance, bytes_in_words
-from secant.operators.operator import CHUNK, Operator
+from secant.operators.operator import CHUNK, Graph, Operator
 
 METHODS = ("auto", "forward", "reverse")
 STREAM = "residual"
@@ -90,6 +95,17 @@ def reverse_cost(inside: ActivationGraph) -> Plan:
     return Plan("reverse", vectors, _spectra(inside))
 
 
+def layerwise_vectors(inside: ActivationGraph, known: bool) -> float:
+    """Returns how many vectors through one layer the layerwise operators of all layers take.
+
+    Args:
+        inside: The network.
+        known: Whether the matrices of parts that mix no tokens are known from a forward sweep.
+    """
+    shares = [SMALL if known and separate(inside, i) else 1.0 for i in range(len(inside.layers))]
+    return sum(s * inside.graph[n].shape[1] for i, s in enumerate(shares) for n in targets(inside, i))
+
+
 def _spectra(inside: ActivationGraph) -> float:
     """Bytes of one layer's matrices, the one of the stream before it, a readout of one, and its decomposition."""
     T, d = inside.graph["embed"].shape
@@ -117,42 +133,85 @@ def separate(inside: ActivationGraph, i: int) -> bool:
     return inside.additive(i) and inside.middle(i) is not None
 
 
-def operators(inside: ActivationGraph, position: int, method: str) -> Iterator[Matrices]:
-    """Yields the cumulative J of each layer's parts and stream, layer by layer."""
-    return forward(inside, position) if method == "forward" else reverse(inside, position)
+def operators(
+    inside: ActivationGraph, position: int, method: str, spans: Sequence[str] = ("cumulative",)
+) -> Iterator[tuple[int, str, Matrices]]:
+    """Yields each layer's number, the span, and J of its parts and stream, layer by layer, cumulative ones first.
+
+    Args:
+        inside: The network.
+        position: The position of the parts and the stream.
+        method: "forward" or "reverse", for cumulative operators.
+        spans: Some of "cumulative" (from the embeddings) and "layerwise" (from the stream before the layer).
+    """
+    nothing: tuple[Matrices, Tensor | None] = ({}, None)
+    ways = {"forward": forward, "reverse": reverse}
+    sweep = ways[method](inside, position) if "cumulative" in spans else repeat(nothing)
+    for i, (found, last) in zip(range(len(inside.layers)), sweep, strict=False):
+        if found:
+            yield i, "cumulative", found
+        del found
+        if "layerwise" in spans:
+            yield i, "layerwise", layerwise(inside, i, position, last)
 
 
-def reverse(inside: ActivationGraph, position: int) -> Iterator[Matrices]:
+def reverse(inside: ActivationGraph, position: int) -> Iterator[tuple[Matrices, None]]:
     """Yields the cumulative J of each layer from backward passes."""
-    T, d = inside.graph["embed"].shape
-    stream = torch.zeros(d, T, d).to(inside.graph["embed"])
-    stream[:, position] = torch.eye(d)
+    stream = _identity(inside, "embed", position)
     for i in range(len(inside.layers)):
-        found = rows(inside, "embed", targets(inside, i), i, position)
+        found = rows(inside, inside.graph["embed"], targets(inside, i), i, position)
         if STREAM not in found:
             found[STREAM] = sum(found.values(), start=stream)
         stream = found[STREAM]
-        yield found
+        yield found, None
 
 
-def layerwise(inside: ActivationGraph, i: int, position: int) -> Matrices:
-    """Returns J from the stream before a layer to its parts and to the stream after it."""
-    found = rows(inside, before(inside, i), targets(inside, i), i, position)
+def layerwise(inside: ActivationGraph, i: int, position: int, last: Tensor | None = None) -> Matrices:
+    """Returns J from the stream before a layer to its parts and to the stream after it.
+
+    Args:
+        inside: The network.
+        i: The layer.
+        position: The position of the parts and the stream.
+        last: The matrix of the layer's last part at the position, if that part mixes no tokens and the matrix is known.
+    """
+    x, names, itself = (
+        inside.graph[before(inside, i)],
+        targets(inside, i),
+        _identity(inside, before(inside, i), position),
+    )
+    middle = inside.middle(i) if inside.additive(i) else None
+    if middle is None:
+        found = rows(inside, x, names, i, position)
+    else:
+        stream, mixed = middle
+        if last is None:
+            last = rows(inside, stream, names[-1:], i, position)[_part(names[-1], i)][:, position]
+        found = rows(inside, x, names[:-1], i, position)
+        read = sum(found.values(), start=itself) if mixed else itself
+        found[_part(names[-1], i)] = (last @ read.flatten(1)).view(-1, *read.shape[1:])
     if STREAM not in found:
-        T, d = inside.graph[before(inside, i)].shape
-        itself = torch.zeros(d, T, d).to(inside.graph["embed"])
-        itself[:, position] = torch.eye(d)
         found[STREAM] = sum(found.values(), start=itself)
     return found
 
 
-def rows(inside: ActivationGraph, source: str, names: list[str], i: int, position: int) -> Matrices:
-    """Returns J of several points at one position. All of their rows share the same backward passes."""
-    x = inside.graph[source]
+def _identity(inside: ActivationGraph, name: str, position: int) -> Float[Tensor, "d T d"]:
+    """J of a stream at the position by itself at every position."""
+    T, d = inside.graph[name].shape
+    itself = torch.zeros(d, T, d).to(inside.graph[name])
+    itself[:, position] = torch.eye(d)
+    return itself
+
+
+def rows(inside: ActivationGraph, x: Tensor, names: list[str], i: int, position: int) -> Matrices:
+    """Returns J from x to several points of a layer at one position. Their rows share the same backward passes."""
+    if not names:
+        return {}
     with torch.inference_mode(False), torch.enable_grad():
         y = torch.cat([inside.graph[name][position] for name in names])
     nothing = torch.zeros_like(y).detach()
-    J = Operator(inside.network.graph(x, y), x.detach(), nothing, nothing).dense(CHUNK)
+    graph = inside.network.graph(x, y) if x is inside.graph["embed"] else Graph(x, y, _largest(inside, i))
+    J = Operator(graph, x.detach(), nothing, nothing).dense(CHUNK)
     blocks = J.split([inside.graph[name].shape[1] for name in names])
     return {_part(name, i): block for name, block in zip(names, blocks, strict=True)}
 
@@ -161,57 +220,70 @@ def _part(name: str, i: int) -> str:
     return STREAM if name == f"layers.{i}" else name.rpartition(".")[2]
 
 
-def forward(inside: ActivationGraph, position: int) -> Iterator[Matrices]:
-    """Yields the cumulative J of each layer from one forward sweep. H is `[columns, T, d]`, column by column."""
+def forward(inside: ActivationGraph, position: int) -> Iterator[tuple[Matrices, Tensor | None]]:
+    """Yields the cumulative J of each layer from one forward sweep, and the matrix of its last part at the position.
+
+    H is `[columns, T, d]`, column by column. There is no such matrix if the last part mixes tokens.
+    """
     T, d = inside.graph["embed"].shape
     H = torch.eye(T * d).to(inside.graph["embed"]).view(T * d, T, d)
     last = len(inside.layers) - 1
     for i in range(last + 1):
-        found, H = _through(inside, i, H, position, slice(position, position + 1) if i == last else slice(0, T))
-        yield {name: columns.T.reshape(-1, T, d) for name, columns in found.items()}
+        places = slice(position, position + 1) if i == last else slice(0, T)
+        found, H, alone = _through(inside, i, H, position, places)
+        yield {name: columns.T.reshape(-1, T, d) for name, columns in found.items()}, alone
 
 
 def _through(
     inside: ActivationGraph, i: int, H: Tensor, position: int, places: slice
-) -> tuple[dict[str, Tensor], Tensor]:
-    """H through each part of a layer at the position, `[columns, n]`, and H after the layer at the wanted places."""
+) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+    """H through each part of a layer at the position, `[columns, n]`, H after the layer at the wanted places, and the
+    matrix of the last part at the position if that part mixes no tokens.
+    """
     x, at = inside.graph[before(inside, i)], position - places.start
     kinds, middle = inside.parts(i), inside.middle(i) if inside.additive(i) else None
     if middle is None:
         here = slice(position, position + 1)
-        out = {part: _swept(inside, x, f"layers.{i}.{part}", H, here)[:, 0] for part in kinds}
-        H = _swept(inside, x, f"layers.{i}", H, places)
-        return {**out, STREAM: H[:, at]}, H
+        out = {part: _swept(inside, i, x, f"layers.{i}.{part}", H, here)[:, 0] for part in kinds}
+        H = _swept(inside, i, x, f"layers.{i}", H, places)
+        return {**out, STREAM: H[:, at]}, H, None
     stream, mixed = middle
-    out, after = {}, H[:, places].clone()
-    for part in kinds[:-1]:
-        more = _swept(inside, x, f"layers.{i}.{part}", H, places)
-        out[part] = more[:, at].clone()
-        after += more
-        del more
-    read = after if mixed else H[:, places]
+    added = {part: _swept(inside, i, x, f"layers.{i}.{part}", H, places) for part in kinds[:-1]}
+    out = {part: more[:, at].clone() for part, more in added.items()}
+    read = H[:, places]
+    after = read if mixed else read.clone()  # in place: H is not used again
+    while added:
+        after += added.popitem()[1]
     T, d = inside.graph["embed"].shape
     basis = torch.eye(stream.shape[1]).to(stream)[:, None].expand(-1, T, -1)
-    alone = _swept(inside, stream, f"layers.{i}.{kinds[-1]}", basis.contiguous(), places)  # M_s, transposed
-    for s in range(after.shape[1]):
-        reached = _reach(read[:, s], T) * d
-        more = read[:reached, s] @ alone[:, s]
+    alone = _swept(inside, i, stream, f"layers.{i}.{kinds[-1]}", basis.contiguous(), places)  # M_s, transposed
+    for s, tokens in enumerate(_reach(read, T)):
+        more = read[: tokens * d, s] @ alone[:, s]
         if s == at:
-            out[kinds[-1]] = torch.cat([more, more.new_zeros(len(H) - reached, more.shape[1])])
-        after[:reached, s] += more  # a place reads only its own rows, which are written after that
-    return {**out, STREAM: after[:, at]}, after
+            out[kinds[-1]] = torch.cat([more, more.new_zeros(len(H) - len(more), more.shape[1])])
+        after[: len(more), s] += more  # a place reads only its own rows, which are written after that
+    return {**out, STREAM: after[:, at].clone()}, after, alone[:, at].T
 
 
-def _reach(columns: Tensor, tokens: int) -> int:
-    """How many tokens there are, up to the last one that this place depends on."""
-    reaching = columns.view(tokens, -1, columns.shape[1]).ne(0).any(2).any(1).nonzero().flatten()
-    return int(reaching[-1]) + 1 if len(reaching) else 0
+def _reach(H: Float[Tensor, "columns places d"], tokens: int) -> list[int]:
+    """How many tokens there are, up to the last one that each place depends on."""
+    columns = H.view(tokens, -1, *H.shape[1:])
+    reached = ((columns.amax(3) != 0) | (columns.amin(3) != 0)).any(1)
+    number = torch.arange(1, tokens + 1, device=H.device)[:, None]
+    return (reached * number).amax(0).tolist()
 
 
-def _swept(inside: ActivationGraph, x: Tensor, target: str, H: Tensor, places: slice) -> Tensor:
-    """The columns of H, `[columns, T, d]`, mapped from x to some places of a point, `[columns, places, n]`."""
+def _swept(inside: ActivationGraph, i: int, x: Tensor, target: str, H: Tensor, places: slice) -> Tensor:
+    """The columns of H, `[columns, T, d]`, mapped from x to some places of a layer's point, `[columns, places, n]`."""
     y = inside.graph[target]
     whole = places == slice(0, len(y))
     with torch.inference_mode(False), torch.enable_grad():
-        graph = inside.network.graph(x, y.flatten() if whole else y[places].flatten())
+        graph = Graph(x, y.flatten() if whole else y[places].flatten(), _largest(inside, i))
     return graph.forward(H.flatten(1).T).T.view(len(H), places.stop - places.start, y.shape[1])
+
+
+def _largest(inside: ActivationGraph, i: int) -> int:
+    """Elements of the largest tensor in a layer. The head is wider and would make batches smaller."""
+    start = inside.layers[i - 1].output.step + 1 if i else 0
+    steps = inside.network.recording.tape.steps[start : inside.layers[i].output.step + 1]
+    return max(math.prod(step.shape) for step in steps)
