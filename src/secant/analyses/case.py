@@ -18,8 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.analyses.attribution import Attribution, attribute
+from secant.analyses.lens import Lens, lens
 from secant.analyses.origins import Origin, origin_of
-from secant.errors import integer
+from secant.analyses.sensitivity import Sensitivity, beside
+from secant.errors import NoPoint, integer
 from secant.linearize.run import Run
 from secant.memory import Progress, limited
 from secant.numeric import lengths, wide
@@ -27,7 +29,7 @@ from secant.operators.batched import token_terms
 from secant.operators.cost import announce_plan, row_plan
 from secant.operators.decomposition import SVD, decomposed
 from secant.operators.operator import Matrix, Operator
-from secant.stream.decode import Decodings, Null, Side, Word, null
+from secant.stream.decode import Decodings, Null, Side, Word, decode, null
 from secant.stream.layers import SPANS, Layers, layers
 
 CELLS = 48
@@ -116,10 +118,20 @@ class Case:
         yield None, None, self.whole
 
     @cached_property
-    def norms(self) -> list[float]:
-        """‖J_t (x_t - x₀_t)‖ of each token: the norm of what it contributes to the final hidden state."""
+    def terms(self) -> Float[Tensor, "T d_out"]:
+        """J_t (x_t - x₀_t) of each token: what it contributes to the final hidden state."""
         moved = self.op.input - self._origin.embeddings if self._origin.moved else None
-        return lengths(token_terms(self.op, moved), 1).tolist()
+        return token_terms(self.op, moved)
+
+    @cached_property
+    def norms(self) -> list[float]:
+        """The norms of these terms."""
+        return lengths(self.terms, 1).tolist()
+
+    @cached_property
+    def written(self) -> list[list[Word]]:
+        """The top tokens of each of these terms."""
+        return decode(self.run.lm, self.terms.T, "output", self.top, null=self.null("output"))
 
     @cached_property
     def _origin(self) -> Origin:
@@ -174,6 +186,20 @@ class Case:
                 self.run, None, versus, baseline=self.baseline, parts=parts, flow=flow, origin=self.origin
             )
         return self._attributions[key]
+
+    @cached_property
+    def sensitivity(self) -> Sensitivity:
+        """The attribution of the predicted token's logit under other conventions, and what deleting each token does."""
+        return beside(self.run, self.attribution(), baseline=self.baseline, origin=self.origin)
+
+    @cached_property
+    def lens(self) -> Lens | None:
+        """The lens on the predicted token; None if the model's layers can't be read out."""
+        try:
+            origin = None if self.origin == "reference" else self.origin
+            return lens(self.run, top=self.top, baseline=self.baseline, origin=origin, progress=self._progress)
+        except NoPoint:
+            return None
 
     @cached_property
     def image(self) -> Float[Tensor, "R T C"]:

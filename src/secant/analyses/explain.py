@@ -8,6 +8,7 @@ output, and what random directions decode to.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from torch import Tensor
 from secant.analyses.attribution import CONTRIBUTIONS, FLOW, Attribution
 from secant.analyses.case import Case
 from secant.analyses.continuation import STEPS, Steps, follow
+from secant.analyses.lens import Lens
 from secant.analyses.origins import origin_line, origin_named
+from secant.analyses.sensitivity import EFFECT, Sensitivity
+from secant.analyses.sinks import RECEIVED, SINK, sinks
 from secant.analyses.targets import baseline_named
 from secant.errors import BadArgument, checked, integer
 from secant.linearize.conventions import Named
@@ -45,7 +49,7 @@ from secant.results.view import Cell, Grid, Shown, Style, View
 from secant.stream.decode import RANK, SCORE, SIDE, WORD, WORD_ID, Null, Side, Word, Z, ranked
 from secant.stream.layers import Layers
 from secant.stream.sweep import STREAM
-from secant.text import named, visible
+from secant.text import named, readable, visible
 
 CONTRIBUTED = Column(
     "contribution",
@@ -75,12 +79,27 @@ TOKENS = Table(
         TOKEN_ID,
         CONTRIBUTED,
         SHARE,
+        EFFECT,
+        RECEIVED,
+        SINK,
         NORM,
+        Column(
+            "written",
+            str,
+            "top tokens of J_t (x_t - x₀_t), what the token contributes, best first",
+            heading="contributes (J x)",
+        ),
+        Column("written_z", float, "z of the first of them", "standard deviations", heading="z", missing=True),
         VALUE.but(meaning="σ₀, the largest singular value of the token's block J_t", heading="σ₀"),
         STABLE_RANK.but(meaning="‖J_t‖_F² / σ₀²: how many directions matter"),
         Column("output", str, "top tokens of the first left singular vector, best first", heading="writes (U₀)"),
         Column("input", str, "top tokens of the first right singular vector, best first", heading="reads (V₀)"),
     ),
+)
+WRITTEN = Table(
+    "written",
+    "a top token of what a token contributes to the final hidden state",
+    (POSITION, TOKEN, RANK.but(meaning="rank among the top tokens, from 0"), WORD, WORD_ID, SCORE, Z),
 )
 SINGULAR_VALUES = Table("singular_values", "a singular value of a token's block", (POSITION, TOKEN, *SPECTRUM))
 WORDS = Table(
@@ -143,6 +162,12 @@ CHANCE = Table(
         Column("samples", int, "how many directions were drawn", "directions"),
     ),
 )
+
+CHANCE_Z = 2.0
+"""Top tokens with a smaller z are at chance: random directions have as good ones. Views dim them."""
+
+SHOWN, LARGEST, DEPTHS = 40, 12, 32
+"""Views show all of at most SHOWN tokens, the LARGEST contributors of longer prompts, and at most DEPTHS layers."""
 
 ALTERNATIVES = 4
 """How many other predictions evidence compares the first one with."""
@@ -253,6 +278,11 @@ class Explanation(Result):
         outputs: The top tokens of each left singular vector, as token x vector x rank.
         inputs: The top tokens of each right singular vector, as token x vector x rank.
         norms: ‖J_t (x_t - x₀_t)‖ of each token, with the origin x₀, by default zero.
+        written: The top tokens of J_t (x_t - x₀_t), as token x rank.
+        sensitivity: Contributions under other conventions, and what deleting each token does.
+        lens: What the model would say at every depth; None if its layers can't be read out.
+        received: The mean attention that each token receives from later ones; None where it is unknown.
+        sinks: Why each token counts as an attention sink; empty if it does not.
         case: What computed it, and computes its evidence.
         layers: Every layer, if `explain` was called with layers=True.
         steps: The model's continuation, if `explain` was called with more than one step.
@@ -261,7 +291,9 @@ class Explanation(Result):
 
     """
 
-    schema = (TOKENS, PREDICTIONS, SINGULAR_VALUES, WORDS, *Layers.schema, STEPS)
+    schema = (
+        TOKENS, PREDICTIONS, WRITTEN, SINGULAR_VALUES, WORDS, *Sensitivity.schema, *Lens.schema, *Layers.schema, STEPS,
+    )  # fmt: skip
 
     run: Run
     attribution: Attribution
@@ -269,6 +301,11 @@ class Explanation(Result):
     outputs: list[list[list[Word]]] = field(repr=False)
     inputs: list[list[list[Word]]] = field(repr=False)
     norms: list[float] = field(repr=False)
+    written: list[list[Word]] = field(repr=False)
+    sensitivity: Sensitivity = field(repr=False)
+    lens: Lens | None = field(repr=False)
+    received: list[float | None] = field(repr=False)
+    sinks: list[str] = field(repr=False)
     case: Case = field(repr=False)
     layers: Layers | None = None
     steps: Steps | None = None
@@ -276,14 +313,25 @@ class Explanation(Result):
     memory: int | None = field(default=None, repr=False)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Returns `tokens`, `predictions`, `singular_values`, `words`, and those of layers and steps if it has them."""
+        """Returns `tokens`, `predictions`, `written`, `singular_values` and `words`; the tables of the sensitivity; and
+        those of lens, layers and steps if it has them.
+        """
         vectors = [(t, token, f) for t, (token, f) in enumerate(zip(self.run.tokens, self.svds, strict=True))]
         spectra = [{"position": t, "token": token, **row} for t, token, f in vectors for row in f.spectrum()]
         return {
             "tokens": self._tokens(),
             "predictions": self.run.tables()["predictions"],
+            "written": WRITTEN.frame(
+                [
+                    {"position": t, "token": token, **word}
+                    for t, (token, own) in enumerate(zip(self.run.tokens, self.written, strict=True))
+                    for word in ranked(own)
+                ]
+            ),
             "singular_values": SINGULAR_VALUES.frame(spectra),
             "words": self.words(),
+            **self.sensitivity.tables(),
+            **({} if self.lens is None else self.lens.tables()),
             **({} if self.layers is None else self.layers.tables()),
             **({} if self.steps is None else self.steps.tables()),
         }
@@ -298,7 +346,12 @@ class Explanation(Result):
                 self.run.ids,
                 contributions,
                 map(self.attribution.share, contributions),
+                self.sensitivity.effects or [math.nan] * len(contributions),
+                self.received,
+                self.sinks,
                 self.norms,
+                [" ".join(w.token.strip() for w in words) for words in self.written],
+                [words[0].z if words else None for words in self.written],
                 (f.S[0].item() for f in self.svds),
                 (f.stable_rank for f in self.svds),
                 *(
@@ -333,6 +386,7 @@ class Explanation(Result):
             "certificate": asdict(self.run.certificate),
             **self.attribution.about(),
             "constant": {"contribution": constant, "share": self.attribution.share(constant)},
+            "sensitivity": self.sensitivity.line,
         }
         return said if self.steps is None else {**said, "continuation": self.steps.about()}
 
@@ -351,54 +405,134 @@ class Explanation(Result):
         }
 
     def view(self) -> View:
-        """Shows the predictions, the certificate, and a row for each token; then layers and steps."""
-        c, a = self.run.certificate, self.attribution
+        """Shows the prediction, what each token contributes to it, the lens, and spectra; then layers and steps."""
+        a = self.attribution
         guesses = [f"{visible(p.token)} {p.probability:.1%}" for p in self.run.prediction[:5]]
-        facts = {"next token": "   ".join(guesses), "certificate": c.lines()}
-        if c.ordinary is not None:
-            facts["certificate"] = [*c.lines(), f"the ordinary Jacobian is off by {c.ordinary:.0%}"]
-        if a.origin != "zero":
-            facts["origin"] = f"contributions are measured from {origin_line(a.origin)}"
-        several = any(len(f.blocks[0]) > 1 for f in self.svds)
-        legend = (
-            f"share: of the logit of {visible(a.target)} ({a.logit:.4f}); the shares sum to it to "
-            f"{abs(a.total - a.logit):.0e}. σ₀: largest singular value of the token's block J, R: its stable rank. "
-            "writes, reads: top tokens of its first left and right singular vectors."
-        )
-        legend += " ≈: the next σ is near-equal, so that the vector by itself means nothing." if several else ""
-        legend += "" if a.logit > 0 else " The logit is negative: a positive share lowers it."
-        grids = [replace(self._by_token(), note=legend)]
+        facts: dict[str, Any] = {"prompt": readable("".join(self.run.tokens)), "next token": "   ".join(guesses)}
+        facts |= {name: fact for name, fact in a.view().facts.items() if name != "origin"}
+        facts["conventions"] = self.sensitivity.line
+        if any("received" in why for why in self.sinks):
+            facts["sinks"] = self._sink_line()
+        facts["certificate"] = self.run.certificate.lines()
+        grids = [self._contributions(), *([] if self.lens is None else [self._lens(self.lens)]), self._spectra()]
         for view in (result.view() for result in (self.layers, self.steps) if result is not None):
             *first, last = view.grids
             grids += [*first, replace(last, note=" ".join(view.notes))]
-        return View(
-            f"Explanation by {named(self.run.lm.name)}",
-            facts,
-            grids,
-        )
+        return View(f"Explanation by {named(self.run.lm.name)}", {k: v for k, v in facts.items() if v}, grids)
 
-    def _by_token(self) -> Grid:
-        """A row for each token, one for the origin unless it is zero, and one for the constants."""
+    def _sink_line(self) -> str:
+        """Which tokens are attention sinks, and how much attention they receive."""
+        said = [
+            f"{visible(token)} receives {mass:.0%} of later tokens' attention"
+            for token, mass, why in zip(self.run.tokens, self.received, self.sinks, strict=True)
+            if "received" in why and mass is not None
+        ]
+        return ", ".join(said)
+
+    def _chosen(self) -> list[int]:
+        """The tokens that are shown: all, or the largest contributors of a long prompt."""
+        size = self.attribution.of("token")["contribution"].abs().reset_index(drop=True)
+        return list(size.index) if len(size) <= SHOWN else sorted(size.nlargest(LARGEST).index)
+
+    def _contributions(self) -> Grid:
+        """A row for each token that is shown, one for the others together, and one for the constants."""
+        own, others = self.attribution, [*self.sensitivity.attributions][1:]
+        columns = [Shown("", "integer"), Shown("token", most=16), Shown("logit", "logit"), Shown("", "bar", spare=4)]
+        columns += [Shown(label, "logit", spare=3) for label in others]
+        columns += [] if self.sensitivity.effects is None else [Shown("deleted", "logit", spare=2)]
+        columns += [Shown("contributes (J x)", "tokens"), Shown("z", "number", spare=1)]
+        beside = {label: self.sensitivity.contributions(label) for label in (own.convention, *others)}
+        effects, chosen = self.sensitivity.effects, self._chosen()
+        largest = max(map(abs, beside[own.convention]), default=0.0)
+        rows: list[list[Any]] = []
+        for t in chosen:
+            value, z = beside[own.convention][t], self.written[t][0].z if self.written[t] else None
+            style: Style = "" if z is None or z >= CHANCE_Z else "dim"
+            words = Cell([w.token for w in self.written[t]], style)
+            token = Cell(self.run.tokens[t], "dim" if self.sinks[t] else "", show="token")
+            cells = [t, token, Cell(value, "strong" if abs(value) == largest else ""), value]
+            gone = [] if effects is None else [effects[t]]
+            rows.append([*cells, *(beside[label][t] for label in others), *gone, words, Cell(z, style)])
+        rest = [t for t in range(len(self.run.tokens)) if t not in chosen]
+        blank = [] if effects is None else [None]
+        if rest:
+            sums = [sum(values[t] for t in rest) for values in beside.values()]
+            rows.append([None, f"{len(rest)} others", sums[0], sums[0], *sums[1:], *blank, (), None])
+        constants = [a.constant for a in self.sensitivity.attributions.values()]
+        for name, value in own.constants.items():
+            rows.append([None, name, value, value, *constants[1:], *blank, (), None])
+        legend = (
+            f"logit: contribution under the convention {own.convention}; with the last rows they sum to the logit to "
+            f"{abs(own.total - own.logit):.0e}. "
+        )
+        if own.origin == "reference":
+            legend += (
+                "They are measured from random tokens after the prompt's first one, which contributes 0 by "
+                "construction; reference: the logit that the model itself gives there. "
+            )
+        elif own.origin != "zero":
+            legend += f"They are measured from {origin_line(own.origin)}. "
+        if others:
+            legend += f"{', '.join(others)}: under these conventions, which are as exact. "
+        if effects is not None:
+            legend += "deleted: what the model's own logit loses without the token. "
+        legend += (
+            f"contributes: top tokens of J x, under {self.run.certificate.convention}; z: how far the first is above "
+            f"chance, dim below {CHANCE_Z:.0f}. Dim tokens are attention sinks or first."
+        )
+        return Grid(columns, rows, "what each token contributes", note=legend)
+
+    def _lens(self, lens: Lens) -> Grid:
+        """The lens, layer by layer: the top token, and the token that contributes most to the predicted one's logit."""
+        terms = lens.contributions()
+        rows = []
+        table = lens.at().reset_index(drop=True)
+        step = -(-len(table) // DEPTHS)
+        for row, own in zip(table.itertuples(index=False), terms.to_numpy().tolist(), strict=True):
+            if (len(table) - 1 - row.layer) % step:
+                continue
+            values = own[: len(lens.tokens)]
+            most = max(range(len(values)), key=lambda t: abs(values[t]))
+            strong: Style = "strong" if row.rank == 0 else ""
+            rows.append([
+                row.layer, Cell(row.top, strong), row.top_probability, Cell(row.probability, strong), row.probability,
+                row.rank, row.logit, lens.tokens[most], values[most],
+            ])  # fmt: skip
         columns = [
-            Shown("", "integer"), Shown("token", most=16), Shown("share", "share"),
-            Shown("", "bar", spare=3), Shown("‖J x‖", "number", spare=2),
+            Shown("layer", "integer"), Shown("top token", "token", most=14), Shown("p", "percent"),
+            Shown(f"p {visible(lens.target)}", "percent"), Shown("", "bar", spare=2), Shown("rank", "integer"),
+            Shown("logit", "logit"), Shown("most from", "token", most=14, spare=1), Shown("", "logit", spare=1),
+        ]  # fmt: skip
+        note = (
+            "The residual stream after each layer, read out by the final norm at its own statistics and the head. most "
+            f"from: the token that contributes most to the logit there, under {lens.convention}."
+        )
+        return Grid(columns, rows, f"the lens: {visible(lens.target)} by layer", note=note)
+
+    def _spectra(self) -> Grid:
+        """A row for each token that is shown: its norm, spectrum and singular vectors."""
+        columns = [
+            Shown("", "integer"), Shown("token", most=16), Shown("‖J x‖", "number", spare=2),
             Shown("σ₀", "number"), Shown("R", "rank", spare=2), Shown("writes (U₀)", "tokens"),
             Shown("reads (V₀)", "tokens"),
         ]  # fmt: skip
-        frame = self._tokens()
-        largest = frame["share"].abs().max()
         rows: list[tuple[Any, ...]] = []
-        for row, f, out, into in zip(frame.itertuples(index=False), self.svds, self.outputs, self.inputs, strict=True):
-            near = "≈" if len(f.blocks[0]) > 1 else ""
-            bold: Style = "strong" if abs(row.share) == largest else ""
-            tokens = ([w.token for w in side[0]] for side in (out, into))
-            rows.append((
-                row.position, Cell(row.token, show="token"), Cell(row.share, bold), row.contribution, row.norm,
-                Cell(row.sigma, mark=near), row.stable_rank, *tokens,
-            ))  # fmt: skip
-        for name, own in self.attribution.constants.items():
-            rows.append((None, name, self.attribution.share(own), own, None, None, None, (), ()))
-        return Grid(columns, rows)
+        for t in self._chosen():
+            f, near = self.svds[t], "≈" if len(self.svds[t].blocks[0]) > 1 else ""
+            words = []
+            for side in (self.outputs[t], self.inputs[t]):
+                z = side[0][0].z if side[0] else None
+                words.append(Cell([w.token for w in side[0]], "" if z is None or z >= CHANCE_Z else "dim"))
+            token = Cell(self.run.tokens[t], show="token")
+            rows.append((t, token, self.norms[t], Cell(f.S[0].item(), mark=near), f.stable_rank, *words))
+        note = (
+            f"Under the convention {self.run.certificate.convention}. σ₀: largest singular value of the token's block "
+            "J, R: its stable rank. writes, reads: top tokens of its first left and right singular vectors; dim: at "
+            "chance."
+        )
+        several = any(len(f.blocks[0]) > 1 for f in self.svds)
+        note += " ≈: the next σ is near-equal, so that the vector by itself means nothing." if several else ""
+        return Grid(columns, rows, "spectra", note=note)
 
     @checked
     def evidence(
@@ -646,7 +780,7 @@ def explained(
         origin_named(origin)
     baseline_named(baseline)
     with timed("freezing", seconds):
-        run = freeze(lm, prompt, convention=convention, precision=precision, ordinary=True, top=max(top, 10), seed=seed)
+        run = freeze(lm, prompt, convention=convention, precision=precision, top=max(top, 10), seed=seed)
     case = Case(
         run, countable(run.operator(), k, per_token=True), top, seed, nulls=nulls, origin=origin, baseline=baseline
     )
@@ -657,8 +791,12 @@ def explained(
             svds = case.blocks
         with timed("words", seconds):
             outputs, inputs = case.words(svds, "output"), case.words(svds, "input")
-        with timed("norms", seconds):
-            norms = case.norms
+        with timed("terms", seconds):
+            norms, written = case.norms, case.written
+        with timed("sensitivity", seconds):
+            beside, (mass, why) = case.sensitivity, sinks(run)
+        with timed("lens", seconds):
+            lens = case.lens
         every_layer, continuation = None, None
         if layers:
             with timed("layers", seconds):
@@ -668,5 +806,6 @@ def explained(
                 continuation = follow(run, steps, origin=origin, baseline=baseline, progress=progress)
     memory = peak(lm.device)
     return Explanation(
-        run, attribution, svds, outputs, inputs, norms, case, every_layer, continuation, seconds, memory
+        run, attribution, svds, outputs, inputs, norms, written, beside, lens, mass, why, case, every_layer,
+        continuation, seconds, memory,
     )  # fmt: skip

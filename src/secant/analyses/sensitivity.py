@@ -44,6 +44,11 @@ BATCH_SIZE, ELEMENTS = 64, 2**27
 
 CORRELATION = "correlation"
 
+EFFECT = Column(
+    "effect", float, "what the model's own logit loses if the token is deleted; missing if it was not", LOGIT,
+    heading="deleted", show="logit", missing=True,
+)  # fmt: skip
+
 BESIDE = Table(
     "by_convention",
     "a token's contribution under a convention",
@@ -72,10 +77,9 @@ DELETION = Table(
     (
         POSITION,
         TOKEN,
-        Column("effect", float, "what the model's own logit loses without the token; missing if nothing is left", LOGIT,
-               heading="deleted", show="logit", missing=True),
+        EFFECT,
     ),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,20 +237,51 @@ def sensitivity(
         SecantError: Any error of `attribute` and `freeze`.
 
     """
-    at, first = run.rows(position)[0], run.under(convention)
-    labels = dict.fromkeys([first.certificate.convention, *(convention_named(c).label for c in conventions)])
-    with limited(max_memory):
-        found = {
-            label: attribute(
-                run, target, versus, position=at, convention=label, baseline=baseline, parts=False,
-                origin=origin if label == first.certificate.convention or origin != "reference" else None,
-            )
-            for label in labels
-        }  # fmt: skip
-        effects = None
-        if deletion or (deletion is None and len(run.ids) <= DELETED):
-            wanted = target_of(run, at, target, versus, baseline, None)
-            effects = deleted(run, at, wanted.weights)
+    at = run.rows(position)[0]
+    how: dict[str, Any] = {"position": at, "baseline": baseline, "max_memory": max_memory}
+    first = attribute(run, target, versus, convention=convention, origin=origin, parts=False, **how)
+    return beside(run, first, target, versus, origin=origin, conventions=conventions, deletion=deletion, **how)
+
+
+def beside(
+    run: Run,
+    first: Attribution,
+    target: Any = None,
+    versus: str | SupportsIndex | None = None,
+    *,
+    position: int = -1,
+    baseline: str = "vocabulary",
+    origin: str | Tensor | None = None,
+    conventions: Sequence[Named] = OTHERS,
+    deletion: bool | None = None,
+    max_memory: float | str | None = None,
+) -> Sensitivity:
+    """Returns what `sensitivity` does, for an attribution that has been computed.
+
+    Args:
+        run: The run.
+        first: The attribution that others are compared with.
+        target: Its target; the other arguments are those of `sensitivity`.
+        versus: The token whose logit is subtracted.
+        position: The position.
+        baseline: What logits are measured from.
+        origin: What contributions are measured from.
+        conventions: The other conventions.
+        deletion: Whether each token is deleted.
+        max_memory: Bytes to work in, or a size.
+
+    """
+    how: dict[str, Any] = {"position": position, "baseline": baseline, "parts": False, "max_memory": max_memory}
+    how["origin"] = None if isinstance(origin, str) and origin == "reference" else origin
+    found = {first.convention: first}
+    for label in dict.fromkeys(convention_named(each).label for each in conventions):
+        if label not in found:
+            found[label] = attribute(run, target, versus, convention=label, **how)
+    effects = None
+    if deletion or (deletion is None and len(run.ids) <= DELETED):
+        at = run.rows(position)[0]
+        with limited(max_memory):
+            effects = deleted(run, at, target_of(run, at, target, versus, baseline, None).weights)
     return Sensitivity(found, effects)
 
 

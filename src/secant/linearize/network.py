@@ -296,16 +296,21 @@ class Network:
         zero, _ = replayed(self.lm, self.recording, torch.zeros_like(self.input), self.precision)
         return {name: b.detach() for name, b in zero.items()}
 
-    def graph(self, x: Tensor, y: Tensor) -> Graph:
-        """Returns products with the derivative of y by x, two tensors of the graph, with the cost of a pass."""
-        return Graph(x, y, *self._size)
+    def graph(self, x: Tensor, y: Tensor, target: str = "logits") -> Graph:
+        """Returns products with the derivative of y by x, two tensors of the graph, with the cost of a pass.
+
+        Args:
+            x: The input.
+            y: The output.
+            target: `norm` or `logits`, which y is or precedes.
+        """
+        return Graph(x, y, self.recording.tape.largest([self.recording.steps[target]]), self._weights)
 
     @cached_property
-    def _size(self) -> tuple[int, int]:
-        """Elements of the largest tensor in a pass, and the number of weights that a pass multiplies by."""
+    def _weights(self) -> int:
+        """The number of weights that a pass multiplies by."""
         embedding = self.lm.model.get_input_embeddings().weight.numel()
-        weights = sum(p.numel() for p in self.lm.model.parameters()) - embedding
-        return self.recording.tape.largest(self.recording.steps.values()), weights
+        return sum(p.numel() for p in self.lm.model.parameters()) - embedding
 
     @cached_property
     def with_constants(self) -> tuple[dict[str, Tensor], list[InjectedConstant]]:
@@ -350,7 +355,7 @@ class Network:
             return values[target][list(rows)][:, chosen].flatten()
 
         with torch.inference_mode(False), torch.enable_grad():
-            graph = self.graph(self.input, at(self.points))
+            graph = self.graph(self.input, at(self.points), target)
         output = at(self.recording.values).to(self.precision)
         return Operator(graph, self.input.detach(), output, at(self.biases), about or {})
 
