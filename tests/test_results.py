@@ -36,6 +36,8 @@ MADE: dict[str, Callable[[sc.LM, sc.Run], Result]] = {
     "Run": lambda lm, run: run,
     "SVD": lambda lm, run: sc.svd(run.operator(), 3),
     "Attribution": lambda lm, run: sc.attribute(run, flow=True),
+    "Lens": lambda lm, run: sc.lens(run, parts=True, top=3),
+    "Sensitivity": lambda lm, run: sc.sensitivity(run, conventions=["gate", "up"]),
     "Null": lambda lm, run: sc.null(lm, "input", 3, samples=5),
     "Largest, columns": lambda lm, run: sc.largest(lm, run.operator().block(2), count=2, top=2),
     "Largest, rows": lambda lm, run: sc.largest(lm, run.operator(), "rows", count=2, top=2),

@@ -36,6 +36,7 @@ from secant.linearize.run import (
 )
 from secant.memory import Progress
 from secant.model.lm import LM, Prompt
+from secant.numeric import relative
 from secant.operators.decomposition import SPECTRUM, STABLE_RANK, VALUE, VECTOR
 from secant.results.formats import shown
 from secant.results.result import Result
@@ -373,7 +374,7 @@ def compare(
         for convention in labels:
             e = explained(
                 lm, prompt, k=k, top=top, convention=convention, precision=precision, seed=seed,
-                max_memory=max_memory, progress=progress, nulls=nulls,
+                max_memory=max_memory, progress=progress, nulls=nulls, beside=False,
             )  # fmt: skip
             with e.case.working(max_memory, progress):
                 subjects.append(_subject(label, convention, e, prompt, top))
@@ -459,7 +460,7 @@ def _subject(model: str, convention: str, e: Explanation, prompt: Prompt, top: i
         "forward_equal": c.forward_equal,
         "reconstruction": c.reconstruction,
         "affinity": c.affinity,
-        "ordinary": c.ordinary,
+        "ordinary": relative(run.ordinary, run.hidden[-1]),
         "bias": c.constants,
         "constants": e.attribution.share(e.attribution.constant),
         "stable_rank": whole.stable_rank,
@@ -470,8 +471,12 @@ def _subject(model: str, convention: str, e: Explanation, prompt: Prompt, top: i
         "depth_among": depth(among.get(None)),
         "no_layers": why,
     }
-    rows = e.to_pandas().drop(columns=["output", "input"]).to_dict("records")
-    for t, row in enumerate(rows):
+    contributions = e.attribution.of("token")["contribution"].tolist()
+    rows: list[Row] = []
+    for t, (token, contribution, f) in enumerate(zip(run.tokens, contributions, e.svds, strict=True)):
+        row = {"position": t, "token": token, "id": run.ids[t], "contribution": contribution, "norm": e.norms[t]}
+        row |= {"share": e.attribution.share(contribution), "sigma": f.S[0].item(), "stable_rank": f.stable_rank}
+        rows.append(row)
         row |= {"first_seen": seen.get(t), "depth": depth(seen.get(t))}
         row |= {"among": among.get(t), "depth_among": depth(among.get(t))}
     predictions = [

@@ -279,8 +279,6 @@ class Explanation(Result):
         inputs: The top tokens of each right singular vector, as token x vector x rank.
         norms: ‖J_t (x_t - x₀_t)‖ of each token, with the origin x₀, by default zero.
         written: The top tokens of J_t (x_t - x₀_t), as token x rank.
-        sensitivity: Contributions under other conventions, and what deleting each token does.
-        lens: What the model would say at every depth; None if its layers can't be read out.
         received: The mean attention that each token receives from later ones; None where it is unknown.
         sinks: Why each token counts as an attention sink; empty if it does not.
         case: What computed it, and computes its evidence.
@@ -302,8 +300,6 @@ class Explanation(Result):
     inputs: list[list[list[Word]]] = field(repr=False)
     norms: list[float] = field(repr=False)
     written: list[list[Word]] = field(repr=False)
-    sensitivity: Sensitivity = field(repr=False)
-    lens: Lens | None = field(repr=False)
     received: list[float | None] = field(repr=False)
     sinks: list[str] = field(repr=False)
     case: Case = field(repr=False)
@@ -311,6 +307,16 @@ class Explanation(Result):
     steps: Steps | None = None
     seconds: dict[str, float] = field(default_factory=dict, repr=False)
     memory: int | None = field(default=None, repr=False)
+
+    @property
+    def sensitivity(self) -> Sensitivity:
+        """Contributions under other conventions, and what deleting each token does."""
+        return self.case.sensitivity
+
+    @property
+    def lens(self) -> Lens | None:
+        """What the model would say at every depth; None if its layers can't be read out."""
+        return self.case.lens
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns `tokens`, `predictions`, `written`, `singular_values` and `words`; the tables of the sensitivity; and
@@ -733,7 +739,7 @@ def explain(
     """
     return explained(
         lm, prompt, k=k, top=top, convention=convention, precision=precision, seed=seed, layers=layers, steps=steps,
-        origin=origin, baseline=baseline, max_memory=max_memory, progress=progress, nulls={},
+        origin=origin, baseline=baseline, max_memory=max_memory, progress=progress, nulls={}, beside=True,
     )  # fmt: skip
 
 
@@ -749,6 +755,7 @@ def explained(
     max_memory: float | str | None,
     progress: Progress | None,
     nulls: dict[Side, Null],
+    beside: bool,
     layers: bool = False,
     steps: int = 1,
     origin: str | Tensor | None = None,
@@ -767,6 +774,7 @@ def explained(
         max_memory: Bytes to work in, or a size.
         progress: Called as `progress(what, done, all)` during the work.
         nulls: What random directions decode to, by side; missing ones are added.
+        beside: Whether other conventions, deletions and the lens are computed now; otherwise when they are asked for.
         layers: Whether every layer is decomposed too.
         steps: How many tokens of the model's continuation to decompose.
         origin: What contributions are measured from.
@@ -793,10 +801,12 @@ def explained(
             outputs, inputs = case.words(svds, "output"), case.words(svds, "input")
         with timed("terms", seconds):
             norms, written = case.norms, case.written
-        with timed("sensitivity", seconds):
-            beside, (mass, why) = case.sensitivity, sinks(run)
-        with timed("lens", seconds):
-            lens = case.lens
+        mass, why = sinks(run)
+        if beside:
+            with timed("sensitivity", seconds):
+                _ = case.sensitivity
+            with timed("lens", seconds):
+                _ = case.lens
         every_layer, continuation = None, None
         if layers:
             with timed("layers", seconds):
@@ -806,6 +816,6 @@ def explained(
                 continuation = follow(run, steps, origin=origin, baseline=baseline, progress=progress)
     memory = peak(lm.device)
     return Explanation(
-        run, attribution, svds, outputs, inputs, norms, written, beside, lens, mass, why, case, every_layer,
+        run, attribution, svds, outputs, inputs, norms, written, mass, why, case, every_layer,
         continuation, seconds, memory,
     )  # fmt: skip

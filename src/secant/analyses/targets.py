@@ -17,7 +17,6 @@ from secant.errors import BadArgument, number, one_of, shown
 from secant.text import visible
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
     from torch import Tensor
 
     from secant.linearize.run import Run
@@ -46,7 +45,7 @@ class Target:
         point: The activation's name: "logits", "norm", or one inside the network.
         readout: Whether an activation inside is read out as logits, by the final norm at its own statistics and the
             head.
-        weights: The functional, an element for each column of the activation, or of its logits.
+        weights: The functional, `[n]`, an element for each column of the activation, or of its logits.
     """
 
     name: str
@@ -55,7 +54,7 @@ class Target:
     baseline: str
     point: str
     readout: bool
-    weights: Float[Tensor, " n"] = field(repr=False)
+    weights: Tensor = field(repr=False)
 
 
 def baseline_named(name: str) -> str:
