@@ -25,12 +25,14 @@ MEASURES = ("comprehensiveness", "sufficiency", "area", "correlation")
 
 def measured(lm: sc.LM, prompt: str, seed: int) -> pd.DataFrame:
     """A row for each method and value at one prompt."""
-    run = sc.freeze(lm, prompt)
+    run = sc.freeze(lm, prompt, convention="gate")
     target = run.prediction[0].id
     scores = {}
     for convention in ("gate", "up", "half"):
         held = run if convention == "gate" else sc.freeze(lm, prompt, convention=convention)
-        scores[f"secant, {convention}"] = sc.attribute(held, target, parts=False).of("token")["contribution"].tolist()
+        scores[f"secant, {convention}"] = (
+            sc.attribute(held, target, baseline="none", parts=False).of("token")["contribution"].tolist()
+        )
     if np.allclose(scores["secant, gate"], scores["secant, up"], rtol=1e-3):
         scores = {"secant": scores["secant, gate"]}
     return sc.faithfulness(run, target, methods=OTHERS, scores=scores, seed=seed).table.assign(prompt=prompt)

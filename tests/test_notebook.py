@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers import Parsed
@@ -63,10 +64,11 @@ def test_it_takes_the_notebooks_own_colours(shown: list[object]) -> None:
 def test_the_numbers_are_those_of_the_result(explanation: sc.Explanation) -> None:
     rows = Parsed(explanation._repr_html_()).rows
     table = explanation.to_pandas()
-    assert rows[0][:4] == ["", "token", "share", ""]
-    assert [row[1] for row in rows[1:]] == [*map(visible, explanation.run.tokens), "constants"]
-    assert [row[2] for row in rows[1:-1]] == [f"{share:.1%}" for share in table["share"]]
-    assert [row[5] for row in rows[1:-1]] == [number(sigma) for sigma in table["sigma"]]
+    T = len(table)
+    assert rows[0][:4] == ["", "token", "logit", ""]
+    assert [row[1] for row in rows[1 : T + 2]] == [*map(visible, explanation.run.tokens), "reference"]
+    assert [row[2] for row in rows[1 : T + 1]] == [f"{c:z.3f}" for c in table["contribution"]]
+    assert [row[3] for row in rows[-T:]] == [number(sigma) for sigma in table["sigma"]]
     a = sc.attribute(explanation.run)
     rows = Parsed(a._repr_html_()).rows[1 : 1 + len(a.of("token"))]
     assert [row[2] for row in rows] == [f"{c:z.3f}" for c in a.of("token")["contribution"]]
@@ -91,8 +93,8 @@ def test_the_numbers_are_those_of_the_result(explanation: sc.Explanation) -> Non
 def test_bars_are_as_long_as_what_they_show(explanation: sc.Explanation) -> None:
     spans = [attributes["style"] for tag, attributes in Parsed(explanation._repr_html_()).tags if tag == "span"]
     widths = [float(style.split("width:")[1].split("em")[0]) for style in spans if style]
-    sizes = explanation.to_pandas()["contribution"].abs()
-    assert widths[:-1] == pytest.approx(list(8 * sizes / sizes.max()), abs=0.01)
+    sizes = np.abs([*explanation.to_pandas()["contribution"], explanation.attribution.constant])
+    assert widths[: len(sizes)] == pytest.approx(list(8 * sizes / sizes.max()), abs=0.01)
 
 
 def test_what_is_left_out_is_said(explanation: sc.Explanation) -> None:

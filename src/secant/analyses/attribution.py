@@ -264,14 +264,16 @@ class Attribution(Result):
 
     def _grid(self, rows: pd.DataFrame, title: str, direct: bool = False) -> Grid:
         """A line for each row: its contribution, its share, and a bar; the constants of all modules share one line."""
-        constants = rows[rows["kind"].isin(["constant", "outside"]) & ~self._of_origin(rows)]
+        moved = self._of_origin(rows) & (self.origin != "reference")
+        constants = rows[rows["kind"].isin(["constant", "outside"]) & ~moved]
         lines: list[list[Any]] = [
             [row.position, Cell(row.name, show="token"), row.contribution, row.all_paths]
             for row in rows.drop(constants.index).itertuples(index=False)
         ]
         if len(constants):
             of = f"{len(constants)} modules" if len(constants) > 1 else visible(constants["name"].iloc[0])
-            lines.append([None, f"constants of {of}", *constants[["contribution", "all_paths"]].sum()])
+            name = "reference" if self.origin == "reference" and not direct else f"constants of {of}"
+            lines.append([None, name, *constants[["contribution", "all_paths"]].sum()])
         columns = [Shown("", "integer"), Shown("", most=28), Shown("logit", "logit"), Shown("share", "share")]
         columns += [Shown("all paths", "logit")] if direct else []
         shown = [

@@ -27,7 +27,7 @@ from secant.analyses.sensitivity import EFFECT, Sensitivity
 from secant.analyses.sinks import RECEIVED, SINK, sinks
 from secant.analyses.targets import baseline_named
 from secant.errors import BadArgument, checked, integer
-from secant.linearize.conventions import Named
+from secant.linearize.conventions import FOR_OPERATORS, Named
 from secant.linearize.run import (
     HIDDEN_STATE,
     LOGIT,
@@ -444,7 +444,7 @@ class Explanation(Result):
         """A row for each token that is shown, one for the others together, and one for the constants."""
         own, others = self.attribution, [*self.sensitivity.attributions][1:]
         columns = [Shown("", "integer"), Shown("token", most=16), Shown("logit", "logit"), Shown("", "bar", spare=4)]
-        columns += [Shown(label, "logit", spare=3) for label in others]
+        columns += [Shown(label, "logit", spare=3 if label == FOR_OPERATORS else 5) for label in others]
         columns += [] if self.sensitivity.effects is None else [Shown("deleted", "logit", spare=2)]
         columns += [Shown("contributes (J x)", "tokens"), Shown("z", "number", spare=1)]
         beside = {label: self.sensitivity.contributions(label) for label in (own.convention, *others)}
