@@ -175,7 +175,7 @@ def test_in_a_wider_precision_nothing_taken_out_is_nothing() -> None:
     lm = model_of("gpt2", dtype=torch.bfloat16)
     run = sc.freeze(lm, prompt(), precision="float32")
     assert sc.ablate(run, 3, run.ids[3]).change(11) == pytest.approx((0, 0), abs=1e-6)
-    a = sc.attribute(run, 11, baseline="none")
+    a = sc.attribute(run, 11, convention="gate", baseline="none")
     table = sc.ablations(run, kinds=["layer"], target=11).table
     assert table["frozen"].tolist() == pytest.approx((-a.of("layer")["all_paths"]).tolist(), abs=1e-4)
 

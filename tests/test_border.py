@@ -261,6 +261,11 @@ def made(lm: sc.LM) -> Cases:
         "follow": (sc.follow, {"run": run, "steps": 1, "parts": False}),
         "ablate": (sc.ablate, {"run": run, "what": 0, "by": "zero", "reference": ()}),
         "ablations": (sc.ablations, {"run": run, "by": "zero", "kinds": ("token",), "target": None, "reference": ()}),
+        "lens": (sc.lens, {"run": run, "target": None, "position": -1, "parts": False, "top": 2,
+                           "baseline": "vocabulary", "origin": "zero", "max_memory": None, "progress": None}),
+        "sensitivity": (sc.sensitivity, {"run": run, "target": None, "versus": None, "position": -1,
+                                         "baseline": "vocabulary", "origin": "zero", "convention": None,
+                                         "conventions": ["up"], "deletion": None, "max_memory": None}),
         "faithfulness": (sc.faithfulness, {"run": run, "target": None, "methods": ("secant",), "replace": "delete",
                                            "keep": None, "scores": None, "seed": 0}),
         "layers": (sc.layers, {"run": run, "k": 1, "position": -1, "readout": "norm", "spans": ("cumulative",),
@@ -289,7 +294,8 @@ def cases(lm: sc.LM) -> Cases:
 
 NAMES = [
     "freeze", "explain", "attribute", "svd", "stable_rank", "captured", "frobenius", "decode", "null", "largest",
-    "follow", "ablate", "ablations", "faithfulness", "layers", "reach", "screen", "steer", "steering_sweep", "compare",
+    "follow", "ablate", "ablations", "faithfulness", "layers", "lens", "sensitivity", "reach", "screen", "steer",
+    "steering_sweep", "compare",
     "Run.operator", "Run.next", "Operator.block", "Operator.dense",
 ]  # fmt: skip
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 import secant as sc
 from secant.analyses import case as cases, explain as explaining
+from secant.analyses.attribution import REFERENCES
 from secant.analyses.case import Case
 from secant.linearize import run as runs
-from secant.linearize.conventions import CONVENTIONS, RANDOM_PROMPTS
+from secant.linearize.conventions import CONVENTIONS
 from secant.linearize.network import Recording
 from secant.linearize.replay import Replay
 from secant.linearize.tape import Record
@@ -32,11 +33,24 @@ SAMPLES = 2 * 256
 FROZEN = Counter(replays=3, records=1)
 """What freezing takes: the network at the prompt and at zero, one replay that checks it, and the recorded pass."""
 
-REFERENCES = 1 + RANDOM_PROMPTS
+AT_REFERENCES = 2
 """Replays at the references of the conventions `halves` and `secant`."""
 
 INSIDE = Counter(replays=2, records=1)
 """What the points take: at the prompt and at zero."""
+
+CONTRIBUTIONS = Counter(replays=3 + 2 * REFERENCES, records=REFERENCES)
+"""What contributions from random references take: one run is certified; each is recorded, replayed at its reference,
+and replayed with the constants that its steps add."""
+
+BESIDE = FROZEN + FROZEN + Counter(replays=3)
+"""What conventions beside the first take: two runs, and the constants of three."""
+
+LENS = INSIDE + Counter(replays=2, records=1)
+"""What the lens takes: the points, and one readout of all depths, at them and at zero."""
+
+PARTS = Counter(replays=4 * REFERENCES, records=REFERENCES)
+"""What parts take: the points of each run, and the network cut open at its parts, at the prompt and at zero."""
 
 DEPTHS = Counter(replays=3, records=1)
 """What all layers take: one replay with the streams between them at zero, and the final norm at theirs."""
@@ -163,11 +177,10 @@ def test_explain_with_all_that_it_shows(
     e.evidence()
     assert counts.formed == 1
     counts.assert_each_step_once(*(name for names in STEPS.values() for name in names))
-    # constants at zero, once for all predictions; and the parts cut apart, at the prompt and at zero
-    assert counts.passes == FROZEN + INSIDE + DEPTHS + Counter(replays=3)
+    assert counts.passes == FROZEN + CONTRIBUTIONS + BESIDE + LENS + PARTS + DEPTHS
     counts.assert_each_direction_once()
     T, depths = len(e.run.ids), len(e.layers.depths)
-    assert len(counts.scored) == SAMPLES + 2 * T * 3 + depths * (2 * T + 1) * 3
+    assert len(counts.scored) == SAMPLES + T + 2 * T * 3 + depths * (2 * T + 1) * 3
 
 
 @pytest.mark.slow
@@ -175,14 +188,14 @@ def test_replays_do_not_grow_with_what_is_shown(
     lm: sc.LM, counts: Counts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     e = sc.explain(lm, PROMPT, k=3, top=20)
-    assert counts.passes == FROZEN + Counter(replays=1)
+    assert counts.passes == FROZEN + CONTRIBUTIONS + BESIDE + LENS
     monkeypatch.setattr(explaining, "ALTERNATIVES", 9)
     counts.passes.clear()
     shown(e, tmp_path)
-    assert counts.passes == INSIDE + Counter(replays=2)
+    assert counts.passes == PARTS
     assert len(e.evidence().versus) == 9
     shown(e, tmp_path)
-    assert counts.passes == INSIDE + Counter(replays=2)
+    assert counts.passes == PARTS
     assert counts.formed == 1
     counts.assert_each_direction_once()
 
@@ -201,7 +214,7 @@ def test_a_study_of_everything(lm: sc.LM, four: sc.LM, counts: Counts, tmp_path:
     assert counts.formed == len(CONVENTIONS)
     counts.assert_each_step_once("decomposed", "attribute", "layers", "null", "ordinary_output")
     others = Counter({name: (len(CONVENTIONS) - 1) * count for name, count in FROZEN.items()})
-    assert counts.passes == FROZEN + others + INSIDE + DEPTHS + Counter(replays=3 + REFERENCES)
+    assert counts.passes == FROZEN + others + INSIDE + DEPTHS + Counter(replays=3 + AT_REFERENCES)
     counts.assert_each_direction_once()
 
 
@@ -213,7 +226,7 @@ def test_a_comparison(lm: sc.LM, counts: Counts) -> None:
     each = FROZEN + INSIDE + DEPTHS  # no layer by itself, but the constants at zero
     assert counts.passes == each + each
     T, layers = int(found.models["tokens"][0]), int(found.models["layers"][0])
-    assert len(counts.scored) == SAMPLES + 2 * (2 * T * 3 + 3 + layers * 3 * (T + 1))
+    assert len(counts.scored) == SAMPLES + 2 * (T + 2 * T * 3 + 3 + layers * 3 * (T + 1))
 
 
 def test_screening(lm: sc.LM, counts: Counts) -> None:

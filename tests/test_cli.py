@@ -604,7 +604,11 @@ def test_attribute(tmp_path: Path) -> None:
     assert found == ["attribution.json", "columns.csv", *tables]
     said = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert said["total"] == pytest.approx(said["logit"], rel=1e-4)
-    assert {row["kind"] for row in said["contributions"]} == {"token", "embed", "layer", "head"}
+    assert {row["kind"] for row in said["contributions"]} == {"token", "constant", "embed", "layer", "head", "outside"}
+    several = ["--target", " Golden", "--target", " Tower", "--point", "layers.5", "--baseline", "none", "--json"]
+    mean = json.loads(CliRunner().invoke(app, ["attribute", PROMPT, *several]).stdout)
+    assert (mean["target"], mean["point"], mean["baseline"]) == (" Golden,  Tower", "layers.5", "none")
+    assert mean["total"] == pytest.approx(mean["logit"], rel=1e-4)
     assert "vocabulary" in refused("attribute", PROMPT, "--target", " Xyzzy")
 
 

@@ -99,7 +99,7 @@ def test_what_goes_on_from_it(change: Callable[[nn.Module], None]) -> None:
     last = f"layers.{lm.model.config.num_hidden_layers - 1}"
     through = run.operator("embed", last, readout="norm")
     assert (through.output - run.hidden[-1]).norm() < 1e-12 * through.output.norm()
-    attribution = sc.attribute(run)
+    attribution = sc.attribute(run, baseline="none")
     assert abs(attribution.total - run.logits[-1].max().item()) < 1e-11
     ordinary, x, step = ordinary_output(lm, run.network.recording, run.input), run.input, 1e-4
     sides = []
@@ -174,7 +174,7 @@ def test_tiny_embeddings_give_numbers(dtype: torch.dtype) -> None:
         names = ["contribution", "share", "norm", "sigma", "stable_rank", "score"]
         assert not table[[name for name in names if name in table]].isna().all(axis=0).any()
     assert explanation.to_pandas()["norm"].gt(0).all()
-    for words, token in zip(sc.decode(lm, run.input.T, "input", 3), run.ids, strict=True):
+    for words, token in zip(sc.decode(lm, run.input.T, "input", 3, centered=False), run.ids, strict=True):
         assert words[0].id == token
         assert abs(words[0].score - 1) < 1e-6
     assert all(1 - 1e-6 <= f.stable_rank <= len(f.U) for f in explanation.svds)

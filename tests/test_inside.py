@@ -39,9 +39,10 @@ def test_words_are_the_nearest_in_order() -> None:
     rng = np.random.default_rng(0)
     E, W, D = (rng.normal(size=s) for s in ((97, 32), (97, 32), (32, 20)))
     lm, directions = with_rows(torch.from_numpy(E), torch.from_numpy(W)), torch.from_numpy(D)
-    cosine = (E @ D) / np.linalg.norm(E, axis=1)[:, None] / np.linalg.norm(D, axis=0)
-    for side, scores in (("output", W @ D), ("input", cosine)):
-        for c, words in enumerate(sc.decode(lm, directions, side=side, top=9)):
+    C = E - E.mean(0)
+    cosine = (C @ D) / np.linalg.norm(C, axis=1)[:, None] / np.linalg.norm(D, axis=0)
+    for side, scores, how in (("output", W @ D, {"metric": "dot", "centered": False}), ("input", cosine, {})):
+        for c, words in enumerate(sc.decode(lm, directions, side=side, top=9, **how)):
             order = np.argsort(-scores[:, c], kind="stable")[:9]
             assert [w.id for w in words] == order.tolist()
             assert [w.score for w in words] == pytest.approx(scores[order, c].tolist())
@@ -51,7 +52,9 @@ def test_zero_rows_are_left_out_and_ties_go_by_id() -> None:
     E = torch.zeros(97, 32, dtype=torch.float64)
     E[[7, 3, 50]] = torch.ones(32, dtype=torch.float64)
     E[20] = -1
-    (words,) = sc.decode(with_rows(E, E), torch.ones(32, dtype=torch.float64), side="input", top=8)
+    u = torch.ones(32, dtype=torch.float64)
+    assert [w.id for w in sc.decode(with_rows(E, E), u, side="input")[0]] == [3, 7, 50, 20]
+    (words,) = sc.decode(with_rows(E, E), u, side="input", top=8, centered=False)
     assert [(w.id, round(w.score, 12)) for w in words] == [(3, 1), (7, 1), (50, 1), (20, -1)]
     (words,) = sc.decode(with_rows(E, E), torch.zeros(32), side="input")
     assert words == []
@@ -69,7 +72,8 @@ def test_the_trained_model_is_explained(explanation: sc.Explanation) -> None:
     e = explanation
     assert e.run.prediction[0].token == e.attribution.target == "Golden"
     table = e.to_pandas()
-    assert table["share"].idxmax() == e.run.tokens.index("Marin")
+    paper = sc.attribute(e.run, convention="paper").of("token")["contribution"].reset_index(drop=True)
+    assert paper.idxmax() == e.run.tokens.index("Marin")
     assert e.outputs[5][0][0].token == "Golden"
     assert e.inputs[5][0][0].token == "Marin"
     constant = e.attribution.constant
@@ -83,7 +87,8 @@ def test_everything_is_written(explanation: sc.Explanation, tmp_path: Path) -> N
     explanation.save(tmp_path / "out")
     explanation.save(tmp_path / "out")  # again, over the first
     names = ["columns.csv", "explanation.json", "explanation.safetensors"]
-    tables = ("predictions", "singular_values", "tokens", "words")
+    tables = ("predictions", "singular_values", "tokens", "words", "written", "by_convention", "agreement", "deletion")
+    tables += ("lens", "lens_words", "lens_terms")
     names += [f"{name}.{kind}" for name in tables for kind in ("csv", "parquet")]
     assert sorted(os.listdir(tmp_path / "out")) == sorted(names)
     assert os.listdir(tmp_path) == ["out"]
@@ -126,8 +131,8 @@ def test_the_same_answer_twice(lm: sc.LM, explanation: sc.Explanation) -> None:
 
 
 def test_music() -> None:
-    """On craftgpt the block of "music" writes up, soothing, soft, calming, uplifting, song."""
+    """On craftgpt the block of "music" writes soothing, soft, calming, uplifting, song."""
     e = sc.explain(sc.load(str(real("craftgpt"))), "[inst] do you like music? [/inst]")
     words = [w.token.strip() for w in e.outputs[e.run.tokens.index(" music")][0]]
-    assert {"up", "soothing", "soft", "calming", "uplifting", "song"} <= set(words)
+    assert {"soothing", "soft", "calming", "uplifting", "song"} <= set(words)
     assert next(w.token.strip() for w in e.inputs[4][0]) == "music"

@@ -26,6 +26,7 @@ import secant as sc
 from secant import memory as resources
 from secant.analyses import case, explain as explaining
 from secant.cli import app
+from secant.numeric import relative
 from secant.results import page as pages
 from secant.results.page import columnar
 from secant.results.schema import Column, Table
@@ -205,10 +206,10 @@ def test_its_data_are_the_tables(made: Written) -> None:
 def test_sums_add_up(made: Written) -> None:
     e = made.explanation
     contributions, versus = made.tables["contributions"], made.tables["versus"]
-    logits = [p.logit for p in e.run.prediction]
-    sums = [(contributions, made.about["logit"], logits[0], made.about["totals"][0])]
+    first, mean = e.run.prediction[0].logit, e.run.logits[-1].mean().item()
+    sums = [(contributions, made.about["logit"], first - mean, made.about["totals"][0])]
     sums += [
-        (own, own["difference"].iloc[0], logits[0] - logits[i], made.about["totals"][i])
+        (own, own["difference"].iloc[0], first - e.run.prediction[i].logit, made.about["totals"][i])
         for i, own in versus.groupby("prediction")
     ]
     assert len(sums) == len(made.about["totals"]) == 5
@@ -252,7 +253,7 @@ def test_what_is_rebuilt(made: Written) -> None:
     )
     torch.testing.assert_close(y, run.hidden[-1], rtol=1e-5, atol=0)
     torch.testing.assert_close(rebuilt, y, rtol=1e-5, atol=0)
-    assert ((ordinary - y).norm() / y.norm()).item() == pytest.approx(run.certificate.ordinary, rel=1e-4)
+    assert ((ordinary - y).norm() / y.norm()).item() == pytest.approx(relative(run.ordinary, run.hidden[-1]), rel=1e-4)
 
 
 def test_only_some_units_of_a_wide_model(

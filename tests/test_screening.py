@@ -41,7 +41,9 @@ def test_ranks_by_hand() -> None:
     lexicon = {"a": [3, 40], "b": [5], "c": [90, 91, 2]}
     D = np.random.default_rng(0).normal(size=(32, 150))  # more than are decoded together
     word, first, second = Ranks.of(lm, lexicon)(torch.from_numpy(D))
-    scores = lm.unembedding.detach().double().numpy() @ D
+    rows = lm.unembedding.detach().double().numpy()
+    rows = rows - rows.mean(0)
+    scores = rows / np.linalg.norm(rows, axis=1)[:, None] @ D
     for c in range(150):
         place = np.argsort(np.argsort(-scores[:, c]))
         best = sorted((min(place[ids]), w) for w, ids in enumerate(lexicon.values()))

@@ -415,7 +415,7 @@ class Explanation(Result):
         a = self.attribution
         guesses = [f"{visible(p.token)} {p.probability:.1%}" for p in self.run.prediction[:5]]
         facts: dict[str, Any] = {"prompt": readable("".join(self.run.tokens)), "next token": "   ".join(guesses)}
-        facts |= {name: fact for name, fact in a.view().facts.items() if name != "origin"}
+        facts |= {name: fact for name, fact in a.view().facts.items() if name != "origin" or a.origin != "reference"}
         facts["conventions"] = self.sensitivity.line
         if any("received" in why for why in self.sinks):
             facts["sinks"] = self._sink_line()

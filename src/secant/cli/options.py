@@ -279,8 +279,7 @@ class Freezing(Prompting):
     convention: Annotated[
         str | None,
         convention_option(
-            "Which exact affine map stands for each operation (docs/maths.md). By default gate for spectra and secant "
-            "for contributions."
+            "Which exact affine map stands for each operation (default: gate; for contributions: secant)."
         ),
     ] = None
 

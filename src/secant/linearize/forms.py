@@ -83,7 +83,7 @@ class Call:
         return [*enumerate(self.args), *self.kwargs.items()]
 
     def copied(self, shared: Sequence[tuple[str, int]] = ()) -> Call:
-        """The same call with copies of its tensors and of its value, without a graph.
+        """The same call with copies of its tensors and of its value, without a graph and without marks.
 
         Parameters are not copied, nor are the arguments that are `shared`.
         """
@@ -92,7 +92,8 @@ class Call:
         def copy(t: Tensor) -> Tensor:
             return t.detach() if isinstance(t, nn.Parameter) or id(t) in kept else t.detach().clone()
 
-        call = replace(self, args=mapped(self.args, copy), kwargs=mapped(self.kwargs, copy), plain=None)
+        args, kwargs = mapped(self.args, copy), mapped(self.kwargs, copy)
+        call = Call(self.func, args, kwargs, convention=self.convention, precision=self.precision)
         call.__dict__["value"] = mapped(self.value, copy)
         return call
 

@@ -199,7 +199,7 @@ def decode(
     side: Side,
     top: int = 8,
     *,
-    metric: Metric = "cosine",
+    metric: Metric | None = None,
     centered: bool = True,
     keep: Callable[[str], bool] | None = None,
     null: Null | None = None,
@@ -212,7 +212,8 @@ def decode(
         side: "output" for directions of the final hidden state, which are compared with the rows of the head's weight;
             "input" for directions of the embeddings, which are compared with these.
         top: The most tokens of each direction.
-        metric: "cosine", by which tokens whose vector is zero are left out; or "dot", which at the output is the logit.
+        metric: "cosine", the default, by which tokens whose vector is zero are left out; or "dot", which at the output
+            is the logit.
         centered: Whether the mean of all tokens' vectors is subtracted from each first. It shifts all logits equally,
             which a softmax ignores.
         keep: Which token texts are scored, for example `str.isalpha`; by default all.
@@ -227,6 +228,7 @@ def decode(
 
     """
     one_of(side, SIDES, "A side")
+    metric = metric or METRICS[0]
     one_of(metric, METRICS, "A metric")
     top = min(integer(top, 1, 10**9, "A direction has at least one top token", "top = "), len(_vectors(lm, side)))
     if null is not None and (
@@ -248,7 +250,7 @@ def null(
     side: Side,
     top: int = 8,
     *,
-    metric: Metric = "cosine",
+    metric: Metric | None = None,
     centered: bool = True,
     keep: Callable[[str], bool] | None = None,
     samples: int = 256,
@@ -280,7 +282,7 @@ def null(
     fewest = min(map(len, words))
     scores = torch.tensor([[word.score for word in own[:fewest]] for own in words], dtype=torch.float64)
     mean, std = (scores.mean(0), scores.std(0)) if fewest else (scores[0], scores[0])
-    return Null(side, metric, centered, keep, top, mean, std, words)
+    return Null(side, metric or METRICS[0], centered, keep, top, mean, std, words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -387,8 +389,8 @@ class Scores:
         side: Side,
         dtype: torch.dtype,
         *,
-        metric: Metric | None = None,
-        centered: bool = False,
+        metric: Metric = "cosine",
+        centered: bool = True,
         keep: Callable[[str], bool] | None = None,
     ) -> Scores:
         """Returns the scores of one side of a model.
@@ -623,14 +625,14 @@ def _words(lm: LM, ids: Sequence[int], scores: Sequence[float], length: float, n
 
 
 def _lengths(table: Float[Tensor, "vocabulary d"], mean: Float[Tensor, " d"] | None) -> Float[Tensor, "vocabulary 1"]:
-    """The norms of the rows, less their mean if it is given; 0 for a row that equals it up to rounding."""
+    """The norms of the rows, less their mean if it is given; 0 for a row that is 0, or the mean up to rounding."""
     if mean is None:
         return lengths(table, 1)[:, None]
     rounding = torch.finfo(table.dtype).eps * table.shape[1] ** 0.5
     norms = []
     for rows in table.split(ROWS):
-        own = lengths(rows - mean, 1)
-        norms.append(torch.where(own > rounding * lengths(rows, 1), own, 0))
+        own, whole = lengths(rows - mean, 1), lengths(rows, 1)
+        norms.append(torch.where((own > rounding * whole) & (whole > 0), own, 0))
     return torch.cat(norms)[:, None]
 
 
