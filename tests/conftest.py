@@ -66,6 +66,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_reference() -> None:
+    """Average contributions over one random reference: what is tested does not depend on how many there are."""
+    import secant.analyses.attribution
+
+    secant.analyses.attribution.REFERENCES = 1
+
+
 @pytest.fixture(autouse=True, scope="module")
 def shared_models_are_left_alone() -> Iterator[None]:
     """No test changes a model that others share."""

@@ -307,9 +307,12 @@ def test_the_mean_origin_is_the_vocabularys_mean_embedding(family: str, monkeypa
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_contributions_from_random_prompts_sum_to_the_model_s_own_difference(family: str) -> None:
+def test_contributions_from_random_prompts_sum_to_the_model_s_own_difference(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The tokens make up the difference between the prompt's logit and those of the references, in the model itself."""
     run, target = sc.freeze(model_of(family), prompt()), 11
+    monkeypatch.setattr(module, "REFERENCES", 4)
     a = sc.attribute(run, target, parts=False)
     assert (a.convention, a.origin, a.references) == ("secant", "reference", 4)
     own = []

@@ -15,7 +15,6 @@ from torch import Tensor
 
 import secant as sc
 from secant.analyses import case as cases, explain as explaining
-from secant.analyses.attribution import REFERENCES
 from secant.analyses.case import Case
 from secant.linearize import run as runs
 from secant.linearize.conventions import CONVENTIONS
@@ -38,6 +37,9 @@ AT_REFERENCES = 2
 
 INSIDE = Counter(replays=2, records=1)
 """What the points take: at the prompt and at zero."""
+
+REFERENCES = 1
+"""In tests, contributions are averaged over one reference."""
 
 CONTRIBUTIONS = Counter(replays=3 + 2 * REFERENCES, records=REFERENCES)
 """What contributions from random references take: one run is certified; each is recorded, replayed at its reference,

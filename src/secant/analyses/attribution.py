@@ -158,6 +158,12 @@ class Attribution(Result):
         return f"{self.label}{inside}   {self.logit:.4f}{measured}{where}"
 
     @property
+    def under(self) -> str:
+        """The convention, and how many references contributions are averaged over."""
+        several = "s" if self.references > 1 else ""
+        return self.convention + (f", mean over {self.references} random reference{several}" if self.references else "")
+
+    @property
     def constant(self) -> float:
         """The contribution of all constants, by all paths: those of the model, b, and that of the origin, J x₀."""
         return float(self.of("constant")["contribution"].sum())
@@ -229,8 +235,7 @@ class Attribution(Result):
     def view(self) -> View:
         """Shows both sums of the logit, and the heads that contribute most."""
         facts = {"logit" if self.point == "logits" else "value": self.line}
-        averaged = f", mean over {self.references} random references" if self.references else ""
-        facts["convention"] = f"{self.convention}{averaged}"
+        facts["convention"] = self.under
         if self.shareless:
             facts["shares"] = self.shareless
         if self.origin != "zero":
@@ -319,7 +324,7 @@ def attribute(
     parts: bool = True,
     flow: bool = False,
     origin: str | Tensor | Origin | None = None,
-    references: int = REFERENCES,
+    references: int | None = None,
     max_memory: float | str | None = None,
 ) -> Attribution:
     """Returns what every token, part, head and constant contributes to a token's logit.
@@ -351,7 +356,7 @@ def attribute(
             "reference", the convention's reference; or embeddings, `[T, d]` or `[d]`. By default the reference if that
             is random. It begins with the prompt's own first token, which then contributes 0 by construction.
         references: If the convention has a random reference, how many of them contributions are averaged over, drawn
-            with the run's seed and the ones after it.
+            with the run's seed and the ones after it; by default four.
         max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
 
     Raises:
@@ -368,7 +373,11 @@ def attribute(
     run.unchanged()
     run = run.under(convention)
     references = integer(
-        references, 1, 10**6, "Contributions are averaged over at least one reference", "references = "
+        REFERENCES if references is None else references,
+        1,
+        10**6,
+        "Contributions are averaged over at least one reference",
+        "references = ",
     )
     seeds = (
         range(run.seed, run.seed + references) if convention_named(run.certificate.convention).varies else [run.seed]

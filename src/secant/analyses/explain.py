@@ -25,7 +25,7 @@ from secant.analyses.lens import Lens
 from secant.analyses.origins import origin_line, origin_named
 from secant.analyses.sensitivity import EFFECT, Sensitivity
 from secant.analyses.sinks import RECEIVED, SINK, sinks
-from secant.analyses.targets import baseline_named
+from secant.analyses.targets import BASELINES, baseline_named
 from secant.errors import BadArgument, checked, integer
 from secant.linearize.conventions import FOR_OPERATORS, Named
 from secant.linearize.run import (
@@ -608,6 +608,8 @@ class Explanation(Result):
             "certificate": asdict(self.run.certificate),
             "logit": evidence.attribution.logit,
             "origin": None if self.attribution.origin == "zero" else origin_line(self.attribution.origin),
+            "under": self.attribution.under,
+            "baseline": BASELINES[self.attribution.baseline] if self.attribution.baseline != "none" else None,
             "direct": evidence.attribution.direct,
             "totals": [a.total for a in (evidence.attribution, *evidence.versus)],
             "shape": list(evidence.shape),

@@ -278,9 +278,7 @@ class Freezing(Prompting):
 
     convention: Annotated[
         str | None,
-        convention_option(
-            "Which exact affine map stands for each operation (default: gate; for contributions: secant)."
-        ),
+        convention_option("Which exact affine map stands for each operation (docs/maths.md)."),
     ] = None
 
     @property

@@ -116,6 +116,8 @@
       model: about.model,
       certificate: about.certificate,
       origin: about.origin,
+      under: about.under,
+      baseline: about.baseline,
       tokens,
       prediction: prediction.map((r) => ({ ...r, token: place(r.token) })),
       sums: [summed(contributions, target, null, about.logit, first), ...versus.map((own, i) => summed(own, target, own[0].versus, own[0].difference, others[i]))],
@@ -293,7 +295,7 @@
     } else {
       const off = Math.abs(s.total - s.logit);
       const negative = s.logit < 0 ? " The logit is negative: a positive share lowers it." : "";
-      fill($("sum"), "Logit of ", ...target, ` ${fixed(s.logit, 4)} = tokens ${fixed(from, 4)} + constants ${fixed(s.constant, 4)}, to ${error(off)}.${negative}${data.origin === null ? "" : ` Contributions are measured from x₀, ${data.origin}; the constants include J x₀.`}`);
+      fill($("sum"), "Logit of ", ...target, ` ${fixed(s.logit, 4)}${data.baseline === null || s.versus !== null ? "" : `, measured from ${data.baseline},`} = tokens ${fixed(from, 4)} + constants ${fixed(s.constant, 4)}, to ${error(off)}.${negative}${data.origin === null ? "" : ` Contributions are measured from x₀, ${data.origin}; the constants include J x₀.`} Convention: ${data.under}.`);
     }
     const whole = state.view === "layer" ? from : s.logit;
     const rows = own.map((x, t) => row(make("td", { class: "number" }, String(t)), make("td", {}, word(tokens[t].text)), cell(String(tokens[t].id)), cell(signed(x)), cell(share(x, whole)), cell(number(blocks[t].norm)), cell(number(blocks[t].S[0])), cell(number(blocks[t].rank))));
