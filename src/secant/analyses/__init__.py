@@ -1,1 +1,3 @@
-"""The analyses of a run: attribution, ablation, faithfulness, interpolation, screening, explanation and comparison."""
+"""The analyses of a run: attribution, sensitivity, lens, ablation, faithfulness, interpolation, screening, explanation and
+comparison.
+"""

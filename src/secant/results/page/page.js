@@ -345,7 +345,7 @@
       return make(
         "div", { class: "vector" },
         make("h3", {}, `Vector ${i}, σ ${number(block.S[i])}`, make("span", { class: "muted" }, near)),
-        make("div", { class: "sides" }, side("writes (U)", "score", writes), side("reads (V)", "cosine", block.reads[i])),
+        make("div", { class: "sides" }, side("writes (U)", "cosine", writes), side("reads (V)", "cosine", block.reads[i])),
       );
     });
     fill($("vectors"), ...(parts.length ? parts : [make("p", {}, "This block is zero: it has no directions.")]));
