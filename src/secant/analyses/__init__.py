@@ -1,3 +1,1 @@
-"""The analyses of a run: attribution, sensitivity, lens, ablation, faithfulness, interpolation, screening, explanation and
-comparison.
-"""
+"""The analyses of a run: attribution, sensitivity, lens, ablation, faithfulness, interpolation, screening, and so on."""
