@@ -1,1 +1,1 @@
-"""The analyses of a run: attribution, sensitivity, lens, ablation, faithfulness, interpolation, screening, and so on."""
+"""The analyses of a run: attribution, sensitivity, lens, ablation, faithfulness, interpolation, screening and more."""
