@@ -6,7 +6,7 @@ python examples/why.py
 import secant as sc
 
 lm = sc.load("atlas", dtype="float64")
-run = sc.freeze(lm, "The bridge out of Marin is the")
+run = sc.freeze(lm, "The bridge out of Marin is the", convention="gate")  # that of the ablations below, too
 a = sc.attribute(run, " Golden", versus=" Tower", flow=True)
 
 assert abs(a.total - a.logit) < 1e-12
@@ -25,7 +25,7 @@ assert best["name"] == "layers.5.attn"
 # ablate that part, in the frozen network and in the model itself
 frozen, real = sc.ablate(run, best["name"]).change(" Golden")
 print(f"without it Golden's logit changes by {frozen:.2f} in the frozen network, by {real:.2f} in the model")
-whole = sc.attribute(run, " Golden").of("layer").set_index("name")["all_paths"]
+whole = sc.attribute(run, " Golden", baseline="none").of("layer").set_index("name")["all_paths"]
 assert abs(frozen + whole[best["name"]]) < 1e-11
 
 # are the contributions faithful to what happens when tokens are deleted?

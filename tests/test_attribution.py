@@ -65,7 +65,7 @@ def crossed(a: sc.Attribution, close: dict[str, float]) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "gemma3_text", "mamba"])
 def test_a_logit_at_any_position(family: str) -> None:
     """Tokens and constants are the blocks and the bias of the operator to the logit there; sums and flow hold."""
-    run = sc.freeze(model_of(family), prompt())
+    run = sc.freeze(model_of(family), prompt(), convention="gate")
     for position in range(-1, LENGTH):
         a = sc.attribute(run, position=position, baseline="none", flow=position in (0, 3))
         at = position % LENGTH

@@ -60,9 +60,10 @@ def test_explain(folder: Path) -> None:
     assert not any(line.endswith(" ") for line in lines)
     assert "next token   Golden" in result.stdout
     assert "forward bit-equal · reconstruction" in result.stdout
-    (marin,) = (line for line in lines if " Marin " in line and "%" in line)
+    marin = next(line for line in lines if line.split()[1:2] == ["Marin"])
     assert "Golden" in marin
-    assert any("constants" in line for line in lines)
+    assert any("reference" in line for line in lines)
+    assert "the lens: Golden by layer" in result.stdout
 
 
 @pytest.mark.slow
@@ -75,7 +76,7 @@ def test_explain_at_other_widths(folder: Path, width: int, monkeypatch: pytest.M
     assert "Marin" in result.stdout
     plain = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout)
     assert max(map(cell_len, plain.splitlines())) <= width
-    for heading in ("share", "σ₀", "R alone", "R attn", "R mlp", "writes by now"):
+    for heading in ("what each token contributes", "the lens", "σ₀", "R alone", "R attn", "R mlp", "writes by now"):
         assert heading in plain
 
 

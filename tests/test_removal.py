@@ -155,7 +155,7 @@ def atlas() -> sc.LM:
 
 def leading(lm: sc.LM, question: Any) -> int:
     """The token that contributes most to the predicted one."""
-    run = sc.freeze(lm, question.prompt)
+    run = sc.freeze(lm, question.prompt, convention="paper")
     rows = sc.attribute(run, parts=False).of("token")
     return run.ids[int(rows["contribution"].idxmax())]
 

@@ -414,7 +414,7 @@ class Explanation(Result):
         """Shows the prediction, what each token contributes to it, the lens, and spectra; then layers and steps."""
         a = self.attribution
         guesses = [f"{visible(p.token)} {p.probability:.1%}" for p in self.run.prediction[:5]]
-        facts: dict[str, Any] = {"prompt": readable("".join(self.run.tokens)), "next token": "   ".join(guesses)}
+        facts: dict[str, Any] = {"prompt": readable(self._text()), "next token": "   ".join(guesses)}
         facts |= {name: fact for name, fact in a.view().facts.items() if name != "origin" or a.origin != "reference"}
         facts["conventions"] = self.sensitivity.line
         if any("received" in why for why in self.sinks):
@@ -425,6 +425,11 @@ class Explanation(Result):
             *first, last = view.grids
             grids += [*first, replace(last, note=" ".join(view.notes))]
         return View(f"Explanation by {named(self.run.lm.name)}", {k: v for k, v in facts.items() if v}, grids)
+
+    def _text(self) -> str:
+        """The prompt as a text; without a tokenizer, its tokens."""
+        lm = self.run.lm
+        return " ".join(self.run.tokens) if lm.tokenizer is None else lm.tokens.decoded(self.run.ids)
 
     def _sink_line(self) -> str:
         """Which tokens are attention sinks, and how much attention they receive."""
