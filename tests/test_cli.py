@@ -60,7 +60,7 @@ def test_explain(folder: Path) -> None:
     assert not any(line.endswith(" ") for line in lines)
     assert "next token   Golden" in result.stdout
     assert "forward bit-equal · reconstruction" in result.stdout
-    marin = next(line for line in lines if line.split()[1:2] == ["Marin"])
+    marin = next(line for line in lines if line.split()[:2] == ["5", "Marin"])
     assert "Golden" in marin
     assert any("reference" in line for line in lines)
     assert "the lens: Golden by layer" in result.stdout

@@ -108,7 +108,10 @@ def test_where_a_prediction_first_stands(two: sc.Comparison, atlas: sc.LM) -> No
         assert [None if pd.isna(v) else v for v in found] == [None if pd.isna(v) else v for v in expected]
     row = of(two.models, "atlas").iloc[0]
     assert row["layers"] == 7
-    assert row["depth_among"] == pytest.approx((row["among"] + 1) / 7)
+    if pd.isna(row["among"]):
+        assert pd.isna(row["depth_among"])
+    else:
+        assert row["depth_among"] == pytest.approx((row["among"] + 1) / 7)
 
 
 def test_tokens_meet_by_characters(two: sc.Comparison) -> None:

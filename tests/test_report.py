@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 import secant as sc
 from secant import memory as resources
 from secant.analyses import case, explain as explaining
+from secant.analyses.origins import origin_line
 from secant.cli import app
 from secant.numeric import relative
 from secant.results import page as pages
@@ -479,9 +480,14 @@ def test_sums_on_the_page_are_the_results(browser: Browser, made: Written) -> No
                 arrived(tab, f"versus={i}" if i > 1 else "view=versus")
             over = "" if a.versus is None else f" over {visible(a.versus)}"
             tokens = a.of("token")["contribution"].sum()
-            said = f"{a.logit:.4f} = tokens {tokens:.4f} + constants {a.constant:.4f}".replace("-", "−")
+            base = "" if a.versus else ", measured from the vocabulary's mean logit,"
+            said = f"{a.logit:.4f}{base} = tokens {tokens:.4f} + constants {a.constant:.4f}".replace("-", "−")
+            origin = f"Contributions are measured from x₀, {origin_line(a.origin)}; the constants include J x₀."
             off = re.sub(r"e([+-])0?", r"e\1", f"{abs(a.total - a.logit):.1e}").replace("-", "−")
-            assert tab.locator("#sum").inner_text() == f"Logit of {visible(a.target)}{over} {said}, to {off}."
+            assert (
+                tab.locator("#sum").inner_text()
+                == f"Logit of {visible(a.target)}{over} {said}, to {off}. {origin} Convention: {a.under}."
+            )
 
 
 def _number(text: str) -> float:
@@ -580,7 +586,8 @@ def test_a_deep_link_restores_everything(browser: Browser, made: Written) -> Non
 def test_a_link_that_makes_no_sense(browser: Browser, made: Written) -> None:
     with opened(browser, made, "#token=999&layer=-1&view=x&versus=77&map=9&theme=pink&token=<b>") as tab:
         assert tab.locator('.tok[aria-pressed="true"]').count() == 1
-        assert tab.locator("#block-token").inner_text() == "Marin"  # the largest contribution
+        largest = made.explanation.to_pandas()["contribution"].abs().idxmax()
+        assert tab.locator("#block-token").inner_text() == made.explanation.run.tokens[largest]
 
 
 def test_keyboard(browser: Browser, made: Written) -> None:
