@@ -31,6 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.analyses.attribution import attribute
+from secant.analyses.sensitivity import logits_of
 from secant.errors import BadArgument, SecantError, checked, integer, seeded
 from secant.linearize.network import running
 from secant.linearize.run import LOGIT, POSITION, TOKEN, Run
@@ -226,30 +227,21 @@ def _results(
     run: Run, target: int, wanted: set[frozenset[int]], stand_in: int | None
 ) -> dict[frozenset[int], tuple[float, float]]:
     """The target's logit and log-probability for each set of remaining positions; equal lengths run in batches."""
-    lm, prompts, by_length = run.lm, {}, defaultdict(list)
+    prompts, by_length = {}, defaultdict(list)
     for left in sorted(wanted, key=sorted):
-        ids = tuple(
-            run.ids[t] if t in left else stand_in for t in range(len(run.ids)) if t in left or stand_in is not None
-        )
+        if stand_in is None:
+            ids = tuple(run.ids[t] for t in sorted(left))
+        else:
+            ids = tuple(own if t in left else stand_in for t, own in enumerate(run.ids))
         prompts[left] = ids
     for ids in dict.fromkeys(prompts.values()):  # prompts repeat if tokens do
         by_length[len(ids)].append(ids)
-    found: dict[tuple[int | None, ...], tuple[float, float]] = {}
+    found: dict[tuple[int, ...], tuple[float, float]] = {}
     for same in by_length.values():
-        for start in range(0, len(same), BATCH_SIZE):
-            some = same[start : start + BATCH_SIZE]
-            with running(lm, lm.dtype, state=run.network.recording.state), torch.no_grad():
-                batch = torch.tensor(some, device=lm.device)
-                logits = wide(lm.model(input_ids=batch, use_cache=False).logits[:, -1])
-            likely = torch.log_softmax(logits, -1)
-            found.update(
-                zip(some, zip(logits[:, target].tolist(), likely[:, target].tolist(), strict=True), strict=True)
-            )
+        for ids, own in zip(same, logits_of(run, same, [-1] * len(same)), strict=True):
+            logits = wide(own)
+            found[ids] = logits[target].item(), torch.log_softmax(logits, -1)[target].item()
     return {left: found[ids] for left, ids in prompts.items()}
-
-
-BATCH_SIZE = 64
-"""The most prompts of one length in a batch."""
 
 
 def _judged(

@@ -199,8 +199,8 @@ def lens(
         if not inside.layers:
             raise NoPoint("The lens requires the model's layers", "none", "Report the model's type.")
         names = _names(inside, parts)
-        moved = wide(run.network.input) - wide(origin_of(run, origin).embeddings)
         base = wide(origin_of(run, origin).embeddings)
+        moved = wide(run.network.input) - base
         table, words, terms = list[Any](), list[Any](), list[Any]()
         for done, (name, logits, slope, constant) in enumerate(_readouts(run, names, at, wanted.weights), 1):
             layer, part = inside[name].layer, name.split(".")[2] if name.count(".") == 2 else STREAM
