@@ -300,7 +300,8 @@ def test_tables(atlas: sc.Layers, tmp_path: Path) -> None:
 def test_where_the_prediction_first_shows(atlas: sc.Layers) -> None:
     seen = atlas.first_seen().set_index(["part", "span", "position"])["layer"]
     assert seen["residual", "cumulative", 6] == 6
-    assert seen["residual", "cumulative", 1] == 6
+    assert seen["residual", "cumulative", 3] == 6
+    assert pd.isna(seen["residual", "cumulative", 0])
     words = atlas.words(top=1)
     first = words[(words["part"] == "residual") & (words["span"] == "cumulative") & (words["side"] == "output")]
     golden = first[(first["word"] == " Golden") & (first["position"] == 6)]

@@ -154,7 +154,7 @@ def test_what_atlas_is_about_to_say_is_found_late(atlas: sc.LM) -> None:
     found = sc.screen(atlas, prompts, ["Paris", "Rome"])
     last = found.table["layer"].max()
     for number, word in enumerate(("paris", "rome")):
-        rows = found.flagged[(found.flagged["number"] == number) & (found.flagged["rank"] == 0)]
+        rows = found.flagged[(found.flagged["number"] == number) & (found.flagged["rank"] <= 1)]
         assert word in set(rows[rows["layer"] == last]["word"])
     assert found.flagged["layer"].mean() > found.table["layer"].mean() + 1
     assert found.table[found.table["layer"] == 0]["flagged"].sum() == 0

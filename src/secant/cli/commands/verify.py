@@ -116,4 +116,5 @@ def _random_tokens(lm: LM, seed: int) -> list[int]:
     import torch
 
     length = min(8, lm.context or 8)
-    return torch.randint(lm.size, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    drawn = torch.randint(lm.size, (2, length), generator=torch.Generator().manual_seed(seed))
+    return drawn[1].tolist()  # the first are those of the reference of secants, which must differ

@@ -46,7 +46,8 @@
     const spectra = grouped(records("spectra"), "layer", "position");
     const of = (r, side) => words.get([r.part, r.span, r.layer, r.position, side].join(" ")) || [];
     const z = (r, rank) => {
-      const found = (r.score - chance[r.side].mean[rank]) / chance[r.side].std[rank];
+      const random = chance[r.side];
+      const found = random ? (r.score - random.mean[rank]) / random.std[rank] : null;
       return Number.isFinite(found) ? found : null; // of one vocabulary token, all directions decode to the same
     };
     const stream = own.filter((r) => r.part === "residual" && r.span === "cumulative");
@@ -336,8 +337,9 @@
     fill($("block-token"), word(tokens[state.token].text), state.layer === null ? "" : ` after layer ${state.layer}`);
     const whole = state.layer === null ? `, ‖J x‖ ${number(block.norm)}, contribution ${signed(sums[0].tokens[state.token])} (${share(sums[0].tokens[state.token], sums[0].logit)})` : ", from the embeddings to the stream here, read through the final norm";
     $("block-says").textContent = `Token ${state.token}: σ₀ ${number(block.S[0])}, stable rank ${number(block.rank)}${whole}.`;
-    const { writes, reads } = data.chance;
-    $("chance").textContent = `The top token of a random direction has a score of ${fixed(writes.mean[0])} ± ${fixed(writes.std[0])} (writes) and ${fixed(reads.mean[0])} ± ${fixed(reads.std[0])} (reads), of ${writes.samples} drawn.`;
+    const random = ["writes", "reads"].filter((side) => data.chance[side]).map((side) => [side, data.chance[side]]);
+    const scores = random.map(([side, { mean, std }]) => `${fixed(mean[0])} ± ${fixed(std[0])} (${side})`);
+    $("chance").textContent = random.length ? `The top token of a random direction has a score of ${scores.join(" and ")}, of ${random[0][1].samples} drawn.` : "";
     const group = (i) => block.groups.find(([lo, hi]) => lo <= i && i < hi) || [i, i + 1];
     const parts = block.writes.map((writes, i) => {
       const [lo, hi] = group(i);
