@@ -232,6 +232,32 @@ def test_the_map_adds_up_to_the_logit(contributions: Attribution) -> None:
     np.testing.assert_allclose(rows.sum(1), direct["all_paths"], atol=1e-10)
 
 
+def test_the_rows_of_the_lens_are_its_terms(whole: sc.Explanation) -> None:
+    """In units of the largest of each layer; tokens that are left out have no column, and the others stay."""
+    lens = whole.lens
+    assert lens is not None
+    terms = lens.contributions().to_numpy()
+    np.testing.assert_allclose(terms.sum(1), lens.at()["logit"], atol=1e-4)
+    expected = terms / np.abs(terms).max(1, keepdims=True)
+    panel, (image,) = figures.lens(lens).axes[0], figures.lens(lens).axes[0].images
+    np.testing.assert_allclose(image.get_array(), expected)
+    assert [label.get_text().split("  ")[-1] for label in panel.get_yticklabels()] == [
+        str(i) for i in range(len(terms))
+    ]
+    (image,) = figures.lens(lens.without([0, 2])).axes[0].images
+    rest = np.delete(terms, [0, 2], axis=1)
+    np.testing.assert_allclose(image.get_array(), rest / np.abs(rest).max(1, keepdims=True))
+
+
+def test_bars_without_sinks(contributions: Attribution) -> None:
+    one = figures.attribution(contributions.without([0])).axes[0].containers[0]
+    rows = contributions.of("token")["contribution"]
+    assert [bar.get_width() for bar in one][: len(rows) - 1] == list(rows[1:])
+    (image,) = figures.flow(contributions.without([0])).axes[0].images
+    (all_,) = figures.flow(contributions).axes[0].images
+    np.testing.assert_array_equal(image.get_array(), np.asarray(all_.get_array())[:, 1:])
+
+
 def test_curves_of_one_result_and_of_several(judged: list[sc.Faithfulness]) -> None:
     one = judged[0]
     for panel, order in zip(figures.faithfulness(one).axes, ("remove", "keep"), strict=True):
@@ -287,6 +313,7 @@ def drawings(
         "reconstruction": lambda n: figures.reconstruction(e.run, columns=n),
         "jacobian": lambda n: figures.jacobian(e.run.operator(), columns=n),
         "spectra": lambda n: figures.spectra(e, columns=n),
+        "lens": lambda n: figures.lens(e.lens, columns=n),
         "layer_spectra": lambda n: figures.layer_spectra(layers, columns=n),
         "path": lambda n: figures.path(layers, columns=n),
         "stable_ranks": lambda n: figures.stable_ranks(layers, columns=n),
@@ -439,6 +466,7 @@ def test_wrong_arguments(whole: sc.Explanation, contributions: Attribution, judg
     assert layers is not None
     wrong: list[tuple[Callable[[], Any], str]] = [
         (lambda: figures.attribution(contributions, ax), "requires 2 of matplotlib's axes; got 1"),
+        (lambda: figures.lens(whole.lens, part="mlp"), "parts of this lens are residual"),
         (lambda: figures.path(layers, 7), "one of matplotlib's axes"),
         (lambda: figures.path(layers, columns=3), "one or two columns"),
         (lambda: figures.spectra(whole, vectors=5), "4 singular vectors"),
@@ -461,7 +489,7 @@ def test_the_command_line_draws(folder: Path, tmp_path: Path, monkeypatch: pytes
     out = tmp_path / "out"
     result = CliRunner().invoke(app, ["explain", PROMPT, "-m", str(folder), "--out", str(out), "--figures", "-k", "1"])
     assert result.exit_code == 0, result.output
-    names = ("attribution", "jacobian", "reconstruction", "spectra")
+    names = ("attribution", "jacobian", "lens", "reconstruction", "spectra")
     assert sorted(f.name for f in (out / "figures").iterdir()) == [f"{n}.{s}" for n in names for s in ("pdf", "png")]
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = CliRunner().invoke(app, ["explain", PROMPT, "-m", str(folder), "--out", str(out), "--figures"])

@@ -8,10 +8,13 @@ import torch
 from families import LENGTH, frozen, model_of, prompt
 
 import secant as sc
+from secant.analyses import case, sensitivity
+from secant.analyses.case import Case
 from secant.analyses.origins import origin_of
-from secant.analyses.sinks import received, sinks
+from secant.analyses.sinks import received, sink_columns
 from secant.errors import BadArgument, NoPoint, NotExact
 from secant.linearize.network import running
+from secant.operators import cost
 
 FAMILIES = ("llama", "gpt2", "gemma3_text", "mamba", "bloom")
 
@@ -106,9 +109,9 @@ def test_received_attention_is_the_mean_of_the_patterns(attention: str) -> None:
 def test_why_a_token_is_a_sink(monkeypatch: pytest.MonkeyPatch) -> None:
     run = frozen("llama")
     monkeypatch.setattr("secant.analyses.sinks.MUCH", 0.0)
-    assert sinks(run)[1] == ["first, received", *["received"] * (LENGTH - 2), ""]
+    assert sink_columns(run)[1] == ["first, received", *["received"] * (LENGTH - 2), ""]
     assert received(frozen("mamba")) is None
-    assert sinks(frozen("mamba")) == ([None] * LENGTH, ["first", *[""] * (LENGTH - 1)])
+    assert sink_columns(frozen("mamba")) == ([None] * LENGTH, ["first", *[""] * (LENGTH - 1)])
 
 
 # ------------------------------------------------------------------------------------------------ sensitivity
@@ -155,3 +158,31 @@ def test_an_effect_of_the_only_token_is_missing() -> None:
     assert first is not None
     assert first[0] != first[0]
     assert first[1] == pytest.approx(0, abs=1e-12)
+
+
+def test_views_leave_sinks_out_and_say_so() -> None:
+    """Their rows and columns go, and nothing else; tables and sums keep them."""
+    run = frozen("llama")
+    a, found = sc.attribute(run), sc.lens(run)
+    beside = sc.sensitivity(run, conventions=("up",), deletion=False)
+    gone = sc.sinks(run)
+    assert gone[0] == 0
+    for result, count in ((a, "rows"), (found, "columns"), (beside, "rows")):
+        before, after = (getattr(result.without(left).view().grids[0], count) for left in ((), gone))
+        assert len(before) - len(after) == len(gone)
+        note = "Left out: " + ", ".join(f"{run.tokens[t]} at {t}" for t in gone)
+        assert any(note in said for said in result.without(gone).view().notes)
+        assert not any("Left out" in said for said in result.view().notes)
+        for name, table in result.tables().items():
+            pd.testing.assert_frame_equal(table, result.without(gone).tables()[name])
+    assert a.without(gone).total == a.total
+
+
+def test_long_prompts_are_deleted_from_where_it_costs_less_than_the_spectra(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = frozen("llama")
+    assert LENGTH <= sensitivity.DELETED
+    assert Case(run).sensitivity.effects is not None
+    monkeypatch.setattr(case, "DELETED", 1)
+    assert Case(run).sensitivity.effects is not None  # as many passes as tokens, and J has more rows than that
+    monkeypatch.setattr(case, "model_plan", lambda op, count: cost.model_plan(op, 10**6))
+    assert Case(run).sensitivity.effects is None

@@ -27,8 +27,13 @@ def run() -> sc.Run:
     return frozen("llama")
 
 
+def centred(logits: torch.Tensor, target: int = 11) -> float:
+    """A logit as it is measured by default: from the vocabulary's mean."""
+    return float(logits[target] - logits.mean())
+
+
 def logit(run: sc.Run, ids: list[int], target: int) -> float:
-    return float(run.lm.logits(ids)[-1, target])
+    return centred(run.lm.logits(ids)[-1], target)
 
 
 def test_curves_are_passes_of_shorter_prompts(run: sc.Run) -> None:
@@ -81,17 +86,17 @@ def test_methods_by_their_own_identities() -> None:
     f = sc.faithfulness(run, 11, methods=list(removal.METHODS))
     scores = {method: own["score"].to_numpy() for method, own in f.scores.groupby("method")}
     with torch.no_grad():
-        zero = float(lm.forward(run.ids, torch.zeros_like(run.input))[0, -1, 11])
-    assert scores["integrated gradients"].sum() == pytest.approx(float(run.logits[-1, 11]) - zero, rel=0.05)
+        zero = centred(lm.forward(run.ids, torch.zeros_like(run.input))[0, -1])
+    assert scores["integrated gradients"].sum() == pytest.approx(centred(run.logits[-1]) - zero, rel=0.05)
     assert scores["attention rollout"].sum() == pytest.approx(1)
     assert (scores["attention rollout"] >= 0).all()
     h = 1e-6
     x = run.input.clone()
     x[3] *= 1 + h
     with torch.no_grad():
-        slope = (float(lm.forward(run.ids, x)[0, -1, 11]) - float(run.logits[-1, 11])) / h
+        slope = (centred(lm.forward(run.ids, x)[0, -1]) - centred(run.logits[-1])) / h
     assert scores["gradient x input"][3] == pytest.approx(slope, rel=1e-3)
-    own = sc.attribute(run, 11, baseline="none").of("token")["contribution"].to_numpy()
+    own = sc.attribute(run, 11).of("token")["contribution"].to_numpy()
     assert scores["secant"] == pytest.approx(own)
 
 
@@ -104,8 +109,20 @@ def test_passes_begin_with_the_state_that_the_run_began_with() -> None:
     run = sc.freeze(lm, prompt())
     f = sc.faithfulness(run, 11, methods=("secant",))
     whole = f.curves[(f.curves["order"] == "remove") & (f.curves["value"] == "logit")]["result"].iloc[0]
-    assert whole == pytest.approx(float(run.logits[-1, 11]), rel=1e-12)
+    assert whole == pytest.approx(centred(run.logits[-1]), rel=1e-12)
     assert not mlp.count
+
+
+def test_the_baseline_moves_logits_and_scores_together(run: sc.Run) -> None:
+    none, vocabulary = (sc.faithfulness(run, 11, baseline=baseline) for baseline in ("none", "vocabulary"))
+    whole = [f.curves[(f.curves["order"] == "remove") & (f.curves["value"] == "logit")]["result"].iloc[0]
+             for f in (none, vocabulary)]  # fmt: skip
+    assert whole == pytest.approx([float(run.logits[-1, 11]), centred(run.logits[-1])], rel=1e-5)
+    scores = [f.scores[f.scores["method"] == "secant"]["score"].to_numpy() for f in (none, vocabulary)]
+    assert abs(scores[0] - scores[1]).max() > 1e-3
+    chances = [f.table[f.table["value"] == "log-probability"].drop(columns=["correlation"]) for f in (none, vocabulary)]
+    random = [own[own["method"] == "random"].reset_index(drop=True) for own in chances]
+    pd.testing.assert_frame_equal(*random)
 
 
 def test_it_repeats(run: sc.Run) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # with `as`, which says to type checkers that a name is publi
     from secant.analyses.lens import Lens as Lens, lens as lens
     from secant.analyses.screening import Screening as Screening, screen as screen
     from secant.analyses.sensitivity import Sensitivity as Sensitivity, sensitivity as sensitivity
+    from secant.analyses.sinks import sinks as sinks
     from secant.errors import NoRule as NoRule, NotExact as NotExact, SecantError as SecantError
     from secant.linearize.conventions import Convention as Convention
     from secant.linearize.run import Certificate as Certificate, Prediction as Prediction, Run as Run, freeze as freeze
@@ -67,6 +68,7 @@ _WHERE = {
     "analyses.faithfulness": ["faithfulness", "Faithfulness"],
     "analyses.lens": ["lens", "Lens"],
     "analyses.sensitivity": ["sensitivity", "Sensitivity"],
+    "analyses.sinks": ["sinks"],
     "analyses.explain": ["explain", "Explanation", "Evidence"],
     "stream.layers": ["layers", "Layers", "Depth"],
     "steering.steer": ["steer"],

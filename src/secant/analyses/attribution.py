@@ -33,6 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.analyses.origins import Origin, origin_line, origin_of
+from secant.analyses.sinks import Selective
 from secant.analyses.targets import BASELINES, Target, target_of
 from secant.errors import BadArgument, NotExact, checked, integer
 from secant.linearize.conventions import Named, convention_named
@@ -105,7 +106,7 @@ HEADS_SHOWN = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Attribution(Result):
+class Attribution(Selective, Result):
     """Contributions to a token's logit, or to whatever else is attributed, at one position.
 
     Attributes:
@@ -129,6 +130,7 @@ class Attribution(Result):
         baseline: What the logit is measured from: "vocabulary" (the mean logit), "expected" or "none".
         point: The activation that is attributed: "logits", "norm", or one inside the network.
         label: What is attributed, as views write it.
+        left_out: The positions of tokens that views leave out.
 
     """
 
@@ -148,6 +150,12 @@ class Attribution(Result):
     point: str = "logits"
     label: str = ""
     references: int = 0
+    left_out: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> list[str]:
+        """The prompt's tokens."""
+        return list(self.of("token")["name"])
 
     @property
     def line(self) -> str:
@@ -241,9 +249,11 @@ class Attribution(Result):
         if self.origin != "zero":
             facts["origin"] = f"contributions are measured from {origin_line(self.origin)}"
         inputs = self.table[self.table["kind"].isin(["token", "constant"])]
+        inputs = inputs[~((inputs["kind"] == "token") & inputs["position"].isin(self.left_out))]
         grids = [self._grid(inputs, "tokens and constants, by all paths")]
+        notes = [self.note] if self.note else []
         if self.direct is None:
-            return View("", facts, grids)
+            return View("", facts, grids, notes)
         parts = self.table[self.table["kind"].isin(["embed", "layer", "outside"])]
         grids.append(self._grid(parts, "embeddings, parts and constants, straight to the logit", direct=True))
         heads = self.of("head")
@@ -253,7 +263,7 @@ class Attribution(Result):
             title = f"heads{rest}, straight to the logit"
             grids.append(self._grid(heads.reindex(order)[:HEADS_SHOWN], title, direct=True))
         remainder = max(abs(self.total - self.logit), abs(self.direct - self.logit))
-        notes = [
+        notes += [
             f"Both sums equal the logit to {remainder:.0e}; heads sum to their layer's attention.",
             "All paths: the contribution of what the part adds, also through later parts (for embed, through all); "
             "these overlap, and do not sum to the logit. The first sum has all constants (biases, positions) by all "
@@ -295,6 +305,8 @@ class Attribution(Result):
         cells = cells[sorted(cells.columns)]
         cells.loc["sum"] = cells.sum()
         cells["sum"] = cells.sum(axis=1)
+        cells = cells.drop(columns=list(self.left_out))
+        tokens = [token for t, token in enumerate(tokens) if t not in self.left_out]
         headings = [Shown(token, "logit", most=9, token=True) for token in tokens]
         headings += [Shown("constants", "logit"), Shown("sum", "logit")]
         small = 0.05 * abs(self.logit)

@@ -20,15 +20,16 @@ from torch import Tensor
 from secant.analyses.attribution import Attribution, attribute
 from secant.analyses.lens import Lens, lens
 from secant.analyses.origins import Origin, origin_of
-from secant.analyses.sensitivity import Sensitivity, beside
+from secant.analyses.sensitivity import DELETED, Sensitivity, beside
 from secant.errors import NoPoint, integer
 from secant.linearize.run import Run
 from secant.memory import Progress, limited
 from secant.numeric import lengths, wide
 from secant.operators.batched import token_terms
-from secant.operators.cost import announce_plan, row_plan
-from secant.operators.decomposition import SVD, decomposed
+from secant.operators.cost import announce_plan, estimated_pace, model_plan, plans, row_plan
+from secant.operators.decomposition import SVD, TOLERANCE, decomposed
 from secant.operators.operator import Matrix, Operator
+from secant.operators.solvers import Wanted
 from secant.stream.decode import Decodings, Null, Side, Word, decode, null
 from secant.stream.layers import SPANS, Layers, layers
 
@@ -190,7 +191,28 @@ class Case:
     @cached_property
     def sensitivity(self) -> Sensitivity:
         """The attribution of the predicted token's logit under other conventions, and what deleting each token does."""
-        return beside(self.run, self.attribution(), baseline=self.baseline, origin=self.origin)
+        deletion = self._deletes
+        if deletion:
+            count = len(self.run.ids)
+            announce_plan(f"Deleting each of {count} tokens", self._graph, model_plan(self._graph, count))
+        return beside(
+            self.run, self.attribution(), baseline=self.baseline, origin=self.origin, deletion=deletion,
+            progress=self._progress,
+        )  # fmt: skip
+
+    @property
+    def _graph(self) -> Operator:
+        """The operator whose products run through the network, with which costs are counted."""
+        return self.run.operator()
+
+    @property
+    def _deletes(self) -> bool:
+        """Whether each token is deleted from the prompt: if it is short, or that costs less than the spectra."""
+        op, T = self._graph, len(self.run.ids)
+        if T <= DELETED:
+            return True
+        pace, wanted = estimated_pace(op), Wanted(min(self.k, op.shape[0], op.input.shape[1]), TOLERANCE[op.bias.dtype])
+        return model_plan(op, T).cost(pace) <= min(plan.cost(pace) for plan in plans(op, wanted, T))
 
     @cached_property
     def lens(self) -> Lens | None:

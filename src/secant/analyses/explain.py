@@ -23,11 +23,12 @@ from secant.analyses.case import Case
 from secant.analyses.continuation import STEPS, Steps, follow
 from secant.analyses.lens import Lens
 from secant.analyses.origins import origin_line, origin_named
+from secant.analyses.overview import chosen, contributions, depths, spectra
 from secant.analyses.sensitivity import EFFECT, Sensitivity
-from secant.analyses.sinks import RECEIVED, SINK, sinks
+from secant.analyses.sinks import RECEIVED, SINK, sink_columns, sink_line, where
 from secant.analyses.targets import BASELINES, baseline_named
 from secant.errors import BadArgument, checked, integer
-from secant.linearize.conventions import FOR_OPERATORS, Named
+from secant.linearize.conventions import Named
 from secant.linearize.run import (
     HIDDEN_STATE,
     LOGIT,
@@ -45,7 +46,7 @@ from secant.operators.decomposition import BLOCK, SIGMA, SPECTRUM, STABLE_RANK, 
 from secant.results.paths import check_file
 from secant.results.result import Described, Result
 from secant.results.schema import Column, Table
-from secant.results.view import Cell, Grid, Shown, Style, View
+from secant.results.view import Grid, Shown, View
 from secant.stream.decode import RANK, SCORE, SIDE, WORD, WORD_ID, Null, Side, Word, Z, ranked
 from secant.stream.layers import Layers
 from secant.stream.sweep import STREAM
@@ -162,12 +163,6 @@ CHANCE = Table(
         Column("samples", int, "how many directions were drawn", "directions"),
     ),
 )
-
-CHANCE_Z = 2.0
-"""Top tokens with a smaller z are at chance: random directions have as good ones. Views dim them."""
-
-SHOWN, LARGEST, DEPTHS = 40, 12, 32
-"""Views show all of at most SHOWN tokens, the LARGEST contributors of longer prompts, and at most DEPTHS layers."""
 
 ALTERNATIVES = 4
 """How many other predictions evidence compares the first one with."""
@@ -311,12 +306,13 @@ class Explanation(Result):
     @property
     def sensitivity(self) -> Sensitivity:
         """Contributions under other conventions, and what deleting each token does."""
-        return self.case.sensitivity
+        return self.case.sensitivity.without(self.attribution.left_out)
 
     @property
     def lens(self) -> Lens | None:
         """What the model would say at every depth; None if its layers can't be read out."""
-        return self.case.lens
+        found = self.case.lens
+        return None if found is None else found.without(self.attribution.left_out)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns `tokens`, `predictions`, `written`, `singular_values` and `words`; the tables of the sensitivity; and
@@ -412,138 +408,30 @@ class Explanation(Result):
 
     def view(self) -> View:
         """Shows the prediction, what each token contributes to it, the lens, and spectra; then layers and steps."""
-        a = self.attribution
+        a, lm = self.attribution, self.run.lm
+        text = " ".join(self.run.tokens) if lm.tokenizer is None else lm.tokens.decoded(self.run.ids)
         guesses = [f"{visible(p.token)} {p.probability:.1%}" for p in self.run.prediction[:5]]
-        facts: dict[str, Any] = {"prompt": readable(self._text()), "next token": "   ".join(guesses)}
+        facts: dict[str, Any] = {"prompt": readable(text), "next token": "   ".join(guesses)}
         facts |= {name: fact for name, fact in a.view().facts.items() if name != "origin" or a.origin != "reference"}
         facts["conventions"] = self.sensitivity.line
-        if any("received" in why for why in self.sinks):
-            facts["sinks"] = self._sink_line()
+        facts["sinks"] = sink_line(self.run.tokens, self.received)
         facts["certificate"] = self.run.certificate.lines()
-        grids = [self._contributions(), *([] if self.lens is None else [self._lens(self.lens)]), self._spectra()]
+        grids = [
+            contributions(self.run, a, self.sensitivity, self.written, self.sinks),
+            *([] if self.lens is None else [depths(self.lens)]),
+            spectra(self.run, chosen(a), self.svds, self.norms, self.outputs, self.inputs),
+        ]
         for view in (result.view() for result in (self.layers, self.steps) if result is not None):
             *first, last = view.grids
             grids += [*first, replace(last, note=" ".join(view.notes))]
-        return View(f"Explanation by {named(self.run.lm.name)}", {k: v for k, v in facts.items() if v}, grids)
+        return View(f"Explanation by {named(lm.name)}", {k: v for k, v in facts.items() if v}, grids)
 
-    def _text(self) -> str:
-        """The prompt as a text; without a tokenizer, its tokens."""
-        lm = self.run.lm
-        return " ".join(self.run.tokens) if lm.tokenizer is None else lm.tokens.decoded(self.run.ids)
+    def without_sinks(self) -> Explanation:
+        """Returns the explanation with the first token and all attention sinks left out of its views.
 
-    def _sink_line(self) -> str:
-        """Which tokens are attention sinks, and how much attention they receive."""
-        said = [
-            f"{visible(token)} receives {mass:.0%} of later tokens' attention"
-            for token, mass, why in zip(self.run.tokens, self.received, self.sinks, strict=True)
-            if "received" in why and mass is not None
-        ]
-        return ", ".join(said)
-
-    def _chosen(self) -> list[int]:
-        """The tokens that are shown: all, or the largest contributors of a long prompt."""
-        size = self.attribution.of("token")["contribution"].abs().reset_index(drop=True)
-        return list(size.index) if len(size) <= SHOWN else sorted(size.nlargest(LARGEST).index)
-
-    def _contributions(self) -> Grid:
-        """A row for each token that is shown, one for the others together, and one for the constants."""
-        own, others = self.attribution, [*self.sensitivity.attributions][1:]
-        columns = [Shown("", "integer"), Shown("token", most=16), Shown("logit", "logit"), Shown("", "bar", spare=4)]
-        columns += [Shown(label, "logit", spare=3 if label == FOR_OPERATORS else 5) for label in others]
-        columns += [] if self.sensitivity.effects is None else [Shown("deleted", "logit", spare=2)]
-        columns += [Shown("contributes (J x)", "tokens"), Shown("z", "number", spare=1)]
-        beside = {label: self.sensitivity.contributions(label) for label in (own.convention, *others)}
-        effects, chosen = self.sensitivity.effects, self._chosen()
-        largest = max(map(abs, beside[own.convention]), default=0.0)
-        rows: list[list[Any]] = []
-        for t in chosen:
-            value, z = beside[own.convention][t], self.written[t][0].z if self.written[t] else None
-            style: Style = "" if z is None or z >= CHANCE_Z else "dim"
-            words = Cell([w.token for w in self.written[t]], style)
-            token = Cell(self.run.tokens[t], "dim" if self.sinks[t] else "", show="token")
-            cells = [t, token, Cell(value, "strong" if abs(value) == largest else ""), value]
-            gone = [] if effects is None else [effects[t]]
-            rows.append([*cells, *(beside[label][t] for label in others), *gone, words, Cell(z, style)])
-        rest = [t for t in range(len(self.run.tokens)) if t not in chosen]
-        blank = [] if effects is None else [None]
-        if rest:
-            sums = [sum(values[t] for t in rest) for values in beside.values()]
-            rows.append([None, f"{len(rest)} others", sums[0], sums[0], *sums[1:], *blank, (), None])
-        constants = [a.constant for a in self.sensitivity.attributions.values()]
-        for name, value in own.constants.items():
-            rows.append([None, name, value, value, *constants[1:], *blank, (), None])
-        legend = (
-            f"logit: contribution under the convention {own.convention}; with the last rows they sum to the logit to "
-            f"{abs(own.total - own.logit):.0e}. "
-        )
-        if own.origin == "reference":
-            legend += (
-                "They are measured from random tokens after the prompt's first one, which contributes 0 by "
-                "construction; reference: the logit that the model itself gives there. "
-            )
-        elif own.origin != "zero":
-            legend += f"They are measured from {origin_line(own.origin)}. "
-        if others:
-            legend += f"{', '.join(others)}: under these conventions, which are as exact. "
-        if effects is not None:
-            legend += "deleted: what the model's own logit loses without the token. "
-        legend += (
-            f"contributes: top tokens of J x, under {self.run.certificate.convention}; z: how far the first is above "
-            f"chance, dim below {CHANCE_Z:.0f}. Dim tokens are attention sinks or first."
-        )
-        return Grid(columns, rows, "what each token contributes", note=legend)
-
-    def _lens(self, lens: Lens) -> Grid:
-        """The lens, layer by layer: the top token, and the token that contributes most to the predicted one's logit."""
-        terms = lens.contributions()
-        rows = []
-        table = lens.at().reset_index(drop=True)
-        step = -(-len(table) // DEPTHS)
-        for row, own in zip(table.itertuples(index=False), terms.to_numpy().tolist(), strict=True):
-            if (len(table) - 1 - row.layer) % step:
-                continue
-            values = own[: len(lens.tokens)]
-            most = max(range(len(values)), key=lambda t: abs(values[t]))
-            strong: Style = "strong" if row.rank == 0 else ""
-            rows.append([
-                row.layer, Cell(row.top, strong), row.top_probability, Cell(row.probability, strong), row.probability,
-                row.rank, row.logit, lens.tokens[most], values[most],
-            ])  # fmt: skip
-        columns = [
-            Shown("layer", "integer"), Shown("top token", "token", most=14), Shown("p", "percent"),
-            Shown(f"p {visible(lens.target)}", "percent"), Shown("", "bar", spare=2), Shown("rank", "integer"),
-            Shown("logit", "logit"), Shown("most from", "token", most=14, spare=1), Shown("", "logit", spare=1),
-        ]  # fmt: skip
-        note = (
-            "The residual stream after each layer, read out by the final norm at its own statistics and the head. most "
-            f"from: the token that contributes most to the logit there, under {lens.convention}."
-        )
-        return Grid(columns, rows, f"the lens: {visible(lens.target)} by layer", note=note)
-
-    def _spectra(self) -> Grid:
-        """A row for each token that is shown: its norm, spectrum and singular vectors."""
-        columns = [
-            Shown("", "integer"), Shown("token", most=16), Shown("‖J x‖", "number", spare=2),
-            Shown("σ₀", "number"), Shown("R", "rank", spare=2), Shown("writes (U₀)", "tokens"),
-            Shown("reads (V₀)", "tokens"),
-        ]  # fmt: skip
-        rows: list[tuple[Any, ...]] = []
-        for t in self._chosen():
-            f, near = self.svds[t], "≈" if len(self.svds[t].blocks[0]) > 1 else ""
-            words = []
-            for side in (self.outputs[t], self.inputs[t]):
-                z = side[0][0].z if side[0] else None
-                words.append(Cell([w.token for w in side[0]], "" if z is None or z >= CHANCE_Z else "dim"))
-            token = Cell(self.run.tokens[t], show="token")
-            rows.append((t, token, self.norms[t], Cell(f.S[0].item(), mark=near), f.stable_rank, *words))
-        note = (
-            f"Under the convention {self.run.certificate.convention}. σ₀: largest singular value of the token's block "
-            "J, R: its stable rank. writes, reads: top tokens of its first left and right singular vectors; dim: at "
-            "chance."
-        )
-        several = any(len(f.blocks[0]) > 1 for f in self.svds)
-        note += " ≈: the next σ is near-equal, so that the vector by itself means nothing." if several else ""
-        return Grid(columns, rows, "spectra", note=note)
+        Its tables keep them, and views say what is left out.
+        """
+        return replace(self, attribution=self.attribution.without(where(self.sinks)))
 
     @checked
     def evidence(
@@ -808,7 +696,7 @@ def explained(
             outputs, inputs = case.words(svds, "output"), case.words(svds, "input")
         with timed("terms", seconds):
             norms, written = case.norms, case.written
-        mass, why = sinks(run)
+        mass, why = sink_columns(run)
         if beside:
             with timed("sensitivity", seconds):
                 _ = case.sensitivity

@@ -25,13 +25,13 @@ from typing import Any, SupportsIndex
 import numpy as np
 import pandas as pd
 import scipy.integrate
-import scipy.stats
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from secant.analyses.attribution import attribute
-from secant.analyses.sensitivity import logits_of
+from secant.analyses.sensitivity import correlation, logits_of
+from secant.analyses.targets import target_of
 from secant.errors import BadArgument, SecantError, checked, integer, seeded
 from secant.linearize.network import running
 from secant.linearize.run import LOGIT, POSITION, TOKEN, Run
@@ -157,6 +157,7 @@ def faithfulness(
     replace: str | SupportsIndex = DELETE,
     keep: Sequence[int] | None = None,
     scores: Mapping[str, Sequence[float | int]] | None = None,
+    baseline: str = "vocabulary",
     seed: int = 0,
 ) -> Faithfulness:
     """Returns how well attributions predict the target's logit when tokens are removed in their order.
@@ -169,6 +170,7 @@ def faithfulness(
         replace: "delete" to shorten the prompt, or a token, by its text or id, that replaces the removed ones.
         keep: Positions that are never removed; by default the first, if the tokenizer begins every text with it.
         scores: Scores of other methods by name, one for each token of the prompt. High ones are removed first.
+        baseline: What the logit is measured from, as in `attribute`.
         seed: The seed of the random order.
 
     Raises:
@@ -193,7 +195,8 @@ def faithfulness(
             f"{len(free)} of {T}",
             "Give a longer prompt.",
         )
-    found = {method: METHODS[method](run, chosen, seed) for method in methods}
+    aim = Aim(chosen, baseline, wide(target_of(run, T - 1, chosen, None, baseline, None).weights))
+    found = {method: METHODS[method](run, aim, seed) for method in methods}
     for method, given in (scores or {}).items():
         if len(given) != T or not all(math.isfinite(score) for score in given):
             got = "scores that are not finite" if len(given) == T else f"{len(given)}"
@@ -208,7 +211,7 @@ def faithfulness(
         for j in range(1, len(order) + 1):
             wanted |= {_without(T, order[:j]), frozenset([*kept, *order[:j]])}
     wanted.discard(frozenset())
-    results = _results(run, chosen, wanted, stand_in)
+    results = _results(run, aim, wanted, stand_in)
     return _judged(run, lm.text(chosen), found, orders, kept, results)
 
 
@@ -224,7 +227,7 @@ def _without(T: int, removed: Sequence[int]) -> frozenset[int]:
 
 
 def _results(
-    run: Run, target: int, wanted: set[frozenset[int]], stand_in: int | None
+    run: Run, aim: Aim, wanted: set[frozenset[int]], stand_in: int | None
 ) -> dict[frozenset[int], tuple[float, float]]:
     """The target's logit and log-probability for each set of remaining positions; equal lengths run in batches."""
     prompts, by_length = {}, defaultdict(list)
@@ -240,7 +243,7 @@ def _results(
     for same in by_length.values():
         for ids, own in zip(same, logits_of(run, same, [-1] * len(same)), strict=True):
             logits = wide(own)
-            found[ids] = logits[target].item(), torch.log_softmax(logits, -1)[target].item()
+            found[ids] = float(logits @ aim.weights), torch.log_softmax(logits, -1)[aim.token].item()
     return {left: found[ids] for left, ids in prompts.items()}
 
 
@@ -264,39 +267,40 @@ def _judged(
             removal = [whole[i], *gone]
             for name, line in (("remove", removal), ("keep", only)):
                 curves += [(method, value, name, j + (name == "keep"), result) for j, result in enumerate(line)]
-            correlation = _correlation([scores[method][t].item() for t in order], [alone[t][i] for t in order])
+            ranks = correlation([scores[method][t].item() for t in order], [alone[t][i] for t in order])
             lost, missing = whole[i] - np.mean(gone), whole[i] - np.mean(only)
             area = scipy.integrate.trapezoid(removal) / (len(removal) - 1)
-            rows.append((method, value, lost, missing, area, correlation))
+            rows.append((method, value, lost, missing, area, ranks))
     return Faithfulness(target, FAITHFULNESS.frame(rows), CURVES.frame(curves), SCORES.frame(each))
-
-
-def _correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Spearman's rank correlation; NaN if either is constant."""
-    if len(set(one)) < 2 or len(set(other)) < 2:
-        return float("nan")
-    return float(scipy.stats.spearmanr(one, other).statistic)
 
 
 # ------------------------------------------------------------------------------------------------ methods
 
 
-def _contributions(run: Run, target: int, seed: int) -> Float[Tensor, " T"]:
+@dataclass(frozen=True, eq=False)
+class Aim:
+    """What is measured and scored: a token's logit from a baseline, as weights of all logits."""
+
+    token: int
+    baseline: str
+    weights: Float[Tensor, " vocabulary"]
+
+
+def _contributions(run: Run, aim: Aim, seed: int) -> Float[Tensor, " T"]:
     """The exact contributions, in the run's own convention."""
-    return torch.tensor(
-        attribute(run, target, baseline="none", parts=False).of("token")["contribution"].tolist(), dtype=torch.float64
-    )
+    own = attribute(run, aim.token, baseline=aim.baseline, parts=False).of("token")
+    return torch.tensor(own["contribution"].tolist(), dtype=torch.float64)
 
 
-def _gradient(run: Run, target: int, seed: int) -> Float[Tensor, " T"]:
+def _gradient(run: Run, aim: Aim, seed: int) -> Float[Tensor, " T"]:
     """The ordinary gradient of the logit times the input."""
     x = run.input.detach().clone().requires_grad_()
     with running(run.lm, run.lm.dtype, state=run.network.recording.state):
-        (g,) = torch.autograd.grad(run.lm.forward(run.ids, x)[0, -1, target], x)
+        (g,) = torch.autograd.grad(run.lm.forward(run.ids, x)[0, -1] @ aim.weights.to(x), x)
     return (wide(g) * wide(run.input)).sum(1)
 
 
-def _integrated(run: Run, target: int, seed: int) -> Float[Tensor, " T"]:
+def _integrated(run: Run, aim: Aim, seed: int) -> Float[Tensor, " T"]:
     """Integrated gradients from zero embeddings, by captum."""
     try:
         from captum.attr import IntegratedGradients
@@ -306,7 +310,7 @@ def _integrated(run: Run, target: int, seed: int) -> Float[Tensor, " T"]:
         ) from error
 
     def logit(x: Tensor) -> Tensor:
-        return run.lm.forward(run.ids, x[0])[0, -1, target][None]
+        return (run.lm.forward(run.ids, x[0])[0, -1] @ aim.weights.to(x))[None]
 
     with running(run.lm, run.lm.dtype, state=run.network.recording.state):
         x = run.input.detach().clone()[None]
@@ -314,7 +318,7 @@ def _integrated(run: Run, target: int, seed: int) -> Float[Tensor, " T"]:
     return wide(found[0]).sum(1)
 
 
-def _rollout(run: Run, target: int, seed: int) -> Float[Tensor, " T"]:
+def _rollout(run: Run, aim: Aim, seed: int) -> Float[Tensor, " T"]:
     """Attention rollout: (A + 1)/2 of every layer, heads averaged, multiplied; the last position's row."""
     if run.lm.attention != "eager":
         raise BadArgument(
@@ -332,12 +336,12 @@ def _rollout(run: Run, target: int, seed: int) -> Float[Tensor, " T"]:
     return mixed[-1]
 
 
-def _random(run: Run, target: int, seed: int) -> Float[Tensor, " T"]:
+def _random(run: Run, aim: Aim, seed: int) -> Float[Tensor, " T"]:
     """A random order."""
     return torch.rand(len(run.ids), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-METHODS: dict[str, Callable[[Run, int, int], Float[Tensor, " T"]]] = {
+METHODS: dict[str, Callable[[Run, Aim, int], Float[Tensor, " T"]]] = {
     "secant": _contributions,
     "gradient x input": _gradient,
     "integrated gradients": _integrated,

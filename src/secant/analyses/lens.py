@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.analyses.origins import origin_of
+from secant.analyses.sinks import Selective
 from secant.analyses.targets import target_of
 from secant.errors import BadArgument, NoPoint, NotExact, checked, integer
 from secant.linearize.points import ActivationGraph
@@ -72,7 +73,7 @@ ELEMENTS = 2**26
 
 
 @dataclass(frozen=True, eq=False)
-class Lens(Result):
+class Lens(Selective, Result):
     """What the model would say at every depth.
 
     Attributes:
@@ -84,6 +85,7 @@ class Lens(Result):
         table: A row for each layer, part and position: probability, rank and logit of the target, and the top token.
         words: The likely tokens of each layer and part at the position.
         terms: What each token, and the constants, contribute to the target's logit at each layer and part.
+        left_out: The positions of tokens that views leave out.
 
     """
 
@@ -97,6 +99,7 @@ class Lens(Result):
     table: pd.DataFrame = field(repr=False)
     words: pd.DataFrame = field(repr=False)
     terms: pd.DataFrame = field(repr=False)
+    left_out: tuple[int, ...] = ()
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns `lens`, `lens_words` and `lens_terms`."""
@@ -127,16 +130,17 @@ class Lens(Result):
 
     def view(self) -> View:
         """Shows the stream layer by layer: the top token, the target's probability and rank, and who contributes."""
-        terms = self.contributions()
+        terms = self.contributions().drop(columns=list(self.left_out))
+        tokens = [token for t, token in enumerate(self.tokens) if t not in self.left_out]
         columns = [Shown("layer", "integer"), Shown("top token", "token", most=14), Shown("p", "percent")]
         columns += [Shown(f"p {visible(self.target)}", "percent"), Shown("rank", "integer"), Shown("logit", "logit")]
-        columns += [Shown(token, "logit", most=9, token=True) for token in self.tokens]
+        columns += [Shown(token, "logit", most=9, token=True) for token in tokens]
         if constant := bool(terms.iloc[:, -1].any()):
             columns.append(Shown("constants", "logit"))
         rows = []
         for row, own in zip(self.at().itertuples(index=False), terms.to_numpy().tolist(), strict=True):
             own = own if constant else own[:-1]
-            most = max(map(abs, own))
+            most = max(map(abs, own), default=0.0)
             styles: list[Style] = ["strong" if abs(v) == most else "" if abs(v) > most / 10 else "dim" for v in own]
             cells = map(Cell, own, styles)
             strong: Style = "strong" if row.rank == 0 else ""
@@ -146,7 +150,8 @@ class Lens(Result):
         facts = {"target": f"{visible(self.target)} at position {self.position}", "convention": self.convention}
         notes = [
             "Each row: the residual stream after a layer, read out as logits by the final norm, at its own statistics. "
-            "The contributions of the tokens and constants in a row sum to its logit."
+            "The contributions of the tokens and constants in a row sum to its logit.",
+            *([self.note] if self.note else []),
         ]
         return View("The lens", facts, [Grid(columns, rows, keep=6)], notes)
 

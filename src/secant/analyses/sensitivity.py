@@ -22,12 +22,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from secant.analyses.attribution import Attribution, attribute
+from secant.analyses.sinks import Selective
 from secant.analyses.targets import target_of
 from secant.errors import checked
 from secant.linearize.conventions import Named, convention_named
 from secant.linearize.network import running
 from secant.linearize.run import CONVENTION, LOGIT, POSITION, TOKEN, Run
-from secant.memory import limited
+from secant.memory import Progress, limited
 from secant.numeric import wide
 from secant.results.result import Result
 from secant.results.schema import Column, Table
@@ -83,12 +84,13 @@ DELETION = Table(
 
 
 @dataclass(frozen=True, eq=False)
-class Sensitivity(Result):
+class Sensitivity(Selective, Result):
     """Contributions of tokens under several conventions, and what deleting each token does.
 
     Attributes:
         attributions: The attribution under each convention, by label. The first is what the others are compared with.
         effects: What the model's own logit loses without each token; None if it was not measured.
+        left_out: The positions of tokens that views leave out.
 
     """
 
@@ -96,6 +98,7 @@ class Sensitivity(Result):
 
     attributions: dict[str, Attribution] = field(repr=False)
     effects: list[float] | None = field(repr=False)
+    left_out: tuple[int, ...] = ()
 
     @property
     def first(self) -> Attribution:
@@ -105,7 +108,7 @@ class Sensitivity(Result):
     @property
     def tokens(self) -> list[str]:
         """The prompt's tokens."""
-        return list(self.first.of("token")["name"])
+        return self.first.tokens
 
     def contributions(self, convention: str) -> list[float]:
         """Returns the contribution of each token under one convention.
@@ -172,13 +175,15 @@ class Sensitivity(Result):
                 *([self.effects[t]] if self.effects else []),
             ]
             for t, token in enumerate(self.tokens)
+            if t not in self.left_out
         ]
         judged = Grid.of(
             AGREEMENT, self.agreement(), AGREEMENT.names, title="agreement with the first, and with deletion"
         )
         notes = [
             "Each convention's contributions sum to the logit exactly. deleted: what the model's own logit loses "
-            "without the token."
+            "without the token.",
+            *([self.note] if self.note else []),
         ]
         return View("", {"logit": self.first.line}, [Grid(columns, rows), judged], notes)
 
@@ -217,6 +222,7 @@ def sensitivity(
     conventions: Sequence[Named] = OTHERS,
     deletion: bool | None = None,
     max_memory: float | str | None = None,
+    progress: Progress | None = None,
 ) -> Sensitivity:
     """Returns how far an attribution depends on the convention, and how well it predicts deletions.
 
@@ -232,6 +238,7 @@ def sensitivity(
         deletion: Whether each token in turn is deleted from the prompt, and the model run without it. By default for
             prompts of at most 64 tokens.
         max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
+        progress: Called as `progress("deletions", done, all)`, in tokens.
 
     Raises:
         SecantError: Any error of `attribute` and `freeze`.
@@ -240,7 +247,9 @@ def sensitivity(
     at = run.rows(position)[0]
     how: dict[str, Any] = {"position": at, "baseline": baseline, "max_memory": max_memory}
     first = attribute(run, target, versus, convention=convention, origin=origin, parts=False, **how)
-    return beside(run, first, target, versus, origin=origin, conventions=conventions, deletion=deletion, **how)
+    return beside(
+        run, first, target, versus, origin=origin, conventions=conventions, deletion=deletion, progress=progress, **how
+    )
 
 
 def beside(
@@ -255,6 +264,7 @@ def beside(
     conventions: Sequence[Named] = OTHERS,
     deletion: bool | None = None,
     max_memory: float | str | None = None,
+    progress: Progress | None = None,
 ) -> Sensitivity:
     """Returns what `sensitivity` does, for an attribution that has been computed.
 
@@ -269,6 +279,7 @@ def beside(
         conventions: The other conventions.
         deletion: Whether each token is deleted.
         max_memory: Bytes to work in, or a size.
+        progress: Called as `progress("deletions", done, all)`.
 
     """
     how: dict[str, Any] = {"position": position, "baseline": baseline, "parts": False, "max_memory": max_memory}
@@ -281,17 +292,20 @@ def beside(
     if deletion or (deletion is None and len(run.ids) <= DELETED):
         at = run.rows(position)[0]
         with limited(max_memory):
-            effects = deleted(run, at, target_of(run, at, target, versus, baseline, None).weights)
+            effects = deleted(run, at, target_of(run, at, target, versus, baseline, None).weights, progress)
     return Sensitivity(found, effects)
 
 
-def deleted(run: Run, position: int, weights: Float[Tensor, " vocabulary"]) -> list[float]:
+def deleted(
+    run: Run, position: int, weights: Float[Tensor, " vocabulary"], progress: Progress | None = None
+) -> list[float]:
     """Returns what a functional of the model's own logits loses without each token.
 
     Args:
         run: The run.
         position: The position of the logits. Without a token before it, or without its own, they are one further left.
         weights: The functional.
+        progress: Called as `progress("deletions", done, all)`.
 
     """
     T, e = len(run.ids), wide(weights)
@@ -302,6 +316,8 @@ def deleted(run: Run, position: int, weights: Float[Tensor, " vocabulary"]) -> l
     if T > 1:
         for t, logits in enumerate(logits_of(run, prompts, places)):
             effects[t] = whole - float(wide(logits) @ e) if places[t] >= 0 else math.nan
+            if progress:
+                progress("deletions", t + 1, T)
     return effects
 
 

@@ -7,7 +7,9 @@ the logit. What a token receives is the mean, over layers, heads and later posit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -19,6 +21,7 @@ from secant.linearize.run import Run
 from secant.linearize.secants import LiveAttention
 from secant.numeric import wide
 from secant.results.schema import Column
+from secant.text import visible
 
 MUCH = 0.3
 """The mean attention from which on a token is a sink."""
@@ -32,6 +35,9 @@ RECEIVED = Column(
 SINK = Column(
     "sink", str, f"why the token counts as an attention sink: first, BOS, or received (at least {MUCH}); else empty"
 )
+
+
+S = TypeVar("S", bound="Selective")
 
 
 def received(run: Run) -> Float[Tensor, " T"] | None:
@@ -68,7 +74,7 @@ def _patterns(run: Run) -> Iterator[tuple[int, Tensor]]:
                 yield 0, form.value[..., :T]
 
 
-def sinks(run: Run) -> tuple[list[float | None], list[str]]:
+def sink_columns(run: Run) -> tuple[list[float | None], list[str]]:
     """Returns the attention that each token receives, and why it counts as a sink: the columns RECEIVED and SINK.
 
     Args:
@@ -83,3 +89,65 @@ def sinks(run: Run) -> tuple[list[float | None], list[str]]:
         why.append(", ".join(reasons))
     shares: list[float | None] = [None] * len(run.ids) if mass is None else mass.tolist()
     return shares, why
+
+
+def sinks(run: Run) -> tuple[int, ...]:
+    """Returns the positions of a prompt's attention sinks: the first, BOS, and those that receive much attention.
+
+    Args:
+        run: The run.
+    """
+    return where(sink_columns(run)[1])
+
+
+def where(why: Iterable[str]) -> tuple[int, ...]:
+    """Returns the positions of the sinks.
+
+    Args:
+        why: Why each token counts as a sink; empty if it does not.
+    """
+    return tuple(t for t, reasons in enumerate(why) if reasons)
+
+
+def sink_line(tokens: Sequence[str], mass: Sequence[float | None]) -> str:
+    """Returns which tokens receive much attention, in one line.
+
+    Args:
+        tokens: The prompt's tokens.
+        mass: The attention that each receives.
+    """
+    return ", ".join(
+        f"{visible(token)} receives {own:.0%} of later tokens' attention"
+        for token, own in zip(tokens, mass, strict=True)
+        if own is not None and own >= MUCH
+    )
+
+
+class Selective:
+    """A result about the tokens of a prompt, whose views can leave some out.
+
+    Attributes:
+        left_out: The positions that views leave out. Tables and sums have all tokens.
+    """
+
+    left_out: tuple[int, ...]
+
+    if TYPE_CHECKING:  # a field of some, and a property of others
+
+        @property
+        def tokens(self) -> list[str]:
+            """The prompt's tokens."""
+
+    @property
+    def note(self) -> str:
+        """What views say of the tokens that they leave out; empty if there are none."""
+        names = ", ".join(f"{visible(self.tokens[t])} at {t}" for t in self.left_out)
+        return f"Left out: {names}. Sums and tables have all tokens." if names else ""
+
+    def without(self: S, positions: Iterable[int]) -> S:
+        """Returns the result with positions left out of its views, which say so.
+
+        Args:
+            positions: The positions, such as those of attention sinks.
+        """
+        return replace(self, left_out=tuple(sorted(positions)))  # type: ignore[type-var]

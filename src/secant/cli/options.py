@@ -143,6 +143,12 @@ MaxMemory = Annotated[
     str | None, typer.Option(help="Memory that may be used, such as 4GiB; by default half of the free memory.")
 ]
 Position = Annotated[int, typer.Option(help="The position whose output is explained; -1 is the last.")]
+WithoutSinks = Annotated[
+    bool,
+    typer.Option(
+        "--without-sinks", help="Leave the first token and attention sinks out of what is printed, not out of tables."
+    ),
+]
 Seed = Annotated[int, typer.Option(callback=seeded, help="Seed of the random number generators.")]
 
 

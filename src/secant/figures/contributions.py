@@ -40,7 +40,8 @@ def attribution(a: Attribution, axes: Any = None, *, most: int = 40, columns: in
     sums = [("where it comes from", ["token", "constant"])]
     if a.direct is not None:
         sums.append((f"what writes it, {PATHS['direct']}", ["embed", "layer", "outside"]))
-    bars = [(title, _bars(a.table[a.table["kind"].isin(kinds)], most)) for title, kinds in sums]
+    table = a.table[~((a.table["kind"] == "token") & a.table["position"].isin(a.left_out))]
+    bars = [(title, _bars(table[table["kind"].isin(kinds)], most)) for title, kinds in sums]
     heights = [0.95 + style.ROW * len(found) for _, found in bars]
     figure, found = panels(axes, len(bars), columns or len(bars), heights)
     for panel, (title, own) in zip(found, bars, strict=True):
@@ -109,7 +110,7 @@ def flow(a: Attribution, ax: Any = None, *, path: str = "direct", columns: int =
         raise BadArgument("A map of tokens and parts requires their flow", "none", "Use attribute(run, flow=True).")
     if path not in PATHS:
         raise BadArgument(f"The path must be {' or '.join(PATHS)}", repr(path), "Choose one of them.")
-    rows = a.flow[(a.flow["path"] == path) & a.flow["head"].isna()]
+    rows = a.flow[(a.flow["path"] == path) & a.flow["head"].isna() & ~a.flow["position"].isin(a.left_out)]
     names = list(dict.fromkeys(rows["name"]))
     tokens = rows[rows["position"].notna()].drop_duplicates("position").sort_values("position")
     places = [*tokens["position"], None]

@@ -1,16 +1,18 @@
-"""Figures by layer: spectra, stable ranks, and the path of the leading directions."""
+"""Figures by layer: the lens, spectra, stable ranks, and the path of the leading directions."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from secant.analyses.explain import Explanation
+from secant.analyses.lens import Lens
 from secant.errors import BadArgument
 from secant.figures import style
-from secant.figures.style import COLOURS, drawn, panels
+from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown
 from secant.stream.layers import Layers
 from secant.stream.sweep import STREAM
 
@@ -21,6 +23,55 @@ PARTS = {STREAM: "blue", "attn": "orange", "mlp": "green", "mixer": "purple"}
 """The colour of each part of a layer."""
 
 DASHES = {"cumulative": "-", "layerwise": "--"}
+
+
+@drawn(of=Explanation, take=lambda e: e.lens)
+def lens(found: Lens, ax: Any = None, *, part: str = STREAM, columns: int = 2) -> Figure:
+    """Draw what each token and the constants contribute to the target's logit, a row for each layer.
+
+    Next to a layer stand its top token and the target's probability there. Early layers have larger logits, so each
+    layer is drawn in units of its largest contribution.
+
+    Args:
+        found: The lens.
+        ax: Matplotlib axes to draw in; by default those of a new figure.
+        part: The part of the layers; by default the residual stream.
+        columns: The width of a new figure, in columns of a paper.
+
+    Raises:
+        BadArgument: The lens does not have the part, or an argument is not valid.
+        SecantError: Matplotlib is not installed.
+
+    """
+    rows = found.at(part)
+    if rows.empty:
+        known = ", ".join(dict.fromkeys(found.table["part"]))
+        raise BadArgument(f"The parts of this lens are {known}", f"{part!r:.60}", "Use sc.lens(run, parts=True).")
+    terms = found.contributions(part).drop(columns=list(found.left_out))
+    tokens = [token for t, token in enumerate(found.tokens) if t not in found.left_out]
+    largest = terms.abs().max(axis=1)
+    image = terms.div(largest.where(largest > 0, 1.0), axis=0).to_numpy()
+    figure, (panel,) = panels(ax, 1, columns, 1.3 + style.ROW * len(rows))
+    drawn = panel.imshow(image, cmap=style.DIVERGING, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    named(
+        panel, "y",
+        [f"{clipped(shown(row.top), 12)}  {row.probability:.0%}  {row.layer}" for row in rows.itertuples(index=False)],
+    )  # fmt: skip
+    labels, every = [*(clipped(shown(token), 12) for token in tokens), "constants"], math.ceil((len(tokens) + 1) / 40)
+    angle = style.upright(panel, labels)
+    panel.set_xticks(range(0, len(labels), every), labels[::every], parse_math=False, rotation=angle)
+    panel.axvline(len(labels) - 1.5, color=COLOURS["black"], linewidth=0.6)
+    panel.tick_params(length=0)
+    for side in panel.spines.values():
+        side.set_visible(False)
+    panel.set_ylabel(f"top token, probability of {clipped(shown(found.target))}, layer", parse_math=False)
+    bar = figure.colorbar(drawn, ax=panel, fraction=0.05, pad=0.02)
+    bar.set_label(
+        f"contribution to the logit of {clipped(shown(found.target))},\nin units of the largest of its layer, under "
+        f"{found.convention}", parse_math=False,
+        fontsize=style.SMALL + 0.5,
+    )  # fmt: skip
+    return figure
 
 
 @drawn(of=Explanation, take=lambda e: e.layers)

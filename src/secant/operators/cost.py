@@ -144,6 +144,18 @@ def row_plan(op: Operator) -> Plan:
     )
 
 
+def model_plan(op: Operator, count: int) -> Plan:
+    """The plan that runs the model itself on prompts of this length, which uses about twice the weights that are live.
+
+    Args:
+        op: The operator of a prompt.
+        count: The number of prompts.
+
+    """
+    batch_size = min(count, _batch_size(op))
+    return Plan("model", False, math.ceil(count / batch_size), 2 * count, 0.0, batch_size * _bytes_per_vector(op))
+
+
 def plans(op: Operator, wanted: Wanted, tokens: int | None, solver: str = "auto") -> list[Plan]:
     """Plans for an operator, or for the blocks of its tokens.
 

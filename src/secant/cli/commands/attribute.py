@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from secant.cli.options import Freezing, MaxMemory, Measuring, Model, Position
+from secant.cli.options import Freezing, MaxMemory, Measuring, Model, Position, WithoutSinks
 from secant.cli.output import Output
 from secant.cli.verb import verb
 
@@ -34,6 +34,7 @@ def attribute(
         ),
     ] = None,
     flow: Annotated[bool, typer.Option("--flow", help="Also split each part's contribution by token.")] = False,
+    without_sinks: WithoutSinks = False,
     max_memory: MaxMemory = None,
 ) -> None:
     """Split a token's logit into exact contributions of tokens, of layers and heads, and of constants."""
@@ -45,4 +46,4 @@ def attribute(
     found = sc.attribute(
         run, wanted, versus, position=position, point=point, flow=flow, max_memory=max_memory, **measuring.how
     )
-    output.finish(found)
+    output.finish(found.without(sc.sinks(run)) if without_sinks else found)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secant.cli.options import Freezing, MaxMemory, Measuring, Model, Spectra
+from secant.cli.options import Freezing, MaxMemory, Measuring, Model, Spectra, WithoutSinks
 from secant.cli.output import Illustrated
 from secant.cli.progress import progressing
 from secant.cli.verb import Help, verb
@@ -44,6 +44,7 @@ def explain(
         bool,
         typer.Option("--image/--no-image", help="With --out, also draw J as an image, which requires every row of J."),
     ] = True,
+    without_sinks: WithoutSinks = False,
     max_memory: MaxMemory = None,
 ) -> None:
     """Explain the next token: what each token of the prompt contributes, exactly, and what its block decodes to."""
@@ -71,6 +72,8 @@ def explain(
             **freezing.how,
         )
 
+    if without_sinks:
+        explanation = explanation.without_sinks()
     if explanation.layers is not None:
         explanation = replace(explanation, layers=replace(explanation.layers, highlight=tuple(marked)))
 
