@@ -45,8 +45,8 @@ CONTRIBUTIONS = Counter(replays=3 + 2 * REFERENCES, records=REFERENCES)
 """What contributions from random references take: one run is certified; each is recorded, replayed at its reference,
 and replayed with the constants that its steps add."""
 
-BESIDE = FROZEN + FROZEN + Counter(replays=3)
-"""What conventions beside the first take: two runs, and the constants of three."""
+BESIDE = Counter(replays=3, records=2)
+"""What conventions beside the first take: two recorded passes, and the constants of three."""
 
 LENS = INSIDE + Counter(replays=2, records=1)
 """What the lens takes: the points, and one readout of all depths, at them and at zero."""

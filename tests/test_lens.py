@@ -160,6 +160,18 @@ def test_an_effect_of_the_only_token_is_missing() -> None:
     assert first[1] == pytest.approx(0, abs=1e-12)
 
 
+def test_each_convention_of_a_sensitivity_is_its_own_attribution() -> None:
+    """Also the run's own, and those whose errors are not measured by themselves."""
+    run = sc.freeze(model_of("llama"), prompt())  # of no convention that was chosen
+    found = sc.sensitivity(run, conventions=("gate", "up", "half"), deletion=False)
+    assert list(found.attributions) == ["secant", "gate", "up", "half"]
+    for label, own in found.attributions.items():
+        again = sc.attribute(sc.freeze(run.lm, run.ids, convention=label), parts=False)
+        pd.testing.assert_frame_equal(own.table, again.table, rtol=1e-11)
+        assert own.convention == again.convention == label
+        assert own.total == pytest.approx(own.logit, rel=1e-12)
+
+
 def test_views_leave_sinks_out_and_say_so() -> None:
     """Their rows and columns go, and nothing else; tables and sums keep them."""
     run = frozen("llama")

@@ -32,13 +32,24 @@ def relative(value: Tensor, true: Tensor) -> float:
 
 def tensors(tree: Any) -> list[Tensor]:
     """Every tensor in nested lists, tuples and dicts."""
+    found: list[Tensor] = []
+    _gather(tree, found)
+    return found
+
+
+def _gather(tree: Any, found: list[Tensor]) -> None:
+    """Add every tensor of a tree. This runs several times for each operation of a pass."""
     if isinstance(tree, Tensor):
-        return [tree]
-    if isinstance(tree, dict):
-        tree = tree.values()
-    elif not isinstance(tree, (list, tuple)):
-        return []
-    return [tensor for leaf in tree if leaf is not None for tensor in tensors(leaf)]
+        found.append(tree)
+    elif isinstance(tree, (list, tuple)):
+        for leaf in tree:
+            if isinstance(leaf, Tensor):
+                found.append(leaf)
+            elif isinstance(leaf, (list, tuple, dict)):
+                _gather(leaf, found)
+    elif isinstance(tree, dict):
+        for leaf in tree.values():
+            _gather(leaf, found)
 
 
 def address(tensor: Tensor) -> int:

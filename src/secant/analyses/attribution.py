@@ -391,14 +391,12 @@ def attribute(
         "Contributions are averaged over at least one reference",
         "references = ",
     )
-    seeds = (
-        range(run.seed, run.seed + references) if convention_named(run.certificate.convention).varies else [run.seed]
-    )
+    count = references if convention_named(run.certificate.convention).varies else 1
     with torch.inference_mode(False), torch.enable_grad(), limited(max_memory):
         wanted = target_of(run, at, target, versus, baseline, point)
         if flow and wanted.point != "logits":
             raise BadArgument("Only logits are split by part and token", wanted.point, "Leave out flow, or the point.")
-        found = [_attributed(own, at, wanted, parts or flow, flow, origin) for own in map(run.reseeded, seeds)]
+        found = [_attributed(own, at, wanted, parts or flow, flow, origin) for own in run.references(count)]
         return _averaged(found)
 
 

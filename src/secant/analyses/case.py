@@ -30,7 +30,7 @@ from secant.operators.cost import announce_plan, estimated_pace, model_plan, pla
 from secant.operators.decomposition import SVD, TOLERANCE, decomposed
 from secant.operators.operator import Matrix, Operator
 from secant.operators.solvers import Wanted
-from secant.stream.decode import Decodings, Null, Side, Word, decode, null
+from secant.stream.decode import Decodings, Null, Side, Word, decode, norms_kept, null
 from secant.stream.layers import SPANS, Layers, layers
 
 CELLS = 48
@@ -85,7 +85,7 @@ class Case:
         """
         before, self._progress = self._progress, progress
         try:
-            with limited(max_memory):
+            with limited(max_memory), norms_kept():
                 yield
         finally:
             self._progress = before

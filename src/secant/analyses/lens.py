@@ -26,6 +26,7 @@ from secant.linearize.readout import Readout, batchable
 from secant.linearize.run import HIDDEN_OPERATION, LOGIT, POSITION, PROBABILITY, TOKEN, Run
 from secant.memory import Progress, limited
 from secant.numeric import relative, wide
+from secant.operators.operator import Graph
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, Style, View
@@ -67,6 +68,9 @@ LENS_TERMS = Table(
         ),
     ),
 )  # fmt: skip
+
+DEPTHS = 8
+"""How many depths go through the network in one batch; the pass costs as much for each as for the deepest of them."""
 
 ELEMENTS = 2**26
 """About the most logits that are computed at once."""
@@ -271,11 +275,23 @@ def _readouts(
         _alone(run, some, slopes, rows, readout)
         constants = readout.biases["logits"][rows] @ e
         every = readout.values["logits"].view(len(some), T, -1)
-        for name, row, constant, logits in zip(some, rows, constants.tolist(), every, strict=True):
-            y = inside.graph[name][at]
-            (slope,) = torch.autograd.grad(y @ slopes[row], run.network.input, retain_graph=True, allow_unused=True)
-            slope = torch.zeros_like(run.network.input) if slope is None else slope
-            yield name, logits, slope, constant + float(wide(inside.biases[name][at]) @ wide(slopes[row]))
+        own = slopes[rows]
+        found = (
+            row
+            for few in range(0, len(some), DEPTHS)
+            for row in _adjoints(run, some[few : few + DEPTHS], at, own[few : few + DEPTHS])
+        )
+        for name, u, constant, logits, slope in zip(some, own, constants.tolist(), every, found, strict=True):
+            yield name, logits, slope, constant + float(wide(inside.biases[name][at]) @ wide(u))
+
+
+def _adjoints(run: Run, names: Sequence[str], at: int, slopes: Float[Tensor, "n d"]) -> Float[Tensor, "n T d"]:
+    """The products of one vector for each activation with its Jacobian, transposed, all in one batched pass."""
+    x = run.network.input
+    y = torch.stack([run.inside.graph[name][at] for name in names])
+    vectors = torch.zeros(len(names), *y.shape, dtype=y.dtype, device=y.device)
+    vectors[range(len(names)), range(len(names))] = slopes
+    return Graph(x, y).adjoint(vectors.flatten(1).T).T.view(len(names), *x.shape)
 
 
 def _alone(run: Run, names: Sequence[str], slopes: Tensor, rows: Sequence[int], readout: Readout) -> None:

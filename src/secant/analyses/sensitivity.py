@@ -287,7 +287,7 @@ def beside(
     found = {first.convention: first}
     for label in dict.fromkeys(convention_named(each).label for each in conventions):
         if label not in found:
-            found[label] = attribute(run, target, versus, convention=label, **how)
+            found[label] = attribute(run.recorded(label), target, versus, convention=label, **how)
     effects = None
     if deletion or (deletion is None and len(run.ids) <= DELETED):
         at = run.rows(position)[0]

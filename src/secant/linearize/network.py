@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -207,6 +207,26 @@ def record(
     if secants and chosen.secants:
         _collect(lm, recording, reference(lm, x, chosen, state, seed))
     return recording
+
+
+def references(
+    lm: LM, own: Recording, x: Float[Tensor, "T d"], precision: torch.dtype, seeds: Sequence[int]
+) -> Iterator[Recording]:
+    """Yields a recording with the secants of other random references. The prompt is recorded once for all of them.
+
+    Args:
+        lm: The model.
+        own: The recording of the prompt.
+        x: The prompt's embeddings.
+        precision: The type in which the network will be evaluated.
+        seeds: The seed of each reference.
+    """
+    chosen = convention_named(own.convention)
+    opened = record(lm, own.ids, x, own.convention, precision, state=own.state, secants=False)
+    for seed in seeds:
+        recording = replace(opened, tape=opened.tape.copy(), seed=seed)
+        _collect(lm, recording, reference(lm, x, chosen, own.state, seed))
+        yield recording
 
 
 def _collect(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> None:

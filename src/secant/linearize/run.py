@@ -7,7 +7,7 @@ own constants contribute (J. Golden, TMLR 2025, arXiv 2505.24293, equation 5, wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, SupportsIndex
@@ -22,7 +22,7 @@ from secant.errors import BadArgument, ModelRefused, NotExact, ReplayMismatch, c
 from secant.foreign import explained
 from secant.linearize.conventions import FOR_CONTRIBUTIONS, FOR_OPERATORS, Named, convention_named
 from secant.linearize.forecast import announce_cost
-from secant.linearize.network import Network, Recording, noting_head, record, running, streams
+from secant.linearize.network import Network, Recording, noting_head, record, references, running, streams
 from secant.linearize.points import ActivationGraph
 from secant.linearize.tape import Tape, WithoutParameters
 from secant.linearize.untouched import State, untouched
@@ -317,26 +317,50 @@ class Run(Result):
             )  # fmt: skip
         return self._under[label]
 
-    def reseeded(self, seed: int) -> Run:
-        """Returns the run with another random reference. Its certificate is this run's own: it is not measured again.
+    def recorded(self, convention: Named) -> Run:
+        """Returns the run of the same prompt under another convention, with the certificate of this one.
+
+        It takes one pass. Its own errors are not measured, so what is computed from it must be checked by itself, as
+        the sums of attributions are.
 
         Args:
-            seed: The seed of the reference.
+            convention: The convention, as in `freeze`.
 
         Raises:
             SecantError: Whatever `freeze` raises.
         """
-        if seed == self.seed:
-            return self
-        if seed not in self._under:
-            self.unchanged()
-            own = self.network.recording
-            recording = record(
-                self.lm, self.ids, self.input, own.convention, self.network.precision, state=own.state, seed=seed
-            )
-            network = Network.of(self.lm, recording, self.input, self.network.precision)
-            self._under[seed] = replace(self, network=network, seed=seed, _under={})
-        return self._under[seed]
+        label = convention_named(convention).label
+        if label in (self.certificate.convention, *self._under):
+            return self.under(label)
+        self.unchanged()
+        network, own = self.network, self.network.recording
+        recording = record(self.lm, self.ids, self.input, label, network.precision, state=own.state, seed=self.seed)
+        return replace(
+            self, network=Network.of(self.lm, recording, self.input, network.precision), chosen=label, _under={},
+            certificate=replace(self.certificate, convention=label, operations=recording.tape.operations()),
+        )  # fmt: skip
+
+    def references(self, count: int) -> Iterator[Run]:
+        """Yields the run with each of several random references, beginning with its own.
+
+        The others are drawn with the seeds that follow. Their certificate is this run's own: it is not measured again.
+
+        Args:
+            count: The number of references.
+
+        Raises:
+            SecantError: Whatever `freeze` raises.
+        """
+        yield self
+        seeds = range(self.seed + 1, self.seed + count)
+        missing = [seed for seed in seeds if seed not in self._under]
+        network = self.network
+        found = references(self.lm, network.recording, self.input, network.precision, missing) if missing else iter(())
+        for seed in seeds:
+            if seed not in self._under:
+                own = Network.of(self.lm, next(found), self.input, network.precision)
+                self._under[seed] = replace(self, network=own, seed=seed, _under={})
+            yield self._under[seed]
 
     @checked
     def operator(

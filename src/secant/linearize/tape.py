@@ -18,7 +18,7 @@ import sys
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -116,6 +116,14 @@ class Tape:
             if step.form is not None:
                 step.form = unaliased(step.form, target)
                 self._register(step)
+
+    def copy(self) -> Tape:
+        """Returns a tape with the same steps, whose open forms have seen no reference."""
+        found = Tape()
+        for step in self.steps:
+            form = step.form
+            found.append(replace(step, form=replace(form, found={}) if isinstance(form, Open) else form))
+        return found
 
     def close(self) -> None:
         """Close the open forms, after the reference has been seen."""

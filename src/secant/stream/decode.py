@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -363,6 +365,22 @@ def largest(lm: LM, op: Operator, of: Literal["columns", "rows"] = "columns", co
     return Largest(of, described.frame(table))
 
 
+_KNOWN: ContextVar[dict[Any, tuple[Tensor | None, Tensor | None]] | None] = ContextVar("_KNOWN", default=None)
+
+
+@contextmanager
+def norms_kept() -> Iterator[None]:
+    """Compute the norms of all tokens' vectors once in the block, in which no weights may change."""
+    if _KNOWN.get() is not None:
+        yield
+        return
+    token = _KNOWN.set({})
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
     """Scores every token by directions of one side: by a cosine, or by a product.
@@ -407,8 +425,14 @@ class Scores:
         table = _vectors(lm, side)
         table = table.to(torch.promote_types(torch.promote_types(table.dtype, dtype), torch.float32))
         kept = None if keep is None else torch.tensor([bool(keep(text)) for text in lm.texts[: len(table)]])
-        mean = table.mean(0) if centered else None
-        norms = _lengths(table, mean) if metric == "cosine" else None
+        known, key = _KNOWN.get(), (id(lm), side, table.dtype, metric, centered)
+        if known is None or key not in known:
+            mean = table.mean(0) if centered else None
+            norms = _lengths(table, mean) if metric == "cosine" else None
+            if known is not None:
+                known[key] = mean, norms
+        else:
+            mean, norms = known[key]
         return cls(table, mean, norms, None if kept is None else ~kept.to(table.device), side)
 
     def __call__(self, directions: Float[Tensor, "d k"]) -> tuple[Float[Tensor, "k vocabulary"], Float[Tensor, " k"]]:
