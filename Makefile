@@ -8,12 +8,15 @@ CORES := -n auto --maxprocesses 4 --durations=10
 FILES := $(CORES) --dist loadfile
 TESTS := $(CORES) --dist worksteal
 
-.PHONY: help venv demo test test-slow check test-architectures test-versions test-oldest test-newest bench atlas clean
+MODELS ?= build/models
+
+.PHONY: help venv demo test test-slow test-real models check test-architectures test-versions test-oldest test-newest bench atlas clean
 
 help:
 	@echo "make demo    set up and explain a prompt on the bundled model"
 	@echo "make test    set up and run the tests"
 	@echo "make test-slow  the tests that it leaves out: those that start or kill processes, or take long"
+	@echo "make models  fetch two real language models into $(MODELS) (350 MB); make test-real: what must hold on them"
 	@echo "make check   lint, types, tests, doctests and examples"
 	@echo "make test-architectures  a small model of every type that transformers registers"
 	@echo "make test-versions       the tests with the oldest transformers that we claim, and the newest there is"
@@ -32,10 +35,17 @@ demo: venv
 	$(BIN)/secant explain "The bridge out of Marin is the"
 
 test: venv
-	$(BIN)/python -m pytest $(FILES) -m "not slow"
+	$(BIN)/python -m pytest $(FILES) -m "not slow and not real"
 
 test-slow: venv
 	$(BIN)/python -m pytest $(TESTS) -m slow
+
+models: venv
+	$(BIN)/python tools/models.py $(MODELS) $(NAMES)
+
+# With all cores for one test after the other.
+test-real: venv
+	SECANT_REAL_MODELS=$(MODELS) $(BIN)/python -m pytest --durations=10 -m real tests/test_real.py
 
 check: venv
 	$(BIN)/ruff check

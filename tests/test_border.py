@@ -70,10 +70,10 @@ def test_a_reader_that_goes_away(args: tuple[str, ...]) -> None:
 
 @pytest.mark.slow
 def test_streams_that_are_closed() -> None:
-    plain = shell("", "explain", PROMPT)
+    plain = shell("", "attribute", PROMPT)
     assert (plain.returncode, plain.stderr) == (0, "")
     for tail in ("<&-", "2>&-", "<&- 2>&-"):
-        result = shell(tail, "explain", PROMPT)
+        result = shell(tail, "attribute", PROMPT)
         assert (result.returncode, result.stdout) == (0, plain.stdout)
     result = shell("<&-", "screen", "-", "--lexicon", "-")
     assert result.returncode == 2
@@ -91,10 +91,10 @@ def test_a_terminal_in_ascii(env: dict[str, str]) -> None:
         result = shell("", *args, **env)
         assert (result.returncode, result.stderr) == (0, "")
         assert result.stdout.isascii()
-    assert r"\xb7Golden" in shell("", "explain", PROMPT, **env).stdout
-    result = shell("", "explain", PROMPT, "--json", **env)
+        assert (args[0] == "attribute") == (r"\xb7Golden" in result.stdout)
+    result = shell("", "attribute", PROMPT, "--json", **env)
     assert result.stdout.isascii()
-    assert json.loads(result.stdout) == json.loads(shell("", "explain", PROMPT, "--json").stdout)
+    assert json.loads(result.stdout) == json.loads(shell("", "attribute", PROMPT, "--json").stdout)
 
 
 def test_help_is_in_ascii() -> None:
