@@ -68,6 +68,7 @@ def fetch(packed: Packed, folder: Path) -> None:
 
 
 def main() -> None:
+    """Fetch the models that are named, by default both."""
     folder, *names = sys.argv[1:]
     unknown = set(names) - set(MODELS)
     if unknown:
