@@ -2,7 +2,7 @@
 
 A `Case` has the operator, with J formed at most once; the singular triplets of each token's block and of J; the top
 tokens of each singular vector, decoded once; the top tokens of random directions; attributions, which share one replay
-at zero; the image of J; and the layers. The run itself caches what depends on the run alone: its activations, the
+at zero; and the image of J. The run itself caches what depends on the run alone: its activations, the
 constants of the network at zero, and the ordinary Jacobian's product.
 """
 
@@ -21,7 +21,7 @@ from secant.analyses.attribution import Attribution, attribute
 from secant.analyses.lens import Lens, lens
 from secant.analyses.origins import Origin, origin_of
 from secant.analyses.sensitivity import DELETED, Sensitivity, beside
-from secant.errors import NoPoint, integer
+from secant.errors import NoPoint
 from secant.linearize.run import Run
 from secant.memory import Progress, limited
 from secant.numeric import lengths, wide
@@ -69,7 +69,6 @@ class Case:
     _attributions: dict[tuple[int | None, bool, bool], Attribution] = field(
         default_factory=dict, init=False, repr=False
     )
-    _layers: dict[tuple[int, int, tuple[str, ...]], Layers] = field(default_factory=dict, init=False, repr=False)
 
     @contextmanager
     def working(self, max_memory: float | str | None = None, progress: Progress | None = None) -> Iterator[None]:
@@ -124,7 +123,7 @@ class Case:
         moved = self.op.input - self._origin.embeddings if self._origin.moved else None
         return token_terms(self.op, moved)
 
-    @cached_property
+    @property
     def norms(self) -> list[float]:
         """The norms of these terms."""
         return lengths(self.terms, 1).tolist()
@@ -240,14 +239,10 @@ class Case:
             SecantError: Any error of `secant.layers`.
 
         """
-        T = len(self.run.tokens)
-        position = integer(position, -T, T - 1, f"A position is one of the prompt's {T} tokens") % T
-        key = (self.k if k is None else k, position, tuple(spans))
-        if key not in self._layers:
-            found = layers(self.run, key[0], position=position, spans=spans, progress=self._progress)
-            found.decodings.top = max(found.decodings.top, self.top)
-            self._layers[key] = found
-        return self._layers[key]
+        k = self.k if k is None else k
+        found = layers(self.run, k, position=position, spans=spans, progress=self._progress)
+        found.decodings.top = max(found.decodings.top, self.top)
+        return found
 
 
 def imaged(op: Operator, progress: Progress | None = None) -> Float[Tensor, "R T C"]:
