@@ -261,13 +261,15 @@ def made(lm: sc.LM) -> Cases:
         "follow": (sc.follow, {"run": run, "steps": 1, "parts": False}),
         "ablate": (sc.ablate, {"run": run, "what": 0, "by": "zero", "reference": ()}),
         "ablations": (sc.ablations, {"run": run, "by": "zero", "kinds": ("token",), "target": None, "reference": ()}),
+        "sinks": (sc.sinks, {"run": run}),
         "lens": (sc.lens, {"run": run, "target": None, "position": -1, "parts": False, "top": 2,
                            "baseline": "vocabulary", "origin": "zero", "max_memory": None, "progress": None}),
         "sensitivity": (sc.sensitivity, {"run": run, "target": None, "versus": None, "position": -1,
                                          "baseline": "vocabulary", "origin": "zero", "convention": None,
-                                         "conventions": ["up"], "deletion": None, "max_memory": None}),
+                                         "conventions": ["up"], "deletion": None, "max_memory": None, "point": None,
+                                         "progress": None}),
         "faithfulness": (sc.faithfulness, {"run": run, "target": None, "methods": ("secant",), "replace": "delete",
-                                           "keep": None, "scores": None, "seed": 0}),
+                                           "keep": None, "scores": None, "baseline": "vocabulary", "seed": 0}),
         "layers": (sc.layers, {"run": run, "k": 1, "position": -1, "readout": "norm", "spans": ("cumulative",),
                                "method": "auto", "all_tokens": False}),
         "reach": (sc.reach, {"run": run, "other": "In Sydney people", "steps": 2, "k": 1}),
@@ -294,8 +296,8 @@ def cases(lm: sc.LM) -> Cases:
 
 NAMES = [
     "freeze", "explain", "attribute", "svd", "stable_rank", "captured", "frobenius", "decode", "null", "largest",
-    "follow", "ablate", "ablations", "faithfulness", "layers", "lens", "sensitivity", "reach", "screen", "steer",
-    "steering_sweep", "compare",
+    "follow", "ablate", "ablations", "faithfulness", "layers", "lens", "sensitivity", "sinks", "reach", "screen",
+    "steer", "steering_sweep", "compare",
     "Run.operator", "Run.next", "Operator.block", "Operator.dense",
 ]  # fmt: skip
 

@@ -602,7 +602,14 @@ def test_attribute(tmp_path: Path) -> None:
         assert part in result.stdout
     found = sorted(path.name for path in (tmp_path / "out").iterdir())
     tables = [f"{name}.{kind}" for name in ("contributions", "flow") for kind in ("csv", "parquet")]
-    assert found == ["attribution.json", "columns.csv", *tables]
+    beside = [f"{name}.{kind}" for name in ("by_convention", "deletion") for kind in ("csv", "parquet")]
+    assert found == sorted(["attribution.json", "columns.csv", *tables, *beside])
+    alone = CliRunner().invoke(app, [*arguments, "--alone"]).stdout
+    assert ("deleted" in alone, "deleted" in result.stdout) == (False, True)
+    assert ("half" in alone, "secant beside gate, up, half" in " ".join(result.stdout.split())) == (False, True)
+    without = CliRunner().invoke(app, [*arguments, "--alone", "--without-sinks"]).stdout
+    assert "Left out: ·The at 0" in " ".join(without.split())
+    assert not any(line.split()[:2] == ["0", "·The"] for line in without.splitlines())
     said = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert said["total"] == pytest.approx(said["logit"], rel=1e-4)
     assert {row["kind"] for row in said["contributions"]} == {"token", "constant", "embed", "layer", "head", "outside"}

@@ -39,7 +39,7 @@ from secant.errors import BadArgument, NotExact, checked, integer
 from secant.linearize.conventions import Named, convention_named
 from secant.linearize.points import ActivationGraph, Point
 from secant.linearize.replay import InjectedConstant
-from secant.linearize.run import HIDDEN_OPERATION, LOGIT, Run
+from secant.linearize.run import CONVENTION, HIDDEN_OPERATION, LOGIT, POSITION, TOKEN, Run
 from secant.memory import limited
 from secant.numeric import wide
 from secant.operators.batched import Blocks
@@ -92,6 +92,26 @@ FLOW = Table(
     ),
 )
 
+EFFECT = Column(
+    "effect", float, "what the model's own logit loses if the token is deleted; missing if it was not", LOGIT,
+    heading="deleted", show="logit", missing=True,
+)  # fmt: skip
+
+BESIDE = Table(
+    "by_convention",
+    "a token's contribution under a convention",
+    (CONVENTION, POSITION, TOKEN, Column("contribution", float, "what the token contributes", LOGIT, show="logit")),
+)
+DELETION = Table(
+    "deletion",
+    "a token that was deleted",
+    (
+        POSITION,
+        TOKEN,
+        EFFECT,
+    ),
+)
+
 ORIGIN = "origin"
 """The name of the row of kind constant that has J x₀."""
 
@@ -103,6 +123,29 @@ REFERENCES = 4
 
 HEADS_SHOWN = 8
 """Heads that views show; the tables have all."""
+
+
+def by_convention(tokens: Sequence[str], every: Mapping[str, Sequence[float]]) -> pd.DataFrame:
+    """Returns the table of contributions under several conventions.
+
+    Args:
+        tokens: The prompt's tokens.
+        every: The contribution of each, by the convention's label.
+
+    """
+    rows = [(label, t, tokens[t], value) for label, own in every.items() for t, value in enumerate(own)]
+    return BESIDE.frame(rows)
+
+
+def by_deletion(tokens: Sequence[str], effects: Sequence[float]) -> pd.DataFrame:
+    """Returns the table of deletions.
+
+    Args:
+        tokens: The prompt's tokens.
+        effects: What the model's own logit loses without each.
+
+    """
+    return DELETION.frame(zip(range(len(tokens)), tokens, effects, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +174,13 @@ class Attribution(Selective, Result):
         point: The activation that is attributed: "logits", "norm", or one inside the network.
         label: What is attributed, as views write it.
         left_out: The positions of tokens that views leave out.
+        others: Contributions of the tokens under other conventions, by label, which views show beside these.
+        effects: What the model's own logit loses without each token, likewise; None if it was not measured.
+        dependence: How far the answer depends on the convention, in one line.
 
     """
 
-    schema = (CONTRIBUTIONS, FLOW)
+    schema = (CONTRIBUTIONS, FLOW, BESIDE, DELETION)
 
     target: str
     versus: str | None
@@ -151,6 +197,9 @@ class Attribution(Selective, Result):
     label: str = ""
     references: int = 0
     left_out: tuple[int, ...] = ()
+    others: dict[str, list[float]] = field(default_factory=dict, repr=False)
+    effects: list[float] | None = field(default=None, repr=False)
+    dependence: str = ""
 
     @property
     def tokens(self) -> list[str]:
@@ -221,8 +270,14 @@ class Attribution(Selective, Result):
         )
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Returns its tables: `contributions`, and `flow` if it has one."""
-        return {"contributions": self.table} | ({} if self.flow is None else {"flow": self.flow})
+        """Returns its tables: `contributions`; and `flow`, `by_convention` and `deletion` if it has them."""
+        found = {"contributions": self.table} | ({} if self.flow is None else {"flow": self.flow})
+        if self.others:
+            every = {self.convention: list(self.of("token")["contribution"]), **self.others}
+            found["by_convention"] = by_convention(self.tokens, every)
+        if self.effects is not None:
+            found["deletion"] = by_deletion(self.tokens, self.effects)
+        return found
 
     def about(self) -> dict[str, Any]:
         """Returns what is attributed and how it is measured, its value, and both sums."""
@@ -244,24 +299,30 @@ class Attribution(Selective, Result):
         """Shows both sums of the logit, and the heads that contribute most."""
         facts = {"logit" if self.point == "logits" else "value": self.line}
         facts["convention"] = self.under
+        if self.dependence:
+            facts["conventions"] = self.dependence
         if self.shareless:
             facts["shares"] = self.shareless
         if self.origin != "zero":
             facts["origin"] = f"contributions are measured from {origin_line(self.origin)}"
         inputs = self.table[self.table["kind"].isin(["token", "constant"])]
         inputs = inputs[~((inputs["kind"] == "token") & inputs["position"].isin(self.left_out))]
-        grids = [self._grid(inputs, "tokens and constants, by all paths")]
+        grids = [self._grid(inputs, "tokens and constants, by all paths", self._beside())]
         notes = [self.note] if self.note else []
+        if self.others:
+            notes.append(f"{', '.join(self.others)}: contributions under these conventions, which are as exact.")
+        if self.effects is not None:
+            notes.append("deleted: what the model's own logit loses without the token.")
         if self.direct is None:
             return View("", facts, grids, notes)
         parts = self.table[self.table["kind"].isin(["embed", "layer", "outside"])]
-        grids.append(self._grid(parts, "embeddings, parts and constants, straight to the logit", direct=True))
+        grids.append(self._grid(parts, "embeddings, parts and constants, straight to the logit"))
         heads = self.of("head")
         if len(heads):
             order = heads["contribution"].abs().sort_values(ascending=False, kind="stable").index
             rest = f" that matter most, of {heads['head'].notna().sum()}" if len(heads) > HEADS_SHOWN else ""
             title = f"heads{rest}, straight to the logit"
-            grids.append(self._grid(heads.reindex(order)[:HEADS_SHOWN], title, direct=True))
+            grids.append(self._grid(heads.reindex(order)[:HEADS_SHOWN], title))
         remainder = max(abs(self.total - self.logit), abs(self.direct - self.logit))
         notes += [
             f"Both sums equal the logit to {remainder:.0e}; heads sum to their layer's attention.",
@@ -277,24 +338,36 @@ class Attribution(Selective, Result):
             )
         return View("", facts, grids, notes)
 
-    def _grid(self, rows: pd.DataFrame, title: str, direct: bool = False) -> Grid:
-        """A line for each row: its contribution, its share, and a bar; the constants of all modules share one line."""
+    def _beside(self) -> dict[str, list[float]]:
+        """What stands beside the contribution of each token, by column."""
+        return self.others | ({} if self.effects is None else {"deleted": self.effects})
+
+    def _grid(self, rows: pd.DataFrame, title: str, beside: Mapping[str, Sequence[float]] | None = None) -> Grid:
+        """A line for each row: its contribution, its share, and a bar; the constants of all modules share one line.
+
+        Beside stand the columns of tokens that are given, or by all paths if none are.
+        """
         moved = self._of_origin(rows) & (self.origin != "reference")
         constants = rows[rows["kind"].isin(["constant", "outside"]) & ~moved]
-        lines: list[list[Any]] = [
-            [row.position, Cell(row.name, show="token"), row.contribution, row.all_paths]
+        more: list[Shown] = [Shown("all paths", "logit")]
+        if beside is not None:
+            more = [Shown(name, "logit", spare=3) for name in beside]
+
+        def line(place: Any, name: Any, contribution: float, through: float, token: bool) -> list[Any]:
+            own = [through] if beside is None else [v[place] if token else None for v in beside.values()]
+            return [place, name, contribution, self.share(contribution), *own, contribution]
+
+        lines = [
+            line(row.position, Cell(row.name, show="token"), row.contribution, row.all_paths, row.kind == "token")
             for row in rows.drop(constants.index).itertuples(index=False)
         ]
         if len(constants):
             of = f"{len(constants)} modules" if len(constants) > 1 else visible(constants["name"].iloc[0])
-            name = "reference" if self.origin == "reference" and not direct else f"constants of {of}"
-            lines.append([None, name, *constants[["contribution", "all_paths"]].sum()])
-        columns = [Shown("", "integer"), Shown("", most=28), Shown("logit", "logit"), Shown("share", "share")]
-        columns += [Shown("all paths", "logit")] if direct else []
-        shown = [
-            [place, name, c, self.share(c), *([through] if direct else []), c] for place, name, c, through in lines
-        ]
-        return Grid([*columns, Shown("", "bar", spare=1)], shown, title)
+            reference = self.origin == "reference" and beside is not None
+            name = "reference" if reference else f"constants of {of}"
+            lines.append(line(None, name, constants["contribution"].sum(), constants["all_paths"].sum(), False))
+        columns = [Shown("", "integer"), Shown("", most=28), Shown("logit", "logit"), Shown("share", "share"), *more]
+        return Grid([*columns, Shown("", "bar", spare=1)], lines, title)
 
     def _by_part_and_token(self, flow: pd.DataFrame) -> Grid:
         """Part x token: direct contributions of each token, and of the constants, through each part, with all sums."""

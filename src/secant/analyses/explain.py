@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.analyses.attribution import CONTRIBUTIONS, FLOW, Attribution
+from secant.analyses.attribution import CONTRIBUTIONS, EFFECT, FLOW, Attribution
 from secant.analyses.case import Case
 from secant.analyses.continuation import STEPS, Steps, follow
 from secant.analyses.lens import Lens
 from secant.analyses.origins import origin_line, origin_named
 from secant.analyses.overview import chosen, contributions, depths, spectra
-from secant.analyses.sensitivity import EFFECT, Sensitivity
+from secant.analyses.sensitivity import Sensitivity
 from secant.analyses.sinks import RECEIVED, SINK, sink_columns, sink_line, where
 from secant.analyses.targets import BASELINES, baseline_named
 from secant.errors import BadArgument, checked, integer

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -21,13 +21,13 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from secant.analyses.attribution import Attribution, attribute
+from secant.analyses.attribution import BESIDE, DELETION, Attribution, attribute, by_convention, by_deletion
 from secant.analyses.sinks import Selective
 from secant.analyses.targets import target_of
 from secant.errors import checked
 from secant.linearize.conventions import Named, convention_named
 from secant.linearize.network import running
-from secant.linearize.run import CONVENTION, LOGIT, POSITION, TOKEN, Run
+from secant.linearize.run import CONVENTION, LOGIT, Run
 from secant.memory import Progress, limited
 from secant.numeric import wide
 from secant.results.result import Result
@@ -45,16 +45,6 @@ BATCH_SIZE, ELEMENTS = 64, 2**27
 
 CORRELATION = "correlation"
 
-EFFECT = Column(
-    "effect", float, "what the model's own logit loses if the token is deleted; missing if it was not", LOGIT,
-    heading="deleted", show="logit", missing=True,
-)  # fmt: skip
-
-BESIDE = Table(
-    "by_convention",
-    "a token's contribution under a convention",
-    (CONVENTION, POSITION, TOKEN, Column("contribution", float, "what the token contributes", LOGIT, show="logit")),
-)
 AGREEMENT = Table(
     "agreement",
     "a convention",
@@ -72,15 +62,6 @@ AGREEMENT = Table(
                CORRELATION, heading="without the first", missing=True),
     ),
 )  # fmt: skip
-DELETION = Table(
-    "deletion",
-    "a token that was deleted",
-    (
-        POSITION,
-        TOKEN,
-        EFFECT,
-    ),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,17 +126,17 @@ class Sensitivity(Selective, Result):
             said.append(f"ranks correlate with what deleting each token does: {each}")
         return f"{own} beside {', '.join(others.index)}: {'; '.join(said)}" if said else ""
 
+    @property
+    def attribution(self) -> Attribution:
+        """The first attribution, whose views then show the other conventions and the deletions beside it."""
+        others = {label: self.contributions(label) for label in [*self.attributions][1:]}
+        return replace(self.first, others=others, effects=self.effects, dependence=self.line, left_out=self.left_out)
+
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns `by_convention`, `agreement`, and `deletion` if it was measured."""
-        rows = [
-            (label, t, token, value)
-            for label in self.attributions
-            for t, (token, value) in enumerate(zip(self.tokens, self.contributions(label), strict=True))
-        ]
-        found = {"by_convention": BESIDE.frame(rows), "agreement": self.agreement()}
-        if self.effects is not None:
-            found["deletion"] = DELETION.frame(zip(range(len(self.tokens)), self.tokens, self.effects, strict=True))
-        return found
+        every = {label: self.contributions(label) for label in self.attributions}
+        found = {"by_convention": by_convention(self.tokens, every), "agreement": self.agreement()}
+        return found if self.effects is None else found | {"deletion": by_deletion(self.tokens, self.effects)}
 
     def about(self) -> dict[str, Any]:
         """Returns what is attributed, and how far the conventions agree in one line."""
@@ -217,6 +198,7 @@ def sensitivity(
     *,
     position: SupportsIndex = -1,
     baseline: str = "vocabulary",
+    point: str | None = None,
     origin: str | Tensor | None = None,
     convention: Named | None = None,
     conventions: Sequence[Named] = OTHERS,
@@ -228,10 +210,11 @@ def sensitivity(
 
     Args:
         run: The run.
-        target: What is attributed, as in `attribute`, like the next five.
+        target: What is attributed, as in `attribute`, like the next six.
         versus: A token whose logit is subtracted.
         position: The position.
         baseline: What logits are measured from.
+        point: The activation that is attributed. Deletions are of the model's own logits only.
         origin: What contributions are measured from; the reference only where the convention has one.
         convention: The convention that others are compared with.
         conventions: The others, each of which freezes the prompt once.
@@ -245,7 +228,7 @@ def sensitivity(
 
     """
     at = run.rows(position)[0]
-    how: dict[str, Any] = {"position": at, "baseline": baseline, "max_memory": max_memory}
+    how: dict[str, Any] = {"position": at, "baseline": baseline, "point": point, "max_memory": max_memory}
     first = attribute(run, target, versus, convention=convention, origin=origin, parts=False, **how)
     return beside(
         run, first, target, versus, origin=origin, conventions=conventions, deletion=deletion, progress=progress, **how
@@ -260,6 +243,7 @@ def beside(
     *,
     position: int = -1,
     baseline: str = "vocabulary",
+    point: str | None = None,
     origin: str | Tensor | None = None,
     conventions: Sequence[Named] = OTHERS,
     deletion: bool | None = None,
@@ -275,6 +259,7 @@ def beside(
         versus: The token whose logit is subtracted.
         position: The position.
         baseline: What logits are measured from.
+        point: The activation that is attributed.
         origin: What contributions are measured from.
         conventions: The other conventions.
         deletion: Whether each token is deleted.
@@ -282,14 +267,14 @@ def beside(
         progress: Called as `progress("deletions", done, all)`.
 
     """
-    how: dict[str, Any] = {"position": position, "baseline": baseline, "parts": False, "max_memory": max_memory}
+    how: dict[str, Any] = {"position": position, "baseline": baseline, "point": point, "max_memory": max_memory}
     how["origin"] = None if isinstance(origin, str) and origin == "reference" else origin
     found = {first.convention: first}
     for label in dict.fromkeys(convention_named(each).label for each in conventions):
         if label not in found:
-            found[label] = attribute(run.recorded(label), target, versus, convention=label, **how)
+            found[label] = attribute(run.recorded(label), target, versus, convention=label, parts=False, **how)
     effects = None
-    if deletion or (deletion is None and len(run.ids) <= DELETED):
+    if first.point == "logits" and (deletion or (deletion is None and len(run.ids) <= DELETED)):
         at = run.rows(position)[0]
         with limited(max_memory):
             effects = deleted(run, at, target_of(run, at, target, versus, baseline, None).weights, progress)

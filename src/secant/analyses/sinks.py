@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secant.errors import checked
 from secant.linearize.forms import Attended, Constant
 from secant.linearize.rules import ROWS
 from secant.linearize.run import Run
@@ -91,6 +92,7 @@ def sink_columns(run: Run) -> tuple[list[float | None], list[str]]:
     return shares, why
 
 
+@checked
 def sinks(run: Run) -> tuple[int, ...]:
     """Returns the positions of a prompt's attention sinks: the first, BOS, and those that receive much attention.
 

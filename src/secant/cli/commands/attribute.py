@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,17 +33,26 @@ def attribute(
             help="An activation inside, such as layers.3 or layers.3.mlp, whose logits are explained instead."
         ),
     ] = None,
+    beside: Annotated[
+        bool,
+        typer.Option(
+            "--beside/--alone",
+            help="Show contributions under other conventions beside these, and what deleting each token does.",
+        ),
+    ] = True,
     flow: Annotated[bool, typer.Option("--flow", help="Also split each part's contribution by token.")] = False,
     without_sinks: WithoutSinks = False,
     max_memory: MaxMemory = None,
 ) -> None:
     """Split a token's logit into exact contributions of tokens, of layers and heads, and of constants."""
     import secant as sc
+    from secant.analyses.sensitivity import beside as compared
 
     output.reserve(sc.Attribution)
     run = freezing.freeze(model.loaded(), freezing.prompt(prompt))
     wanted = target[0] if target and len(target) == 1 else target or None
-    found = sc.attribute(
-        run, wanted, versus, position=position, point=point, flow=flow, max_memory=max_memory, **measuring.how
-    )
+    how: dict[str, Any] = {"position": position, "point": point, "max_memory": max_memory, **measuring.how}
+    found = sc.attribute(run, wanted, versus, flow=flow, **how)
+    if beside:
+        found = compared(run, found, wanted, versus, **how).attribution
     output.finish(found.without(sc.sinks(run)) if without_sinks else found)
