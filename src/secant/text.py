@@ -6,13 +6,29 @@ import unicodedata
 from pathlib import PurePath
 
 SIGNS = {" ": "·", "\n": "⏎", "\t": "⇥"}
+NAMES = {
+    "\u00ad": "SHY", "\u200b": "ZWSP", "\u200c": "ZWNJ", "\u200d": "ZWJ", "\u200e": "LRM", "\u200f": "RLM",
+    "\u202a": "LRE", "\u202b": "RLE", "\u202c": "PDF", "\u202d": "LRO", "\u202e": "RLO", "\u2060": "WJ",
+    "\u2066": "LRI", "\u2067": "RLI", "\u2068": "FSI", "\u2069": "PDI", "\ufeff": "BOM",
+}  # fmt: skip
+"""Characters that print nothing and have a short name, which Unicode gives them."""
+
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp")
 """Unicode categories of characters that print nothing."""
 
 
 def visible(token: str) -> str:
     """A token with every character visible: spaces, line ends, and characters that print nothing."""
-    return "".join(SIGNS.get(c) or (f"\\x{ord(c):02x}" if unicodedata.category(c) in UNSEEN else c) for c in token)
+    return "".join(map(_visible, token))
+
+
+def _visible(c: str) -> str:
+    """A character as a sign, by its name, or by its number, if it prints nothing by itself."""
+    if c in SIGNS:
+        return SIGNS[c]
+    if c in NAMES:
+        return f"‹{NAMES[c]}›"
+    return f"\\x{ord(c):02x}" if unicodedata.category(c) in UNSEEN else c
 
 
 def readable(text: str) -> str:

@@ -13,15 +13,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from secant.analyses.attribution import Attribution, attribute
+from secant.analyses.faithfulness import Faithfulness, faithfulness
 from secant.analyses.lens import Lens, lens
 from secant.analyses.origins import Origin, origin_of
+from secant.analyses.overview import chosen
 from secant.analyses.sensitivity import DELETED, Sensitivity, beside
-from secant.errors import NoPoint
+from secant.analyses.sinks import patterns
+from secant.analyses.writes import depth_words
+from secant.errors import BadArgument, NoPoint
 from secant.linearize.run import Run
 from secant.memory import Progress, limited
 from secant.numeric import lengths, wide
@@ -35,6 +40,9 @@ from secant.stream.layers import SPANS, Layers, layers
 
 CELLS = 48
 """The most rows of the image of J, and the most columns of each token's block in it."""
+
+JUDGED = 24
+"""The most tokens of a prompt whose removal in order is tried on the model itself, unless it is asked for."""
 
 IMAGE_COLUMNS = 480
 """The most columns of the image of J, over all tokens. Each token has at least one."""
@@ -220,6 +228,37 @@ class Case:
             origin = None if self.origin == "reference" else self.origin
             return lens(self.run, top=self.top, baseline=self.baseline, origin=origin, progress=self._progress)
         except NoPoint:
+            return None
+
+    @cached_property
+    def chosen(self) -> list[int]:
+        """The tokens that have a row of their own in views: all, or the largest contributors of a long prompt."""
+        return chosen(self.attribution())
+
+    @cached_property
+    def depth_words(self) -> pd.DataFrame:
+        """The top tokens of what each chosen token contributes at every depth, in the table DEPTH_WORDS."""
+        origin = self._origin.embeddings if self._origin.moved else None
+        return depth_words(self.run, self.chosen, self.top, self.null("output"), origin)
+
+    @cached_property
+    def patterns(self) -> pd.DataFrame:
+        """What each head attends to from the last position, in the table PATTERNS."""
+        return patterns(self.run)
+
+    @cached_property
+    def faithfulness(self) -> Faithfulness | None:
+        """How well contributions under each convention predict the logit when tokens are removed, next to gradients and
+        a random order; None for a prompt of more than JUDGED tokens, or of too few.
+        """
+        if len(self.run.ids) > JUDGED:
+            return None
+        own = self.sensitivity
+        scores = {label: own.contributions(label) for label in own.attributions}
+        try:
+            return faithfulness(self.run, methods=("gradient x input", "random"), scores=scores, baseline=self.baseline,
+                                seed=self.seed)  # fmt: skip
+        except BadArgument:  # fewer than two tokens can be removed
             return None
 
     @cached_property

@@ -21,12 +21,15 @@ from torch import Tensor
 from secant.analyses.attribution import CONTRIBUTIONS, EFFECT, FLOW, Attribution
 from secant.analyses.case import Case
 from secant.analyses.continuation import STEPS, Steps, follow
+from secant.analyses.drawn import drawn, layer_words
+from secant.analyses.faithfulness import Faithfulness
 from secant.analyses.lens import Lens
 from secant.analyses.origins import origin_line, origin_named
-from secant.analyses.overview import chosen, contributions, depths, spectra
+from secant.analyses.overview import CHANCE_Z, chosen, contributions, depths, spectra
 from secant.analyses.sensitivity import Sensitivity
-from secant.analyses.sinks import RECEIVED, SINK, sink_columns, sink_line, where
+from secant.analyses.sinks import PATTERNS, RECEIVED, SINK, sink_columns, sink_line, where
 from secant.analyses.targets import BASELINES, baseline_named
+from secant.analyses.writes import DEPTH_WORDS
 from secant.errors import BadArgument, checked, integer
 from secant.linearize.conventions import Named
 from secant.linearize.run import (
@@ -49,7 +52,6 @@ from secant.results.schema import Column, Table
 from secant.results.view import Grid, Shown, View
 from secant.stream.decode import RANK, SCORE, SIDE, WORD, WORD_ID, Null, Side, Word, Z, ranked
 from secant.stream.layers import Layers
-from secant.stream.sweep import STREAM
 from secant.text import named, readable, visible
 
 CONTRIBUTED = Column(
@@ -167,34 +169,6 @@ CHANCE = Table(
 ALTERNATIVES = 4
 """How many other predictions evidence compares the first one with."""
 
-UNITS = 512
-"""Elements of y that the page shows next to what rebuilds them, evenly spaced."""
-
-MOST = 20_000
-"""Top tokens of all depths that a page has room for; long prompts get fewer of each vector."""
-
-IN_MAP = 3
-"""Top tokens of a block that the map of layers and tokens is searched for; it shows the first."""
-
-DRAWN = {
-    "tokens": ["position", "token", "id", "norm", "stable_rank"],
-    "predictions": ["token", "probability", "logit"],
-    "singular_values": ["position", "vector", "block", "sigma"],
-    "words": ["position", "vector", "side", "word", "score", "z"],
-    "contributions": ["kind", "name", "layer", "head", "contribution", "all_paths"],
-    "flow": ["position", "layer", "contribution"],
-    "versus": ["prediction", "versus", "difference", "kind", "contribution"],
-    "rebuilt": ["output", "rebuilt", "ordinary"],
-    "chance": ["side", "mean", "std", "samples"],
-    "image": ["size"],
-    "layers": ["layer", "part", "span", "position", "stable_rank", "sigma_0", "reconstruction"],
-    "spectra": ["layer", "position", "vector", "block", "sigma"],
-    "layer_words": ["layer", "part", "span", "position", "vector", "side", "word", "score"],
-    "path": ["layer", "vector", "x", "y"],
-    "steps": ["step", "generated", "probability", "logit", "reconstruction", "contribution"],
-}
-"""The tables that the page draws, and the columns of each. Rows are in order, so that it can do without ranks."""
-
 
 @dataclass(frozen=True, eq=False)
 class Evidence(Result):
@@ -211,10 +185,15 @@ class Evidence(Result):
         ordinary: J' x with the ordinary Jacobian J'.
         writes: What random directions decode to at the output.
         reads: What random directions decode to at the input.
+        depths: The top tokens of what each token contributes at every depth.
+        patterns: What each head attends to from the last position.
+        faithfulness: How well contributions predict the logit when tokens are removed; None for long prompts.
 
     """
 
-    schema = (CONTRIBUTIONS, FLOW, VERSUS, REBUILT, CHANCE, IMAGE)
+    schema = (
+        CONTRIBUTIONS, FLOW, VERSUS, REBUILT, CHANCE, DEPTH_WORDS, PATTERNS, *Faithfulness.schema, IMAGE,
+    )  # fmt: skip
 
     attribution: Attribution
     versus: list[Attribution] = field(repr=False)
@@ -225,9 +204,14 @@ class Evidence(Result):
     ordinary: Float[Tensor, " d_out"] = field(repr=False)
     writes: Null
     reads: Null
+    depths: pd.DataFrame = field(repr=False)
+    patterns: pd.DataFrame = field(repr=False)
+    faithfulness: Faithfulness | None = field(repr=False)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Returns its tables: `contributions`, `flow`, `versus`, `rebuilt`, `chance`, and `image` if it has one."""
+        """Returns its tables: `contributions`, `flow`, `versus`, `rebuilt`, `chance`, `depth_words` and `patterns`; and
+        those of the faithfulness, and `image`, if it has them.
+        """
         sums = [
             a.table.assign(prediction=number, versus=a.versus, difference=a.logit)
             for number, a in enumerate(self.versus, 1)
@@ -245,6 +229,9 @@ class Evidence(Result):
             "versus": VERSUS.frame(pd.concat(sums, ignore_index=True)) if sums else VERSUS.empty,
             "rebuilt": REBUILT.frame(rebuilt),
             "chance": CHANCE.frame(chance),
+            "depth_words": self.depths,
+            "patterns": self.patterns,
+            **({} if self.faithfulness is None else self.faithfulness.tables()),
         }
         return found if self.image is None else found | {"image": _rectangles(self.image, self.shape)}
 
@@ -469,18 +456,16 @@ class Explanation(Result):
 
         Raises:
             BadArgument: `path` is not a path, or `evidence` is not an Evidence.
-            SecantError: plotly is not installed.
             OutputFailed: The file can't be written.
 
         """
-        from secant.results.page import EXPLANATION, library, write
+        from secant.results.page import EXPLANATION, write
 
         if not isinstance(evidence, Evidence | None):
             raise BadArgument(
                 "A page takes the evidence of an explanation", f"{evidence!r:.60}", "Pass explanation.evidence()."
             )
         check_file(path)  # before there is any work
-        library()
         about, tables = self._page(self.evidence() if evidence is None else evidence)
         write(path, EXPLANATION, about, [(_described(name), frame) for name, frame in tables.items()])
 
@@ -489,18 +474,17 @@ class Explanation(Result):
         grow with the model have no more rows than there is room for.
         """
         tables = replace(self, layers=None).tables() | evidence.tables()
-        d_out = evidence.shape[0]
-        rows: dict[str, Any] = {
-            "rebuilt": sorted({i * d_out // min(d_out, UNITS) for i in range(min(d_out, UNITS))}),
-            "flow": lambda flow: (flow["path"] == "direct") & flow["head"].isna() & flow["position"].notna(),
-            "spectra": lambda spectra: _of_stream(spectra) & spectra["position"].notna(),
-            "steps": lambda steps: steps["kind"] == "token",
-        }
         about: dict[str, Any] = {
             "model": named(self.run.lm.name),
+            "texts": [readable(token) for token in self.run.tokens],
+            "shown": self.case.chosen,
+            "left_out": list(self.attribution.left_out),
+            "chance_z": CHANCE_Z,
             "certificate": asdict(self.run.certificate),
+            "convention": self.attribution.convention,
             "logit": evidence.attribution.logit,
-            "origin": None if self.attribution.origin == "zero" else origin_line(self.attribution.origin),
+            "origin": self.attribution.origin,
+            "measured": origin_line(self.attribution.origin),
             "under": self.attribution.under,
             "baseline": BASELINES[self.attribution.baseline] if self.attribution.baseline != "none" else None,
             "direct": evidence.attribution.direct,
@@ -515,41 +499,13 @@ class Explanation(Result):
                 "seed": self.run.seed,
             },
         }
-        if "image" in tables:  # most of a page, which shows three digits of it
-            size = [float(f"{size:.3g}") for size in tables["image"]["size"]]
-            tables["image"] = tables["image"].assign(size=size)
         if self.steps is not None:
             about["steps"] = {"prompt": self.steps.prompt, "ended": self.steps.ended}
         if self.layers is not None:
-            words, shown = self._layer_words(self.layers, len(evidence.writes.mean))
+            words, kept = layer_words(self.layers, len(evidence.writes.mean))
             tables |= {**self.layers.spectral(), "layer_words": words}
-            about["layers"] = {"position": self.layers.position, "method": self.layers.method, **shown}
-        drawn = {
-            name: frame.loc[rows.get(name, slice(None)), DRAWN[name]] for name, frame in tables.items() if name in DRAWN
-        }
-        return about, drawn
-
-    def _layer_words(self, layers: Layers, most: int) -> tuple[pd.DataFrame, dict[str, int]]:
-        """The top tokens of each token's block of the residual stream, of as many vectors and as many tokens as there
-        is room for, and how many those are; of the first vector of every operator at least three, which the map shows.
-        """
-        depths = [replace(depth, whole=None) for depth in layers.depths]
-        stream = [depth for depth in depths if (depth.part, depth.span) == (STREAM, "cumulative")]
-        kept = max((len(f.S) for depth in stream for f in depth.tokens), default=0)
-        each = MOST // max(1, 2 * len(self.run.ids) * len(stream))  # of both sides of a block
-        vectors = max(1, min(kept, each // 4))
-        top = max(1, min(most, each // vectors))
-        words = replace(layers, depths=stream).words(top=top, vectors=vectors)
-        first = replace(layers, depths=depths).words(top=IN_MAP, sides=["output"])
-        both = pd.concat([words, first]).drop_duplicates(
-            ["layer", "part", "span", "position", "vector", "side", "rank"]
-        )
-        return both, {"vectors": vectors, "top": top, "count": len(stream)}
-
-
-def _of_stream(rows: pd.DataFrame) -> pd.Series:
-    """Which rows of a table of layers are of the residual stream, from the embeddings on."""
-    return (rows["part"] == STREAM) & (rows["span"] == "cumulative")
+            about["layers"] = {"position": self.layers.position, "method": self.layers.method, **kept}
+        return about, drawn(tables, evidence.shape[0], about["shown"])
 
 
 def _described(name: str) -> Table:
@@ -580,6 +536,9 @@ def gathered(case: Case, *, image: bool = True) -> Evidence:
         wide(run.ordinary),
         case.null("output"),
         case.null("input"),
+        case.depth_words,
+        case.patterns,
+        case.faithfulness,
     )
 
 

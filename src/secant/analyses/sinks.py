@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,10 +19,10 @@ from torch import Tensor
 from secant.errors import checked
 from secant.linearize.forms import Attended, Constant
 from secant.linearize.rules import ROWS
-from secant.linearize.run import Run
+from secant.linearize.run import POSITION, TOKEN, Run
 from secant.linearize.secants import LiveAttention
 from secant.numeric import wide
-from secant.results.schema import Column
+from secant.results.schema import Column, Table
 from secant.text import visible
 
 MUCH = 0.3
@@ -37,6 +38,19 @@ SINK = Column(
     "sink", str, f"why the token counts as an attention sink: first, BOS, or received (at least {MUCH}); else empty"
 )
 
+PATTERNS = Table(
+    "patterns",
+    "a head and a token that the last position attends to",
+    (
+        Column("layer", int, "the layer, from 0"),
+        Column("head", int, "the attention head, from 0"),
+        POSITION,
+        TOKEN,
+        Column("attention", float, "the head's attention from the last position to the token", "attention",
+               show="percent"),
+    ),
+)  # fmt: skip
+
 
 S = TypeVar("S", bound="Selective")
 
@@ -48,7 +62,7 @@ def received(run: Run) -> Float[Tensor, " T"] | None:
         run: The run, in whose patterns it is measured.
     """
     T, total, count = len(run.ids), torch.zeros(len(run.ids), dtype=torch.float64), 0
-    for first, rows in _patterns(run):
+    for _, first, rows in _patterns(run):
         n = rows.shape[-1]
         own = wide(rows).reshape(-1, rows.shape[-2], n)
         later = torch.arange(first, first + own.shape[1])[:, None] > torch.arange(n)
@@ -60,19 +74,45 @@ def received(run: Run) -> Float[Tensor, " T"] | None:
     return torch.where(later > 0, total / count / later, torch.nan)
 
 
-def _patterns(run: Run) -> Iterator[tuple[int, Tensor]]:
-    """Rows of each attention pattern, (..., heads, rows, keys), with the position of the first."""
+def _patterns(run: Run) -> Iterator[tuple[int, int, Tensor]]:
+    """Rows of each attention pattern, (..., heads, rows, keys), with the step and the position of the first."""
     T = len(run.ids)
-    for step in run.tape.steps:
+    for number, step in enumerate(run.tape.steps):
         form, row = step.form, ROWS.get(step.function)
         if isinstance(form, LiveAttention):
             form = form.calls[0]
         if isinstance(form, Attended) and form.query.shape[-2] == T == form.key.shape[-2]:
-            yield from ((lo, form.pattern(lo, hi)) for lo, hi in form.blocks())
+            yield from ((number, lo, form.pattern(lo, hi)) for lo, hi in form.blocks())
         elif isinstance(form, Constant) and row is not None and row.pattern:
             shape = form.value.shape if isinstance(form.value, Tensor) else ()
             if len(shape) >= 3 and shape[-2] == T and shape[-1] in (T, T + 1):
-                yield 0, form.value[..., :T]
+                yield number, 0, form.value[..., :T]
+
+
+def patterns(run: Run) -> pd.DataFrame:
+    """Returns what each head of each layer attends to from the last position.
+
+    Args:
+        run: The run, whose layers have been found.
+
+    Returns:
+        The table PATTERNS, without layers that have no known pattern, or several.
+
+    """
+    T, ends = len(run.ids), [layer.output.step for layer in run.inside.layers]
+    found: dict[int, list[Tensor]] = {}
+    for number, first, rows in _patterns(run):
+        layer = next((i for i, end in enumerate(ends) if number < end), None)
+        if layer is not None and first + rows.shape[-2] == T:
+            found.setdefault(layer, []).append(wide(rows[..., -1, :]).reshape(-1, rows.shape[-1]))
+    lines = [
+        (layer, head, t, run.tokens[t], own)
+        for layer, (last, *more) in found.items()
+        if not more
+        for head, values in enumerate(last.tolist())
+        for t, own in enumerate(values)
+    ]
+    return PATTERNS.frame(lines)
 
 
 def sink_columns(run: Run) -> tuple[list[float | None], list[str]]:

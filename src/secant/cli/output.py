@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -128,29 +127,22 @@ class Illustrated(Output):
     def illustrate(self, result: Any, page: Path, report: Callable[[Path], object]) -> str:
         """Write the page of a result, and with `--figures` its figures next to the page.
 
-        Without plotly, a line on stderr says that the page is missing.
-
         Args:
             result: The result.
             page: The file of the page.
             report: Writes the page.
 
         Returns:
-            Where the page is, for the command's last line; empty without plotly.
+            Where the page is, for the command's last line.
         """
-        where = ""
-        if find_spec("plotly") is None:
-            print_line("The page was not written: it requires plotly. pip install 'secant[report]'")
-        else:
-            report(page)
-            where = f"; the page is {page}"
+        report(page)
         if self.figures:
             from secant.figures import every, save
 
             for name, figure in every(result).items():
                 for suffix in ("png", "pdf"):
                     save(figure, page.parent / "figures" / f"{name}.{suffix}")
-        return where
+        return f"; the page is {page}"
 
 
 @contextmanager

@@ -261,7 +261,6 @@ class Summary(Result):
             path: The file.
 
         Raises:
-            SecantError: plotly is not installed.
             OutputFailed: The file can't be written.
 
         """

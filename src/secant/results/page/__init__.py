@@ -1,8 +1,8 @@
 """A page: one HTML file with all that it needs inside, which fetches nothing.
 
-It knows descriptions only: what is said of the whole, and tables, which a script of this package draws. What comes from
-a prompt or a tokenizer goes in as JSON, in which nothing can end a script. The page's policy lets its two scripts run,
-by their hashes, and no others. tables.js, with which each page's own script begins, reads the tables.
+It knows descriptions only: what is said of the whole, and tables, which scripts of this package draw. What comes from
+a prompt or a tokenizer goes in as JSON, in which nothing can end a script. The page's policy lets its one script run, by
+its hash, and no other. The script is made of modules in `js`, of which `SHARED` are in every page.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from secant.errors import SecantError
 from secant.results.files import plain
 from secant.results.formats import shown
 from secant.results.paths import check_file, replacing, write_text
@@ -30,14 +29,21 @@ from secant.results.schema import Column, Table
 
 
 class Template(NamedTuple):
-    """A page that there is: its HTML, which gets the contents as `page`, and the script that draws it."""
+    """A page that there is: its HTML, which gets the contents as `page`, and the modules that draw it."""
 
     html: str
-    script: str
+    modules: tuple[str, ...]
 
 
-EXPLANATION = Template("template.html.j2", "page.js")
-SUMMARY = Template("summary.html.j2", "summary.js")
+SHARED = ("tables", "dom", "charts")
+"""The modules of every page."""
+
+EXPLANATION = Template(
+    "explanation.html.j2",
+    ("grid", "model", "state", "answer", "contributions", "lens", "components", "panel", "trust", "search",
+     "explanation"),
+)  # fmt: skip
+SUMMARY = Template("summary.html.j2", ("summary",))
 
 DIGITS = 6
 """Digits of numbers on a page. Those that are shown as logits have all, since they add up."""
@@ -61,15 +67,18 @@ def write(
         tables: Tables and their rows.
 
     Raises:
-        SecantError: plotly is not installed.
         OutputFailed: The file can't be written.
 
     """
     check_file(path)  # before there is any work
-    plotly = library()
-    contents = {"about": plain(about), "tables": {table.name: columnar(table, frame) for table, frame in tables}}
+    all_tables = list(tables)
+    contents = {
+        "about": plain(about),
+        "tables": {table.name: columnar(table, frame) for table, frame in all_tables},
+        "described": {table.name: {str(c): table[str(c)].meaning for c in frame} for table, frame in all_tables},
+    }
     with replacing(path) as new:
-        write_text(new, html(template, contents, plotly))
+        write_text(new, html(template, contents))
 
 
 def columnar(table: Table, frame: pd.DataFrame) -> dict[str, Any]:
@@ -128,17 +137,6 @@ def _text(text: str, column: Column) -> str:
     return found if len(found) <= LONGEST else found[: LONGEST - 1] + "…"
 
 
-def library() -> str:
-    """The text of plotly.js. Raises SecantError where plotly is not installed."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise SecantError(
-            "The page draws with plotly", "an installation without it", "pip install 'secant[report]'"
-        ) from error
-    return str(get_plotlyjs())
-
-
 def embedded(contents: Any) -> str:
     r"""Contents as JSON in which no character means anything to HTML.
 
@@ -148,25 +146,25 @@ def embedded(contents: Any) -> str:
     return json.dumps(contents, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(UNSAFE)
 
 
-def html(template: Template, contents: dict[str, Any], plotly: str) -> str:
-    """The document of a page's contents, drawn by the text of plotly.js."""
-    text, reader, own, css = (_own(name) for name in (template.html, "tables.js", template.script, "page.css"))
-    script = reader + own
+def html(template: Template, contents: dict[str, Any]) -> str:
+    """The document of a page's contents."""
+    css = _own("page.css")
+    modules = "\n".join(_own(f"js/{name}.js") for name in (*SHARED, *template.modules))
+    script = f'"use strict";\n(() => {{\n{modules}}})();\n'
     policy = {
         "default-src": "'none'",
-        "script-src": " ".join(f"'sha256-{_digest(text)}'" for text in (script, plotly)),
+        "script-src": f"'sha256-{_digest(script)}'",
         "style-src": "'unsafe-inline'",
-        "img-src": "data: blob:",
+        "img-src": "data:",
         "base-uri": "'none'",
         "form-action": "'none'",
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(text).render(
+    return environment.from_string(_own(template.html)).render(
         page=contents,
         policy="; ".join(f"{name} {value}" for name, value in policy.items()),
-        css=Markup(css),  # these four are this package's own, plotly's, or JSON without signs of HTML
+        css=Markup(css),  # these three are this package's own, or JSON without signs of HTML
         script=Markup(script),
-        plotly=Markup(plotly),
         data=Markup(embedded(contents)),
     )
 

@@ -1,0 +1,111 @@
+"""What the page of an explanation shows: its tables, as much of each as there is room for.
+
+The page is one file, so that tables that grow with the model or the prompt are cut. Each cut is named in `about`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from secant.stream.layers import Layers
+from secant.stream.sweep import STREAM
+
+UNITS = 1024
+"""Elements of y that the page has next to what rebuilds them, evenly spaced."""
+
+MOST = 20_000
+"""Top tokens of all depths that a page has room for; long prompts get fewer of each vector."""
+
+IN_MAP = 3
+"""Top tokens of a block that the map of layers and tokens is searched for; it shows the first."""
+
+DRAWN = {
+    "tokens": ["position", "token", "id", "contribution", "effect", "received", "sink", "norm", "stable_rank"],
+    "predictions": ["token", "probability", "logit"],
+    "written": ["position", "word", "score", "z"],
+    "by_convention": ["convention", "position", "contribution"],
+    "agreement": ["convention", "signs", "ranks", "largest", "deletion", "deletion_rest"],
+    "lens": ["layer", "part", "position", "probability", "rank", "logit", "top", "top_probability"],
+    "lens_words": ["layer", "part", "word", "probability"],
+    "lens_terms": ["layer", "part", "position", "contribution"],
+    "singular_values": ["position", "vector", "block", "sigma"],
+    "words": ["position", "vector", "side", "word", "score", "z"],
+    "contributions": ["kind", "name", "layer", "head", "contribution", "all_paths"],
+    "flow": ["name", "path", "position", "layer", "head", "contribution"],
+    "patterns": ["layer", "head", "position", "attention"],
+    "faithfulness": ["method", "value", "comprehensiveness", "sufficiency", "correlation"],
+    "depth_words": ["layer", "part", "position", "sign", "word", "score", "z"],
+    "versus": ["prediction", "versus", "difference", "kind", "contribution"],
+    "rebuilt": ["output", "rebuilt", "ordinary"],
+    "chance": ["side", "mean", "std", "samples"],
+    "image": ["size"],
+    "layers": ["layer", "part", "span", "position", "stable_rank", "sigma_0", "reconstruction"],
+    "spectra": ["layer", "position", "vector", "block", "sigma"],
+    "layer_words": ["layer", "part", "span", "position", "vector", "side", "word", "score"],
+    "path": ["layer", "vector", "x", "y"],
+    "steps": ["step", "generated", "probability", "logit", "reconstruction", "contribution"],
+}
+"""The tables that the page draws, and the columns of each. Rows are in order, so that it can do without ranks."""
+
+
+def drawn(tables: Mapping[str, pd.DataFrame], d_out: int, shown: Sequence[int]) -> dict[str, pd.DataFrame]:
+    """Returns the tables that the page draws, each with the rows and columns that it has room for.
+
+    Args:
+        tables: The tables of an explanation and of its evidence.
+        d_out: The number of elements of the final hidden state.
+        shown: The positions of the tokens that have a row of their own on the page.
+
+    """
+    rows: dict[str, Any] = {
+        "rebuilt": sorted({i * d_out // min(d_out, UNITS) for i in range(min(d_out, UNITS))}),
+        "flow": lambda flow: flow["position"].isna() | flow["position"].isin(shown),
+        "patterns": lambda patterns: patterns["position"].isin(shown),
+        "spectra": lambda spectra: of_stream(spectra) & spectra["position"].notna(),
+        "steps": lambda steps: steps["kind"] == "token",
+    }
+    found = {
+        name: frame.loc[rows.get(name, slice(None)), DRAWN[name]] for name, frame in tables.items() if name in DRAWN
+    }
+    found = {name: frame for name, frame in found.items() if len(frame) or name in ("tokens", "predictions")}
+    if "image" in found:  # most of a page, which shows three digits of it
+        found["image"] = found["image"].assign(size=[float(f"{size:.3g}") for size in found["image"]["size"]])
+    return found
+
+
+def of_stream(rows: pd.DataFrame) -> pd.Series:
+    """Returns which rows of a table of layers are of the residual stream, from the embeddings on.
+
+    Args:
+        rows: The rows.
+
+    """
+    return (rows["part"] == STREAM) & (rows["span"] == "cumulative")
+
+
+def layer_words(layers: Layers, most: int) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Returns the top tokens of each token's block of the residual stream, and how many vectors and tokens those are.
+
+    They are of as many vectors, and as many tokens, as there is room for; of the first vector of every operator at
+    least three, which the map shows.
+
+    Args:
+        layers: The layers.
+        most: The most top tokens of a vector.
+
+    """
+    depths = [replace(depth, whole=None) for depth in layers.depths]
+    stream = [depth for depth in depths if (depth.part, depth.span) == (STREAM, "cumulative")]
+    kept = max((len(f.S) for depth in stream for f in depth.tokens), default=0)
+    tokens = max((len(depth.tokens) for depth in stream), default=0)
+    each = MOST // max(1, 2 * tokens * len(stream))  # of both sides of a block
+    vectors = max(1, min(kept, each // 4))
+    top = max(1, min(most, each // vectors))
+    words = replace(layers, depths=stream).words(top=top, vectors=vectors)
+    first = replace(layers, depths=depths).words(top=IN_MAP, sides=["output"])
+    both = pd.concat([words, first]).drop_duplicates(["layer", "part", "span", "position", "vector", "side", "rank"])
+    return both, {"vectors": vectors, "top": top, "count": len(stream)}

@@ -1,0 +1,122 @@
+"""What each token writes at every depth: the terms J_t (x_t - x₀_t) of a layer's stream and of what its parts add.
+
+An activation is affine in the embeddings, so it is a sum of what the tokens contribute to it, and of constants. Each
+term is read out by the final norm, frozen at the activation's own statistics, and decoded: the tokens whose rows of the
+head it is nearest to are promoted, those that it is farthest from suppressed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secant.errors import NoPoint
+from secant.linearize.readout import batchable
+from secant.linearize.run import POSITION, TOKEN, Run
+from secant.operators.batched import Blocks
+from secant.operators.operator import Graph
+from secant.results.schema import Column, Table
+from secant.stream.decode import RANK, SCORE, WORD, WORD_ID, Null, Z, decode, ranked
+from secant.stream.layers import LAYER, PART
+from secant.stream.sweep import STREAM
+
+SIGNS = {"promoted": 1, "suppressed": -1}
+
+DEPTH_WORDS = Table(
+    "depth_words",
+    "a top token of what a token contributes to the residual stream after a layer, or to what a part of it adds",
+    (
+        LAYER,
+        PART,
+        POSITION,
+        TOKEN,
+        Column("sign", str, "promoted: nearest to the contribution; suppressed: farthest from it"),
+        RANK.but(meaning="rank among the top tokens, from 0"),
+        WORD,
+        WORD_ID,
+        SCORE.but(meaning="the cosine, with the opposite sign for suppressed tokens"),
+        Z,
+    ),
+)
+
+ELEMENTS = 2**26
+"""About the most elements of the streams that are read out at once."""
+
+
+def depth_words(
+    run: Run, tokens: Sequence[int], top: int, null: Null | None, origin: Float[Tensor, "T d"] | None = None
+) -> pd.DataFrame:
+    """Returns the top tokens of what some tokens contribute at every depth, at the last position.
+
+    Args:
+        run: The run.
+        tokens: The positions of the tokens.
+        top: The number of top tokens.
+        null: What random directions decode to at the output.
+        origin: The embeddings that contributions are measured from; by default zero.
+
+    Returns:
+        A row for each top token; none if the layers can't be found or read out.
+
+    """
+    rows = []
+    try:
+        for name, terms in depth_terms(run, tokens, origin):
+            layer, part = run.inside[name].layer, name.split(".")[2] if name.count(".") == 2 else STREAM
+            decoded = {sign: decode(run.lm, way * terms.T, "output", top, null=null) for sign, way in SIGNS.items()}
+            for sign, own in decoded.items():
+                for t, words in zip(tokens, own, strict=True):
+                    where = {"layer": layer, "part": part, "position": t, "token": run.tokens[t], "sign": sign}
+                    rows += [where | word for word in ranked(words)]
+    except NoPoint:
+        rows = []
+    return DEPTH_WORDS.frame(rows)
+
+
+def depth_terms(
+    run: Run, tokens: Sequence[int], origin: Float[Tensor, "T d"] | None = None
+) -> Iterator[tuple[str, Float[Tensor, "n d_out"]]]:
+    """Yields the name of each layer's parts and stream, and what some tokens contribute to it at the last position.
+
+    Args:
+        run: The run.
+        tokens: The positions of the tokens.
+        origin: The embeddings that contributions are measured from; by default zero.
+
+    Raises:
+        NoPoint: The layers can't be found, or can't be read out.
+
+    """
+    inside, at = run.inside, len(run.ids) - 1
+    if not inside.layers:
+        raise NoPoint("What tokens write at each depth requires the layers", "none", "Report the model's type.")
+    names = [
+        name
+        for i in range(len(inside.layers))
+        for name in (*(f"layers.{i}.{part}" for part in inside.parts(i)), f"layers.{i}")
+    ]
+    if len({inside.graph[name].shape for name in names}) > 1:
+        raise NoPoint("Parts are read out as the stream is", "activations of several widths", "Use run.operator().")
+    x = run.network.input
+    moved = x.detach() if origin is None else x.detach() - origin
+    with torch.inference_mode(False), torch.enable_grad():
+        y = torch.stack([inside.graph[name][at] for name in names])
+        graph = inside.network.graph(x, y.flatten())
+        terms = Blocks(graph, (y.numel(), x.numel()), len(x), tokens, x).forward(moved[list(tokens), :, None])
+        terms = terms[:, :, 0].view(len(tokens), *y.shape)
+        site = inside.layers[-1].output
+        several = batchable(run.tape.steps[site.step].shape, site.axis)
+        group = max(1, ELEMENTS // (x.numel() * max(1, len(tokens)))) if several else 1
+        for start in range(0, len(names), group):
+            some = names[start : start + group]
+            readout = inside.readout_at(torch.stack([inside.values[name] for name in some]))
+            rows = [i * len(x) + at for i in range(len(some))]
+            columns = readout.input.new_zeros(*readout.input.shape, len(tokens))
+            columns[rows] = terms[:, start : start + group].permute(1, 2, 0).to(columns)
+            norm = readout.points["norm"][rows]
+            made = Graph(readout.input, norm.flatten()).forward(columns.flatten(0, 1)).view(*norm.shape, len(tokens))
+            yield from ((name, made[i].T) for i, name in enumerate(some))

@@ -1,0 +1,18 @@
+// Starts the page of an explanation.
+drawings.push([["theme"], () => dressed(state.theme)]);
+$("theme").addEventListener("change", (event) => go({ theme: event.target.value }));
+$("copy").addEventListener("click", () => copied($("copy")));
+offered($("files"));
+
+// links inside the page leave the address alone, which keeps its state
+for (const link of document.querySelectorAll("[data-to]"))
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    const to = $(link.dataset.to);
+    for (let fold = to.closest("details:not([open])"); fold; fold = fold.parentNode.closest("details:not([open])")) fold.open = true;
+    to.scrollIntoView();
+    to.focus({ preventScroll: true });
+  });
+menus();
+state = read();
+draw(null);

@@ -1,0 +1,144 @@
+// Whether it can be trusted, the geometry of the blocks, how it goes on, and how it was computed.
+
+function drawCertificate() {
+  const c = about.certificate;
+  const lines = [
+    ["forward pass", c.forward_equal ? "equal, bit for bit" : "not equal", "The recorded logits against those of the plain model."],
+    ["reconstruction", error(c.reconstruction), `‖J x + b − y‖ / ‖y‖: how far the system is from the model's own y. Refused above ${error(c.tolerance)}.`],
+    ["affinity", error(c.affinity), `How far the frozen network is from affine, at a random input. Refused above ${error(c.affinity_tolerance)}.`],
+    ["constants", percent(c.constants, 1), "‖b‖ / ‖y‖: what the model adds whatever the prompt, biases for instance."],
+  ];
+  if (c.stock !== null) lines.push(["stock casts", error(c.stock), "How far the stock model's casts to float32 take its float64 logits."]);
+  fill($("certificate"), ...lines.flatMap(([name, value, says]) => fact(name, value, make("small", {}, says))));
+}
+
+function drawConventions() {
+  if (!$("agreement")) return;
+  const tested = agreement.some((r) => !missing(r.deletion));
+  const names = head(" convention", "same signs", "ranks", "largest gap", ...(tested ? ["deletion", "no first"] : []));
+  fill($("agreement"), names, body(agreement.map((r) => row(make("th", { scope: "row" }, r.convention, r.convention === OWN ? make("span", { class: "flag" }, "shown") : ""), cell(percent(r.signs, 0)), cell(fixed(r.ranks)), cell(short(r.largest)), ...(tested ? [cell(fixed(r.deletion)), cell(fixed(r.deletion_rest))] : [])))));
+  $("agreement-says").textContent = `Every convention sums to the logit exactly, and they differ. same signs, ranks and largest gap compare the contributions with those under ${OWN}: the share of tokens, Spearman's correlation, and the logits that one differs by at most.${tested ? " deletion: Spearman's correlation of a convention's contributions with what the model's own logit loses when each token is deleted, which no convention can choose; 1 is best, a random order is at 0." : " The prompt is too long for every token to be deleted in turn."}`;
+}
+
+function drawFaithfulness() {
+  const rows = records("faithfulness");
+  if (!rows.length || !$("faithfulness")) return;
+  const by = [...grouped(rows, "method").values()].map((own) => own.find((r) => r.value === "logit") ?? own[0]);
+  const order = [OWN, ...others];
+  by.sort((a, b) => (order.indexOf(a.method) + 99) % 99 - (order.indexOf(b.method) + 99) % 99);
+  fill($("faithfulness"), head(" ranked by", "best removed", "only best kept", "correlation"), body(by.map((r) => row(make("th", { scope: "row" }, r.method), cell(signed(r.comprehensiveness)), cell(signed(r.sufficiency)), cell(fixed(r.correlation))))));
+}
+
+function drawTangent() {
+  const rows = records("rebuilt");
+  const norm = (values) => Math.sqrt(total(values.map((x) => x * x)));
+  const whole = norm(rows.map((r) => r.output));
+  if (!rows.length || !whole) return;
+  const off = norm(rows.map((r) => r.ordinary - r.output)) / whole;
+  const some = rows.length < about.shape[0] ? `${rows.length} of ${about.shape[0]}` : `all ${about.shape[0]}`;
+  $("tangent").textContent = `The tangent at the prompt, the ordinary Jacobian J′, is another thing: ‖J′ x − y‖ is ${percent(off, 0)} of ‖y‖ (${some} elements of y), where ‖J x + b − y‖ is ${error(about.certificate.reconstruction)} of it. This compares J′ x without the tangent's intercept; with it, y − J′ x, every tangent is exact at its own point and says nothing of what y is made of.`;
+}
+
+// ------------------------------------------------------------------------------------------- geometry
+
+const COLOURS = ["c0", "c1", "c2", "c3", "c4", "c5"];
+const STROKES = ["solid", "dash", "dot", "dashdot", "longdash", "longdot"];
+
+function drawSpectrum() {
+  const of = (t) => (state.layer === null ? blocks[t] : depths?.blocks.get(state.layer)?.[t]);
+  const points = (t) => (of(t)?.S ?? []).map((y, x) => ({ x, y, says: `${tokens[t].token} σ${SUB(x)} ${number(y)}` }));
+  const back = T > 64 ? [] : tokens.map((_, t) => t).filter((t) => t !== state.token && columnsShown.includes(t));
+  charted($("plot-spectrum"), {
+    x: { label: "vector", whole: true }, y: { label: "σ", log: true },
+    series: [...back.map((t) => ({ points: points(t), line: "solid", colour: "faint", thin: true })), { points: points(state.token), line: "solid", marks: 0, colour: "c0" }],
+    says: `Singular values of the block of token ${state.token}: ${(of(state.token)?.S ?? []).map((s) => number(s)).join(", ")}`,
+  }); // prettier-ignore
+}
+function drawRanks() {
+  if (!depths) return;
+  const series = depths.maps.map((m, i) => ({
+    name: mapName(m), line: STROKES[i % 6], marks: i, colour: COLOURS[i % 6],
+    points: depths.ranks.filter((r) => r.part === m.part && r.span === m.span).map((r) => ({ x: r.layer, y: r.stable_rank, says: `${mapName(m)}, layer ${r.layer}: ${number(r.stable_rank)}` })),
+  })); // prettier-ignore
+  series.push({ name: "chosen token", line: "dot", colour: "own", points: [...depths.blocks].map(([layer, all]) => ({ x: layer, y: all[state.token].rank })) });
+  charted($("plot-ranks"), { x: { label: "layer", whole: true }, y: { label: "stable rank", log: true }, series, rule: state.layer, says: "Stable rank by layer; the numbers are below." });
+}
+function drawPath() {
+  if (!$("plot-path")) return;
+  const every = Math.max(1, Math.ceil(LAYERS.length / 6));
+  const series = [0, 1].map((v) => ({
+    name: `vector ${v}`, line: STROKES[v], marks: v, names: true, colour: COLOURS[v],
+    points: depths.path.filter((p) => p.vector === v).map((p) => ({ x: p.x, y: p.y, name: p.layer % every === 0 || p.layer === LAYERS.at(-1) ? String(p.layer) : undefined, says: `vector ${v} after layer ${p.layer}` })),
+  })); // prettier-ignore
+  charted($("plot-path"), { x: { label: "along the last u₀", range: [-1.15, 1.15] }, y: { label: "along the last u₁", range: [-1.15, 1.15] }, series, says: "Path of the top two left singular vectors through the layers." });
+}
+
+const sizes = tables.image ? records("image").map((r) => r.size) : [];
+function drawImage() {
+  const [d, , width] = about.shape;
+  $("image-says").textContent = `J, ${d} x ${several(T, "token")} x ${width}: ${about.rectangles ? `root mean square of each rectangle of ${about.rectangles[0]} x ${about.rectangles[2]} a token, two decades of it; the frame is the chosen token's block.` : "its image was left out of this page, since it takes every row of J."}`;
+  if (!about.rectangles || !$("image")) return;
+  const [R, , C] = about.rectangles;
+  const rows = Array.from({ length: R }, (_, r) => sizes.slice(r * T * C, (r + 1) * T * C));
+  const top = sizes.reduce((m, x) => Math.max(m, x), 0);
+  const shade = (x) => (x > 0 ? Math.max(0, 1 + Math.log10(x / top) / 2) : 0);
+  pictured($("image"), rows, shade, [state.token * C, (state.token + 1) * C]);
+}
+
+function drawGeometry() {
+  if (!$("geometry").open) return;
+  drawSpectrum();
+  drawRanks();
+  drawPath();
+  drawImage();
+}
+$("geometry").addEventListener("toggle", drawGeometry);
+drawings.push([["token", "layer"], drawGeometry]);
+if (depths && $("ranks")) fill($("ranks"), head("layer", " of", "stable rank", "σ₀"), body(depths.ranks.map((r) => row(make("th", { scope: "row" }, String(r.layer)), make("td", {}, `${PART[r.part] ?? r.part}, ${r.span}`), cell(number(r.stable_rank)), cell(number(r.sigma_0))))));
+
+// ------------------------------------------------------------------------------------------- how it goes on
+
+function drawSteps() {
+  if (!tables.steps) return;
+  const steps = [...grouped(records("steps"), "step").values()];
+  const before = T + steps.length - 1; // tokens that some step has before it
+  if (about.steps.ended !== "steps") $("ended").textContent = `It ended at the ${about.steps.ended}.`;
+  const said = [...tokens.map((t) => t.token), ...steps.map((own) => own[0].generated)].slice(0, before);
+  const whole = steps.map((own) => Array.from({ length: before }, (_, t) => (t < own.length && own[t].logit ? own[t].contribution / own[t].logit : null)));
+  const kept = said.map((_, t) => t).filter((t) => t >= T || columnsShown.includes(t));
+  const top = largest(whole.flatMap((own) => kept.filter((t) => t).map((t) => own[t] ?? 0))) || 1;
+  const names = make("thead", {}, row(make("th", { scope: "col" }, "generated"), ...["probability", "exact to"].map((name) => make("th", { scope: "col", class: "number" }, name)), ...kept.map((t) => make("th", { scope: "col", class: "of" }, word(said[t])))));
+  fill($("step-table"), names, body(steps.map((own, i) => row(make("th", { scope: "row" }, word(own[0].generated)), cell(percent(own[0].probability)), cell(error(own[0].reconstruction)), ...kept.map((t) => {
+    const node = cell(whole[i][t] === null ? "" : percent(whole[i][t], 0), { class: "cell number" });
+    tinted(node, whole[i][t], top);
+    return node;
+  })))));
+}
+
+// ------------------------------------------------------------------------------------------- how it was computed
+
+function drawMethod() {
+  const { how, certificate: c } = about;
+  const live = total(Object.values(c.operations));
+  const lines = [
+    ["model", about.model],
+    ["convention of contributions", about.under],
+    ["convention of operators", c.convention],
+    ["computed in", `${c.dtype}, system in ${c.precision}, on ${how.device}, ${c.attention} attention`],
+    ["operations on live tensors", String(live)],
+    ["solver", how.solvers.join(", ") + (depths ? `; layers by a ${about.layers.method} sweep, worst reconstruction ${error(depths.reconstruction)}` : "")],
+    ["seed", String(how.seed)],
+    ["time", Object.entries(how.seconds).map(([what, s]) => `${what} ${number(s, 3)} s`).join(", ") || "not noted"],
+    ["memory at the peak", how.memory === null ? "not known" : bytes(how.memory)],
+    ["versions", Object.entries(c.versions).map(([name, v]) => `${name} ${v}`).join(", ")],
+  ];
+  fill($("computed"), ...lines.flatMap(([name, value]) => fact(name, value)));
+  fill($("operations"), head(" function", "calls"), body(Object.entries(c.operations).map(([name, n]) => row(make("td", {}, name), cell(String(n))))));
+}
+
+drawCertificate();
+drawConventions();
+drawFaithfulness();
+drawTangent();
+drawSteps();
+drawMethod();
