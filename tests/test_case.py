@@ -54,12 +54,25 @@ LENS = INSIDE + Counter(replays=2, records=1)
 PARTS = Counter(replays=4 * REFERENCES, records=REFERENCES)
 """What parts take: the points of each run, and the network cut open at its parts, at the prompt and at zero."""
 
+WRITES = Counter(replays=2, records=1)
+"""What the top tokens of all depths take: one readout of all of them, at them and at zero."""
+
 DEPTHS = Counter(replays=3, records=1)
 """What all layers take: one replay with the streams between them at zero, and the final norm at theirs."""
 
 
 STEPS = {
-    cases: ("decomposed", "attribute", "imaged", "layers", "null", "token_terms"),
+    cases: (
+        "decomposed",
+        "attribute",
+        "imaged",
+        "layers",
+        "null",
+        "token_terms",
+        "depth_words",
+        "patterns",
+        "faithfulness",
+    ),
     runs: ("ordinary_output",),
 }
 """The functions by which a case and its run compute each thing that they keep."""
@@ -179,10 +192,11 @@ def test_explain_with_all_that_it_shows(
     e.evidence()
     assert counts.formed == 1
     counts.assert_each_step_once(*(name for names in STEPS.values() for name in names))
-    assert counts.passes == FROZEN + CONTRIBUTIONS + BESIDE + LENS + PARTS + DEPTHS
+    assert counts.passes == FROZEN + CONTRIBUTIONS + BESIDE + LENS + PARTS + WRITES + DEPTHS
     counts.assert_each_direction_once()
     T, depths = len(e.run.ids), len(e.layers.depths)
-    assert len(counts.scored) == SAMPLES + T + 2 * T * 3 + depths * (2 * T + 1) * 3
+    of_depths = 2 * T * sum(1 + len(e.run.inside.parts(i)) for i in range(len(e.run.inside.layers)))
+    assert len(counts.scored) == SAMPLES + T + 2 * T * 3 + depths * (2 * T + 1) * 3 + of_depths
 
 
 @pytest.mark.slow
@@ -194,10 +208,10 @@ def test_replays_do_not_grow_with_what_is_shown(
     monkeypatch.setattr(explaining, "ALTERNATIVES", 9)
     counts.passes.clear()
     shown(e, tmp_path)
-    assert counts.passes == PARTS
+    assert counts.passes == PARTS + WRITES
     assert len(e.evidence().versus) == 9
     shown(e, tmp_path)
-    assert counts.passes == PARTS
+    assert counts.passes == PARTS + WRITES
     assert counts.formed == 1
     counts.assert_each_direction_once()
 

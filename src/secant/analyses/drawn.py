@@ -38,7 +38,7 @@ DRAWN = {
     "flow": ["name", "path", "position", "layer", "head", "contribution"],
     "patterns": ["layer", "head", "position", "attention"],
     "faithfulness": ["method", "value", "comprehensiveness", "sufficiency", "correlation"],
-    "depth_words": ["layer", "part", "position", "sign", "word", "score", "z"],
+    "depth_words": ["layer", "part", "position", "sign", "word", "score"],
     "versus": ["prediction", "versus", "difference", "kind", "contribution"],
     "rebuilt": ["output", "rebuilt", "ordinary"],
     "chance": ["side", "mean", "std", "samples"],
@@ -50,6 +50,9 @@ DRAWN = {
     "steps": ["step", "generated", "probability", "logit", "reconstruction", "contribution"],
 }
 """The tables that the page draws, and the columns of each. Rows are in order, so that it can do without ranks."""
+
+DIGITS = {"image": {"size": 3}, "depth_words": {"score": 4}, "layer_words": {"score": 4}}
+"""Digits of columns of which a page has many numbers, and shows fewer digits."""
 
 
 def drawn(tables: Mapping[str, pd.DataFrame], d_out: int, shown: Sequence[int]) -> dict[str, pd.DataFrame]:
@@ -64,6 +67,7 @@ def drawn(tables: Mapping[str, pd.DataFrame], d_out: int, shown: Sequence[int]) 
     rows: dict[str, Any] = {
         "rebuilt": sorted({i * d_out // min(d_out, UNITS) for i in range(min(d_out, UNITS))}),
         "flow": lambda flow: flow["position"].isna() | flow["position"].isin(shown),
+        "depth_words": lambda words: words["rank"] < _room(words),
         "patterns": lambda patterns: patterns["position"].isin(shown),
         "spectra": lambda spectra: of_stream(spectra) & spectra["position"].notna(),
         "steps": lambda steps: steps["kind"] == "token",
@@ -72,9 +76,16 @@ def drawn(tables: Mapping[str, pd.DataFrame], d_out: int, shown: Sequence[int]) 
         name: frame.loc[rows.get(name, slice(None)), DRAWN[name]] for name, frame in tables.items() if name in DRAWN
     }
     found = {name: frame for name, frame in found.items() if len(frame) or name in ("tokens", "predictions")}
-    if "image" in found:  # most of a page, which shows three digits of it
-        found["image"] = found["image"].assign(size=[float(f"{size:.3g}") for size in found["image"]["size"]])
+    for name, columns in DIGITS.items():
+        if name in found:
+            brief = {c: [float(f"{x:.{n}g}") for x in found[name][c]] for c, n in columns.items()}
+            found[name] = found[name].assign(**brief)
     return found
+
+
+def _room(words: pd.DataFrame) -> int:
+    """How many top tokens of each contribution there is room for."""
+    return max(1, MOST // max(1, int((words["rank"] == 0).sum())))
 
 
 def of_stream(rows: pd.DataFrame) -> pd.Series:

@@ -1,8 +1,8 @@
 """A page: one HTML file with all that it needs inside, which fetches nothing.
 
 It knows descriptions only: what is said of the whole, and tables, which scripts of this package draw. What comes from
-a prompt or a tokenizer goes in as JSON, in which nothing can end a script. The page's policy lets its one script run, by
-its hash, and no other. The script is made of modules in `js`, of which `SHARED` are in every page.
+a prompt or a tokenizer goes in as JSON, in which nothing can end a script. The page's policy lets its one script run,
+by its hash, and no other. The script is made of modules in `js`, of which `SHARED` are in every page.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ function drawComponents() {
     const own = componentColumns.map((part, i) => {
       const key = `${layer} ${part}`;
       if (!parts.has(key)) return { node: make("td"), layer, part };
-      const text = !isHead(part) || said ? signed(of(key)) : make("span", { class: "hidden" }, signed(of(key)));
+      const text = !isHead(part) || said ? compact(of(key)) : make("span", { class: "hidden" }, signed(of(key)));
       const node = make("td", { class: `cell number${i === kinds.length ? " first" : ""}`, "data-cell": "", "data-tip": key, tabindex: "-1" }, text);
       tinted(node, of(key), isHead(part) ? top.head : top.part);
       return { node, layer, part };

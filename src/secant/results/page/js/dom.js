@@ -26,6 +26,7 @@ const number = (x, digits = 4) => (missing(x) ? "–" : minus(Math.abs(x) >= 1e-
 const fixed = (x, places = 2) => (missing(x) ? "–" : minus(x.toFixed(places)));
 const short = (x) => (x === 0 || x >= 0.095 ? x.toFixed(x < 9.95 ? 2 : 1) : x >= 1e-4 ? String(Number(x.toPrecision(2))) : minus(x.toExponential(0)));
 const signed = (x) => (missing(x) ? "–" : (x < 0 ? "−" : "+") + short(Math.abs(x)));
+const compact = (x) => (missing(x) ? "–" : Math.abs(x) < 0.005 ? "0" : minus(x.toFixed(Math.abs(x) < 9.95 ? 2 : 1))); // for a cell among many
 const percent = (x, places) => (missing(x) ? "–" : minus((100 * x).toFixed(places ?? (x > 0 && x < 0.0095 ? 2 : 1))) + " %");
 const share = (x, whole) => (whole ? percent(x / whole, 1) : "–");
 const error = (x) => (missing(x) ? "–" : minus(x.toExponential(1)));

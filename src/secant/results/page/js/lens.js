@@ -53,7 +53,7 @@ function lensTint(layer, t, top) {
   return [p === null ? null : Math.sqrt(p), 1];
 }
 function lensText(layer, t) {
-  if (state.cells === "terms") return signed(terms.get(layer)?.get(t));
+  if (state.cells === "terms") return compact(terms.get(layer)?.get(t));
   if (state.cells === "lens") return word(lensAt.get(layer)?.[t]?.top ?? "–");
   const own = state.cells === "written" ? (depthWords.get(`${layer} residual ${t} promoted`) ?? []).map((w) => w.word) : (depths.maps[state.map].cells.get(layer)?.[t] ?? []);
   if (!own.length) return "–";
@@ -66,12 +66,11 @@ function drawLens() {
   const table = $("lens-table");
   if (!table) return;
   lensColumns = columnsShown;
-  const plain = sinks.some((s) => !s) && T > 1 ? (t) => !sinks[t] && t !== 0 : () => true;
-  const top = largest([...terms.values()].flatMap((own) => [...own].filter(([t]) => t !== null && plain(t)).map(([, x]) => x))) || 1;
+  const plain = T > 1 && tokens.some((_, t) => t && !sinks[t]) ? (t) => t && !sinks[t] : () => true;
   const constant = lens.length && state.cells === "terms" && [...terms.values()].some((own) => own.get(null));
   const names = make("thead", {}, row(
     make("th", { scope: "col", class: "depth" }, "layer"),
-    ...(lens.length ? [make("th", { scope: "col", class: "top" }, "top token"), make("th", { scope: "col", class: "number p" }, "p ", word(target, false)), make("th", { scope: "col", class: "number rank" }, "rank")] : []),
+    ...(lens.length ? [make("th", { scope: "col", class: "top" }, "top", make("span", { class: "wide-only" }, " token")), make("th", { scope: "col", class: "number p" }, "p ", make("span", { class: "wide-only" }, word(target, false))), make("th", { scope: "col", class: "number rank" }, "rank")] : []),
     ...lensColumns.map((t) => make("th", { scope: "col", class: "of" }, word(tokens[t].token))),
     ...(constant ? [make("th", { scope: "col", class: "number" }, "constants")] : []),
   ));
@@ -79,6 +78,7 @@ function drawLens() {
   const rows = LAYERS.map((layer, r) => {
     const at = lensAt.get(layer)?.[LAST];
     const first = make("th", { scope: "row", class: "depth", "data-cell": "", "data-tip": `${r} -1`, tabindex: "-1" }, String(layer));
+    const top = largest([...(terms.get(layer) ?? [])].filter(([t]) => t !== null && plain(t)).map(([, x]) => x)) || 1;
     const cells = lensColumns.map((t) => {
       const node = make("td", { class: state.cells === "terms" ? "cell number" : "cell", "data-cell": "", "data-tip": `${r} ${t}`, tabindex: "-1" }, lensText(layer, t));
       const [value, whole] = lensTint(layer, t, top);
@@ -102,7 +102,7 @@ function drawLens() {
     direction: `Each cell: the top token of the first left singular vector (U₀) of the token's block: ${depths ? mapName(depths.maps[state.map]) : ""}.`,
     lens: "Each cell: the top token of the residual stream at that token, read out by the final norm and the head.",
   }[state.cells];
-  const tint = { terms: "Colour: contribution, relative to the largest of a token that is neither first nor a sink.", target: `Colour: probability of ${target} at that token.`, top: "Colour: probability of the top token." }[state.tint];
+  const tint = { terms: "Colour: contribution, relative to the largest in the row of a token that is neither first nor a sink.", target: `Colour: probability of ${target} at that token.`, top: "Colour: probability of the top token." }[state.tint];
   $("lens-says").textContent = `${text} ${lens.length ? tint : ""}`;
   markLens();
 }

@@ -72,7 +72,14 @@ const blocks = tokens.map((r) => {
   return { ...found, writes, reads };
 });
 const written = grouped(records("written"), "position"); // top tokens of what a token contributes
+
+/** The z of a score at a rank; null where all directions decode to the same, as of one vocabulary token. */
+function zOf(side, score, rank) {
+  const found = (score - chance[side]?.mean[rank]) / chance[side]?.std[rank];
+  return Number.isFinite(found) ? found : null;
+}
 const depthWords = grouped(records("depth_words"), "layer", "part", "position", "sign");
+for (const own of depthWords.values()) own.forEach((w, rank) => (w.z = zOf("output", w.score, rank)));
 
 function byDepth() {
   if (!tables.layers) return null;
@@ -81,10 +88,7 @@ function byDepth() {
   const all = grouped(records("layer_words"), "part", "span", "layer", "position", "side");
   const spectra = grouped(records("spectra"), "layer", "position");
   const of = (r, side) => all.get([r.part, r.span, r.layer, r.position, side].join(" ")) ?? [];
-  const z = (r, rank) => {
-    const found = (r.score - chance[r.side]?.mean[rank]) / chance[r.side]?.std[rank];
-    return Number.isFinite(found) ? found : null; // of one vocabulary token, all directions decode to the same
-  };
+  const z = (r, rank) => zOf(r.side, r.score, rank);
   const stream = own.filter((r) => r.part === "residual" && r.span === "cumulative");
   const found = new Map();
   for (const [layer, depth] of grouped(stream, "layer"))

@@ -1,0 +1,72 @@
+"""What tokens write at every depth, against operators one by one; what heads attend to, against transformers' own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import model_of, prompt
+
+import secant as sc
+from secant.analyses.sinks import patterns
+from secant.analyses.writes import depth_terms, depth_words
+from secant.stream.decode import decode
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "mamba"])
+def test_terms_are_those_of_the_operators(family: str) -> None:
+    """J_t (x_t - x₀_t) of each activation through the final norm, by other code: its dense operator."""
+    run = sc.freeze(model_of(family), prompt(5))
+    origin = torch.randn(run.input.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    some, found = [0, 3, 4], dict(depth_terms(run, [0, 3, 4]))
+    moved = dict(depth_terms(run, some, origin))
+    assert list(found) == [
+        n for i, _ in enumerate(run.inside.layers) for n in [*(f"layers.{i}.{p}" for p in run.inside.parts(i)), f"layers.{i}"]
+    ]  # fmt: skip
+    for name, terms in found.items():
+        op = run.operator("embed", name, readout="norm")
+        J = op.dense()
+        for x, own in ((run.input, terms), (run.input - origin, moved[name])):
+            wanted = torch.stack([J[:, t] @ x[t] for t in some])
+            torch.testing.assert_close(own, wanted, rtol=0, atol=1e-12 * float(wanted.norm()))
+    every = dict(depth_terms(run, range(5)))
+    last = f"layers.{len(run.inside.layers) - 1}"
+    y = every[last].sum(0) + run.operator("embed", last, readout="norm").bias
+    torch.testing.assert_close(y, run.hidden[-1], rtol=0, atol=1e-12 * float(y.norm()))
+
+
+def test_words_of_both_signs(lm: sc.LM) -> None:
+    run = sc.freeze(lm, "The bridge out of Marin is the")
+    table = depth_words(run, [2, 5], 3, None)
+    for (name, terms), t in zip([*depth_terms(run, [2, 5])][:4], [0, 1, 0, 1], strict=True):
+        layer, part = run.inside[name].layer, name.split(".")[2] if name.count(".") == 2 else "residual"
+        for sign, way in (("promoted", 1), ("suppressed", -1)):
+            (wanted,) = decode(lm, way * terms[t], "output", 3)
+            own = table[(table["layer"] == layer) & (table["part"] == part) & (table["sign"] == sign)]
+            own = own[own["position"] == [2, 5][t]]
+            assert own["id"].tolist() == [w.id for w in wanted]
+            assert own["rank"].tolist() == [0, 1, 2]
+            assert own["score"].tolist() == pytest.approx([w.score for w in wanted], abs=1e-12)
+
+
+def test_a_model_without_layers_has_no_words(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = sc.freeze(lm, "The bridge")
+    monkeypatch.setattr(run.inside, "__dict__", {**run.inside.__dict__, "layers": []})
+    assert depth_words(run, [0], 3, None).empty
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_patterns_are_the_models_own(family: str, attention: str) -> None:
+    """Grouped queries too, whichever attention computes them."""
+    more = {"num_key_value_heads": 2} if family == "llama" else {}
+    lm = model_of(family, attention, **more)
+    run = sc.freeze(lm, prompt(6))
+    found = patterns(run)
+    reference = model_of(family, "eager", **more)
+    reference.model.load_state_dict(lm.model.state_dict())
+    with torch.no_grad():
+        every = reference.model(input_ids=torch.tensor([run.ids]), output_attentions=True).attentions
+    assert found["layer"].nunique() == len(every)
+    for layer, own in enumerate(every):
+        rows = found[found["layer"] == layer].pivot_table("attention", "head", "position").to_numpy()
+        torch.testing.assert_close(torch.from_numpy(rows), own[0, :, -1].double(), rtol=0, atol=1e-7)
