@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from families import model_of, prompt
+from stock64 import in_float64
 
 import secant as sc
 from secant.analyses.sinks import patterns
@@ -19,9 +20,8 @@ def test_terms_are_those_of_the_operators(family: str) -> None:
     origin = torch.randn(run.input.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     some, found = [0, 3, 4], dict(depth_terms(run, [0, 3, 4]))
     moved = dict(depth_terms(run, some, origin))
-    assert list(found) == [
-        n for i, _ in enumerate(run.inside.layers) for n in [*(f"layers.{i}.{p}" for p in run.inside.parts(i)), f"layers.{i}"]
-    ]  # fmt: skip
+    names = [[*(f"layers.{i}.{p}" for p in run.inside.parts(i)), f"layers.{i}"] for i in range(len(run.inside.layers))]
+    assert list(found) == [name for own in names for name in own]
     for name, terms in found.items():
         op = run.operator("embed", name, readout="norm")
         J = op.dense()
@@ -50,7 +50,7 @@ def test_words_of_both_signs(lm: sc.LM) -> None:
 
 def test_a_model_without_layers_has_no_words(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
     run = sc.freeze(lm, "The bridge")
-    monkeypatch.setattr(run.inside, "__dict__", {**run.inside.__dict__, "layers": []})
+    monkeypatch.setitem(run.inside.__dict__, "layers", [])
     assert depth_words(run, [0], 3, None).empty
 
 
@@ -62,11 +62,10 @@ def test_patterns_are_the_models_own(family: str, attention: str) -> None:
     lm = model_of(family, attention, **more)
     run = sc.freeze(lm, prompt(6))
     found = patterns(run)
-    reference = model_of(family, "eager", **more)
-    reference.model.load_state_dict(lm.model.state_dict())
+    lm.model.set_attn_implementation("eager")
     with torch.no_grad():
-        every = reference.model(input_ids=torch.tensor([run.ids]), output_attentions=True).attentions
+        every = in_float64(lm.model)(input_ids=torch.tensor([run.ids]), output_attentions=True).attentions
     assert found["layer"].nunique() == len(every)
     for layer, own in enumerate(every):
         rows = found[found["layer"] == layer].pivot_table("attention", "head", "position").to_numpy()
-        torch.testing.assert_close(torch.from_numpy(rows), own[0, :, -1].double(), rtol=0, atol=1e-7)
+        torch.testing.assert_close(torch.tensor(rows), own[0, :, -1], rtol=0, atol=1e-12)
