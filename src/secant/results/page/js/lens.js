@@ -66,7 +66,7 @@ function drawLens() {
   const table = $("lens-table");
   if (!table) return;
   lensColumns = columnsShown;
-  const plain = T > 1 && tokens.some((_, t) => t && !sinks[t]) ? (t) => t && !sinks[t] : () => true;
+  const plain = sinks.some((s) => !s) ? (t) => !sinks[t] : () => true;
   const constant = lens.length && state.cells === "terms" && [...terms.values()].some((own) => own.get(null));
   const names = make("thead", {}, row(
     make("th", { scope: "col", class: "depth" }, "layer"),

@@ -33,7 +33,7 @@ function facts() {
     const found = [fact("contributes", `${signed(sums[0].tokens[t])} of ${signed(sums[0].logit)}`, make("small", {}, `to the logit of `, word(target), `, under ${OWN}`))];
     if (others.length) found.push(fact("other conventions", others.map((label) => `${label} ${signed(conventions.get(label)[t])}`).join(", ")));
     if (effects) found.push(fact("deleted", effects[t] === null ? "–" : `the model's own logit loses ${signed(effects[t])}`));
-    if (tokens[t].received !== null) found.push(fact("attention received", percent(tokens[t].received, 0), sinks[t] ? " – an attention sink" : ""));
+    if (tokens[t].received !== null) found.push(fact("attention received", percent(tokens[t].received, 0), received[t] ? " – an attention sink" : ""));
     found.push(fact("‖J x‖", number(tokens[t].norm)), fact("stable rank", number(tokens[t].stable_rank)));
     return found;
   }
