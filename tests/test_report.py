@@ -287,6 +287,7 @@ def test_the_image_is_announced_and_can_be_left_out(
     monkeypatch.setattr(resources, "LONG", 0.0)
     with caplog.at_level(logging.WARNING, "secant"):
         of = case.Case(explanation.run)  # which has not formed J
+        of.__dict__["sensitivity"] = explanation.sensitivity
         without = explaining.gathered(of, image=False)
         assert not caplog.records
         explaining.gathered(of)
@@ -777,8 +778,17 @@ def test_search(browser: Browser, made: Written) -> None:
         assert tab.locator(".hit").count() == 0
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1440, 800, 400])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [
+        (1440, "light"),
+        (400, "dark"),
+        *(pytest.param(*own, marks=SLOW) for own in ((1440, "dark"), (800, "light"), (800, "dark"), (400, "light"))),
+    ],
+)
 def test_axe_finds_nothing(browser: Browser, made: Written, theme: str, width: int) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
@@ -841,6 +851,7 @@ def test_one_token(browser: Browser, lm: sc.LM, tmp_path: Path) -> None:
         opened_up(tab)
 
 
+@pytest.mark.slow
 def test_a_long_prompt_shows_what_is_chosen(browser: Browser, lm: sc.LM, tmp_path: Path) -> None:
     """As text, with rows and columns for the largest contributors; the others together add up."""
     e = sc.explain(lm, [2 + i % 30 for i in range(60)], k=1, layers=True)
@@ -880,6 +891,7 @@ def test_a_logit_of_zero(browser: Browser, tmp_path: Path) -> None:
         assert "NaN" not in tab.locator("body").inner_text()
 
 
+@pytest.mark.slow
 def test_zero_blocks_and_equal_tokens(browser: Browser, tmp_path: Path) -> None:
     """Where attention adds nothing, only the last token has a block that is not zero."""
     lm = model_of("llama", "sdpa", torch.float64)

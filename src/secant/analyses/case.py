@@ -249,11 +249,11 @@ class Case:
     @cached_property
     def faithfulness(self) -> Faithfulness | None:
         """How well contributions under each convention predict the logit when tokens are removed, next to gradients and
-        a random order; None for a prompt of more than JUDGED tokens, or of too few.
+        a random order; None where no token was deleted, and for a prompt of more than JUDGED tokens or of too few.
         """
-        if len(self.run.ids) > JUDGED:
-            return None
         own = self.sensitivity
+        if own.effects is None or len(self.run.ids) > JUDGED:
+            return None
         scores = {label: own.contributions(label) for label in own.attributions}
         try:
             return faithfulness(self.run, methods=("gradient x input", "random"), scores=scores, baseline=self.baseline,

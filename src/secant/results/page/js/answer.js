@@ -9,6 +9,7 @@ const pieces = tokens.map((token, t) => {
   return node;
 });
 strip.append(make("span", { class: "becomes", "aria-hidden": "true" }, " → "), make("span", { class: "predicted" }, word(target)));
+strip.classList.toggle("long", columnsShown.length < T);
 walked(strip, () => [pieces], (_, t) => go({ token: t }));
 told(strip, (node) => {
   const t = pieces.indexOf(node);

@@ -76,7 +76,7 @@ function drawComponent() {
   const lines = there.map((t) => {
     const bar = make("span", { class: `much ${values.get(t) < 0 ? "minus" : "plus"}`, "aria-hidden": "true" });
     bar.style.width = `${(100 * Math.abs(values.get(t))) / top}%`;
-    return row(make("th", { scope: "row" }, word(tokens[t].token)), cell(signed(by.direct?.get(t))), cell(signed(by.all?.get(t))), make("td", { class: "wide" }, bar), ...(pattern ? [cell(percent(pattern.get(t), 0))] : []));
+    return row(make("th", { scope: "row" }, ...(there.length < T ? [make("span", { class: "at" }, String(t))] : []), word(tokens[t].token)), cell(signed(by.direct?.get(t))), cell(signed(by.all?.get(t))), make("td", { class: "wide" }, bar), ...(pattern ? [cell(percent(pattern.get(t), 0))] : []));
   });
   const blank = () => [make("td"), ...(pattern ? [make("td")] : [])];
   if (others > 0 && by.direct) lines.push(row(make("th", { scope: "row" }, several(others, "other token")), cell(signed(own.direct - sumOf(by.direct))), cell(signed(own.all - sumOf(by.all))), ...blank()));

@@ -71,7 +71,7 @@ function drawLens() {
   const names = make("thead", {}, row(
     make("th", { scope: "col", class: "depth" }, "layer"),
     ...(lens.length ? [make("th", { scope: "col", class: "top" }, "top", make("span", { class: "wide-only" }, " token")), make("th", { scope: "col", class: "number p" }, "p ", make("span", { class: "wide-only" }, word(target, false))), make("th", { scope: "col", class: "number rank" }, "rank")] : []),
-    ...lensColumns.map((t) => make("th", { scope: "col", class: "of" }, word(tokens[t].token))),
+    ...lensColumns.map((t) => make("th", { scope: "col", class: "of" }, ...(lensColumns.length < T ? [`${t} `] : []), word(tokens[t].token))),
     ...(constant ? [make("th", { scope: "col", class: "number" }, "constants")] : []),
   ));
   lensCells = [];
