@@ -196,7 +196,8 @@ def test_explain_with_all_that_it_shows(
     counts.assert_each_direction_once()
     T, depths = len(e.run.ids), len(e.layers.depths)
     of_depths = 2 * T * sum(1 + len(e.run.inside.parts(i)) for i in range(len(e.run.inside.layers)))
-    assert len(counts.scored) == SAMPLES + T + 2 * T * 3 + depths * (2 * T + 1) * 3 + of_depths
+    largest = 8 + 8
+    assert len(counts.scored) == SAMPLES + T + 2 * T * 3 + depths * (2 * T + 1) * 3 + of_depths + largest
 
 
 @pytest.mark.slow

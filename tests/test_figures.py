@@ -370,7 +370,7 @@ def test_tokens_are_drawn_as_they_are(whole: sc.Explanation, monkeypatch: pytest
     monkeypatch.setattr(style, "fonts", lambda: ("DejaVu Sans",))
     style.glyphs.cache_clear()
     assert [style.shown(token) for token in ODD] == [
-        "$\\frac{1}{2}$", "·U+4E2D U+6587 U+5B57", "U+1F642", "⏎", "a$b$", "&<b>\\$", "·\\x202ex\\x1b[31m", "<s>",
+        "$\\frac{1}{2}$", "·U+4E2D U+6587 U+5B57", "U+1F642", "⏎", "a$b$", "&<b>\\$", "·‹RLO›x\\x1b[31m", "<s>",
     ]  # fmt: skip
     e = odd(whole)
     figure = figures.attribution(e.attribution)

@@ -618,6 +618,11 @@ def test_numbers_on_the_page_are_the_results(browser: Browser, made: Written) ->
             assert row[0] == str(depth.layer)
             assert row[1].endswith(f", {depth.span}")
             assert [_number(n) for n in row[2:]] == pytest.approx([depth.stable_rank, depth.sigma_0], rel=1e-3)
+        for own in evidence.largest:
+            groups = own.table.groupby("rank")
+            for row, (_, rows) in zip(table(tab, f"#largest-{own.of}"), groups, strict=True):
+                assert row[:2] == [visible(rows["token"].iloc[0]), str(rows["unit"].iloc[0])]
+                assert row[3].split(" ") == [visible(word) for word in rows["word"]]
         shares = e.steps.shares()
         for row, step, own in zip(table(tab, "#step-table"), e.steps.steps, shares.to_numpy().tolist(), strict=True):
             assert row[0] == visible(step.prediction.token)

@@ -35,7 +35,7 @@ from secant.operators.cost import announce_plan, estimated_pace, model_plan, pla
 from secant.operators.decomposition import SVD, TOLERANCE, decomposed
 from secant.operators.operator import Matrix, Operator
 from secant.operators.solvers import Wanted
-from secant.stream.decode import Decodings, Null, Side, Word, decode, norms_kept, null
+from secant.stream.decode import Decodings, Largest, Null, Side, Word, decode, largest, norms_kept, null
 from secant.stream.layers import SPANS, Layers, layers
 
 CELLS = 48
@@ -260,6 +260,13 @@ class Case:
                                 seed=self.seed)  # fmt: skip
         except BadArgument:  # fewer than two tokens can be removed
             return None
+
+    @cached_property
+    def largest(self) -> list[Largest]:
+        """The largest columns and rows of J, decoded; none unless J is in memory."""
+        if not isinstance(self.op.products, Matrix):
+            return []
+        return [largest(self.run.lm, self.op, of, top=self.top) for of in ("columns", "rows")]
 
     @cached_property
     def image(self) -> Float[Tensor, "R T C"]:

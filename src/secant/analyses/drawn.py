@@ -39,6 +39,8 @@ DRAWN = {
     "patterns": ["layer", "head", "position", "attention"],
     "faithfulness": ["method", "value", "comprehensiveness", "sufficiency", "correlation"],
     "depth_words": ["layer", "part", "position", "sign", "word", "score"],
+    "largest_columns": ["rank", "position", "unit", "norm", "word", "score"],
+    "largest_rows": ["rank", "position", "unit", "norm", "word", "score"],
     "versus": ["prediction", "versus", "difference", "kind", "contribution"],
     "rebuilt": ["output", "rebuilt", "ordinary"],
     "chance": ["side", "mean", "std", "samples"],

@@ -50,7 +50,7 @@ from secant.results.paths import check_file
 from secant.results.result import Described, Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Shown, View
-from secant.stream.decode import RANK, SCORE, SIDE, WORD, WORD_ID, Null, Side, Word, Z, ranked
+from secant.stream.decode import RANK, SCORE, SIDE, WORD, WORD_ID, Largest, Null, Side, Word, Z, ranked
 from secant.stream.layers import Layers
 from secant.text import named, readable, visible
 
@@ -188,11 +188,13 @@ class Evidence(Result):
         depths: The top tokens of what each token contributes at every depth.
         patterns: What each head attends to from the last position.
         faithfulness: How well contributions predict the logit when tokens are removed; None for long prompts.
+        largest: The largest columns and rows of J, decoded; empty unless J was formed.
 
     """
 
     schema = (
-        CONTRIBUTIONS, FLOW, VERSUS, REBUILT, CHANCE, DEPTH_WORDS, PATTERNS, *Faithfulness.schema, IMAGE,
+        CONTRIBUTIONS, FLOW, VERSUS, REBUILT, CHANCE, DEPTH_WORDS, PATTERNS, *Faithfulness.schema, *Largest.schema,
+        IMAGE,
     )  # fmt: skip
 
     attribution: Attribution
@@ -207,10 +209,11 @@ class Evidence(Result):
     depths: pd.DataFrame = field(repr=False)
     patterns: pd.DataFrame = field(repr=False)
     faithfulness: Faithfulness | None = field(repr=False)
+    largest: list[Largest] = field(repr=False)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns its tables: `contributions`, `flow`, `versus`, `rebuilt`, `chance`, `depth_words` and `patterns`; and
-        those of the faithfulness, and `image`, if it has them.
+        those of the faithfulness, `largest_columns` and `largest_rows`, and `image`, if it has them.
         """
         sums = [
             a.table.assign(prediction=number, versus=a.versus, difference=a.logit)
@@ -232,6 +235,7 @@ class Evidence(Result):
             "depth_words": self.depths,
             "patterns": self.patterns,
             **({} if self.faithfulness is None else self.faithfulness.tables()),
+            **{name: table for own in self.largest for name, table in own.tables().items()},
         }
         return found if self.image is None else found | {"image": _rectangles(self.image, self.shape)}
 
@@ -539,6 +543,7 @@ def gathered(case: Case, *, image: bool = True) -> Evidence:
         case.depth_words,
         case.patterns,
         case.faithfulness,
+        case.largest,
     )
 
 

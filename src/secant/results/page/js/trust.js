@@ -85,6 +85,16 @@ function drawImage() {
   pictured($("image"), rows, shade, [state.token * C, (state.token + 1) * C]);
 }
 
+/** Columns of J decode to what one element of an embedding writes, rows to what one element of y is selective for. */
+function drawLargest(of) {
+  const node = $(`largest-${of}`);
+  if (!node) return;
+  const groups = [...grouped(records(`largest_${of}`), "rank").values()];
+  fill(node, head(" token", "element", "norm", " top tokens"), body(groups.map((own) => row(make("th", { scope: "row" }, word(tokens[own[0].position].token)), cell(String(own[0].unit)), cell(number(own[0].norm)), make("td", { class: "says" }, ...words(own.map((r) => r.word)))))));
+}
+drawLargest("columns");
+drawLargest("rows");
+
 function drawGeometry() {
   if (!$("geometry").open) return;
   drawSpectrum();
