@@ -296,11 +296,11 @@ def test_the_image_is_announced_and_can_be_left_out(
     page = written(explanation, tmp_path, without)
     assert "image" not in page.tables
     with opened(browser, page) as tab:
+        token(tab, 2).click()
+        opened_up(tab)
         says = "its image was left out of this page, since it takes every row of J."
         assert tab.locator("#image-says").text_content() == f"J, 64 x 8 tokens x 64: {says}"
         assert tab.locator("#image").count() == 0
-        token(tab, 2).click()
-        opened_up(tab)
 
 
 @pytest.mark.parametrize(("room", "vectors", "top"), [(400, 1, 6), (128, 1, 2), (1200, 4, 4)])

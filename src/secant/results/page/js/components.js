@@ -43,7 +43,7 @@ function drawComponents() {
   fill(table, names, body(rows));
   const rest = [...beside].map(([kind, x]) => `${kind === "embed" ? "the embeddings" : "constants outside"} ${signed(x)}`);
   const straight = total([...parts].filter(([key]) => !isHead(key.split(" ")[1])).map(([, own]) => own.direct)) + total([...beside.values()]);
-  $("components-says").textContent = state.paths === "direct" ? `Straight to the logit of ${target}: attentions, MLPs${rest.length ? ` and ${rest.join(", ")}` : ""} sum to ${fixed(straight, 4)}, the logit. Heads sum to their attention. Convention: ${about.under}.` : `By all paths to the logit of ${target}, also through later parts. These overlap, and do not sum. Convention: ${about.under}.`;
+  $("components-says").textContent = state.paths === "direct" ? `Straight to the logit of ${isolated(target)}: attentions, MLPs${rest.length ? ` and ${rest.join(", ")}` : ""} sum to ${fixed(straight, 4)}, the logit. Heads sum to their attention. Convention: ${about.under}.` : `By all paths to the logit of ${isolated(target)}, also through later parts. These overlap, and do not sum. Convention: ${about.under}.`;
   markComponents();
 }
 function markComponents() {

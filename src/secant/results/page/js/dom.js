@@ -46,6 +46,9 @@ function word(text, found = true) {
   return node;
 }
 
+/** A text inside a sentence, apart in its direction. */
+const isolated = (text) => `\u2068${text}\u2069`;
+
 /** Words with a space between them. */
 const words = (all) => all.flatMap((text, i) => (i ? [" ", word(text)] : [word(text)]));
 const brief = (text, most = 28) => {

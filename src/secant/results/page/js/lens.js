@@ -9,7 +9,7 @@ if ($("lens-table")) {
   const tintOf = { terms: "terms", written: "terms", direction: "terms", lens: "top" };
   switches($("cells"), "cells", (value) => ({ cells: value, ...(lens.length ? { tint: tintOf[value] } : {}) }));
   if (TINTS.length) {
-    fill($("tint"), make("option", { value: "terms" }, "contribution"), make("option", { value: "target" }, `probability of ${target}`), make("option", { value: "top" }, "probability of the top token"));
+    fill($("tint"), make("option", { value: "terms" }, "contribution"), make("option", { value: "target" }, `probability of ${isolated(target)}`), make("option", { value: "top" }, "probability of the top token"));
     $("tint").addEventListener("change", (event) => go({ tint: event.target.value }));
   } else $("tint").closest(".control").remove();
   if (depths) {
@@ -97,12 +97,12 @@ function drawLens() {
   }
   if (TINTS.length) $("tint").value = state.tint;
   const text = {
-    terms: `Each cell: what the token contributes to the logit of ${target} that is read out there; a row sums to that logit. Convention: ${about.certificate.convention}.`,
+    terms: `Each cell: what the token contributes to the logit of ${isolated(target)} that is read out there; a row sums to that logit. Convention: ${about.certificate.convention}.`,
     written: `Each cell: the top token of what the token contributes to the residual stream after the layer (J x), read through the final norm. Convention: ${about.certificate.convention}.`,
     direction: `Each cell: the top token of the first left singular vector (U₀) of the token's block: ${depths ? mapName(depths.maps[state.map]) : ""}.`,
     lens: "Each cell: the top token of the residual stream at that token, read out by the final norm and the head.",
   }[state.cells];
-  const tint = { terms: "Colour: contribution, relative to the largest in the row of a token that is neither first nor a sink.", target: `Colour: probability of ${target} at that token.`, top: "Colour: probability of the top token." }[state.tint];
+  const tint = { terms: "Colour: contribution, relative to the largest in the row of a token that is neither first nor a sink.", target: `Colour: probability of ${isolated(target)} at that token.`, top: "Colour: probability of the top token." }[state.tint];
   $("lens-says").textContent = `${text} ${lens.length ? tint : ""}`;
   markLens();
 }
