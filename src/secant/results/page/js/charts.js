@@ -31,9 +31,11 @@ function scaled(axis, values, room) {
     if (low === high) [low, high] = [low / 2, high * 2];
     const [a, b] = [Math.log10(low), Math.log10(high)];
     const at = (x) => (x > 0 ? (Math.log10(x) - a) / (b - a) : null);
-    const whole = rounds(Math.ceil(a - 1e-9), Math.floor(b + 1e-9), room).filter(Number.isInteger).map((p) => 10 ** p);
-    const fine = rounds(low, high, room).filter((x) => x > 0);
-    return { at, ticks: (whole.length > 1 ? whole : fine).map((x) => [at(x), short(x)]) };
+    const powers = Array.from({ length: Math.floor(b) - Math.floor(a) + 1 }, (_, i) => Math.floor(a) + i);
+    const within = (...of) => powers.flatMap((p) => of.map((m) => Number((m * 10 ** p).toPrecision(3)))).filter((x) => x >= low * 0.999 && x <= high * 1.001);
+    const [whole, some, all] = [within(1), within(1, 2, 5), within(1, 2, 3, 4, 5, 6, 7, 8, 9)];
+    const found = whole.length > 3 ? whole.filter((_, i) => i % Math.ceil(whole.length / (room + 1)) === 0) : some.length > 2 ? some : all.length > 1 ? all : [low, high];
+    return { at, ticks: found.map((x) => [at(x), number(x, 3)]) };
   }
   if (low === high) [low, high] = [low - 0.5, high + 0.5];
   const at = (x) => (x - low) / (high - low);

@@ -21,7 +21,7 @@ const head = (...names) =>
 // ------------------------------------------------------------------------------------------- numbers
 
 const missing = (x) => x === null || x === undefined || Number.isNaN(x);
-const minus = (text) => text.replaceAll("-", "−");
+const minus = (text) => (/^-0(\.0+)?$/.test(text) ? text.slice(1) : text.replaceAll("-", "−")); // no sign of what is shown as 0
 const number = (x, digits = 4) => (missing(x) ? "–" : minus(Math.abs(x) >= 1e-4 || x === 0 ? String(Number(x.toPrecision(digits))) : x.toExponential(1)));
 const fixed = (x, places = 2) => (missing(x) ? "–" : minus(x.toFixed(places)));
 const short = (x) => (x === 0 || x >= 0.095 ? x.toFixed(x < 9.95 ? 2 : 1) : x >= 1e-4 ? String(Number(x.toPrecision(2))) : minus(x.toExponential(0)));

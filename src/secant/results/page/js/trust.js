@@ -17,7 +17,7 @@ function drawConventions() {
   const tested = agreement.some((r) => !missing(r.deletion));
   const names = head(" convention", "same signs", "ranks", "largest gap", ...(tested ? ["deletion", "no first"] : []));
   fill($("agreement"), names, body(agreement.map((r) => row(make("th", { scope: "row" }, r.convention, r.convention === OWN ? make("span", { class: "flag" }, "shown") : ""), cell(percent(r.signs, 0)), cell(fixed(r.ranks)), cell(short(r.largest)), ...(tested ? [cell(fixed(r.deletion)), cell(fixed(r.deletion_rest))] : [])))));
-  $("agreement-says").textContent = `Every convention sums to the logit exactly, and they differ. same signs, ranks and largest gap compare the contributions with those under ${OWN}: the share of tokens, Spearman's correlation, and the logits that one differs by at most.${tested ? " deletion: Spearman's correlation of a convention's contributions with what the model's own logit loses when each token is deleted, which no convention can choose; 1 is best, a random order is at 0." : " The prompt is too long for every token to be deleted in turn."}`;
+  $("agreement-says").textContent = `Every convention sums to the logit exactly, and they differ. same signs, ranks and largest gap compare the contributions with those under ${OWN}: the share of tokens, Spearman's correlation, and the logits that one differs by at most.${tested ? " deletion: Spearman's correlation of a convention's contributions with what the model's own logit loses when each token is deleted, which no convention can choose; 1 is best, a random order is at 0. no first: without the first token." : " The prompt is too long for every token to be deleted in turn."}`;
 }
 
 function drawFaithfulness() {
