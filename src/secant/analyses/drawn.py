@@ -26,14 +26,14 @@ IN_MAP = 3
 DRAWN = {
     "tokens": ["position", "token", "id", "contribution", "effect", "received", "sink", "norm", "stable_rank"],
     "predictions": ["token", "probability", "logit"],
-    "written": ["position", "word", "score", "z"],
+    "written": ["position", "word", "score"],
     "by_convention": ["convention", "position", "contribution"],
     "agreement": ["convention", "signs", "ranks", "largest", "deletion", "deletion_rest"],
     "lens": ["layer", "part", "position", "probability", "rank", "logit", "top", "top_probability"],
     "lens_words": ["layer", "part", "word", "probability"],
     "lens_terms": ["layer", "part", "position", "contribution"],
     "singular_values": ["position", "vector", "block", "sigma"],
-    "words": ["position", "vector", "side", "word", "score", "z"],
+    "words": ["position", "vector", "side", "word", "score"],
     "contributions": ["kind", "name", "layer", "head", "contribution", "all_paths"],
     "flow": ["name", "path", "position", "layer", "head", "contribution"],
     "patterns": ["layer", "head", "position", "attention"],
@@ -51,9 +51,10 @@ DRAWN = {
     "path": ["layer", "vector", "x", "y"],
     "steps": ["step", "generated", "probability", "logit", "reconstruction", "contribution"],
 }
-"""The tables that the page draws, and the columns of each. Rows are in order, so that it can do without ranks."""
+"""The tables that the page draws, and the columns of each. Rows are in order, so that it can do without ranks; and z is
+computed from `chance`."""
 
-DIGITS = {"image": {"size": 3}, "depth_words": {"score": 4}, "layer_words": {"score": 4}}
+DIGITS = {"image": {"size": 3}} | {name: {"score": 4} for name in ("words", "written", "depth_words", "layer_words")}
 """Digits of columns of which a page has many numbers, and shows fewer digits."""
 
 

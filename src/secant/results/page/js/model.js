@@ -57,10 +57,15 @@ const chance = Object.fromEntries([...grouped(records("chance"), "side")].map(([
 
 const spectrum = (vectors, rank) => ({ S: vectors.map((v) => v.sigma), rank, groups: [...grouped(vectors, "block").values()].map((own) => [own[0].vector, own.at(-1).vector + 1]) });
 
+/** The z of a score at a rank; null where all directions decode to the same, as of one vocabulary token. */
+function zOf(side, score, rank) {
+  const found = (score - chance[side]?.mean[rank]) / chance[side]?.std[rank];
+  return Number.isFinite(found) ? found : null;
+}
 /** For each vector of a block that has a direction, its top tokens on one side. */
-function decoded(rows, S, most, z) {
+function decoded(rows, S, most) {
   const found = S.filter((s) => s > 0).slice(0, most).map(() => []);
-  for (const r of rows) found[r.vector]?.push({ word: r.word, score: r.score, z: z(r, found[r.vector].length) });
+  for (const r of rows) found[r.vector]?.push({ word: r.word, score: r.score, z: zOf(r.side, r.score, found[r.vector].length) });
   return found;
 }
 
@@ -68,18 +73,13 @@ const vectors = grouped(records("singular_values"), "position");
 const sided = grouped(records("words"), "position", "side");
 const blocks = tokens.map((r) => {
   const found = spectrum(vectors.get(String(r.position)) ?? [], r.stable_rank);
-  const [writes, reads] = ["output", "input"].map((side) => decoded(sided.get(`${r.position} ${side}`) ?? [], found.S, Infinity, (w) => w.z));
+  const [writes, reads] = ["output", "input"].map((side) => decoded(sided.get(`${r.position} ${side}`) ?? [], found.S, Infinity));
   return { ...found, writes, reads };
 });
 const written = grouped(records("written"), "position"); // top tokens of what a token contributes
 
-/** The z of a score at a rank; null where all directions decode to the same, as of one vocabulary token. */
-function zOf(side, score, rank) {
-  const found = (score - chance[side]?.mean[rank]) / chance[side]?.std[rank];
-  return Number.isFinite(found) ? found : null;
-}
 const depthWords = grouped(records("depth_words"), "layer", "part", "position", "sign");
-for (const own of depthWords.values()) own.forEach((w, rank) => (w.z = zOf("output", w.score, rank)));
+for (const own of [...written.values(), ...depthWords.values()]) own.forEach((w, rank) => (w.z = zOf("output", w.score, rank)));
 
 function byDepth() {
   if (!tables.layers) return null;
@@ -88,13 +88,12 @@ function byDepth() {
   const all = grouped(records("layer_words"), "part", "span", "layer", "position", "side");
   const spectra = grouped(records("spectra"), "layer", "position");
   const of = (r, side) => all.get([r.part, r.span, r.layer, r.position, side].join(" ")) ?? [];
-  const z = (r, rank) => zOf(r.side, r.score, rank);
   const stream = own.filter((r) => r.part === "residual" && r.span === "cumulative");
   const found = new Map();
   for (const [layer, depth] of grouped(stream, "layer"))
     found.set(Number(layer), depth.map((r) => {
       const values = spectrum(spectra.get(`${r.layer} ${r.position}`) ?? [], r.stable_rank);
-      const [writes, reads] = ["output", "input"].map((side) => decoded(of(r, side), values.S, about.layers.vectors, z).map((several) => several.slice(0, about.layers.top)));
+      const [writes, reads] = ["output", "input"].map((side) => decoded(of(r, side), values.S, about.layers.vectors).map((several) => several.slice(0, about.layers.top)));
       return { ...values, writes, reads };
     }));
   const maps = [...grouped(own, "part", "span").values()].map((view) => ({
