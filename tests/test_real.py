@@ -110,3 +110,10 @@ def test_counts(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
     counts.assert_each_direction_once()
     T = len(e.run.ids)
     assert len(counts.scored) == SAMPLES + T + 2 * T * 4
+
+
+def test_the_page_has_at_most_a_megabyte(lm: sc.LM, tmp_path: Path) -> None:
+    """With all layers, and without J's image."""
+    e = sc.explain(lm, PROMPT, layers=True)
+    e.report(tmp_path / "report.html", e.evidence(image=False))
+    assert (tmp_path / "report.html").stat().st_size <= 1e6
