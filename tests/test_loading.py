@@ -550,7 +550,7 @@ def test_names_that_are_none(name: Any) -> None:
     "name", ["", " ", "x" * 5000, "a\0b", "~nobody/x", "./x\x1b[31m", "../" * 3000, "a b/c", "x/" * 9]
 )
 def test_names_of_nothing(name: str) -> None:
-    assert "\x1b" not in refused(ModelNotFound, "A model is a folder or a name", name)
+    assert "\x1b" not in refused(ModelNotFound, "A model is a folder, a GGUF file or a name", name)
 
 
 @pytest.mark.parametrize(

@@ -167,10 +167,27 @@ class Opening(Group):
         str | None,
         typer.Option(help="The attention implementation: eager or sdpa.", autocompletion=lambda: ["eager", "sdpa"]),
     ] = None
+    dequantize: Annotated[
+        bool, typer.Option("--dequantize", help="Replace packed weights by the plain ones that they stand for.")
+    ] = False
+    revision: Annotated[
+        str | None, typer.Option(help="The branch, tag or commit on the hub; also NAME@REVISION.")
+    ] = None
+    subfolder: Annotated[str, typer.Option(help="The model's folder inside the repository or folder.")] = ""
+    cache_dir: Annotated[
+        str | None, typer.Option(help="The folder of the hub's cache.", autocompletion=paths, metavar="PATH")
+    ] = None
+    offline: Annotated[bool, typer.Option("--offline", help="Take models of the hub from the cache only.")] = False
     allow_remote_code: Annotated[
         bool, typer.Option("--allow-remote-code", help="Run the Python code in the model's folder.")
     ] = False
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read pickled weights.")] = False
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """The keyword arguments of `secant.load` that say where a model is."""
+        names = ("revision", "subfolder", "cache_dir", "offline")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def how(self) -> dict[str, Any]:
@@ -178,6 +195,8 @@ class Opening(Group):
         return {
             "device": self.device,
             "attention": self.attention,
+            "dequantize": self.dequantize,
+            **self.where,
             "allow_remote_code": self.allow_remote_code,
             "allow_pickle": self.allow_pickle,
         }
@@ -219,7 +238,7 @@ class Model(Loading):
         str,
         typer.Option(
             "--model", "-m", autocompletion=models,
-            help="A folder, a name on the Hugging Face hub, or atlas, which ships with secant.",
+            help="A folder, a GGUF file, a name on the Hugging Face hub, or atlas, which ships with secant.",
         ),
     ] = "atlas"  # fmt: skip
 
@@ -240,7 +259,7 @@ class Models(Loading):
         list[str] | None,
         typer.Option(
             "--model", "-m", autocompletion=models,
-            help="A folder, a name on the Hugging Face hub, or atlas (the default). Repeatable.",
+            help="A folder, a GGUF file, a name on the Hugging Face hub, or atlas (the default). Repeatable.",
         ),
     ] = None  # fmt: skip
 

@@ -46,6 +46,12 @@ LARGEST = 64 * 2**20
 
 FETCH = "Correct it, or download it again."
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a pointer starts that Git leaves in place of a large file, if it is not set up for those."""
+
+POINTED = 1024
+"""Bytes that such a pointer stays below."""
+
 INERT = ("special_tokens_map_file",)
 """Entries of a tokenizer's configuration that name a file which is never opened; old ones contain such leftovers."""
 
@@ -149,6 +155,38 @@ def weights_files(folder: Path, config: dict[str, Any], allow_pickle: bool) -> l
     return []
 
 
+def check_complete(path: Path, name: str) -> None:
+    """Check that a file is the file itself.
+
+    Args:
+        path: The file.
+        name: The model's name, for messages.
+
+    Raises:
+        ModelRefused: It is a pointer of Git LFS.
+
+    """
+    with open(path, "rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise ModelRefused(
+                "A model's files must be downloaded", f"{path.name} of {name}, a pointer of Git LFS to the file",
+                "Run git lfs pull in the folder, or download the model with hf download.",
+            )  # fmt: skip
+
+
+def unfinished(folder: Path) -> str:
+    """What to say about downloads that were interrupted, if the folder or the hub's cache around it has any.
+
+    Args:
+        folder: A model's folder.
+
+    """
+    homes = (folder / ".cache" / "huggingface" / "download", folder.parent.parent / "blobs")
+    if not any(path for home in homes if home.is_dir() for path in home.rglob("*.incomplete")):
+        return ""
+    return " A download was interrupted: run it again, for example with hf download."
+
+
 def _check_files(folder: Path, name: str, allow_pickle: bool) -> None:
     """Raises ModelRefused at something that would be read but is not a file of this folder, or of the hub's cache
     around it.
@@ -161,6 +199,8 @@ def _check_files(folder: Path, name: str, allow_pickle: bool) -> None:
             )  # fmt: skip
         if path.name.endswith((*READ, ".bin") if allow_pickle else READ):
             _check_file(path, folder, name)
+            if path.is_file() and path.stat().st_size < POINTED:
+                check_complete(path, name)
 
 
 def _check_file(path: Path, folder: Path, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Loading of causal language models and their tokenizers. The only file that imports transformers."""
+"""Loading of causal language models and their tokenizers, from folders, GGUF files and the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,10 +20,10 @@ from transformers.utils import cached_file
 
 from secant.errors import BadArgument, ModelNotFound, ModelRefused, SecantError, checked
 from secant.foreign import explained, quiet, said_by
-from secant.memory import room
-from secant.model import checkpoint, folders, weights
+from secant.memory import announce, room
+from secant.model import checkpoint, converter, folders, gguf, weights
 from secant.model.lm import LM, dtype_of
-from secant.model.sources import ATLAS, Source, where_is
+from secant.model.sources import ATLAS, RULE, Hub, Place, Source, place_of
 
 FUSED = ("flash", "flex", "paged", "/")
 """Parts of the names of attention implementations that are not torch functions, or are downloaded from the hub."""
@@ -44,19 +45,33 @@ def load(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     attention: str | None = None,
+    dequantize: bool = False,
+    revision: str | None = None,
+    subfolder: str = "",
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    offline: bool = False,
     allow_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> LM:
-    """A causal LM and its tokenizer from a folder or the Hugging Face hub, ready for `freeze`.
+    """A causal LM and its tokenizer from a folder, a GGUF file or the Hugging Face hub, ready for `freeze`.
 
-    Code from the repository never runs, and pickled weights are never read, unless you allow it by name.
+    Code from the repository never runs, and pickled weights are never read, unless you allow it by name. The weights of
+    a GGUF file are dequantised; what that takes is announced if it is much.
 
     Args:
-        name: A folder, a name on the hub, or "atlas", the small model that ships with the package (a folder of that
-            name is "./atlas").
-        dtype: float64, float32, bfloat16 or float16; by default the checkpoint's own.
+        name: A folder, a GGUF file, a name on the hub, or "atlas", the small model that ships with the package (a
+            folder of that name is "./atlas"). A name on the hub may be followed by a revision and a GGUF file in it:
+            "someone/something@main:model.gguf".
+        dtype: float64, float32, bfloat16 or float16; by default the checkpoint's own, and float32 for a GGUF file.
         device: Where it computes; "auto" spreads it over all devices, GPUs first, as accelerate does.
         attention: eager or sdpa; by default the configuration's.
+        dequantize: Whether packed weights are replaced by the plain ones that they stand for.
+        revision: A branch, a tag or a commit on the hub; by default the main branch.
+        subfolder: The model's folder inside the repository, or inside the folder.
+        token: Your access token for the hub; by default that of `hf auth login`, or of HF_TOKEN.
+        cache_dir: The folder of the hub's cache; by default its own.
+        offline: Whether models on the hub come from the cache only, as with HF_HUB_OFFLINE=1.
         allow_remote_code: Whether code from the repository may run.
         allow_pickle: Whether pickled weights may be read.
 
@@ -68,27 +83,48 @@ def load(
         TooLarge: The model does not fit in memory.
 
     """
-    _check_options(dtype, device, attention, allow_remote_code, allow_pickle)
+    _check_options(
+        dtype, device, attention, dequantize=dequantize, offline=offline, allow_remote_code=allow_remote_code,
+        allow_pickle=allow_pickle,
+    )  # fmt: skip
+    hub = Hub(revision, subfolder, token, None if cache_dir is None else str(cache_dir), offline)
     with room("A model", "Load a smaller dtype, or give it a computer with more memory."):
-        source = _opened(name, allow_pickle)
-        config = _configured(source, allow_remote_code, attention)
-        model = _model(source, config, dtype_of(dtype), device, allow_remote_code)
-        with _explained(source.name, "tokenizer"), quiet(), _alone(), _without_panics():
-            tokenizer = AutoTokenizer.from_pretrained(
-                source.where, trust_remote_code=allow_remote_code, **source.revision
-            )
+        place = place_of(name, hub)
+        if place.file is not None:
+            model, tokenizer = _of_gguf(place, dtype_of(dtype), device, attention)
+        else:
+            source = _opened(place, allow_pickle)
+            config = _configured(source, allow_remote_code, attention)
+            model = _model(source, config, dtype_of(dtype), device, allow_remote_code, dequantize)
+            with _explained(place, "tokenizer"), quiet(), _alone(), _without_panics():
+                tokenizer = AutoTokenizer.from_pretrained(
+                    source.where, trust_remote_code=allow_remote_code, **source.arguments
+                )
+        with _explained(place, "tokenizer"), quiet(), _without_panics():
             tokenizer("")  # some broken tokenizers load, and fail at every text
         if device not in (None, "auto"):
             with explained(BadArgument, "A model must fit on its device", "Leave the device out.", str(device)):
                 model = model.to(device)
-        return LM(model.eval(), tokenizer, source.name)
+        return LM(model.eval(), tokenizer, place.name)
 
 
-def configuration(name: str | Path, allow_remote_code: bool = False) -> Any:
-    """A model's configuration, without its weights.
+def is_packed(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    subfolder: str = "",
+    cache_dir: str | Path | None = None,
+    offline: bool = False,
+    allow_remote_code: bool = False,
+) -> bool:
+    """Whether a model's weights stay packed when it is loaded, so that they have a type of their own.
 
     Args:
-        name: A folder, a name on the hub, or "atlas".
+        name: As in `load`.
+        revision: As in `load`.
+        subfolder: As in `load`.
+        cache_dir: As in `load`.
+        offline: As in `load`.
         allow_remote_code: Whether code from the repository may run.
 
     Raises:
@@ -97,21 +133,28 @@ def configuration(name: str | Path, allow_remote_code: bool = False) -> Any:
         BadWeights: The weights files contain complex weights.
 
     """
-    return _configured(_opened(name, False), allow_remote_code, None)
+    hub = Hub(revision, subfolder, None, None if cache_dir is None else str(cache_dir), offline)
+    place = place_of(name, hub)
+    if place.file is not None:
+        return False
+    return hasattr(_configured(_opened(place, False), allow_remote_code, None), "quantization_config")
 
 
 def weights_size(name: str | Path) -> int | None:
-    """Bytes of the weights in a model's folder; None if the model is not in a folder.
+    """Bytes of the weights of a model on this computer; None if it is on the hub.
 
     Args:
-        name: A folder, a name on the hub, or "atlas".
+        name: A folder, a GGUF file, a name on the hub, or "atlas".
 
     Raises:
-        ModelNotFound: The path leads nowhere, or to a file.
-        ModelRefused: The folder contains no model.
+        ModelNotFound: The path leads nowhere, or to a file of another kind.
+        ModelRefused: The folder contains no model, or the GGUF file is damaged.
 
     """
-    folder = Path(where_is(name))
+    place = place_of(name)
+    if place.file is not None:
+        return 4 * gguf.File.read(Path(place.where) / place.file, place.name).elements if place.is_here else None
+    folder = Path(place.where)
     files = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
     return sum(file.stat().st_size for file in files if file.is_file()) if files else None
 
@@ -119,41 +162,83 @@ def weights_size(name: str | Path) -> int | None:
 # ------------------------------------------------------------------------------------------------ where it is
 
 
-def _opened(name: str | Path, allow_pickle: bool) -> Source:
+def _opened(place: Place, allow_pickle: bool) -> Source:
     """A model's folder, checked before anything is loaded; of a hub model, the small files are downloaded first.
 
-    Raises ModelNotFound, ModelRefused, BadWeights.
+    Raises ModelRefused, BadWeights.
     """
-    where, name = where_is(name), str(name)
-    folder = Path(where)
-    if not folder.is_dir():
-        folder = _fetched(where, name)
-    source = Source(name, where, folder, folders.check(folder, name, allow_pickle), allow_pickle)
-    checkpoint.check_before(source.tensors if source.is_here else {}, source.config, name)
+    folder = Path(place.where)
+    if not place.is_here:
+        place, folder = _fetched(place)
+    source = Source(place, folder, folders.check(folder, place.name, allow_pickle), allow_pickle)
+    checkpoint.check_before(source.tensors if source.is_here else {}, source.config, place.name)
     return source
 
 
-def _fetched(where: str, name: str) -> Path:
-    """The snapshot of a hub model in the cache, with its small files."""
-    with _explained(name), quiet(), _alone():
-        folder = Path(str(cached_file(where, folders.CONFIG))).parent
+def _fetched(place: Place) -> tuple[Place, Path]:
+    """The place of a hub model at its commit, and its folder in the cache, with its small files.
+
+    If the hub cannot be reached but the cache has the model, only the cache is used from then on.
+    """
+    with _explained(place), quiet(), _alone():
+        folder = Path(str(cached_file(place.where, folders.CONFIG, **place.hub.arguments))).parent
+        root = folder
+        for _ in Path(place.hub.subfolder).parts:
+            root = root.parent
+        hub = replace(place.hub, revision=root.name, offline=place.hub.offline or is_offline_mode())
         for file in folders.SMALL:
-            cached_file(
-                where, file, revision=folder.name, _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=not is_offline_mode(),
-            )  # fmt: skip
-    return folder
+            try:
+                cached_file(place.where, file, _raise_exceptions_for_missing_entries=False,
+                            _raise_exceptions_for_connection_errors=not hub.offline, **hub.arguments)  # fmt: skip
+            except OSError as error:
+                if not _is_unreachable(error):
+                    raise
+                hub = replace(hub, offline=True)
+    return replace(place, hub=hub), folder
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Whether an error says that the hub cannot be reached."""
+    return "connect" in str(error) or "Connect" in type(error).__name__
+
+
+# ------------------------------------------------------------------------------------------------ GGUF files
+
+
+def _of_gguf(
+    place: Place, dtype: torch.dtype | None, device: str | torch.device | None, attention: str | None
+) -> tuple[Any, Any]:
+    """The model and the tokenizer in a GGUF file. Raises ModelNotFound, ModelRefused, BadWeights, BadArgument."""
+    assert place.file is not None
+    path, dtype = Path(place.where) / place.file, dtype or torch.float32
+    if not place.is_here:
+        with _explained(place), quiet(), _alone():
+            path = Path(str(cached_file(place.where, place.file, **place.hub.arguments)))
+    file = gguf.File.read(path, place.name)
+    with _explained(place), quiet():
+        config = converter.configuration_of(file)
+        if attention is not None:
+            config._attn_implementation = attention
+    if device != "auto":
+        checkpoint.check_size(file.stored, dtype, place.name)
+    need = file.elements * dtype.itemsize
+    announce(f"Dequantising {place.name}", file.elements / gguf.DEQUANTISED, need, torch.device("cpu"))
+    with _explained(place), quiet(), _alone(), checkpoint.bounded(lambda: file.stored, place.name, False):
+        model, missing = converter.model_of(file, config, dtype, "auto" if device == "auto" else None)
+    _check_whole(missing, place.name)
+    with _explained(place, "tokenizer"), quiet(), _without_panics():
+        return model, converter.tokenizer_of(file)
 
 
 # ------------------------------------------------------------------------------------------------ what it consists of
 
 
-def _check_options(dtype: Any, device: Any, attention: Any, allow_remote_code: Any, allow_pickle: Any) -> None:
+def _check_options(dtype: Any, device: Any, attention: Any, **switches: Any) -> None:
     """Raises BadArgument at invalid options, before anything is read."""
     if not isinstance(dtype, str | torch.dtype | None):
         raise BadArgument("A dtype is a name, such as float32", f"{dtype!r:.60}", "Give one, or leave it out.")
     dtype_of(dtype)
-    for key, allowed in (("allow_remote_code", allow_remote_code), ("allow_pickle", allow_pickle)):
+    for key, allowed in switches.items():
         if not isinstance(allowed, bool):
             raise BadArgument(f"{key} is True or False", f"{allowed!r:.60}", "Give one of them.")
     if attention is not None and not _is_of_torch(attention):
@@ -182,8 +267,8 @@ def _configured(source: Source, allow_remote_code: bool, attention: str | None) 
     This is checked here because transformers downloads such code as soon as it creates the model.
     """
     name = source.name
-    with _explained(name), quiet():
-        config = AutoConfig.from_pretrained(source.where, trust_remote_code=allow_remote_code, **source.revision)
+    with _explained(source.place), quiet():
+        config = AutoConfig.from_pretrained(source.where, trust_remote_code=allow_remote_code, **source.arguments)
         if attention is not None:
             config._attn_implementation = attention
         parts = list(_parts(config))
@@ -220,25 +305,26 @@ def _parts(config: Any) -> Iterator[Any]:
 
 
 def _model(
-    source: Source, config: Any, dtype: torch.dtype | None, device: str | torch.device | None, allow_remote_code: bool
+    source: Source,
+    config: Any,
+    dtype: torch.dtype | None,
+    device: str | torch.device | None,
+    allow_remote_code: bool,
+    dequantize: bool,
 ) -> Any:
     """The model with all its weights. Raises ModelRefused, BadWeights, BadArgument, TooLarge."""
     name, packed = source.name, bool(getattr(config, "quantization_config", None))
     if source.is_here and device != "auto":
         checkpoint.check_size(source.tensors, dtype, name)
-    kwargs: dict[str, Any] = {"use_safetensors": None if source.allow_pickle else True, **source.revision}
+    kwargs: dict[str, Any] = {"use_safetensors": None if source.allow_pickle else True, **source.arguments}
     if device == "auto":
         kwargs["device_map"] = "auto"
-    with _explained(name), quiet(), _alone(), checkpoint.bounded(lambda: source.tensors, name, packed):
+    with _explained(source.place), quiet(), _alone(), checkpoint.bounded(lambda: source.tensors, name, packed):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.where, config=config, output_loading_info=True, trust_remote_code=allow_remote_code,
             dtype=dtype or "auto", **kwargs,
         )  # fmt: skip
-    if missing := sorted(info["missing_keys"]):
-        raise ModelRefused(
-            "A checkpoint must contain every weight of its model", f"{name} without {', '.join(missing[:3])}",
-            "Complete it, or use the checkpoint of the causal LM instead of its base model.",
-        )  # fmt: skip
+    _check_whole(sorted(info["missing_keys"]), name)
     unpacked = getattr(model, "hf_quantizer", None) is not None
     if packed and not unpacked:
         raise ModelRefused(
@@ -253,6 +339,15 @@ def _model(
         )  # fmt: skip
     weights.in_own_type_(model, model.dtype)
     return model
+
+
+def _check_whole(missing: list[str], name: str) -> None:
+    """Raises ModelRefused where weights of a model are missing."""
+    if missing:
+        raise ModelRefused(
+            "A checkpoint must contain every weight of its model", f"{name} without {', '.join(missing[:3])}",
+            "Complete it, or use the checkpoint of the causal LM instead of its base model.",
+        )  # fmt: skip
 
 
 @contextmanager
@@ -312,16 +407,17 @@ def _without_panics() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(name: str, part: str = "model") -> Iterator[None]:
+def _explained(place: Place, part: str = "model") -> Iterator[None]:
     """Turn a failure to load into one clear line."""
-    with explained(ModelRefused, "A model's folder must load", "Correct it.", name, partial(_reason, name, part)):
+    rule, reason = "A model's folder must load", partial(_reason, place, part)
+    with explained(ModelRefused, rule, "Correct it.", place.name, reason):
         yield
 
 
-def _reason(name: str, part: str, error: BaseException) -> SecantError | None:
+def _reason(place: Place, part: str, error: BaseException) -> SecantError | None:
     """The cause of a failure to load, if more can be said than the error's own text."""
-    said = " ".join(str(error).split())
-    if name != ATLAS and not Path(name).expanduser().is_dir() and (known := _reason_of_hub(name, said, error)):
+    said, name = " ".join(str(error).split()), place.name
+    if name != ATLAS and not place.is_here and (known := _reason_of_hub(place, said, error)):
         return known
     if "deserializing header" in said or "safetensors" in type(error).__name__.lower():
         rule = "Weights must be complete safetensors files"
@@ -366,18 +462,30 @@ def _reason(name: str, part: str, error: BaseException) -> SecantError | None:
     return None
 
 
-def _reason_of_hub(name: str, said: str, error: BaseException) -> SecantError | None:
+def _reason_of_hub(place: Place, said: str, error: BaseException) -> SecantError | None:
     """The cause of a failure to load from the hub."""
-    rule = "A model is a folder or a name on the Hugging Face hub"
+    name, hub = place.name, place.hub
     if "gated" in said.lower() or "Gated" in type(error).__name__ or "401 Client" in said or "403 Client" in said:
         return ModelNotFound(
-            "A gated model requires your access token", name, "Accept its licence on the hub and run `hf auth login`."
+            "A gated model requires an access token that may read it", name,
+            "Accept its licence on the hub, and run `hf auth login`, set HF_TOKEN or pass token.",
+        )  # fmt: skip
+    if _is_unreachable(error) or "offline" in said.lower() or "local_files_only" in said:
+        got = f"{name}, which is not a folder here nor complete in the cache, while the hub is unreachable"
+        offline = hub.offline or is_offline_mode()
+        return ModelNotFound(RULE, got, f"Check the path, or {'go online once' if offline else 'the network'}.")
+    if "valid git identifier" in said or "Revision" in type(error).__name__:
+        return ModelNotFound(
+            "A revision is a branch, a tag or a commit of the model's repository", f"{hub.revision} of {place.where}",
+            "Check its spelling on the model's page.",
+        )  # fmt: skip
+    if place.file is not None and "a file named" in said:
+        return ModelNotFound(
+            "A GGUF file must be in the repository", f"{place.file} of {place.where}", "Check its name on the model's page."
         )
-    if "connect" in said or "offline" in said.lower():
-        got = f"{name}, which is not a folder here, while the hub is unreachable"
-        return ModelNotFound(rule, got, "Check the path, or the network.")
-    if f"a file named {folders.CONFIG}" in said:
-        return ModelRefused("A model must have a config.json", f"{name} without one", "Give the name of a model.")
+    if f"a file named {folders.CONFIG}" in said or (hub.subfolder and "a file named" in said):
+        todo = "Check the subfolder." if hub.subfolder else "Give the name of a model; a GGUF file follows a colon."
+        return ModelRefused("A model must have a config.json", f"{name} without one", todo)
     if "valid model identifier" in said or "epo id" in said:
-        return ModelNotFound(rule, name, "Check the spelling.")
+        return ModelNotFound(RULE, name, "Check the spelling. A private repository requires an access token (HF_TOKEN).")
     return None

@@ -60,7 +60,7 @@ class Certificates:
 @verb
 def verify(
     model: Annotated[
-        str, typer.Argument(help="A folder, a name on the Hugging Face hub, or atlas.", autocompletion=models)
+        str, typer.Argument(help="A folder, a GGUF file, a name on the Hugging Face hub, or atlas.", autocompletion=models)
     ],
     opening: Opening,
     freezing: Annotated[
@@ -80,11 +80,11 @@ def verify(
 ) -> None:
     """Check that a model is reproduced exactly, in each dtype and convention. Exit code 2 if it is not."""
     import secant as sc
-    from secant.model.loading import configuration
+    from secant.model.loading import is_packed
 
     if freezing.chat and prompt is None:
         raise sc.SecantError("--chat requires a prompt", "none", "Add --prompt.")
-    packed = hasattr(configuration(model, opening.allow_remote_code), "quantization_config")
+    packed = is_packed(model, **opening.where, allow_remote_code=opening.allow_remote_code) and not opening.dequantize
     chosen: list[Any] = dtype or ([None] if packed else list(Dtype))  # packed weights have a type of their own
     conventions = list(dict.fromkeys(freezing.convention or CONVENTIONS))
     rows: list[dict[str, Any]] = []

@@ -1,0 +1,142 @@
+"""Models from GGUF files, through transformers' converter: its names and layouts of weights, and its tokenizers.
+
+The converter drops every tensor that it has no place for, and reads a header with Python objects for each entry, which
+takes minutes. So the header and the blocks are read by `secant.model.gguf`, the configuration is that of
+`secant.model.gguf_config`, and every tensor must have a place in the model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from secant.errors import BadArgument, ModelRefused
+from secant.model import gguf_tokens
+from secant.model.gguf import File
+from secant.model.gguf_config import ARCHITECTURES, FREQUENCIES, settings_of
+
+
+def configuration_of(file: File) -> Any:
+    """The configuration of the model in a file.
+
+    Args:
+        file: The file.
+
+    Raises:
+        ModelRefused: The architecture is not read, or the file says something about it that is not known.
+
+    """
+    kind, settings = settings_of(file)
+    return AutoConfig.for_model(kind, **settings, name_or_path=file.name)
+
+
+def model_of(file: File, config: Any, dtype: torch.dtype, device_map: str | None) -> tuple[Any, list[str]]:
+    """The model in a file, with plain weights.
+
+    Args:
+        file: The file.
+        config: Its configuration.
+        dtype: The type of its weights.
+        device_map: Where accelerate places them; None for this computer's memory.
+
+    Returns:
+        The model, and the names of the weights that the file lacks.
+
+    Raises:
+        ModelRefused: The model has no place for a tensor.
+
+    """
+    kwargs = {"device_map": device_map} if device_map else {}
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config)
+    model, info = type(empty).from_pretrained(
+        None, config=config, state_dict=_tensors(file, empty, dtype), output_loading_info=True, dtype=dtype, **kwargs
+    )
+    return model, sorted(info["missing_keys"])
+
+
+def _tensors(file: File, empty: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The weights under transformers' names, in its layouts. Raises ModelRefused."""
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    converter = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)(_Named(empty.config))
+    places = get_gguf_hf_weights_map(_Names(empty, True), converter)
+    shapes = {name: weight.shape for name, weight in empty.state_dict().items()}
+    found: dict[str, torch.Tensor] = {}
+    lost = []
+    for name, values in file.weights():
+        if name in FREQUENCIES:
+            continue
+        wide = values.astype(np.float64) if dtype == torch.float64 and values.ndim == 1 else values
+        made = converter.process(
+            weights=wide, name=name, tensor_key_mapping=places, parsed_parameters={"tensors": found}
+        )
+        if made.name in places:
+            found[places[made.name]] = torch.from_numpy(np.array(made.weights)).to(dtype)
+        elif made.name is not None:
+            lost.append(name)
+    if lost:
+        more = f" and {len(lost) - 3:,} more" if len(lost) > 3 else ""
+        raise ModelRefused(
+            "A model must use every weight of its GGUF file",
+            f"{', '.join(sorted(lost)[:3])}{more} in {file.name}, for which transformers has no place",
+            "Use the original checkpoint, as a folder of safetensors.",
+        )
+    return {name: _shaped(tensor, shapes.get(name)).to(dtype) for name, tensor in found.items()}
+
+
+def _shaped(tensor: torch.Tensor, shape: torch.Size | None) -> torch.Tensor:
+    """A tensor with a model's axes of length 1, of which files have more or fewer."""
+    same = shape is not None and [n for n in tensor.shape if n > 1] == [n for n in shape if n > 1]
+    return tensor.reshape(shape) if same else tensor
+
+
+class _Names:
+    """A model as the converter reads the names of its weights: it goes through every module, each time from the start,
+    and needs only the model and the modules directly below.
+    """
+
+    def __init__(self, model: Any, is_top: bool) -> None:
+        self.config, self.state_dict = getattr(model, "config", None), model.state_dict
+        self._below = list(model.named_children()) if is_top else []
+
+    def named_children(self) -> list[tuple[str, _Names]]:
+        return [(name, _Names(child, False)) for name, child in self._below]
+
+
+class _Named:
+    """A configuration as the converter reads one, by any of its names."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return getattr(self.config, name, default)
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self.config, name)
+
+
+def tokenizer_of(file: File) -> Any:
+    """The tokenizer in a file, with its chat template.
+
+    Args:
+        file: The file.
+
+    Raises:
+        ModelRefused: The file's vocabulary is of a kind that is not known.
+
+    """
+    from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    architecture, vocabulary, settings = get_gguf_tokenizer(str(file.path))
+    backend, _ = convert_gguf_tokenizer(architecture, vocabulary)
+    settings |= gguf_tokens.complete_(backend, file, GGUF_PRE_TOKENIZER_SPLITS)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
