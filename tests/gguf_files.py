@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
+from secant.model.gguf import File, _Reader
 
 NAMES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3", "gemma3_text": "GEMMA3", "gemma2": "GEMMA2"}
 """gguf's names of architectures by transformers' types."""
@@ -109,7 +109,7 @@ def vocabulary(writer: Any, config: Any, tokens: Iterable[str] | None) -> None:
     """Write a byte-level vocabulary without merges."""
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    words = list(tokens or ())
+    words = ["<unk>", "<s>", "</s>", *(tokens or ("a", "b", "ab", "Ġ"))]
     words += [f"<{i}>" for i in range(len(words), config.vocab_size)]
     writer.add_token_list(words)
     writer.add_token_types([1] * len(words))
@@ -128,11 +128,6 @@ def add(writer: Any, key: str, value: Any) -> None:
     getattr(writer, f"add_{kinds[type(value)]}")(key, value)
 
 
-def folder_of(tokenizer: Path) -> Tokenizer:
-    """The tokenizer in a folder."""
-    return Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-
-
 def header(pairs: list[tuple[str, int, bytes]], tensors: bytes = b"", count: int = 0, version: int = 3) -> bytes:
     """The bytes of a header, whatever is wrong with it."""
     body = b"GGUF" + version.to_bytes(4, "little") + count.to_bytes(8, "little") + len(pairs).to_bytes(8, "little")
@@ -148,22 +143,24 @@ def text(value: str) -> bytes:
 
 def plain(path: Path, out: Path) -> Path:
     """A copy of a file with all tensors in F32: what its packed weights stand for."""
-    import gguf
-
-    reader = gguf.GGUFReader(path)
-    arch = reader.fields["general.architecture"].contents()
-    writer = gguf.GGUFWriter(out, arch)
-    for key, field in reader.fields.items():
-        if key.startswith("GGUF.") or key in ("general.architecture", "general.file_type"):
-            continue
-        kind = field.types[0]
-        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(key, field.contents(), kind, inner)
-    for tensor in reader.tensors:
-        data = gguf.dequantize(tensor.data, tensor.tensor_type)
-        writer.add_tensor(tensor.name, np.ascontiguousarray(data), raw_dtype=gguf.GGMLQuantizationType.F32)
-    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
-        step()
+    data, file = np.memmap(path, mode="r", dtype=np.uint8), File.read(path, path.name)
+    reader = _Reader(data, 8)
+    count, pairs = reader.number("Q"), reader.number("Q")
+    for _ in range(pairs):
+        reader.text()
+        reader.value(reader.number("I"))
+    table, at = b"", 0
+    for name, tensor in file.tensors.items():
+        shape = b"".join(n.to_bytes(8, "little") for n in reversed(tensor.shape))
+        table += text(name) + len(tensor.shape).to_bytes(4, "little") + shape + bytes(4) + at.to_bytes(8, "little")
+        at += 4 * int(np.prod(tensor.shape))
+        at += -at % 32
+    with open(out, "wb") as written:
+        written.write(bytes(data[: reader.at]) + table)
+        for _, values in file.weights():
+            written.write(bytes(-written.tell() % 32))
+            written.write(np.ascontiguousarray(values, np.float32).data)
+    assert count == len(file.tensors)
     return out
 
 

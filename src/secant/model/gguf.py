@@ -75,7 +75,7 @@ class File:
 
     @classmethod
     def read(cls, path: Path, name: str) -> File:
-        """Read the header of a file.
+        """Read the header of a file, and check it.
 
         Args:
             path: The file.
@@ -87,6 +87,23 @@ class File:
             ModelRefused: The file is damaged, only a part of a model, or contains no language model.
 
         """
+        file = cls.read_header(path, name)
+        file._check()
+        return file
+
+    @classmethod
+    def read_header(cls, path: Path, name: str) -> File:
+        """Read the header of a file, of which the rest may be missing.
+
+        Args:
+            path: The file.
+            name: The model's name, for messages.
+
+        Raises:
+            BadArgument: The package gguf is not installed.
+            ModelRefused: The header is damaged.
+
+        """
         if find_spec("gguf") is None:
             raise BadArgument(
                 "Opening a GGUF file requires the package gguf", name, "Install it: pip install 'secant[gguf]'."
@@ -94,9 +111,7 @@ class File:
         check_complete(path, name)
         with explained(ModelRefused, RULE, "Download it again.", f"a damaged one, {name}"):
             metadata, tensors = _parsed(_mapped(path), name)
-        file = cls(path, name, metadata, tensors)
-        file._check()
-        return file
+        return cls(path, name, metadata, tensors)
 
     @property
     def architecture(self) -> str:

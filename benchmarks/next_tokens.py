@@ -1,0 +1,62 @@
+"""A GGUF file means to secant what it means to llama.cpp: the same tokens, and the same next token of 50 prompts.
+
+llama.cpp multiplies packed blocks with activations that it rounds to 8 bits. So the file is compared as it is, and as a
+copy with the same weights in float32, with which llama.cpp computes in float32. It needs the package llama-cpp-python.
+
+    python benchmarks/next_tokens.py MODEL.gguf ...
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+import secant as sc
+
+sys.path += [str(Path(__file__).parents[1] / "tests")]
+PROMPTS = Path(__file__).with_name("prompts_faithfulness.txt")
+COUNT = 50
+
+def prompts() -> list[str]:
+    """The prompts, from all kinds."""
+    lines = [line for line in PROMPTS.read_text().splitlines() if line and not line.startswith("#")]
+    return [line.partition("\t")[2].replace("\\n", "\n") for line in lines[:: len(lines) // COUNT][:COUNT]]
+
+
+def compare(lm: sc.LM, path: Path, prompts: list[str]) -> tuple[int, int, float, float]:
+    """How many prompts have the same tokens and the same next token, and the median and largest difference of log p."""
+    from llama_cpp import Llama
+
+    other = Llama(str(path), n_ctx=128, n_batch=128, logits_all=True, verbose=False, n_threads=1)
+    tokens = nexts = 0
+    apart = []
+    for prompt in prompts:
+        ids = other.tokenize(prompt.encode(), special=True)
+        tokens += ids == lm.encode(prompt)
+        other.reset()
+        other.eval(ids)
+        theirs = torch.tensor(other.scores[len(ids) - 1]).double().log_softmax(0)
+        ours = lm.logits(ids)[-1].double().log_softmax(0)
+        nexts += int(theirs.argmax() == ours.argmax())
+        apart.append(float((theirs - ours)[ours.topk(20).indices].abs().max()))
+    return tokens, nexts, sorted(apart)[len(apart) // 2], max(apart)
+
+
+def main(paths: list[str]) -> None:
+    from gguf_files import plain
+
+    print(f"{'file':34}{'weights':>9}{'tokens':>9}{'next':>8}{'log p, median':>15}{'largest':>10}")
+    for path in map(Path, paths):
+        lm = sc.load(path)
+        with tempfile.TemporaryDirectory() as folder:
+            for kind, file in (("packed", path), ("float32", plain(path, Path(folder) / "plain.gguf"))):
+                tokens, nexts, median, largest = compare(lm, file, prompts())
+                count = f"{tokens}/{COUNT}", f"{nexts}/{COUNT}"
+                print(f"{path.name:34}{kind:>9}{count[0]:>9}{count[1]:>8}{median:>15.1e}{largest:>10.1e}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or sorted(map(str, (Path(__file__).parents[2] / "models-real").glob("*.gguf"))))
