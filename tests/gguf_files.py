@@ -143,12 +143,7 @@ def text(value: str) -> bytes:
 
 def plain(path: Path, out: Path) -> Path:
     """A copy of a file with all tensors in F32: what its packed weights stand for."""
-    data, file = np.memmap(path, mode="r", dtype=np.uint8), File.read(path, path.name)
-    reader = _Reader(data, 8)
-    count, pairs = reader.number("Q"), reader.number("Q")
-    for _ in range(pairs):
-        reader.text()
-        reader.value(reader.number("I"))
+    file, start = File.read(path, path.name), metadata_of(path)
     table, at = b"", 0
     for name, tensor in file.tensors.items():
         shape = b"".join(n.to_bytes(8, "little") for n in reversed(tensor.shape))
@@ -156,12 +151,21 @@ def plain(path: Path, out: Path) -> Path:
         at += 4 * int(np.prod(tensor.shape))
         at += -at % 32
     with open(out, "wb") as written:
-        written.write(bytes(data[: reader.at]) + table)
+        written.write(start + table)
         for _, values in file.weights():
             written.write(bytes(-written.tell() % 32))
             written.write(np.ascontiguousarray(values, np.float32).data)
-    assert count == len(file.tensors)
     return out
+
+
+def metadata_of(path: Path) -> bytes:
+    """A file up to the table of its tensors."""
+    data = np.memmap(path, mode="r", dtype=np.uint8)
+    reader = _Reader(data, 16)
+    for _ in range(reader.number("Q")):
+        reader.text()
+        reader.value(reader.number("I"))
+    return bytes(data[: reader.at])
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
