@@ -63,7 +63,7 @@ def four_bits(**options: object) -> object:
 )
 def test_four_bits_are_what_they_stand_for(checkpoint: Path, options: dict[str, object]) -> None:
     model = loaded(checkpoint, quantization_config=four_bits(**options))
-    weights.in_own_type_(model, torch.float32)
+    weights.prepare_(model, torch.float32)
     run = assert_exact(model)
     assert run.certificate.operations["whole_linear: unpacked"] == 21
     assert not any("forward" in vars(module) for module in model.modules())
@@ -74,7 +74,7 @@ def test_four_bits_are_what_they_stand_for(checkpoint: Path, options: dict[str, 
 
 def test_a_head_of_four_bits(checkpoint: Path) -> None:
     model = loaded(checkpoint, quantization_config=four_bits(llm_int8_skip_modules=[]))
-    weights.in_own_type_(model, torch.float32)
+    weights.prepare_(model, torch.float32)
     assert "Linear4bit" in type(model.lm_head).__name__
     run = assert_exact(model)
     assert run.certificate.operations["whole_linear: unpacked"] == 22
@@ -83,7 +83,7 @@ def test_a_head_of_four_bits(checkpoint: Path) -> None:
 
 def test_four_bits_are_seen_in_a_wider_type(checkpoint: Path) -> None:
     model = loaded(checkpoint, quantization_config=four_bits())
-    weights.in_own_type_(model, torch.float32)
+    weights.prepare_(model, torch.float32)
     certificate = sc.freeze(sc.LM(model), prompt(), precision="float64").certificate
     assert certificate.affinity <= 1e-12
     assert certificate.reconstruction <= 1e-5
@@ -96,7 +96,7 @@ def test_a_kernel_that_packs_weights_anew_is_refused(checkpoint: Path, packed: b
     float32 the output is off by 3e-2. So nothing is run.
     """
     model = loaded(checkpoint, quantization_config=four_bits(), dtype=getattr(torch, dtype))
-    weights.in_own_type_(model, getattr(torch, dtype))
+    weights.prepare_(model, getattr(torch, dtype))
     layer = model.model.layers[1].mlp.up_proj
     before = layer.weight.data.clone()
     if packed:
@@ -122,7 +122,7 @@ def test_what_the_refusal_of_such_a_kernel_says_to_do_helps(checkpoint: Path) ->
 
 def test_a_layer_told_to_compute_in_bfloat16_is_refused(checkpoint: Path) -> None:
     model = loaded(checkpoint, quantization_config=four_bits())
-    weights.in_own_type_(model, torch.bfloat16)
+    weights.prepare_(model, torch.bfloat16)
     with pytest.raises(sc.NotExact, match=r"computes in torch\.bfloat16"):
         sc.freeze(sc.LM(model), prompt())
 
@@ -222,7 +222,8 @@ def test_a_packed_format_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = len(model.model.layers)
     with pytest.raises((sc.NoRule, sc.NotExact, NoPoint)):
         sc.freeze(sc.LM(model), prompt())
-    monkeypatch.setitem(weights.PACKED, f"{__name__}.Ternary", lambda module: module.weight * module.scale[:, None])
+    row = weights.Packing(lambda module: module.weight * module.scale[:, None])
+    monkeypatch.setitem(weights.PACKED, f"{__name__}.Ternary", row)
     lm = sc.LM(model)
     run = sc.freeze(lm, prompt())
     assert max(run.certificate.reconstruction, run.certificate.affinity) <= 1e-12
@@ -261,7 +262,7 @@ def test_adapters_merged_and_not(options: dict[str, object]) -> None:
 def test_adapters_on_four_bits(checkpoint: Path) -> None:
     peft = pytest.importorskip("peft")
     model = loaded(checkpoint, quantization_config=four_bits(llm_int8_skip_modules=[]))
-    weights.in_own_type_(model, torch.float32)
+    weights.prepare_(model, torch.float32)
     config = peft.LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "up_proj", "lm_head"])
     run = assert_exact(peft.get_peft_model(model, config).eval())
     torch.testing.assert_close(run.hidden @ run.lm.unembedding.T, run.logits, rtol=1e-4, atol=1e-4)

@@ -510,7 +510,7 @@ ROWS[whole_linear] = Row(unpacked, "whole_linear")
 
 def whole(model: nn.Module) -> dict[nn.Module, Callable[[Tensor, Whole], Tensor]]:
     """Returns the modules of a model that are recorded as one function each, and these functions."""
-    kinds = {**dict.fromkeys(ACTIVATIONS, whole_activation), **dict.fromkeys(weights.PACKED, whole_linear)}
+    kinds = {**dict.fromkeys(ACTIVATIONS, whole_activation), **dict.fromkeys(weights.unpacking(), whole_linear)}
     return {module: kinds[kind] for module in model.modules() if (kind := weights.kind_of(module)) in kinds}
 
 

@@ -6,6 +6,7 @@ complex numbers and integers to the model's dtype. Here both are errors, except 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +99,8 @@ def stored(files: Iterable[Path], name: str) -> dict[str, Stored]:
     for file in files:
         kind = "safetensors" if file.suffix == ".safetensors" else "pickled tensor"
         rule = f"Weights must be complete {kind} files"
-        with explained(ModelRefused, rule, "Download it again.", f"a damaged one in {name}, {file.name}"):
+        got = f"a damaged one in {name}, {file.name}"
+        with explained(ModelRefused, rule, "Download it again.", got, partial(_cut_short, file, name)):
             own = _of_safetensors(file) if file.suffix == ".safetensors" else _of_pickle(file)
         if twice := found.keys() & own.keys():
             raise ModelRefused(
@@ -105,6 +108,25 @@ def stored(files: Iterable[Path], name: str) -> dict[str, Stored]:
             )
         found |= own
     return found
+
+
+def _cut_short(file: Path, name: str, error: BaseException) -> ModelRefused | None:
+    """What to say about a safetensors file whose end is missing; None about others."""
+    with open(file, "rb") as opened:
+        start = opened.read(8)
+        length = int.from_bytes(start, "little")
+        head = opened.read(length) if len(start) == 8 and length <= 2**27 else b""
+    try:
+        ends = [part["data_offsets"][1] for key, part in json.loads(head).items() if key != "__metadata__"]
+        need, have = 8 + length + max(ends), file.stat().st_size
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return None
+    if file.suffix != ".safetensors" or have >= need:
+        return None
+    return ModelRefused(
+        "Weights must be complete safetensors files", f"{file.name} of {name}, {have:,} of {need:,} bytes",
+        "Download it again.",
+    )  # fmt: skip
 
 
 def _of_safetensors(file: Path) -> dict[str, Stored]:

@@ -206,7 +206,8 @@ def _check_files(folder: Path, name: str, allow_pickle: bool) -> None:
 def _check_file(path: Path, folder: Path, name: str) -> None:
     """Raises ModelRefused at a link out of the folder, and at something else where a file is read."""
     root, target = folder.resolve(), path.resolve()
-    homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    caches = [above.parents[1] / "blobs" for above in (root, *root.parents) if above.parent.name == "snapshots"]
+    homes = [root, *caches[-1:]]
     if not any(target.is_relative_to(home) for home in homes):
         raise ModelRefused(
             "A model's files must be in its folder", f"{path.name} of {name}, a link to {target}",

@@ -21,7 +21,7 @@ from transformers.utils import cached_file
 from secant.errors import BadArgument, ModelNotFound, ModelRefused, SecantError, checked
 from secant.foreign import explained, quiet, said_by
 from secant.memory import announce, room
-from secant.model import checkpoint, converter, folders, gguf, weights
+from secant.model import checkpoint, converter, folders, gguf, quantization, weights
 from secant.model.lm import LM, dtype_of
 from secant.model.sources import ATLAS, RULE, Hub, Place, Source, place_of
 
@@ -33,10 +33,6 @@ EXPERTS = (None, "eager", "batched_mm", "grouped_mm")
 
 NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 """The environment variable that keeps transformers from asking a hub service to convert a model's pickles."""
-
-FROM_THE_HUB = ("eetq", "fbgemm_fp8", "fp8", "metal", "mxfp4", "nvfp4")
-"""Quantisation methods whose kernels transformers downloads from the hub if the package kernels is installed."""
-
 
 @checked
 def load(
@@ -94,7 +90,7 @@ def load(
             model, tokenizer = _of_gguf(place, dtype_of(dtype), device, attention)
         else:
             source = _opened(place, allow_pickle)
-            config = _configured(source, allow_remote_code, attention)
+            config = _configured(source, allow_remote_code, attention, dequantize)
             model = _model(source, config, dtype_of(dtype), device, allow_remote_code, dequantize)
             with _explained(place, "tokenizer"), quiet(), _alone(), _without_panics():
                 tokenizer = AutoTokenizer.from_pretrained(
@@ -111,6 +107,7 @@ def load(
 def is_packed(
     name: str | Path,
     *,
+    dequantize: bool = False,
     revision: str | None = None,
     subfolder: str = "",
     cache_dir: str | Path | None = None,
@@ -121,6 +118,7 @@ def is_packed(
 
     Args:
         name: As in `load`.
+        dequantize: As in `load`.
         revision: As in `load`.
         subfolder: As in `load`.
         cache_dir: As in `load`.
@@ -135,7 +133,7 @@ def is_packed(
     """
     hub = Hub(revision, subfolder, None, None if cache_dir is None else str(cache_dir), offline)
     place = place_of(name, hub)
-    if place.file is not None:
+    if place.file is not None or dequantize:
         return False
     return hasattr(_configured(_opened(place, False), allow_remote_code, None), "quantization_config")
 
@@ -261,7 +259,7 @@ def _is_of_torch(attention: Any) -> bool:
     return known and not any(part in attention for part in FUSED)
 
 
-def _configured(source: Source, allow_remote_code: bool, attention: str | None) -> Any:
+def _configured(source: Source, allow_remote_code: bool, attention: str | None, dequantize: bool = False) -> Any:
     """A model's configuration. Raises ModelRefused where it asks for code to be downloaded, or for fused kernels.
 
     This is checked here because transformers downloads such code as soon as it creates the model.
@@ -286,13 +284,7 @@ def _configured(source: Source, allow_remote_code: bool, attention: str | None) 
                 f"{said!r:.80}, which config.json of {name} asks for", "Remove it from its config.json.",
             )  # fmt: skip
         packing = getattr(part, "quantization_config", None) or {}
-        way = packing.get("quant_method") if isinstance(packing, dict) else getattr(packing, "quant_method", None)
-        if way in FROM_THE_HUB and find_spec("kernels"):
-            raise ModelRefused(
-                "Code that comes over the network is not run",
-                f"{name}, packed as {way}, whose kernels transformers downloads if the package kernels is installed",
-                "Uninstall kernels, or use a different checkpoint.",
-            )
+        quantization.check(packing, name, dequantize, find_spec("kernels") is not None)
     return config
 
 
@@ -314,7 +306,7 @@ def _model(
 ) -> Any:
     """The model with all its weights. Raises ModelRefused, BadWeights, BadArgument, TooLarge."""
     name, packed = source.name, bool(getattr(config, "quantization_config", None))
-    if source.is_here and device != "auto":
+    if source.is_final and device != "auto":
         checkpoint.check_size(source.tensors, dtype, name)
     kwargs: dict[str, Any] = {"use_safetensors": None if source.allow_pickle else True, **source.arguments}
     if device == "auto":
@@ -332,12 +324,15 @@ def _model(
             "Correct the quantization_config of its config.json, or update transformers.",
         )  # fmt: skip
     checkpoint.check_after(model, source.tensors, info["unexpected_keys"], name, unpacked)
+    if dequantize and getattr(model, "is_quantized", False):
+        with _explained(source.place), quiet():
+            model = model.dequantize()
     if getattr(model, "is_quantized", False) and dtype not in (None, model.dtype):
         raise BadArgument(
             "Packed weights compute in the dtype that their library chooses", f"{dtype} instead of {model.dtype}",
             "Leave dtype out; the precision of a run widens the frozen network.",
         )  # fmt: skip
-    weights.in_own_type_(model, model.dtype)
+    weights.prepare_(model, model.dtype)
     return model
 
 

@@ -103,6 +103,11 @@ class Source:
         return self.place.is_here
 
     @property
+    def is_final(self) -> bool:
+        """Whether nothing will be downloaded."""
+        return self.is_here or self.place.hub.offline
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """How transformers looks the model up: at the commit that was checked."""
         return {} if self.is_here else self.place.hub.arguments
@@ -111,7 +116,7 @@ class Source:
     def tensors(self) -> dict[str, checkpoint.Stored]:
         """The tensors in the weights files, once the files exist. Raises ModelRefused, BadWeights."""
         files = folders.weights_files(self.folder, self.config, self.allow_pickle)
-        if self.is_here and (absent := [file.name for file in files if not file.exists()]):
+        if self.is_final and (absent := [file.name for file in files if not file.exists()]):
             raise ModelRefused(
                 "Every file that an index names must exist", f"{self.name} without {absent[0]}",
                 f"Complete the folder.{folders.unfinished(self.folder)}",

@@ -1,6 +1,7 @@
 """A module's weights: loaded from where accelerate offloads them, unpacked from low-bit formats, and checked.
 
-To add a packed weight format, write a row in PACKED; nothing else names it.
+To add a packed weight format, write a row in PACKED: how a layer unpacks, whether it rounds activations, and what must be
+prepared. Nothing else names it.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def of(module: nn.Module) -> Tensor:
     """
     if hasattr(module, "base_layer"):
         return _as_it_acts(module)
-    if kind_of(module) in PACKED:
+    if kind_of(module) in unpacking():
         return unpacked(module)[0]
     with fetched(module):
         return plain(module.weight.detach())  # type: ignore[operator]
@@ -169,48 +170,7 @@ def _of_bitsandbytes(module: Any) -> Tensor:
     return dequantize_4bit(module.weight.data, module.weight.quant_state)
 
 
-PACKED: dict[str, Callable[[Any], Tensor]] = {
-    "bitsandbytes.Linear4bit": _of_bitsandbytes,
-    "bitsandbytes.LinearNF4": _of_bitsandbytes,
-    "bitsandbytes.LinearFP4": _of_bitsandbytes,
-    "hqq.HQQLinear": lambda module: module.dequantize(),
-}
-"""Linear layers with packed weights and kernels of their own, by class, each with a function that unpacks the weight.
-
-Such a layer has `bias`, and as a head `weight` and `out_features`; the weight is unpacked to `[out, in]`.
-"""
-
-REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""Dtypes of weights that are multiplied with as they are."""
-
-ROUNDING = {"bitsandbytes.Linear8bitLt"}
-"""Layers that round activations to 8 bits."""
-
-
-def unpacked(module: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a linear layer with packed weights, in the kernel's own dtypes.
-
-    Args:
-        module: A module whose class is in PACKED.
-
-    """
-    with torch._C.DisableTorchFunction(), fetched(module):
-        return PACKED[kind_of(module)](module), None if module.bias is None else module.bias.detach()
-
-
-def plain(weight: Tensor) -> Tensor:
-    """The plain tensor that a packed one stands for; other tensors as they are."""
-    return weight.dequantize() if type(weight) is not Tensor and hasattr(weight, "dequantize") else weight
-
-
-def rounds(module: nn.Module) -> bool:
-    """Whether a layer rounds its activations to few bits: bitsandbytes' int8, or torchao's dynamic quantisation."""
-    weight: Any = getattr(module, "weight", None)
-    kept = (getattr(weight, "act_quant_kwargs", None), getattr(weight, "activation_quantization", None))
-    return kind_of(module) in ROUNDING or any(kind is not None for kind in kept)
-
-
-def packs_anew(module: Any) -> bool:
+def _repacks(module: Any) -> bool:
     """Whether bitsandbytes repacks a 4-bit layer's weight in place at its first pass, or has already done so.
 
     It does on CPUs with AVX512-BF16. The layer then computes in bfloat16, whatever its dtype.
@@ -220,8 +180,93 @@ def packs_anew(module: Any) -> bool:
     return done or (getattr(module, "support_avx512bf16_for_cpu", False) and device_of(module).type == "cpu")
 
 
-def in_own_type_(model: nn.Module, dtype: torch.dtype) -> None:
-    """Make bitsandbytes' 4-bit layers compute in this dtype, also on a CPU, if the model has not run yet.
+def _unrepacked_(module: Any, dtype: torch.dtype) -> None:
+    """Make bitsandbytes' 4-bit layer compute in a dtype, also on a CPU, if the model has not run yet."""
+    if hasattr(module, "support_avx512bf16_for_cpu"):
+        module.compute_dtype, module.support_avx512bf16_for_cpu = dtype, False
+
+
+def _of_hqq(module: Any) -> Tensor:
+    return module.dequantize()
+
+
+def nothing_to_prepare(module: Any, dtype: torch.dtype) -> None:
+    """Leave a layer as it is."""
+
+
+def never_repacks(module: Any) -> bool:
+    """Whether a layer's weight changes while it runs: no."""
+    return False
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a class of linear layers keeps its weight. Such a layer has `bias`, and as a head `weight` and `out_features`.
+
+    Attributes:
+        unpack: Returns the weight of a layer, `[out, in]`; None for layers that round their activations.
+        prepare: Makes a layer that was just loaded compute in a dtype.
+        repacks: Whether a layer's weight changes while it runs.
+
+    """
+
+    unpack: Callable[[Any], Tensor] | None
+    prepare: Callable[[Any, torch.dtype], None] = nothing_to_prepare
+    repacks: Callable[[Any], bool] = never_repacks
+
+
+BITSANDBYTES = Packing(_of_bitsandbytes, _unrepacked_, _repacks)
+
+PACKED: dict[str, Packing] = {
+    "bitsandbytes.Linear4bit": BITSANDBYTES,
+    "bitsandbytes.LinearNF4": BITSANDBYTES,
+    "bitsandbytes.LinearFP4": BITSANDBYTES,
+    "hqq.HQQLinear": Packing(_of_hqq),
+    "bitsandbytes.Linear8bitLt": Packing(None),
+    "transformers.FP8Linear": Packing(None),
+    "transformers.BitLinear": Packing(None),
+    "transformers.AutoBitLinear": Packing(None),
+    "transformers.FbgemmFp8Linear": Packing(None),
+}
+"""Linear layers with packed weights and kernels of their own, by class."""
+
+
+def unpacking() -> list[str]:
+    """The classes in PACKED whose layers are linear maps."""
+    return [kind for kind, row in PACKED.items() if row.unpack is not None]
+
+
+REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes of weights that are multiplied with as they are."""
+
+def unpacked(module: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a linear layer with packed weights, in the kernel's own dtypes.
+
+    Args:
+        module: A module whose class is in PACKED, and unpacks.
+
+    """
+    unpack = PACKED[kind_of(module)].unpack
+    assert unpack is not None
+    with torch._C.DisableTorchFunction(), fetched(module):
+        return unpack(module), None if module.bias is None else module.bias.detach()
+
+
+def plain(weight: Tensor) -> Tensor:
+    """The plain tensor that a packed one stands for; other tensors as they are."""
+    return weight.dequantize() if type(weight) is not Tensor and hasattr(weight, "dequantize") else weight
+
+
+def rounds(module: nn.Module) -> bool:
+    """Whether a layer rounds its activations to few bits: by its row in PACKED, or by torchao's kind of weight."""
+    row = PACKED.get(kind_of(module))
+    weight: Any = getattr(module, "weight", None)
+    kept = (getattr(weight, "act_quant_kwargs", None), getattr(weight, "activation_quantization", None))
+    return (row is not None and row.unpack is None) or any(kind is not None for kind in kept)
+
+
+def prepare_(model: nn.Module, dtype: torch.dtype) -> None:
+    """Make packed layers compute in this dtype, if the model has not run yet.
 
     Args:
         model: The model, whose layers are changed.
@@ -229,8 +274,8 @@ def in_own_type_(model: nn.Module, dtype: torch.dtype) -> None:
 
     """
     for module in model.modules():
-        if kind_of(module) in PACKED and hasattr(module, "support_avx512bf16_for_cpu"):
-            module.compute_dtype, module.support_avx512bf16_for_cpu = dtype, False  # type: ignore[assignment]
+        if (row := PACKED.get(kind_of(module))) is not None:
+            row.prepare(module, dtype)
 
 
 # ------------------------------------------------------------------------------------------------ checks
@@ -292,11 +337,11 @@ def check_kernels(model: nn.Module, dtype: torch.dtype) -> None:
             raise NotExact(
                 "Activations must not be rounded to few bits, which is not linear",
                 f"{name}, a {type(module).__name__} that rounds them",
-                "Quantise weights only, for example to 4 bits, or call model.dequantize().eval().",
+                "Load it with dequantize (--dequantize), call model.dequantize().eval(), or quantise weights only.",
             )
-        if kind_of(module) not in PACKED:
+        if (row := PACKED.get(kind_of(module))) is None:
             continue
-        if packs_anew(module):
+        if row.repacks(module):
             raise NotExact(
                 "Weights must not change while a model runs",
                 f"{name}, which bitsandbytes repacks on this CPU to compute in bfloat16",

@@ -40,17 +40,21 @@ class Certificates:
         """The view: a line for each certificate, and the reasons where one is missing."""
         from secant.results.view import Cell, Grid, Shown, Tokens, View
 
+        sharpened = any(row["precision"] != row["dtype"] for row in self.rows)
         columns = [
-            Shown("dtype"), Shown("convention"), Shown("forward"), Shown("reconstruction", "error"),
+            Shown("dtype"), *([Shown("precision")] if sharpened else []), Shown("convention"), Shown("forward"), Shown("reconstruction", "error"),
             Shown("affinity", "error"), Shown("tolerance", "error", spare=1), Shown("ordinary J", "number", spare=2),
         ]  # fmt: skip
         rows: list[list[Any]] = [
             [
-                *(row["dtype"], row["convention"], "equal" if row["forward_equal"] else "differs"),
+                *(row["dtype"], *([row["precision"]] if sharpened else []), row["convention"], "equal" if row["forward_equal"] else "differs"),
                 *(row["reconstruction"], row["affinity"], f"{row['tolerance']:.0e}", f"{row['ordinary']:.2f}"),
             ]
             if row["exact"]
-            else [row["dtype"], row["convention"], Cell("not exact", "bad"), None, None, None, None]
+            else [
+                *(row["dtype"], *([row["precision"]] if sharpened else []), row["convention"]),
+                *(Cell("not exact", "bad"), None, None, None, None),
+            ]
             for row in self.rows
         ]
         facts = {"model": self.model, "prompt": Tokens(self.tokens)}
@@ -84,7 +88,8 @@ def verify(
 
     if freezing.chat and prompt is None:
         raise sc.SecantError("--chat requires a prompt", "none", "Add --prompt.")
-    packed = is_packed(model, **opening.where, allow_remote_code=opening.allow_remote_code) and not opening.dequantize
+    how = {"dequantize": opening.dequantize, **opening.where, "allow_remote_code": opening.allow_remote_code}
+    packed = is_packed(model, **how)
     chosen: list[Any] = dtype or ([None] if packed else list(Dtype))  # packed weights have a type of their own
     conventions = list(dict.fromkeys(freezing.convention or CONVENTIONS))
     rows: list[dict[str, Any]] = []
@@ -93,14 +98,18 @@ def verify(
             lm = opening.load(model, wanted)
             ids = _random_tokens(lm, freezing.seed) if prompt is None else lm.encode(freezing.prompt(prompt))
             name = Dtype(str(lm.dtype).removeprefix("torch."))
-            how = {**freezing.how, "precision": _wider(freezing.precision, name), "ordinary": True}
-            for which in conventions:
+            widest = freezing.precision or (Dtype.float32 if packed else None)
+            systems = {None, _wider(widest, name)} if packed else {_wider(freezing.precision, name)}
+            pairs = [(system, which) for system in sorted(systems, key=str, reverse=True) for which in conventions]
+            for system, which in pairs:
+                how = {**freezing.how, "precision": system, "ordinary": True}
                 try:
                     certificate = sc.freeze(lm, ids, convention=which, **how).certificate
                     rows.append({"exact": True, **asdict(certificate)})
                 except (sc.NotExact, sc.NoRule) as error:
-                    rows.append({"exact": False, "dtype": name.value, "convention": which, "why": str(error)})
-                progress("certificates", len(rows), len(chosen) * len(conventions))
+                    said = {"dtype": name.value, "precision": system or name.value, "convention": which}
+                    rows.append({"exact": False, **said, "why": str(error)})
+                progress("certificates", len(rows), len(chosen) * len(pairs))
     output.finish(Certificates(model, [lm.text(i) for i in ids], rows))
     if not all(row["exact"] for row in rows):
         raise typer.Exit(2)

@@ -1,0 +1,136 @@
+"""Every method of quantisation that transformers registers, and what becomes of a checkpoint packed by it.
+
+The row decides whether a checkpoint is loaded, and the certificate of each run proves it. A method that was not tried is
+loaded if transformers can: a kernel without a rule is refused, and so is one that hides a nonlinearity.
+`python tools/quantization.py` tries what runs on a CPU and writes docs/quantization.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from secant.errors import BadArgument, ModelRefused
+
+Result = Literal["exact", "exact after dequantize=True", "refused", "not tried"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of quantisation.
+
+    Attributes:
+        result: What becomes of its checkpoints.
+        why: The reason, or what else is to be known.
+        dequantize: How transformers replaces packed weights by plain ones: while it loads (config), afterwards (model),
+            or not at all.
+        from_the_hub: Whether transformers downloads its kernels if the package kernels is installed, unless the weights
+            are dequantised while they are loaded.
+
+    """
+
+    result: Result
+    why: str = ""
+    dequantize: Literal["config", "model", ""] = ""
+    from_the_hub: bool = False
+
+
+ROUNDS = "its layers round activations, which no linear map does"
+GPU = "it requires a GPU"
+
+METHODS: dict[str, Method] = {
+    "aqlm": Method("not tried", "it requires the package aqlm"),
+    "auto-round": Method("not tried", "it requires the package auto-round"),
+    "awq": Method("not tried", "it requires the package gptqmodel, which is compiled for a GPU"),
+    "bitnet": Method("refused", ROUNDS),
+    "bitsandbytes_4bit": Method("exact", "nf4, fp4, and scales that are packed too", "model"),
+    "bitsandbytes_8bit": Method("exact after dequantize=True", ROUNDS, "model"),
+    "compressed-tensors": Method(
+        "exact after dequantize=True", "its layers keep integers, and round activations where the scheme says so",
+        "config",
+    ),
+    "eetq": Method("not tried", GPU, from_the_hub=True),
+    "fbgemm_fp8": Method("refused", f"{ROUNDS}; {GPU}", from_the_hub=True),
+    "fouroversix": Method("refused", ROUNDS),
+    "fp8": Method("exact after dequantize=True", ROUNDS, "config", from_the_hub=True),
+    "fp_quant": Method("refused", f"{ROUNDS}; {GPU}"),
+    "gemma": Method("refused", ROUNDS),
+    "gguf": Method("exact", "always dequantised", "config"),
+    "gptq": Method("not tried", "it requires the packages optimum and gptqmodel, which is compiled for a GPU"),
+    "higgs": Method("not tried", GPU, "model"),
+    "hqq": Method("not tried", "transformers does not load it at present; a model that hqq packed in memory is exact"),
+    "metal": Method("exact after dequantize=True", "its kernels run on Apple's GPUs", "config", from_the_hub=True),
+    "mxfp4": Method(
+        "exact after dequantize=True", "its kernels, of experts, are no torch functions", "config", from_the_hub=True
+    ),
+    "mxfp8": Method("exact after dequantize=True", ROUNDS, "config", from_the_hub=True),
+    "nvfp4": Method("refused", f"{ROUNDS}; {GPU}", from_the_hub=True),
+    "quanto": Method("exact", "weights only; with activations, the pass is refused"),
+    "quark": Method("not tried", "it requires the package amd-quark"),
+    "sinq": Method("not tried", GPU),
+    "spqr": Method("not tried", GPU),
+    "torchao": Method("exact", "weights only; with dynamic activations, the pass is refused"),
+    "vptq": Method("not tried", GPU),
+}  # fmt: skip
+"""Every method, by its name in `quantization_config`; bitsandbytes with its bits."""
+
+
+def method_of(packing: Any) -> str | None:
+    """The name of the method of a `quantization_config`; None if it has none.
+
+    Args:
+        packing: The entry of a configuration.
+
+    """
+    said = packing if isinstance(packing, Mapping) else vars(packing) if hasattr(packing, "__dict__") else {}
+    name = said.get("quant_method")
+    name = getattr(name, "value", name)
+    if name is None and not (said.get("load_in_8bit") or said.get("load_in_4bit")):
+        return None
+    if name in (None, "bitsandbytes"):
+        return "bitsandbytes_8bit" if said.get("load_in_8bit") or said.get("_load_in_8bit") else "bitsandbytes_4bit"
+    return str(name)
+
+
+def check(packing: Any, name: str, dequantize: bool, has_kernels: bool) -> None:
+    """Check that a checkpoint's packed weights are of a method that is loaded, and have them dequantised if asked for.
+
+    Args:
+        packing: The `quantization_config` of a configuration, to which `dequantize` is added.
+        name: The model's name, for messages.
+        dequantize: Whether packed weights are replaced by plain ones.
+        has_kernels: Whether the package kernels is installed.
+
+    Raises:
+        BadArgument: The method's weights cannot be dequantised.
+        ModelRefused: The method rounds activations, or its kernels come over the network.
+
+    """
+    way = method_of(packing)
+    if way is None or (row := METHODS.get(way)) is None:
+        return  # transformers says that it does not know it
+    if dequantize and not row.dequantize:
+        raise BadArgument(
+            "Weights are dequantised by transformers, if it can", f"{name}, packed as {way}, which it leaves packed",
+            "Leave dequantize out, or use a checkpoint that is not packed.",
+        )  # fmt: skip
+    if dequantize and row.dequantize == "config" and isinstance(packing, dict):
+        packing["dequantize"] = True
+        return
+    if row.result == "refused":
+        raise ModelRefused(
+            "Activations must not be rounded to few bits", f"{name}, packed as {way}: {row.why}",
+            "Use a checkpoint of which only the weights are packed.",
+        )  # fmt: skip
+    if row.result == "exact after dequantize=True" and not dequantize:
+        raise ModelRefused(
+            f"A checkpoint packed as {way} must be dequantised", f"{name}: {row.why}",
+            "Pass dequantize=True (--dequantize), for the plain weights that they stand for.",
+        )  # fmt: skip
+    if row.from_the_hub and has_kernels:
+        raise ModelRefused(
+            "Code that comes over the network is not run",
+            f"{name}, packed as {way}, whose kernels transformers downloads if the package kernels is installed",
+            "Uninstall kernels, or use a different checkpoint.",
+        )
