@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
+import packed
 import pytest
 import torch
 from families import model_of, prompt
+from helpers import refused
 from torch import nn
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import secant as sc
 from secant.cli import app
-from secant.errors import BadWeights, ModelRefused, NoPoint
+from secant.errors import BadArgument, BadWeights, ModelRefused, NoPoint
 from secant.linearize.conventions import CONVENTIONS
-from secant.model import weights
+from secant.model import quantization, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}  # few bits come in blocks of 64
@@ -90,8 +94,8 @@ def test_four_bits_are_seen_in_a_wider_type(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_kernel_that_packs_weights_anew_is_refused(checkpoint: Path, packed: bool, dtype: str) -> None:
+@pytest.mark.parametrize("done", [False, True])
+def test_a_kernel_that_packs_weights_anew_is_refused(checkpoint: Path, done: bool, dtype: str) -> None:
     """bitsandbytes does on CPUs that have the instructions, in place, at the first pass, and computes in bfloat16: in
     float32 the output is off by 3e-2. So nothing is run.
     """
@@ -99,7 +103,7 @@ def test_a_kernel_that_packs_weights_anew_is_refused(checkpoint: Path, packed: b
     weights.prepare_(model, getattr(torch, dtype))
     layer = model.model.layers[1].mlp.up_proj
     before = layer.weight.data.clone()
-    if packed:
+    if done:
         layer.weight.quant_state.packing_format_for_cpu = True
     else:
         layer.support_avx512bf16_for_cpu = True
@@ -150,19 +154,25 @@ def test_a_four_bit_folder_loads(folder: Path, tmp_path: Path) -> None:
     assert max(certificate.reconstruction, certificate.affinity) <= 1e-5
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_packed_folders_are_verified_in_their_own_type(folder: Path, tmp_path: Path, bits: int) -> None:
-    pytest.importorskip("bitsandbytes")
-    from transformers import AutoTokenizer, BitsAndBytesConfig
+def test_packed_folders_are_verified_in_their_own_type(folder: Path, tmp_path: Path) -> None:
+    """And in float32, where that is wider."""
+    from transformers import AutoTokenizer
 
-    config = four_bits() if bits == 4 else BitsAndBytesConfig(load_in_8bit=True)
-    loaded(folder, quantization_config=config).save_pretrained(tmp_path)
+    loaded(folder, quantization_config=four_bits(), dtype=torch.bfloat16).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
     result = CliRunner().invoke(app, ["verify", str(tmp_path), "--json"])
     rows = json.loads(result.stdout)["certificates"]
-    assert [(row["dtype"], row["exact"]) for row in rows] == [("float32", bits == 4)] * len(CONVENTIONS)
-    assert bits == 4 or "rounds them" in rows[0]["why"]
-    assert result.exit_code == (0 if bits == 4 else 2)
+    kinds = [("bfloat16", "bfloat16", True)] * len(CONVENTIONS) + [("bfloat16", "float32", True)] * len(CONVENTIONS)
+    assert [(row["dtype"], row["precision"], row["exact"]) for row in rows] == kinds
+    assert result.exit_code == 0
+    result = CliRunner().invoke(app, ["verify", str(tmp_path), "--convention", "gate"])
+    assert "precision" in result.stdout
+    result = CliRunner().invoke(app, ["verify", str(tmp_path), "--json", "--dequantize", "--dtype", "float64",
+                                      "--convention", "gate"])  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    (row,) = json.loads(result.stdout)["certificates"]
+    assert (row["dtype"], row["exact"]) == ("float64", True)
+    assert row["reconstruction"] <= 1e-12
 
 
 @pytest.mark.parametrize(("name", "exact"), [("Int8WeightOnlyConfig", True), ("IntxWeightOnlyConfig", True),
@@ -230,6 +240,114 @@ def test_a_packed_format_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.certificate.operations["whole_linear: unpacked"] == layers + 1
     assert lm.outputs == len(lm.unembedding)
     torch.testing.assert_close(run.hidden @ lm.unembedding.T, run.logits, rtol=0, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------- methods
+
+
+def test_every_method_that_transformers_registers_has_a_row() -> None:
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    assert sorted(quantization.METHODS) == sorted(AUTO_QUANTIZER_MAPPING)
+
+
+@pytest.mark.parametrize("method", packed.DEQUANTISED)
+def test_packed_weights_are_exact_once_dequantised(method: str, folder: Path, tmp_path: Path) -> None:
+    """Weight by weight what they stand for, and refused without being asked, since layers of a GPU round activations."""
+    packing, pack, package = packed.DEQUANTISED[method]
+    pytest.importorskip(package or "torch")
+    stands = packed.written(tmp_path, folder, packing, pack)
+    said = refused(ModelRefused, f"packed as {method} must be dequantised", tmp_path)
+    assert "dequantize=True (--dequantize)" in said
+    lm = sc.load(tmp_path, dequantize=True, dtype="float32")
+    for key, weight in lm.model.state_dict().items():
+        torch.testing.assert_close(weight, stands[key], rtol=1e-6, atol=1e-7, msg=key)
+    assert_exact(lm.model, [3, 4, 5])
+    certificate = sc.freeze(sc.load(tmp_path, dequantize=True, dtype="float64"), [3, 4, 5]).certificate
+    assert max(certificate.reconstruction, certificate.affinity) <= 1e-12
+
+
+def test_eight_bits_are_exact_once_dequantised(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoTokenizer, BitsAndBytesConfig
+
+    loaded(folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    refused(ModelRefused, "packed as bitsandbytes_8bit must be dequantised", tmp_path)
+    lm = sc.load(tmp_path, dequantize=True, dtype="float32")
+    assert_exact(lm.model, [3, 4, 5])
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.testing.assert_close(lm.logits([3, 4]), plain(torch.tensor([[3, 4]])).logits[0], rtol=0.1, atol=0.5)
+
+
+def test_four_bits_can_be_dequantised(folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    loaded(folder, quantization_config=four_bits()).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    packed_too = sc.load(tmp_path, dtype="float32")
+    lm = sc.load(tmp_path, dtype="float32", dequantize=True)
+    assert not any("Linear4bit" in type(module).__name__ for module in lm.model.modules())
+    torch.testing.assert_close(lm.logits([3, 4]), packed_too.logits([3, 4]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [name for name, row in quantization.METHODS.items() if row.result == "refused"])
+def test_methods_that_round_activations_are_refused(method: str, copy_of: Path) -> None:
+    edit(copy_of, quantization_config={"quant_method": method})
+    refused(ModelRefused, f"packed as {method}: its layers round activations", copy_of)
+
+
+def test_what_cannot_be_dequantised_says_so(copy_of: Path) -> None:
+    edit(copy_of, quantization_config={"quant_method": "awq"})
+    refused(BadArgument, "packed as awq, which it leaves packed", copy_of, dequantize=True)
+
+
+def test_plain_weights_may_be_asked_for_anyway(folder: Path) -> None:
+    assert torch.equal(sc.load(folder, dequantize=True).logits([3]), sc.load(folder).logits([3]))
+
+
+def test_methods_are_documented() -> None:
+    """docs/quantization.md is what tools/quantization.py writes."""
+    page = (Path(__file__).parents[1] / "docs" / "quantization.md").read_text()
+    for name, row in quantization.METHODS.items():
+        assert f"| {name} | {row.result} |" in page
+
+
+@pytest.fixture
+def copy_of(folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def edit(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+# ------------------------------------------------------------------------------------------- wrappers
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, "ddp"])
+def test_wrappers_are_taken_off(wrap: Any) -> None:
+    """What they wrap is the model; they only spread batches."""
+    model = model_of("llama").model
+    if wrap == "ddp":
+        wrapped = object.__new__(nn.parallel.DistributedDataParallel)
+        nn.Module.__init__(wrapped)
+        wrapped.module = model
+    else:
+        wrapped = wrap(model)
+    lm = sc.LM(wrapped)
+    assert lm.model is model
+    run = sc.freeze(lm, prompt())
+    assert max(run.certificate.reconstruction, run.certificate.affinity) <= 1e-12
+
+
+def test_compiled_models_say_what_they_wrap() -> None:
+    compiled = torch.compile(model_of("llama").model)
+    with pytest.raises(ModelRefused, match=r"a compiled region.*model\._orig_mod"):
+        sc.LM(compiled)
+    assert sc.freeze(sc.LM(compiled._orig_mod), prompt()).certificate.reconstruction <= 1e-12
 
 
 # ------------------------------------------------------------------------------------------- adapters

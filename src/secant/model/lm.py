@@ -30,7 +30,7 @@ class LM:
     """A causal language model and its tokenizer, already in memory; neither is changed.
 
     Attributes:
-        model: A transformers causal LM.
+        model: A transformers causal LM; of one in DataParallel or DistributedDataParallel, the model inside.
         tokenizer: Its tokenizer; None for a model that is given token ids.
         name: Its name; by default the one in its configuration.
 
@@ -45,7 +45,11 @@ class LM:
     name: str = ""
 
     def __post_init__(self) -> None:
+        while isinstance(self.model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            object.__setattr__(self, "model", self.model.module)  # they spread batches, which a prompt does not need
         is_model = isinstance(self.model, nn.Module) and hasattr(self.model, "get_output_embeddings")
+        if type(self.model).__name__ == "OptimizedModule":
+            raise ModelRefused(*COMPILED)
         if not is_model:
             raise ModelRefused(
                 "A model must be a transformers causal LM",

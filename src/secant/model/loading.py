@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import is_offline_mode
+from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.utils import get_session
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
@@ -30,6 +31,9 @@ FUSED = ("flash", "flex", "paged", "/")
 
 EXPERTS = (None, "eager", "batched_mm", "grouped_mm")
 """Implementations of experts that consist of torch functions."""
+
+ANSWER = 5.0
+"""Seconds in which the hub must answer, if the cache has a model."""
 
 NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 """The environment variable that keeps transformers from asking a hub service to convert a model's pickles."""
@@ -179,6 +183,7 @@ def _fetched(place: Place) -> tuple[Place, Path]:
     If the hub cannot be reached but the cache has the model, only the cache is used from then on.
     """
     with _explained(place), quiet(), _alone():
+        place = replace(place, hub=_reached(place))
         folder = Path(str(cached_file(place.where, folders.CONFIG, **place.hub.arguments))).parent
         root = folder
         for _ in Path(place.hub.subfolder).parts:
@@ -193,6 +198,23 @@ def _fetched(place: Place) -> tuple[Place, Path]:
                     raise
                 hub = replace(hub, offline=True)
     return replace(place, hub=hub), folder
+
+
+def _reached(place: Place) -> Hub:
+    """How a model is looked up: only in the cache, if that has it and the hub does not answer.
+
+    The hub's own client tries again for minutes, for each file.
+    """
+    hub = place.hub
+    file = "/".join([*Path(hub.subfolder).parts, place.file or folders.CONFIG])
+    known = try_to_load_from_cache(place.where, file, cache_dir=hub.cache_dir, revision=hub.revision)
+    if hub.offline or is_offline_mode() or not isinstance(known, str):
+        return hub
+    try:
+        get_session().head(constants.ENDPOINT, timeout=ANSWER)
+    except Exception:  # whatever its client raises
+        return replace(hub, offline=True)
+    return hub
 
 
 def _is_unreachable(error: BaseException) -> bool:
@@ -211,7 +233,7 @@ def _of_gguf(
     path, dtype = Path(place.where) / place.file, dtype or torch.float32
     if not place.is_here:
         with _explained(place), quiet(), _alone():
-            path = Path(str(cached_file(place.where, place.file, **place.hub.arguments)))
+            path = Path(str(cached_file(place.where, place.file, **_reached(place).arguments)))
     file = gguf.File.read(path, place.name)
     with _explained(place), quiet():
         config = converter.configuration_of(file)
@@ -311,22 +333,26 @@ def _model(
     kwargs: dict[str, Any] = {"use_safetensors": None if source.allow_pickle else True, **source.arguments}
     if device == "auto":
         kwargs["device_map"] = "auto"
+    elif packed and dequantize:
+        kwargs["device_map"] = {"": "cpu"}  # by default some methods choose the device of their kernels
     with _explained(source.place), quiet(), _alone(), checkpoint.bounded(lambda: source.tensors, name, packed):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.where, config=config, output_loading_info=True, trust_remote_code=allow_remote_code,
             dtype=dtype or "auto", **kwargs,
         )  # fmt: skip
     _check_whole(sorted(info["missing_keys"]), name)
-    unpacked = getattr(model, "hf_quantizer", None) is not None
+    way = quantization.method_of(getattr(config, "quantization_config", None))
+    unpacked = getattr(model, "hf_quantizer", None) is not None or (dequantize and way in quantization.METHODS)
     if packed and not unpacked:
         raise ModelRefused(
             "Packed weights must be of a kind that transformers unpacks", f"{name}, of an unknown kind",
             "Correct the quantization_config of its config.json, or update transformers.",
         )  # fmt: skip
     checkpoint.check_after(model, source.tensors, info["unexpected_keys"], name, unpacked)
-    if dequantize and getattr(model, "is_quantized", False):
+    if packed and dequantize:
         with _explained(source.place), quiet():
-            model = model.dequantize()
+            model = model.dequantize() if getattr(model, "is_quantized", False) else model
+        weights.convert_(model, dtype or model.dtype)
     if getattr(model, "is_quantized", False) and dtype not in (None, model.dtype):
         raise BadArgument(
             "Packed weights compute in the dtype that their library chooses", f"{dtype} instead of {model.dtype}",

@@ -278,6 +278,19 @@ def prepare_(model: nn.Module, dtype: torch.dtype) -> None:
             row.prepare(module, dtype)
 
 
+def convert_(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give a model's weights one dtype. Those that were dequantised have the dtype of their scales.
+
+    Args:
+        model: The model, whose weights are changed; its buffers keep their dtypes.
+        dtype: The dtype.
+
+    """
+    for weight in model.parameters():
+        if weight.is_floating_point() and not weight.is_meta:
+            weight.data = weight.data.to(dtype)
+
+
 # ------------------------------------------------------------------------------------------------ checks
 
 

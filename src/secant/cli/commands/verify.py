@@ -98,9 +98,10 @@ def verify(
             lm = opening.load(model, wanted)
             ids = _random_tokens(lm, freezing.seed) if prompt is None else lm.encode(freezing.prompt(prompt))
             name = Dtype(str(lm.dtype).removeprefix("torch."))
-            widest = freezing.precision or (Dtype.float32 if packed else None)
-            systems = {None, _wider(widest, name)} if packed else {_wider(freezing.precision, name)}
-            pairs = [(system, which) for system in sorted(systems, key=str, reverse=True) for which in conventions]
+            systems = [_wider(freezing.precision, name)]
+            if packed and freezing.precision is None:  # its own type is the only one: also what float32 shows of it
+                systems = list(dict.fromkeys([None, _wider(Dtype.float32, name)]))
+            pairs = [(system, which) for system in systems for which in conventions]
             for system, which in pairs:
                 how = {**freezing.how, "precision": system, "ordinary": True}
                 try:

@@ -1,0 +1,104 @@
+"""Folders of small models whose weights are packed by methods that run on a CPU, and the weights that they stand for.
+
+Each function writes a checkpoint as its method lays it out. It returns what a float32 model must have after loading.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from families import model_of
+from safetensors.torch import save_file
+from torch import Tensor
+
+WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "attention_bias": False, "mlp_bias": False,
+        "vocab_size": 64}  # fmt: skip
+Packer = Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]
+
+
+def written(out: Path, tokenizer: Path, packing: dict[str, Any], pack: Packer, family: str = "llama") -> dict[str, Tensor]:
+    """Write a small model, each projection packed, and the tokenizer of a folder; returns the weights it stands for."""
+    model = model_of(family, dtype=torch.float32, **WIDE).model
+    shutil.copytree(tokenizer, out, ignore=shutil.ignore_patterns("*.safetensors", "config.json"), dirs_exist_ok=True)
+    model.config.save_pretrained(out)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "quantization_config": packing}))
+    tensors: dict[str, Tensor] = {}
+    stands = dict(model.state_dict())
+    for key, weight in model.state_dict().items():
+        if not key.endswith("_proj.weight"):
+            tensors[key] = weight
+            continue
+        parts, stands[key] = pack(weight)
+        stem = key.removesuffix("weight")
+        tensors |= {stem + name: part.contiguous() for name, part in parts.items()}
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    return stands
+
+
+def by_blocks(rows: int, columns: int) -> Packer:
+    """8-bit floats with a scale for each block."""
+
+    def pack(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        high = min(rows, len(weight))
+        blocks = weight.reshape(len(weight) // high, high, weight.shape[1] // columns, columns)
+        scale = blocks.abs().amax((1, 3)) / 448
+        packed = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
+        stands = (packed.float() * scale[:, None, :, None]).reshape(weight.shape)
+        return {"weight": packed.reshape(weight.shape), "weight_scale_inv": scale}, stands
+
+    return pack
+
+
+def by_powers(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """8-bit floats with a power of two for each 32 of a row."""
+    blocks = weight.reshape(len(weight), -1, 32)
+    power = blocks.abs().amax(-1).log2().floor() - 8
+    packed = (blocks / 2.0 ** power[..., None]).clamp(-448, 448).to(torch.float8_e4m3fn)
+    stands = (packed.float() * 2.0 ** power[..., None]).reshape(weight.shape)
+    return {"weight": packed.reshape(weight.shape), "weight_scale_inv": (power + 127).to(torch.uint8)}, stands
+
+
+def by_rows(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """8-bit integers with a scale for each row."""
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    packed = (weight / scale).round().to(torch.int8)
+    return {"weight": packed, "weight_scale": scale}, packed.float() * scale
+
+
+def by_groups(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """4-bit integers, eight in a word, with a scale and a bias for each 64 of a row."""
+    groups = weight.reshape(len(weight), -1, 64)
+    low = groups.amin(-1)
+    scale = (groups.amax(-1) - low) / 15
+    codes = ((groups - low[..., None]) / scale[..., None]).round().clamp(0, 15).long()
+    stands = (codes.float() * scale[..., None] + low[..., None]).reshape(weight.shape)
+    words = codes.reshape(len(weight), -1, 8)
+    packed = (words << (4 * torch.arange(8))).sum(-1)
+    return {"weight": packed.to(torch.uint32), "scales": scale, "qbiases": low}, stands
+
+
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+MXFP8 = {"quant_method": "mxfp8", "weight_block_size": [1, 32], "scale_fmt": "ue8m0"}
+METAL = {"quant_method": "metal", "bits": 4, "group_size": 64}
+INTEGERS = {
+    "quant_method": "compressed-tensors", "format": "int-quantized", "ignore": ["lm_head"],
+    "quantization_status": "compressed",
+    "config_groups": {"group_0": {
+        "targets": ["Linear"], "input_activations": None, "output_activations": None,
+        "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"},
+    }},
+}  # fmt: skip
+
+DEQUANTISED: dict[str, tuple[dict[str, Any], Packer, str]] = {
+    "fp8": (FP8, by_blocks(128, 128), ""),
+    "mxfp8": (MXFP8, by_powers, ""),
+    "metal": (METAL, by_groups, ""),
+    "compressed-tensors": (INTEGERS, by_rows, "compressed_tensors"),
+}
+"""Methods whose checkpoints are exact when dequantised: the configuration, what packs a weight, and the package it needs."""
