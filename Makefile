@@ -21,7 +21,8 @@ help:
 	@echo "make test-architectures  a small model of every type that transformers registers"
 	@echo "make test-versions       the tests with the oldest transformers that we claim, and the newest there is"
 	@echo "make bench   run the benchmarks; each prints the ratios that it claims"
-	@echo "make atlas   train the bundled model anew, from nothing, into $(ATLAS): about an hour on 2 cores"
+	@echo "make atlas   train the bundled model anew, from nothing, into $(ATLAS): about an hour on 2 cores;"
+	@echo "             CHECKPOINTS=1 keeps the model every 100 steps, for secant study --model '$(ATLAS)-checkpoints/*'"
 	@echo "make clean   remove the environment and what was built"
 
 venv: $(VENV)/ready
@@ -74,7 +75,7 @@ bench: venv
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 atlas: venv
-	$(BIN)/python tools/atlas/train.py $(ATLAS)
+	$(BIN)/python tools/atlas/train.py $(ATLAS) $(if $(CHECKPOINTS),--checkpoints)
 	$(BIN)/python tools/atlas/card.py $(ATLAS)
 
 clean:

@@ -102,3 +102,34 @@ DEQUANTISED: dict[str, tuple[dict[str, Any], Packer, str]] = {
     "compressed-tensors": (INTEGERS, by_rows, "compressed_tensors"),
 }
 """Methods whose checkpoints are exact when dequantised: the configuration, what packs a weight, and the package it needs."""
+
+
+FLOATS = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+"""The sizes of 4-bit floats (E2M1)."""
+
+
+def experts(out: Path, tokenizer: Path) -> dict[str, Tensor]:
+    """Write a small gpt-oss whose experts are 4-bit floats with a power of two for each 32; returns its weights."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 64}
+    model = model_of("gpt_oss", dtype=torch.float32, **sizes).model
+    shutil.copytree(tokenizer, out, ignore=shutil.ignore_patterns("*.safetensors", "config.json"), dirs_exist_ok=True)
+    model.config.save_pretrained(out)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "mxfp4"}}))
+    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, Tensor] = {}
+    stands = dict(model.state_dict())
+    for key, weight in model.state_dict().items():
+        if not key.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            tensors[key] = weight
+            continue
+        count, columns, rows = weight.shape
+        blocks = torch.randint(256, (count, rows, columns // 32, 16), generator=generator, dtype=torch.uint8)
+        scales = torch.randint(120, 124, (count, rows, columns // 32), generator=generator, dtype=torch.uint8)
+        codes = torch.stack([blocks & 15, blocks >> 4], -1).long()
+        values = torch.where(codes > 7, -1.0, 1.0) * FLOATS[codes & 7]
+        values = values.flatten(-2) * 2.0 ** (scales.float() - 127)[..., None]
+        stands[key] = values.reshape(count, rows, columns).mT.contiguous()
+        tensors |= {f"{key}_blocks": blocks, f"{key}_scales": scales}
+    save_file({key: part.contiguous() for key, part in tensors.items()}, out / "model.safetensors", {"format": "pt"})
+    return stands

@@ -162,7 +162,12 @@ def test_training_that_was_interrupted_ends_as_if_it_had_not(
     monkeypatch.setattr(train, "sampled", lambda asked, number: asked[:4])
     monkeypatch.setattr(train, "tokenizer", lambda: atlas.tokenizer)
     monkeypatch.setattr(train, "model", smaller)
-    whole = train.train(tmp_path / "whole", 3)
+    whole = train.train(tmp_path / "whole", 3, keep=True)
+    kept = tmp_path / "whole-checkpoints"
+    assert sorted(path.name for path in kept.iterdir()) == [f"checkpoint-{step}" for step in (1, 2, 3)]
+    early, late = (sc.load(kept / f"checkpoint-{step}") for step in (1, 3))
+    assert not torch.equal(early.embedding, late.embedding)
+    assert torch.equal(late.embedding, sc.load(tmp_path / "whole").embedding)
 
     def interrupted(step: int, steps: int, rate: object = train.rate) -> float:
         if step == 2:
@@ -178,7 +183,7 @@ def test_training_that_was_interrupted_ends_as_if_it_had_not(
     assert [{**row, "minutes": 0} for row in parts] == [{**row, "minutes": 0} for row in whole]
     names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
     assert all((tmp_path / "parts" / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in names)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", "whole", "whole-checkpoints"]
 
 
 def test_answers_are_where_the_loss_is(atlas: sc.LM) -> None:

@@ -369,5 +369,5 @@ def test_next_tokens_are_those_of_llama_cpp(path: Path, tmp_path: Path) -> None:
 
 def test_architectures_are_listed() -> None:
     """docs/quantization.md names them."""
-    page = (Path(__file__).parents[1] / "docs" / "weights.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "quantization.md").read_text()
     assert ", ".join(f"`{name}`" for name in sorted(ARCHITECTURES)) in page

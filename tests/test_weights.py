@@ -251,12 +251,15 @@ def test_every_method_that_transformers_registers_has_a_row() -> None:
     assert sorted(quantization.METHODS) == sorted(AUTO_QUANTIZER_MAPPING)
 
 
-@pytest.mark.parametrize("method", packed.DEQUANTISED)
+@pytest.mark.parametrize("method", [*packed.DEQUANTISED, "mxfp4"])
 def test_packed_weights_are_exact_once_dequantised(method: str, folder: Path, tmp_path: Path) -> None:
     """Weight by weight what they stand for, and refused without being asked, since layers of a GPU round activations."""
-    packing, pack, package = packed.DEQUANTISED[method]
-    pytest.importorskip(package or "torch")
-    stands = packed.written(tmp_path, folder, packing, pack)
+    if method == "mxfp4":
+        stands = packed.experts(tmp_path, folder)
+    else:
+        packing, pack, package = packed.DEQUANTISED[method]
+        pytest.importorskip(package or "torch")
+        stands = packed.written(tmp_path, folder, packing, pack)
     said = refused(ModelRefused, f"packed as {method} must be dequantised", tmp_path)
     assert "dequantize=True (--dequantize)" in said
     lm = sc.load(tmp_path, dequantize=True, dtype="float32")

@@ -7,6 +7,7 @@ The loss is taken at every token of an answer and at three in ten of the others,
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Iterator
@@ -130,8 +131,11 @@ def optimisers(lm: nn.Module) -> list[torch.optim.Optimizer]:
     ]
 
 
-def train(out: Path, steps: int) -> list[dict[str, float]]:
-    """Train, and return the log; goes on from the checkpoint beside `out` if there is one."""
+def train(out: Path, steps: int, keep: bool = False) -> list[dict[str, float]]:
+    """Train, and return the log; resumes from the checkpoint next to `out` if there is one.
+
+    With `keep`, the model after every look stays, as a folder checkpoint-STEP in a folder next to `out`.
+    """
     words, lm = tokenizer(), model()
     optims = optimisers(lm)
     full = [[group["lr"] for group in optim.param_groups] for optim in optims]
@@ -186,6 +190,9 @@ def train(out: Path, steps: int) -> list[dict[str, float]]:
                 lm.train()
                 log.append(row)
                 bar.console.print(json.dumps(row))
+                if keep:
+                    with replacing(out.with_name(f"{out.name}-checkpoints") / f"checkpoint-{step + 1}") as new:
+                        save(copy.deepcopy(lm).eval(), words, new)
                 with replacing(checkpoint) as new:
                     torch.save({
                         "steps": steps, "step": step + 1, "tokens": tokens, "spent": time.monotonic() - began,
@@ -213,13 +220,14 @@ def main(
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = STEPS,
     threads: Annotated[int, typer.Option(help="CPU threads; the last digits depend on it.")] = 2,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Keep a folder of the model every 100 steps.")] = False,
 ) -> None:
     """Train Atlas and write it as a Hugging Face folder."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    train(out, steps)
+    train(out, steps, checkpoints)
 
 
 if __name__ == "__main__":

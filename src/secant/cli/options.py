@@ -55,7 +55,7 @@ def paths(incomplete: str) -> list[str]:
 
 
 def models(incomplete: str) -> list[str]:
-    """Models that complete a name: atlas and folders.
+    """Models that complete a name: atlas, folders and GGUF files.
 
     The shell completes a single folder, and folders with spaces, better than we can: it appends no space and quotes
     them. Fish does so for everything.
@@ -66,7 +66,7 @@ def models(incomplete: str) -> list[str]:
     Returns:
         The completions.
     """
-    folders = _beginning(incomplete, Path.is_dir)
+    folders = _beginning(incomplete, lambda path: path.is_dir() or path.suffix == ".gguf")
     found = (["atlas"] if "atlas".startswith(incomplete) else []) + folders
     alone, spaced = len(found) == 1, any(" " in folder for folder in folders)
     return [] if folders and (alone or spaced) and not _in_fish() else found
@@ -259,14 +259,17 @@ class Models(Loading):
         list[str] | None,
         typer.Option(
             "--model", "-m", autocompletion=models,
-            help="A folder, a GGUF file, a name on the Hugging Face hub, or atlas (the default). Repeatable.",
+            help="A folder, a GGUF file, a name on the Hugging Face hub (NAME@REVISION), or atlas (the default)."
+            " Repeatable; 'run/checkpoint-*' is every checkpoint.",
         ),
     ] = None  # fmt: skip
 
     @property
     def names(self) -> list[str]:
-        """Their names; atlas if none is given."""
-        return self.model or ["atlas"]
+        """Their names; atlas if none is given. A pattern such as run/checkpoint-* stands for all that match."""
+        from secant.model.sources import expanded
+
+        return [one for name in self.model or ["atlas"] for one in expanded(name)]
 
 
 @dataclass(frozen=True, kw_only=True)

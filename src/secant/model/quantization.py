@@ -66,7 +66,7 @@ METHODS: dict[str, Method] = {
     ),
     "mxfp8": Method("exact after dequantize=True", ROUNDS, "config", from_the_hub=True),
     "nvfp4": Method("refused", f"{ROUNDS}; {GPU}", from_the_hub=True),
-    "quanto": Method("exact", "weights only; with activations, the pass is refused"),
+    "quanto": Method("exact", "transformers packs the weights only"),
     "quark": Method("not tried", "it requires the package amd-quark"),
     "sinq": Method("not tried", GPU),
     "spqr": Method("not tried", GPU),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,36 @@ def place_of(name: str | Path, hub: Hub | None = None) -> Place:
         path /= hub.subfolder
         _check_folder(path)
         return Place(str(name), str(path), None, hub)
+
+
+def expanded(name: str) -> list[str]:
+    """The models that a name stands for: those that match a pattern such as "run/checkpoint-*", in order of the numbers
+    in their names; else the name itself.
+
+    Args:
+        name: A name, or a pattern of paths.
+
+    Raises:
+        ModelNotFound: No model matches.
+
+    """
+    path = Path(name).expanduser()
+    if not any(sign in name for sign in "*?[") or path.exists():
+        return [name]
+    with explained(ModelNotFound, RULE, "Check the pattern.", f"{name[:80]!r}"):
+        found = [Path(one) for one in glob(str(path)) if _is_model(Path(one))]
+    if not found:
+        raise ModelNotFound("A pattern must match the folder of a model, or a GGUF file", f"{name!r}", "Check the path.")
+    return sorted(map(str, found), key=_by_numbers)
+
+
+def _is_model(path: Path) -> bool:
+    return (path / folders.CONFIG).is_file() or (path.is_file() and path.suffix.lower() == ENDING)
+
+
+def _by_numbers(name: str) -> list[tuple[int, str]]:
+    """A key by which checkpoint-9 comes before checkpoint-100."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _on_the_hub(name: str, path: str, hub: Hub) -> Place:

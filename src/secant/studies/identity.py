@@ -121,6 +121,7 @@ def _comparable(identity: Identity) -> dict[str, Any]:
     flat["models"] = [model["label"] for model in models]
     for model in models:
         flat |= {f"{model['label']} {key}": model.get(key) for key in ("dtype", "attention")}
+        flat |= {f"{model['label']} {key}": model.get(key) or None for key in ("dequantize", "revision", "subfolder")}
         flat[f"{model['label']} device"] = (model.get("device") or "cpu").partition(":")[0]
     flat |= {f"version of {name}": version for name, version in versions.items()}
     return {**flat, "digest of the prompts": digest[:12]}

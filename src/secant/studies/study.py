@@ -21,6 +21,7 @@ from secant.foreign import explained
 from secant.linearize.conventions import Named, conventions_named
 from secant.memory import Progress, announce, peak, size_of
 from secant.model.lm import LM, versions
+from secant.model.sources import expanded
 from secant.results.files import columns
 from secant.results.paths import path_of, paths_of
 from secant.results.result import Viewed
@@ -215,7 +216,8 @@ def study(
 
     Args:
         prompts: Texts, chat messages, a table with a column prompt, or the result of `secant.studies.prompts.read`.
-        lm: Models in memory, or names and folders of models.
+        lm: Models in memory, or names and folders of models. A pattern such as "run/checkpoint-*" stands for all
+            checkpoints that match, in order; "someone/something@step100" is a revision on the hub.
         out: The study's folder.
         analyses: The names of the analyses: functions under `@analysis` in `secant.studies.analyses`.
         convention: One convention or several, as in `freeze`.
@@ -248,7 +250,8 @@ def study(
     """
     items = given(prompts)
     several = list(lm) if isinstance(lm, Sequence) and not isinstance(lm, str) else [lm]
-    models = [str(one) if isinstance(one, os.PathLike) else one for one in several]
+    named = [str(one) if isinstance(one, os.PathLike) else one for one in several]
+    models = [each for one in named for each in (expanded(one) if isinstance(one, str) else [one])]
     conventions = [each.label for each in conventions_named(convention)]
     wanted = chosen(analyses, ANALYSES, "Analyses")
     system: str | None = _plain("precision", precision)
@@ -482,6 +485,10 @@ def _check(
         raise BadArgument(
             "A model in memory is already loaded", f"{', '.join(loading)}", "Give these arguments to secant.load."
         )
+    if loading.get("token"):
+        raise BadArgument(
+            "A token is not written into a study", "token", "Set HF_TOKEN, or run `hf auth login` on each machine."
+        )
     if unknown := set(loading) - {f.name for f in fields(Source)} | {"name"} & set(loading):
         raise BadArgument(
             "A study takes the arguments of secant.load", f"{', '.join(sorted(unknown))}", "Leave it out."
@@ -495,7 +502,7 @@ def _check(
 
 def _plain(key: str, value: Any) -> Any:
     """A setting as study.json stores it, with torch's types and devices by name. Raises BadArgument."""
-    if isinstance(value, torch.dtype | torch.device):
+    if isinstance(value, torch.dtype | torch.device | os.PathLike):
         return str(value).removeprefix("torch.")
     if not isinstance(value, str | bool | None):
         raise BadArgument(f"{key} must be given by name", f"{value!r:.60}, a {type(value).__name__}", "Give a text.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,11 @@ class Source:
         dtype: The type to load it in.
         device: The device to load it on.
         attention: The attention implementation.
+        dequantize: Whether packed weights are replaced by plain ones.
+        revision: The branch, tag or commit on the hub.
+        subfolder: The model's folder inside the repository or folder.
+        cache_dir: The folder of the hub's cache.
+        offline: Whether models on the hub come from the cache only.
         allow_remote_code: Whether code in the model's folder may run.
         allow_pickle: Whether pickled weights may be read.
 
@@ -90,14 +95,19 @@ class Source:
     dtype: str | None = None
     device: str | None = None
     attention: str | None = None
+    dequantize: bool = False
+    revision: str | None = None
+    subfolder: str = ""
+    cache_dir: str | None = None
+    offline: bool = False
     allow_remote_code: bool = False
     allow_pickle: bool = False
 
     @property
     def place(self) -> str:
-        """The absolute path of the model's folder, valid in any process; or the name of a model without a folder."""
-        folder = Path(self.name).expanduser()
-        return os.path.abspath(folder) if self.name != ATLAS and folder.is_dir() else self.name
+        """The absolute path of the model's folder or file, valid in any process; or the name of a model on the hub."""
+        path = Path(self.name).expanduser()
+        return os.path.abspath(path) if self.name != ATLAS and path.exists() else self.name
 
     def load(self) -> LM:
         """Load the model.
@@ -106,10 +116,7 @@ class Source:
             SecantError: As `secant.load` does.
 
         """
-        return load(
-            self.name, dtype=self.dtype, device=self.device, attention=self.attention,
-            allow_remote_code=self.allow_remote_code, allow_pickle=self.allow_pickle,
-        )  # fmt: skip
+        return load(**asdict(self))
 
 
 @dataclass(frozen=True)
