@@ -20,6 +20,7 @@ sys.path += [str(Path(__file__).parents[1] / "tests")]
 PROMPTS = Path(__file__).with_name("prompts_faithfulness.txt")
 COUNT = 50
 
+
 def prompts() -> list[str]:
     """The prompts, from all kinds."""
     lines = [line for line in PROMPTS.read_text().splitlines() if line and not line.startswith("#")]

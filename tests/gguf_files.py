@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from secant.model.gguf import File, _Reader
 
 NAMES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3", "gemma3_text": "GEMMA3", "gemma2": "GEMMA2"}

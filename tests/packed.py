@@ -21,7 +21,9 @@ WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "attention
 Packer = Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]
 
 
-def written(out: Path, tokenizer: Path, packing: dict[str, Any], pack: Packer, family: str = "llama") -> dict[str, Tensor]:
+def written(
+    out: Path, tokenizer: Path, packing: dict[str, Any], pack: Packer, family: str = "llama"
+) -> dict[str, Tensor]:
     """Write a small model, each projection packed, and the tokenizer of a folder; returns the weights it stands for."""
     model = model_of(family, dtype=torch.float32, **WIDE).model
     shutil.copytree(tokenizer, out, ignore=shutil.ignore_patterns("*.safetensors", "config.json"), dirs_exist_ok=True)
@@ -101,7 +103,7 @@ DEQUANTISED: dict[str, tuple[dict[str, Any], Packer, str]] = {
     "metal": (METAL, by_groups, ""),
     "compressed-tensors": (INTEGERS, by_rows, "compressed_tensors"),
 }
-"""Methods whose checkpoints are exact when dequantised: the configuration, what packs a weight, and the package it needs."""
+"""Methods whose checkpoints are exact when dequantised: the configuration, what packs a weight, and a package."""
 
 
 FLOATS = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])

@@ -39,7 +39,9 @@ def test_a_study_of_checkpoints(run: Path, tmp_path: Path) -> None:
     prompts = study.to_pandas()
     assert prompts["model"].tolist() == ["checkpoint-9", "checkpoint-20", "checkpoint-100"]
     assert prompts["prediction"].nunique() == 1
-    assert prompts["logit"].tolist() == pytest.approx([prompts["logit"][2] * share for share in (0.09, 0.2, 1)], rel=1e-4)
+    assert prompts["logit"].tolist() == pytest.approx(
+        [prompts["logit"][2] * share for share in (0.09, 0.2, 1)], rel=1e-4
+    )
     assert prompts["probability"].is_monotonic_increasing
     ranks = sc.summarize(study.folder).ranks
     assert set(ranks["model"]) == set(prompts["model"])
@@ -48,8 +50,8 @@ def test_a_study_of_checkpoints(run: Path, tmp_path: Path) -> None:
 def test_the_command_expands_patterns(run: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n")
     result = CliRunner().invoke(
-        app, ["study", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out"), "--model", str(run / "checkpoint-*0"),
-              "-a", "stable_rank", "--workers", "1", "--json"],
+        app, ["study", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out"), "-a", "stable_rank",
+              "--model", str(run / "checkpoint-*0"), "--workers", "1", "--json"],
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     said = json.loads((tmp_path / "out" / "study.json").read_text())

@@ -62,7 +62,9 @@ def test_a_model_in_memory() -> None:
 
 def test_no_such_folder_or_model(tmp_path: Path) -> None:
     refused(ModelNotFound, "GGUF file or a name on the Hugging Face hub", tmp_path / "none")
-    refused(ModelNotFound, "not a folder here nor complete in the cache, while the hub is unreachable", "someone/something")
+    refused(
+        ModelNotFound, "not a folder here nor complete in the cache, while the hub is unreachable", "someone/something"
+    )
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:

@@ -33,14 +33,14 @@ HEAD = """# Packed weights
 Every method of quantisation that transformers {version} registers, and what secant does with a checkpoint packed by it.
 
 - *exact*: as the weights that it stands for.
-- *exact after dequantize=True*: `sc.load(..., dequantize=True)` and `--dequantize` replace the packed weights by the plain
-  ones that they stand for; without it, the checkpoint is refused.
+- *exact after dequantize=True*: `sc.load(..., dequantize=True)` and `--dequantize` replace the packed weights by the
+  plain ones that they stand for; without it, the checkpoint is refused.
 - *refused*: its layers round activations, which no linear map does, and transformers cannot dequantise it.
 - *not tried*: it needs a GPU, or a package that does. It is loaded if transformers can, and the certificate of each run
   decides: a kernel without a rule is refused, and so is a pass that is not affine.
 
-The errors are those of the certificate of a small Llama (gpt-oss for mxfp4) in float32, under `gate`. Written by `python
-tools/quantization.py`, from the table in `src/secant/model/quantization.py` that also decides what is loaded.
+The errors are those of the certificate of a small Llama (gpt-oss for mxfp4) in float32, under `gate`. Written by
+`python tools/quantization.py`, from the table in `src/secant/model/quantization.py` that also decides what is loaded.
 
 | method | result | reconstruction | affinity | |
 |---|---|---|---|---|
@@ -49,8 +49,8 @@ FILES = """
 ## GGUF files
 
 Their weights are dequantised, whatever their types, by the package gguf. The configuration is read by secant, since
-transformers leaves out rotary scaling, windows, softcaps and biases. A key of the metadata that is unknown, and a tensor
-that has no place in the model, are errors.
+transformers leaves out rotary scaling, windows, softcaps and biases. A key of the metadata that is unknown, and a
+tensor that has no place in the model, are errors.
 
 Architectures that are read, by llama.cpp's names: {architectures}.
 """

@@ -14,7 +14,11 @@ from contextvars import ContextVar
 
 from secant.errors import ModelRefused, SecantError, is_out_of_memory
 
-COMPILED = ("A model is run as plain torch", "a compiled region", "Give the model without torch.compile: model._orig_mod.")
+COMPILED = (
+    "A model is run as plain torch",
+    "a compiled region",
+    "Give the model without torch.compile: model._orig_mod.",
+)
 
 
 def nothing_special(error: BaseException) -> SecantError | None:

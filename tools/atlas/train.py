@@ -220,7 +220,9 @@ def main(
     out: Annotated[Path, typer.Argument(help="The folder to write.")],
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = STEPS,
     threads: Annotated[int, typer.Option(help="CPU threads; the last digits depend on it.")] = 2,
-    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Keep a folder of the model every 100 steps.")] = False,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Keep a folder of the model every 100 steps.")
+    ] = False,
 ) -> None:
     """Train Atlas and write it as a Hugging Face folder."""
     torch.set_num_threads(threads)

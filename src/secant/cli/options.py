@@ -170,9 +170,9 @@ class Opening(Group):
     dequantize: Annotated[
         bool, typer.Option("--dequantize", help="Replace packed weights by the plain ones that they stand for.")
     ] = False
-    revision: Annotated[
-        str | None, typer.Option(help="The branch, tag or commit on the hub; also NAME@REVISION.")
-    ] = None
+    revision: Annotated[str | None, typer.Option(help="The branch, tag or commit on the hub; also NAME@REVISION.")] = (
+        None
+    )
     subfolder: Annotated[str, typer.Option(help="The model's folder inside the repository or folder.")] = ""
     cache_dir: Annotated[
         str | None, typer.Option(help="The folder of the hub's cache.", autocompletion=paths, metavar="PATH")

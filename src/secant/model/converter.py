@@ -7,19 +7,16 @@ takes minutes. So the header and the blocks are read by `secant.model.gguf`, the
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from secant.errors import BadArgument, ModelRefused
+from secant.errors import ModelRefused
 from secant.model import gguf_tokens
 from secant.model.gguf import File
-from secant.model.gguf_config import ARCHITECTURES, FREQUENCIES, settings_of
+from secant.model.gguf_config import FREQUENCIES, settings_of
 
 
 def configuration_of(file: File) -> Any:
@@ -93,8 +90,9 @@ def _tensors(file: File, empty: Any, dtype: torch.dtype) -> dict[str, torch.Tens
 
 def _shaped(tensor: torch.Tensor, shape: torch.Size | None) -> torch.Tensor:
     """A tensor with a model's axes of length 1, of which files have more or fewer."""
-    same = shape is not None and [n for n in tensor.shape if n > 1] == [n for n in shape if n > 1]
-    return tensor.reshape(shape) if same else tensor
+    if shape is None or [n for n in tensor.shape if n > 1] != [n for n in shape if n > 1]:
+        return tensor
+    return tensor.reshape(shape)
 
 
 class _Names:

@@ -189,9 +189,7 @@ class File:
                 )
             need = tensor.start + math.prod(tensor.shape) // block * nbytes
             if tensor.shape[-1] % block or need > size:
-                raise ModelRefused(
-                    RULE, f"{self.name} of {size:,} bytes, without all of {name}", "Download it again."
-                )
+                raise ModelRefused(RULE, f"{self.name} of {size:,} bytes, without all of {name}", "Download it again.")
 
 
 def _mapped(path: Path) -> np.ndarray[Any, Any]:

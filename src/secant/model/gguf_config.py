@@ -9,7 +9,6 @@ To add an architecture that transformers converts, write a function under `@arch
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -248,7 +247,9 @@ def _rope(keys: Keys, partly: bool = False) -> Settings:
     if kind == "linear" and factor != 1.0:
         return {**rope, "rope_type": "linear", "factor": factor}
     if kind == "yarn":
-        fast, slow = (keys.take(f"rope.scaling.yarn_beta_{one}", value) for one, value in (("fast", 32.0), ("slow", 1.0)))
+        fast, slow = (
+            keys.take(f"rope.scaling.yarn_beta_{one}", value) for one, value in (("fast", 32.0), ("slow", 1.0))
+        )
         return {**rope, "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original,
                 "beta_fast": fast, "beta_slow": slow}  # fmt: skip
     if kind not in ("linear", "none"):
@@ -345,7 +346,8 @@ def _phi3(keys: Keys) -> Settings:
     original = keys.take("rope.scaling.original_context_length", keys.size("context_length"))
     return {
         **_sizes(keys), **_rms(keys), "rope_parameters": _rope(keys, partly=True),
-        "original_max_position_embeddings": original, "sliding_window": keys.take("attention.sliding_window", 0) or None,
+        "original_max_position_embeddings": original,
+        "sliding_window": keys.take("attention.sliding_window", 0) or None,
     }  # fmt: skip
 
 

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
-from huggingface_hub.utils import get_session
+from huggingface_hub import constants, get_session, is_offline_mode, try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
@@ -37,6 +36,7 @@ ANSWER = 5.0
 
 NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 """The environment variable that keeps transformers from asking a hub service to convert a model's pickles."""
+
 
 @checked
 def load(
@@ -502,11 +502,15 @@ def _reason_of_hub(place: Place, said: str, error: BaseException) -> SecantError
         )  # fmt: skip
     if place.file is not None and "a file named" in said:
         return ModelNotFound(
-            "A GGUF file must be in the repository", f"{place.file} of {place.where}", "Check its name on the model's page."
+            "A GGUF file must be in the repository",
+            f"{place.file} of {place.where}",
+            "Check its name on the model's page.",
         )
     if f"a file named {folders.CONFIG}" in said or (hub.subfolder and "a file named" in said):
         todo = "Check the subfolder." if hub.subfolder else "Give the name of a model; a GGUF file follows a colon."
         return ModelRefused("A model must have a config.json", f"{name} without one", todo)
     if "valid model identifier" in said or "epo id" in said:
-        return ModelNotFound(RULE, name, "Check the spelling. A private repository requires an access token (HF_TOKEN).")
+        return ModelNotFound(
+            RULE, name, "Check the spelling. A private repository requires an access token (HF_TOKEN)."
+        )
     return None

@@ -132,8 +132,8 @@ def place_of(name: str | Path, hub: Hub | None = None) -> Place:
     """Where a model is.
 
     Args:
-        name: A folder, a GGUF file, a name on the hub, or "atlas". A name on the hub may be followed by a revision and a
-            GGUF file: "someone/something@main:model.gguf".
+        name: A folder, a GGUF file, a name on the hub, or "atlas". A name on the hub may be followed by a revision and
+            a GGUF file: "someone/something@main:model.gguf".
         hub: How a name on the hub is looked up.
 
     Raises:
@@ -153,7 +153,7 @@ def place_of(name: str | Path, hub: Hub | None = None) -> Place:
             return _on_the_hub(str(name), str(path), hub)
         if hub.revision is not None:
             raise BadArgument(
-                "A revision belongs to a name on the hub", f"{hub.revision!r:.40} for {name}, which is on this computer",
+                "A revision belongs to a name on the hub", f"{hub.revision!r:.40} for {name}, which is here",
                 "Leave it out, or give the name that the model has on the hub.",
             )  # fmt: skip
         if path.is_file():
@@ -182,7 +182,9 @@ def expanded(name: str) -> list[str]:
     with explained(ModelNotFound, RULE, "Check the pattern.", f"{name[:80]!r}"):
         found = [Path(one) for one in glob(str(path)) if _is_model(Path(one))]
     if not found:
-        raise ModelNotFound("A pattern must match the folder of a model, or a GGUF file", f"{name!r}", "Check the path.")
+        raise ModelNotFound(
+            "A pattern must match the folder of a model, or a GGUF file", f"{name!r}", "Check the path."
+        )
     return sorted(map(str, found), key=_by_numbers)
 
 

@@ -1,7 +1,7 @@
 """A module's weights: loaded from where accelerate offloads them, unpacked from low-bit formats, and checked.
 
-To add a packed weight format, write a row in PACKED: how a layer unpacks, whether it rounds activations, and what must be
-prepared. Nothing else names it.
+To add a packed weight format, write a row in PACKED: how a layer unpacks, whether it rounds activations, and what must
+be prepared. Nothing else names it.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def never_repacks(module: Any) -> bool:
 
 @dataclass(frozen=True)
 class Packing:
-    """How a class of linear layers keeps its weight. Such a layer has `bias`, and as a head `weight` and `out_features`.
+    """How a class of linear layers keeps its weight; they have `bias`, and as a head `weight` and `out_features`.
 
     Attributes:
         unpack: Returns the weight of a layer, `[out, in]`; None for layers that round their activations.
@@ -238,6 +238,7 @@ def unpacking() -> list[str]:
 
 REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Dtypes of weights that are multiplied with as they are."""
+
 
 def unpacked(module: Any) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a linear layer with packed weights, in the kernel's own dtypes.

@@ -42,12 +42,18 @@ class Certificates:
 
         sharpened = any(row["precision"] != row["dtype"] for row in self.rows)
         columns = [
-            Shown("dtype"), *([Shown("precision")] if sharpened else []), Shown("convention"), Shown("forward"), Shown("reconstruction", "error"),
-            Shown("affinity", "error"), Shown("tolerance", "error", spare=1), Shown("ordinary J", "number", spare=2),
+            *(Shown(name) for name in ("dtype", *(["precision"] if sharpened else []), "convention", "forward")),
+            Shown("reconstruction", "error"), Shown("affinity", "error"), Shown("tolerance", "error", spare=1),
+            Shown("ordinary J", "number", spare=2),
         ]  # fmt: skip
         rows: list[list[Any]] = [
             [
-                *(row["dtype"], *([row["precision"]] if sharpened else []), row["convention"], "equal" if row["forward_equal"] else "differs"),
+                *(
+                    row["dtype"],
+                    *([row["precision"]] if sharpened else []),
+                    row["convention"],
+                    "equal" if row["forward_equal"] else "differs",
+                ),
                 *(row["reconstruction"], row["affinity"], f"{row['tolerance']:.0e}", f"{row['ordinary']:.2f}"),
             ]
             if row["exact"]
@@ -64,7 +70,8 @@ class Certificates:
 @verb
 def verify(
     model: Annotated[
-        str, typer.Argument(help="A folder, a GGUF file, a name on the Hugging Face hub, or atlas.", autocompletion=models)
+        str,
+        typer.Argument(help="A folder, a GGUF file, a name on the Hugging Face hub, or atlas.", autocompletion=models),
     ],
     opening: Opening,
     freezing: Annotated[
