@@ -253,7 +253,7 @@ def test_every_method_that_transformers_registers_has_a_row() -> None:
 
 @pytest.mark.parametrize("method", [*packed.DEQUANTISED, "mxfp4"])
 def test_packed_weights_are_exact_once_dequantised(method: str, folder: Path, tmp_path: Path) -> None:
-    """Weight by weight what they stand for; refused if that is not asked for, since layers round activations on GPUs."""
+    """Weight by weight what they stand for; refused if that is not asked for: layers round activations on GPUs."""
     if method == "mxfp4":
         stands = packed.experts(tmp_path, folder)
     else:
