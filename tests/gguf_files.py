@@ -15,8 +15,27 @@ import torch
 
 from secant.model.gguf import File, _Reader
 
-NAMES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3", "gemma3_text": "GEMMA3", "gemma2": "GEMMA2"}
+NAMES = {
+    "llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3", "qwen2_moe": "QWEN2MOE", "qwen3_moe": "QWEN3MOE",
+    "gemma2": "GEMMA2", "gemma3_text": "GEMMA3", "phi3": "PHI3", "gpt2": "GPT2", "starcoder2": "STARCODER2",
+    "stablelm": "STABLELM", "bloom": "BLOOM", "nemotron": "NEMOTRON", "mamba": "MAMBA", "lfm2": "LFM2",
+}  # fmt: skip
 """gguf's names of architectures by transformers' types."""
+
+LENGTHS = {
+    "context_length": "max_position_embeddings", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size", "attention.head_count": "num_attention_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps", "attention.key_length": "head_dim",
+    "attention.value_length": "head_dim", "expert_count": "num_experts", "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size", "attn_logit_softcapping": "attn_logit_softcapping",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    "final_logit_softcapping": "final_logit_softcapping", "ssm.conv_kernel": "conv_kernel",
+    "ssm.inner_size": "intermediate_size", "ssm.state_size": "state_size", "ssm.time_step_rank": "time_step_rank",
+    "shortconv.l_cache": "conv_L_cache", "use_parallel_residual": "use_parallel_residual",
+}  # fmt: skip
+"""Keys of metadata, and the settings that they come from."""
+
+EPSILONS = ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps")
 
 
 def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -54,56 +73,92 @@ def write(path: Path, model: Any, kind: str = "F32", tokens: Iterable[str] | Non
     vocabulary(writer, config, tokens)
     for key, value in metadata.items():
         add(writer, key.replace("__", "."), value)
-    rope = config.rope_parameters
+    rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "llama3":
         factors = frequencies(rope, config.head_dim).astype(np.float32)
         writer.add_tensor("rope_freqs.weight", factors, raw_dtype=gguf.GGMLQuantizationType.F32)
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        array = weight.float().numpy()
-        if arch == gguf.MODEL_ARCH.LLAMA and (".q_proj." in name or ".k_proj." in name):
-            array = permuted(array, config.num_attention_heads if ".q_" in name else config.num_key_value_heads)
-        if arch in (gguf.MODEL_ARCH.GEMMA2, gguf.MODEL_ARCH.GEMMA3) and name.endswith("norm.weight"):
-            array = array + 1
-        stem, _, end = name.rpartition(".")
-        quantised = gguf.GGMLQuantizationType[kind]
-        block = gguf.GGML_QUANT_SIZES[quantised][0]
-        if array.ndim < 2 or array.shape[-1] % block:
-            quantised = gguf.GGMLQuantizationType.F32
-        data = gguf.quantize(array, quantised)
-        writer.add_tensor(f"{table.get_name(stem)}.{end}", data, raw_dtype=quantised)
+        for place, array in laid_out(name, weight.float().numpy(), config, table):
+            quantised = gguf.GGMLQuantizationType[kind]
+            if array.ndim < 2 or array.shape[-1] % gguf.GGML_QUANT_SIZES[quantised][0]:
+                quantised = gguf.GGMLQuantizationType.F32
+            writer.add_tensor(place, gguf.quantize(array, quantised), raw_dtype=quantised)
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
     return path
 
 
+def laid_out(name: str, array: np.ndarray, config: Any, table: Any) -> Iterable[tuple[str, np.ndarray]]:
+    """A weight under llama.cpp's name, in its layout."""
+    family = config.model_type
+    stem, dot, end = name.rpartition(".")
+    if end in ("gate_up_proj", "down_proj") and array.ndim == 3:
+        layer = f"blk.{name.split('.')[2]}.ffn"
+        halves = np.split(array, 2, axis=1) if end == "gate_up_proj" else []
+        named = {"gate": halves[0], "up": halves[1]} if halves else {"down": array}
+        return [(f"{layer}_{part}_exps.weight", np.ascontiguousarray(half)) for part, half in named.items()]
+    if end in ("A_log", "D"):
+        return [(table.get_name(name), -np.exp(array) if end == "A_log" else array)]
+    if family == "llama" and (".q_proj." in name or ".k_proj." in name):
+        array = permuted(array, config.num_attention_heads if ".q_" in name else config.num_key_value_heads)
+    is_norm = name.endswith("norm.weight") and (family in ("gemma2", "gemma3_text", "nemotron"))
+    if is_norm or (family == "nemotron" and name.endswith("layernorm.weight")):
+        array = array + 1
+    if family == "gpt2" and array.ndim == 2 and ".h." in name:
+        array = np.ascontiguousarray(array.T)
+    if family == "bloom" and ".query_key_value." in name:
+        heads, width = config.n_head, config.hidden_size // config.n_head
+        array = array.reshape(heads, 3, width, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
+    if array.ndim == 3:
+        array = array.squeeze(1)  # a convolution of each channel by itself
+    place = table.get_name(stem) or table.get_name(stem.removeprefix("transformer."))
+    return [(f"{place}{dot}{end}", np.ascontiguousarray(array))]
+
+
 def described(writer: Any, config: Any) -> None:
     """Write the sizes of a model."""
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    rope = config.rope_parameters
-    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
-    whole = rope.get("full_attention", rope)
-    if whole["rope_type"] in ("linear", "yarn"):
-        import gguf
+    start, family = f"{writer.arch}.", config.model_type
+    for key, name in LENGTHS.items():
+        value = getattr(config, name, None)
+        if value is not None and not (key.startswith("ssm") and family != "mamba"):
+            add(writer, start + key, value)
+    if family == "gpt2":
+        add(writer, f"{start}feed_forward_length", config.n_inner)
+    if family == "bloom":
+        add(writer, f"{start}feed_forward_length", 4 * config.hidden_size)
+    for name in EPSILONS:
+        if getattr(config, name, None) is not None:
+            kind = "layer_norm_rms" if family in ("mamba", "lfm2") else "layer_norm"
+            add(writer, f"{start}attention.{kind}_epsilon", getattr(config, name))
+    groups = getattr(config, "num_key_value_heads", None)
+    if family == "lfm2":
+        groups = [groups if kind == "full_attention" else 0 for kind in config.layer_types]
+    if groups is not None:
+        add(writer, f"{start}attention.head_count_kv", groups)
+    if family in ("gemma2", "gemma3_text", "phi3") and config.sliding_window:
+        add(writer, f"{start}attention.sliding_window", config.sliding_window)
+    if getattr(config, "rope_parameters", None):
+        rotary(writer, config, start)
 
-        writer.add_rope_scaling_type(gguf.RopeScalingType(whole["rope_type"]))
-        writer.add_rope_scaling_factor(whole["factor"])
-    if whole["rope_type"] == "yarn":
-        writer.add_rope_scaling_orig_ctx_len(whole["original_max_position_embeddings"])
-    if "gemma" in config.model_type:
-        writer.add_sliding_window(config.sliding_window)
-    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if getattr(config, name, None):
-            getattr(writer, f"add_{name}")(getattr(config, name))
+
+def rotary(writer: Any, config: Any, start: str) -> None:
+    """Write how positions are turned."""
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    add(writer, f"{start}rope.freq_base", float(rope["rope_theta"]))
+    if (share := rope.get("partial_rotary_factor", 1.0)) != 1:
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        add(writer, f"{start}rope.dimension_count", int(share * width))
+    if rope["rope_type"] in ("linear", "yarn"):
+        add(writer, f"{start}rope.scaling.type", rope["rope_type"])
+        add(writer, f"{start}rope.scaling.factor", float(rope["factor"]))
+    if rope["rope_type"] in ("yarn", "longrope"):
+        add(writer, f"{start}rope.scaling.original_context_length", rope["original_max_position_embeddings"])
+    if rope["rope_type"] == "longrope":
+        add(writer, f"{start}rope.scaling.attn_factor", float(rope["attention_factor"]))
+        for kind in ("long", "short"):
+            writer.add_tensor(f"rope_factors_{kind}.weight", np.array(rope[f"{kind}_factor"], np.float32))
 
 
 def vocabulary(writer: Any, config: Any, tokens: Iterable[str] | None) -> None:
@@ -117,6 +172,19 @@ def vocabulary(writer: Any, config: Any, tokens: Iterable[str] | None) -> None:
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+
+
+def sentencepiece(tokenizer: dict[str, Any]) -> dict[str, list[Any]]:
+    """The vocabulary of a tokenizer.json of sentencepiece's kind, as files have it: early merges have high scores."""
+    ids, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
+    first = {"".join(merge if isinstance(merge, list) else merge.split(" ")): -i for i, merge in enumerate(merges)}
+    words = sorted(ids, key=ids.get)
+    special = {"<unk>": 2, "<s>": 3, "</s>": 3}
+    return {
+        "tokens": words,
+        "scores": [float(first.get(word, -len(merges) - i)) for i, word in enumerate(words)],
+        "token_type": [special.get(word, 6 if word.startswith("<0x") else 1) for word in words],
+    }
 
 
 def add(writer: Any, key: str, value: Any) -> None:

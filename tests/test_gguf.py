@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from families import model_of, prompt
-from helpers import REAL, absent, refused
+from helpers import REAL, absent, real, refused
 from typer.testing import CliRunner
 
 import secant as sc
@@ -26,6 +26,7 @@ from secant.model.gguf_config import ARCHITECTURES
 from secant.model.gguf_tokens import SPLITS, WHOLE
 
 gguf = pytest.importorskip("gguf")
+pytest.importorskip("transformers.integrations.gguf")
 pytestmark = pytest.mark.filterwarnings("ignore")
 TEXT = gguf_files.text
 PLAIN = {"use_sliding_window": False, "max_window_layers": 3}
@@ -50,12 +51,29 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3_text", GEMMA),
     "gemma3, linear": ("gemma3_text", {**GEMMA, "rope_parameters": {
         "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}, "sliding_attention": LOCAL}}),
+    "qwen2moe": ("qwen2_moe", PLAIN),
+    "qwen3moe": ("qwen3_moe", {**PLAIN, "norm_topk_prob": True}),
+    "phi3": ("phi3", {"sliding_window": 6, "original_max_position_embeddings": 64}),
+    "phi3, long": ("phi3", {"sliding_window": None, "original_max_position_embeddings": 16, "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "short_factor": [1.0, 1.2],
+        "long_factor": [1.5, 3.0], "original_max_position_embeddings": 16, "attention_factor": 1.25}}),
+    "gpt2": ("gpt2", {"n_inner": 128}),
+    "starcoder2": ("starcoder2", {"sliding_window": None}),
+    "stablelm": ("stablelm", {"use_qkv_bias": True, "use_parallel_residual": True}),
+    "bloom": ("bloom", {}),
+    "nemotron": ("nemotron", {"attention_bias": True}),
+    "mamba": ("mamba", {}),
+    "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False}),
 }  # fmt: skip
+
+
+QUICK = ("llama", "llama, biased", "llama 3", "qwen3", "gemma3, linear", "phi3, long")
 
 
 def original(case: str) -> Any:
     family, options = CASES[case]
-    return model_of(family, dtype=torch.float32, intermediate_size=64, **options).model
+    sizes = {} if family in ("gpt2", "bloom", "mamba") else {"intermediate_size": 64}
+    return model_of(family, dtype=torch.float32, **sizes, **options).model
 
 
 def written(path: Path, case: str = "llama", kind: str = "F32", **metadata: Any) -> Path:
@@ -70,14 +88,19 @@ def logits(model: Any) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------- the model in a file
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_a_file_is_the_model_that_it_was_written_from(case: str, tmp_path: Path) -> None:
     """Every tensor, and what the model computes from them: rotary scaling, softcaps, windows and scales included."""
     model, loaded = original(case), sc.load(written(tmp_path, case), attention="eager").model
     here, there = model.state_dict(), loaded.state_dict()
     assert here.keys() == there.keys()
     for name, weight in here.items():
-        shift = 1e-7 if "gemma" in case and name.endswith("norm.weight") else 0  # stored plus one
+        shift = (
+            2e-7 if name.endswith("norm.weight") and case.startswith(("gemma", "nemotron")) else 0
+        )  # stored plus one
+        shift = 2e-7 if name.endswith("A_log") else shift
         torch.testing.assert_close(there[name], weight, rtol=0, atol=shift, msg=name)
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=2e-6 * float(logits(model).abs().max()))
 
@@ -116,6 +139,12 @@ def test_a_file_loads_in_any_type(dtype: str, tmp_path: Path) -> None:
         norms = {name: values for name, values in File.read(tmp_path / "model.gguf", "x").weights() if "_norm" in name}
         own = lm.model.state_dict()["model.layers.1.input_layernorm.weight"]
         assert np.array_equal((own + 1).numpy(), norms["blk.1.attn_norm.weight"].astype(np.float64))
+
+
+@pytest.mark.parametrize("case", ["llama 3", "qwen3, yarn"])
+def test_scaled_rotary_embeddings_are_exact(case: str, tmp_path: Path) -> None:
+    certificate = sc.freeze(sc.load(written(tmp_path, case), dtype="float64"), prompt()).certificate
+    assert max(certificate.reconstruction, certificate.affinity) <= 1e-12
 
 
 def test_gemmas_norms_and_llamas_pairs_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +212,22 @@ def test_digits_are_split_as_the_file_says(tmp_path: Path) -> None:
     assert sc.load(written(tmp_path, tokens=tokens, tokenizer__ggml__merges=["1 2"])).encode("12") == [5]
     path = written(tmp_path, tokens=tokens, tokenizer__ggml__merges=["1 2"], tokenizer__ggml__pre="smollm")
     assert sc.load(path).encode("12") == [3, 4]
+
+
+SPM = {
+    "tokenizer__ggml__model": "llama", "tokenizer__ggml__merges": None, "tokenizer__ggml__pre": "default",
+    "tokenizer__ggml__scores": [float(-i) for i in range(97)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("prefix", "ids"), [(None, [[1, 7], [1, 3, 7]]), (True, [[1, 7], [1, 3, 7]]),
+                                             (False, [[1, 6], [1, 7]])])  # fmt: skip
+def test_spaces_before_a_text(prefix: bool | None, ids: list[list[int]], tmp_path: Path) -> None:
+    """A vocabulary of sentencepiece's kind has one before each text, also before a space, unless the file says not."""
+    own = {} if prefix is None else {"tokenizer__ggml__add_space_prefix": prefix}
+    lm = sc.load(written(tmp_path, tokens=["▁", "a", "b", "ab", "▁ab"], **SPM, **own))
+    assert [lm.encode("ab"), lm.encode(" ab")] == ids
+    assert lm.tokens.tokenizer.decode(lm.encode("ab"), skip_special_tokens=True) == "ab"
 
 
 # ------------------------------------------------------------------------------------------- what is refused
@@ -358,6 +403,32 @@ def test_texts_are_split_as_llama_cpp_splits_them(word: str, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("own", [{}, {"add_space_prefix": False}, {"add_bos_token": False}])
+@pytest.mark.parametrize("architecture", ["llama", "phi3"])
+def test_sentencepieces_texts_are_those_of_llama_cpp(architecture: str, own: dict[str, bool], tmp_path: Path) -> None:
+    library = llama_cpp()
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, architecture)
+    found = gguf_files.sentencepiece(json.loads((real("stories260K") / "tokenizer.json").read_text()))
+    said = {
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0, f"{architecture}.context_length": 64,
+        f"{architecture}.embedding_length": 64, f"{architecture}.block_count": 1, f"{architecture}.rope.freq_base": 1e4,
+        f"{architecture}.feed_forward_length": 64, f"{architecture}.attention.head_count": 4,
+        f"{architecture}.attention.layer_norm_rms_epsilon": 1e-5,
+        **{f"tokenizer.ggml.{key}": value for key, value in (found | own).items()},
+    }  # fmt: skip
+    for key, value in said.items():
+        gguf_files.add(writer, key, value)
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.close):
+        step()
+    other = library.Llama(str(path), vocab_only=True, verbose=False)
+    tokenizer = converter.tokenizer_of(File.read_header(path, "x"))
+    for text in (*ODD, *TEXTS, "Once upon a time.", "  hi", "hi  there ", " a", "</s> hi<s>a b", "a</s>"):
+        assert tokenizer(text)["input_ids"] == other.tokenize(text.encode(), special=True), text
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_next_tokens_are_those_of_llama_cpp(path: Path, tmp_path: Path) -> None:
     llama_cpp()
@@ -367,7 +438,7 @@ def test_next_tokens_are_those_of_llama_cpp(path: Path, tmp_path: Path) -> None:
     assert compare(lm, path, ODD)[0] == len(ODD)
     tokens, nexts, _, largest = compare(lm, gguf_files.plain(path, tmp_path / "plain.gguf"), prompts())
     assert (tokens, nexts) == (len(prompts()), len(prompts()))
-    assert largest < 1e-2
+    assert largest < 5e-2  # llama.cpp keeps keys and values in half precision
 
 
 def test_architectures_are_listed() -> None:

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 import secant as sc
 from secant.cli import app
 from secant.errors import BadArgument, BadWeights, ModelRefused, NoPoint
-from secant.linearize.conventions import CONVENTIONS
 from secant.model import quantization, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -160,9 +159,9 @@ def test_packed_folders_are_verified_in_their_own_type(folder: Path, tmp_path: P
 
     loaded(folder, quantization_config=four_bits(), dtype=torch.bfloat16).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
-    result = CliRunner().invoke(app, ["verify", str(tmp_path), "--json"])
+    result = CliRunner().invoke(app, ["verify", str(tmp_path), "--json", "--convention", "gate"])
     rows = json.loads(result.stdout)["certificates"]
-    kinds = [("bfloat16", "bfloat16", True)] * len(CONVENTIONS) + [("bfloat16", "float32", True)] * len(CONVENTIONS)
+    kinds = [("bfloat16", "bfloat16", True), ("bfloat16", "float32", True)]
     assert [(row["dtype"], row["precision"], row["exact"]) for row in rows] == kinds
     assert result.exit_code == 0
     result = CliRunner().invoke(app, ["verify", str(tmp_path), "--convention", "gate"])
@@ -248,7 +247,7 @@ def test_a_packed_format_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_method_that_transformers_registers_has_a_row() -> None:
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-    assert sorted(quantization.METHODS) == sorted(AUTO_QUANTIZER_MAPPING)
+    assert set(AUTO_QUANTIZER_MAPPING) <= set(quantization.METHODS)  # older ones register fewer
 
 
 @pytest.mark.parametrize("method", [*packed.DEQUANTISED, "mxfp4"])

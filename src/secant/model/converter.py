@@ -7,13 +7,15 @@ takes minutes. So the header and the blocks are read by `secant.model.gguf`, the
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from secant.errors import ModelRefused
+from secant.errors import BadArgument, ModelRefused
 from secant.model import gguf_tokens
 from secant.model.gguf import File
 from secant.model.gguf_config import FREQUENCIES, settings_of
@@ -26,9 +28,15 @@ def configuration_of(file: File) -> Any:
         file: The file.
 
     Raises:
+        BadArgument: transformers is too old.
         ModelRefused: The architecture is not read, or the file says something about it that is not known.
 
     """
+    if find_spec("transformers.integrations.gguf") is None:
+        raise BadArgument(
+            "Opening a GGUF file requires a newer transformers", f"transformers {transformers.__version__}",
+            "Update it: pip install -U transformers.",
+        )  # fmt: skip
     kind, settings = settings_of(file)
     return AutoConfig.for_model(kind, **settings, name_or_path=file.name)
 

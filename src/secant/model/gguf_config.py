@@ -126,31 +126,28 @@ class Architecture:
     Attributes:
         type: The model type of transformers.
         settings: Takes the settings of its configuration from a file.
-        whole: Whether transformers' newer converter loads it, which keeps no list of weights to check against.
 
     """
 
     type: str
     settings: Callable[[Keys], Settings]
-    whole: bool = False
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
 """Every architecture that is read, by llama.cpp's name of it."""
 
 
-def architecture(name: str, type: str, whole: bool = False) -> Callable[[Callable[[Keys], Settings]], Any]:
+def architecture(name: str, type: str) -> Callable[[Callable[[Keys], Settings]], Any]:
     """Add a function to ARCHITECTURES.
 
     Args:
         name: llama.cpp's name of the architecture.
         type: The model type of transformers.
-        whole: Whether transformers' newer converter loads it.
 
     """
 
     def add(settings: Callable[[Keys], Settings]) -> Callable[[Keys], Settings]:
-        ARCHITECTURES[name] = Architecture(type, settings, whole)
+        ARCHITECTURES[name] = Architecture(type, settings)
         return settings
 
     return add

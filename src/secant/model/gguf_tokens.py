@@ -47,9 +47,6 @@ WHOLE = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "
 """Words for vocabularies whose tokens are taken whole where a piece is one, whatever the merges, and that start with
 BOS unless the file says otherwise."""
 
-SPACES = ("llama", "gemma4")
-"""Kinds of vocabularies that write spaces as ▁; a byte-level one is gpt2."""
-
 
 def complete_(backend: Any, file: File, known: Any) -> dict[str, Any]:
     """Make a tokenizer split and join as the file says, where transformers left that out.
@@ -84,16 +81,16 @@ def complete_(backend: Any, file: File, known: Any) -> dict[str, Any]:
         if word in WHOLE:
             backend.model.ignore_merges = True
             return {"add_bos_token": said.get("add_bos_token", True)}
-    if said.get("model") == "llama":
-        _spaced_(backend, said.get("add_space_prefix", not file.architecture.startswith("gemma")), file)
+    if said.get("model") == "llama" and not file.architecture.startswith("gemma"):
+        _spaced_(backend, said.get("add_space_prefix", True))
     return {}
 
 
-def _spaced_(backend: Any, prefix: bool, file: File) -> None:
-    """Make a tokenizer put a space before a text, or not."""
-    from tokenizers import pre_tokenizers
+def _spaced_(backend: Any, prefix: bool) -> None:
+    """Make a tokenizer put a space before a text and after special tokens, also before another space; or not."""
+    from tokenizers import decoders, normalizers
 
-    if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(
-            replacement="▁", prepend_scheme="first" if prefix else "never", split=False
-        )
+    ways = [*([normalizers.Prepend("▁")] if prefix else []), normalizers.Replace(" ", "▁")]
+    backend.normalizer, backend.pre_tokenizer = normalizers.Sequence(ways), None
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*parts, *([decoders.Strip(" ", left=1)] if prefix else [])])
