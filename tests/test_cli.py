@@ -195,7 +195,7 @@ def test_verify_says_what_is_not_exact(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_bad_input(folder: Path, tmp_path: Path) -> None:
-    assert "folder or a name" in refused("explain", PROMPT, "--model", tmp_path / "none")
+    assert "GGUF file or a name" in refused("explain", PROMPT, "--model", tmp_path / "none")
     assert "hub is unreachable" in refused("explain", PROMPT, "--model", "some/model")
     assert "at least one token" in refused("explain", "", "--model", folder)
     assert "context of 64" in refused("explain", "the " * 70, "--model", folder)
