@@ -243,6 +243,8 @@ def test_spaces_before_a_text(prefix: bool | None, ids: list[list[int]], tmp_pat
         ("llama", {"llama__attention__causal": False}, "attention.causal = True"),
         ("llama", {"llama__rope__scaling__type": "brand-new"}, "rope.scaling.type"),
         ("llama", {"llama__rope__dimension_count": 4}, "rope.dimension_count"),
+        ("llama 3", {"llama__rope__scaling__factor": 4.0}, "rope.scaling.factor = 1.0; got rope.scaling.factor = 4.0"),
+        ("llama", {"llama__rope__scaling__attn_factor": 1.5}, "rope.scaling.attn_factor = 1.5"),
         ("llama", {"llama__feed_forward_length": [64, 64, 32]}, "the same sizes in all layers"),
         ("llama", {"llama__block_count": None}, "a positive size; got block_count = None"),
         ("llama", {"general__architecture": "brand-new"}, "read of the architectures bloom, .* 'brand-new'"),

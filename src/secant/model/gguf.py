@@ -147,16 +147,28 @@ class File:
         """
         return f"blk.0.{part}" in self.tensors
 
-    def weights(self) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-        """Every tensor by name, dequantised to float32 by the package gguf, one after the other."""
+    def values(self, name: str) -> np.ndarray[Any, Any]:
+        """A tensor, dequantised to float32 by the package gguf.
+
+        Args:
+            name: Its name.
+
+        """
         from gguf import GGMLQuantizationType, dequantize, quant_shape_to_byte_shape
 
-        data = _mapped(self.path)
-        for name, tensor in self.tensors.items():
-            kind = GGMLQuantizationType(tensor.kind)
-            shape = quant_shape_to_byte_shape(tensor.shape, kind)
-            block = data[tensor.start : tensor.start + math.prod(shape)].reshape(shape)
-            yield name, dequantize(block, kind)
+        tensor = self.tensors[name]
+        kind = GGMLQuantizationType(tensor.kind)
+        shape = quant_shape_to_byte_shape(tensor.shape, kind)
+        block = self._data[tensor.start : tensor.start + math.prod(shape)].reshape(shape)
+        return dequantize(block, kind)
+
+    def weights(self) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+        """Every tensor by name, dequantised one after the other."""
+        return ((name, self.values(name)) for name in self.tensors)
+
+    @cached_property
+    def _data(self) -> np.ndarray[Any, Any]:
+        return _mapped(self.path)
 
     def _check(self) -> None:
         """Raises BadWeights, ModelRefused."""

@@ -232,10 +232,10 @@ def _rope(keys: Keys, partly: bool = False) -> Settings:
     original = keys.take("rope.scaling.original_context_length", context)
     factors = [_factors(keys.file, name) for name in FREQUENCIES]
     if factors[0] is not None:  # Llama 3's, computed for each frequency
-        own = {"short_factor": factors[0], "long_factor": factors[0], "attention_factor": 1.0}
-        return {"rope_type": "longrope", "original_max_position_embeddings": context, "factor": 1.0, **rope, **own} | {
-            "rope_type": "longrope"
-        }
+        if factor != 1.0:
+            keys.need("rope.scaling.factor", 1.0)
+        own = {"short_factor": factors[0], "long_factor": factors[0], "attention_factor": 1.0, "factor": 1.0}
+        return {**rope, "rope_type": "longrope", "original_max_position_embeddings": context, **own}
     if factors[1] is not None and factors[2] is not None:
         own = {"long_factor": factors[1], "short_factor": factors[2]}
         attention = keys.take("rope.scaling.attn_factor", 1.0)
@@ -256,9 +256,7 @@ def _rope(keys: Keys, partly: bool = False) -> Settings:
 
 def _factors(file: File, name: str) -> list[float] | None:
     """The factors of rotary frequencies in a file, if it has any."""
-    if name not in file.tensors:
-        return None
-    return next(values for key, values in file.weights() if key == name).reshape(-1).tolist()
+    return file.values(name).reshape(-1).tolist() if name in file.tensors else None
 
 
 def _experts(keys: Keys) -> Settings:
