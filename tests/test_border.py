@@ -70,10 +70,10 @@ def test_a_reader_that_goes_away(args: tuple[str, ...]) -> None:
 
 @pytest.mark.slow
 def test_streams_that_are_closed() -> None:
-    plain = shell("", "attribute", PROMPT)
+    plain = shell("", "attribute", PROMPT, "--alone")
     assert (plain.returncode, plain.stderr) == (0, "")
     for tail in ("<&-", "2>&-", "<&- 2>&-"):
-        result = shell(tail, "attribute", PROMPT)
+        result = shell(tail, "attribute", PROMPT, "--alone")
         assert (result.returncode, result.stdout) == (0, plain.stdout)
     result = shell("<&-", "screen", "-", "--lexicon", "-")
     assert result.returncode == 2
@@ -87,14 +87,14 @@ def test_streams_that_are_closed() -> None:
     "env", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
 )
 def test_a_terminal_in_ascii(env: dict[str, str]) -> None:
-    for args in (("attribute", PROMPT, "--flow"), ("architectures",)):
+    for args in (("attribute", PROMPT, "--alone", "--flow"), ("architectures",)):
         result = shell("", *args, **env)
         assert (result.returncode, result.stderr) == (0, "")
         assert result.stdout.isascii()
         assert (args[0] == "attribute") == (r"\xb7Golden" in result.stdout)
-    result = shell("", "attribute", PROMPT, "--json", **env)
+    result = shell("", "attribute", PROMPT, "--alone", "--json", **env)
     assert result.stdout.isascii()
-    assert json.loads(result.stdout) == json.loads(shell("", "attribute", PROMPT, "--json").stdout)
+    assert json.loads(result.stdout) == json.loads(shell("", "attribute", PROMPT, "--alone", "--json").stdout)
 
 
 def test_help_is_in_ascii() -> None:

@@ -142,7 +142,7 @@ def test_in_a_cluster_that_is_there(
     some = on_ray(work, shards, 1)
     assert next(some).tables["prompts"]["reason"].isna().all()
     some.close()
-    with pytest.raises(ModelNotFound, match=r"^A model is a folder .*nowhere.*\.$") as failed:
+    with pytest.raises(ModelNotFound, match=r"^A model is a folder, .*nowhere.*\.$") as failed:
         list(on_ray(replace(work, source=Source("./nowhere")), shards, 1))
     assert not isinstance(failed.value, ray.exceptions.RayError)
     for wrong, said in (

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from studies import study as written
 
 import secant as sc
+from secant.analyses.sensitivity import beside
 from secant.errors import OutputFailed
 from secant.model.tokens import Tokens
 from secant.results.result import Result, Viewed
@@ -35,7 +36,7 @@ HOSTILE = "<script>alert('1')</script>&\"<img src=x onerror=y>\x1b[31m\u202e\u20
 MADE: dict[str, Callable[[sc.LM, sc.Run], Result]] = {
     "Run": lambda lm, run: run,
     "SVD": lambda lm, run: sc.svd(run.operator(), 3),
-    "Attribution": lambda lm, run: sc.attribute(run, flow=True),
+    "Attribution": lambda lm, run: beside(run, sc.attribute(run, flow=True)).attribution,
     "Lens": lambda lm, run: sc.lens(run, parts=True, top=3),
     "Sensitivity": lambda lm, run: sc.sensitivity(run, conventions=["gate", "up"]),
     "Null": lambda lm, run: sc.null(lm, "input", 3, samples=5),
@@ -80,7 +81,7 @@ RECORDS = {
 }
 """Public classes that are no results, and why."""
 
-COMPOSED = (sc.Explanation, sc.Evidence)
+COMPOSED = (sc.Explanation, sc.Evidence, sc.Sensitivity)
 """Results that have tables of other results among theirs."""
 
 

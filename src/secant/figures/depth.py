@@ -64,13 +64,11 @@ def lens(found: Lens, ax: Any = None, *, part: str = STREAM, columns: int = 2) -
     panel.tick_params(length=0)
     for side in panel.spines.values():
         side.set_visible(False)
-    panel.set_ylabel(f"top token, probability of {clipped(shown(found.target))}, layer", parse_math=False)
+    panel.set_title(f"top token, probability of {clipped(shown(found.target))}, layer", parse_math=False, loc="left")
     bar = figure.colorbar(drawn, ax=panel, fraction=0.05, pad=0.02)
-    bar.set_label(
-        f"contribution to the logit of {clipped(shown(found.target))},\nin units of the largest of its layer, under "
-        f"{found.convention}", parse_math=False,
-        fontsize=style.SMALL + 0.5,
-    )  # fmt: skip
+    of = clipped(shown(found.target), 12)
+    what = f"logit of {of}, contributions\nby their layer's largest, under {found.convention}"
+    bar.set_label(what, parse_math=False, fontsize=style.SMALL)
     return figure
 
 
