@@ -11,6 +11,9 @@ from typing import Any
 MOST = 10**6
 """How many shards a study may have. Each is a folder."""
 
+ADDED = ("dequantize", "revision", "subfolder")
+"""Options of a model that were added later. A study without them has the key that it had before."""
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -57,7 +60,8 @@ class Identity:
     @property
     def key(self) -> str:
         """A digest that is the same for the same study on every machine."""
-        return hashlib.sha256(json.dumps(_comparable(self), sort_keys=True).encode()).hexdigest()
+        said = {k: v for k, v in _comparable(self).items() if v is not None or not k.endswith(ADDED)}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: Identity) -> list[str]:
         """How this identity differs from another one.
@@ -121,7 +125,7 @@ def _comparable(identity: Identity) -> dict[str, Any]:
     flat["models"] = [model["label"] for model in models]
     for model in models:
         flat |= {f"{model['label']} {key}": model.get(key) for key in ("dtype", "attention")}
-        flat |= {f"{model['label']} {key}": model.get(key) or None for key in ("dequantize", "revision", "subfolder")}
+        flat |= {f"{model['label']} {key}": model.get(key) or None for key in ADDED}
         flat[f"{model['label']} device"] = (model.get("device") or "cpu").partition(":")[0]
     flat |= {f"version of {name}": version for name, version in versions.items()}
     return {**flat, "digest of the prompts": digest[:12]}
