@@ -102,15 +102,7 @@ BESIDE = Table(
     "a token's contribution under a convention",
     (CONVENTION, POSITION, TOKEN, Column("contribution", float, "what the token contributes", LOGIT, show="logit")),
 )
-DELETION = Table(
-    "deletion",
-    "a token that was deleted",
-    (
-        POSITION,
-        TOKEN,
-        EFFECT,
-    ),
-)
+DELETION = Table("deletion", "a token that was deleted", (POSITION, TOKEN, EFFECT))
 
 ORIGIN = "origin"
 """The name of the row of kind constant that has J x₀."""

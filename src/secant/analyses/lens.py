@@ -21,7 +21,6 @@ from secant.analyses.origins import origin_of
 from secant.analyses.sinks import Selective
 from secant.analyses.targets import target_of
 from secant.errors import BadArgument, NoPoint, NotExact, checked, integer
-from secant.linearize.points import ActivationGraph
 from secant.linearize.readout import Readout, batchable
 from secant.linearize.run import HIDDEN_OPERATION, LOGIT, POSITION, PROBABILITY, TOKEN, Run
 from secant.memory import Progress, limited
@@ -32,7 +31,7 @@ from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, Style, View
 from secant.stream.decode import RANK, WORD, WORD_ID
 from secant.stream.layers import LAYER, PART
-from secant.stream.sweep import STREAM
+from secant.stream.sweep import STREAM, depths, part_of
 from secant.text import visible
 
 LENS = Table(
@@ -207,12 +206,12 @@ def lens(
         inside = run.inside
         if not inside.layers:
             raise NoPoint("The lens requires the model's layers", "none", "Report the model's type.")
-        names = _names(inside, parts)
+        names = depths(inside, parts)
         base = wide(origin_of(run, origin).embeddings)
         moved = wide(run.network.input) - base
         table, words, terms = list[Any](), list[Any](), list[Any]()
         for done, (name, logits, slope, constant) in enumerate(_readouts(run, names, at, wanted.weights), 1):
-            layer, part = inside[name].layer, name.split(".")[2] if name.count(".") == 2 else STREAM
+            layer, part = inside[name].layer, part_of(name)
             scored = wide(logits)
             likely = torch.softmax(scored, 1)
             own = scored[:, token]
@@ -238,15 +237,6 @@ def lens(
         run.lm.text(token), at, run.tokens, run.certificate.convention, wanted.baseline, LENS.frame(table),
         LENS_WORDS.frame(words), LENS_TERMS.frame(terms),
     )  # fmt: skip
-
-
-def _names(inside: ActivationGraph, parts: bool) -> list[str]:
-    """The activations that are read out: each layer's parts if they are wanted, and its stream."""
-    return [
-        name
-        for i in range(len(inside.layers))
-        for name in (*((f"layers.{i}.{part}" for part in inside.parts(i)) if parts else ()), f"layers.{i}")
-    ]
 
 
 def _certify(run: Run, name: str, value: float, terms: Sequence[float]) -> None:

@@ -22,7 +22,7 @@ from secant.operators.operator import Graph
 from secant.results.schema import Column, Table
 from secant.stream.decode import RANK, SCORE, WORD, WORD_ID, Null, Z, decode, ranked
 from secant.stream.layers import LAYER, PART
-from secant.stream.sweep import STREAM
+from secant.stream.sweep import depths, part_of
 
 SIGNS = {"promoted": 1, "suppressed": -1}
 
@@ -66,7 +66,7 @@ def depth_words(
     rows = []
     try:
         for name, terms in depth_terms(run, tokens, origin):
-            layer, part = run.inside[name].layer, name.split(".")[2] if name.count(".") == 2 else STREAM
+            layer, part = run.inside[name].layer, part_of(name)
             decoded = {sign: decode(run.lm, way * terms.T, "output", top, null=null) for sign, way in SIGNS.items()}
             for sign, own in decoded.items():
                 for t, words in zip(tokens, own, strict=True):
@@ -94,11 +94,7 @@ def depth_terms(
     inside, at = run.inside, len(run.ids) - 1
     if not inside.layers:
         raise NoPoint("What tokens write at each depth requires the layers", "none", "Report the model's type.")
-    names = [
-        name
-        for i in range(len(inside.layers))
-        for name in (*(f"layers.{i}.{part}" for part in inside.parts(i)), f"layers.{i}")
-    ]
+    names = depths(inside)
     if len({inside.graph[name].shape for name in names}) > 1:
         raise NoPoint("Parts are read out as the stream is", "activations of several widths", "Use run.operator().")
     x = run.network.input

@@ -186,10 +186,10 @@ def layerwise(inside: ActivationGraph, i: int, position: int, last: Tensor | Non
     else:
         stream, mixed = middle
         if last is None:
-            last = rows(inside, stream, names[-1:], i, position)[_part(names[-1], i)][:, position]
+            last = rows(inside, stream, names[-1:], i, position)[part_of(names[-1])][:, position]
         found = rows(inside, x, names[:-1], i, position)
         read = sum(found.values(), start=itself) if mixed else itself
-        found[_part(names[-1], i)] = (last @ read.flatten(1)).view(-1, *read.shape[1:])
+        found[part_of(names[-1])] = (last @ read.flatten(1)).view(-1, *read.shape[1:])
     if STREAM not in found:
         found[STREAM] = sum(found.values(), start=itself)
     return found
@@ -213,11 +213,21 @@ def rows(inside: ActivationGraph, x: Tensor, names: list[str], i: int, position:
     graph = inside.network.graph(x, y) if x is inside.graph["embed"] else Graph(x, y, _largest(inside, i))
     J = Operator(graph, x.detach(), nothing, nothing).dense(CHUNK)
     blocks = J.split([inside.graph[name].shape[1] for name in names])
-    return {_part(name, i): block for name, block in zip(names, blocks, strict=True)}
+    return {part_of(name): block for name, block in zip(names, blocks, strict=True)}
 
 
-def _part(name: str, i: int) -> str:
-    return STREAM if name == f"layers.{i}" else name.rpartition(".")[2]
+def depths(inside: ActivationGraph, parts: bool = True) -> list[str]:
+    """Returns the names of every layer's stream, and before it those of its parts if they are wanted."""
+    return [
+        name
+        for i in range(len(inside.layers))
+        for name in (*((f"layers.{i}.{part}" for part in inside.parts(i)) if parts else ()), f"layers.{i}")
+    ]
+
+
+def part_of(name: str) -> str:
+    """Returns the part of a layer that an activation is, by its name: STREAM for the stream after the layer."""
+    return name.split(".")[2] if name.count(".") == 2 else STREAM
 
 
 def forward(inside: ActivationGraph, position: int) -> Iterator[tuple[Matrices, Tensor | None]]:
