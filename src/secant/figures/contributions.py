@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -120,15 +119,7 @@ def flow(a: Attribution, ax: Any = None, *, path: str = "direct", columns: int =
     image = [[cells.get((name, place), 0.0) for place in places] for name in names]  # "outside" has constants only
     figure, (panel,) = panels(ax, 1, columns, 1.3 + style.ROW * len(names))
     end = max(abs(value) for row in image for value in row) or 1.0
-    drawn = panel.imshow(image, cmap=style.DIVERGING, vmin=-end, vmax=end, aspect="auto", interpolation="nearest")
-    named(panel, "y", names)
-    labels, every = [*(clipped(shown(token), 12) for token in tokens["token"]), CONSTANTS], math.ceil(len(places) / 40)
-    angle = style.upright(panel, labels)
-    panel.set_xticks(range(0, len(labels), every), labels[::every], parse_math=False, rotation=angle)
-    panel.axvline(len(labels) - 1.5, color=COLOURS["black"], linewidth=0.6)
-    panel.tick_params(length=0)
-    for side in panel.spines.values():
-        side.set_visible(False)
+    drawn = style.token_map(panel, image, names, tokens["token"].tolist(), CONSTANTS, end)
     bar = figure.colorbar(drawn, ax=panel, fraction=0.05, pad=0.02)
     bar.set_label(f"{_logit(a)},\n{PATHS[path]}", parse_math=False, fontsize=style.SMALL + 0.5)
     return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from secant.analyses.explain import Explanation
 from secant.analyses.lens import Lens
 from secant.errors import BadArgument
 from secant.figures import style
-from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown
+from secant.figures.style import COLOURS, clipped, drawn, panels, shown
 from secant.stream.layers import Layers
 from secant.stream.sweep import STREAM
 
@@ -52,18 +51,10 @@ def lens(found: Lens, ax: Any = None, *, part: str = STREAM, columns: int = 2) -
     largest = terms.abs().max(axis=1)
     image = terms.div(largest.where(largest > 0, 1.0), axis=0).to_numpy()
     figure, (panel,) = panels(ax, 1, columns, 1.3 + style.ROW * len(rows))
-    drawn = panel.imshow(image, cmap=style.DIVERGING, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-    named(
-        panel, "y",
-        [f"{clipped(shown(row.top), 12)}  {row.probability:.0%}  {row.layer}" for row in rows.itertuples(index=False)],
-    )  # fmt: skip
-    labels, every = [*(clipped(shown(token), 12) for token in tokens), "constants"], math.ceil((len(tokens) + 1) / 40)
-    angle = style.upright(panel, labels)
-    panel.set_xticks(range(0, len(labels), every), labels[::every], parse_math=False, rotation=angle)
-    panel.axvline(len(labels) - 1.5, color=COLOURS["black"], linewidth=0.6)
-    panel.tick_params(length=0)
-    for side in panel.spines.values():
-        side.set_visible(False)
+    names = [
+        f"{clipped(shown(row.top), 12)}  {row.probability:.0%}  {row.layer}" for row in rows.itertuples(index=False)
+    ]
+    drawn = style.token_map(panel, image, names, tokens, "constants", 1.0)
     panel.set_title(f"top token, probability of {clipped(shown(found.target))}, layer", parse_math=False, loc="left")
     bar = figure.colorbar(drawn, ax=panel, fraction=0.05, pad=0.02)
     of = clipped(shown(found.target), 12)

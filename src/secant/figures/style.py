@@ -7,6 +7,7 @@ open and no backend is chosen.
 from __future__ import annotations
 
 import functools
+import math
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -424,3 +425,27 @@ def number(value: float) -> str:
     factor = factor.rstrip("0").rstrip(".").replace("-", "−")
     raised = f"{int(power)}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"10{raised}" if factor == "1" else f"{factor}·10{raised}"
+
+
+def token_map(panel: Any, image: Any, rows: Sequence[str], tokens: Sequence[str], last: str, end: float) -> Any:
+    """Returns the image that it draws: signed values, a row for each name and a column for each token, and a last one.
+
+    Args:
+        panel: The axes.
+        image: The values, as rows x (tokens and the last column).
+        rows: The names of the rows.
+        tokens: The tokens' texts.
+        last: The name of the last column, which a line sets apart.
+        end: The largest absolute value of the colours.
+
+    """
+    drawn = panel.imshow(image, cmap=DIVERGING, vmin=-end, vmax=end, aspect="auto", interpolation="nearest")
+    named(panel, "y", rows)
+    labels, every = [*(clipped(shown(token), 12) for token in tokens), last], math.ceil((len(tokens) + 1) / 40)
+    angle = upright(panel, labels)
+    panel.set_xticks(range(0, len(labels), every), labels[::every], parse_math=False, rotation=angle)
+    panel.axvline(len(labels) - 1.5, color=COLOURS["black"], linewidth=0.6)
+    panel.tick_params(length=0)
+    for side in panel.spines.values():
+        side.set_visible(False)
+    return drawn
