@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pandas as pd
 import pytest
 import torch
@@ -53,6 +56,26 @@ def test_the_last_depth_is_the_model(run: sc.Run) -> None:
     assert words["id"].tolist() == logits[2].sort(descending=True, stable=True).indices[:3].tolist()
 
 
+def test_positions_are_split_alike_together_and_alone() -> None:
+    run = frozen("llama")
+    every = sc.lens(run, 11, position=None, parts=True, top=2)
+    assert every.positions == tuple(range(LENGTH))
+    for at in range(LENGTH):
+        alone = sc.lens(run, 11, position=at, parts=True, top=2)
+        pd.testing.assert_frame_equal(alone.table, every.table)
+        for own, of_all in ((alone.words, every.words), (alone.terms, every.terms)):
+            found = of_all[of_all["at"] == at].reset_index(drop=True)
+            pd.testing.assert_frame_equal(own, found, rtol=0, atol=1e-13)
+        pd.testing.assert_frame_equal(alone.contributions("mlp"), every.contributions("mlp", at), atol=1e-13)
+        pd.testing.assert_frame_equal(alone.at(), every.at(position=at - LENGTH))
+    first = sc.lens(run, 11, position=[2, -1, 2])
+    assert first.positions == (2, LENGTH - 1)
+    with pytest.raises(BadArgument, match="split at positions 2, "):
+        first.contributions(position=0)
+    with pytest.raises(BadArgument, match="of the prompt's tokens"):
+        first.at(position=LENGTH)
+
+
 def test_depths_are_read_out_by_the_norm_and_the_head() -> None:
     """By hand, through the modules of a Llama: the hidden state after each layer, the final norm, the head."""
     run = frozen("llama")
@@ -71,7 +94,11 @@ def test_a_wrong_slope_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from secant.analyses import lens as module
 
     own = module._readouts
-    monkeypatch.setattr(module, "_readouts", lambda *a: ((n, y, 1.01 * s, c) for n, y, s, c in own(*a)))
+
+    def bent(*a: Any) -> Iterator[Any]:
+        return ((n, y, [([1.01 * v for v in values], c) for values, c in s]) for n, y, s in own(*a))
+
+    monkeypatch.setattr(module, "_readouts", bent)
     with pytest.raises(NotExact, match="must sum to its logit"):
         sc.lens(frozen("llama"))
 

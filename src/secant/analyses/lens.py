@@ -49,24 +49,27 @@ LENS = Table(
         PROBABILITY.but(name="top_probability", meaning="its probability"),
     ),
 )
+AT = Column("at", int, "the position that is read out, from 0")
 LENS_WORDS = Table(
     "lens_words",
-    "a likely token at a layer and part, at the position that is explained",
-    (LAYER, PART, RANK.but(meaning="rank among the tokens, from 0"), WORD, WORD_ID, PROBABILITY),
+    "a likely token at a layer and part, at a position that is read out",
+    (LAYER, PART, AT, RANK.but(meaning="rank among the tokens, from 0"), WORD, WORD_ID, PROBABILITY),
 )
 LENS_TERMS = Table(
     "lens_terms",
-    "what a token contributes to the target's logit at a layer and part, at the position that is explained",
+    "what a token contributes to the target's logit at a layer and part, at a position that is read out",
     (
         LAYER,
         PART,
+        AT,
         POSITION.but(meaning="place of the token in the prompt, from 0; missing: the constants", missing=True),
         Column("token", str, "the token's text; missing: the constants", missing=True, show="token"),
-        Column(
-            "contribution", float, "what it contributes; all of a layer and part sum to the logit", LOGIT, show="logit"
-        ),
+        Column("contribution", float, "what it contributes; all of a layer, part and `at` sum to the logit", LOGIT,
+               show="logit"),
     ),
 )  # fmt: skip
+
+PLACE = "A lens is of the prompt's tokens"
 
 DEPTHS = 8
 """How many depths go through the network in one batch; the pass costs as much for each as for the deepest of them."""
@@ -81,13 +84,13 @@ class Lens(Selective, Result):
 
     Attributes:
         target: The text of the token that is followed.
-        position: The position whose readouts are split into contributions.
+        positions: The positions whose readouts are split into contributions. Views show the first one.
         tokens: The prompt's tokens.
         convention: The label of the convention of the contributions.
         baseline: What logits are measured from.
         table: A row for each layer, part and position: probability, rank and logit of the target, and the top token.
-        words: The likely tokens of each layer and part at the position.
-        terms: What each token, and the constants, contribute to the target's logit at each layer and part.
+        words: The likely tokens of each layer and part at each of these positions.
+        terms: What each token, and the constants, contribute to the target's logit at each layer, part and position.
         left_out: The positions of tokens that views leave out.
 
     """
@@ -95,7 +98,7 @@ class Lens(Selective, Result):
     schema = (LENS, LENS_WORDS, LENS_TERMS)
 
     target: str
-    position: int
+    positions: tuple[int, ...]
     tokens: list[str]
     convention: str
     baseline: str
@@ -109,26 +112,47 @@ class Lens(Selective, Result):
         return {"lens": self.table, "lens_words": self.words, "lens_terms": self.terms}
 
     def about(self) -> dict[str, Any]:
-        """Returns the target, the position, the convention and the baseline."""
-        return {name: getattr(self, name) for name in ("target", "position", "convention", "baseline")}
+        """Returns the target, the positions, the convention and the baseline."""
+        return {
+            "target": self.target,
+            "positions": list(self.positions),
+            "convention": self.convention,
+            "baseline": self.baseline,
+        }
 
-    def at(self, part: str = STREAM) -> pd.DataFrame:
-        """Returns the rows of the lens at its position, a layer after the other.
+    def at(self, part: str = STREAM, position: SupportsIndex | None = None) -> pd.DataFrame:
+        """Returns the rows of the lens at a position, a layer after the other.
 
         Args:
             part: The part of the layers; by default the residual stream.
+            position: The position, of any token; by default the first that is split into contributions.
+
+        Raises:
+            BadArgument: The prompt lacks the position.
 
         """
-        return self.table[(self.table["part"] == part) & (self.table["position"] == self.position)]
+        T = len(self.tokens)
+        at = self.positions[0] if position is None else integer(position, -T, T - 1, PLACE) % T
+        return self.table[(self.table["part"] == part) & (self.table["position"] == at)]
 
-    def contributions(self, part: str = STREAM) -> pd.DataFrame:
+    def contributions(self, part: str = STREAM, position: SupportsIndex | None = None) -> pd.DataFrame:
         """Returns contributions to the target's logit as layer x token; the last column has the constants.
 
         Args:
             part: The part of the layers; by default the residual stream.
+            position: The position that is read out; by default the first that is split into contributions.
+
+        Raises:
+            BadArgument: The lens is not split at the position.
 
         """
-        own = self.terms[self.terms["part"] == part].fillna({"position": len(self.tokens)})
+        T = len(self.tokens)
+        at = self.positions[0] if position is None else integer(position, -T, T - 1, PLACE) % T
+        if at not in self.positions:
+            known = ", ".join(map(str, self.positions))
+            raise BadArgument(f"This lens is split at positions {known}", str(at), f"Use sc.lens(run, position={at}).")
+        own = self.terms[(self.terms["part"] == part) & (self.terms["at"] == at)]
+        own = own.fillna({"position": T})
         return own.pivot_table("contribution", "layer", "position", sort=True)
 
     def view(self) -> View:
@@ -150,7 +174,7 @@ class Lens(Selective, Result):
             rows.append(
                 [row.layer, row.top, row.top_probability, Cell(row.probability, strong), row.rank, row.logit, *cells]
             )
-        facts = {"target": f"{visible(self.target)} at position {self.position}", "convention": self.convention}
+        facts = {"target": f"{visible(self.target)} at position {self.positions[0]}", "convention": self.convention}
         notes = [
             "Each row: the residual stream after a layer, read out as logits by the final norm, at its own statistics. "
             "The contributions of the tokens and constants in a row sum to its logit.",
@@ -164,7 +188,7 @@ def lens(
     run: Run,
     target: str | SupportsIndex | None = None,
     *,
-    position: SupportsIndex = -1,
+    position: SupportsIndex | Sequence[SupportsIndex] | slice | None = -1,
     parts: bool = False,
     top: int = 8,
     baseline: str = "vocabulary",
@@ -174,12 +198,13 @@ def lens(
 ) -> Lens:
     """Returns what the model would say at every depth, and what each token contributes to that.
 
-    Contributions are those of the run's own convention. They take one product with Jᵀ for each layer and part.
+    Contributions are those of the run's own convention. They take one product with Jᵀ for each layer, part and
+    position.
 
     Args:
         run: The run.
-        target: The token that is followed, by its text or id; by default the one predicted at the position.
-        position: The position at which contributions are computed; by default the last.
+        target: The token that is followed, by its text or id; by default the one predicted at the first position.
+        position: The positions whose readouts are split into contributions; by default the last. None: all.
         parts: Whether what attentions and MLPs add is read out too.
         top: The number of likely tokens of each layer and part.
         baseline: What logits are measured from, as in `attribute`.
@@ -195,11 +220,11 @@ def lens(
         ReplayMismatch: The model has changed since the run was frozen.
 
     """
-    at = run.rows(position)[0]
+    positions = tuple(dict.fromkeys(run.rows(position)))
     top = integer(top, 1, 10**9, "A depth has at least one likely token", "top = ")
     run.unchanged()
     with torch.inference_mode(False), torch.enable_grad(), limited(max_memory):
-        wanted = target_of(run, at, target, None, baseline, None)
+        wanted = target_of(run, positions[0], target, None, baseline, None)
         token = int(wanted.weights.argmax())
         if run.lm.text(token) != wanted.name:
             raise BadArgument("The lens follows one token", wanted.label, "Name one.")
@@ -208,10 +233,9 @@ def lens(
             raise NoPoint("The lens requires the model's layers", "none", "Report the model's type.")
         names = depths(inside, parts)
         base = wide(origin_of(run, origin).embeddings)
-        moved = wide(run.network.input) - base
         table, words, terms = list[Any](), list[Any](), list[Any]()
-        for done, (name, logits, slope, constant) in enumerate(_readouts(run, names, at, wanted.weights), 1):
-            layer, part = inside[name].layer, part_of(name)
+        for done, (name, logits, splits) in enumerate(_readouts(run, names, positions, wanted.weights, base), 1):
+            key = inside[name].layer, part_of(name)
             scored = wide(logits)
             likely = torch.softmax(scored, 1)
             own = scored[:, token]
@@ -220,21 +244,19 @@ def lens(
             best = scored.argmax(1)
             for t, text in enumerate(run.tokens):
                 i = int(best[t])
-                table.append((layer, part, t, text, likely[t, token].item(), ranks[t], measured[t], run.lm.text(i),
+                table.append((*key, t, text, likely[t, token].item(), ranks[t], measured[t], run.lm.text(i),
                               likely[t, i].item()))  # fmt: skip
-            order = torch.sort(scored[at], descending=True, stable=True).indices[: min(top, scored.shape[1])].tolist()
-            words += [(layer, part, r, run.lm.text(i), i, likely[at, i].item()) for r, i in enumerate(order)]
-            values = (wide(slope) * moved).sum(1).tolist()
-            rest = constant + float((wide(slope) * base).sum())
-            _certify(run, name, measured[at], [*values, rest])
-            terms += [
-                (layer, part, t, text, value) for t, (text, value) in enumerate(zip(run.tokens, values, strict=True))
-            ]
-            terms.append((layer, part, None, None, rest))
+            for at, (values, rest) in zip(positions, splits, strict=True):
+                order = torch.sort(scored[at], descending=True, stable=True).indices[: min(top, scored.shape[1])]
+                words += [(*key, at, r, run.lm.text(i), i, likely[at, i].item()) for r, i in enumerate(order.tolist())]
+                _certify(run, name, measured[at], [*values, rest])
+                of = zip(range(len(values)), run.tokens, values, strict=True)
+                terms += [(*key, at, t, text, value) for t, text, value in of]
+                terms.append((*key, at, None, None, rest))
             if progress:
                 progress("lens", done, len(names))
     return Lens(
-        run.lm.text(token), at, run.tokens, run.certificate.convention, wanted.baseline, LENS.frame(table),
+        run.lm.text(token), positions, run.tokens, run.certificate.convention, wanted.baseline, LENS.frame(table),
         LENS_WORDS.frame(words), LENS_TERMS.frame(terms),
     )  # fmt: skip
 
@@ -247,32 +269,38 @@ def _certify(run: Run, name: str, value: float, terms: Sequence[float]) -> None:
 
 
 def _readouts(
-    run: Run, names: Sequence[str], at: int, e: Float[Tensor, " vocabulary"]
-) -> Iterator[tuple[str, Float[Tensor, "T vocabulary"], Float[Tensor, "T d"], float]]:
-    """Yields the logits of each activation; the slope of a functional of them, at one position, by the embeddings; and
-    the functional in the network at zero embeddings.
+    run: Run,
+    names: Sequence[str],
+    positions: Sequence[int],
+    e: Float[Tensor, " vocabulary"],
+    base: Float[Tensor, "T d"],
+) -> Iterator[tuple[str, Float[Tensor, "T vocabulary"], list[tuple[list[float], float]]]]:
+    """Yields the logits of each activation and, for each position, what tokens contribute to a functional of them,
+    measured from base embeddings, and what the constants do.
     """
     inside, T = run.inside, len(run.ids)
     site = inside.layers[-1].output
     together = batchable(run.tape.steps[site.step].shape, site.axis)
     group = max(1, ELEMENTS // (T * run.logits.shape[1])) if together else 1
+    moved = wide(run.network.input) - base
     for start in range(0, len(names), group):
         some = names[start : start + group]
         readout = inside.readout_at(torch.stack([inside.values[name] for name in some]), head=True)
-        rows = [i * T + at for i in range(len(some))]
-        functional = readout.points["logits"][rows] @ e
-        (slopes,) = torch.autograd.grad(functional.sum(), readout.input)
-        _alone(run, some, slopes, rows, readout)
-        constants = readout.biases["logits"][rows] @ e
         every = readout.values["logits"].view(len(some), T, -1)
-        own = slopes[rows]
-        found = (
-            row
-            for few in range(0, len(some), DEPTHS)
-            for row in _adjoints(run, some[few : few + DEPTHS], at, own[few : few + DEPTHS])
-        )
-        for name, u, constant, logits, slope in zip(some, own, constants.tolist(), every, found, strict=True):
-            yield name, logits, slope, constant + float(wide(inside.biases[name][at]) @ wide(u))
+        splits: list[list[tuple[list[float], float]]] = [[] for _ in some]
+        for at in positions:
+            rows = [i * T + at for i in range(len(some))]
+            functional = readout.points["logits"][rows] @ e
+            (slopes,) = torch.autograd.grad(functional.sum(), readout.input, retain_graph=True)
+            _alone(run, some, slopes, rows, readout)
+            constants = (readout.biases["logits"][rows] @ e).tolist()
+            for few in range(0, len(some), DEPTHS):
+                here = slice(few, few + DEPTHS)
+                own = slopes[rows[here]]
+                for i, slope in enumerate(wide(_adjoints(run, some[here], at, own)), few):
+                    rest = constants[i] + float(wide(inside.biases[some[i]][at]) @ wide(own[i - few]))
+                    splits[i].append(((slope * moved).sum(1).tolist(), rest + float((slope * base).sum())))
+        yield from zip(some, every, splits, strict=True)
 
 
 def _adjoints(run: Run, names: Sequence[str], at: int, slopes: Float[Tensor, "n d"]) -> Float[Tensor, "n T d"]:
