@@ -15,9 +15,9 @@ Conventions stand beside gradient x input, integrated gradients from zero and fr
 the mean of six Spearman correlations, the other half gives all tables, with means and bootstrap intervals of 95 %.
 
 SmolLM2 and Gemma 3 run on prompts_faithfulness.txt, Atlas on its held-out questions, craftgpt on chat lines. With
---out, rows are added to a CSV file as they are measured, and what it has is not measured again.
+--out, rows are added to a Parquet file, and what it has is not measured again.
 
-    python benchmarks/faithfulness.py [--models FOLDER ...] [--prompts N] [--seed S] [--out FILE]
+    python benchmarks/faithfulness.py [--models MODEL ...] [--prompts N] [--seed S] [--out FILE]
         [--methods METHOD ...] [--no-parts] [--no-removals]
 """
 
@@ -38,6 +38,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 import torch
+from models import models
 from prompts import SETS
 from torch import Tensor
 
@@ -53,11 +54,6 @@ from secant.linearize.tape import Tape
 from secant.linearize.untouched import State
 from secant.model.hooks import replacing_outputs
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests"))
-from helpers import REAL  # noqa: E402
-
-REAL_MODELS = ("smollm2", "gemma3")
 OWN_PROMPTS = {"atlas": "facts", "craftgpt": "chat", "tiny-sql-gpt": "sql"}
 """Small models that know one kind of prompt, and the function of prompts.py that writes it."""
 
@@ -73,6 +69,8 @@ ROLLOUT, RANDOM = "attention rollout", "random order"
 METHODS = (*CONVENTIONS, GRADIENT, LRP, FROM_ZERO, FROM_MEAN, ROLLOUT, RANDOM)
 INTEGRATION_STEPS, BATCH = 16, 64
 FRACTIONS = (20, 50)
+SAVED = 4
+"""After how many prompts the rows are written."""
 
 Columns = ("model", "kind", "prompt", "half", "method", "start", "effect", "tokens", "measure", "value")
 OVERALL = (
@@ -551,6 +549,14 @@ def printed(name: str, rows: pd.DataFrame) -> None:
 # ------------------------------------------------------------------------------------------------ the run
 
 
+def kept(rows: pd.DataFrame, path: Path) -> None:
+    """Write rows to a Parquet file, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    small = rows.astype({c: "category" for c in Columns if c != "value"}).astype({"value": "float32"})
+    small.to_parquet(partial, compression="zstd", index=False)
+    partial.replace(path)
+
+
 def study(lm: sc.LM, name: str, args: argparse.Namespace) -> pd.DataFrame:
     """All rows of one model. Rows of prompts that the file has are not measured again."""
     every, unread = [], []
@@ -562,8 +568,10 @@ def study(lm: sc.LM, name: str, args: argparse.Namespace) -> pd.DataFrame:
             unread.append(f"{item.text!r}: {error}")
     for line in unread:
         print(f"{name} can't read {line}", file=sys.stderr)
-    known = pd.read_csv(args.out, keep_default_na=False, na_values=["nan"]) if args.out and args.out.exists() else None
-    before = pd.DataFrame(columns=Columns) if known is None else known[known["model"] == name]
+    known = pd.DataFrame(columns=Columns)
+    if args.out and args.out.exists():
+        known = pd.read_parquet(args.out).astype(dict.fromkeys(Columns[:-1], object))
+    before, others = known[known["model"] == name], known[known["model"] != name]
     before = before[before["prompt"].isin([item.text for item in every]) & before["method"].isin(args.methods)]
     done = set(zip(before["prompt"], before["method"], strict=True))
     left = [(item, own) for item in every if (own := [m for m in args.methods if (item.text, m) not in done])]
@@ -578,28 +586,13 @@ def study(lm: sc.LM, name: str, args: argparse.Namespace) -> pd.DataFrame:
         rows = measured(lm, item, means, args.seed, wanted, not args.no_removals)
         table = pd.DataFrame([(name, item.kind, item.text, item.half, *row) for row in rows], columns=Columns)
         tables.append(table)
-        if args.out:
-            table.to_csv(args.out, mode="a", header=not args.out.exists(), index=False, na_rep="nan")
+        if args.out and ((number + 1) % SAVED == 0 or number + 1 == len(left)):
+            kept(pd.concat([others, *tables], ignore_index=True), args.out)
         each = (time.time() - began) / (number + 1)
         if number == 0 or (number + 1) % 10 == 0:
             rest = f"about {each * (len(left) - number - 1) / 60:.0f} min left"
             print(f"{name}: {number + 1} of {len(left)}, {each:.1f} s each, {rest}", file=sys.stderr)
     return pd.concat(tables, ignore_index=True)
-
-
-def folders(given: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The name and the folder of each model, and says which are absent."""
-    if given:
-        yield from ((Path(folder).name, folder) for folder in given)
-        return
-    for name in (*REAL_MODELS, "craftgpt"):
-        places = [REAL / name, ROOT.parent / "models-real" / name, ROOT.parent.parent / "models-real" / name]
-        found = next((place for place in places if place.is_dir()), None)
-        if found is None:
-            print(f"{name} was not run: no folder {' or '.join(str(place) for place in places)}")
-        else:
-            yield name, str(found)
-    yield "atlas", "atlas"
 
 
 def main() -> None:
@@ -613,8 +606,8 @@ def main() -> None:
     parser.add_argument("--no-removals", action="store_true")
     args = parser.parse_args()
     chosen = {}
-    for name, folder in folders(args.models):
-        lm = sc.load(folder)
+    for name, place in models(args.models):
+        lm = sc.load(place, dtype="float32")
         for parameter in lm.model.parameters():
             parameter.requires_grad_(False)
         rows = study(lm, name, args)

@@ -11,7 +11,7 @@ cProfile. Times are the best of ROUNDS. On a machine that others use, --cpu-time
 as many cores as it uses; with one thread the ratios stay comparable. SmolLM2 and Gemma 3 run by default; absent models
 are named.
 
-    python benchmarks/real.py [--models FOLDER ...] [--device cuda] [--prompt TEXT] [--rounds ROUNDS] [--no-layers]
+    python benchmarks/real.py [--models MODEL ...] [--device cuda] [--prompt TEXT] [--rounds ROUNDS] [--no-layers]
         [--cpu-time]
 """
 
@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from faithfulness import REAL_MODELS, folders
+from models import REAL_MODELS, models
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -126,7 +126,7 @@ def layers(lm: sc.LM, run: sc.Run, swept: float, args: argparse.Namespace) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=[], metavar="FOLDER")
+    parser.add_argument("--models", nargs="*", default=[], metavar="MODEL")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--prompt", default="The bridge out of Marin is the")
     parser.add_argument("--rounds", type=int, default=2)
@@ -135,9 +135,8 @@ def main() -> None:
     args = parser.parse_args()
     global CLOCK
     CLOCK = time.process_time if args.cpu_time else CLOCK
-    for name, folder in folders(args.models):
-        if args.models or name in REAL_MODELS:
-            measure(sc.load(folder, dtype="float32", device=args.device), name, args)
+    for name, place in models(args.models, tuple(REAL_MODELS)):
+        measure(sc.load(place, dtype="float32", device=args.device), name, args)
 
 
 if __name__ == "__main__":
