@@ -49,7 +49,6 @@ from secant.linearize.conventions import convention_named
 from secant.linearize.forms import Attended, Call, Constant, Shared
 from secant.linearize.network import Recording, record, reference, replayed, running
 from secant.linearize.replay import Patch, by_token
-from secant.linearize.residual_stream import layers
 from secant.linearize.tape import Tape
 from secant.linearize.untouched import State
 from secant.model.hooks import replacing_outputs
@@ -178,8 +177,7 @@ def without_parts(lm: sc.LM, recording: Recording, target: int, means: Mapping[i
 
 def parts_of(recording: Recording) -> dict[int, int]:
     """The steps that add to the stream, each with the dimension of its output that counts tokens."""
-    found = layers(recording.tape.steps, recording.layer_calls, len(recording.ids))
-    return {part.output.step: part.output.axis for layer in found for part in layer.parts}
+    return {part.output.step: part.output.axis for layer in recording.layers for part in layer.parts}
 
 
 # ------------------------------------------------------------------------------------------------ networks

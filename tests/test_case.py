@@ -38,6 +38,9 @@ AT_REFERENCES = 2
 INSIDE = Counter(replays=2, records=1)
 """What the points take: at the prompt and at zero."""
 
+ONCE = Counter(replays=1)
+"""The points of a network and its contributions have the replay at the prompt in common."""
+
 REFERENCES = 1
 """In tests, contributions are averaged over one reference."""
 
@@ -51,8 +54,8 @@ BESIDE = Counter(replays=3, records=2)
 LENS = INSIDE + Counter(replays=2, records=1)
 """What the lens takes: the points, and one readout of all depths, at them and at zero."""
 
-PARTS = Counter(replays=4 * REFERENCES, records=REFERENCES)
-"""What parts take: the points of each run, and the network cut open at its parts, at the prompt and at zero."""
+PARTS = Counter(replays=2 * REFERENCES, records=1)
+"""What parts take: the points of each run at zero, and the network cut open at its parts."""
 
 WRITES = Counter(replays=2, records=1)
 """What the top tokens of all depths take: one readout of all of them, at them and at zero."""
@@ -192,7 +195,7 @@ def test_explain_with_all_that_it_shows(
     e.evidence()
     assert counts.formed == 1
     counts.assert_each_step_once(*(name for names in STEPS.values() for name in names))
-    assert counts.passes == FROZEN + CONTRIBUTIONS + BESIDE + LENS + PARTS + WRITES + DEPTHS
+    assert counts.passes == FROZEN + CONTRIBUTIONS + BESIDE + LENS - ONCE + PARTS + WRITES + DEPTHS
     counts.assert_each_direction_once()
     T, depths = len(e.run.ids), len(e.layers.depths)
     of_depths = 2 * T * sum(1 + len(e.run.inside.parts(i)) for i in range(len(e.run.inside.layers)))
@@ -205,7 +208,7 @@ def test_replays_do_not_grow_with_what_is_shown(
     lm: sc.LM, counts: Counts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     e = sc.explain(lm, PROMPT, k=3, top=20)
-    assert counts.passes == FROZEN + CONTRIBUTIONS + BESIDE + LENS
+    assert counts.passes == FROZEN + CONTRIBUTIONS + BESIDE + LENS - ONCE
     monkeypatch.setattr(explaining, "ALTERNATIVES", 9)
     counts.passes.clear()
     shown(e, tmp_path)
@@ -231,7 +234,7 @@ def test_a_study_of_everything(lm: sc.LM, four: sc.LM, counts: Counts, tmp_path:
     assert counts.formed == len(CONVENTIONS)
     counts.assert_each_step_once("decomposed", "attribute", "layers", "null", "ordinary_output")
     others = Counter({name: (len(CONVENTIONS) - 1) * count for name, count in FROZEN.items()})
-    assert counts.passes == FROZEN + others + INSIDE + DEPTHS + Counter(replays=3 + AT_REFERENCES)
+    assert counts.passes == FROZEN + others + INSIDE + DEPTHS + Counter(replays=1 + AT_REFERENCES)
     counts.assert_each_direction_once()
 
 
@@ -240,7 +243,7 @@ def test_a_comparison(lm: sc.LM, counts: Counts) -> None:
     found = sc.compare(PROMPT, [lm], conventions=("gate", "up"), k=3)
     assert counts.formed == 2
     counts.assert_each_step_once("decomposed", "attribute", "layers", "null", "token_terms", "ordinary_output")
-    each = FROZEN + INSIDE + DEPTHS  # no layer by itself, but the constants at zero
+    each = FROZEN + INSIDE + DEPTHS - ONCE  # no layer by itself, but contributions
     assert counts.passes == each + each
     T, layers = int(found.models["tokens"][0]), int(found.models["layers"][0])
     assert len(counts.scored) == SAMPLES + 2 * (T + 2 * T * 3 + 3 + layers * 3 * (T + 1))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import absent
-from test_case import BESIDE, CONTRIBUTIONS, FROZEN, LENS, SAMPLES, Counts
+from test_case import BESIDE, CONTRIBUTIONS, FROZEN, LENS, ONCE, SAMPLES, Counts
 
 import secant as sc
 from secant.linearize.conventions import CONVENTIONS
@@ -106,7 +106,7 @@ def test_counts(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
     e.to_dict()
     e.show()
     assert counts.formed == 1
-    assert counts.passes == FROZEN + CONTRIBUTIONS + BESIDE + LENS
+    assert counts.passes == FROZEN + CONTRIBUTIONS + BESIDE + LENS - ONCE
     counts.assert_each_direction_once()
     T = len(e.run.ids)
     assert len(counts.scored) == SAMPLES + T + 2 * T * 4

@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, SupportsIndex
 
 import pandas as pd
@@ -491,16 +492,16 @@ def _attributed(
 ) -> Attribution:
     """The attribution of a target at a position."""
     origin = origin_of(run, origin)
-    direct, flows = None, None
+    direct, flows, inside = None, None, None
     if target.point == "logits":
         e = target.weights
         logit = (wide(run.logits[at]) @ wide(e)).item()
-        rows = _input_rows(run, at, e, origin)
+        inside = _Parts.of(run.inside, at, e) if parts else None
+        rows = _input_rows(run, at, e, origin) if inside is None else inside.input_rows(run, origin)
     else:
         logit, rows = _rows_of_point(run, at, target, origin)
     total = sum(row["contribution"] for row in rows)
-    if parts and target.point == "logits":
-        inside = _Parts.of(run.inside, at, e)
+    if inside is not None:
         written = inside.rows()
         direct = sum(row["contribution"] for row in written if row["kind"] != "head")
         rows += written
@@ -551,9 +552,16 @@ def _slopes(y: Tensor, inputs: Sequence[Any]) -> list[Tensor | None]:
 
 def _input_rows(run: Run, at: int, e: Float[Tensor, " vocabulary"], origin: Origin) -> list[dict[str, Any]]:
     """The contributions of tokens, of the origin unless it is zero, and of each module's constants, by all paths."""
-    points, constants = run.network.with_constants
-    y = points["logits"][at] @ e
-    gradient, *slopes = _slopes(y, [run.network.input, *(c.edge for c in constants)])
+    points, _, constants = run.network.with_constants
+    slopes = _slopes(points["logits"][at] @ e, [run.network.input, *(c.edge for c in constants)])
+    return _input_rows_by(run, origin, constants, slopes)
+
+
+def _input_rows_by(
+    run: Run, origin: Origin, constants: Sequence[InjectedConstant], slopes: Sequence[Tensor | None]
+) -> list[dict[str, Any]]:
+    """The same from the derivatives by the embeddings and by the constants."""
+    gradient, *slopes = slopes
     x = wide(run.network.input) - wide(origin.embeddings)
     rows = _token_rows(run, [0.0] * len(x) if gradient is None else (wide(gradient) * x).sum(1).tolist())
     if origin.moved:
@@ -609,29 +617,32 @@ class _Term:
 class _Parts:
     """What adds to the residual stream: the embeddings, the parts of each layer, and the heads of attentions.
 
-    `tensors` are those of the graph, `[T, n]`, and `zeros` the same in the network at zero. `terms` have the
-    derivatives by them, and `outside` the rows of constants outside parts.
+    `tensors` are those of the graph, `[T, n]`. `terms` have the derivatives by them, `by_input` those by the embeddings
+    and by each constant, on all paths, and `outside` the rows of constants outside parts.
     """
 
     inside: ActivationGraph
     tensors: list[Tensor]
-    zeros: list[Tensor]
     terms: list[_Term]
+    by_input: list[Tensor | None]
     outside: list[dict[str, Any]]
 
     @classmethod
     def of(cls, inside: ActivationGraph, at: int, e: Float[Tensor, " vocabulary"]) -> _Parts:
         """All derivatives: a backward pass through the whole network, and one with the outputs of parts frozen."""
-        given, cut, (zero, constants) = inside.cut_at_parts()
+        given, cut, constants = inside.cut_at_parts()
         names = ["embed", *given]
         owners = [name for name in names for _ in inside.rows(name)]
         tensors = [rows for name in names for rows in inside.rows(name)]
         mixed = [name for name in names if f"{name}.heads" in inside.points]
         heads = [inside.graph[f"{name}.heads"] for name in mixed]
         whole, straight = inside.graph["logits"][at] @ e, cut["logits"][at] @ e
-        every = _slopes(whole, [*tensors, *heads])
-        direct = _slopes(straight, [inside.graph["embed"], *(leaf for leaves in given.values() for leaf in leaves)])
-        direct += [_pulled(inside, name, direct[owners.index(name)]) for name in mixed]
+        inputs = [inside.network.input, *(c.edge for c in inside.constants)]
+        every = _slopes(whole, [*tensors, *heads, *inputs])
+        leaves = [inside.graph["embed"], *(leaf for leaves in given.values() for leaf in leaves)]
+        direct = _slopes(straight, [*leaves, *(c.edge for c in constants)])
+        outside = _by_module("outside", constants, direct[len(leaves) :])
+        direct = direct[: len(leaves)] + [_pulled(inside, name, direct[owners.index(name)]) for name in mixed]
         terms = [
             _Term(name, path, inside[name].layer, None, i, slopes[i])
             for i, name in enumerate(owners)
@@ -642,10 +653,19 @@ class _Parts:
             for head, point in enumerate(_heads(inside, name))
             for path, slopes in (("direct", direct), ("all", every))
         ]
-        zeros = [torch.zeros_like(tensors[0]), *(inside.zeros[s] for name in given for s in inside[name].steps)]
-        zeros += [inside.biases[f"{name}.heads"] for name in mixed]
-        outside = _by_module("outside", constants, _slopes(zero["logits"][at] @ e, [c.edge for c in constants]))
-        return cls(inside, [*tensors, *heads], zeros, terms, outside)
+        return cls(inside, [*tensors, *heads], terms, every[len(tensors) + len(heads) :], outside)
+
+    def input_rows(self, run: Run, origin: Origin) -> list[dict[str, Any]]:
+        """The rows of tokens, of the origin unless it is zero, and of each module's constants, by all paths."""
+        return _input_rows_by(run, origin, self.inside.constants, self.by_input)
+
+    @cached_property
+    def zeros(self) -> list[Tensor]:
+        """The tensors in the network at zero."""
+        inside = self.inside
+        names = [name for name in dict.fromkeys(term.name for term in self.terms) if name != "embed"]
+        zeros = [torch.zeros_like(self.tensors[0]), *(inside.zeros[s] for name in names for s in inside[name].steps)]
+        return zeros + [inside.biases[f"{name}.heads"] for name in names if f"{name}.heads" in inside.points]
 
     def weighed(self, made: Sequence[Float[Tensor, "T _ c"]]) -> dict[_Key, list[float]]:
         """The contributions of all parts and heads by path, for c values of each tensor."""
@@ -670,7 +690,7 @@ class _Parts:
         """A row for what an attention adds whatever its heads output: its output bias, from the network at zero."""
         inside, rows = self.inside, []
         for name in dict.fromkeys(term.name for term in self.terms):
-            if f"{name}.heads" in inside.points:
+            if f"{name}.heads" in inside.points and self._adds(name):
                 heads = Graph(inside.graph[f"{name}.heads"], inside.graph[name].flatten())
                 zero = inside.biases[name]
                 alone = zero - heads.forward(inside.biases[f"{name}.heads"].reshape(-1, 1)).view(zero.shape)
@@ -678,6 +698,11 @@ class _Parts:
                 if direct or through:
                     rows.append(_row("head", f"{name} constant", direct, layer=inside[name].layer, all_paths=through))
         return rows
+
+    def _adds(self, name: str) -> bool:
+        """Whether any step after an attention's heads, up to what it adds to the stream, adds a constant."""
+        first, last = self.inside[f"{name}.heads"].steps[0], max(self.inside[name].steps)
+        return any(first < c.step <= last for c in self.inside.constants)
 
     def flow(self, tokens: Sequence[str], origin: Float[Tensor, "T d"]) -> pd.DataFrame:
         """The contribution of each token, and of the constants, through each part and head, by each path."""

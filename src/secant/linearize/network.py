@@ -6,6 +6,7 @@ one at zero, whose value is b. b is what biases, learned positions and other con
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -23,6 +24,7 @@ from secant.linearize.conventions import ZERO, Convention, convention_named
 from secant.linearize.forms import live
 from secant.linearize.precision import Precision
 from secant.linearize.replay import InjectedConstant, Patch, Replay, ReplayWithConstants, Visit
+from secant.linearize.residual_stream import HookPoint, Layer, layers, token_axes, token_axis
 from secant.linearize.rules import whole
 from secant.linearize.secants import Open
 from secant.linearize.tape import LayerCall, Record, Tape, WithoutParameters
@@ -153,6 +155,25 @@ class Recording:
     state: State | None = field(default=None, repr=False)
     seed: int = 0
 
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """The layers of the model, or none if no module list carries a stream of all tokens."""
+        return layers(self.tape.steps, self.layer_calls, len(self.ids))
+
+    @cached_property
+    def norm_output(self) -> list[HookPoint]:
+        """Where the output of the final norm is, if it has one row for each token."""
+        step, T = self.steps["norm"], len(self.ids)
+        shape = self.tape.steps[step].shape
+        axis = token_axis(shape, T)
+        return [HookPoint(step, axis)] if axis is not None and math.prod(shape[:-1]) == T else []
+
+    @cached_property
+    def token_axes(self) -> dict[int, int]:
+        """The steps that named activations consist of, and the dimension of each output that counts tokens."""
+        found = {point.step: point.axis for point in self.norm_output}
+        return found | dict(token_axes(self.layers, self.tape.steps, len(self.ids)))
+
 
 def record(
     lm: LM,
@@ -210,9 +231,14 @@ def record(
 
 
 def references(
-    lm: LM, own: Recording, x: Float[Tensor, "T d"], precision: torch.dtype, seeds: Sequence[int]
+    lm: LM,
+    own: Recording,
+    x: Float[Tensor, "T d"],
+    precision: torch.dtype,
+    seeds: Sequence[int],
+    wanted: Iterable[int] = (),
 ) -> Iterator[Recording]:
-    """Yields a recording with the secants of other random references. The prompt is recorded once for all of them.
+    """Returns a recording for each of other random references, with its secants. The prompt is recorded once, now.
 
     Args:
         lm: The model.
@@ -220,13 +246,18 @@ def references(
         x: The prompt's embeddings.
         precision: The type in which the network will be evaluated.
         seeds: The seed of each reference.
+        wanted: Steps whose outputs are captured, for the prompt's own recording too: they are those of the same pass.
     """
     chosen = convention_named(own.convention)
-    opened = record(lm, own.ids, x, own.convention, precision, state=own.state, secants=False)
-    for seed in seeds:
+    opened = record(lm, own.ids, x, own.convention, precision, wanted, own.state, secants=False)
+    own.captured.update(opened.captured)
+
+    def at_reference(seed: int) -> Recording:
         recording = replace(opened, tape=opened.tape.copy(), seed=seed)
         _collect(lm, recording, reference(lm, x, chosen, own.state, seed))
-        yield recording
+        return recording
+
+    return map(at_reference, seeds)
 
 
 def _collect(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> None:
@@ -333,9 +364,12 @@ class Network:
         return sum(p.numel() for p in self.lm.model.parameters()) - embedding
 
     @cached_property
-    def with_constants(self) -> tuple[dict[str, Tensor], list[InjectedConstant]]:
-        """The norm and the logits, on a graph from `input`, and the constants that the steps add on the way."""
-        return replayed_with_constants(self.lm, self.recording, self.input, self.precision)
+    def with_constants(self) -> tuple[dict[str, Tensor], dict[int, Tensor], list[InjectedConstant]]:
+        """The norm and the logits, and the steps of the named activations, on a graph from `input`, and the constants
+        that the steps add on the way.
+        """
+        axes = self.recording.token_axes
+        return replayed_with_constants(self.lm, self.recording, self.input, self.precision, axes)
 
     def replay(self, v: Float[Tensor, "T d"], norm: Float[Tensor, "T n"] | None = None) -> dict[str, Tensor]:
         """Returns the norm and the logits of the frozen network, `[T, n]`, at different embeddings.
@@ -421,11 +455,12 @@ def replayed_with_constants(
     precision: torch.dtype,
     token_axes: Mapping[int, int] | None = None,
     patches: Mapping[int, Tensor] | None = None,
-) -> tuple[dict[str, Tensor], list[InjectedConstant]]:
-    """Returns the norm and the logits of a replay, and the constants that its steps add."""
+) -> tuple[dict[str, Tensor], dict[int, Tensor], list[InjectedConstant]]:
+    """Returns what `replayed` does, and the constants that the steps add."""
     wanted, cast = recording.steps.values(), _cast(lm, precision)
     mode = ReplayWithConstants(recording.tape, wanted, cast, token_axes, patches=patches)
-    return _through(mode, lm, recording, x, precision), mode.constants
+    points = _through(mode, lm, recording, x, precision)
+    return points, {step: mode.points[step] for step in token_axes or ()}, mode.constants
 
 
 def _cast(lm: LM, precision: torch.dtype) -> torch.dtype | None:

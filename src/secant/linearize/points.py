@@ -12,7 +12,7 @@ attn and mlp).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -22,10 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.errors import NoPoint, ReplayMismatch
-from secant.linearize.network import Network, Recording, record, replayed, replayed_with_constants
+from secant.linearize.network import Network, record, replayed, replayed_with_constants
 from secant.linearize.readout import Readout
 from secant.linearize.replay import InjectedConstant, by_token
-from secant.linearize.residual_stream import HookPoint, Layer, Part, layers, token_axis
+from secant.linearize.residual_stream import HookPoint, Layer, Part
 from secant.linearize.tape import Step
 from secant.numeric import relative
 from secant.operators.operator import ColumnSlice, Composed, Graph, Operator
@@ -64,20 +64,18 @@ class ActivationGraph:
         layers: Its layers.
         points: Where each activation is found, by name.
         graph: The activations on the autograd graph from the embeddings, by name, each `[T, n]`.
-        biases: The activations of the frozen network at zero embeddings.
+        constants: The constants that the steps of this graph add.
         values: The activations of the model's own pass.
         token_axes: For each step that is kept, the dimension of its output that counts tokens.
-        zeros: The outputs of these steps at zero embeddings.
     """
 
     network: Network
     layers: list[Layer]
     points: dict[str, Point]
     graph: dict[str, Tensor] = field(repr=False)
-    biases: dict[str, Tensor] = field(repr=False)
+    constants: list[InjectedConstant] = field(repr=False)
     values: dict[str, Tensor] = field(repr=False)
     token_axes: dict[int, int] = field(repr=False)
-    zeros: dict[int, Tensor] = field(repr=False)
     _rows: dict[int, Tensor] = field(repr=False)  # on the graph, by step
     _steps: dict[int, Tensor] = field(repr=False)  # the model's own values by step
     _without: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
@@ -90,21 +88,18 @@ class ActivationGraph:
             ReplayMismatch: The model was changed after the recording.
         """
         lm, recording, precision = network.lm, network.recording, network.precision
-        found = layers(recording.tape.steps, recording.layer_calls, len(recording.ids))
-        axes = dict(_token_axes(found, recording.tape.steps, len(recording.ids)))
-        norm = _norm_output(recording)
-        axes = {point.step: point.axis for point in norm} | axes
-        x = network.input.detach().to(lm.dtype)
-        own = record(lm, recording.ids, x, recording.convention, precision, axes, recording.state, secants=False)
+        found, axes = recording.layers, recording.token_axes
+        x, own = network.input.detach().to(lm.dtype), recording
+        if not axes.keys() <= recording.captured.keys():
+            own = record(lm, recording.ids, x, recording.convention, precision, axes, recording.state, secants=False)
         if [step.function for step in own.tape.steps] != [step.function for step in recording.tape.steps]:
             raise ReplayMismatch(
                 "A model must repeat its recorded calls", "different ones",
                 "The model was changed after the recording: freeze the prompt again.",
             )  # fmt: skip
-        named, by_step = replayed(lm, recording, network.input, precision, axes)
-        zero, zeros = replayed(lm, recording, torch.zeros_like(network.input), precision, axes)
-        points = _points(found, _kinds(network, found, by_step), by_step, recording.tape.steps, norm)
-        steps = {step: by_token(value, axes[step]).to(precision) for step, value in own.captured.items()}
+        named, by_step, constants = network.with_constants
+        points = _points(found, _kinds(network, found, by_step), by_step, recording.tape.steps, recording.norm_output)
+        steps = {step: by_token(own.captured[step], axis).to(precision) for step, axis in axes.items()}
         values = {name: value.to(precision) for name, value in own.values.items()}
         x = network.input
         return cls(
@@ -112,13 +107,31 @@ class ActivationGraph:
             found,
             points,
             _named(points, by_step, {**named, "embed": x}),
-            _named(points, zeros, {**zero, "embed": torch.zeros_like(x)}, cut=True),
+            constants,
             _named(points, steps, {**values, "embed": x}, cut=True),
             axes,
-            {step: value.detach() for step, value in zeros.items()},
             by_step,
             steps,
         )
+
+    @cached_property
+    def _at_zero(self) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+        """The norm and the logits, and the outputs of the steps that are kept, at zero embeddings."""
+        network = self.network
+        about = (network.lm, network.recording, torch.zeros_like(network.input), network.precision)
+        named, by_step = replayed(*about, self.token_axes)
+        return named, {step: value.detach() for step, value in by_step.items()}
+
+    @property
+    def zeros(self) -> dict[int, Tensor]:
+        """The outputs of the steps that are kept, at zero embeddings."""
+        return self._at_zero[1]
+
+    @cached_property
+    def biases(self) -> dict[str, Tensor]:
+        """The activations of the frozen network at zero embeddings. Raises ReplayMismatch."""
+        named, by_step = self._at_zero
+        return _named(self.points, by_step, {**named, "embed": torch.zeros_like(self.network.input)}, cut=True)
 
     def __getitem__(self, name: str) -> Point:
         """Returns the point with this name. Raises NoPoint, which lists the names."""
@@ -142,25 +155,20 @@ class ActivationGraph:
         """Returns the output of a step in the model's own pass, one row for each token."""
         return self._steps[step]
 
-    def cut_at_parts(
-        self,
-    ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor], tuple[dict[str, Tensor], list[InjectedConstant]]]:
+    def cut_at_parts(self) -> tuple[dict[str, list[Tensor]], dict[str, Tensor], list[InjectedConstant]]:
         """Cut the network where its parts are added to the stream, so that each part is an independent input.
 
         Returns:
             The inputs that replace the parts, by the parts' names; the norm and logits computed from these and the
-            embeddings; and the norm and logits with all inputs at zero, with the constants that are added then.
+            embeddings; and the constants that are added outside the parts.
         """
         network, names = self.network, [n for n, p in self.points.items() if p.steps and n.rpartition(".")[2] in PARTS]
         steps = [step for name in names for step in self.points[name].steps]
         axes = {step: self.token_axes[step] for step in steps}
         with torch.inference_mode(False):
             given = {step: self._rows[step].detach().clone().requires_grad_() for step in steps}
-            zeros = {step: torch.zeros_like(leaf).requires_grad_() for step, leaf in given.items()}
-        about = (network.lm, network.recording)
-        named, _ = replayed(*about, network.input, network.precision, axes, patches=given)
-        x = torch.zeros_like(network.input)
-        constants = replayed_with_constants(*about, x, network.precision, axes, zeros)
+        about = (network.lm, network.recording, network.input, network.precision)
+        named, _, constants = replayed_with_constants(*about, axes, given)
         return {name: [given[step] for step in self.points[name].steps] for name in names}, named, constants
 
     def parts(self, i: int) -> list[str]:
@@ -402,27 +410,6 @@ def summary(names: Sequence[str]) -> str:
 # ------------------------------------------------------------------------------------------------ finding points
 
 
-def _norm_output(recording: Recording) -> list[HookPoint]:
-    """Where the output of the final norm is, if it has one row for each token."""
-    step, T = recording.steps["norm"], len(recording.ids)
-    shape = recording.tape.steps[step].shape
-    return [HookPoint(step, axis) for axis in [token_axis(shape, T)] if axis is not None and math.prod(shape[:-1]) == T]
-
-
-def _token_axes(found: Sequence[Layer], steps: Sequence[Step], tokens: int) -> Iterator[tuple[int, int]]:
-    """The steps that layers and their parts need, and the dimension of each output that counts tokens."""
-    for layer in found:
-        starts = () if layer.start is None else (layer.start,)
-        for step in (*starts, *(base for part in layer.parts for base in part.bases)):
-            if step >= 0 and (axis := token_axis(steps[step].shape, tokens)) is not None:
-                yield step, axis
-        for point in (layer.output, *(part.output for part in layer.parts)):
-            yield point.step, point.axis
-        for part in layer.parts:
-            if part.heads is not None:
-                yield part.heads.step, part.heads.axis
-
-
 def _kinds(network: Network, found: Sequence[Layer], by_step: dict[int, Tensor]) -> list[list[str]]:
     """The kind of each part of each layer. One token can't show it, so such a prompt is run twice in a row."""
     lm, precision, ids = network.lm, network.precision, network.recording.ids
@@ -438,9 +425,8 @@ def _kinds(network: Network, found: Sequence[Layer], by_step: dict[int, Tensor])
             seed=network.recording.seed,
         )
         longer = Network.of(lm, twice, x, precision)
-        again = layers(longer.recording.tape.steps, longer.recording.layer_calls, 2)
-        axes = dict(_token_axes(again, longer.recording.tape.steps, 2))
-        return _kinds(longer, again, replayed(lm, longer.recording, longer.input, precision, axes)[1])
+        axes = longer.recording.token_axes
+        return _kinds(longer, longer.recording.layers, replayed(lm, longer.recording, longer.input, precision, axes)[1])
     return [[_kind(part, network.input, by_step) for part in layer.parts] for layer in found]
 
 

@@ -194,6 +194,7 @@ class InjectedConstant:
     edge: GradientEdge
     value: Tensor
     module: str
+    step: int
 
 
 class ReplayWithConstants(Replay):
@@ -215,7 +216,8 @@ class ReplayWithConstants(Replay):
             constant = constant if into is not None else _within(made._base, made, constant)
             made = made._base
         if constant is not None and made.requires_grad:  # else the tensor that it is written into counts it
-            self.constants.append(InjectedConstant(get_gradient_edge(made), constant, self.tape.steps[number].module))
+            module = self.tape.steps[number].module
+            self.constants.append(InjectedConstant(get_gradient_edge(made), constant, module, number))
         return out
 
     def _of_zeros(self, func: Any, args: Any, kwargs: Any) -> Tensor | None:

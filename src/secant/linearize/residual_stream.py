@@ -9,7 +9,7 @@ names, only the numbers of the layers are used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -87,6 +87,26 @@ def layers(steps: Sequence[Step], calls: Iterable[LayerCall], tokens: int) -> li
     outer = [own for own in lists.values() if not any(_inside(own[0].module, other) for other in lists.values())]
     found = [_as_layers(steps, own, list(lists), tokens) for own in outer]
     return max((each for each in found if each), key=lambda each: _rank(steps, each), default=[])
+
+
+def token_axes(found: Sequence[Layer], steps: Sequence[Step], tokens: int) -> Iterator[tuple[int, int]]:
+    """Yields the steps that layers and their parts need, and the dimension of each output that counts tokens.
+
+    Args:
+        found: The layers.
+        steps: The steps of the tape.
+        tokens: How many tokens the prompt has.
+    """
+    for layer in found:
+        starts = () if layer.start is None else (layer.start,)
+        for step in (*starts, *(base for part in layer.parts for base in part.bases)):
+            if step >= 0 and (axis := token_axis(steps[step].shape, tokens)) is not None:
+                yield step, axis
+        for point in (layer.output, *(part.output for part in layer.parts)):
+            yield point.step, point.axis
+        for part in layer.parts:
+            if part.heads is not None:
+                yield part.heads.step, part.heads.axis
 
 
 def _inside(module: str, others: list[LayerCall]) -> bool:

@@ -351,11 +351,12 @@ class Run(Result):
         Raises:
             SecantError: Whatever `freeze` raises.
         """
-        yield self
         seeds = range(self.seed + 1, self.seed + count)
         missing = [seed for seed in seeds if seed not in self._under]
         network = self.network
-        found = references(self.lm, network.recording, self.input, network.precision, missing) if missing else iter(())
+        about = (self.lm, network.recording, self.input, network.precision)
+        found = references(*about, missing, network.recording.token_axes) if missing else iter(())
+        yield self
         for seed in seeds:
             if seed not in self._under:
                 own = Network.of(self.lm, next(found), self.input, network.precision)

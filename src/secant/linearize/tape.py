@@ -316,8 +316,9 @@ class Mode(TorchFunctionMode):
         into = args[0] if args and isinstance(args[0], Tensor) and writes(func, kwargs) else None
         if into is not None:
             self.tape.protect(into)
-        moving = live((args, kwargs))
-        foreign = [self._is_foreign(t) for t in moving]
+        given = tensors((args, kwargs))
+        with asking_no_mode():
+            foreign = [self._is_foreign(t) for t in given if t.requires_grad and not t.is_leaf]
         if all(foreign):
             return self.run_constant(func, args, kwargs)
         plain = None
