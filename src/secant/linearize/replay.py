@@ -15,7 +15,7 @@ from secant.errors import ReplayMismatch
 from secant.linearize.forms import Attended, Constant, Form, live, map_coefficients
 from secant.linearize.rules import ROWS
 from secant.linearize.secants import Open
-from secant.linearize.tape import Mode, Tape, functional, name_of, without_leaves
+from secant.linearize.tape import Mode, Tape, functional, name_of
 from secant.numeric import mapped, tensors
 
 
@@ -58,7 +58,6 @@ class Replay(Mode):
     def step(self, func: Any, args: Any, kwargs: Any, into: Tensor | None, plain: Any) -> Any:
         """Run the frozen function of one step."""
         number, form = self._next(func)
-        args, kwargs = without_leaves(args), without_leaves(kwargs)
         if form is None:
             out = func(*args, **kwargs)
         else:
@@ -131,7 +130,6 @@ class Visit(Replay):
     def step(self, func: Any, args: Any, kwargs: Any, into: Tensor | None, plain: Any) -> Any:
         """Run one call, and show it to the form if that is open."""
         form = self._next(func)[1]
-        args, kwargs = without_leaves(args), without_leaves(kwargs)
         if isinstance(form, Open | Attended):
             out = form(functional(func, args, kwargs))
             out = out if into is None else into.copy_(out)
@@ -175,7 +173,7 @@ class Patch(Mode):
                 name_of(func), "The model was changed after the recording: freeze the prompt again.",
             )  # fmt: skip
         self.count += 1
-        out = func(*without_leaves(args), **without_leaves(kwargs))
+        out = func(*args, **kwargs)
         if isinstance(self.tape.steps[number].form, Constant):
             return mapped(out, Tensor.detach)  # not live, as in the recording
         made = out if into is None else into

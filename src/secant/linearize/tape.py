@@ -293,7 +293,12 @@ UNTRACED_LOGITS = (
 
 
 class Mode(TorchFunctionMode):
-    """The base of recording and replaying: tells live tensors from others, and steps from other calls."""
+    """The base of recording and replaying: tells live tensors from others, and steps from other calls.
+
+    Unless it `keeps_leaves`, its steps are given leaves of the graph, such as parameters, detached.
+    """
+
+    keeps_leaves = False
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
@@ -318,9 +323,12 @@ class Mode(TorchFunctionMode):
             self.tape.protect(into)
         given = tensors((args, kwargs))
         with asking_no_mode():
-            foreign = [self._is_foreign(t) for t in given if t.requires_grad and not t.is_leaf]
+            graded = [t for t in given if t.requires_grad]
+            foreign = [self._is_foreign(t) for t in graded if not t.is_leaf]
         if all(foreign):
             return self.run_constant(func, args, kwargs)
+        if len(foreign) < len(graded) and not self.keeps_leaves:
+            args, kwargs = without_leaves((args, kwargs))
         plain = None
         if any(foreign):
             plain = mapped((args, kwargs), lambda t: t if t.is_leaf or self._is_foreign(t) else t.detach())
@@ -375,6 +383,8 @@ class Record(Mode):
     Raises:
         NoRule: A function with a live argument has no row in the table of rules.
     """
+
+    keeps_leaves = True
 
     def __init__(
         self,
