@@ -339,6 +339,8 @@ def test_energy_and_what_the_leading_triplets_make_of_the_output(run: sc.Run) ->
     assert share[0] > 0.01
     with pytest.raises(BadArgument, match="as many blocks; got 3 SVDs"):
         sc.captured(op, every[:3])
+    with pytest.raises(BadArgument, match="Triplets of this operator have vectors of"):
+        sc.captured(op, every[0])
     assert sc.svd(operator_of(torch.zeros(4, 6)), 2).energy.tolist() == [1, 1]
 
 

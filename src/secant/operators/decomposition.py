@@ -387,16 +387,19 @@ def captured(op: Operator, f: SVD | Sequence[SVD]) -> Float[Tensor, " k"]:
         f: Its SVD, or one SVD for each token.
 
     Raises:
-        BadArgument: The number of SVDs is not the number of tokens.
+        BadArgument: The number of SVDs is not the number of tokens, or they are those of an operator of another size.
 
     """
     x, y = op.input, wide(op.output)
-    if isinstance(f, SVD):
-        sums = wide(f.reconstruction(x))
-    elif len(f) == len(x):
-        sums = torch.stack([wide(g.reconstruction(own[None])) for g, own in zip(f, x, strict=True)]).sum(0)
-    else:
-        raise BadArgument(f"An operator on {len(x)} tokens has as many blocks", f"{len(f)} SVDs", "Give one for each.")
+    found, inputs = ([f], [x]) if isinstance(f, SVD) else (list(f), list(x[:, None]))
+    if len(found) != len(inputs):
+        got = f"{len(found)} SVDs"
+        raise BadArgument(f"An operator on {len(x)} tokens has as many blocks", got, "Give one for each.")
+    for g, own in zip(found, inputs, strict=True):
+        if (len(g.U), len(g.V)) != (y.numel(), own.numel()):
+            rule = f"Triplets of this operator have vectors of {y.numel()} and {own.numel()} elements"
+            raise BadArgument(rule, f"{len(g.U)} and {len(g.V)}", "Give its own SVD.")
+    sums = torch.stack([wide(g.reconstruction(own)) for g, own in zip(found, inputs, strict=True)]).sum(0)
     return torch.tensor([relative(part + wide(op.bias), y) for part in sums], dtype=torch.float64)
 
 
