@@ -306,7 +306,7 @@ class Freezing(Prompting):
 
     convention: Annotated[
         str | None,
-        convention_option("Which exact affine map stands for each operation (docs/maths.md)."),
+        convention_option("Which exact affine map stands for each operation (docs/explanation/conventions.md)."),
     ] = None
 
     @property
@@ -353,7 +353,7 @@ class Measuring(Group):
         named_option(
             origin_named,
             ORIGINS,
-            "The embeddings that contributions of tokens are measured from (docs/maths.md). By default the reference "
+            "The embeddings that contributions of tokens are measured from (docs/explanation/conventions.md). By default the reference "
             "of secants, and zero without any.",
         ),
     ] = None
