@@ -78,7 +78,7 @@ def test_csv_is_read_back_as_it_was(table: Table, tmp_path: Path, monkeypatch: p
 
 
 def test_a_token_that_is_a_formula_is_written_as_it_is(tmp_path: Path) -> None:
-    """A guard before it would be another token to every program; docs/reference/tables.md says what to do in a spreadsheet."""
+    """A guard before it would be another token to every program; docs/reference/tables.md says how to read it."""
     frame = LEXICON.frame([("=cmd()", 1), ("NA", 2), ("", 3), (None, None)])
     with saving(tmp_path / "out", [(LEXICON, frame)]):
         pass

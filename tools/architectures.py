@@ -2,8 +2,8 @@
 
     python tools/architectures.py [TYPE ...]
 
-Without types it runs all and writes src/secant/architectures.csv and docs/reference/architectures.md; with types it prints
-theirs.
+Without types it runs all and writes src/secant/architectures.csv and docs/reference/architectures.md; with types it
+prints theirs.
 """
 
 from __future__ import annotations

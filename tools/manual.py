@@ -62,7 +62,9 @@ def figure_page() -> str:
 
 def error_page() -> str:
     """Returns the page of exit codes, followed by every class of error."""
-    own = [name for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, errors.SecantError)]
+    own = [
+        name for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, errors.SecantError)
+    ]
     head = (ROOT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
     return head + names(*(f"secant.errors.{name}" for name in own))
 

@@ -353,8 +353,8 @@ class Measuring(Group):
         named_option(
             origin_named,
             ORIGINS,
-            "The embeddings that contributions of tokens are measured from (docs/explanation/conventions.md). By default the reference "
-            "of secants, and zero without any.",
+            "The embeddings that contributions of tokens are measured from (docs/explanation/sinks.md). By default the "
+            "reference of secants, and zero without any.",
         ),
     ] = None
     baseline: Annotated[
