@@ -606,7 +606,7 @@ def test_attribute(tmp_path: Path) -> None:
     assert found == sorted(["attribution.json", "columns.csv", *tables, *beside])
     alone = CliRunner().invoke(app, [*arguments, "--alone"]).stdout
     assert ("deleted" in alone, "deleted" in result.stdout) == (False, True)
-    assert ("half" in alone, "secant beside gate, up, half" in " ".join(result.stdout.split())) == (False, True)
+    assert ("half" in alone, "secant next to gate, up, half" in " ".join(result.stdout.split())) == (False, True)
     without = CliRunner().invoke(app, [*arguments, "--alone", "--without-sinks"]).stdout
     assert "Left out: ·The at 0" in " ".join(without.split())
     assert not any(line.split()[:2] == ["0", "·The"] for line in without.splitlines())

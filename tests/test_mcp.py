@@ -59,7 +59,8 @@ def test_other_tools_answer(lm: sc.LM, tmp_path: Path) -> None:
     assert "words" not in told
     layers = asked(lm, "layers", prompt="The bridge", tables=["first_seen"]).structured_content
     assert layers["left_out"]["layers"] > 0
-    steered = asked(lm, "steer", prompt="The bridge", concept="The capital", layer=0, strength=1.0, tokens=2)
+    steered = asked(lm, "steer", prompt="The bridge", concept=PROMPT, layer=0, strength=1.0, tokens=2)
+    assert not steered.is_error, steered.content
     assert {row["form"] for row in steered.structured_content["steered"]} == {"unsteered", "activation"}
     study = asked(lm, "study", prompts=[PROMPT], out=str(tmp_path / "s"), analyses=["reconstruction"])
     assert study.structured_content["missing"] == 0

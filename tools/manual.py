@@ -11,8 +11,10 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 
@@ -23,10 +25,14 @@ from notebooks import EXAMPLES, executed_file  # noqa: E402
 
 import secant as sc  # noqa: E402
 from secant import errors, figures  # noqa: E402
+from secant.cli.site import ARCHIVE  # noqa: E402
 from secant.figures.style import FIGURES  # noqa: E402
 
 UNUSED = ["**/*.map", "javascripts/lunr/**/*.js"]
 """Files of the theme that a site in English does not read, in its folder assets."""
+
+MOST = 3_000_000
+"""The largest size of the packed site, in bytes."""
 
 
 def commands() -> str:
@@ -103,7 +109,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Removes what is never read."""
+    """Removes what is never read, and packs the site for the wheel."""
     for pattern in UNUSED:
         for path in Path(config.site_dir, "assets").glob(pattern):
             path.unlink()
+    archive = ROOT / "src" / "secant" / ARCHIVE
+    with ZipFile(archive, "w", ZIP_DEFLATED, compresslevel=9) as packed:
+        for path in sorted(Path(config.site_dir).rglob("*")):
+            if path.is_file() and path.suffix != ".gz":
+                packed.write(path, path.relative_to(config.site_dir).as_posix())
+    size = archive.stat().st_size
+    if size > MOST:
+        raise PluginError(
+            f"{archive.name} has {size / 1e6:.1f} MB, and a wheel must not grow by more than {MOST / 1e6:.0f}."
+        )

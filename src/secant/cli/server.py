@@ -23,7 +23,7 @@ USE = (
     "`attribute`. Contributions sum to the logit without a remainder, and depend on the convention that is named; "
     "compare them with `by_convention` and with what deleting a token does before you draw conclusions."
 )
-"""What an agent is told about the server."""
+"""What the server says about itself to an agent."""
 
 
 def server(load: Callable[[], LM]) -> MCPServer:

@@ -37,7 +37,7 @@ def attribute(
         bool,
         typer.Option(
             "--beside/--alone",
-            help="Show contributions under other conventions beside these, and what deleting each token does.",
+            help="Show contributions under other conventions next to these, and what deleting each token does.",
         ),
     ] = True,
     flow: Annotated[bool, typer.Option("--flow", help="Also split each part's contribution by token.")] = False,
