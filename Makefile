@@ -58,7 +58,7 @@ lint: venv
 # With what only the documentation requires. The notebooks run once: the tests keep what they executed.
 docs: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 # The documentation is in the wheel.
 wheel: docs

@@ -22,7 +22,7 @@ def main(
     page: Annotated[Path, typer.Argument(help="The page.")],
     picture: Annotated[Path, typer.Argument(help="The PNG.")],
     width: Annotated[int, typer.Option(help="In CSS pixels.")] = 1000,
-    height: Annotated[int, typer.Option(help="In CSS pixels.")] = 900,
+    height: Annotated[int, typer.Option(help="In CSS pixels.")] = 810,
 ) -> None:
     """Open a page in a browser of one size, and save what is seen."""
     with sync_playwright() as playwright:
