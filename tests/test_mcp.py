@@ -64,7 +64,7 @@ def test_other_tools_answer(lm: sc.LM, tmp_path: Path) -> None:
     assert {row["form"] for row in steered.structured_content["steered"]} == {"unsteered", "activation"}
     study = asked(lm, "study", prompts=[PROMPT], out=str(tmp_path / "s"), analyses=["reconstruction"])
     assert study.structured_content["missing"] == 0
-    assert sc.Study.open(tmp_path / "s").to_pandas()["prompt"].tolist() == [PROMPT]
+    assert sc.Study.open(tmp_path / "s").to_pandas()["text"].tolist() == [PROMPT]
 
 
 def test_an_error_is_one_line(lm: sc.LM) -> None:
