@@ -8,9 +8,11 @@ import typer
 
 from secant.cli.options import Freezing, MaxMemory, Measuring, Model, Position, WithoutSinks
 from secant.cli.output import Output
+from secant.cli.schemas import printing, results
 from secant.cli.verb import verb
 
 
+@printing(results("Attribution"))
 @verb
 def attribute(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,16 +10,14 @@ from secant.cli.printing import print_json
 from secant.cli.schemas import OUTPUTS
 from secant.cli.verb import verb
 
-if TYPE_CHECKING:
-    Described = str
-else:
-    Described = StrEnum("Described", {name: name for name in OUTPUTS})
-
 
 @verb
 def schema(
-    command: Annotated[Described, typer.Argument(help="The command.", show_default=False)],
+    command: Annotated[
+        str, typer.Argument(help="The command, such as explain.", autocompletion=lambda: sorted(OUTPUTS))
+    ],
 ) -> None:
     """Print the JSON Schema of what a command prints with --json."""
-    name = str(command)
-    print_json(OUTPUTS[name](name))
+    from secant.errors import one_of
+
+    print_json(OUTPUTS[one_of(command, sorted(OUTPUTS), "A command with --json")]())
