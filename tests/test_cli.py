@@ -301,27 +301,30 @@ def commands() -> dict[str, Any]:
 ALL = {
     "architectures", "attribute", "compare", "explain", "merge", "screen", "steer", "study", "summarize", "verify",
 }  # fmt: skip
+OTHER = {"docs", "mcp", "schema"}  # they print no result
 MODELS = {"attribute", "compare", "explain", "screen", "steer", "study", "verify"}
+LOADED = MODELS | {"mcp"}
 DECOMPOSED = {"compare", "explain", "screen", "study"}
 SHARED = {
-    "--model": MODELS - {"verify"},  # of which it is the argument
-    **dict.fromkeys(("--dtype", "--device", "--attention", "--allow-remote-code", "--allow-pickle"), MODELS),
+    "--model": LOADED - {"verify"},  # of which it is the argument
+    **dict.fromkeys(("--dtype", "--device", "--attention", "--allow-remote-code", "--allow-pickle"), LOADED),
     **dict.fromkeys(("--convention", "--precision", "--chat"), MODELS),
     "--seed": MODELS | {"summarize"},
     **dict.fromkeys(("-k", "--top"), DECOMPOSED),
     "--max-memory": DECOMPOSED | {"attribute"},
     "--origin": {"attribute", "explain"},
     "--position": {"attribute", "screen"},  # the others explain, or go on from, the end of a prompt
-    "--out": ALL - {"architectures", "verify"},
+    "--out": ALL - {"architectures", "verify"} | {"docs"},
     "--figures": {"explain", "summarize"},  # those of a page
-    **dict.fromkeys(("--json", "--debug"), ALL),
+    "--json": ALL,
+    "--debug": ALL | OTHER,
 }
 """The commands that have each option of a group: all of those in which it makes sense."""
 
 
 def test_options_are_shared_by_all_commands_in_which_they_make_sense() -> None:
     found = {name: {opt for param in command.params for opt in param.opts} for name, command in commands().items()}
-    assert set(found) == ALL
+    assert set(found) == ALL | OTHER
     for option, wanted in SHARED.items():
         assert {name for name, options in found.items() if option in options} == wanted, option
 
