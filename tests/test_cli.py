@@ -465,7 +465,7 @@ def test_a_bad_folder_is_refused_before_any_work(
     for name in ("load", "study", "merge", "summarize"):
         monkeypatch.setattr(f"secant.{name}", worked)
     for name in sorted(SHARED["--out"]):
-        args = material[name]
+        args = material.get(name, [])  # docs takes nothing
         if "--out" in args:
             args = args[: args.index("--out")] + args[args.index("--out") + 2 :]
         more = ["--sweep"] if name == "steer" else []
@@ -525,7 +525,7 @@ def test_a_shell_without_completion(monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "found"),
     [
         ("secant ex", ["explain"]),
-        ("secant s", ["screen", "steer", "study", "summarize"]),
+        ("secant s", ["schema", "screen", "steer", "study", "summarize"]),
         ("secant explain --conv", ["--convention"]),
         ("secant explain --convention ", [*NAMES]),
         ("secant attribute --origin ", ["zero", "mean", "reference"]),

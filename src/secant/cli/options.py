@@ -306,7 +306,7 @@ class Freezing(Prompting):
 
     convention: Annotated[
         str | None,
-        convention_option("Which exact affine map stands for each operation (docs/explanation/conventions.md)."),
+        convention_option("Which exact affine map stands for each operation (see secant docs)."),
     ] = None
 
     @property
@@ -353,7 +353,7 @@ class Measuring(Group):
         named_option(
             origin_named,
             ORIGINS,
-            "The embeddings that contributions of tokens are measured from (docs/explanation/sinks.md). By default the "
+            "The embeddings that contributions of tokens are measured from (see secant docs). By default the "
             "reference of secants, and zero without any.",
         ),
     ] = None

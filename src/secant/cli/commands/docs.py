@@ -22,7 +22,10 @@ def docs(
     import webbrowser
 
     from secant.cli.site import pages, server
+    from secant.results.paths import check
 
+    if out is not None:
+        check(out)
     site = pages()
     if out is not None:
         _unpack(site, out)
