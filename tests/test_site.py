@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +55,26 @@ def test_it_is_served(address: str) -> None:
 def test_nothing_else_is_served(address: str, path: str) -> None:
     with pytest.raises(HTTPError, match="404"):
         urlopen(address + path, timeout=10)
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_it(archive: Path, tmp_path: Path) -> None:
+    """It is how the command ends, and no failure."""
+    script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from pathlib import Path; "
+        f"from secant.cli import main, site; site.files = lambda package: Path({str(tmp_path)!r}); main()"
+    )
+    command = [sys.executable, "-c", script, "docs", "--no-browser"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        address = re.search(r"http://127\.0\.0\.1:\d+/index\.html", line)
+        assert address, line
+        with urlopen(address[0], timeout=10) as answer:
+            assert b"Start" in answer.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert process.stderr.read() == ""
 
 
 def test_it_is_unpacked(archive: Path, tmp_path: Path) -> None:

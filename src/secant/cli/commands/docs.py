@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +37,8 @@ def docs(
         print_line(f"The documentation is at {address}. Press Ctrl-C to end.")
         if browser:
             webbrowser.open(address)
-        serving.serve_forever()
+        with suppress(KeyboardInterrupt):
+            serving.serve_forever()
 
 
 def _unpack(site: dict[str, bytes], out: Path) -> None:
