@@ -10,14 +10,15 @@ TESTS := $(CORES) --dist worksteal
 
 MODELS ?= build/models
 
-.PHONY: help venv demo test test-slow test-real models check test-architectures test-versions test-oldest test-newest bench atlas clean
+.PHONY: help venv demo test test-slow test-real models lint docs wheel check test-architectures test-versions test-oldest test-newest bench atlas clean
 
 help:
 	@echo "make demo    set up and explain a prompt on the bundled model"
 	@echo "make test    set up and run the tests"
 	@echo "make test-slow  the tests that it leaves out: those that start or kill processes, or take long"
 	@echo "make models  fetch two real language models into $(MODELS) (350 MB); make test-real: what must hold on them"
-	@echo "make check   lint, types, tests, doctests and examples"
+	@echo "make lint    lint, prose and types; make check: also all tests, doctests and examples"
+	@echo "make docs    build the documentation into build/site; make wheel: a wheel that has it, in dist"
 	@echo "make test-architectures  a small model of every type that transformers registers"
 	@echo "make test-versions       the tests with the oldest transformers that we claim, and the newest there is"
 	@echo "make bench   run the benchmarks; each prints the ratios that it claims"
@@ -48,10 +49,22 @@ models: venv
 test-real: venv
 	SECANT_REAL_MODELS=$(MODELS) $(BIN)/python -m pytest --durations=10 -m real tests/test_real.py
 
-check: venv
+lint: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/codespell
 	$(BIN)/mypy
+
+# With what only the documentation requires. The notebooks run once: the tests keep what they executed.
+docs: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+# The documentation is in the wheel.
+wheel: docs
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+check: lint
 	$(BIN)/python -m pytest $(TESTS) tests src --doctest-modules
 
 test-architectures: venv

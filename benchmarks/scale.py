@@ -75,7 +75,7 @@ SMALL = (
 
 
 def estimated() -> None:
-    """The table of docs/scale.md."""
+    """The table of docs/how-to/clusters.md."""
     print(f"Estimates, none of them measured: one H200, T {TOKENS}, one convention, J in full.")
     print(f"Assumed: {', '.join(f'{s:.0%} of {PEAK[t] / 1e12:.0f} TFLOP/s in {t}' for t, s in SHARE.items())}.\n")
     print("| model | weights | operations for J | float32: prompts/h | bfloat16: prompts/h |")

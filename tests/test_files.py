@@ -59,7 +59,7 @@ def hostile(table: Table) -> pd.DataFrame:
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
 def test_csv_is_read_back_as_it_was(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the very lines of docs/tables.md."""
+    """With the very lines of docs/reference/tables.md."""
     frame, name = hostile(table), table.name
     with saving(tmp_path / "out", [(table, frame)]):
         pass
@@ -78,7 +78,7 @@ def test_csv_is_read_back_as_it_was(table: Table, tmp_path: Path, monkeypatch: p
 
 
 def test_a_token_that_is_a_formula_is_written_as_it_is(tmp_path: Path) -> None:
-    """A guard before it would be another token to every program; docs/tables.md says what to do in a spreadsheet."""
+    """A guard before it would be another token to every program; docs/reference/tables.md says how to read it."""
     frame = LEXICON.frame([("=cmd()", 1), ("NA", 2), ("", 3), (None, None)])
     with saving(tmp_path / "out", [(LEXICON, frame)]):
         pass

@@ -444,6 +444,6 @@ def test_next_tokens_are_those_of_llama_cpp(path: Path, tmp_path: Path) -> None:
 
 
 def test_architectures_are_listed() -> None:
-    """docs/quantization.md names them."""
-    page = (Path(__file__).parents[1] / "docs" / "quantization.md").read_text()
+    """docs/reference/quantization.md names them."""
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "quantization.md").read_text()
     assert ", ".join(f"`{name}`" for name in sorted(ARCHITECTURES)) in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import subprocess
 import sys
@@ -92,6 +93,15 @@ def test_public_names_are_there_and_none_is_a_module() -> None:
         assert name not in MODULES
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         sc.nonsense
+
+
+def test_public_names_complete_with_a_summary() -> None:
+    """One line that is a sentence, as editors show it next to a name."""
+    assert set(dir(sc)) == {*sc.__all__, "__version__"}
+    for name in sc.__all__:
+        first, *rest = inspect.getdoc(getattr(sc, name)).splitlines()
+        assert first.endswith("."), (name, first)
+        assert not rest or not rest[0], (name, rest[0])
 
 
 def test_type_checkers_see_the_public_names() -> None:

@@ -636,3 +636,19 @@ def test_a_folder_is_loaded_without_the_network(folder: Path) -> None:
     env = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     result = subprocess.run([sys.executable, "-c", WATCHED, str(folder)], capture_output=True, env=env, check=False)
     assert result.returncode == 0, result.stderr.decode()
+
+
+@pytest.mark.parametrize(("shown", "watched", "bars"), [(True, True, True), (True, False, False), (False, True, False)])
+def test_progress_of_long_loading_is_shown(
+    shown: bool, watched: bool, bars: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where someone watches; afterwards transformers' setting is as it was."""
+    from transformers.utils import logging
+
+    from secant.model import loading
+
+    logging.enable_progress_bar()
+    monkeypatch.setattr(loading, "_is_watched", lambda: watched)
+    with loading._alone(shown):
+        assert logging.is_progress_bar_enabled() == bars
+    assert logging.is_progress_bar_enabled()

@@ -48,5 +48,20 @@ def test_notebooks_keep_little(path: Path) -> None:
     assert all(cell.outputs for cell in nbformat.read(path, as_version=4).cells[:3] if cell.cell_type == "code")
 
 
+def test_the_notebook_for_colab_runs(tmp_path: Path) -> None:
+    """On Atlas, without its installation; it keeps no outputs."""
+    notebook = nbformat.read(EXAMPLES / "colab" / "secant_on_colab.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs for cell in code)
+    cells = [cell.source for cell in code if "install" not in cell.metadata.get("tags", [])]
+    script = "\n".join(cells).replace("Qwen/Qwen3-0.6B", "atlas")
+    assert '"atlas"' in script
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "report.html").is_file()
+
+
 def test_there_are_three() -> None:
     assert [path.stem for path in NOTEBOOKS] == ["attribution_and_steering", "first_look", "layers_and_spectra"]

@@ -258,7 +258,7 @@ def test_to_dict_is_json_with_all_tables(result: Result) -> None:
 
 
 def of_csv(file: Path, about: pd.DataFrame) -> pd.DataFrame:
-    """A table read back as docs/tables.md says."""
+    """A table read back as docs/reference/tables.md says."""
     kinds = {"integer": "int64", "number": "float64", "text": "large_string", "truth": "bool"}
     types = about[about["table"] == file.stem].set_index("column")["type"].map(kinds)
     names = pd.read_csv(file, nrows=0).columns

@@ -268,7 +268,7 @@ def test_a_ratio_is_its_limit_at_zero(name: str) -> None:
 
 
 def test_a_function_without_a_row_is_refused_by_name_module_and_next_step() -> None:
-    with pytest.raises(NoRule, match=r"torch.lgamma in \?.*docs/extend.md"):
+    with pytest.raises(NoRule, match=r"torch.lgamma in \?.*docs/how-to/extend.md"):
         recorded(torch.lgamma, A)
 
 

@@ -309,8 +309,8 @@ def test_plain_weights_may_be_asked_for_anyway(folder: Path) -> None:
 
 
 def test_methods_are_documented() -> None:
-    """docs/quantization.md is what tools/quantization.py writes."""
-    page = (Path(__file__).parents[1] / "docs" / "quantization.md").read_text()
+    """docs/reference/quantization.md is what tools/quantization.py writes."""
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "quantization.md").read_text()
     for name, row in quantization.METHODS.items():
         assert f"| {name} | {row.result} |" in page
 

@@ -2,8 +2,8 @@
 
     python tools/architectures.py [TYPE ...]
 
-Without types it runs all and writes src/secant/architectures.csv and docs/architectures.md; with types it prints
-theirs.
+Without types it runs all and writes src/secant/architectures.csv and docs/reference/architectures.md; with types it
+prints theirs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE / "tests"))
 from families import EXCLUDED, model_of, prompt, types  # noqa: E402
 
 TABLE = HERE / "src" / "secant" / "architectures.csv"
-PAGE = HERE / "docs" / "architectures.md"
+PAGE = HERE / "docs" / "reference" / "architectures.md"
 COLUMNS = ("type", "result", "layers", "reconstruction", "affinity", "constants", "secants", "reason")
 
 KINDS = {"recurrent": "Rwkv", "LSTM": "LSTM", "latent attention": "MLA", "Mamba": "Mamba", "attention": "Attention"}

@@ -1,7 +1,13 @@
-"""Run the notebooks of examples/ and save their outputs: python tools/notebooks.py [NOTEBOOK ...]"""
+"""Run the notebooks of examples/ and save their outputs: python tools/notebooks.py [NOTEBOOK ...]
+
+An executed notebook is kept in build/notebooks until it, or secant, changes: the tests and the documentation need each
+of them, and it runs once.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -9,17 +15,43 @@ import nbformat
 import typer
 from nbclient import NotebookClient
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+KEPT = ROOT / "build" / "notebooks"
 
 
 def executed(path: Path) -> nbformat.NotebookNode:
     """The notebook with new outputs, without those on stderr. Raises CellExecutionError."""
-    notebook = nbformat.read(path, as_version=4)
+    return nbformat.read(executed_file(path), as_version=4)
+
+
+def executed_file(path: Path) -> Path:
+    """The file of the executed notebook, which is run if that file is not there. Raises CellExecutionError."""
+    kept = KEPT / f"{path.stem}-{_digest(path)}.ipynb"
+    if not kept.is_file():
+        notebook = _run(nbformat.read(path, as_version=4))
+        KEPT.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, kept)
+    return kept
+
+
+def _run(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     NotebookClient(notebook, kernel_name="python3", timeout=300, record_timing=False, coalesce_streams=True).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     return notebook
+
+
+def _digest(path: Path) -> str:
+    """A digest of what the notebook's outputs depend on: its code, secant, and the libraries that compute."""
+    found = hashlib.sha256(" ".join(map(version, ("torch", "transformers", "matplotlib"))).encode())
+    for cell in nbformat.read(path, as_version=4).cells:
+        found.update(f"{cell.cell_type}\n{cell.source}\n".encode())
+    for file in sorted((ROOT / "src" / "secant").rglob("*")):
+        if file.is_file() and "__pycache__" not in file.parts:
+            found.update(file.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def main(notebooks: Annotated[list[Path] | None, typer.Argument(help="By default all.")] = None) -> None:

@@ -1,4 +1,4 @@
-"""Try every method of quantisation that runs on a CPU, and write docs/quantization.md.
+"""Try every method of quantisation that runs on a CPU, and write docs/reference/quantization.md.
 
     python tools/quantization.py
 
@@ -26,7 +26,7 @@ from secant.model.gguf_config import ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT / "tests")]
-PAGE = ROOT / "docs" / "quantization.md"
+PAGE = ROOT / "docs" / "reference" / "quantization.md"
 IDS = [3, 4, 5, 6, 7, 8, 9, 10]
 HEAD = """# Packed weights
 

@@ -1,4 +1,4 @@
-"""Write docs/tables.md: what each column of each table that secant writes holds.
+"""Write docs/reference/tables.md: what each column of each table that secant writes holds.
 
     python tools/tables.py
 
@@ -16,7 +16,7 @@ from secant.results.result import Result
 from secant.results.schema import Table
 from secant.studies.work import SCHEMA
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "tables.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "tables.md"
 
 HEAD = """# Tables
 

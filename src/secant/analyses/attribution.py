@@ -167,7 +167,7 @@ class Attribution(Selective, Result):
         point: The activation that is attributed: "logits", "norm", or one inside the network.
         label: What is attributed, as views write it.
         left_out: The positions of tokens that views leave out.
-        others: Contributions of the tokens under other conventions, by label, which views show beside these.
+        others: Contributions of the tokens under other conventions, by label, which views show next to these.
         effects: What the model's own logit loses without each token, likewise; None if it was not measured.
         dependence: How far the answer depends on the convention, in one line.
 
@@ -254,13 +254,11 @@ class Attribution(Selective, Result):
 
     @property
     def shareless(self) -> str:
-        """Why contributions have no shares: the logit is small beside them. Empty if they have."""
+        """Why contributions have no shares: the logit is small compared with them. Empty if they have."""
         terms = self.table[self.table["kind"].isin(["token", "constant"])]["contribution"].abs().sum()
         if abs(self.logit) > SMALL * terms:
             return ""
-        return (
-            f"no shares: the sum, {self.logit:.3g}, is small beside its terms, whose absolute values sum to {terms:.3g}"
-        )
+        return f"no shares: the sum, {self.logit:.3g}, is small compared with the sum of absolute values, {terms:.3g}"
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns its tables: `contributions`; and `flow`, `by_convention` and `deletion` if it has them."""
@@ -332,13 +330,13 @@ class Attribution(Selective, Result):
         return View("", facts, grids, notes)
 
     def _beside(self) -> dict[str, list[float]]:
-        """What stands beside the contribution of each token, by column."""
+        """What stands next to the contribution of each token, by column."""
         return self.others | ({} if self.effects is None else {"deleted": self.effects})
 
     def _grid(self, rows: pd.DataFrame, title: str, beside: Mapping[str, Sequence[float]] | None = None) -> Grid:
         """A line for each row: its contribution, its share, and a bar; the constants of all modules share one line.
 
-        Beside stand the columns of tokens that are given, or by all paths if none are.
+        Next to it stand the columns of tokens that are given, or by all paths if none are.
         """
         moved = self._of_origin(rows) & (self.origin != "reference")
         constants = rows[rows["kind"].isin(["constant", "outside"]) & ~moved]

@@ -42,7 +42,7 @@ def contributions(
     Args:
         run: The run.
         own: The attribution.
-        sensitivity: What stands beside it.
+        sensitivity: What stands next to it.
         written: The top tokens of what each token contributes to the hidden state.
         sinks: Why each token counts as an attention sink; empty if it does not.
 

@@ -124,11 +124,11 @@ class Sensitivity(Selective, Result):
         if self.effects is not None and not math.isnan(table["deletion"].iloc[0]):
             each = ", ".join(f"{label} {table.loc[label, 'deletion']:.2f}" for label in table.index)
             said.append(f"ranks correlate with what deleting each token does: {each}")
-        return f"{own} beside {', '.join(others.index)}: {'; '.join(said)}" if said else ""
+        return f"{own} next to {', '.join(others.index)}: {'; '.join(said)}" if said else ""
 
     @property
     def attribution(self) -> Attribution:
-        """The first attribution, whose views then show the other conventions and the deletions beside it."""
+        """The first attribution, whose views then show the other conventions and the deletions next to it."""
         others = {label: self.contributions(label) for label in [*self.attributions][1:]}
         return replace(self.first, others=others, effects=self.effects, dependence=self.line, left_out=self.left_out)
 

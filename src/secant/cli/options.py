@@ -306,7 +306,7 @@ class Freezing(Prompting):
 
     convention: Annotated[
         str | None,
-        convention_option("Which exact affine map stands for each operation (docs/maths.md)."),
+        convention_option("Which exact affine map stands for each operation (see secant docs)."),
     ] = None
 
     @property
@@ -353,8 +353,8 @@ class Measuring(Group):
         named_option(
             origin_named,
             ORIGINS,
-            "The embeddings that contributions of tokens are measured from (docs/maths.md). By default the reference "
-            "of secants, and zero without any.",
+            "The embeddings that contributions of tokens are measured from (see secant docs). By default the "
+            "reference of secants, and zero without any.",
         ),
     ] = None
     baseline: Annotated[

@@ -30,13 +30,18 @@ def print_json(value: Any) -> None:
         value: What `json.dumps` takes.
     """
     unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-    text = json.dumps(_finite(value), ensure_ascii=not unicode, allow_nan=False)
+    text = json.dumps(finite(value), ensure_ascii=not unicode, allow_nan=False)
     print("".join(c if printable(c) == c else json.dumps(c)[1:-1] for c in text))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Returns a value with None for NaN and infinity, which JSON lacks.
+
+    Args:
+        value: What `json.dumps` takes.
+    """
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

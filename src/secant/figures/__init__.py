@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["every", "save", *FIGURES]
+__all__ = ["every", "save"]
+__all__.extend(FIGURES)
 
 
 def __getattr__(name: str) -> Callable[..., Figure]:

@@ -117,7 +117,8 @@ NAMES = (*CONVENTIONS, *ALIASES)
 
 FOR_OPERATORS, FOR_CONTRIBUTIONS = "gate", "secant"
 """The defaults. Spectra and decoded directions say most with frozen factors, where b is small and J_t x_t decodes to
-what a token is about. Contributions go best with what the model does without a token under secants (docs/science.md).
+what a token is about. Contributions go best with what the model does without a token under secants
+(docs/explanation/science.md).
 """
 
 
@@ -179,5 +180,7 @@ def conventions_named(conventions: Any) -> list[Convention]:
 def _wrong(got: str) -> BadArgument:
     """The error for what is not a convention."""
     return BadArgument(
-        f"A convention is one of {CHOICES}", got, "Choose one of them; docs/maths.md describes the parts."
+        f"A convention is one of {CHOICES}",
+        got,
+        "Choose one; docs/explanation/conventions.md describes the parts.",
     )

@@ -59,7 +59,9 @@ PROBABILITY = Column("probability", float, "its probability", "probability", hea
 ITS_LOGIT = Column("logit", float, "its logit", LOGIT, show="logit")
 RECONSTRUCTION = Column("reconstruction", float, "‖J x + b - y‖ / ‖y‖", RELATIVE, heading="exact to", show="error")
 MODEL = Column("model", str, "the model's name")
-CONVENTION = Column("convention", str, "which exact affine map stands for each operation (docs/maths.md)")
+CONVENTION = Column(
+    "convention", str, "which exact affine map stands for each operation (Conventions in the documentation)"
+)
 
 POSITIONS = Table(
     "positions",

@@ -539,7 +539,7 @@ class Record(Mode):
         return NoRule(
             "Every torch function that meets the input must have a rule",
             f"{name_of(func)} in {module}",
-            "Add its name to a row of secant.linearize.rules.TABLE (see docs/extend.md), or report the model's type.",
+            "Add its name to a row of secant.linearize.rules.TABLE (docs/how-to/extend.md) or report the model's type.",
         )
 
 

@@ -47,7 +47,7 @@ LARGEST = 64 * 2**20
 FETCH = "Correct it, or download it again."
 
 POINTER = b"version https://git-lfs.github.com/spec/"
-"""How a pointer starts that Git leaves in place of a large file, if it is not set up for those."""
+"""How a pointer starts that Git leaves instead of a large file, if it is not set up for those."""
 
 POINTED = 1024
 """Bytes that such a pointer stays below."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ EXPERTS = (None, "eager", "batched_mm", "grouped_mm")
 
 ANSWER = 5.0
 """Seconds in which the hub must answer, if the cache has a model."""
+
+LARGE = 1_000_000_000
+"""Bytes of weights in a folder from which on loading shows progress. Models on the hub always show it."""
 
 NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 """The environment variable that keeps transformers from asking a hub service to convert a model's pickles."""
@@ -232,7 +236,7 @@ def _of_gguf(
     assert place.file is not None
     path, dtype = Path(place.where) / place.file, dtype or torch.float32
     if not place.is_here:
-        with _explained(place), quiet(), _alone():
+        with _explained(place), quiet(), _alone(shown=True):
             path = Path(str(cached_file(place.where, place.file, **_reached(place).arguments)))
     file = gguf.File.read(path, place.name)
     with _explained(place), quiet():
@@ -335,7 +339,8 @@ def _model(
         kwargs["device_map"] = "auto"
     elif packed and dequantize:
         kwargs["device_map"] = {"": "cpu"}  # by default some methods choose the device of their kernels
-    with _explained(source.place), quiet(), _alone(), checkpoint.bounded(lambda: source.tensors, name, packed):
+    shown = not source.is_here or sum(file.stat().st_size for file in source.folder.glob("*.safetensors")) > LARGE
+    with _explained(source.place), quiet(), _alone(shown), checkpoint.bounded(lambda: source.tensors, name, packed):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.where, config=config, output_loading_info=True, trust_remote_code=allow_remote_code,
             dtype=dtype or "auto", **kwargs,
@@ -372,9 +377,10 @@ def _check_whole(missing: list[str], name: str) -> None:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Keep transformers from showing progress bars and warnings, downloading kernels, and asking the hub for
-    conversions.
+def _alone(shown: bool = False) -> Iterator[None]:
+    """Keep transformers from showing warnings, downloading kernels, and asking the hub for conversions.
+
+    Its progress bars are shown if `shown`, on a terminal or in a notebook.
     """
     from transformers.integrations import hub_kernels
 
@@ -382,7 +388,8 @@ def _alone() -> Iterator[None]:
     off = {"_kernels_enabled": False, "get_kernel_hub": _no_kernel}
     kept = {key: value for key, value in vars(hub_kernels).items() if key in off}
     conversion = os.environ.get(NO_CONVERSION)
-    transformers.utils.logging.disable_progress_bar()
+    if not (shown and _is_watched()):
+        transformers.utils.logging.disable_progress_bar()
     vars(hub_kernels).update(off)
     os.environ[NO_CONVERSION] = "1"
     try:
@@ -398,6 +405,11 @@ def _alone() -> Iterator[None]:
         os.environ.pop(NO_CONVERSION)
         if conversion is not None:
             os.environ[NO_CONVERSION] = conversion
+
+
+def _is_watched() -> bool:
+    """Whether someone sees a progress bar: on a terminal, or in a notebook."""
+    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
 
 
 def _no_kernel(name: str, *_: Any, **__: Any) -> Any:

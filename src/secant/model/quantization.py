@@ -2,7 +2,7 @@
 
 The row decides whether a checkpoint is loaded, and the certificate of each run proves it. A method that was not tried
 is loaded if transformers can: a kernel without a rule is refused, and so is one that hides a nonlinearity.
-`python tools/quantization.py` tries what runs on a CPU and writes docs/quantization.md.
+`python tools/quantization.py` tries what runs on a CPU and writes docs/reference/quantization.md.
 """
 
 from __future__ import annotations

@@ -342,8 +342,9 @@ def frobenius(op: Operator, *, per_token: Literal[False] = ..., samples: int = .
 def frobenius(op: Operator, *, per_token: Literal[True], samples: int = ..., seed: int = ...) -> list[Estimate]: ...
 @checked
 def frobenius(op: Operator, *, per_token: bool = False, samples: int = 64, seed: int = 0) -> Estimate | list[Estimate]:
-    """‖J‖_F² of an operator, or a list with ‖J_t‖_F² of each token's block, without forming J: E ‖Jᵀz‖² for random
-    signs z.
+    """‖J‖_F² of an operator, or a list with ‖J_t‖_F² of each token's block, without forming J.
+
+    It is E ‖Jᵀz‖² for random signs z.
 
     All blocks share the same products (M. F. Hutchinson, Commun. Stat. 18 (1989)). For the whole operator an SVD gives
     a closer estimate of ‖J‖_F (`SVD.frobenius`, `SVD.spread`).

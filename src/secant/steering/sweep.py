@@ -213,7 +213,7 @@ def steering_sweep(
         tokens: The maximum length of a continuation.
         sample: Sample tokens by the model's own settings, instead of taking the likeliest.
         seed: The seed of the samples, the same at every setting.
-        progress: Called as `progress(what, done, of)` while the work goes on.
+        progress: Called as `progress(what, done, of)` while it runs.
 
     Returns:
         How often the words appear at each setting, and at which perplexity.

@@ -229,7 +229,7 @@ def study(
         workers: How many worker processes, each with its own copy of the model; by default one. A model in memory
             allows one only. On a Ray cluster, by default as many as it has room for.
         threads: How many CPU threads each worker has.
-        engine: What runs the workers: "local", this machine, or "ray", a Ray cluster (see docs/scale.md).
+        engine: What runs the workers: "local", this machine, or "ray", a Ray cluster (see docs/how-to/clusters.md).
         gpus: How many GPUs each worker has on a cluster.
         part: Compute only a part of the study: (2, 4) is the second of four. `merge` merges the parts.
         tensors: Whether to save U, S and V of every block too.

@@ -359,7 +359,7 @@ def summarize(
         folders: The folders of the studies.
         resamples: How many resamples each bootstrap interval uses.
         seed: The seed of the resamples.
-        progress: Called as `progress(what, done, of)` while the work goes on.
+        progress: Called as `progress(what, done, of)` while it runs.
 
     Returns:
         The averages, by model, convention and category.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from secant.cli.output import Printing
+from secant.cli.schemas import TEXT, Schema, printing
 from secant.cli.verb import verb
 
 if TYPE_CHECKING:
@@ -49,6 +50,16 @@ class Architectures:
         return View("", {}, [Grid(columns, rows), Grid(because, reasons)], [counts])
 
 
+def _schema(command: str) -> Schema:
+    """What `--json` prints: the rows."""
+    from secant.results.json_schema import object_schema
+
+    head = object_schema(command, {}, [], "A row for each model type that was measured.")
+    row = {"type": "object", "additionalProperties": TEXT, "required": ["type", "result"]}
+    return {key: head[key] for key in ("$schema", "$id", "title", "description")} | {"type": "array", "items": row}
+
+
+@printing(_schema)
 @verb
 def architectures(output: Printing) -> None:
     """List which model types are exact, as measured on a small model of each, and why others are refused."""

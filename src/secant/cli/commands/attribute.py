@@ -8,9 +8,11 @@ import typer
 
 from secant.cli.options import Freezing, MaxMemory, Measuring, Model, Position, WithoutSinks
 from secant.cli.output import Output
+from secant.cli.schemas import printing, results
 from secant.cli.verb import verb
 
 
+@printing(results("Attribution"))
 @verb
 def attribute(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
@@ -37,7 +39,7 @@ def attribute(
         bool,
         typer.Option(
             "--beside/--alone",
-            help="Show contributions under other conventions beside these, and what deleting each token does.",
+            help="Show contributions under other conventions next to these, and what deleting each token does.",
         ),
     ] = True,
     flow: Annotated[bool, typer.Option("--flow", help="Also split each part's contribution by token.")] = False,

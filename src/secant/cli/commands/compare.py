@@ -9,9 +9,11 @@ import typer
 from secant.cli.options import Conventions, MaxMemory, Models, Spectra
 from secant.cli.output import Output
 from secant.cli.progress import progressing
+from secant.cli.schemas import printing, results
 from secant.cli.verb import Help, verb
 
 
+@printing(results("Comparison"))
 @verb
 def compare(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],

@@ -13,6 +13,7 @@ import typer
 from secant.cli.options import Freezing, MaxMemory, Measuring, Model, Spectra, WithoutSinks
 from secant.cli.output import Illustrated
 from secant.cli.progress import progressing
+from secant.cli.schemas import printing, results
 from secant.cli.verb import Help, verb
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from secant.model.lm import LM
 
 
+@printing(results("Explanation"))
 @verb
 def explain(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],

@@ -8,9 +8,11 @@ from typing import Annotated
 from secant.cli.commands.study import said_of
 from secant.cli.options import path_argument, path_option
 from secant.cli.output import Printing
+from secant.cli.schemas import STUDY, printing, whole
 from secant.cli.verb import verb
 
 
+@printing(whole(STUDY, "The merged study: its folder, and what is in it."))
 @verb
 def merge(
     folders: Annotated[list[Path], path_argument("The folders of the parts.")],

@@ -9,9 +9,11 @@ import typer
 from secant.cli.options import Freezing, MaxMemory, Model, Position, Spectra, paths
 from secant.cli.output import Output
 from secant.cli.progress import progressing
+from secant.cli.schemas import TEXT, printing, results
 from secant.cli.verb import Default, Help, verb
 
 
+@printing(results("Screening", model=TEXT))
 @verb
 def screen(
     prompts: Annotated[

@@ -10,6 +10,7 @@ import typer
 from secant.cli.options import Freezing, Model, SteeringForm, path_option
 from secant.cli.output import Output
 from secant.cli.progress import progressing
+from secant.cli.schemas import printing, results
 from secant.cli.verb import Help, verb
 from secant.steering.forms import FORMS
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from secant.steering.sweep import Sweep
 
 
+@printing(results("steering.steered.Steered", "Sweep"))
 @verb
 def steer(
     model: Model,

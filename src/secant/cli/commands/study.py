@@ -13,6 +13,7 @@ import typer
 from secant.cli.options import Conventions, MaxMemory, Models, Spectra, path_option, paths
 from secant.cli.output import Printing
 from secant.cli.progress import progressing
+from secant.cli.schemas import STUDY, printing, whole
 from secant.cli.verb import Help, verb
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Engine(StrEnum):
     ray = "ray"
 
 
+@printing(whole(STUDY, "A study: its folder, and what is in it."))
 @verb
 def study(
     prompts: Annotated[

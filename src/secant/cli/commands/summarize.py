@@ -10,12 +10,14 @@ import typer
 from secant.cli.options import Seed, path_argument
 from secant.cli.output import Illustrated
 from secant.cli.progress import progressing
+from secant.cli.schemas import printing, results
 from secant.cli.verb import Help, verb
 
 if TYPE_CHECKING:
     from secant.memory import Progress
 
 
+@printing(results("Summary"))
 @verb
 def summarize(
     folders: Annotated[list[Path], path_argument("The folder of a study; several are summarized together.")],

@@ -10,6 +10,7 @@ import typer
 from secant.cli.options import Conventions, Dtype, Opening, models
 from secant.cli.output import Printing
 from secant.cli.progress import progressing
+from secant.cli.schemas import TEXT, Schema, printing
 from secant.cli.verb import Help, verb
 from secant.linearize.conventions import CONVENTIONS
 
@@ -67,6 +68,24 @@ class Certificates:
         return View("", facts, [Grid(columns, rows)], warnings=sorted({r["why"] for r in self.rows if not r["exact"]}))
 
 
+def _schema(command: str) -> Schema:
+    """What `--json` prints: each certificate, or why there is none."""
+    from secant.linearize.run import Certificate
+    from secant.results.json_schema import dataclass_schema, object_schema
+
+    exact = dataclass_schema(Certificate)
+    exact["properties"]["exact"] = {"const": True}
+    failed = {"exact": {"const": False}, "dtype": TEXT, "precision": TEXT, "convention": TEXT, "why": TEXT}
+    inexact = {"type": "object", "properties": failed, "required": list(failed), "additionalProperties": False}
+    parts = {
+        "model": TEXT,
+        "tokens": {"type": "array", "items": TEXT},
+        "certificates": {"type": "array", "items": {"oneOf": [exact, inexact]}},
+    }
+    return object_schema(command, parts, list(parts), "The certificates of a model, one for each type and convention.")
+
+
+@printing(_schema)
 @verb
 def verify(
     model: Annotated[
