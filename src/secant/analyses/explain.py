@@ -46,6 +46,7 @@ from secant.memory import Progress, peak, timed
 from secant.model.lm import LM, Prompt
 from secant.numeric import wide
 from secant.operators.decomposition import BLOCK, SIGMA, SPECTRUM, STABLE_RANK, SVD, VALUE, VECTOR, countable
+from secant.results.page import shown_text
 from secant.results.paths import check_file
 from secant.results.result import Described, Result
 from secant.results.schema import Column, Table
@@ -480,6 +481,7 @@ class Explanation(Result):
         tables = replace(self, layers=None).tables() | evidence.tables()
         about: dict[str, Any] = {
             "model": named(self.run.lm.name),
+            "target": shown_text(evidence.attribution.target),
             "texts": [readable(token) for token in self.run.tokens],
             "shown": self.case.chosen,
             "left_out": list(self.attribution.left_out),

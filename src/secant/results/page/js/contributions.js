@@ -2,7 +2,7 @@
 const TICKS = ["◆", "▲", "■", "●"];
 
 fill($("versus"), ...sums.slice(1).map((s, i) => make("option", { value: String(i + 1) }, s.versus)));
-if (sums.length < 2) $("versus").closest(".control").remove();
+if (sums.length < 2) for (const node of [$("versus").closest(".control"), root.querySelector('#views [data-value="versus"]')]) node.remove();
 else
   $("versus").addEventListener("change", (event) => go({ view: "versus", versus: Number(event.target.value) }));
 fill($("under"), ...[...conventions.keys()].map((label) => make("option", { value: label }, label)));
