@@ -245,11 +245,12 @@ class Case:
     @cached_property
     def alternatives(self) -> list[int]:
         """The tokens that the target is compared with: the next predictions, to which others can be added."""
-        others = [p.id for p in self.run.prediction if p.id != self._aim]
+        others = [p.id for p in self.run.prediction if p.id != self.aim]
         return others[:ALTERNATIVES]
 
     @property
-    def _aim(self) -> int:
+    def aim(self) -> int:
+        """The id of the target."""
         return self.run.prediction[0].id if self.target is None else self.target
 
     @property

@@ -8,6 +8,7 @@ output, and what random directions decode to.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -51,7 +52,7 @@ from secant.memory import Progress, peak, timed
 from secant.model.lm import LM, Prompt
 from secant.numeric import wide
 from secant.operators.decomposition import SVD, countable
-from secant.results.page import shown_text
+from secant.results.page import EXPLANATION, contents, shown_text, write
 from secant.results.paths import check_file
 from secant.results.result import Described, Result
 from secant.results.schema import Table
@@ -308,15 +309,22 @@ class Explanation(Result):
             OutputFailed: The file can't be written.
 
         """
-        from secant.results.page import EXPLANATION, write
-
         if not isinstance(evidence, Evidence | None):
             raise BadArgument(
                 "A page takes the evidence of an explanation", f"{evidence!r:.60}", "Pass explanation.evidence()."
             )
         check_file(path)  # before there is any work
+        write(path, EXPLANATION, self.contents(evidence))
+
+    def contents(self, evidence: Evidence | None = None) -> dict[str, Any]:
+        """Returns what its page has in it, ready for JSON.
+
+        Args:
+            evidence: The result of `evidence()`; by default it is computed.
+
+        """
         about, tables = self._page(self.evidence() if evidence is None else evidence)
-        write(path, EXPLANATION, about, [(described(name), frame) for name, frame in tables.items()])
+        return contents(about, [(described(name), frame) for name, frame in tables.items()])
 
     def _page(self, evidence: Evidence) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
         """What the page shows: what is said of the whole, and the tables, as much of them as `DRAWN` names. Those that
@@ -327,13 +335,7 @@ class Explanation(Result):
             "direct": evidence.attribution.direct,
             "totals": [a.total for a in (evidence.attribution, *evidence.versus)],
             "rectangles": None if evidence.image is None else list(evidence.image.shape),
-            "how": {
-                "device": str(self.run.lm.device),
-                "seconds": self.seconds,
-                "memory": self.memory,
-                "solvers": sorted({f.solver for f in self.svds}),
-                "seed": self.run.seed,
-            },
+            "how": how(self.run, self.svds, self.seconds, self.memory),
         }
         if self.steps is not None:
             about["steps"] = {"prompt": self.steps.prompt, "ended": self.steps.ended}
@@ -370,6 +372,21 @@ def heading(case: Case, attribution: Attribution) -> dict[str, Any]:
         "baseline": BASELINES[attribution.baseline] if attribution.baseline != "none" else None,
         "shape": [len(op.bias), *op.input.shape],
     }
+
+
+def how(run: Run, svds: Sequence[SVD], seconds: Mapping[str, float], memory: int | None) -> dict[str, Any]:
+    """Returns how a page's contents were computed.
+
+    Args:
+        run: The run.
+        svds: The triplets of each token's block.
+        seconds: The time that each stage took, in seconds.
+        memory: The peak of the memory used, in bytes.
+
+    """
+    solvers = sorted({f.solver for f in svds})
+    said = {"device": str(run.lm.device), "seconds": dict(seconds), "memory": memory}
+    return {**said, "solvers": solvers, "seed": run.seed}
 
 
 def described(name: str) -> Table:

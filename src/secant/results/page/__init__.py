@@ -61,30 +61,37 @@ UNSAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\N{LINE SEPARATOR}\N{
 """Characters that could end a script, or a line of one, and how JSON writes them otherwise."""
 
 
-def write(
-    path: str | Path, template: Template, about: Mapping[str, Any], tables: Iterable[tuple[Table, pd.DataFrame]]
-) -> None:
-    """Write a page of tables.
+def write(path: str | Path, template: Template, contents: Mapping[str, Any]) -> None:
+    """Writes a page.
 
     Args:
         path: The file.
         template: Which page.
-        about: What is said of the whole, ready for JSON.
-        tables: Tables and their rows.
+        contents: Its contents, as `contents` returns them.
 
     Raises:
         OutputFailed: The file can't be written.
 
     """
-    check_file(path)  # before there is any work
-    all_tables = list(tables)
-    contents = {
-        "about": plain(about),
-        "tables": {table.name: columnar(table, frame) for table, frame in all_tables},
-        "described": {table.name: {str(c): table[str(c)].meaning for c in frame} for table, frame in all_tables},
-    }
+    check_file(path)
     with replacing(path) as new:
         write_text(new, html(template, contents))
+
+
+def contents(about: Mapping[str, Any], tables: Iterable[tuple[Table, pd.DataFrame]]) -> dict[str, Any]:
+    """Returns what a page, or a part of it, has in it, ready for JSON.
+
+    Args:
+        about: What is said of the whole.
+        tables: Tables and their rows.
+
+    """
+    every = list(tables)
+    return {
+        "about": plain(about),
+        "tables": {table.name: columnar(table, frame) for table, frame in every},
+        "described": {table.name: {str(c): table[str(c)].meaning for c in frame} for table, frame in every},
+    }
 
 
 def columnar(table: Table, frame: pd.DataFrame) -> dict[str, Any]:
@@ -157,8 +164,14 @@ def embedded(contents: Any) -> str:
     return json.dumps(contents, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(UNSAFE)
 
 
-def html(template: Template, contents: dict[str, Any]) -> str:
-    """The document of a page's contents."""
+def html(template: Template, contents: Mapping[str, Any]) -> str:
+    """Returns the document of a page.
+
+    Args:
+        template: Which page.
+        contents: Its contents, as `contents` returns them.
+
+    """
     css = own("page.css")
     script = f'"use strict";\n(() => {{\n{view(template)}{own("js/page.js")}}})();\n'
     policy = {
@@ -185,10 +198,11 @@ def view(template: Template, *more: str) -> str:
 
     Args:
         template: The template.
-        more: Further modules, which come after its own.
+        more: The text of further modules, which come before the last of its own, which draws.
 
     """
-    modules = "\n".join(own(f"js/{name}.js") for name in (*SHARED, *template.modules, *more))
+    *first, last = (own(f"js/{name}.js") for name in (*SHARED, *template.modules))
+    modules = "\n".join((*first, *more, last))
     return f"function view(root, contents, host) {{\n{modules}}}\n"
 
 

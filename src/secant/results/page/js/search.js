@@ -8,7 +8,7 @@ function search() {
   const wanted = plainText(state.find);
   if ($("find").value !== state.find) $("find").value = state.find;
   const found = (node) => node.dataset.word.split("\n").some((text) => plainText(text).includes(wanted));
-  hits = wanted ? [...root.querySelectorAll("main [data-word], aside [data-word]")].filter(found) : [];
+  hits = wanted ? [...root.querySelectorAll(".main [data-word], #panel [data-word]")].filter(found) : [];
   for (const node of hits) node.classList.add("hit");
   hitAt = -1;
   counted();
