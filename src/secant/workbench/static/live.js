@@ -66,7 +66,8 @@ if (host.live) {
   // versus any token
   const any = make("input", { id: "versus-any", "aria-label": "Versus another token", placeholder: "any token", size: "10", autocomplete: "off", spellcheck: "false", type: "text" });
   const failed = make("span", { id: "versus-failed", class: "muted", role: "status" });
-  $("views").after(make("span", { class: "control" }, make("label", { for: "versus-any" }, "versus"), any, failed));
+  if (sums.length > 1) $("versus").after(any, failed);
+  else $("views").after(make("span", { class: "control" }, make("label", { for: "versus-any" }, "versus"), any, failed));
   any.addEventListener("keydown", async (event) => {
     if (event.key !== "Enter" || !any.value) return;
     event.preventDefault();
