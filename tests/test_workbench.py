@@ -372,6 +372,7 @@ def slow(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TestClien
             time.sleep(0.01)
         return plain.tables(case)
 
+    monkeypatch.setattr(sessions, "PATIENCE", 60.0)
     monkeypatch.setitem(STAGES, "lens", type(plain)(plain.name, plain.label, held, plain.about, plain.plan))
     with client_of(Session({"tiny": Model(lm, 20)}, queue=3)) as client:
         client.get(f"/?token={TOKEN}")

@@ -27,6 +27,7 @@ from secant.analyses.sensitivity import DELETED, Sensitivity, beside
 from secant.analyses.sinks import patterns, sink_columns
 from secant.analyses.writes import depth_words
 from secant.errors import BadArgument, NoPoint
+from secant.linearize.conventions import convention_named
 from secant.linearize.run import Run
 from secant.memory import Progress, limited
 from secant.numeric import lengths, wide
@@ -199,6 +200,16 @@ class Case:
                 self.run, self.target, versus, baseline=self.baseline, parts=parts, flow=flow, origin=self.origin
             )
         return self._attributions[key]
+
+    @cached_property
+    def first(self) -> Attribution:
+        """The attribution of the target's logit with one random reference, which is there sooner than the mean over
+        several; where the convention has none, `attribution()` itself.
+        """
+        under = self.run.under(None)
+        if not convention_named(under.certificate.convention).varies:
+            return self.attribution()
+        return attribute(self.run, self.target, baseline=self.baseline, parts=False, origin=self.origin, references=1)
 
     @cached_property
     def sensitivity(self) -> Sensitivity:

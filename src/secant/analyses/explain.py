@@ -360,7 +360,7 @@ def heading(case: Case, attribution: Attribution) -> dict[str, Any]:
         "model": named(run.lm.name),
         "target": shown_text(attribution.target),
         "texts": [readable(token) for token in run.tokens],
-        "shown": case.chosen,
+        "shown": chosen(attribution),
         "left_out": list(attribution.left_out),
         "chance_z": CHANCE_Z,
         "certificate": asdict(run.certificate),

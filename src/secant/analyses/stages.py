@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from secant.analyses import frames
-from secant.analyses.attribution import REFERENCES
+from secant.analyses.attribution import REFERENCES, Attribution
 from secant.analyses.case import Case
 from secant.analyses.drawn import drawn, layer_words
 from secant.analyses.explain import described, heading, how
@@ -67,8 +67,10 @@ class Stage:
 
         """
         with timed(self.label, seconds):
-            found = drawn(self.tables(case), len(case.run.operator().bias), case.chosen)
             about = dict(self.about(case))
+            if (shown := about.get("shown")) is None:
+                shown = case.chosen
+            found = drawn(self.tables(case), len(case.run.operator().bias), shown)
         about["how"] = how(case.run, case.__dict__.get("blocks", ()), seconds, peak(case.run.lm.device))
         return contents(about, [(described(name), frame) for name, frame in found.items()])
 
@@ -84,16 +86,17 @@ class Stage:
         return Forecast(plan.cost(estimated_pace(op)) / speed, plan.memory)
 
 
-def tokens(case: Case) -> pd.DataFrame:
+def tokens(case: Case, attribution: Attribution | None = None) -> pd.DataFrame:
     """Returns the table of tokens, with the columns of all that is computed by now.
 
     Args:
         case: The case.
+        attribution: The contributions; by default those of the case.
 
     """
     there = case.__dict__
     return frames.tokens(
-        case.run, case.attribution(), case.sinks,
+        case.run, attribution or case.attribution(), case.sinks,
         effects=case.sensitivity.effects if "sensitivity" in there else None,
         norms=case.norms if "terms" in there else None, svds=there.get("blocks"),
     )  # fmt: skip
@@ -103,8 +106,12 @@ def tokens(case: Case) -> pd.DataFrame:
 
 
 def _answer(case: Case) -> Tables:
-    own = case.attribution()
-    return {"predictions": case.run.tables()["predictions"], "contributions": own.table, "tokens": tokens(case)}
+    predictions = case.run.tables()["predictions"]
+    return {"predictions": predictions, "contributions": case.first.table, "tokens": tokens(case, case.first)}
+
+
+def _references(case: Case) -> Tables:
+    return {"contributions": case.attribution().table, "tokens": tokens(case)}
 
 
 def _written(case: Case) -> Tables:
@@ -147,8 +154,12 @@ def _layers(case: Case) -> Tables:
 
 
 def _heading(case: Case) -> Mapping[str, Any]:
+    return {**heading(case, case.first), "totals": [case.first.total], "direct": None, "rectangles": None}
+
+
+def _mean(case: Case) -> Mapping[str, Any]:
     own = case.attribution()
-    return {**heading(case, own), "totals": [own.total], "direct": None, "rectangles": None}
+    return {**heading(case, own), "totals": [own.total]}
 
 
 def _sums(case: Case) -> Mapping[str, Any]:
@@ -206,7 +217,9 @@ def _of_faithfulness(case: Case) -> Plan:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("answer", "the answer", _answer, _heading, lambda case: _passes(case, 12 * REFERENCES)),
+        Stage("answer", "the answer", _answer, _heading, lambda case: _passes(case, 24)),
+        Stage("references", "the mean over references", _references, _mean,
+              lambda case: _passes(case, 12 * REFERENCES)),
         Stage("written", "what tokens write", _written, _nothing, lambda case: _passes(case, len(case.run.ids), 300)),
         Stage("conventions", "conventions and deletions", _conventions, _nothing, _of_conventions),
         Stage("versus", "versus other tokens", lambda case: {"versus": frames.versus(case.versus)}, _sums,

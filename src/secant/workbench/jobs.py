@@ -20,6 +20,10 @@ class Cancelled(BaseException):
     """Somebody cancelled a job. It is no `Exception`, so that no code takes it for an error of its own."""
 
 
+class Yielded(BaseException):
+    """A job that nobody waits for makes way for one that somebody does; it begins again later."""
+
+
 @dataclass(eq=False)
 class Job:
     """A job of the worker.

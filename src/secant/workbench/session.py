@@ -29,6 +29,7 @@ from secant.workbench.jobs import (
     WAITING,
     Cancelled,
     Job,
+    Yielded,
 )
 from secant.workbench.tasks import KINDS, Model, Work, refuse
 
@@ -238,10 +239,11 @@ class Session:
         """Does a job, whatever comes of it."""
         work = self.works.get(job.run)
         told = [0.0]
-        plain = job.progress
+        plain = type(job).progress
 
         def progress(what: str, done: int, of: int) -> None:
-            plain(what, done, of)
+            plain(job, what, done, of)
+            self._make_way(job)
             if time.perf_counter() - told[0] > OFTEN:
                 told[0] = time.perf_counter()
                 self._tell(job)
@@ -257,6 +259,10 @@ class Session:
             job.result = job.work(job)
             job.end(DONE)
             self._learn(work, job, raw)
+        except Yielded:
+            with self._ready:
+                job.state, job.done, job.of = WAITING, 0, 0
+                self._waiting.append(job)
         except Cancelled:
             job.end(CANCELLED)
         except SecantError as error:
@@ -272,6 +278,13 @@ class Session:
                         with self._ready:
                             self._drop(other)
             self._tell(job)
+
+    def _make_way(self, job: Job) -> None:
+        """Raises Yielded if somebody waits for another job, and nobody for this one, which has not come far yet."""
+        if job.priority == LATER and 2 * job.done < job.of:
+            with self._ready:
+                if any(other.priority < LATER for other in self._waiting):
+                    raise Yielded
 
     def _expected(self, work: Work, job: Job) -> bool:
         """Estimates a stage. Makes room for it, and offers it instead if it takes long and nobody asked for it."""

@@ -1,5 +1,4 @@
 // The stages of a run: which are there, what goes on, and what can be asked for or cancelled.
-const ORDER = ["answer", "written", "conventions", "versus", "lens", "parts", "faithfulness", "spectra", "depths", "image", "layers"];
 const STAGE_OF = { lens: "lens", flow: "parts" }; // of sections that say themselves how they can be had
 
 /** A button that cancels a job, or asks for a stage. */
