@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -19,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.analyses import frames
+from secant.analyses.ablation import ablate
 from secant.analyses.attribution import CONTRIBUTIONS, FLOW, Attribution
 from secant.analyses.case import Case
 from secant.analyses.continuation import STEPS, Steps, follow
@@ -41,7 +43,7 @@ from secant.analyses.sensitivity import Sensitivity
 from secant.analyses.sinks import PATTERNS, sink_line, where
 from secant.analyses.targets import BASELINES, baseline_named
 from secant.analyses.writes import DEPTH_WORDS
-from secant.errors import BadArgument, checked, integer
+from secant.errors import BadArgument, SecantError, checked, integer
 from secant.linearize.conventions import Named
 from secant.linearize.run import (
     PREDICTIONS,
@@ -315,6 +317,28 @@ class Explanation(Result):
             )
         check_file(path)  # before there is any work
         write(path, EXPLANATION, self.contents(evidence))
+
+    def widget(self, evidence: Evidence | None = None) -> Any:
+        """Returns the page as a widget for notebooks, in which tokens and parts can be ablated (extra `widget`).
+
+        Args:
+            evidence: The result of `evidence()`; by default it is computed.
+
+        Raises:
+            SecantError: The package anywidget is not installed.
+
+        """
+        if find_spec("anywidget") is None:
+            raise SecantError(
+                "A widget requires the package anywidget", "an installation without it",
+                "Install it: pip install 'secant[widget]'.",
+            )  # fmt: skip
+        from secant.results.page.widget import PageWidget
+
+        def ablated(given: Mapping[str, Any]) -> Any:
+            return ablate(self.run, given["what"], given["by"], position=given.get("position")).answers(self.case.aim)
+
+        return PageWidget(self.contents(evidence), {"ablation": ablated})
 
     def contents(self, evidence: Evidence | None = None) -> dict[str, Any]:
         """Returns what its page has in it, ready for JSON.

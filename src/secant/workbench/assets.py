@@ -13,9 +13,6 @@ from secant.results.page import EXPLANATION, own, view
 MODULES = ("around", "api", "mount", "stages", "steer", "pane", "workbench")
 """The modules around the page, in order, with which those of the page for elements and numbers are: one function."""
 
-LIVE = "live"
-"""The module that adds to the page's own what a live one can do."""
-
 STYLES = {"page": "page.css", "workbench": "workbench.css"}
 """The style sheets, by the names that browsers ask for."""
 
@@ -31,7 +28,7 @@ def script() -> str:
 @cache
 def live_view() -> str:
     """Returns the function `view(root, contents, host)` of a live page."""
-    return view(EXPLANATION, static(f"{LIVE}.js"))
+    return view(EXPLANATION, own("js/live.js"))
 
 
 def style(name: str) -> str:

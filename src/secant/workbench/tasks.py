@@ -16,9 +16,7 @@ from secant.errors import BadArgument, BadPrompt, TooLarge
 from secant.linearize.run import Run, freeze
 from secant.memory import bytes_in_words, free, watched
 from secant.model.lm import LM, Prompt
-from secant.numeric import wide
-from secant.results.page import EXPLANATION, html, shown_text
-from secant.results.schema import records
+from secant.results.page import EXPLANATION, html
 from secant.steering.generate import Continuation
 from secant.steering.steered import side_by_side
 from secant.stream.decode import Null, Side
@@ -215,16 +213,7 @@ def ablation(work: Work, job: Job, given: Mapping[str, Any]) -> Any:
 
     """
     with work.working(job) as case:
-        found = ablate(case.run, given["what"], given["by"], position=given["position"])
-        table = found.to_pandas()
-        rows = [{**row, "token": shown_text(row["token"])} for row in records(table)]
-        before = wide(found.before)[case.aim].item()
-        frozen, real = found.change(case.aim)
-        return {
-            "what": found.what, "by": readable(found.by), "positions": found.positions, "rows": rows,
-            "target": shown_text(case.run.lm.text(case.aim)), "before": before, "frozen": frozen, "real": real,
-            "convention": case.run.certificate.convention,
-        }  # fmt: skip
+        return ablate(case.run, given["what"], given["by"], position=given["position"]).answers(case.aim)
 
 
 def steering(work: Work, job: Job, given: Mapping[str, Any]) -> Any:

@@ -9,11 +9,9 @@ function ablated() {
 
 /** Both networks' answers to an ablation. */
 function answers(found) {
-  const lost = (x) => `${signed(x)}`;
-  const top = found.rows.slice(0, 10);
   return [
-    make("p", {}, "The logit of ", word(found.target), " changes by ", make("strong", {}, lost(found.frozen)), ` in the frozen network (${found.convention}), and by `, make("strong", {}, lost(found.real)), " in the model itself."),
-    make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Answers before and after" }, make("table", { id: "answers" }, head(" token", "before", "frozen", "model"), body(top.map((r) => row(make("td", {}, word(r.token)), cell(percent(r.before_probability)), cell(percent(r.frozen_probability)), cell(percent(r.real_probability))))))),
+    make("p", {}, "The logit of ", word(found.target), " changes by ", make("strong", {}, signed(found.frozen)), ` in the frozen network (${found.convention}), and by `, make("strong", {}, signed(found.real)), " in the model itself."),
+    make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Answers before and after" }, make("table", { id: "answers" }, head(" token", "before", "frozen", "model"), body(found.rows.map((r) => row(make("td", {}, word(r.token)), cell(percent(r.before_probability)), cell(percent(r.frozen_probability)), cell(percent(r.real_probability))))))),
   ];
 }
 
@@ -63,7 +61,8 @@ if (host.live) {
   host.live.shown(shown);
   drawings.push([["token", "layer", "part"], shown]);
 
-  // versus any token
+}
+if (host.live?.added) {
   const any = make("input", { id: "versus-any", "aria-label": "Versus another token", placeholder: "any token", size: "10", autocomplete: "off", spellcheck: "false", type: "text" });
   const failed = make("span", { id: "versus-failed", class: "muted", role: "status" });
   if (sums.length > 1) $("versus").after(any, failed);
