@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import torch
+from helpers import heeding_signals
 from hostile import hostile_model
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
 import secant as sc
 from secant import memory
 from secant.analyses.explain import case_of, of_case
 from secant.analyses.stages import STAGES
+from secant.cli import app
 from secant.errors import BadArgument, TooLarge
 from secant.workbench import session as sessions
 from secant.workbench.guard import BODY
@@ -517,3 +525,52 @@ def test_models_of_one_name(lm: sc.LM, folder: Path) -> None:
 
     assert list(_by_name([lm, lm], 9)) == ["tiny", "tiny (2)"]
     assert TooLarge("a", "b", "c.")
+
+
+# ------------------------------------------------------------------------------------------- the command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 0, "ended"), (signal.SIGTERM, 143, "SIGTERM")])
+def test_signals_end_it(folder: Path, number: int, code: int, said: str) -> None:
+    """Also while somebody listens to its events, and while it computes."""
+    command = [sys.executable, "-c", "from secant.cli import main; main()", "serve", "-m", str(folder)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeding_signals
+    ) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{43}", address)
+        origin = address.partition("/?")[0]
+        try:
+            with httpx2.Client(base_url=origin, headers={"origin": origin}, follow_redirects=True) as browser:
+                assert browser.get(address).status_code == 200
+                with browser.stream("GET", "/api/events") as events:
+                    lines = events.iter_lines()
+                    assert next(lines) == "event: jobs"
+                    browser.post("/api/explain", json={"model": "tiny", "prompt": PROMPT})
+                    assert any('"state": "running"' in line for line in lines)
+                    start = time.monotonic()
+                    process.send_signal(number)
+                    process.wait(20)
+        finally:
+            process.kill()
+        assert time.monotonic() - start < 10
+        assert process.returncode == code
+        errors = process.stderr.read() if process.stderr else ""
+        assert said in errors.splitlines()[-1]
+        assert "Traceback" not in errors
+
+
+def test_without_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secant.workbench.find_spec", lambda name: None if name == "uvicorn" else object())
+    result = CliRunner().invoke(app, ["serve"])
+    assert result.exit_code == 2
+    assert "pip install 'secant[workbench]'" in result.stderr
+
+
+@pytest.mark.parametrize("options", [["--port", "99999"], ["--runs", "0"], ["--max-tokens", "0"]])
+def test_options_that_are_refused(options: list[str]) -> None:
+    result = CliRunner().invoke(app, ["serve", *options])
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1

@@ -34,7 +34,7 @@ def served(*models: sc.LM) -> Iterator[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Server, "__init__", noting)
-        with serving(models, max_tokens=64) as (address, wait):
+        with serving(models, max_tokens=40) as (address, wait):
             thread = Thread(target=wait, daemon=True)
             thread.start()
             yield address
@@ -132,9 +132,9 @@ def test_what_is_asked_is_answered(browser: Browser, address: str, four_layers: 
         tab.go_back()  # nothing chosen yet
         tab.go_back()  # before the target
         expect(tab.locator("#why")).to_contain_text(f"The logit of {said} is")
-        tab.locator("[name=prompt]").fill("the " * 70)
+        tab.locator("[name=prompt]").fill("the " * 50)
         tab.get_by_role("button", name="Explain", exact=True).click()
-        expect(tab.locator(".failed")).to_contain_text("A prompt has at most 64 tokens here; got 71.")
+        expect(tab.locator(".failed")).to_contain_text("A prompt has at most 40 tokens here; got 51.")
 
 
 def test_both_networks_answer(browser: Browser, address: str, four_layers: sc.LM) -> None:

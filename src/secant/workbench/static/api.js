@@ -56,7 +56,8 @@ const lasting = (seconds) => (seconds < 1 ? "under 1 s" : seconds < 120 ? `${sec
 /** What a job does, and how long it still takes. */
 function doing(job) {
   if (job.state === "waiting") return "waits";
-  if (job.state !== "running") return job.state === "done" ? (missing(job.seconds) ? "done" : `${job.seconds.toFixed(1)} s`) : job.state;
+  if (job.state === "done") return missing(job.seconds) ? "done" : `${job.seconds.toFixed(1)} s`;
+  if (job.state !== "running") return job.state === "offered" ? "not computed" : job.state;
   const counted = job.of ? `${job.says} ${job.done} of ${job.of}` : "running";
   const rest = job.of && job.done ? (job.seconds / job.done) * (job.of - job.done) : missing(job.estimate) ? null : Math.max(0, job.estimate - job.seconds);
   const left = rest === null || rest < 1 ? "" : `, about ${lasting(rest)} left`;

@@ -47,7 +47,7 @@ function mounted(shadow, contents, around) {
   shadow.replaced = new AbortController();
   shadow.replaceChildren($("view").content.cloneNode(true));
   for (const name of OUTSIDE) shadow.querySelector(name)?.remove();
-  for (const node of shadow.querySelectorAll("[role=banner], [role=main]")) node.removeAttribute("role"); // the document's own are around it
+  for (const node of shadow.querySelectorAll("[role=banner], [role=main], [role=search]")) node.removeAttribute("role"); // the document's own are around it
   shadow.getElementById("panel").setAttribute("role", "group");
   view(shadow, contents, { ...around, signal: shadow.replaced.signal });
   restored(shadow, was);

@@ -69,6 +69,7 @@ function pane(label, choices, moved) {
     if (!contents?.tables.predictions) return;
     const own = run;
     live = [];
+    find(".result").removeAttribute("aria-busy");
     mounted(shadow, contents, {
       ...around,
       live: {
@@ -107,13 +108,15 @@ function pane(label, choices, moved) {
     const before = stage.job?.id === job.id ? stage.job.state : null;
     stage.job = job;
     progressed();
-    if (job.state === "failed" && job.name === "answer") failed(job.says);
+    if (job.name === "answer" && ["failed", "cancelled"].includes(job.state)) {
+      failed(job.state === "failed" ? job.says : "Cancelled.");
+      find(".result").removeAttribute("aria-busy");
+    }
     if (job.state === "done" && before !== "done") fetched(job.name).then(() => job.name === "answer" && answered()).catch((error) => failed(error.message));
   });
   async function answered() {
     const found = await asked(`/api/runs/${run}`);
     steer.of(found.layers);
-    find(".result").removeAttribute("aria-busy");
   }
 
   /** Asks for an explanation, and shows it as it comes. */
@@ -142,9 +145,9 @@ function pane(label, choices, moved) {
         await fetched("answer", ...there.filter((name) => name !== "answer"));
         await answered();
       }
-      moved(true);
     } catch (error) {
       settings = null;
+      find(".result").removeAttribute("aria-busy");
       find(".now").textContent = "";
       failed(error.message);
     }
@@ -157,7 +160,8 @@ function pane(label, choices, moved) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     if (!field.prompt.value) return;
-    open(asking(), "").then(() => moved(false));
+    open(asking());
+    moved(false);
   });
   field.prompt.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;

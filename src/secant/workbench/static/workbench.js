@@ -72,7 +72,8 @@ $("history").addEventListener("toggle", async () => {
       const button = make("button", { type: "button", class: "link" }, make("bdi", { dir: "auto" }, brief(given.prompt.replaceAll("\n", "⏎"), 60)), make("small", { class: "muted" }, ` ${[given.model, given.target, given.convention].filter(Boolean).join(", ")}`));
       button.addEventListener("click", () => {
         $("history").open = false;
-        panes.at(-1).open(given, "").then(() => moved(false));
+        panes.at(-1).open(given);
+        moved(false);
       });
       return make("li", {}, button);
     }));
@@ -102,4 +103,5 @@ asked("/api/choices").then((found) => {
   choices = found;
   if (shown()) return;
   panes[0].open({ model: choices.models[0].name, prompt: EXAMPLE, target: null, convention: null, baseline: "vocabulary", chat: false });
+  moved(true);
 }, () => {});
