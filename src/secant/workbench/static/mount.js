@@ -48,7 +48,9 @@ function mounted(shadow, contents, around) {
   shadow.replaceChildren($("view").content.cloneNode(true));
   for (const name of OUTSIDE) shadow.querySelector(name)?.remove();
   for (const node of shadow.querySelectorAll("[role=banner], [role=main], [role=search]")) node.removeAttribute("role"); // the document's own are around it
-  shadow.getElementById("panel").setAttribute("role", "group");
+  // two runs side by side have the same sections, which would be landmarks of one name
+  for (const node of shadow.querySelectorAll("#panel, [role=region]")) node.setAttribute("role", "group");
+  for (const node of shadow.querySelectorAll("section")) node.removeAttribute("aria-labelledby");
   view(shadow, contents, { ...around, signal: shadow.replaced.signal });
   restored(shadow, was);
 }
