@@ -44,6 +44,7 @@ class Job:
         seconds: The seconds that it took, or has taken.
         result: What it returned.
         stopped: Whether it is to end.
+        told: Tells browsers of it.
 
     """
 
@@ -62,6 +63,7 @@ class Job:
     seconds: float | None = None
     result: Any = field(default=None, repr=False)
     stopped: bool = False
+    told: Callable[[], None] = field(default=lambda: None, repr=False)
     _start: float = field(default=0.0, repr=False)
 
     @property

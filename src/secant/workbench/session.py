@@ -248,6 +248,7 @@ class Session:
                 told[0] = time.perf_counter()
                 self._tell(job)
 
+        job.told = lambda: self._tell(job)
         job.progress = progress  # type: ignore[method-assign]
         try:
             job.check()

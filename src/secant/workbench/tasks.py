@@ -139,6 +139,7 @@ class Work:
         def note(what: str, seconds: float, memory: float) -> None:
             job.check()
             job.estimate, job.memory = max(job.estimate or 0.0, seconds), max(job.memory or 0.0, memory)
+            job.told()
             refuse(what, memory, self.model.lm)
 
         return note

@@ -19,6 +19,7 @@ async function asked(path, body) {
 }
 
 function noted(job) {
+  job.at = performance.now();
   jobs.set(job.id, job);
   for (const watch of [...watching]) watch(job);
 }
@@ -59,7 +60,8 @@ function doing(job) {
   if (job.state === "done") return missing(job.seconds) ? "done" : `${job.seconds.toFixed(1)} s`;
   if (job.state !== "running") return job.state === "offered" ? "not computed" : job.state;
   const counted = job.of ? `${job.says} ${job.done} of ${job.of}` : "running";
-  const rest = job.of && job.done ? (job.seconds / job.done) * (job.of - job.done) : missing(job.estimate) ? null : Math.max(0, job.estimate - job.seconds);
+  const seconds = job.seconds + (performance.now() - job.at) / 1000;
+  const rest = job.of && job.done ? (seconds / job.done) * (job.of - job.done) : missing(job.estimate) ? null : Math.max(0, job.estimate - seconds);
   const left = rest === null || rest < 1 ? "" : `, about ${lasting(rest)} left`;
   return counted + left;
 }

@@ -42,6 +42,8 @@ function pane(label, choices, moved) {
     listed(find(".stages"), stages, ask);
     const now = summedUp(stages);
     if (find(".now").textContent !== now) find(".now").textContent = now;
+    const running = stages.find((own) => own.job?.state === "running");
+    find(".left").textContent = running ? doing(running.job) : "";
     for (const box of shadow.querySelectorAll("[data-stage]")) placed(box);
   }
   function placed(box) {
@@ -101,6 +103,7 @@ function pane(label, choices, moved) {
     else await new Promise((resolve) => (due = setTimeout(() => (drawn(), resolve()), 120)));
   }
 
+  const ticking = setInterval(() => (node.isConnected ? find(".left").textContent && progressed() : clearInterval(ticking)), 1000);
   watching.add((job) => {
     if (job.run !== run || job.kind !== "stage") return;
     const stage = stages.find((own) => own.name === job.name);
@@ -137,7 +140,7 @@ function pane(label, choices, moved) {
       if (settings !== given) return;
       [run, contents, kept] = [found.run, { about: {}, tables: {}, described: {} }, new Map()];
       fill(find(".stages"));
-      for (const job of found.jobs) if (!jobs.has(job.id)) jobs.set(job.id, job);
+      for (const job of found.jobs) if (!jobs.has(job.id)) jobs.set(job.id, { ...job, at: performance.now() });
       stages = found.stages.map((own) => ({ ...own, job: jobs.get(found.jobs.find((job) => job.name === own.name)?.id) ?? null }));
       progressed();
       const there = found.stages.map((own) => own.name).filter((name) => found.parts.includes(name));

@@ -35,7 +35,7 @@ function listed(list, stages, ask) {
 function summedUp(stages) {
   const own = stages.filter((stage) => stage.job);
   const running = own.find((stage) => stage.job.state === "running");
-  if (running) return `Computing ${running.label}${running.job.of ? ` (${running.job.says} ${running.job.done} of ${running.job.of})` : ""}`;
+  if (running) return `Computing ${running.label}`;
   const waiting = own.filter((stage) => stage.job.state === "waiting").length;
   if (waiting) return `${several(waiting, "stage")} waiting`;
   const failed = own.filter((stage) => stage.job.state === "failed");

@@ -1,6 +1,7 @@
 // What each token contributes: a row a token, with the other conventions and its deletion on one scale.
 const TICKS = ["◆", "▲", "■", "●"];
 
+$("versus").title = `${several(sums.length - 1, "token")} to compare with${host.live ? "" : ": the next predictions. secant serve and secant attribute --versus take any"}`;
 fill($("versus"), ...sums.slice(1).map((s, i) => make("option", { value: String(i + 1) }, s.versus)));
 if (sums.length < 2) for (const node of [$("versus").closest(".control"), root.querySelector('#views [data-value="versus"]')]) node.remove();
 else
