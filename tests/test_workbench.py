@@ -366,6 +366,10 @@ def test_hostile_texts_are_data() -> None:
 # ------------------------------------------------------------------------------------------- jobs
 
 
+FAR = [600]
+"""From how many of 1,000 the stage `lens` of `slow` reports its progress."""
+
+
 @pytest.fixture
 def slow(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TestClient, threading.Event]]:
     """A session whose stage `lens` reports progress until it may go on."""
@@ -373,7 +377,7 @@ def slow(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TestClien
     plain = STAGES["lens"]
 
     def held(case: Any) -> Any:
-        step = 0
+        step = FAR[0]
         while not go.is_set():
             step += 1
             case._progress("lens", step, 1000)
@@ -442,6 +446,21 @@ def test_what_somebody_waits_for_goes_first(slow: tuple[TestClient, threading.Ev
     complete(client, first)
 
 
+def test_work_that_nobody_waits_for_makes_way(
+    slow: tuple[TestClient, threading.Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it has come far; and it begins again, once nobody waits."""
+    client, go = slow
+    monkeypatch.setattr(sys.modules[__name__], "FAR", [0])
+    run = explained(client)["run"]
+    job = running(client, run)
+    ablation = client.post(f"/api/runs/{run}/ablation", json={"what": 1, "by": "zero"}).json()
+    assert finished(client, ablation)["state"] == DONE
+    assert running(client, run)["id"] == job["id"]
+    go.set()
+    assert finished(client, job)["state"] == DONE
+
+
 def test_stages_that_take_long_are_offered(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "PATIENCE", 0.0)
     with client_of(Session({"tiny": Model(lm, 20)})) as client:
@@ -461,6 +480,7 @@ def test_stages_that_take_long_are_offered(lm: sc.LM, monkeypatch: pytest.Monkey
 
 def test_memory_is_forecast_before_work(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit fails with one line, and nothing of it is computed."""
+    monkeypatch.setattr(sessions, "PATIENCE", 60.0)
     session = Session({"tiny": Model(lm, 20)})
     with client_of(session) as client:
         client.get(f"/?token={TOKEN}")
