@@ -103,9 +103,7 @@ def test_a_new_user(browser: Browser, address: str, four_layers: sc.LM) -> None:
         expect(tab.locator("#badges")).to_contain_text("onvention", timeout=60_000)  # once others are computed
         assert "token=" not in tab.url  # the address of the session is gone
         for name in ("#said", "#why", "#badges", ".tok >> nth=0"):
-            box = tab.locator(name).bounding_box()
-            assert box is not None
-            assert box["y"] + box["height"] < 900  # all of it in the first screen
+            expect(tab.locator(name)).to_be_in_viewport(ratio=0.99)  # all of it in the first screen
         settled(tab)
 
 
