@@ -299,22 +299,26 @@ def commands() -> dict[str, Any]:
 
 
 ALL = {
-    "architectures", "attribute", "compare", "explain", "merge", "screen", "steer", "study", "summarize", "verify",
+    "architectures", "attribute", "compare", "explain", "merge", "screen", "serve", "steer", "study", "summarize",
+    "verify",
 }  # fmt: skip
 MODELS = {"attribute", "compare", "explain", "screen", "steer", "study", "verify"}
 DECOMPOSED = {"compare", "explain", "screen", "study"}
 SHARED = {
-    "--model": MODELS - {"verify"},  # of which it is the argument
-    **dict.fromkeys(("--dtype", "--device", "--attention", "--allow-remote-code", "--allow-pickle"), MODELS),
-    **dict.fromkeys(("--convention", "--precision", "--chat"), MODELS),
+    "--model": MODELS - {"verify"} | {"serve"},  # it is verify's argument
+    **dict.fromkeys(
+        ("--dtype", "--device", "--attention", "--allow-remote-code", "--allow-pickle"), MODELS | {"serve"}
+    ),
+    **dict.fromkeys(("--convention", "--precision", "--chat"), MODELS),  # in the workbench they are in its page
     "--seed": MODELS | {"summarize"},
-    **dict.fromkeys(("-k", "--top"), DECOMPOSED),
-    "--max-memory": DECOMPOSED | {"attribute"},
+    **dict.fromkeys(("-k", "--top"), DECOMPOSED | {"serve"}),
+    "--max-memory": DECOMPOSED | {"attribute", "serve"},
     "--origin": {"attribute", "explain"},
     "--position": {"attribute", "screen"},  # the others explain, or go on from, the end of a prompt
-    "--out": ALL - {"architectures", "verify"},
+    "--out": ALL - {"architectures", "verify", "serve"},
     "--figures": {"explain", "summarize"},  # those of a page
-    **dict.fromkeys(("--json", "--debug"), ALL),
+    "--json": ALL - {"serve"},
+    "--debug": ALL,
 }
 """The commands that have each option of a group: all of those in which it makes sense."""
 
@@ -522,7 +526,7 @@ def test_a_shell_without_completion(monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "found"),
     [
         ("secant ex", ["explain"]),
-        ("secant s", ["screen", "steer", "study", "summarize"]),
+        ("secant s", ["screen", "serve", "steer", "study", "summarize"]),
         ("secant explain --conv", ["--convention"]),
         ("secant explain --convention ", [*NAMES]),
         ("secant attribute --origin ", ["zero", "mean", "reference"]),

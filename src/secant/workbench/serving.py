@@ -7,6 +7,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 
@@ -20,7 +21,15 @@ from secant.workbench.tasks import Model
 
 @contextmanager
 def serving(
-    models: Sequence[LM], *, host: str = "127.0.0.1", port: int = 0, max_tokens: int = 512, runs: int = 8
+    models: Sequence[LM],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    max_tokens: int = 512,
+    runs: int = 8,
+    k: int = 4,
+    top: int = 8,
+    max_memory: str | None = None,
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """Prepare the workbench's server, which listens from here on.
 
@@ -30,6 +39,9 @@ def serving(
         port: The port; 0 takes a free one.
         max_tokens: The most tokens of a prompt.
         runs: How many runs are kept.
+        k: The number of singular triplets of each token's block.
+        top: The number of top tokens of each direction.
+        max_memory: Bytes to work in, or a size; by default half of the free memory.
 
     Yields:
         The address to open, with its token; and a function that answers until an interrupt or a signal comes.
@@ -38,7 +50,7 @@ def serving(
         BadArgument: The server can't listen there.
 
     """
-    session = Session(_by_name(models, max_tokens), runs=runs)
+    session = Session(_by_name(models, max_tokens, k=k, top=top, memory=max_memory), runs=runs)
     token = secrets.token_urlsafe(32)
     with _listening(host, port) as listener:
         port = listener.getsockname()[1]
@@ -73,7 +85,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _by_name(models: Sequence[LM], max_tokens: int) -> dict[str, Model]:
+def _by_name(models: Sequence[LM], max_tokens: int, **how: Any) -> dict[str, Model]:
     """The models by the names that browsers see; of equal names the later ones are numbered."""
     found: dict[str, Model] = {}
     for lm in models:
@@ -81,5 +93,5 @@ def _by_name(models: Sequence[LM], max_tokens: int) -> dict[str, Model]:
         number = 2
         while name in found:
             name, number = f"{own} ({number})", number + 1
-        found[name] = Model(lm, min(max_tokens, lm.context or max_tokens))
+        found[name] = Model(lm, min(max_tokens, lm.context or max_tokens), **how)
     return found

@@ -24,9 +24,6 @@ from secant.text import readable
 from secant.workbench.asked import ABLATION, STEERING, WORD, Asked, Field, text
 from secant.workbench.jobs import Job
 
-K, TOP = 4, 8
-"""Singular triplets of each block, and top tokens of each direction, as in `secant explain`."""
-
 CONCEPTS = 4
 """How many concepts of steering are kept for each model."""
 
@@ -38,6 +35,9 @@ class Model:
     Attributes:
         lm: The model.
         longest: The most tokens of a prompt.
+        k: The number of singular triplets of each token's block.
+        top: The number of top tokens of each direction.
+        memory: Bytes to work in, or a size; by default half of the free memory.
         nulls: What random directions decode to, by side.
         concepts: The latest concepts of steering, by their texts.
 
@@ -45,6 +45,9 @@ class Model:
 
     lm: LM
     longest: int
+    k: int = 4
+    top: int = 8
+    memory: str | None = None
     nulls: dict[Side, Null] = field(default_factory=dict)
     concepts: OrderedDict[str, Run] = field(default_factory=OrderedDict)
 
@@ -125,7 +128,7 @@ class Work:
 
         """
         case = self.frozen
-        with case.working(None, job.progress), watched(self.watch(job)):
+        with case.working(self.model.memory, job.progress), watched(self.watch(job)):
             yield case
 
     def watch(self, job: Job) -> Callable[[str, float, float], None]:
@@ -178,8 +181,8 @@ def stage(work: Work, job: Job, given: Mapping[str, Any]) -> Any:
         work.model.check(work.prompt)
         with watched(work.watch(job)):
             work.case = case_of(
-                work.model.lm, work.prompt, target=asked.target, k=K, top=TOP, convention=asked.convention,
-                precision=None, seed=0, origin=None, baseline=asked.baseline, nulls=work.model.nulls,
+                work.model.lm, work.prompt, target=asked.target, k=work.model.k, top=work.model.top,
+                convention=asked.convention, precision=None, seed=0, origin=None, baseline=asked.baseline, nulls=work.model.nulls,
             )  # fmt: skip
     with work.working(job) as case:
         work.parts[job.name] = STAGES[job.name].contents(case, work.seconds)
