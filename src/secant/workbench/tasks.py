@@ -182,7 +182,8 @@ def stage(work: Work, job: Job, given: Mapping[str, Any]) -> Any:
         with watched(work.watch(job)):
             work.case = case_of(
                 work.model.lm, work.prompt, target=asked.target, k=work.model.k, top=work.model.top,
-                convention=asked.convention, precision=None, seed=0, origin=None, baseline=asked.baseline, nulls=work.model.nulls,
+                convention=asked.convention, precision=None, seed=0, origin=None, baseline=asked.baseline,
+                nulls=work.model.nulls,
             )  # fmt: skip
     with work.working(job) as case:
         work.parts[job.name] = STAGES[job.name].contents(case, work.seconds)
