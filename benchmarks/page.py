@@ -1,16 +1,22 @@
 """Claim: the page of a 512-token prompt has at most 3 MB without J's image, is painted within 1 s, and answers a click
-within 200 ms.
+within 200 ms. In the workbench, the answer to a prompt comes within 4 s on SmolLM2, and a click is answered as fast.
 
 A small random Llama, all layers; or a page that there is. It is opened in Debian's chromium, and timed by the browser
 itself: the first contentful paint, when its tables are there, and from a click (on a token, a row, a cell of the layers
 or heads, what cells say; a layer; a key in the search) to the next painted frame, the worst of several.
 
-    python benchmarks/page.py [TOKENS | PAGE]
+With `serve`, the workbench on a model (by default Atlas) is opened instead, and timed: from a prompt's Enter to its
+answer on the page, an ablation, a continuation that is steered, and the same clicks.
+
+    python benchmarks/page.py [TOKENS | PAGE | serve [MODEL]]
 """
 
+import re
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -80,15 +86,64 @@ def opened(path: Path) -> None:
         ready = page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
         print(f"  first paint             {paint:8.0f} ms  (claim: at most 1000)")
         print(f"  all of it               {ready:8.0f} ms")
-        for name, (find, act) in WAYS.items():
-            if page.locator(find).count():
-                print(f"  {name:<24}{timed(page, find, act):8.0f} ms  (claim: at most 200)")
+        clicked(page)
         browser.close()
+
+
+def clicked(page: Page) -> None:
+    """Print the worst time of each way to change what is shown."""
+    for name, (find, act) in WAYS.items():
+        if page.locator(find).count():
+            print(f"  {name:<24}{timed(page, find, act):8.0f} ms  (claim: at most 200)")
+
+
+def asked(page: Page, what: str, act: Callable[[], object], answer: str) -> None:
+    """Print the seconds from an action to what answers it."""
+    start = time.perf_counter()
+    act()
+    page.locator(answer).first.wait_for(timeout=300_000)
+    print(f"  {what:<24}{time.perf_counter() - start:8.2f} s")
+
+
+def served(name: str) -> None:
+    """Open the workbench on a model, and print its times."""
+    from secant.workbench.serving import serving
+
+    lm = sc.load(name)
+    with serving([lm]) as (address, wait), sync_playwright() as playwright:
+        threading.Thread(target=wait, daemon=True).start()
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1440, "height": 900}, bypass_csp=True)
+        asked(page, "the first answer", lambda: page.goto(address), "#said")
+        page.locator(".now", has_text=re.compile("All is|Can be")).wait_for(timeout=600_000)
+        prompt = page.locator("[name=prompt]")
+        prompt.fill("The people of the village walked to the")
+        asked(page, "another (claim: 4)", lambda: prompt.press("Enter"), ".tok:nth-child(8)")
+        page.locator(".now", has_text=re.compile("All is|Can be")).wait_for(timeout=600_000)
+        page.locator(".tok").nth(3).click()
+        asked(page, "ablation", lambda: page.locator("#ablate").click(), "#answers")
+        page.locator(".steer summary").click()
+        page.locator("[name=concept]").fill("I love the sea")
+        asked(page, "steering, 20 tokens", lambda: page.locator(".steer form button").click(), ".both")
+        page.evaluate(DEEP)
+        clicked(page)
+        browser.close()
+
+
+DEEP = """() => {
+  const plain = document.querySelectorAll.bind(document);
+  const { shadowRoot } = document.querySelector(".result");
+  document.querySelectorAll = (find) => [...plain(find), ...shadowRoot.querySelectorAll(find)];
+}"""
+"""Lets `UNTIL_PAINTED` find what is in the view's shadow root."""
 
 
 def main(of: str) -> None:
     if not CHROMIUM.exists():
         sys.exit(f"This takes a browser at {CHROMIUM}.")
+    if of == "serve":
+        served(sys.argv[2] if len(sys.argv) > 2 else "atlas")
+        return
     if not of.isdigit():
         opened(Path(of).resolve())
         return

@@ -187,7 +187,7 @@ def test_without_a_command_there_is_help() -> None:
 
 @pytest.mark.parametrize("seed", ["-1", str(2**63), "1" + "0" * 40])
 def test_a_seed_has_one_rule(seed: str) -> None:
-    for name in sorted(set(app_commands()) - {"architectures", "docs", "mcp", "merge", "schema"}):
+    for name in sorted(set(app_commands()) - {"architectures", "docs", "mcp", "merge", "schema", "serve"}):
         more = {"steer": ["--concept", "x"], "screen": ["x", "-l", "x"], "study": ["x", "--out", "x"]}
         line = refused(name, *more.get(name, []), *([] if name == "screen" else ["x"]), "--seed", seed)
         assert f"A seed is a whole number that is not negative; got seed = {seed}." in line

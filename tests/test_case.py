@@ -14,7 +14,7 @@ from families import model_of, prompt
 from torch import Tensor
 
 import secant as sc
-from secant.analyses import case as cases, explain as explaining
+from secant.analyses import case as cases
 from secant.analyses.case import Case
 from secant.linearize import run as runs
 from secant.linearize.conventions import CONVENTIONS
@@ -209,7 +209,7 @@ def test_replays_do_not_grow_with_what_is_shown(
 ) -> None:
     e = sc.explain(lm, PROMPT, k=3, top=20)
     assert counts.passes == FROZEN + CONTRIBUTIONS + BESIDE + LENS - ONCE
-    monkeypatch.setattr(explaining, "ALTERNATIVES", 9)
+    monkeypatch.setattr(cases, "ALTERNATIVES", 9)
     counts.passes.clear()
     shown(e, tmp_path)
     assert counts.passes == PARTS + WRITES

@@ -299,24 +299,27 @@ def commands() -> dict[str, Any]:
 
 
 ALL = {
-    "architectures", "attribute", "compare", "explain", "merge", "screen", "steer", "study", "summarize", "verify",
+    "architectures", "attribute", "compare", "explain", "merge", "screen", "serve", "steer", "study", "summarize",
+    "verify",
 }  # fmt: skip
 OTHER = {"docs", "mcp", "schema"}  # they print no result
 MODELS = {"attribute", "compare", "explain", "screen", "steer", "study", "verify"}
 LOADED = MODELS | {"mcp"}
 DECOMPOSED = {"compare", "explain", "screen", "study"}
 SHARED = {
-    "--model": LOADED - {"verify"},  # of which it is the argument
-    **dict.fromkeys(("--dtype", "--device", "--attention", "--allow-remote-code", "--allow-pickle"), LOADED),
-    **dict.fromkeys(("--convention", "--precision", "--chat"), MODELS),
+    "--model": LOADED - {"verify"} | {"serve"},  # it is verify's argument
+    **dict.fromkeys(
+        ("--dtype", "--device", "--attention", "--allow-remote-code", "--allow-pickle"), LOADED | {"serve"}
+    ),
+    **dict.fromkeys(("--convention", "--precision", "--chat"), MODELS),  # in the workbench they are in its page
     "--seed": MODELS | {"summarize"},
-    **dict.fromkeys(("-k", "--top"), DECOMPOSED),
-    "--max-memory": DECOMPOSED | {"attribute"},
+    **dict.fromkeys(("-k", "--top"), DECOMPOSED | {"serve"}),
+    "--max-memory": DECOMPOSED | {"attribute", "serve"},
     "--origin": {"attribute", "explain"},
     "--position": {"attribute", "screen"},  # the others explain, or go on from, the end of a prompt
-    "--out": ALL - {"architectures", "verify"} | {"docs"},
+    "--out": ALL - {"architectures", "verify", "serve"} | {"docs"},
     "--figures": {"explain", "summarize"},  # those of a page
-    "--json": ALL,
+    "--json": ALL - {"serve"},
     "--debug": ALL | OTHER,
 }
 """The commands that have each option of a group: all of those in which it makes sense."""
@@ -525,7 +528,7 @@ def test_a_shell_without_completion(monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "found"),
     [
         ("secant ex", ["explain"]),
-        ("secant s", ["schema", "screen", "steer", "study", "summarize"]),
+        ("secant s", ["schema", "screen", "serve", "steer", "study", "summarize"]),
         ("secant explain --conv", ["--convention"]),
         ("secant explain --convention ", [*NAMES]),
         ("secant attribute --origin ", ["zero", "mean", "reference"]),

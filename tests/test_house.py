@@ -31,7 +31,7 @@ ORDER = [
     "stream steering",
     "analyses",
     "report studies",
-    "figures",
+    "figures workbench",
     "cli",
 ]
 """What each folder, or module of the package's root, may import: what stands before it, in the order of the floors."""

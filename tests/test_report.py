@@ -16,9 +16,8 @@ import pytest
 import torch
 from families import model_of
 from helpers import chromium
+from hostile import HOSTILE, hostile_model
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
-from tokenizers import Tokenizer, decoders, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import secant as sc
@@ -31,12 +30,6 @@ from secant.results.schema import Column, Table
 from secant.text import visible
 
 PROMPT = "The bridge out of Marin is the"
-HOSTILE = [
-    "</script><img src=x onerror=window.ran=1>", "<!--", "<b>bold</b>", "&lt;i&gt;", "{{ 7 * 7 }}", "${window.ran=1}",
-    "javascript:1", "\N{LINE SEPARATOR}", "\n", " ", "\t\x00", "\N{RIGHT-TO-LEFT OVERRIDE}abc", "שלום", "مرحبا",
-    "中文字",    "\N{WOMAN}\N{ZERO WIDTH JOINER}\N{ROCKET}", "\N{COMBINING ACUTE ACCENT}", "'\"",
-    "<a href='https://example.org'>x</a>", "a" * 60,
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,18 +93,7 @@ def made(four_layers: sc.LM, tmp_path_factory: pytest.TempPathFactory) -> Writte
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Written:
     """A model with a hostile tokenizer and name, at a prompt of all of its tokens."""
-    tokenizer = Tokenizer(models.WordLevel({text: i for i, text in enumerate(HOSTILE)}, unk_token=HOSTILE[0]))
-    tokenizer.decoder = decoders.Fuse()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(HOSTILE), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
-    lm = sc.LM(
-        LlamaForCausalLM(config).eval(),
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False),
-        "</title><script>window.ran=1</script>",
-    )
+    lm, _ = hostile_model()
     return written(sc.explain(lm, list(range(len(HOSTILE))), layers=True, steps=2), tmp_path_factory.mktemp("hostile"))
 
 

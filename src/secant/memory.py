@@ -31,6 +31,7 @@ LONG = 60.0
 
 _LIMIT: ContextVar[float | None] = ContextVar("memory that may be used", default=None)
 _ANNOUNCED: ContextVar[bool] = ContextVar("whether large work is announced", default=True)
+_WATCH: ContextVar[Callable[[str, float, float], None] | None] = ContextVar("who is told of work", default=None)
 _LOGGER = logging.getLogger("secant")
 
 
@@ -115,7 +116,7 @@ def is_large(seconds: float, memory: float, device: torch.device) -> bool:
 
 
 def announce(what: str, seconds: float, memory: float, device: torch.device) -> None:
-    """Log what work will take, if it is large.
+    """Log what work will take, if it is large; and tell whoever watches, whatever it is.
 
     Args:
         what: The work.
@@ -124,6 +125,8 @@ def announce(what: str, seconds: float, memory: float, device: torch.device) -> 
         device: Where it runs.
 
     """
+    if watch := _WATCH.get():
+        watch(what, seconds, memory)
     if _ANNOUNCED.get() and is_large(seconds, memory, device):
         _LOGGER.warning(
             "%s: about %s, %s of memory (%s free)",
@@ -139,6 +142,22 @@ def unannounced() -> Iterator[None]:
         yield
     finally:
         _ANNOUNCED.reset(token)
+
+
+@contextmanager
+def watched(watch: Callable[[str, float, float], None]) -> Iterator[None]:
+    """Call `watch(what, seconds, memory)` before work of the block that announces itself, whether it is large or not.
+
+    Args:
+        watch: What is called with the work, the seconds it is estimated to take, and the bytes it needs. It can raise
+            an error, so that the work does not begin.
+
+    """
+    token = _WATCH.set(watch)
+    try:
+        yield
+    finally:
+        _WATCH.reset(token)
 
 
 @contextmanager

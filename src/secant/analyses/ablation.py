@@ -24,11 +24,12 @@ from secant.linearize.points import PARTS, ActivationGraph, Point
 from secant.linearize.run import ITS_LOGIT, LOGIT, PROBABILITY, Run
 from secant.memory import Progress
 from secant.numeric import wide
+from secant.results.page import shown_text
 from secant.results.result import Result
-from secant.results.schema import Column, Table
+from secant.results.schema import Column, Table, records
 from secant.results.view import Grid, Tokens, View
 from secant.stream.decode import WORD, WORD_ID
-from secant.text import visible
+from secant.text import readable, visible
 
 REPLACEMENTS = ("zero", "mean")
 """What can replace a part or head."""
@@ -105,6 +106,24 @@ class Ablation(Result):
         chosen = self.run.prediction[0].id if target is None else self.run.lm.token(target)
         frozen, real = (wide(after[chosen]) - wide(self.before[chosen]) for after in (self.frozen, self.real))
         return frozen.item(), real.item()
+
+    def answers(self, target: str | SupportsIndex | None = None) -> dict[str, Any]:
+        """Returns both networks' answers as a page shows them, ready for JSON.
+
+        Args:
+            target: The token whose logit is followed, by its text or id; by default the predicted one.
+
+        Raises:
+            BadPrompt: The vocabulary does not have the token.
+
+        """
+        run = self.run
+        chosen = run.prediction[0].id if target is None else run.lm.token(target)
+        frozen, real = self.change(chosen)
+        rows = [{**row, "token": shown_text(row["token"])} for row in records(self.to_pandas())]
+        said = {"what": self.what, "by": readable(self.by), "positions": self.positions, "rows": rows}
+        logits = {"target": shown_text(run.lm.text(chosen)), "frozen": frozen, "real": real}
+        return {**said, **logits, "convention": run.certificate.convention}
 
     def to_pandas(self, top: int = 10) -> pd.DataFrame:
         """Returns a row for each token that is among the `top` most likely before, frozen or real.

@@ -24,9 +24,10 @@ from secant.analyses.lens import Lens, lens
 from secant.analyses.origins import Origin, origin_of
 from secant.analyses.overview import chosen
 from secant.analyses.sensitivity import DELETED, Sensitivity, beside
-from secant.analyses.sinks import patterns
+from secant.analyses.sinks import patterns, sink_columns
 from secant.analyses.writes import depth_words
 from secant.errors import BadArgument, NoPoint
+from secant.linearize.conventions import convention_named
 from secant.linearize.run import Run
 from secant.memory import Progress, limited
 from secant.numeric import lengths, wide
@@ -43,6 +44,9 @@ CELLS = 48
 
 JUDGED = 24
 """The most tokens of a prompt whose removal in order is tried on the model itself, unless it is asked for."""
+
+ALTERNATIVES = 4
+"""How many other predictions the target is compared with, unless others are asked for."""
 
 IMAGE_COLUMNS = 480
 """The most columns of the image of J, over all tokens. Each token has at least one."""
@@ -61,6 +65,7 @@ class Case:
         nulls: What random directions decode to, by side. Cases of one model, `top` and `seed` can share them.
         origin: What contributions of tokens are measured from, as in `attribute`.
         baseline: What logits are measured from, likewise.
+        target: The id of the token whose logit is explained; by default that of the predicted one.
 
     """
 
@@ -72,6 +77,7 @@ class Case:
     nulls: dict[Side, Null] = field(default_factory=dict, repr=False)
     origin: str | Tensor | None = field(default=None, repr=False)
     baseline: str = "vocabulary"
+    target: int | None = None
     _op: Operator | None = field(default=None, init=False, repr=False)
     _progress: Progress | None = field(default=None, init=False, repr=False)
     _attributions: dict[tuple[int | None, bool, bool], Attribution] = field(
@@ -177,7 +183,7 @@ class Case:
         return [own + [[] for _ in f.S[len(own) :]] for f, own in zip(found, words, strict=True)]
 
     def attribution(self, versus: int | None = None, *, parts: bool = False, flow: bool = False) -> Attribution:
-        """Returns the attribution of the predicted token's logit, or of its difference to another token's logit.
+        """Returns the attribution of the target's logit, or of its difference to another token's logit.
 
         Args:
             versus: The id of the other token.
@@ -191,19 +197,29 @@ class Case:
         key = (versus, parts, flow)
         if key not in self._attributions:
             self._attributions[key] = attribute(
-                self.run, None, versus, baseline=self.baseline, parts=parts, flow=flow, origin=self.origin
+                self.run, self.target, versus, baseline=self.baseline, parts=parts, flow=flow, origin=self.origin
             )
         return self._attributions[key]
 
     @cached_property
+    def first(self) -> Attribution:
+        """The attribution of the target's logit with one random reference, which is there sooner than the mean over
+        several; where the convention has none, `attribution()` itself.
+        """
+        under = self.run.under(None)
+        if not convention_named(under.certificate.convention).varies:
+            return self.attribution()
+        return attribute(self.run, self.target, baseline=self.baseline, parts=False, origin=self.origin, references=1)
+
+    @cached_property
     def sensitivity(self) -> Sensitivity:
-        """The attribution of the predicted token's logit under other conventions, and what deleting each token does."""
+        """The attribution of the target's logit under other conventions, and what deleting each token does."""
         deletion = self._deletes
         if deletion:
             count = len(self.run.ids)
             announce_plan(f"Deleting each of {count} tokens", self._graph, model_plan(self._graph, count))
         return beside(
-            self.run, self.attribution(), baseline=self.baseline, origin=self.origin, deletion=deletion,
+            self.run, self.attribution(), self.target, baseline=self.baseline, origin=self.origin, deletion=deletion,
             progress=self._progress,
         )  # fmt: skip
 
@@ -223,12 +239,35 @@ class Case:
 
     @cached_property
     def lens(self) -> Lens | None:
-        """The lens on the predicted token; None if the model's layers can't be read out."""
+        """The lens on the target; None if the model's layers can't be read out."""
         try:
             origin = None if self.origin == "reference" else self.origin
-            return lens(self.run, top=self.top, baseline=self.baseline, origin=origin, progress=self._progress)
+            return lens(
+                self.run, self.target, top=self.top, baseline=self.baseline, origin=origin, progress=self._progress
+            )
         except NoPoint:
             return None
+
+    @cached_property
+    def sinks(self) -> tuple[list[float | None], list[str]]:
+        """The attention that each token receives, and why it counts as an attention sink."""
+        return sink_columns(self.run)
+
+    @cached_property
+    def alternatives(self) -> list[int]:
+        """The tokens that the target is compared with: the next predictions, to which others can be added."""
+        others = [p.id for p in self.run.prediction if p.id != self.aim]
+        return others[:ALTERNATIVES]
+
+    @property
+    def aim(self) -> int:
+        """The id of the target."""
+        return self.run.prediction[0].id if self.target is None else self.target
+
+    @property
+    def versus(self) -> list[Attribution]:
+        """The differences between the target's logit and those of the alternatives."""
+        return [self.attribution(token) for token in self.alternatives]
 
     @cached_property
     def chosen(self) -> list[int]:
@@ -256,8 +295,10 @@ class Case:
             return None
         scores = {label: own.contributions(label) for label in own.attributions}
         try:
-            return faithfulness(self.run, methods=("gradient x input", "random"), scores=scores, baseline=self.baseline,
-                                seed=self.seed)  # fmt: skip
+            return faithfulness(
+                self.run, self.target, methods=("gradient x input", "random"), scores=scores, baseline=self.baseline,
+                seed=self.seed,
+            )  # fmt: skip
         except BadArgument:  # fewer than two tokens can be removed
             return None
 
@@ -272,6 +313,11 @@ class Case:
     def image(self) -> Float[Tensor, "R T C"]:
         """J as an image, computed by `imaged`."""
         return imaged(self.op, self._progress)
+
+    @cached_property
+    def every_layer(self) -> Layers:
+        """Every layer, with `k` triplets of each of its operators."""
+        return self.layers()
 
     def layers(self, k: int | None = None, *, position: int = -1, spans: Sequence[str] = SPANS) -> Layers:
         """Returns every layer, with the leading singular triplets of each of its operators.

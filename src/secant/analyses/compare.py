@@ -18,7 +18,8 @@ import pandas as pd
 import torch
 
 from secant.analyses.case import Case
-from secant.analyses.explain import CONTRIBUTED, NORM, SHARE, Explanation, explained
+from secant.analyses.explain import Explanation, explained
+from secant.analyses.frames import CONTRIBUTED, NORM, SHARE
 from secant.errors import BadArgument, NoPoint, checked
 from secant.linearize.conventions import FOR_OPERATORS, Named, conventions_named
 from secant.linearize.run import (

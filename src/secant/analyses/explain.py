@@ -8,166 +8,60 @@ output, and what random directions decode to.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.analyses.attribution import CONTRIBUTIONS, EFFECT, FLOW, Attribution
+from secant.analyses import frames
+from secant.analyses.ablation import ablate
+from secant.analyses.attribution import CONTRIBUTIONS, FLOW, Attribution
 from secant.analyses.case import Case
 from secant.analyses.continuation import STEPS, Steps, follow
 from secant.analyses.drawn import drawn, layer_words
 from secant.analyses.faithfulness import Faithfulness
+from secant.analyses.frames import (
+    CHANCE,
+    IMAGE,
+    REBUILT,
+    SINGULAR_VALUES,
+    TOKENS,
+    VERSUS,
+    WORDS,
+    WRITTEN,
+)
 from secant.analyses.lens import Lens
 from secant.analyses.origins import origin_line, origin_named
 from secant.analyses.overview import CHANCE_Z, chosen, contributions, depths, spectra
 from secant.analyses.sensitivity import Sensitivity
-from secant.analyses.sinks import PATTERNS, RECEIVED, SINK, sink_columns, sink_line, where
+from secant.analyses.sinks import PATTERNS, sink_line, where
 from secant.analyses.targets import BASELINES, baseline_named
 from secant.analyses.writes import DEPTH_WORDS
-from secant.errors import BadArgument, checked, integer
+from secant.errors import BadArgument, SecantError, checked, integer
 from secant.linearize.conventions import Named
 from secant.linearize.run import (
-    HIDDEN_STATE,
-    LOGIT,
-    POSITION,
     PREDICTIONS,
-    TOKEN,
-    TOKEN_ID,
     Run,
     freeze,
 )
 from secant.memory import Progress, peak, timed
 from secant.model.lm import LM, Prompt
 from secant.numeric import wide
-from secant.operators.decomposition import BLOCK, SIGMA, SPECTRUM, STABLE_RANK, SVD, VALUE, VECTOR, countable
+from secant.operators.decomposition import SVD, countable
+from secant.results.page import EXPLANATION, contents, shown_text, write
 from secant.results.paths import check_file
 from secant.results.result import Described, Result
-from secant.results.schema import Column, Table
+from secant.results.schema import Table
 from secant.results.view import Grid, Shown, View
-from secant.stream.decode import RANK, SCORE, SIDE, WORD, WORD_ID, Largest, Null, Side, Word, Z, ranked
+from secant.stream.decode import Largest, Null, Side, Word
 from secant.stream.layers import Layers
 from secant.text import named, readable, visible
-
-CONTRIBUTED = Column(
-    "contribution",
-    float,
-    "what the token contributes to the predicted token's logit, by all paths",
-    LOGIT,
-    show="logit",
-)
-SHARE = Column(
-    "share", float, "contribution as a share of the logit; missing where that is 0", "share of the logit", show="share"
-)
-NORM = Column(
-    "norm",
-    float,
-    "‖J_t (x_t - x₀_t)‖: the norm of what the token contributes to the final hidden state, measured from x₀ (zero, "
-    "unless another origin was chosen)",
-    HIDDEN_STATE,
-    heading="‖J x‖",
-)
-
-TOKENS = Table(
-    "tokens",
-    "a token of the prompt",
-    (
-        POSITION,
-        TOKEN,
-        TOKEN_ID,
-        CONTRIBUTED,
-        SHARE,
-        EFFECT,
-        RECEIVED,
-        SINK,
-        NORM,
-        Column(
-            "written",
-            str,
-            "top tokens of J_t (x_t - x₀_t), what the token contributes, best first",
-            heading="contributes (J x)",
-        ),
-        Column("written_z", float, "z of the first of them", "standard deviations", heading="z", missing=True),
-        VALUE.but(meaning="σ₀, the largest singular value of the token's block J_t", heading="σ₀"),
-        STABLE_RANK.but(meaning="‖J_t‖_F² / σ₀²: how many directions matter"),
-        Column("output", str, "top tokens of the first left singular vector, best first", heading="writes (U₀)"),
-        Column("input", str, "top tokens of the first right singular vector, best first", heading="reads (V₀)"),
-    ),
-)
-WRITTEN = Table(
-    "written",
-    "a top token of what a token contributes to the final hidden state",
-    (POSITION, TOKEN, RANK.but(meaning="rank among the top tokens, from 0"), WORD, WORD_ID, SCORE, Z),
-)
-SINGULAR_VALUES = Table("singular_values", "a singular value of a token's block", (POSITION, TOKEN, *SPECTRUM))
-WORDS = Table(
-    "words",
-    "a top token of a singular vector of a token's block",
-    (
-        POSITION,
-        TOKEN,
-        VECTOR,
-        BLOCK,
-        VALUE.but(meaning="the vector's singular value"),
-        SIDE,
-        RANK,
-        WORD,
-        WORD_ID,
-        SCORE,
-        Z,
-    ),
-)
-
-VERSUS = CONTRIBUTIONS.but(
-    "versus",
-    "a contribution to the difference between the predicted token's logit and that of another prediction",
-    before=(
-        Column("prediction", int, "rank of the other prediction, from 1, most likely first"),
-        Column("versus", str, "the other prediction's text", show="token"),
-        Column(
-            "difference", float, "the difference of the two logits, which the contributions sum to", LOGIT, show="logit"
-        ),
-    ),
-)
-REBUILT = Table(
-    "rebuilt",
-    "an element of the final hidden state",
-    (
-        Column("unit", int, "the element, from 0"),
-        Column("output", float, "y, the model's own", HIDDEN_STATE),
-        Column("rebuilt", float, "J x + b", HIDDEN_STATE),
-        Column("ordinary", float, "J' x with the ordinary Jacobian J'", HIDDEN_STATE),
-    ),
-)
-IMAGE = Table(
-    "image",
-    "a rectangle of a token's block of J, which extends to the next one",
-    (
-        Column("unit", int, "its first element of the final hidden state, from 0"),
-        POSITION,
-        Column("column", int, "its first element of the token's embedding, from 0"),
-        Column("size", float, "root mean square of its entries of J", SIGMA),
-    ),
-)
-CHANCE = Table(
-    "chance",
-    "a rank among the top tokens of random unit directions",
-    (
-        SIDE.but(meaning="output or input: the side on which directions are decoded"),
-        RANK,
-        Column("mean", float, "mean of the score at this rank over random directions", "cosine"),
-        Column("std", float, "its standard deviation", "cosine"),
-        Column("samples", int, "how many directions were drawn", "directions"),
-    ),
-)
-
-ALTERNATIVES = 4
-"""How many other predictions evidence compares the first one with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,29 +109,17 @@ class Evidence(Result):
         """Returns its tables: `contributions`, `flow`, `versus`, `rebuilt`, `chance`, `depth_words` and `patterns`; and
         those of the faithfulness, `largest_columns` and `largest_rows`, and `image`, if it has them.
         """
-        sums = [
-            a.table.assign(prediction=number, versus=a.versus, difference=a.logit)
-            for number, a in enumerate(self.versus, 1)
-        ]
-        rebuilt = zip(
-            range(self.shape[0]), *(own.tolist() for own in (self.output, self.rebuilt, self.ordinary)), strict=True
-        )
-        chance = [
-            (null.side, rank, mean, std, len(null.words))
-            for null in (self.writes, self.reads)
-            for rank, (mean, std) in enumerate(zip(null.mean.tolist(), null.std.tolist(), strict=True))
-        ]
         found = {
             **self.attribution.tables(),
-            "versus": VERSUS.frame(pd.concat(sums, ignore_index=True)) if sums else VERSUS.empty,
-            "rebuilt": REBUILT.frame(rebuilt),
-            "chance": CHANCE.frame(chance),
+            "versus": frames.versus(self.versus),
+            "rebuilt": frames.rebuilt(self.output, self.rebuilt, self.ordinary),
+            "chance": frames.chance(self.writes, self.reads),
             "depth_words": self.depths,
             "patterns": self.patterns,
             **({} if self.faithfulness is None else self.faithfulness.tables()),
             **{name: table for own in self.largest for name, table in own.tables().items()},
         }
-        return found if self.image is None else found | {"image": _rectangles(self.image, self.shape)}
+        return found if self.image is None else found | {"image": frames.rectangles(self.image, self.shape)}
 
     def about(self) -> dict[str, Any]:
         """Returns the target, its logit, both sums, and the shape of J."""
@@ -309,19 +191,11 @@ class Explanation(Result):
         """Returns `tokens`, `predictions`, `written`, `singular_values` and `words`; the tables of the sensitivity; and
         those of lens, layers and steps if it has them.
         """
-        vectors = [(t, token, f) for t, (token, f) in enumerate(zip(self.run.tokens, self.svds, strict=True))]
-        spectra = [{"position": t, "token": token, **row} for t, token, f in vectors for row in f.spectrum()]
         return {
             "tokens": self._tokens(),
             "predictions": self.run.tables()["predictions"],
-            "written": WRITTEN.frame(
-                [
-                    {"position": t, "token": token, **word}
-                    for t, (token, own) in enumerate(zip(self.run.tokens, self.written, strict=True))
-                    for word in ranked(own)
-                ]
-            ),
-            "singular_values": SINGULAR_VALUES.frame(spectra),
+            "written": frames.written(self.run, self.written),
+            "singular_values": frames.singular_values(self.run, self.svds),
             "words": self.words(),
             **self.sensitivity.tables(),
             **({} if self.lens is None else self.lens.tables()),
@@ -331,29 +205,10 @@ class Explanation(Result):
 
     def _tokens(self) -> pd.DataFrame:
         """The table `tokens`."""
-        contributions = self.attribution.of("token")["contribution"].tolist()
-        return TOKENS.frame(
-            zip(
-                range(len(self.svds)),
-                self.run.tokens,
-                self.run.ids,
-                contributions,
-                map(self.attribution.share, contributions),
-                self.sensitivity.effects or [math.nan] * len(contributions),
-                self.received,
-                self.sinks,
-                self.norms,
-                [" ".join(w.token.strip() for w in words) for words in self.written],
-                [words[0].z if words else None for words in self.written],
-                (f.S[0].item() for f in self.svds),
-                (f.stable_rank for f in self.svds),
-                *(
-                    [" ".join(w.token.strip() for w in words[0]) for words in side]
-                    for side in (self.outputs, self.inputs)
-                ),
-                strict=True,
-            )
-        )
+        return frames.tokens(
+            self.run, self.attribution, (self.received, self.sinks), effects=self.sensitivity.effects,
+            norms=self.norms, written=self.written, svds=self.svds, outputs=self.outputs, inputs=self.inputs,
+        )  # fmt: skip
 
     def to_pandas(self) -> pd.DataFrame:
         """Returns a row for each token: contribution to the predicted logit, share, ‖J_t x_t‖, σ₀, stable rank."""
@@ -361,14 +216,7 @@ class Explanation(Result):
 
     def words(self) -> pd.DataFrame:
         """Returns a row for each top token. Vectors, ranks and blocks (of near-equal singular values) count from 0."""
-        rows = [
-            {"position": t, "token": self.run.tokens[t], **vector, "side": side, **word}
-            for side, decoded in (("output", self.outputs), ("input", self.inputs))
-            for t, own in enumerate(decoded)
-            for vector, words in zip(self.svds[t].vectors(), own, strict=True)
-            for word in ranked(words)
-        ]
-        return WORDS.frame(rows)
+        return frames.words(self.run, self.svds, self.outputs, self.inputs)
 
     def about(self) -> dict[str, Any]:
         """Returns the model, the predictions, the certificate, the logit and its sums, and the continuation if any."""
@@ -463,45 +311,55 @@ class Explanation(Result):
             OutputFailed: The file can't be written.
 
         """
-        from secant.results.page import EXPLANATION, write
-
         if not isinstance(evidence, Evidence | None):
             raise BadArgument(
                 "A page takes the evidence of an explanation", f"{evidence!r:.60}", "Pass explanation.evidence()."
             )
         check_file(path)  # before there is any work
+        write(path, EXPLANATION, self.contents(evidence))
+
+    def widget(self, evidence: Evidence | None = None) -> Any:
+        """Returns the page as a widget for notebooks, in which tokens and parts can be ablated (extra `widget`).
+
+        Args:
+            evidence: The result of `evidence()`; by default it is computed.
+
+        Raises:
+            SecantError: The package anywidget is not installed.
+
+        """
+        if find_spec("anywidget") is None:
+            raise SecantError(
+                "A widget requires the package anywidget", "an installation without it",
+                "Install it: pip install 'secant[widget]'.",
+            )  # fmt: skip
+        from secant.results.page.widget import PageWidget
+
+        def ablated(given: Mapping[str, Any]) -> Any:
+            return ablate(self.run, given["what"], given["by"], position=given.get("position")).answers(self.case.aim)
+
+        return PageWidget(self.contents(evidence), {"ablation": ablated})
+
+    def contents(self, evidence: Evidence | None = None) -> dict[str, Any]:
+        """Returns what its page has in it, ready for JSON.
+
+        Args:
+            evidence: The result of `evidence()`; by default it is computed.
+
+        """
         about, tables = self._page(self.evidence() if evidence is None else evidence)
-        write(path, EXPLANATION, about, [(_described(name), frame) for name, frame in tables.items()])
+        return contents(about, [(described(name), frame) for name, frame in tables.items()])
 
     def _page(self, evidence: Evidence) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
         """What the page shows: what is said of the whole, and the tables, as much of them as `DRAWN` names. Those that
         grow with the model have no more rows than there is room for.
         """
         tables = replace(self, layers=None).tables() | evidence.tables()
-        about: dict[str, Any] = {
-            "model": named(self.run.lm.name),
-            "texts": [readable(token) for token in self.run.tokens],
-            "shown": self.case.chosen,
-            "left_out": list(self.attribution.left_out),
-            "chance_z": CHANCE_Z,
-            "certificate": asdict(self.run.certificate),
-            "convention": self.attribution.convention,
-            "logit": evidence.attribution.logit,
-            "origin": self.attribution.origin,
-            "measured": origin_line(self.attribution.origin),
-            "under": self.attribution.under,
-            "baseline": BASELINES[self.attribution.baseline] if self.attribution.baseline != "none" else None,
+        about = heading(self.case, self.attribution) | {
             "direct": evidence.attribution.direct,
             "totals": [a.total for a in (evidence.attribution, *evidence.versus)],
-            "shape": list(evidence.shape),
             "rectangles": None if evidence.image is None else list(evidence.image.shape),
-            "how": {
-                "device": str(self.run.lm.device),
-                "seconds": self.seconds,
-                "memory": self.memory,
-                "solvers": sorted({f.solver for f in self.svds}),
-                "seed": self.run.seed,
-            },
+            "how": how(self.run, self.svds, self.seconds, self.memory),
         }
         if self.steps is not None:
             about["steps"] = {"prompt": self.steps.prompt, "ended": self.steps.ended}
@@ -512,8 +370,56 @@ class Explanation(Result):
         return about, drawn(tables, evidence.shape[0], about["shown"])
 
 
-def _described(name: str) -> Table:
-    """The `Table` of an explanation, or of its evidence, by its name."""
+def heading(case: Case, attribution: Attribution) -> dict[str, Any]:
+    """Returns what a page says of the whole from the beginning.
+
+    Args:
+        case: The case.
+        attribution: The contributions to the target's logit.
+
+    """
+    run = case.run
+    op = run.operator()
+    return {
+        "model": named(run.lm.name),
+        "target": shown_text(attribution.target),
+        "texts": [readable(token) for token in run.tokens],
+        "shown": chosen(attribution),
+        "left_out": list(attribution.left_out),
+        "chance_z": CHANCE_Z,
+        "certificate": asdict(run.certificate),
+        "convention": attribution.convention,
+        "logit": attribution.logit,
+        "origin": attribution.origin,
+        "measured": origin_line(attribution.origin),
+        "under": attribution.under,
+        "baseline": BASELINES[attribution.baseline] if attribution.baseline != "none" else None,
+        "shape": [len(op.bias), *op.input.shape],
+    }
+
+
+def how(run: Run, svds: Sequence[SVD], seconds: Mapping[str, float], memory: int | None) -> dict[str, Any]:
+    """Returns how a page's contents were computed.
+
+    Args:
+        run: The run.
+        svds: The triplets of each token's block.
+        seconds: The time that each stage took, in seconds.
+        memory: The peak of the memory used, in bytes.
+
+    """
+    solvers = sorted({f.solver for f in svds})
+    said = {"device": str(run.lm.device), "seconds": dict(seconds), "memory": memory}
+    return {**said, "solvers": solvers, "seed": run.seed}
+
+
+def described(name: str) -> Table:
+    """Returns the `Table` of an explanation, or of its evidence, by its name.
+
+    Args:
+        name: The name.
+
+    """
     return {table.name: table for table in (*Explanation.schema, *Evidence.schema)}[name]
 
 
@@ -532,7 +438,7 @@ def gathered(case: Case, *, image: bool = True) -> Evidence:
     run, op = case.run, case.run.operator()
     return Evidence(
         case.attribution(parts=True, flow=True),
-        [case.attribution(p.id) for p in run.prediction[1 : 1 + ALTERNATIVES]],
+        case.versus,
         case.image if image else None,
         (len(op.bias), *op.input.shape),
         wide(op.output),
@@ -547,18 +453,12 @@ def gathered(case: Case, *, image: bool = True) -> Evidence:
     )
 
 
-def _rectangles(image: Float[Tensor, "R T C"], shape: tuple[int, int, int]) -> pd.DataFrame:
-    """A row for each rectangle, by where it begins."""
-    (R, T, C), (rows, _, width) = image.shape, shape
-    places = [(-(-r * rows // R), t, -(-c * width // C)) for r in range(R) for t in range(T) for c in range(C)]
-    return IMAGE.frame([(*place, size) for place, size in zip(places, image.flatten().tolist(), strict=True)])
-
-
 @checked
 def explain(
     lm: LM,
     prompt: Prompt,
     *,
+    target: str | SupportsIndex | None = None,
     k: int = 4,
     top: int = 8,
     convention: Named | None = None,
@@ -576,6 +476,7 @@ def explain(
     Args:
         lm: The model.
         prompt: A text, token ids or chat messages.
+        target: The token whose logit is explained, by its text or id; by default the predicted one.
         k: The number of singular triplets of each token's block.
         top: The number of top tokens of each singular vector.
         convention: Which exact affine map stands for each operation, as in `freeze`; by default "gate" for spectra and
@@ -597,8 +498,8 @@ def explain(
 
     """
     return explained(
-        lm, prompt, k=k, top=top, convention=convention, precision=precision, seed=seed, layers=layers, steps=steps,
-        origin=origin, baseline=baseline, max_memory=max_memory, progress=progress, nulls={}, beside=True,
+        lm, prompt, target=target, k=k, top=top, convention=convention, precision=precision, seed=seed, layers=layers,
+        steps=steps, origin=origin, baseline=baseline, max_memory=max_memory, progress=progress, nulls={}, beside=True,
     )  # fmt: skip
 
 
@@ -615,6 +516,7 @@ def explained(
     progress: Progress | None,
     nulls: dict[Side, Null],
     beside: bool,
+    target: str | SupportsIndex | None = None,
     layers: bool = False,
     steps: int = 1,
     origin: str | Tensor | None = None,
@@ -634,6 +536,7 @@ def explained(
         progress: Called as `progress(what, done, all)` during the work.
         nulls: What random directions decode to, by side; missing ones are added.
         beside: Whether other conventions, deletions and the lens are computed now; otherwise when they are asked for.
+        target: The token whose logit is explained.
         layers: Whether every layer is decomposed too.
         steps: How many tokens of the model's continuation to decompose.
         origin: What contributions are measured from.
@@ -647,34 +550,85 @@ def explained(
         origin_named(origin)
     baseline_named(baseline)
     with timed("freezing", seconds):
-        run = freeze(lm, prompt, convention=convention, precision=precision, top=max(top, 10), seed=seed)
-    case = Case(
-        run, countable(run.operator(), k, per_token=True), top, seed, nulls=nulls, origin=origin, baseline=baseline
-    )
+        case = case_of(
+            lm, prompt, target=target, k=k, top=top, convention=convention, precision=precision, seed=seed,
+            origin=origin, baseline=baseline, nulls=nulls,
+        )  # fmt: skip
     with case.working(max_memory, progress):
         with timed("contributions", seconds):
-            attribution = case.attribution()
+            _ = case.attribution()
         with timed("spectra", seconds):
             svds = case.blocks
         with timed("words", seconds):
-            outputs, inputs = case.words(svds, "output"), case.words(svds, "input")
+            _ = case.words(svds, "output"), case.words(svds, "input")
         with timed("terms", seconds):
-            norms, written = case.norms, case.written
-        mass, why = sink_columns(run)
+            _ = case.norms, case.written
         if beside:
             with timed("sensitivity", seconds):
                 _ = case.sensitivity
             with timed("lens", seconds):
                 _ = case.lens
-        every_layer, continuation = None, None
         if layers:
             with timed("layers", seconds):
-                every_layer = case.layers()
+                _ = case.every_layer
+        continuation = None
         if steps != 1:
             with timed("steps", seconds):
-                continuation = follow(run, steps, origin=origin, baseline=baseline, progress=progress)
-    memory = peak(lm.device)
+                continuation = follow(case.run, steps, origin=origin, baseline=baseline, progress=progress)
+    return of_case(case, layers=layers, steps=continuation, seconds=seconds)
+
+
+def case_of(
+    lm: LM,
+    prompt: Prompt,
+    *,
+    target: str | SupportsIndex | None,
+    k: int,
+    top: int,
+    convention: Named | None,
+    precision: str | torch.dtype | None,
+    seed: int,
+    origin: str | Tensor | None,
+    baseline: str,
+    nulls: dict[Side, Null],
+) -> Case:
+    """Returns the case of a prompt, which freezes it and computes nothing else.
+
+    Args:
+        lm: As in `explain`, like all arguments but `nulls`.
+        prompt: The prompt.
+        target: The token whose logit is explained.
+        k: The number of singular triplets of each token's block.
+        top: The number of top tokens of each singular vector.
+        convention: Which exact affine map stands for each operation.
+        precision: The type in which the frozen network is evaluated.
+        seed: The seed of all random numbers.
+        origin: What contributions are measured from.
+        baseline: What logits are measured from.
+        nulls: What random directions decode to, by side; missing ones are added.
+
+    """
+    aim = None if target is None else lm.token(target)
+    run = freeze(lm, prompt, convention=convention, precision=precision, top=max(top, 10), seed=seed)
+    kept = countable(run.operator(), k, per_token=True)
+    return Case(run, kept, top, seed, nulls=nulls, origin=origin, baseline=baseline, target=aim)
+
+
+def of_case(
+    case: Case, *, layers: bool = False, steps: Steps | None = None, seconds: dict[str, float] | None = None
+) -> Explanation:
+    """Returns the explanation of a case; what the case has not computed yet is computed.
+
+    Args:
+        case: The case.
+        layers: Whether it has every layer.
+        steps: The model's continuation.
+        seconds: The time that each stage took, in seconds.
+
+    """
+    svds = case.blocks
+    outputs, inputs = case.words(svds, "output"), case.words(svds, "input")
     return Explanation(
-        run, attribution, svds, outputs, inputs, norms, written, mass, why, case, every_layer,
-        continuation, seconds, memory,
+        case.run, case.attribution(), svds, outputs, inputs, case.norms, case.written, *case.sinks, case,
+        case.every_layer if layers else None, steps, seconds or {}, peak(case.run.lm.device),
     )  # fmt: skip

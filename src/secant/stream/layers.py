@@ -468,20 +468,15 @@ def _layers(
 ) -> Layers:
     """All layers, from checked arguments."""
     inside, count = run.inside, len(run.inside.layers)
-    chosen = plan(inside, method)
-    vectors = chosen.vectors if "cumulative" in spans else 0.0
-    if "layerwise" in spans:
-        vectors += layerwise_vectors(inside, known="cumulative" in spans and chosen.method == "forward")
-    decomposing = len(spans) * sum(_decomposing(inside, i, k, all_tokens) for i in range(count))
-    whole = Plan(chosen.method, True, vectors / count / CHUNK, vectors / count, decomposing, chosen.memory)
-    announce_plan(f"All {count} layers, {chosen.method} sweep", run.operator(), whole)
+    whole = plan_of(run, k, spans, method, all_tokens)
+    announce_plan(f"All {count} layers, {whole.solver} sweep", run.operator(), whole)
     readouts = Readouts.of(inside, position, readout is not None)
     report = progress or (lambda what, done, of: None)
     alone = inside.without_streams() if "layerwise" in spans and inside.chain else None
     depths: list[Depth] = []
     blocks: list[Tensor] = []
     couplings: list[float] = []
-    for i, span, found in operators(inside, position, chosen.method, spans):
+    for i, span, found in operators(inside, position, whole.solver, spans):
         without = inside.biases
         if span == "layerwise":
             blocks = [*blocks[-1:], *_added(found, position)]
@@ -492,7 +487,27 @@ def _layers(
         if span == max(spans):  # layerwise operators come last
             report("layers", i + 1, count)
     decodings = Decodings(run.lm, token=int(run.logits[position].argmax()))
-    return Layers(run, position, readout, chosen.method, depths, couplings, decodings)
+    return Layers(run, position, readout, whole.solver, depths, couplings, decodings)
+
+
+def plan_of(run: Run, k: int, spans: Sequence[str] = SPANS, method: str = "auto", all_tokens: bool = True) -> Plan:
+    """Returns what all layers cost; its solver is the method of the sweep.
+
+    Args:
+        run: The run, whose layers have been found.
+        k: The number of triplets, as in `layers`, like the other arguments.
+        spans: Some of "cumulative" and "layerwise".
+        method: How to compute the cumulative operators.
+        all_tokens: Whether all tokens' blocks together are decomposed too.
+
+    """
+    inside, count = run.inside, len(run.inside.layers)
+    chosen = plan(inside, method)
+    vectors = chosen.vectors if "cumulative" in spans else 0.0
+    if "layerwise" in spans:
+        vectors += layerwise_vectors(inside, known="cumulative" in spans and chosen.method == "forward")
+    decomposing = len(spans) * sum(_decomposing(inside, i, k, all_tokens) for i in range(count))
+    return Plan(chosen.method, True, vectors / count / CHUNK, vectors / count, decomposing, chosen.memory)
 
 
 def _decomposing(inside: ActivationGraph, i: int, k: int, all_tokens: bool) -> float:

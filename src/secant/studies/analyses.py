@@ -15,7 +15,7 @@ from torch import Tensor
 
 from secant.analyses.attribution import CONTRIBUTIONS
 from secant.analyses.case import Case
-from secant.analyses.explain import SINGULAR_VALUES, WORDS
+from secant.analyses.frames import SINGULAR_VALUES, WORDS
 from secant.errors import NoRule, NotExact
 from secant.linearize.conventions import CONVENTIONS
 from secant.linearize.run import BLOCK_POSITION, BLOCK_TOKEN, RECONSTRUCTION, RELATIVE, freeze

@@ -264,11 +264,12 @@ class Summary(Result):
             OutputFailed: The file can't be written.
 
         """
-        from secant.results.page import SUMMARY, write
+        from secant.results.page import SUMMARY, contents, write
 
         categories = [None, *self.coverage["category"].dropna().unique()]
         about = {**self.about(), "positions": [[category, self.common_positions(category)] for category in categories]}
-        write(path, SUMMARY, about, [(self.described(name), frame) for name, frame in self.tables().items()])
+        tables = [(self.described(name), frame) for name, frame in self.tables().items()]
+        write(path, SUMMARY, contents(about, tables))
 
     def view(self) -> View:
         """The view: how many prompts there were, the averages with their intervals, and why prompts failed."""

@@ -32,6 +32,10 @@ def explain(
     output: Annotated[
         Illustrated, Help(out="Also write the tables, the tensors and a page, report.html, to this folder.")
     ],
+    target: Annotated[
+        str | None,
+        typer.Option(help="The token whose logit is explained, by text or id like #12 (default: the predicted one)."),
+    ] = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="Also decompose every layer: what the residual stream holds at each depth.")
     ] = False,
@@ -64,6 +68,7 @@ def explain(
         explanation = sc.explain(
             lm,
             freezing.prompt(prompt),
+            target=target,
             k=spectra.k,
             top=spectra.top,
             layers=layers,

@@ -2,7 +2,9 @@
 
 It knows descriptions only: what is said of the whole, and tables, which scripts of this package draw. What comes from
 a prompt or a tokenizer goes in as JSON, in which nothing can end a script. The page's policy lets its one script run,
-by its hash, and no other. The script is made of modules in `js`, of which `SHARED` are in every page.
+by its hash, and no other. The script is made of modules in `js`, of which `SHARED` are in every page: together they are
+the body of one function, `view(root, contents, host)`, which draws some contents below a root, and asks its host for
+what lies around it. A page calls it once, for the document.
 """
 
 from __future__ import annotations
@@ -25,14 +27,17 @@ from markupsafe import Markup
 from secant.results.files import plain
 from secant.results.formats import shown
 from secant.results.paths import check_file, replacing, write_text
-from secant.results.schema import Column, Table
+from secant.results.schema import Column, Format, Table
 
 
 class Template(NamedTuple):
-    """A page that there is: its HTML, which gets the contents as `page`, and the modules that draw it."""
+    """A page that there is: its HTML, which gets the contents as `page`; the modules that draw it; and its body, where
+    that is the same for all contents.
+    """
 
     html: str
     modules: tuple[str, ...]
+    body: str = ""
 
 
 SHARED = ("tables", "dom", "charts")
@@ -42,6 +47,7 @@ EXPLANATION = Template(
     "explanation.html.j2",
     ("grid", "model", "state", "answer", "contributions", "lens", "components", "panel", "trust", "search",
      "explanation"),
+    "explanation.body.html",
 )  # fmt: skip
 SUMMARY = Template("summary.html.j2", ("summary",))
 
@@ -55,30 +61,37 @@ UNSAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\N{LINE SEPARATOR}\N{
 """Characters that could end a script, or a line of one, and how JSON writes them otherwise."""
 
 
-def write(
-    path: str | Path, template: Template, about: Mapping[str, Any], tables: Iterable[tuple[Table, pd.DataFrame]]
-) -> None:
-    """Write a page of tables.
+def write(path: str | Path, template: Template, contents: Mapping[str, Any]) -> None:
+    """Writes a page.
 
     Args:
         path: The file.
         template: Which page.
-        about: What is said of the whole, ready for JSON.
-        tables: Tables and their rows.
+        contents: Its contents, as `contents` returns them.
 
     Raises:
         OutputFailed: The file can't be written.
 
     """
-    check_file(path)  # before there is any work
-    all_tables = list(tables)
-    contents = {
-        "about": plain(about),
-        "tables": {table.name: columnar(table, frame) for table, frame in all_tables},
-        "described": {table.name: {str(c): table[str(c)].meaning for c in frame} for table, frame in all_tables},
-    }
+    check_file(path)
     with replacing(path) as new:
         write_text(new, html(template, contents))
+
+
+def contents(about: Mapping[str, Any], tables: Iterable[tuple[Table, pd.DataFrame]]) -> dict[str, Any]:
+    """Returns what a page, or a part of it, has in it, ready for JSON.
+
+    Args:
+        about: What is said of the whole.
+        tables: Tables and their rows.
+
+    """
+    every = list(tables)
+    return {
+        "about": plain(about),
+        "tables": {table.name: columnar(table, frame) for table, frame in every},
+        "described": {table.name: {str(c): table[str(c)].meaning for c in frame} for table, frame in every},
+    }
 
 
 def columnar(table: Table, frame: pd.DataFrame) -> dict[str, Any]:
@@ -110,7 +123,7 @@ def _values(column: Column, own: pd.Series) -> Any:
         return _packed(values)
     places: dict[str, int] = {}
     codes = [None if v is None else places.setdefault(v, len(places)) for v in values]
-    return {"texts": [_text(text, column) for text in places], "codes": _packed(codes)}
+    return {"texts": [shown_text(text, column.format) for text in places], "codes": _packed(codes)}
 
 
 def _packed(values: Sequence[Any]) -> Any:
@@ -127,12 +140,17 @@ def _brief(number: float | None, column: Column) -> float | None:
     return number if column.format == "logit" else float(f"{number:.{DIGITS}g}")
 
 
-def _text(text: str, column: Column) -> str:
-    """A text as it is shown. An accent that comes alone is on a dotted circle, without which a browser would put it on
-    the character before.
+def shown_text(text: str, form: Format = "token") -> str:
+    """Returns a text as a page shows it. An accent that comes alone is on a dotted circle, without which a browser
+    would put it on the character before.
+
+    Args:
+        text: The text.
+        form: The format in which it is shown.
+
     """
-    found = shown(text, column.format)
-    if column.format == "token" and unicodedata.category(found[:1] or " ").startswith("M"):
+    found = shown(text, form)
+    if form == "token" and unicodedata.category(found[:1] or " ").startswith("M"):
         found = f"\N{DOTTED CIRCLE}{found}"
     return found if len(found) <= LONGEST else found[: LONGEST - 1] + "…"
 
@@ -146,11 +164,16 @@ def embedded(contents: Any) -> str:
     return json.dumps(contents, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(UNSAFE)
 
 
-def html(template: Template, contents: dict[str, Any]) -> str:
-    """The document of a page's contents."""
-    css = _own("page.css")
-    modules = "\n".join(_own(f"js/{name}.js") for name in (*SHARED, *template.modules))
-    script = f'"use strict";\n(() => {{\n{modules}}})();\n'
+def html(template: Template, contents: Mapping[str, Any]) -> str:
+    """Returns the document of a page.
+
+    Args:
+        template: Which page.
+        contents: Its contents, as `contents` returns them.
+
+    """
+    css = own("page.css")
+    script = f'"use strict";\n(() => {{\n{view(template)}{own("js/page.js")}}})();\n'
     policy = {
         "default-src": "'none'",
         "script-src": f"'sha256-{_digest(script)}'",
@@ -160,16 +183,36 @@ def html(template: Template, contents: dict[str, Any]) -> str:
         "form-action": "'none'",
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_own(template.html)).render(
+    return environment.from_string(own(template.html)).render(
         page=contents,
         policy="; ".join(f"{name} {value}" for name, value in policy.items()),
-        css=Markup(css),  # these three are this package's own, or JSON without signs of HTML
+        css=Markup(css),  # these four are this package's own, or JSON without signs of HTML
+        body=Markup(own(template.body) if template.body else ""),
         script=Markup(script),
         data=Markup(embedded(contents)),
     )
 
 
-def _own(name: str) -> str:
+def view(template: Template, *more: str) -> str:
+    """Returns the function `view(root, contents, host)` of a template, as a script.
+
+    Args:
+        template: The template.
+        more: The text of further modules, which come before the last of its own, which draws.
+
+    """
+    *first, last = (own(f"js/{name}.js") for name in (*SHARED, *template.modules))
+    modules = "\n".join((*first, *more, last))
+    return f"function view(root, contents, host) {{\n{modules}}}\n"
+
+
+def own(name: str) -> str:
+    """Returns a file of this package: a style sheet, a template or a module.
+
+    Args:
+        name: Its name.
+
+    """
     return files("secant.results.page").joinpath(name).read_text("utf-8")
 
 

@@ -8,7 +8,7 @@ const pieces = tokens.map((token, t) => {
   if (token.raw.includes("⏎")) strip.append(make("br"));
   return node;
 });
-strip.append(make("span", { class: "becomes", "aria-hidden": "true" }, " → "), make("span", { class: "predicted" }, word(target)));
+strip.append(make("span", { class: "becomes", "aria-hidden": "true" }, " → "), make("span", { class: "predicted" }, word(predictions[0].token)));
 strip.classList.toggle("long", columnsShown.length < T);
 walked(strip, () => [pieces], (_, t) => go({ token: t }));
 told(strip, (node) => {
@@ -97,6 +97,6 @@ function guesses() {
   fill($("predictions"), head(" next token", "probability", "logit", "behind", " "), body(predictions.slice(0, 10).map((p, i) => row(make("th", { scope: "row" }, word(p.token)), cell(percent(p.probability)), cell(fixed(p.logit, 2)), cell(behind(p, i)), bar(p)))));
   const second = predictions[1];
   const near = second ? [", before ", word(second.token), ` with ${percent(second.probability)}, ${fixed(predictions[0].logit - second.logit)} behind in logits`] : [];
-  fill($("said"), word(target), ` is predicted with ${percent(predictions[0].probability)}`, ...near, ".");
+  fill($("said"), word(predictions[0].token), ` is predicted with ${percent(predictions[0].probability)}`, ...near, ".");
 }
 guesses();

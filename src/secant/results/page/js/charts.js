@@ -7,6 +7,7 @@ const widths = new ResizeObserver((entries) => {
     if (own && entry.contentRect.width && Math.abs(entry.contentRect.width - own.width) > 1) charted(entry.target, own.spec);
   }
 });
+signal.addEventListener("abort", () => widths.disconnect());
 
 /** About n round numbers in a range. */
 function rounds(low, high, n) {

@@ -1,8 +1,9 @@
 // What each token contributes: a row a token, with the other conventions and its deletion on one scale.
 const TICKS = ["◆", "▲", "■", "●"];
 
+$("versus").title = `${several(sums.length - 1, "token")} to compare with${host.live ? "" : ": the next predictions. secant serve and secant attribute --versus take any"}`;
 fill($("versus"), ...sums.slice(1).map((s, i) => make("option", { value: String(i + 1) }, s.versus)));
-if (sums.length < 2) $("versus").closest(".control").remove();
+if (sums.length < 2) for (const node of [$("versus").closest(".control"), root.querySelector('#views [data-value="versus"]')]) node.remove();
 else
   $("versus").addEventListener("change", (event) => go({ view: "versus", versus: Number(event.target.value) }));
 fill($("under"), ...[...conventions.keys()].map((label) => make("option", { value: label }, label)));

@@ -1,5 +1,7 @@
 // Elements, numbers and words. Texts of prompts and tokenizers become text nodes, never HTML.
-const $ = (id) => document.getElementById(id);
+const $ = (id) => root.getElementById(id);
+const ground = root === document ? document.body : root; // what stands in front of all else is appended here
+const { signal } = host; // aborted where the view is replaced: what listens outside of it ends
 const SVG = "http://www.w3.org/2000/svg";
 
 function set(node, properties, children) {
@@ -60,16 +62,16 @@ const brief = (text, most = 28) => {
 
 /** Light, dark, or as the system has it. */
 function dressed(theme) {
-  document.documentElement.dataset.theme = theme;
+  if (host.dressed) host.dressed(theme);
   if ($("theme")) $("theme").value = theme;
-  for (const node of document.querySelectorAll("canvas")) node.dispatchEvent(new Event("dressed"));
+  for (const node of root.querySelectorAll("canvas")) node.dispatchEvent(new Event("dressed"));
 }
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => dressed(document.documentElement.dataset.theme || "auto"));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => dressed(state.theme), { signal });
 
 /** The colours of the theme, for canvases. */
 function colours(...names) {
   const probe = make("span");
-  document.body.append(probe);
+  ground.append(probe);
   const found = names.map((name) => {
     probe.style.color = `var(--${name})`;
     return getComputedStyle(probe).color.match(/[\d.]+/g).slice(0, 3).map(Number);
@@ -102,20 +104,20 @@ function offered(list) {
 /** Lets menus close when something else is clicked, or by Escape. */
 function menus() {
   const close = (event) => {
-    for (const menu of document.querySelectorAll("details.menu[open]")) if (event.key === "Escape" || (event.type === "click" && !menu.contains(event.target))) menu.open = false;
+    for (const menu of root.querySelectorAll("details.menu[open]")) if (event.key === "Escape" || (event.type === "click" && !event.composedPath().includes(menu))) menu.open = false;
   };
-  document.addEventListener("click", close);
-  document.addEventListener("keydown", close);
+  document.addEventListener("click", close, { signal });
+  document.addEventListener("keydown", close, { signal });
 }
 
 /** Puts the address of what is seen on the clipboard. */
 async function copied(button) {
   let done = true;
   try {
-    await navigator.clipboard.writeText(location.href);
+    await navigator.clipboard.writeText(host.link());
   } catch {
-    const field = make("input", { value: location.href, "aria-label": "Link", readonly: "" });
-    document.body.append(field);
+    const field = make("input", { value: host.link(), "aria-label": "Link", readonly: "" });
+    ground.append(field);
     field.select();
     done = document.execCommand("copy");
     field.remove();

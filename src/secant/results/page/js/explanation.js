@@ -1,11 +1,13 @@
 // Starts the page of an explanation.
+const headings = { model: about.model, "operators-under": about.certificate.convention, "chance-z": String(CHANCE) };
+for (const [id, text] of Object.entries(headings)) $(id).textContent = text;
 drawings.push([["theme"], () => dressed(state.theme)]);
-$("theme").addEventListener("change", (event) => go({ theme: event.target.value }));
-$("copy").addEventListener("click", () => copied($("copy")));
+$("theme")?.addEventListener("change", (event) => go({ theme: event.target.value }));
+$("copy")?.addEventListener("click", () => copied($("copy")));
 offered($("files"));
 
 // links inside the page leave the address alone, which keeps its state
-for (const link of document.querySelectorAll("[data-to]"))
+for (const link of root.querySelectorAll("[data-to]"))
   link.addEventListener("click", (event) => {
     event.preventDefault();
     const to = $(link.dataset.to);

@@ -46,7 +46,7 @@ function tinted(node, value, most) {
 }
 
 const tip = make("div", { id: "tip", role: "tooltip", hidden: "" });
-document.body.append(tip);
+ground.append(tip);
 
 /** Says more of the cells of a table, next to the one under the pointer or with the focus; Escape hides it. */
 function told(table, said) {
@@ -67,5 +67,5 @@ function told(table, said) {
   table.addEventListener("focusin", show);
   table.addEventListener("focusout", hide);
 }
-document.addEventListener("keydown", (event) => event.key === "Escape" && (tip.hidden = true));
-addEventListener("scroll", () => (tip.hidden = true), { passive: true, capture: true });
+document.addEventListener("keydown", (event) => event.key === "Escape" && (tip.hidden = true), { signal });
+addEventListener("scroll", () => (tip.hidden = true), { passive: true, capture: true, signal });

@@ -4,7 +4,7 @@ const T = tokens.length;
 const LAST = T - 1;
 const CHANCE = about.chance_z;
 const predictions = records("predictions");
-const target = predictions[0].token;
+const target = about.target;
 const received = tokens.map((t) => (t.sink ?? "").includes("received")); // much of later tokens' attention
 const sinks = tokens.map((t) => (t.sink ?? "") !== ""); // that, or the first token, or BOS
 
@@ -19,7 +19,7 @@ const sums = [
 ];
 
 const OWN = about.convention;
-const conventions = new Map([...grouped(records("by_convention"), "convention")].map(([label, own]) => [label, own.map((r) => r.contribution)]));
+const conventions = new Map([[about.convention, sums[0].tokens], ...[...grouped(records("by_convention"), "convention")].map(([label, own]) => [label, own.map((r) => r.contribution)])]);
 const others = [...conventions.keys()].filter((label) => label !== OWN);
 const agreement = records("agreement");
 const effects = tokens.some((t) => t.effect !== null) ? tokens.map((t) => t.effect) : null;

@@ -1,7 +1,8 @@
 // The chosen token, layer and part: a panel that stays in view, and is always of that one.
 const layerBox = $("layer");
 const partBox = $("part");
-if (layerBox) {
+if (!LAYERS.length) for (const node of [layerBox, partBox]) node.remove();
+else {
   fill(layerBox, make("option", { value: "" }, "whole network"), ...LAYERS.map((layer) => make("option", { value: String(layer) }, `after layer ${layer}`)));
   layerBox.addEventListener("change", (event) => go({ layer: event.target.value === "" ? null : Number(event.target.value) }));
   partBox.addEventListener("change", (event) => go({ part: event.target.value }));
@@ -104,7 +105,7 @@ function drawPanel() {
   $("at").textContent = `token ${t} of ${T}`;
   $("before").disabled = t === 0;
   $("after").disabled = t === LAST;
-  if (layerBox) {
+  if (LAYERS.length) {
     layerBox.value = layer === null ? "" : String(layer);
     const there = layer === null ? ["residual"] : ["residual", ...componentColumns.filter((own) => parts.has(`${layer} ${own}`))];
     fill(partBox, ...there.map((own) => make("option", { value: own }, partName(own))));

@@ -4,11 +4,11 @@ let hitAt = -1;
 const plainText = (text) => text.replaceAll("·", " ").trim().toLowerCase();
 
 function search() {
-  for (const node of document.querySelectorAll(".hit, .at-hit")) node.classList.remove("hit", "at-hit");
+  for (const node of root.querySelectorAll(".hit, .at-hit")) node.classList.remove("hit", "at-hit");
   const wanted = plainText(state.find);
   if ($("find").value !== state.find) $("find").value = state.find;
   const found = (node) => node.dataset.word.split("\n").some((text) => plainText(text).includes(wanted));
-  hits = wanted ? [...document.querySelectorAll("main [data-word], aside [data-word]")].filter(found) : [];
+  hits = wanted ? [...root.querySelectorAll(".main [data-word], #panel [data-word]")].filter(found) : [];
   for (const node of hits) node.classList.add("hit");
   hitAt = -1;
   counted();

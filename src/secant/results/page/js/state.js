@@ -18,7 +18,7 @@ const CELLS = [
 const TINTS = lens.length ? ["terms", "target", "top"] : [];
 
 function read() {
-  const said = new URLSearchParams(location.hash.slice(1));
+  const said = new URLSearchParams(host.address().slice(1));
   const among = (name, all) => (all.includes(said.get(name)) ? said.get(name) : usual[name]);
   const layer = choice(said.get("layer"), 0, Number.MAX_SAFE_INTEGER, null);
   const known = LAYERS.includes(layer) ? layer : null;
@@ -52,10 +52,9 @@ function go(change, quietly = false) {
   state = { ...state, ...change };
   if (state.layer === null || !(state.part === "residual" || parts.has(`${state.layer} ${state.part}`))) state.part = "residual";
   draw(before);
-  if (quietly) location.replace(address());
-  else if (location.hash !== address()) location.hash = address();
+  if (host.address() !== address()) host.go(address(), quietly);
 }
-addEventListener("hashchange", () => {
+host.moved(() => {
   const before = state;
   state = read();
   if (JSON.stringify(before) !== JSON.stringify(state)) draw(before);

@@ -1,5 +1,8 @@
 // What a page is made of: `about`, what is said of the whole; `tables`, each as its columns; and what these mean.
-const { about, tables, described } = JSON.parse(document.getElementById("data").textContent);
+const { about, tables, described } = contents;
+
+// What needs a table that is not there goes; a page that is live says instead how it can be had.
+for (const node of root.querySelectorAll("[data-of]")) if (!node.dataset.of.split(" ").some((name) => tables[name])) (host.absent ?? ((own) => own.remove()))(node);
 
 /** The columns of a table by name, each a list of values. */
 function columns(name) {

@@ -14,6 +14,10 @@ function drawCertificate() {
 
 function drawConventions() {
   if (!$("agreement")) return;
+  if (!agreement.length) {
+    $("agreement-says").textContent = "Not computed yet.";
+    return;
+  }
   const tested = agreement.some((r) => !missing(r.deletion));
   const names = head(" convention", "same signs", "ranks", "largest gap", ...(tested ? ["deletion", "no first"] : []));
   fill($("agreement"), names, body(agreement.map((r) => row(make("th", { scope: "row" }, r.convention, r.convention === OWN ? make("span", { class: "flag" }, "shown") : ""), cell(percent(r.signs, 0)), cell(fixed(r.ranks)), cell(short(r.largest)), ...(tested ? [cell(fixed(r.deletion)), cell(fixed(r.deletion_rest))] : [])))));

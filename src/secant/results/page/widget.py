@@ -1,0 +1,61 @@
+"""The page of an explanation in a notebook, drawn by the same modules as the page itself (extra `secant[widget]`).
+
+It is drawn in a shadow root, so that its style and its elements' names are its own. What it asks of the kernel, such as
+an ablation, goes through messages, and so do the answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import anywidget
+import traitlets
+
+from secant.errors import SecantError
+from secant.results.page import EXPLANATION, own, view
+
+Answers = Mapping[str, Callable[[Mapping[str, Any]], Any]]
+"""What answers each kind of question, from its fields; ready for JSON."""
+
+
+@cache
+def module() -> str:
+    """Returns the widget's script, with the body of the page and its style in it."""
+    texts = {"BODY": own(EXPLANATION.body), "STYLE": own("page.css")}
+    constants = "".join(f"const {name} = {json.dumps(text)};\n" for name, text in texts.items())
+    return f"{constants}{view(EXPLANATION, own('js/live.js'))}{own('js/widget.js')}"
+
+
+class PageWidget(anywidget.AnyWidget):
+    """A page in a notebook.
+
+    Args:
+        contents: The page's contents.
+        answers: What answers each kind of question.
+
+    Attributes:
+        contents: The page's contents.
+        address: What is chosen, as in the page's address.
+
+    """
+
+    _esm = module()
+    contents = traitlets.Dict().tag(sync=True)
+    address = traitlets.Unicode("").tag(sync=True)
+
+    def __init__(self, contents: Mapping[str, Any], answers: Answers) -> None:
+        super().__init__(contents=dict(contents))
+        self._answers = answers
+        self.on_msg(self._asked)
+
+    def _asked(self, widget: Any, message: Any, buffers: Any) -> None:
+        """Answers a question; an error is its one line."""
+        if not isinstance(message, dict) or message.get("kind") not in self._answers:
+            return
+        try:
+            self.send({"id": message.get("id"), "result": self._answers[message["kind"]](message.get("given") or {})})
+        except (SecantError, KeyError) as error:
+            self.send({"id": message.get("id"), "error": str(error)})

@@ -1,0 +1,63 @@
+"""The workbench's page: the modules of the offline page, and those that make it live, as one script."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from secant.results.page import EXPLANATION, own, view
+
+MODULES = ("around", "api", "mount", "stages", "steer", "pane", "workbench")
+"""The modules around the page, in order, with which those of the page for elements and numbers are: one function."""
+
+STYLES = {"page": "page.css", "workbench": "workbench.css"}
+"""The style sheets, by the names that browsers ask for."""
+
+
+@cache
+def script() -> str:
+    """Returns the workbench's script."""
+    around, *rest = (static(f"{name}.js") for name in MODULES)
+    modules = "\n".join((live_view(), around, own("js/dom.js"), *rest))
+    return f'"use strict";\n(() => {{\n{modules}}})();\n'
+
+
+@cache
+def live_view() -> str:
+    """Returns the function `view(root, contents, host)` of a live page."""
+    return view(EXPLANATION, own("js/live.js"))
+
+
+def style(name: str) -> str:
+    """Returns a style sheet.
+
+    Args:
+        name: Its name in `STYLES`.
+
+    Raises:
+        KeyError: There is no such style sheet.
+
+    """
+    file = STYLES[name]
+    return own(file) if name == "page" else static(file)
+
+
+@cache
+def index() -> str:
+    """Returns the document, with the body of the page as a template."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(static("index.html.j2"))
+    return template.render(body=Markup(own(EXPLANATION.body)))  # this package's own
+
+
+def static(name: str) -> str:
+    """Returns a file of the folder `static`.
+
+    Args:
+        name: Its name.
+
+    """
+    return files("secant.workbench").joinpath("static", name).read_text("utf-8")

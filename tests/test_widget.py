@@ -1,0 +1,108 @@
+"""The page in notebooks: the same contents and modules, and ablations that go to the kernel."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from helpers import chromium
+from playwright.sync_api import Browser, sync_playwright
+
+import secant as sc
+from secant.results.page import EXPLANATION, view
+
+PAGE = """<!doctype html><html lang="en"><title>t</title><body data-jp-theme-light="{light}"><div id="cell"></div>
+<script type="module">
+import own from "./widget.js";
+const state = {{ contents: await (await fetch("./contents.json")).json(), address: "#token=2" }};
+const heard = {{}};
+window.sent = [];
+window.model = {{
+  get: (name) => state[name], set: (name, value) => {{ state[name] = value; heard[`change:${{name}}`]?.(); }},
+  save_changes: () => {{}}, on: (name, how) => {{ heard[name] = how; }}, off: () => {{}},
+  send: (message) => window.sent.push(message), answer: (message) => heard["msg:custom"](message),
+}};
+own.render({{ model: window.model, el: document.getElementById("cell") }});
+</script></body></html>"""
+
+
+def asked(widget: Any, **message: Any) -> list[Any]:
+    """What the kernel answers to a message."""
+    answers: list[Any] = []
+    widget.send = answers.append
+    widget._asked(widget, message, [])
+    return answers
+
+
+def test_its_contents_are_the_pages(explanation: sc.Explanation) -> None:
+    widget = explanation.widget()
+    assert widget.contents == explanation.contents()
+    assert view(EXPLANATION).split("explanation.\n")[0][:500] in str(widget._esm)
+    widget.close()
+
+
+def test_ablations_are_answered_by_the_kernel(explanation: sc.Explanation) -> None:
+    widget = explanation.widget()
+    own = sc.ablate(explanation.run, "layers.0.mlp")
+    given = {"what": "layers.0.mlp", "by": "zero", "position": None}
+    (answer,) = asked(widget, id="a", kind="ablation", given=given)
+    assert (answer["id"], answer["result"]["frozen"], answer["result"]["real"]) == ("a", *own.change())
+    (wrong,) = asked(widget, id="b", kind="ablation", given=given | {"what": "layers.99.mlp"})
+    assert "layers.99.mlp" in wrong["error"]
+    assert asked(widget, id="c", kind="nonsense", given={}) == []
+    widget.close()
+
+
+def test_without_the_package(explanation: sc.Explanation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secant.analyses.explain.find_spec", lambda name: None)
+    with pytest.raises(sc.SecantError, match=r"pip install 'secant\[widget\]'"):
+        explanation.widget()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("light", ["true", "false"])
+def test_in_a_browser(browser: Browser, explanation: sc.Explanation, tmp_path: Path, light: str) -> None:
+    """It draws itself in a cell, keeps what is chosen, and asks the kernel; two cells would not see each other."""
+    widget = explanation.widget()
+    (tmp_path / "widget.js").write_text(str(widget._esm), "utf-8")
+    (tmp_path / "contents.json").write_text(json.dumps(widget.contents), "utf-8")
+    (tmp_path / "index.html").write_text(PAGE.format(light=light), "utf-8")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        tab = browser.new_page(viewport={"width": 900, "height": 700})
+        tab.set_default_timeout(10_000)
+        trouble: list[str] = []
+        tab.on("pageerror", lambda error: trouble.append(str(error)))
+        tab.goto(f"http://127.0.0.1:{server.server_address[1]}/index.html")
+        tab.locator("#said").wait_for()
+        paper = tab.locator("#panel").evaluate("node => getComputedStyle(node).backgroundColor")
+        assert paper == ("rgb(255, 255, 255)" if light == "true" else "rgb(26, 30, 35)")
+        assert tab.locator('.tok[aria-pressed="true"]').inner_text().strip() == explanation.run.tokens[2].strip()
+        tab.locator(".tok").nth(4).click()
+        assert tab.evaluate("window.model.get('address')").startswith("#token=4")
+        tab.locator("#sheet").click()
+        tab.locator("#ablate").click()
+        (message,) = tab.evaluate("window.sent")
+        (answer,) = asked(widget, **message)
+        tab.evaluate("answer => window.model.answer(answer)", answer)
+        tab.locator("#answers").wait_for()
+        assert tab.locator("#answers tbody tr").count() == len(answer["result"]["rows"])
+        assert tab.locator("#theme, #copy, #versus-any").count() == 0
+        assert trouble == []
+        server.shutdown()
+    widget.close()
