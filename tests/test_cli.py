@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import pytest
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 
 from secant.cli import app, progress, verb as verbs
 from secant.cli.commands import study as study_command
+from secant.cli.output import Output
 from secant.cli.verb import Default, Group, Help, verb
 from secant.errors import BadArgument
 from secant.linearize.conventions import CONVENTIONS, NAMES
@@ -675,3 +677,23 @@ def test_names_command_no_terminal(folder: Path, tmp_path: Path, monkeypatch: py
     assert "\x9b" not in result.stdout
     assert json.loads(result.stdout)["model"] == str(model)
     assert "\x1b" not in refused("verify", f"{model}none")
+
+
+def test_who_watches_sees_the_answer_before_further_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A pipe gets it last: its reader may go away, and the files should be there then."""
+    done: list[str] = []
+    result = SimpleNamespace(
+        save=lambda out: done.append("saved"), show=lambda: done.append("shown"), to_dict=lambda: done.append("as JSON")
+    )
+
+    def more(out: Path, progress: Any) -> str:
+        done.append("more")
+        return ""
+
+    for watched, as_json, order in (
+        (True, False, "saved shown more"), (False, False, "saved more shown"), (True, True, "saved more as JSON"),
+    ):  # fmt: skip
+        monkeypatch.setattr(sys.stdout, "isatty", lambda watched=watched: watched)
+        done.clear()
+        Output(out=tmp_path, as_json=as_json).finish(result, more=more)
+        assert " ".join(done) == order

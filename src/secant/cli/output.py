@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,9 @@ class Output(Printing):
     ) -> None:
         """Save a result in the output folder, print it, and print where it is.
 
+        Whoever watches a terminal sees the result before further files are made, which may take long. A pipe gets it
+        last, since its reader may go away.
+
         Args:
             result: What the command found.
             said: What `--json` prints; by default `result.to_dict()`.
@@ -89,13 +93,16 @@ class Output(Printing):
         Raises:
             OutputFailed: A file can't be written.
         """
-        where = ""
+        where, watched = "", sys.stdout.isatty() and not self.as_json
         if self.out is not None:
             result.save(self.out)
-            if more is not None:
-                with kept(self.out), progressing() as progress:
-                    where = more(self.out, progress)
-        super().finish(result, said=said)
+        if watched:
+            super().finish(result, said=said)
+        if self.out is not None and more is not None:
+            with kept(self.out), progressing() as progress:
+                where = more(self.out, progress)
+        if not watched:
+            super().finish(result, said=said)
         if self.out is not None and not self.as_json:
             print_line(f"{files} are in {self.out}{where}")
 
