@@ -10,6 +10,9 @@ TESTS := $(CORES) --dist worksteal
 
 MODELS ?= build/models
 
+# Of 20,000 modules, few are ever imported: they are compiled when they are.
+PIP := --quiet --disable-pip-version-check --no-compile
+
 .PHONY: help venv demo test test-slow test-real models lint docs wheel check test-architectures test-versions test-oldest test-newest bench atlas clean
 
 help:
@@ -30,7 +33,7 @@ venv: $(VENV)/ready
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install $(PIP) -c constraints.txt -e ".[dev]"
 	touch $@
 
 demo: venv
@@ -57,7 +60,7 @@ lint: venv
 
 # With what only the documentation requires. The notebooks run once: the tests keep what they executed.
 docs: venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m pip install $(PIP) -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 # The documentation is in the wheel.
@@ -79,7 +82,7 @@ test-oldest test-newest: test-%:
 	mkdir -p build
 	$(PYTHON) -m venv --clear build/$*
 	grep -Ev "^(transformers|tokenizers|huggingface-hub|torchao)=" constraints.txt > build/$*.txt
-	build/$*/bin/python -m pip install --quiet --disable-pip-version-check -c build/$*.txt -e ".[dev]" \
+	build/$*/bin/python -m pip install $(PIP) -c build/$*.txt -e ".[dev]" \
 		"transformers$(if $(filter oldest,$*),==$(OLDEST))"
 	build/$*/bin/python -m pip uninstall --quiet --yes torchao
 	build/$*/bin/python -m pytest $(TESTS) -p no:cacheprovider

@@ -592,17 +592,18 @@ def test_bash_completes(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- single commands
 
 
-def test_attribute(tmp_path: Path) -> None:
-    arguments = ["attribute", PROMPT, "--target", " Golden", "--versus", " Tower"]
+def test_attribute(folder: Path, tmp_path: Path) -> None:
+    command = ["attribute", PROMPT, "--model", str(folder)]
+    arguments = [*command, "--target", "Golden", "--versus", "Tower"]
     result = CliRunner().invoke(app, [*arguments, "--flow", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 100
-    assert "logit ·Golden over ·Tower" in " ".join(result.stdout.split())
-    assert any(line.split()[:2] == ["4", "·Marin"] for line in lines)
+    assert "logit Golden over Tower" in " ".join(result.stdout.split())
+    assert any(line.split()[:2] == ["5", "Marin"] for line in lines)
     for part in (
-        "layers.6.mlp",
-        "layers.5.attn.heads.",
+        "layers.1.mlp",
+        "layers.1.attn.heads.",
         "straight to the logit",
         "outside",
         "what each token makes of each part",
@@ -616,16 +617,16 @@ def test_attribute(tmp_path: Path) -> None:
     assert ("deleted" in alone, "deleted" in result.stdout) == (False, True)
     assert ("half" in alone, "secant next to gate, up, half" in " ".join(result.stdout.split())) == (False, True)
     without = CliRunner().invoke(app, [*arguments, "--alone", "--without-sinks"]).stdout
-    assert "Left out: ·The at 0" in " ".join(without.split())
-    assert not any(line.split()[:2] == ["0", "·The"] for line in without.splitlines())
+    assert "Left out: <s> at 0" in " ".join(without.split())
+    assert not any(line.split()[:2] == ["0", "<s>"] for line in without.splitlines())
     said = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert said["total"] == pytest.approx(said["logit"], rel=1e-4)
     assert {row["kind"] for row in said["contributions"]} == {"token", "constant", "embed", "layer", "head", "outside"}
-    several = ["--target", " Golden", "--target", " Tower", "--point", "layers.5", "--baseline", "none", "--json"]
-    mean = json.loads(CliRunner().invoke(app, ["attribute", PROMPT, *several]).stdout)
-    assert (mean["target"], mean["point"], mean["baseline"]) == (" Golden,  Tower", "layers.5", "none")
+    several = ["--target", "Golden", "--target", "Tower", "--point", "layers.0", "--baseline", "none", "--json"]
+    mean = json.loads(CliRunner().invoke(app, [*command, *several]).stdout)
+    assert (mean["target"], mean["point"], mean["baseline"]) == ("Golden, Tower", "layers.0", "none")
     assert mean["total"] == pytest.approx(mean["logit"], rel=1e-4)
-    assert "vocabulary" in refused("attribute", PROMPT, "--target", " Xyzzy")
+    assert "vocabulary" in refused(*command, "--target", "Xyzzy")
 
 
 def test_explain_steps() -> None:

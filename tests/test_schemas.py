@@ -24,14 +24,14 @@ Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def printed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """What a command prints with --json."""
-    folder = tmp_path_factory.mktemp("schemas")
-    (folder / "prompts.txt").write_text(f"{PROMPT}\nThe capital of France is\n")
-    (folder / "words.txt").write_text("Golden\nParis\n")
+    there = tmp_path_factory.mktemp("schemas")
+    (there / "prompts.txt").write_text(f"{PROMPT}\nIn London people cross the\n")
+    (there / "words.txt").write_text("Golden\nTower\n")
 
     def run(*arguments: str) -> Any:
-        told = [argument.replace("DIR", str(folder)) for argument in arguments]
+        told = [argument.replace("DIR", str(there)).replace("MODEL", str(folder)) for argument in arguments]
         result = CliRunner().invoke(app, [*told, "--json"])
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout)
@@ -46,29 +46,19 @@ def schema_of(command: str) -> dict[str, Any]:
     return json.loads(result.stdout)
 
 
+MODEL = ["--model", "MODEL"]
+CONCEPT = ["--concept", "In London", *MODEL]
 COMMANDS = {
     "architectures": [],
-    "attribute": [PROMPT, "--flow"],
-    "compare": ["The bridge", "--model", "atlas", "--convention", "gate", "--convention", "half"],
-    "explain": ["The bridge", "--layers", "--steps", "2"],
-    "screen": ["DIR/prompts.txt", "--lexicon", "DIR/words.txt"],
-    "steer": ["The bridge", "--concept", "The capital", "--layer", "3", "--strength", "1", "--tokens", "2"],
-    "verify": ["atlas", "--dtype", "float32", "--convention", "gate"],
+    "attribute": [PROMPT, "--flow", *MODEL],
+    "compare": ["The bridge", *MODEL, "--convention", "gate", "--convention", "half"],
+    "explain": ["The bridge", "--layers", "--steps", "2", *MODEL],
+    "screen": ["DIR/prompts.txt", "--lexicon", "DIR/words.txt", *MODEL],
+    "steer": ["The bridge", *CONCEPT, "--layer", "1", "--strength", "1", "--tokens", "2"],
+    "verify": ["MODEL", "--dtype", "float32", "--convention", "gate"],
 }
-SWEEP = [
-    "steer",
-    "The bridge",
-    "--concept",
-    "The capital",
-    "--sweep",
-    "--layer",
-    "3",
-    "--strength",
-    "1",
-    "--form",
-    "additive",
-]
-STUDY = ["study", "DIR/prompts.txt", "--out", "DIR/study", "--analysis", "reconstruction", "--workers", "1"]
+SWEEP = ["steer", "The bridge", *CONCEPT, "--sweep", "--layer", "1", "--strength", "1", "--form", "additive"]
+STUDY = ["study", "DIR/prompts.txt", "--out", "DIR/study", "--analysis", "reconstruction", "--workers", "1", *MODEL]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -96,7 +86,7 @@ def test_schemas_are_valid_and_have_a_version(command: str) -> None:
 
 
 def test_what_a_schema_refuses(printed: Run) -> None:
-    schema, good = schema_of("attribute"), printed("attribute", PROMPT)
+    schema, good = schema_of("attribute"), printed("attribute", PROMPT, *MODEL)
     for change in ({"contribution": "much"}, {"new": 1}, {"position": 0.5}):
         bad = {**good, "contributions": [{**good["contributions"][0], **change}]}
         with pytest.raises(jsonschema.ValidationError):
