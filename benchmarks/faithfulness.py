@@ -7,7 +7,7 @@ convention's random reference r (r), the mean over four of them. The model itsel
 - mean: x_t replaced by m; random: by a random token; plausible: by the most likely other token after the tokens before
   it (not for the first one); delete: token t deleted. The contribution of a swap is J_t (x_t - swapped).
 - the best 20 % or 50 % of tokens replaced by m (comprehensiveness), or all others (sufficiency).
-- parts: what an attention or MLP adds replaced by its mean over all prompts, at the first position over first ones.
+- parts: what an attention or MLP adds replaced by its mean over 56 prompts, at the first position over first ones.
   Contributions are by all paths, of the output (x), or of its difference from the mean (d).
 
 Conventions stand beside gradient x input, integrated gradients from zero and from m (16 steps), the rules of AttnLRP
@@ -68,6 +68,9 @@ ROLLOUT, RANDOM = "attention rollout", "random order"
 METHODS = (*CONVENTIONS, GRADIENT, LRP, FROM_ZERO, FROM_MEAN, ROLLOUT, RANDOM)
 INTEGRATION_STEPS, BATCH = 16, 64
 FRACTIONS = (20, 50)
+MEANS = 56
+"""Over how many prompts the outputs of parts are averaged, however many are measured."""
+
 SAVED = 4
 """After how many prompts the rows are written."""
 
@@ -423,7 +426,7 @@ def _removals(lm: sc.LM, x: Tensor, m: Tensor, target: int, base: float, scores:
 
 
 def means_of_parts(lm: sc.LM, every: Iterable[Item]) -> dict[int, tuple[Tensor, Tensor]]:
-    """The mean output of each part over all prompts, at the first position and at all others."""
+    """The mean output of each part over some prompts, at the first position and at all others."""
     total: dict[int, list[Tensor]] = {}
     axes: dict[int, int] | None = None
     counts = [0, 0]
@@ -547,6 +550,16 @@ def printed(name: str, rows: pd.DataFrame) -> None:
 # ------------------------------------------------------------------------------------------------ the run
 
 
+def read(lm: sc.LM, item: Item) -> bool:
+    """Whether a model's tokenizer can read a prompt; says so if not."""
+    try:
+        lm.encode(item.text)
+    except BadPrompt as error:
+        print(f"{lm.name} can't read {item.text!r}: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def kept(rows: pd.DataFrame, path: Path) -> None:
     """Write rows to a Parquet file, whole or not at all."""
     partial = path.with_suffix(".partial")
@@ -557,15 +570,8 @@ def kept(rows: pd.DataFrame, path: Path) -> None:
 
 def study(lm: sc.LM, name: str, args: argparse.Namespace) -> pd.DataFrame:
     """All rows of one model. Rows of prompts that the file has are not measured again."""
-    every, unread = [], []
-    for item in items(name, args.prompts, args.seed):
-        try:
-            lm.encode(item.text)
-            every.append(item)
-        except BadPrompt as error:
-            unread.append(f"{item.text!r}: {error}")
-    for line in unread:
-        print(f"{name} can't read {line}", file=sys.stderr)
+    given = items(name, args.prompts, args.seed)
+    every = [item for item in given if read(lm, item)]
     known = pd.DataFrame(columns=Columns)
     if args.out and args.out.exists():
         known = pd.read_parquet(args.out).astype(dict.fromkeys(Columns[:-1], object))
@@ -573,10 +579,11 @@ def study(lm: sc.LM, name: str, args: argparse.Namespace) -> pd.DataFrame:
     before = before[before["prompt"].isin([item.text for item in every]) & before["method"].isin(args.methods)]
     done = set(zip(before["prompt"], before["method"], strict=True))
     left = [(item, own) for item in every if (own := [m for m in args.methods if (item.text, m) not in done])]
-    said = f"{name}: {len(every)} prompts, {len(unread)} not read, {len(every) - len(left)} measured before"
+    said = f"{name}: {len(every)} prompts, {len(given) - len(every)} not read, {len(every) - len(left)} measured before"
     print(said, file=sys.stderr)
     tables, began = [before] if len(before) else [], time.time()
-    means = means_of_parts(lm, every) if left and not args.no_parts else {}
+    averaged = (item for item in items(name, MEANS, args.seed) if read(lm, item))
+    means = means_of_parts(lm, averaged) if left and not args.no_parts else {}
     if means:
         print(f"{name}: means of {len(means)} parts took {time.time() - began:.0f} s", file=sys.stderr)
     began = time.time()
