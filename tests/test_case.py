@@ -57,8 +57,8 @@ LENS = INSIDE + Counter(replays=2, records=1)
 PARTS = Counter(replays=2 * REFERENCES, records=1)
 """What parts take: the points of each run at zero, and the network cut open at its parts."""
 
-WRITES = Counter(replays=2, records=1)
-"""What the top tokens of all depths take: one readout of all of them, at them and at zero."""
+WRITES = Counter(replays=4, records=2)
+"""What the top tokens of all depths, and of all heads, take: one readout of all of them, at them and at zero."""
 
 DEPTHS = Counter(replays=3, records=1)
 """What all layers take: one replay with the streams between them at zero, and the final norm at theirs."""
@@ -73,6 +73,7 @@ STEPS = {
         "null",
         "token_terms",
         "depth_words",
+        "head_words",
         "patterns",
         "faithfulness",
     ),
@@ -199,8 +200,9 @@ def test_explain_with_all_that_it_shows(
     counts.assert_each_direction_once()
     T, depths = len(e.run.ids), len(e.layers.depths)
     of_depths = 2 * T * sum(1 + len(e.run.inside.parts(i)) for i in range(len(e.run.inside.layers)))
+    of_heads = 2 * sum(len(e.run.inside.heads(name)) for name in e.run.inside.points)
     largest = 8 + 8
-    assert len(counts.scored) == SAMPLES + T + 2 * T * 3 + depths * (2 * T + 1) * 3 + of_depths + largest
+    assert len(counts.scored) == SAMPLES + T + 2 * T * 3 + depths * (2 * T + 1) * 3 + of_depths + of_heads + largest
 
 
 @pytest.mark.slow

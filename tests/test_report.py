@@ -171,6 +171,7 @@ def test_its_data_are_the_tables(made: Written) -> None:
         ],
         "steps": every["steps"][every["steps"]["kind"] == "token"],
         "layer_words": words[words["position"].notna() & ((stream & kept) | of_map)],
+        "head_words": every["head_words"][every["head_words"]["rank"] < 3],
     }
     described = {table.name: table for table in (*sc.Explanation.schema, *sc.Evidence.schema)}
     assert set(made.tables) == set(every) & set(drawn.DRAWN) == set(drawn.DRAWN)
@@ -431,6 +432,11 @@ def test_tokens_layers_and_parts_are_chosen_by_clicks(browser: Browser, made: Wr
         assert tab.locator("#chosen").inner_text() == "Marin in layer 2, MLP"
         words = made.words("depth_words", part="mlp", layer=2, position=5, sign="promoted")
         assert column(tab, "#panel-words table", 0) == words
+        tab.locator("#components-table tbody tr").nth(1).locator("td.cell").nth(3).click()
+        arrived(tab, "#token=5&layer=1&part=h1")
+        for i, sign in enumerate(("promoted", "suppressed")):
+            words = made.words("head_words", layer=1, head=1, sign=sign)
+            assert column(tab, f"#panel-words table:nth-child({i + 1})", 0) == words
         tab.locator("#cells button", has_text="direction").click()
         tab.locator("#map").select_option("2")  # of the MLPs: a click there chooses the MLP, not the stream
         tab.locator("#lens-table tbody tr").nth(0).locator("td.cell").nth(4).click()
@@ -901,7 +907,8 @@ def test_zero_blocks_and_equal_tokens(browser: Browser, tmp_path: Path) -> None:
 def test_a_network_without_parts(browser: Browser, made: Written, tmp_path: Path) -> None:
     """As of a model whose layers can't be found."""
     e = made.explanation
-    empty = {"depths": e.evidence().depths[:0], "patterns": e.evidence().patterns[:0], "faithfulness": None}
+    own = e.evidence()
+    empty = {"depths": own.depths[:0], "heads": own.heads[:0], "patterns": own.patterns[:0], "faithfulness": None}
     bare = replace(e.evidence(), attribution=sc.attribute(e.run, parts=False), **empty)
     case_ = replace(e.case)
     case_.__dict__ |= {"sensitivity": replace(e.sensitivity, effects=None), "lens": None, "chosen": e.case.chosen}

@@ -9,7 +9,7 @@ from stock64 import in_float64
 
 import secant as sc
 from secant.analyses.sinks import patterns
-from secant.analyses.writes import depth_terms, depth_words
+from secant.analyses.writes import depth_terms, depth_words, head_terms, head_words
 from secant.stream.decode import decode
 
 
@@ -46,6 +46,38 @@ def test_words_of_both_signs(lm: sc.LM) -> None:
             assert own["id"].tolist() == [w.id for w in wanted]
             assert own["rank"].tolist() == [0, 1, 2]
             assert own["score"].tolist() == pytest.approx([w.score for w in wanted], abs=1e-12)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
+def test_heads_write_what_their_operators_say(family: str) -> None:
+    """Their own outputs through the final norm by its formula, with the statistics of the whole attention's output."""
+    run = sc.freeze(model_of(family), prompt(5))
+    norm = run.lm.model.get_submodule({"gpt2": "transformer.ln_f"}.get(family, "model.norm"))
+    weight = norm.weight.detach() + (family == "gemma3_text")
+    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    found = dict(head_terms(run))
+    assert list(found) == [f"layers.{i}.attn" for i in range(len(run.inside.layers))]
+    for name, terms in found.items():
+        assert len(terms) == run.lm.model.config.num_attention_heads
+        whole = run.inside.values[name][-1]
+        scale = weight / (whole.var(correction=0) + eps if family == "gpt2" else whole.square().mean() + eps).sqrt()
+        for h, own in enumerate(terms):
+            added = run.operator("embed", f"{name}.heads.{h}").output
+            wanted = scale * (added - added.mean() if family == "gpt2" else added)
+            torch.testing.assert_close(own, wanted, rtol=0, atol=1e-12 * float(wanted.norm()))
+
+
+def test_words_of_heads(lm: sc.LM) -> None:
+    run = sc.freeze(lm, "The bridge out of Marin is the")
+    table = head_words(run, 3, None)
+    (first, terms), *_ = head_terms(run)
+    own = table[(table["layer"] == run.inside[first].layer) & (table["head"] == 1)]
+    for sign, way in (("promoted", 1), ("suppressed", -1)):
+        (wanted,) = decode(lm, way * terms[1], "output", 3)
+        assert own.loc[own["sign"] == sign, "id"].tolist() == [w.id for w in wanted]
+    heads = sum(len(terms) for _, terms in head_terms(run))
+    assert len(table) == heads * 2 * 3
+    assert head_words(sc.freeze(model_of("mamba"), prompt(5)), 3, None).empty
 
 
 def test_a_model_without_layers_has_no_words(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:

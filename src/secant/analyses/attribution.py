@@ -38,7 +38,7 @@ from secant.analyses.sinks import Selective
 from secant.analyses.targets import BASELINES, Target, target_of
 from secant.errors import BadArgument, NotExact, checked, integer
 from secant.linearize.conventions import Named, convention_named
-from secant.linearize.points import ActivationGraph, Point
+from secant.linearize.points import ActivationGraph
 from secant.linearize.replay import InjectedConstant
 from secant.linearize.run import CONVENTION, HIDDEN_OPERATION, LOGIT, POSITION, TOKEN, Run
 from secant.memory import limited
@@ -648,7 +648,7 @@ class _Parts:
         ] + [
             _Term(point.name, path, point.layer, head, i, slopes[i], point.columns)
             for i, name in enumerate(mixed, len(owners))
-            for head, point in enumerate(_heads(inside, name))
+            for head, point in enumerate(inside.heads(name))
             for path, slopes in (("direct", direct), ("all", every))
         ]
         return cls(inside, [*tensors, *heads], terms, every[len(tensors) + len(heads) :], outside)
@@ -756,11 +756,6 @@ class _Parts:
             values = torch.einsum("td,tdk->kt", wide(x), wide(pulled))
             found |= dict(zip(some, values.tolist(), strict=True))
         return found
-
-
-def _heads(inside: ActivationGraph, name: str) -> list[Point]:
-    """The heads of an attention."""
-    return [point for n, point in inside.points.items() if point.columns and n.startswith(f"{name}.heads.")]
 
 
 def _pulled(inside: ActivationGraph, name: str, slope: Tensor | None) -> Tensor | None:

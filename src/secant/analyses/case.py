@@ -25,7 +25,7 @@ from secant.analyses.origins import Origin, origin_of
 from secant.analyses.overview import chosen
 from secant.analyses.sensitivity import DELETED, Sensitivity, beside
 from secant.analyses.sinks import patterns, sink_columns
-from secant.analyses.writes import depth_words
+from secant.analyses.writes import depth_words, head_words
 from secant.errors import BadArgument, NoPoint
 from secant.linearize.conventions import convention_named
 from secant.linearize.run import Run
@@ -279,6 +279,11 @@ class Case:
         """The top tokens of what each chosen token contributes at every depth, in the table DEPTH_WORDS."""
         origin = self._origin.embeddings if self._origin.moved else None
         return depth_words(self.run, self.chosen, self.top, self.null("output"), origin)
+
+    @cached_property
+    def head_words(self) -> pd.DataFrame:
+        """The top tokens of what each head adds to the stream, in the table HEAD_WORDS."""
+        return head_words(self.run, self.top, self.null("output"))
 
     @cached_property
     def patterns(self) -> pd.DataFrame:

@@ -21,7 +21,7 @@ MOST = 20_000
 """Top tokens of all depths that a page has room for; long prompts get fewer of each vector."""
 
 IN_MAP = 3
-"""Top tokens of a block that the map of layers and tokens is searched for; it shows the first."""
+"""Top tokens of a block that the map of layers and tokens is searched for; it shows the first. Heads have as many."""
 
 DRAWN = {
     "tokens": ["position", "token", "id", "contribution", "effect", "received", "sink", "norm", "stable_rank"],
@@ -36,6 +36,7 @@ DRAWN = {
     "words": ["position", "vector", "side", "word", "score"],
     "contributions": ["kind", "name", "layer", "head", "contribution", "all_paths"],
     "flow": ["name", "path", "position", "layer", "head", "contribution"],
+    "head_words": ["layer", "head", "sign", "word", "score"],
     "patterns": ["layer", "head", "position", "attention"],
     "faithfulness": ["method", "value", "comprehensiveness", "sufficiency", "correlation"],
     "depth_words": ["layer", "part", "position", "sign", "word", "score"],
@@ -54,7 +55,8 @@ DRAWN = {
 """The tables that the page draws, and the columns of each. Rows are in order, so that it can do without ranks; and z is
 computed from `chance`."""
 
-DIGITS = {"image": {"size": 3}} | {name: {"score": 4} for name in ("words", "written", "depth_words", "layer_words")}
+SCORED = ("words", "written", "depth_words", "head_words", "layer_words")
+DIGITS = {"image": {"size": 3}} | {name: {"score": 4} for name in SCORED}
 """Digits of columns of which a page has many numbers, and shows fewer digits."""
 
 
@@ -71,6 +73,7 @@ def drawn(tables: Mapping[str, pd.DataFrame], d_out: int, shown: Sequence[int]) 
         "rebuilt": sorted({i * d_out // min(d_out, UNITS) for i in range(min(d_out, UNITS))}),
         "flow": lambda flow: flow["position"].isna() | flow["position"].isin(shown),
         "depth_words": lambda words: words["rank"] < _room(words),
+        "head_words": lambda words: words["rank"] < min(IN_MAP, _room(words)),
         "patterns": lambda patterns: patterns["position"].isin(shown),
         "spectra": lambda spectra: of_stream(spectra) & spectra["position"].notna(),
         "steps": lambda steps: steps["kind"] == "token",

@@ -42,7 +42,7 @@ from secant.analyses.overview import CHANCE_Z, chosen, contributions, depths, sp
 from secant.analyses.sensitivity import Sensitivity
 from secant.analyses.sinks import PATTERNS, sink_line, where
 from secant.analyses.targets import BASELINES, baseline_named
-from secant.analyses.writes import DEPTH_WORDS
+from secant.analyses.writes import DEPTH_WORDS, HEAD_WORDS
 from secant.errors import BadArgument, SecantError, checked, integer
 from secant.linearize.conventions import Named
 from secant.linearize.run import (
@@ -80,6 +80,7 @@ class Evidence(Result):
         writes: What random directions decode to at the output.
         reads: What random directions decode to at the input.
         depths: The top tokens of what each token contributes at every depth.
+        heads: The top tokens of what each head adds to the stream.
         patterns: What each head attends to from the last position.
         faithfulness: How well contributions predict the logit when tokens are removed; None for long prompts.
         largest: The largest columns and rows of J, decoded; empty unless J was formed.
@@ -87,8 +88,8 @@ class Evidence(Result):
     """
 
     schema = (
-        CONTRIBUTIONS, FLOW, VERSUS, REBUILT, CHANCE, DEPTH_WORDS, PATTERNS, *Faithfulness.schema, *Largest.schema,
-        IMAGE,
+        CONTRIBUTIONS, FLOW, VERSUS, REBUILT, CHANCE, DEPTH_WORDS, HEAD_WORDS, PATTERNS, *Faithfulness.schema,
+        *Largest.schema, IMAGE,
     )  # fmt: skip
 
     attribution: Attribution
@@ -101,13 +102,14 @@ class Evidence(Result):
     writes: Null
     reads: Null
     depths: pd.DataFrame = field(repr=False)
+    heads: pd.DataFrame = field(repr=False)
     patterns: pd.DataFrame = field(repr=False)
     faithfulness: Faithfulness | None = field(repr=False)
     largest: list[Largest] = field(repr=False)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Returns its tables: `contributions`, `flow`, `versus`, `rebuilt`, `chance`, `depth_words` and `patterns`; and
-        those of the faithfulness, `largest_columns` and `largest_rows`, and `image`, if it has them.
+        """Returns its tables: `contributions`, `flow`, `versus`, `rebuilt`, `chance`, `depth_words`, `head_words` and
+        `patterns`; and those of the faithfulness, `largest_columns` and `largest_rows`, and `image`, if it has them.
         """
         found = {
             **self.attribution.tables(),
@@ -115,6 +117,7 @@ class Evidence(Result):
             "rebuilt": frames.rebuilt(self.output, self.rebuilt, self.ordinary),
             "chance": frames.chance(self.writes, self.reads),
             "depth_words": self.depths,
+            "head_words": self.heads,
             "patterns": self.patterns,
             **({} if self.faithfulness is None else self.faithfulness.tables()),
             **{name: table for own in self.largest for name, table in own.tables().items()},
@@ -447,6 +450,7 @@ def gathered(case: Case, *, image: bool = True) -> Evidence:
         case.null("output"),
         case.null("input"),
         case.depth_words,
+        case.head_words,
         case.patterns,
         case.faithfulness,
         case.largest,

@@ -142,7 +142,8 @@ def _image(case: Case) -> Tables:
 
 
 def _parts(case: Case) -> Tables:
-    return {**case.attribution(parts=True, flow=True).tables(), "patterns": case.patterns}
+    sums = case.attribution(parts=True, flow=True).tables()
+    return {**sums, "patterns": case.patterns, "head_words": case.head_words}
 
 
 def _layers(case: Case) -> Tables:
@@ -203,7 +204,8 @@ def _of_spectra(case: Case) -> Plan:
 
 def _of_parts(case: Case) -> Plan:
     flowing = min(len(case.run.ids), 4 * _depths(case))
-    return _passes(case, REFERENCES * (8 + 2 * flowing + 2 * _depths(case)))
+    heads = sum(len(case.run.inside.heads(name)) for name in case.run.inside.points)
+    return _passes(case, REFERENCES * (8 + 2 * flowing + 2 * _depths(case)), 2 * heads)
 
 
 def _of_conventions(case: Case) -> Plan:

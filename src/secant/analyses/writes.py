@@ -1,4 +1,7 @@
-"""What each token writes at every depth: the terms J_t (x_t - x₀_t) of a layer's stream and of what its parts add.
+"""What tokens and heads write at every depth.
+
+A token's part are the terms J_t (x_t - x₀_t) of a layer's stream and of what its parts add; a head's, what its output
+adds to the stream through the output projection.
 
 An activation is affine in the embeddings, so it is a sum of what the tokens contribute to it, and of constants. Each
 term is read out by the final norm, frozen at the activation's own statistics, and decoded: the tokens whose rows of the
@@ -8,6 +11,7 @@ head it is nearest to are promoted, those that it is farthest from suppressed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -43,6 +47,21 @@ DEPTH_WORDS = Table(
     ),
 )
 
+HEAD_WORDS = Table(
+    "head_words",
+    "a top token of what an attention head adds to the residual stream at the last position",
+    (
+        LAYER,
+        Column("head", int, "the attention head, from 0"),
+        Column("sign", str, "promoted: nearest to what it adds; suppressed: farthest from it"),
+        RANK.but(meaning="rank among the top tokens, from 0"),
+        WORD,
+        WORD_ID,
+        SCORE.but(meaning="the cosine, with the opposite sign for suppressed tokens"),
+        Z,
+    ),
+)
+
 ELEMENTS = 2**26
 """About the most elements of the streams that are read out at once."""
 
@@ -66,15 +85,72 @@ def depth_words(
     rows = []
     try:
         for name, terms in depth_terms(run, tokens, origin):
-            layer, part = run.inside[name].layer, part_of(name)
-            decoded = {sign: decode(run.lm, way * terms.T, "output", top, null=null) for sign, way in SIGNS.items()}
-            for sign, own in decoded.items():
-                for t, words in zip(tokens, own, strict=True):
-                    where = {"layer": layer, "part": part, "position": t, "token": run.tokens[t], "sign": sign}
-                    rows += [where | word for word in ranked(words)]
+            where = {"layer": run.inside[name].layer, "part": part_of(name)}
+            each = [where | {"position": t, "token": run.tokens[t]} for t in tokens]
+            rows += _decoded(run, each, terms, top, null)
     except NoPoint:
         rows = []
     return DEPTH_WORDS.frame(rows)
+
+
+def head_words(run: Run, top: int, null: Null | None) -> pd.DataFrame:
+    """Returns the top tokens of what each attention head adds to the stream at the last position.
+
+    Args:
+        run: The run.
+        top: The number of top tokens.
+        null: What random directions decode to at the output.
+
+    Returns:
+        A row for each top token; none if the heads can't be found or read out.
+
+    """
+    rows = []
+    try:
+        for name, terms in head_terms(run):
+            layer = run.inside[name].layer
+            rows += _decoded(run, [{"layer": layer, "head": h} for h in range(len(terms))], terms, top, null)
+    except NoPoint:
+        rows = []
+    return HEAD_WORDS.frame(rows)
+
+
+def head_terms(run: Run) -> Iterator[tuple[str, Float[Tensor, "heads d_out"]]]:
+    """Yields the name of each attention, and what each of its heads adds to the stream at the last position, in the
+    model's own pass, read out by the final norm.
+
+    Raises:
+        NoPoint: The attentions can't be read out.
+
+    """
+    inside, at = run.inside, len(run.ids) - 1
+    found: dict[str, Tensor] = {}
+    for name in inside.points:
+        heads = inside.heads(name)
+        if not heads:
+            continue
+        with torch.inference_mode(False), torch.enable_grad():
+            graph = Graph(inside.graph[f"{name}.heads"], inside.graph[name][at].flatten())
+        alone = torch.zeros(len(heads), *graph.x.shape, dtype=graph.x.dtype, device=graph.x.device)
+        for i, point in enumerate(heads):
+            alone[i, at, point.columns] = inside.values[f"{name}.heads"][at, point.columns].to(alone)
+        found[name] = graph.forward(alone.flatten(1).T).T
+    for count in dict.fromkeys(len(terms) for terms in found.values()):
+        names = [name for name, terms in found.items() if len(terms) == count]
+        yield from _read_out(run, names, torch.stack([found[name] for name in names], 1))
+
+
+def _decoded(
+    run: Run, where: Sequence[dict[str, Any]], terms: Float[Tensor, "n d_out"], top: int, null: Null | None
+) -> list[dict[str, Any]]:
+    """A row for each top token of each term, promoted and suppressed."""
+    decoded = {sign: decode(run.lm, way * terms.T, "output", top, null=null) for sign, way in SIGNS.items()}
+    return [
+        here | {"sign": sign} | word
+        for sign, own in decoded.items()
+        for here, words in zip(where, own, strict=True)
+        for word in ranked(words)
+    ]
 
 
 def depth_terms(
@@ -103,16 +179,24 @@ def depth_terms(
         y = torch.stack([inside.graph[name][at] for name in names])
         graph = inside.network.graph(x, y.flatten())
         terms = Blocks(graph, (y.numel(), x.numel()), len(x), tokens, x).forward(moved[list(tokens), :, None])
-        terms = terms[:, :, 0].view(len(tokens), *y.shape)
-        site = inside.layers[-1].output
-        several = batchable(run.tape.steps[site.step].shape, site.axis)
-        group = max(1, ELEMENTS // (x.numel() * max(1, len(tokens)))) if several else 1
-        for start in range(0, len(names), group):
-            some = names[start : start + group]
+        yield from _read_out(run, names, terms[:, :, 0].view(len(tokens), *y.shape))
+
+
+def _read_out(
+    run: Run, names: Sequence[str], terms: Float[Tensor, "n names d"]
+) -> Iterator[tuple[str, Float[Tensor, "n d_out"]]]:
+    """Yields each name, and n terms of that activation at the last position through the final norm, frozen there."""
+    inside, at, x = run.inside, len(run.ids) - 1, run.network.input
+    site = inside.layers[-1].output
+    several = batchable(run.tape.steps[site.step].shape, site.axis)
+    group = max(1, ELEMENTS // (x.numel() * max(1, len(terms)))) if several else 1
+    for start in range(0, len(names), group):
+        some = names[start : start + group]
+        with torch.inference_mode(False), torch.enable_grad():
             readout = inside.readout_at(torch.stack([inside.values[name] for name in some]))
             rows = [i * len(x) + at for i in range(len(some))]
-            columns = readout.input.new_zeros(*readout.input.shape, len(tokens))
+            columns = readout.input.new_zeros(*readout.input.shape, len(terms))
             columns[rows] = terms[:, start : start + group].permute(1, 2, 0).to(columns)
             norm = readout.points["norm"][rows]
-            made = Graph(readout.input, norm.flatten()).forward(columns.flatten(0, 1)).view(*norm.shape, len(tokens))
-            yield from ((name, made[i].T) for i, name in enumerate(some))
+            made = Graph(readout.input, norm.flatten()).forward(columns.flatten(0, 1)).view(*norm.shape, len(terms))
+        yield from ((name, made[i].T) for i, name in enumerate(some))

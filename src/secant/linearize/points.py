@@ -171,6 +171,10 @@ class ActivationGraph:
         named, _, constants = replayed_with_constants(*about, axes, given)
         return {name: [given[step] for step in self.points[name].steps] for name in names}, named, constants
 
+    def heads(self, name: str) -> list[Point]:
+        """Returns the heads of an attention by its name, or none of anything else."""
+        return [point for n, point in self.points.items() if point.columns and n.startswith(f"{name}.heads.")]
+
     def parts(self, i: int) -> list[str]:
         """Returns which of attn, mixer and mlp a layer has."""
         return [kind for kind in PARTS if f"layers.{i}.{kind}" in self.points]

@@ -11,7 +11,7 @@ if ($("components-table")) {
   told($("components-table"), (node) => {
     const [layer, part] = node.dataset.tip.split(" ");
     const own = parts.get(`${layer} ${part}`);
-    return [make("strong", {}, `Layer ${layer}, ${partName(part)}`), make("div", {}, `straight ${signed(own.direct)}`), make("div", {}, `by all paths ${signed(own.all)}`)];
+    return [make("strong", {}, `Layer ${layer}, ${partName(part)}`), make("div", {}, `straight ${signed(own.direct)}`), make("div", {}, `by all paths ${signed(own.all)}`), ...(headWords.get(`${layer} ${part.slice(1)} promoted`) ?? []).slice(0, 1).map((w) => make("div", {}, "writes ", word(w.word, false)))];
   });
 }
 

@@ -79,7 +79,8 @@ const blocks = tokens.map((r) => {
 const written = grouped(records("written"), "position"); // top tokens of what a token contributes
 
 const depthWords = grouped(records("depth_words"), "layer", "part", "position", "sign");
-for (const own of [...written.values(), ...depthWords.values()]) own.forEach((w, rank) => (w.z = zOf("output", w.score, rank)));
+const headWords = grouped(records("head_words"), "layer", "head", "sign");
+for (const own of [...written.values(), ...depthWords.values(), ...headWords.values()]) own.forEach((w, rank) => (w.z = zOf("output", w.score, rank)));
 
 function byDepth() {
   if (!tables.layers) return null;

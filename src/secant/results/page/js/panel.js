@@ -66,10 +66,14 @@ function facts() {
 
 function panelWords() {
   const { token: t, layer, part } = state;
+  if (isHead(part)) {
+    const own = ["promoted", "suppressed"].map((sign) => headWords.get(`${layer} ${part.slice(1)} ${sign}`));
+    return own.every((found) => found?.length) ? [make("h3", {}, "What the head writes, from all tokens"), make("div", { class: "sides" }, wordTable("promoted", own[0]), wordTable("suppressed", own[1]))] : [];
+  }
   const [up, down] = ["promoted", "suppressed"].map((sign) => depthWords.get(`${layer ?? LAYERS.at(-1)} ${part} ${t} ${sign}`));
   const own = layer === null ? (written.get(String(t)) ?? up) : up;
   if (own?.length) return [make("h3", {}, "What it writes (J x)"), make("div", { class: "sides" }, wordTable("promoted", own), ...(down ? [wordTable("suppressed", down)] : []))];
-  if (layer === null || isHead(part)) return [];
+  if (layer === null) return [];
   return tables.depth_words && !columnsShown.includes(t) ? [make("p", { class: "muted" }, "What it writes here was decoded for the tokens with a row above only.")] : [];
 }
 
