@@ -24,7 +24,7 @@ from secant.linearize.run import POSITION, TOKEN, Run
 from secant.operators.batched import Blocks
 from secant.operators.operator import Graph
 from secant.results.schema import Column, Table
-from secant.stream.decode import RANK, SCORE, WORD, WORD_ID, Null, Z, decode, ranked
+from secant.stream.decode import RANK, SCORE, WORD, WORD_ID, Null, Z, decode, norms_kept, ranked
 from secant.stream.layers import LAYER, PART
 from secant.stream.sweep import depths, part_of
 
@@ -84,10 +84,11 @@ def depth_words(
     """
     rows = []
     try:
-        for name, terms in depth_terms(run, tokens, origin):
-            where = {"layer": run.inside[name].layer, "part": part_of(name)}
-            each = [where | {"position": t, "token": run.tokens[t]} for t in tokens]
-            rows += _decoded(run, each, terms, top, null)
+        with norms_kept():
+            for name, terms in depth_terms(run, tokens, origin):
+                where = {"layer": run.inside[name].layer, "part": part_of(name)}
+                each = [where | {"position": t, "token": run.tokens[t]} for t in tokens]
+                rows += _decoded(run, each, terms, top, null)
     except NoPoint:
         rows = []
     return DEPTH_WORDS.frame(rows)
@@ -107,9 +108,10 @@ def head_words(run: Run, top: int, null: Null | None) -> pd.DataFrame:
     """
     rows = []
     try:
-        for name, terms in head_terms(run):
-            layer = run.inside[name].layer
-            rows += _decoded(run, [{"layer": layer, "head": h} for h in range(len(terms))], terms, top, null)
+        with norms_kept():
+            for name, terms in head_terms(run):
+                layer = run.inside[name].layer
+                rows += _decoded(run, [{"layer": layer, "head": h} for h in range(len(terms))], terms, top, null)
     except NoPoint:
         rows = []
     return HEAD_WORDS.frame(rows)
