@@ -23,9 +23,11 @@ from test_cli import PROMPT, refused
 from typer.testing import CliRunner
 
 import secant as sc
-from secant.cli import app
+from secant.cli import app, process
 from secant.cli.border import ending
+from secant.cli.output import Output
 from secant.cli.printing import print_json
+from secant.cli.progress import progressing
 from secant.errors import BadArgument, checked, integer, number, one_of
 
 COMMAND = [sys.executable, "-c", "from secant.cli import main; main()"]
@@ -146,6 +148,20 @@ def test_what_is_raised_after_an_interrupt_is_its_doing(monkeypatch: pytest.Monk
     monkeypatch.setattr("secant.cli.border.INTERRUPTS", [signal.SIGINT])
     code, line = ending(ImportError("cannot load module more than once"))
     assert (code, "got an interrupt" in line) == (2, True)
+
+
+def test_an_interrupt_that_other_code_caught_is_heeded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As around an import: the command ends where it reports progress next, and writes nothing."""
+    seen: list[int] = []
+    monkeypatch.setattr(process, "INTERRUPTS", seen)
+    with progressing() as progress:
+        progress("rows", 1, 2)
+        seen.append(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            progress("rows", 2, 2)
+    with pytest.raises(KeyboardInterrupt):
+        Output(out=tmp_path / "out").finish(None)
+    assert not (tmp_path / "out").exists()
 
 
 # ------------------------------------------------------------------------------------------- usage

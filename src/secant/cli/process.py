@@ -103,6 +103,18 @@ def note_interrupts() -> None:
         sys.unraisablehook = unraised
 
 
+def heed() -> None:
+    """Raise KeyboardInterrupt if an interrupt was noted and the command still runs.
+
+    Code of other packages may catch everything, as around an import, and with that an interrupt.
+
+    Raises:
+        KeyboardInterrupt: There was an interrupt.
+    """
+    if INTERRUPTS:
+        raise KeyboardInterrupt
+
+
 def say(line: str) -> None:
     """Print a line on stderr; nothing happens if that fails.
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from secant.cli.process import say
+from secant.cli.process import heed, say
 
 if TYPE_CHECKING:
     from secant.memory import Progress
@@ -22,6 +22,9 @@ def progressing() -> Iterator[Progress]:
 
     Yields:
         The callback to report progress to.
+
+    Raises:
+        KeyboardInterrupt: An interrupt was noted, whatever became of it.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, ProgressColumn, Task, TimeRemainingColumn
@@ -35,8 +38,10 @@ def progressing() -> Iterator[Progress]:
     with Bars(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
         tasks: dict[str, Any] = {}
         lines = _Lines()
+        heed()
 
         def report(what: str, done: int, of: int) -> None:
+            heed()
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=of)
             bars.update(tasks[what], completed=done, total=of)
