@@ -10,8 +10,7 @@ TESTS := $(CORES) --dist worksteal
 
 MODELS ?= build/models
 
-# Of 20,000 modules, few are ever imported: they are compiled when they are.
-PIP := --quiet --disable-pip-version-check --no-compile
+PIP := --quiet --disable-pip-version-check
 
 .PHONY: help venv demo test test-slow test-real models lint docs wheel check test-architectures test-versions test-oldest test-newest bench atlas clean
 
@@ -31,9 +30,11 @@ help:
 
 venv: $(VENV)/ready
 
+# Modules are compiled on all cores, since pip would use one. Some packages have files that are no Python.
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP) -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install $(PIP) --no-compile -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 demo: venv
