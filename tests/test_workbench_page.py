@@ -192,7 +192,7 @@ def test_two_runs_side_by_side_and_links(browser: Browser, address: str) -> None
     """Two prompts on two models; a link restores both with what is chosen in each; history has them."""
     with opened(browser, address) as tab:
         settled(tab)
-        tab.locator("#beside").click()
+        tab.locator("#double").click()
         tab.locator("[name=model]").nth(1).select_option("tiny (2)")
         ask(tab, "The bridge in London is called the", 1)
         settled(tab, 1)
@@ -212,7 +212,7 @@ def test_two_runs_side_by_side_and_links(browser: Browser, address: str) -> None
         expect(tab.locator("#history li").first).to_contain_text("The bridge in London is called the")
         tab.locator("#history li button").nth(1).click()
         expect(tab.locator("[name=prompt]").nth(1)).to_have_value(PROMPT)
-        tab.locator("#beside").click()
+        tab.locator("#double").click()
         expect(tab.locator(".pane")).to_have_count(1)
 
 
@@ -273,7 +273,7 @@ def test_axe_finds_nothing(browser: Browser, address: str, theme: str, width: in
         found = Axe().run(tab).response["violations"]
         assert [(v["id"], v["impact"], v["nodes"][0]["html"][:120]) for v in found] == []
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        tab.locator("#beside").click()
+        tab.locator("#double").click()
         ask(tab, PROMPT, 1)
         settled(tab, 1)
         found = Axe().run(tab).response["violations"]

@@ -31,7 +31,7 @@ LONG = 60.0
 
 _LIMIT: ContextVar[float | None] = ContextVar("memory that may be used", default=None)
 _ANNOUNCED: ContextVar[bool] = ContextVar("whether large work is announced", default=True)
-_WATCH: ContextVar[Callable[[str, float, float], None] | None] = ContextVar("who is told of work", default=None)
+_WATCH: ContextVar[Callable[[str, float, float], None] | None] = ContextVar("who watches work", default=None)
 _LOGGER = logging.getLogger("secant")
 
 

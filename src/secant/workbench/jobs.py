@@ -36,7 +36,7 @@ class Job:
         priority: The priority; lower goes first.
         id: Its number.
         state: waiting, offered (it takes long, and waits to be asked for), running, done, failed or cancelled.
-        says: What goes on, or why it failed.
+        says: What it is doing, or why it failed.
         done: How many of it are done, as the analysis counts them.
         of: Of how many.
         estimate: The seconds that it is estimated to take.
@@ -107,7 +107,7 @@ class Job:
             raise Cancelled
 
     def public(self) -> dict[str, Any]:
-        """Returns what a browser is told of it, ready for JSON."""
+        """Returns what browsers learn of it, ready for JSON."""
         names = ("id", "run", "kind", "name", "state", "says", "done", "of", "estimate", "memory", "seconds")
         told = {name: getattr(self, name) for name in names}
         if self.state == RUNNING:

@@ -173,10 +173,10 @@ class Session:
         """Tells of every job from now on.
 
         Args:
-            listener: Called with what is told of a job, in any thread.
+            listener: Called with the public state of a job, in any thread.
 
         Returns:
-            What is told of all jobs so far, and a function that ends it.
+            The public states of all jobs so far, and a function that ends it.
 
         """
         with self._ready:
@@ -268,7 +268,7 @@ class Session:
             job.end(CANCELLED)
         except SecantError as error:
             job.end(FAILED, str(error))
-        except Exception as error:  # the worker goes on, whatever went wrong
+        except Exception as error:  # the worker survives whatever went wrong
             full = is_out_of_memory(error)
             said = "A run must fit in memory; got none left. Shorten the prompt." if full else _unexpected(error)
             job.end(FAILED, said)

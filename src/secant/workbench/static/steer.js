@@ -1,4 +1,4 @@
-// Steering: two continuations of the prompt beside each other, one with a concept mixed into the residual stream.
+// Steering: two continuations of the prompt next to each other, one with a concept mixed into the residual stream.
 
 /** Lets the form of a pane steer its run. `run()` gives the run's id. */
 function steering(section, forms, run) {

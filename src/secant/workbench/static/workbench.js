@@ -49,9 +49,9 @@ function arranged(count) {
     $("panes").append(own.node);
   }
   $("panes").classList.toggle("two-runs", count === 2);
-  $("beside").setAttribute("aria-pressed", String(count === 2));
+  $("double").setAttribute("aria-pressed", String(count === 2));
 }
-$("beside").addEventListener("click", () => {
+$("double").addEventListener("click", () => {
   const two = panes.length === 1;
   arranged(two ? 2 : 1);
   if (two) {
