@@ -21,7 +21,7 @@ MOST = 20_000
 """Top tokens of all depths that a page has room for; long prompts get fewer of each vector."""
 
 IN_MAP = 3
-"""Top tokens of a block that the map of layers and tokens is searched for; it shows the first. Heads have as many."""
+"""Top tokens of a block that the map of layers and tokens is searched for; it shows the first."""
 
 DRAWN = {
     "tokens": ["position", "token", "id", "contribution", "effect", "received", "sink", "norm", "stable_rank"],
@@ -73,7 +73,7 @@ def drawn(tables: Mapping[str, pd.DataFrame], d_out: int, shown: Sequence[int]) 
         "rebuilt": sorted({i * d_out // min(d_out, UNITS) for i in range(min(d_out, UNITS))}),
         "flow": lambda flow: flow["position"].isna() | flow["position"].isin(shown),
         "depth_words": lambda words: words["rank"] < _room(words),
-        "head_words": lambda words: words["rank"] < min(IN_MAP, _room(words)),
+        "head_words": lambda words: words["rank"] < min(2, _room(words)),
         "patterns": lambda patterns: patterns["position"].isin(shown),
         "spectra": lambda spectra: of_stream(spectra) & spectra["position"].notna(),
         "steps": lambda steps: steps["kind"] == "token",
