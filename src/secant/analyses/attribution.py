@@ -38,6 +38,7 @@ from secant.analyses.sinks import Selective
 from secant.analyses.targets import BASELINES, Target, target_of
 from secant.errors import BadArgument, NotExact, checked, integer
 from secant.linearize.conventions import Named, convention_named
+from secant.linearize.network import Network
 from secant.linearize.points import ActivationGraph
 from secant.linearize.replay import InjectedConstant
 from secant.linearize.run import CONVENTION, HIDDEN_OPERATION, LOGIT, POSITION, TOKEN, Run
@@ -495,7 +496,7 @@ def _attributed(
         e = target.weights
         logit = (wide(run.logits[at]) @ wide(e)).item()
         inside = _Parts.of(run.inside, at, e) if parts else None
-        rows = _input_rows(run, at, e, origin) if inside is None else inside.input_rows(run, origin)
+        rows = _input_rows(run, _slopes_by_input(run, at, e) if inside is None else inside.by_input, origin)
     else:
         logit, rows = _rows_of_point(run, at, target, origin)
     total = sum(row["contribution"] for row in rows)
@@ -548,18 +549,19 @@ def _slopes(y: Tensor, inputs: Sequence[Any]) -> list[Tensor | None]:
     return list(torch.autograd.grad(y, inputs, retain_graph=True, allow_unused=True)) if inputs else []
 
 
-def _input_rows(run: Run, at: int, e: Float[Tensor, " vocabulary"], origin: Origin) -> list[dict[str, Any]]:
+def _inputs(network: Network) -> list[Any]:
+    """The embeddings, and the edges of the graph at which constants are added."""
+    return [network.input, *(c.edge for c in network.with_constants[2])]
+
+
+def _slopes_by_input(run: Run, at: int, e: Float[Tensor, " vocabulary"]) -> list[Tensor | None]:
+    """The derivatives of a target by the embeddings and by the constants, on all paths."""
+    return _slopes(run.network.with_constants[0]["logits"][at] @ e, _inputs(run.network))
+
+
+def _input_rows(run: Run, by_input: Sequence[Tensor | None], origin: Origin) -> list[dict[str, Any]]:
     """The contributions of tokens, of the origin unless it is zero, and of each module's constants, by all paths."""
-    points, _, constants = run.network.with_constants
-    slopes = _slopes(points["logits"][at] @ e, [run.network.input, *(c.edge for c in constants)])
-    return _input_rows_by(run, origin, constants, slopes)
-
-
-def _input_rows_by(
-    run: Run, origin: Origin, constants: Sequence[InjectedConstant], slopes: Sequence[Tensor | None]
-) -> list[dict[str, Any]]:
-    """The same from the derivatives by the embeddings and by the constants."""
-    gradient, *slopes = slopes
+    constants, (gradient, *slopes) = run.network.with_constants[2], by_input
     x = wide(run.network.input) - wide(origin.embeddings)
     rows = _token_rows(run, [0.0] * len(x) if gradient is None else (wide(gradient) * x).sum(1).tolist())
     if origin.moved:
@@ -635,8 +637,7 @@ class _Parts:
         mixed = [name for name in names if f"{name}.heads" in inside.points]
         heads = [inside.graph[f"{name}.heads"] for name in mixed]
         whole, straight = inside.graph["logits"][at] @ e, cut["logits"][at] @ e
-        inputs = [inside.network.input, *(c.edge for c in inside.constants)]
-        every = _slopes(whole, [*tensors, *heads, *inputs])
+        every = _slopes(whole, [*tensors, *heads, *_inputs(inside.network)])
         leaves = [inside.graph["embed"], *(leaf for leaves in given.values() for leaf in leaves)]
         direct = _slopes(straight, [*leaves, *(c.edge for c in constants)])
         outside = _by_module("outside", constants, direct[len(leaves) :])
@@ -652,10 +653,6 @@ class _Parts:
             for path, slopes in (("direct", direct), ("all", every))
         ]
         return cls(inside, [*tensors, *heads], terms, every[len(tensors) + len(heads) :], outside)
-
-    def input_rows(self, run: Run, origin: Origin) -> list[dict[str, Any]]:
-        """The rows of tokens, of the origin unless it is zero, and of each module's constants, by all paths."""
-        return _input_rows_by(run, origin, self.inside.constants, self.by_input)
 
     @cached_property
     def zeros(self) -> list[Tensor]:

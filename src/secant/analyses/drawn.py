@@ -23,6 +23,9 @@ MOST = 20_000
 IN_MAP = 3
 """Top tokens of a block that the map of layers and tokens is searched for; it shows the first."""
 
+OF_HEADS = 2
+"""Top tokens of each head and sign: a model has hundreds of heads, and a page at most a megabyte."""
+
 DRAWN = {
     "tokens": ["position", "token", "id", "contribution", "effect", "received", "sink", "norm", "stable_rank"],
     "predictions": ["token", "probability", "logit"],
@@ -73,7 +76,7 @@ def drawn(tables: Mapping[str, pd.DataFrame], d_out: int, shown: Sequence[int]) 
         "rebuilt": sorted({i * d_out // min(d_out, UNITS) for i in range(min(d_out, UNITS))}),
         "flow": lambda flow: flow["position"].isna() | flow["position"].isin(shown),
         "depth_words": lambda words: words["rank"] < _room(words),
-        "head_words": lambda words: words["rank"] < min(2, _room(words)),
+        "head_words": lambda words: words["rank"] < min(OF_HEADS, _room(words)),
         "patterns": lambda patterns: patterns["position"].isin(shown),
         "spectra": lambda spectra: of_stream(spectra) & spectra["position"].notna(),
         "steps": lambda steps: steps["kind"] == "token",

@@ -131,9 +131,7 @@ class Lens(Selective, Result):
             BadArgument: The prompt lacks the position.
 
         """
-        T = len(self.tokens)
-        at = self.positions[0] if position is None else integer(position, -T, T - 1, PLACE) % T
-        return self.table[(self.table["part"] == part) & (self.table["position"] == at)]
+        return self.table[(self.table["part"] == part) & (self.table["position"] == self._place(position))]
 
     def contributions(self, part: str = STREAM, position: SupportsIndex | None = None) -> pd.DataFrame:
         """Returns contributions to the target's logit as layer x token; the last column has the constants.
@@ -146,14 +144,18 @@ class Lens(Selective, Result):
             BadArgument: The lens is not split at the position.
 
         """
-        T = len(self.tokens)
-        at = self.positions[0] if position is None else integer(position, -T, T - 1, PLACE) % T
+        at = self._place(position)
         if at not in self.positions:
             known = ", ".join(map(str, self.positions))
             raise BadArgument(f"This lens is split at positions {known}", str(at), f"Use sc.lens(run, position={at}).")
         own = self.terms[(self.terms["part"] == part) & (self.terms["at"] == at)]
-        own = own.fillna({"position": T})
+        own = own.fillna({"position": len(self.tokens)})
         return own.pivot_table("contribution", "layer", "position", sort=True)
+
+    def _place(self, position: SupportsIndex | None) -> int:
+        """A position from 0; by default the first that is split. Raises BadArgument if the prompt lacks it."""
+        T = len(self.tokens)
+        return self.positions[0] if position is None else integer(position, -T, T - 1, PLACE) % T
 
     def view(self) -> View:
         """Shows the stream layer by layer: the top token, the target's probability and rank, and who contributes."""

@@ -30,36 +30,26 @@ from secant.stream.sweep import depths, part_of
 
 SIGNS = {"promoted": 1, "suppressed": -1}
 
+SIGN = Column("sign", str, "promoted: nearest to the contribution; suppressed: farthest from it")
+SIGNED = (
+    RANK.but(meaning="rank among the top tokens, from 0"),
+    WORD,
+    WORD_ID,
+    SCORE.but(meaning="the cosine, with the opposite sign for suppressed tokens"),
+    Z,
+)
+"""A top token in the direction of a contribution, or in the opposite one."""
+
 DEPTH_WORDS = Table(
     "depth_words",
     "a top token of what a token contributes to the residual stream after a layer, or to what a part of it adds",
-    (
-        LAYER,
-        PART,
-        POSITION,
-        TOKEN,
-        Column("sign", str, "promoted: nearest to the contribution; suppressed: farthest from it"),
-        RANK.but(meaning="rank among the top tokens, from 0"),
-        WORD,
-        WORD_ID,
-        SCORE.but(meaning="the cosine, with the opposite sign for suppressed tokens"),
-        Z,
-    ),
+    (LAYER, PART, POSITION, TOKEN, SIGN, *SIGNED),
 )
 
 HEAD_WORDS = Table(
     "head_words",
     "a top token of what an attention head adds to the residual stream at the last position",
-    (
-        LAYER,
-        Column("head", int, "the attention head, from 0"),
-        Column("sign", str, "promoted: nearest to what it adds; suppressed: farthest from it"),
-        RANK.but(meaning="rank among the top tokens, from 0"),
-        WORD,
-        WORD_ID,
-        SCORE.but(meaning="the cosine, with the opposite sign for suppressed tokens"),
-        Z,
-    ),
+    (LAYER, Column("head", int, "the attention head, from 0"), SIGN, *SIGNED),
 )
 
 ELEMENTS = 2**26

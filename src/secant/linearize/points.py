@@ -64,7 +64,6 @@ class ActivationGraph:
         layers: Its layers.
         points: Where each activation is found, by name.
         graph: The activations on the autograd graph from the embeddings, by name, each `[T, n]`.
-        constants: The constants that the steps of this graph add.
         values: The activations of the model's own pass.
         token_axes: For each step that is kept, the dimension of its output that counts tokens.
     """
@@ -73,7 +72,6 @@ class ActivationGraph:
     layers: list[Layer]
     points: dict[str, Point]
     graph: dict[str, Tensor] = field(repr=False)
-    constants: list[InjectedConstant] = field(repr=False)
     values: dict[str, Tensor] = field(repr=False)
     token_axes: dict[int, int] = field(repr=False)
     _rows: dict[int, Tensor] = field(repr=False)  # on the graph, by step
@@ -97,7 +95,7 @@ class ActivationGraph:
                 "A model must repeat its recorded calls", "different ones",
                 "The model was changed after the recording: freeze the prompt again.",
             )  # fmt: skip
-        named, by_step, constants = network.with_constants
+        named, by_step, _ = network.with_constants
         points = _points(found, _kinds(network, found, by_step), by_step, recording.tape.steps, recording.norm_output)
         steps = {step: by_token(own.captured[step], axis).to(precision) for step, axis in axes.items()}
         values = {name: value.to(precision) for name, value in own.values.items()}
@@ -107,12 +105,16 @@ class ActivationGraph:
             found,
             points,
             _named(points, by_step, {**named, "embed": x}),
-            constants,
             _named(points, steps, {**values, "embed": x}, cut=True),
             axes,
             by_step,
             steps,
         )
+
+    @property
+    def constants(self) -> list[InjectedConstant]:
+        """The constants that the steps of this graph add."""
+        return self.network.with_constants[2]
 
     @cached_property
     def _at_zero(self) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
