@@ -38,9 +38,9 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 import torch
-from models import models
 from prompts import SETS
 from torch import Tensor
+from trained_models import models
 
 import secant as sc
 from secant.analyses.attribution import REFERENCES

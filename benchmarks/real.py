@@ -25,9 +25,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from models import REAL_MODELS, models
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from trained_models import REAL_MODELS, models
 
 import secant as sc
 from secant.memory import peak

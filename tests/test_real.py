@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import absent
+from models import MODELS
 from test_case import BESIDE, CONTRIBUTIONS, FROZEN, LENS, ONCE, SAMPLES, Counts
 
 import secant as sc
@@ -24,7 +25,7 @@ from secant.stream.sweep import STREAM
 pytestmark = pytest.mark.real
 
 FOLDER = Path(os.environ.get("SECANT_REAL_MODELS", Path(__file__).parents[1] / "build" / "models"))
-FILES = ("SmolLM2-135M-Instruct.Q4_1.gguf", "gemma-3-270m-q4_k_m.gguf")
+FILES = [packed.file for packed in MODELS.values()]
 PROMPT, SHORT = "The bridge out of Marin is the", "The bridge"
 
 

@@ -15,9 +15,8 @@ import pandas as pd
 import pytest
 import torch
 from families import model_of
-from helpers import chromium
 from hostile import HOSTILE, hostile_model
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page
 from typer.testing import CliRunner
 
 import secant as sc
@@ -95,15 +94,6 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Written:
     """A model with a hostile tokenizer and name, at a prompt of all of its tokens."""
     lm, _ = hostile_model()
     return written(sc.explain(lm, list(range(len(HOSTILE))), layers=True, steps=2), tmp_path_factory.mktemp("hostile"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = chromium()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,8 +10,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from helpers import chromium
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 import secant as sc
 from secant.results.page import EXPLANATION, view
@@ -63,14 +61,6 @@ def test_without_the_package(explanation: sc.Explanation, monkeypatch: pytest.Mo
     monkeypatch.setattr("secant.analyses.explain.find_spec", lambda name: None)
     with pytest.raises(sc.SecantError, match=r"pip install 'secant\[widget\]'"):
         explanation.widget()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("light", ["true", "false"])

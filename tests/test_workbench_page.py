@@ -10,9 +10,8 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from helpers import chromium
 from hostile import HOSTILE, hostile_model
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from uvicorn import Server
 
 import secant as sc
@@ -41,14 +40,6 @@ def served(*models: sc.LM) -> Iterator[str]:
             servers[0].should_exit = True
             thread.join(20)
             assert not thread.is_alive()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,26 +1,19 @@
 """The models that benchmarks run on: two real ones, which `make models` fetches, and the small trained ones."""
 
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests"))
+sys.path += [str(ROOT / "tests"), str(ROOT / "tools")]
 from helpers import REAL  # noqa: E402
+from models import MODELS  # noqa: E402
 
 FETCHED = Path(os.environ.get("SECANT_REAL_MODELS", ROOT / "build" / "models"))
 """Where `make models` puts the real models."""
 
-spec = importlib.util.spec_from_file_location("fetched", ROOT / "tools" / "models.py")
-assert spec
-assert spec.loader
-tool = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = tool
-spec.loader.exec_module(tool)
-
-REAL_MODELS = {name: FETCHED / packed.file for name, packed in tool.MODELS.items()}
+REAL_MODELS = {name: FETCHED / packed.file for name, packed in MODELS.items()}
 """The GGUF file of each real model, by name."""
 
 SMALL_MODELS = {"craftgpt": REAL / "craftgpt", "atlas": "atlas"}
