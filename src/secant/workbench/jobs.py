@@ -45,6 +45,7 @@ class Job:
         result: What it returned.
         stopped: Whether it is to end.
         told: Tells browsers of it.
+        moved: Called after each progress.
 
     """
 
@@ -64,6 +65,7 @@ class Job:
     result: Any = field(default=None, repr=False)
     stopped: bool = False
     told: Callable[[], None] = field(default=lambda: None, repr=False)
+    moved: Callable[[], None] = field(default=lambda: None, repr=False)
     _start: float = field(default=0.0, repr=False)
 
     @property
@@ -100,6 +102,7 @@ class Job:
         """
         self.check()
         self.says, self.done, self.of = what, done, of
+        self.moved()
 
     def check(self) -> None:
         """Raises Cancelled if it is to end."""

@@ -238,18 +238,16 @@ class Session:
     def _do(self, job: Job) -> None:
         """Does a job, whatever comes of it."""
         work = self.works.get(job.run)
-        told = [0.0]
-        plain = type(job).progress
+        last = 0.0
 
-        def progress(what: str, done: int, of: int) -> None:
-            plain(job, what, done, of)
+        def moved() -> None:
+            nonlocal last
             self._make_way(job)
-            if time.perf_counter() - told[0] > OFTEN:
-                told[0] = time.perf_counter()
+            if (now := time.perf_counter()) - last > OFTEN:
+                last = now
                 self._tell(job)
 
-        job.told = lambda: self._tell(job)
-        job.progress = progress  # type: ignore[method-assign]
+        job.told, job.moved = lambda: self._tell(job), moved
         try:
             job.check()
             if work is None or not self._expected(work, job):
