@@ -233,7 +233,7 @@ def networks(
             yield name, shared(half, SHARED[name])
         elif name in CONVENTIONS:
             for number in range(REFERENCES if convention_named(name).varies else 1):
-                found = record(lm, half.ids, x, name, lm.dtype, state=half.state, seed=seed + number)
+                found = record(lm, half.ids, x, name, lm.dtype, state=half.state, seeds=[seed + number])
                 live = found if name == "secant" else live
                 yield name, found
     forms = [step.form for step in half.tape.steps]
@@ -354,7 +354,7 @@ def measured(
             rows.append((method, "", "value", "", "error", abs(y - base) / abs(base)))
             own = {"x": scored(g, x), **{name: scored(g, x - other) for name, other in swapped.items()}}
             if method in CONVENTIONS and convention_named(method).varies:
-                r = reference(lm, x, convention_named(method), half.state, recording.seed)
+                r = reference(lm, x, convention_named(method), half.state, recording.seeds)
                 own["r"] = scored(g, x - r)
             value: dict[str, list[float]] = {"x": [], "d": []}
             for step, (p, slope) in parts.items():

@@ -317,7 +317,7 @@ def test_contributions_from_random_prompts_sum_to_the_model_s_own_difference(
     assert (a.convention, a.origin, a.references) == ("secant", "reference", 4)
     own = []
     for seed in range(4):
-        r = reference(run.lm, run.input, CONVENTIONS["secant"], None, seed)
+        r = reference(run.lm, run.input, CONVENTIONS["secant"], None, [seed])
         with running(run.lm, run.lm.dtype):
             logits = run.lm.forward(run.ids, r)[0, -1].detach()
         own.append(float(logits[target] - logits.mean()))
@@ -326,11 +326,22 @@ def test_contributions_from_random_prompts_sum_to_the_model_s_own_difference(
     assert a.of("token")["contribution"].sum() == pytest.approx(a.logit - np.mean(own), abs=1e-12 * size)
 
 
-def test_contributions_are_the_mean_over_references() -> None:
-    run = sc.freeze(model_of("llama"), prompt())
+@pytest.mark.parametrize(
+    ("family", "together"),
+    [("llama", 3), ("gpt2", 2), ("gemma3_text", 3), ("mixtral", 3), ("mamba", 3), ("bamba", 3), ("bloom", 1), ("deepseek_v3", 3),
+     ("gpt_oss", 3), ("gemma3n_text", 1), ("jamba", 3), ("rwkv", 3)],
+)  # fmt: skip
+def test_contributions_are_the_mean_over_references(
+    family: str, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many references as fit share the passes of one batch. Bloom folds it into its heads, Gemma 3n puts streams first."""
+    monkeypatch.setattr("secant.linearize.network.TOGETHER", together * LENGTH)
+    run = sc.freeze(model_of(family), prompt(), convention="secant")
+    copies = [own.network.recording.copies for own in run.references(3)]
+    assert copies == {1: [1, 1, 1], 2: [2, 1], 3: [3]}[together]
     whole = sc.attribute(run, 11, flow=True, references=3)
     singles = [
-        sc.attribute(sc.freeze(model_of("llama"), prompt(), convention="secant", seed=s), 11, flow=True, references=1)
+        sc.attribute(sc.freeze(model_of(family), prompt(), convention="secant", seed=s), 11, flow=True, references=1)
         for s in range(3)
     ]
     keys = ["kind", "name", "position", "layer", "head"]
@@ -365,7 +376,7 @@ def test_the_reference_as_origin() -> None:
     """The convention's reference. A random one shares the prompt's first token, which contributes 0."""
     run = frozen("llama", convention="secant")
     recording = run.network.recording
-    found = reference(run.lm, run.input, CONVENTIONS["secant"], recording.state, recording.seed)
+    found = reference(run.lm, run.input, CONVENTIONS["secant"], recording.state, recording.seeds)
     torch.testing.assert_close(origin_of(run, "reference").embeddings, found, rtol=0, atol=0)
     a = sc.attribute(run, 11, baseline="none", flow=True, references=1)
     first, *others = a.of("token")["contribution"]

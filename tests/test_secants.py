@@ -136,7 +136,7 @@ def test_a_model_is_exact_at_its_reference_too(family: str, attention: str) -> N
     """J r + b is what the model itself makes of the reference, which no other convention promises."""
     lm = model_of(family, attention)
     run = sc.freeze(lm, prompt(), convention="secant")
-    r = reference(lm, run.input, SECANT, None, run.seed)
+    r = reference(lm, run.input, SECANT, None, [run.seed])
     seen: list[Tensor] = []
     hook = lm.head.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
     with running(lm, lm.dtype):

@@ -461,28 +461,31 @@ def attribute(
         wanted = target_of(run, at, target, versus, baseline, point)
         if flow and wanted.point != "logits":
             raise BadArgument("Only logits are split by part and token", wanted.point, "Leave out flow, or the point.")
-        found = [_attributed(own, at, wanted, parts or flow, flow, origin) for own in run.references(count)]
-        return _averaged(found)
+        runs = run.references(count, wanted.point == "logits")
+        return _averaged([_attributed(own, at, wanted, parts or flow, flow, origin) for own in runs])
 
 
 def _averaged(found: Sequence[Attribution]) -> Attribution:
-    """The mean of attributions of one target."""
+    """The mean of attributions of one target over all of their references."""
     if len(found) == 1:
         return found[0]
+    count = sum(a.references for a in found)
 
     def mean(described: Table, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
         values = [c.name for c in described.columns if c.type is float]
         keys = [name for name in described.names if name not in values]
-        summed = pd.concat(frames, ignore_index=True).groupby(keys, sort=False, dropna=False)[values].sum()
-        return described.frame((summed / len(frames)).reset_index()[described.names])
+        weighed = [
+            f.assign(**{v: f[v] * a.references / count for v in values}) for f, a in zip(frames, found, strict=True)
+        ]
+        summed = pd.concat(weighed, ignore_index=True).groupby(keys, sort=False, dropna=False)[values].sum()
+        return described.frame(summed.reset_index()[described.names])
 
-    table = mean(CONTRIBUTIONS, [a.table for a in found])
     flows = [a.flow for a in found if a.flow is not None]
-    total = sum(a.total for a in found) / len(found)
-    direct = [a.direct for a in found if a.direct is not None]
+    direct = [a.direct * a.references for a in found if a.direct is not None]
     return replace(
-        found[0], table=table, flow=mean(FLOW, flows) if flows else None, total=total, references=len(found),
-        direct=sum(direct) / len(found) if direct else None,
+        found[0], table=mean(CONTRIBUTIONS, [a.table for a in found]), flow=mean(FLOW, flows) if flows else None,
+        total=sum(a.total * a.references for a in found) / count, references=count,
+        direct=sum(direct) / count if direct else None,
     )  # fmt: skip
 
 
@@ -493,7 +496,8 @@ def _attributed(
     origin = origin_of(run, origin)
     direct, flows, inside = None, None, None
     if target.point == "logits":
-        e = target.weights
+        copies = run.network.recording.copies
+        e = (target.weights / copies).repeat_interleave(copies)  # the mean over all copies of the prompt
         logit = (wide(run.logits[at]) @ wide(e)).item()
         inside = _Parts.of(run.inside, at, e) if parts else None
         rows = _input_rows(run, _slopes_by_input(run, at, e) if inside is None else inside.by_input, origin)
@@ -508,7 +512,7 @@ def _attributed(
     _certify(run, logit, [sum_ for sum_ in (total, direct) if sum_ is not None], [row["contribution"] for row in rows])
     table = CONTRIBUTIONS.frame(pd.DataFrame(rows, columns=CONTRIBUTIONS.names))
     about: dict[str, Any] = {"position": at, "origin": origin.name, "convention": run.certificate.convention}
-    about["references"] = int(convention_named(run.certificate.convention).varies)
+    about["references"] = convention_named(run.certificate.convention).varies * run.network.recording.copies
     about |= {"baseline": target.baseline, "point": target.point, "label": target.label}
     return Attribution(target.name, target.versus, logit, total, direct, table, flows, **about)
 
@@ -540,8 +544,13 @@ def _row(kind: str, name: str, contribution: float, **where: Any) -> dict[str, A
 
 
 def _dot(g: Tensor | None, x: Tensor) -> float:
-    """g·x in float64; 0 where the logit does not depend on x."""
-    return 0.0 if g is None else (wide(g).flatten() @ wide(x).flatten()).item()
+    """g·x in float64; 0 where the logit does not depend on x, which may be infinite there, as a mask's constants are."""
+    if g is None:
+        return 0.0
+    slope, value = wide(g).flatten(), wide(x).flatten()
+    if not value.isfinite().all():
+        value = torch.where(slope == 0, 0, value)
+    return (slope @ value).item()
 
 
 def _slopes(y: Tensor, inputs: Sequence[Any]) -> list[Tensor | None]:

@@ -178,7 +178,7 @@ def _frozen_at(run: Run, at: Float[Tensor, "T d"], where: str) -> tuple[Operator
     """The operator of the network frozen at other embeddings, and the id that the model predicts. Raises NotExact."""
     lm, network = run.lm, run.network
     convention, state = network.recording.convention, network.recording.state
-    recording = record(lm, run.ids, at, convention, network.precision, state=state, seed=network.recording.seed)
+    recording = record(lm, run.ids, at, convention, network.precision, state=state, seeds=network.recording.seeds)
     op = Network.of(lm, recording, at, network.precision).operator("norm", [-1])
     run.certify(op.reconstruction, op.bias, op.output, where)
     return op, int(recording.values["logits"][-1].argmax())

@@ -32,7 +32,7 @@ class Origin:
 
     Attributes:
         name: One of ORIGINS, or "given".
-        embeddings: x₀, `[T, d]`, a row for each token of the prompt.
+        embeddings: x₀, a row for each token of the prompt, as the network's input has it.
     """
 
     name: str
@@ -89,7 +89,7 @@ def _reference(run: Run) -> Tensor:
             "The origin is the reference only in conventions with secants", f"the convention {convention.label}",
             'Use the origin "mean", or freeze the prompt in the convention "secant".',
         )  # fmt: skip
-    return reference(run.lm, run.input, convention, recording.state, recording.seed)
+    return reference(run.lm, run.input, convention, recording.state, recording.seeds)
 
 
 ORIGINS: dict[str, tuple[str, Callable[[Run], Tensor]]] = {
@@ -135,8 +135,10 @@ def origin_of(run: Run, origin: str | Tensor | Origin | None = None) -> Origin:
 
         origin = "reference" if convention_named(run.certificate.convention).varies else "zero"
     T, d = run.input.shape
+    x = run.network.input
     if isinstance(origin, str):
-        return Origin(origin, ORIGINS[origin_named(origin)][1](run).to(run.network.input).clone())
+        found = ORIGINS[origin_named(origin)][1](run).to(x)
+        return Origin(origin, found.repeat_interleave(x.shape[1] // found.shape[1], 1))
     if tuple(origin.shape) not in ((d,), (T, d)):
         got = " x ".join(map(str, origin.shape)) or "a number"
         raise BadArgument(
@@ -145,4 +147,4 @@ def origin_of(run: Run, origin: str | Tensor | Origin | None = None) -> Origin:
         )  # fmt: skip
     if not origin.is_floating_point() or not bool(origin.isfinite().all()):
         raise BadArgument("An origin has finite elements", f"{origin.dtype}", "Give embeddings, as run.input has them.")
-    return Origin(GIVEN, origin.detach().to(run.network.input).expand(T, d).clone())
+    return Origin(GIVEN, origin.detach().to(x).expand(T, d).repeat_interleave(x.shape[1] // d, 1))

@@ -11,19 +11,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from secant.errors import ModelRefused, NoPoint
+from secant.errors import ModelRefused, NoPoint, SecantError
 from secant.foreign import explained
 from secant.linearize.conventions import ZERO, Convention, convention_named
 from secant.linearize.forms import live
 from secant.linearize.precision import Precision
-from secant.linearize.replay import InjectedConstant, Patch, Replay, ReplayWithConstants, Visit
+from secant.linearize.replay import InjectedConstant, Patch, Replay, ReplayWithConstants, Visit, by_token
 from secant.linearize.residual_stream import HookPoint, Layer, layers, token_axes, token_axis
 from secant.linearize.rules import whole
 from secant.linearize.secants import Open
@@ -31,6 +31,7 @@ from secant.linearize.tape import LayerCall, Record, Tape, WithoutParameters
 from secant.linearize.untouched import State, untouched
 from secant.model.hooks import observing_inputs, replacing_outputs, seen_whole
 from secant.model.lm import LM
+from secant.numeric import relative
 from secant.operators.operator import Graph, Operator
 
 
@@ -118,14 +119,18 @@ class Unembedding:
     Attributes:
         use: Which use of the head in the pass it is.
         call: Which call of the head's module it is, counted from 1; 0 if the module is not called.
-        hidden: The hidden states that the head is applied to, (streams, T, d).
-        stream: The one of these streams that the logits belong to.
+        hidden: The hidden states that the head is applied to, (streams, T, d) or, of several copies, (copies, T, d).
+        stream: The one of these streams that the logits belong to; None of several copies.
     """
 
     use: int
     call: int
     hidden: Tensor = field(repr=False)
-    stream: int
+    stream: int | None
+
+    def rows(self, hidden: Float[Tensor, "streams T d"]) -> Float[Tensor, "T n"]:
+        """Returns what the logits belong to, one row for each token."""
+        return by_token(hidden, 1, len(hidden)) if self.stream is None else hidden[self.stream]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +147,8 @@ class Recording:
         layer_calls: The calls of members of module lists.
         captured: The outputs of the steps that were asked for.
         state: The state in which the model started; every replay starts in it too.
+        seeds: The seed of the random reference of each copy of the prompt.
+        single: If the prompt has several copies, the recording of one, which has the same steps.
     """
 
     ids: list[int]
@@ -153,16 +160,24 @@ class Recording:
     layer_calls: list[LayerCall] = field(default_factory=list, repr=False)
     captured: dict[int, Tensor] = field(default_factory=dict, repr=False)
     state: State | None = field(default=None, repr=False)
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
+    single: Recording | None = field(default=None, repr=False)
+
+    @property
+    def copies(self) -> int:
+        """How many copies of the prompt ran as one batch."""
+        return self.tape.copies
 
     @cached_property
     def layers(self) -> list[Layer]:
         """The layers of the model, or none if no module list carries a stream of all tokens."""
-        return layers(self.tape.steps, self.layer_calls, len(self.ids))
+        return self.single.layers if self.single else layers(self.tape.steps, self.layer_calls, len(self.ids))
 
     @cached_property
     def norm_output(self) -> list[HookPoint]:
         """Where the output of the final norm is, if it has one row for each token."""
+        if self.single:
+            return self.single.norm_output
         step, T = self.steps["norm"], len(self.ids)
         shape = self.tape.steps[step].shape
         axis = token_axis(shape, T)
@@ -171,6 +186,8 @@ class Recording:
     @cached_property
     def token_axes(self) -> dict[int, int]:
         """The steps that named activations consist of, and the dimension of each output that counts tokens."""
+        if self.single:
+            return self.single.token_axes
         found = {point.step: point.axis for point in self.norm_output}
         return found | dict(token_axes(self.layers, self.tape.steps, len(self.ids)))
 
@@ -183,10 +200,13 @@ def record(
     precision: torch.dtype,
     wanted: Iterable[int] = (),
     state: State | None = None,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
     secants: bool = True,
 ) -> Recording:
     """Run the model unaltered, and record what a convention freezes.
+
+    A recording of several copies of the prompt, of which each has a reference of its own, is one of one larger network:
+    a row of its embeddings, and of whatever else has a row for each token, has those of an element next to each other.
 
     Secants are collected in a pass of the model itself at the reference of the convention. Routing and other choices
     stay as they were at the prompt.
@@ -199,7 +219,7 @@ def record(
         precision: The type in which the network will be evaluated.
         wanted: Steps whose outputs are captured.
         state: The state in which the model starts.
-        seed: The seed of a random reference.
+        seeds: The seed of a random reference, for each copy of the prompt.
         secants: Whether secants are collected; without them, only the recorded values can be used.
 
     Raises:
@@ -208,12 +228,12 @@ def record(
         TrainingMode: The model is in training mode.
         ModelRefused: The model fails when it runs with gradients.
     """
-    chosen = convention_named(convention)
-    mode = Record(lm.model, lm.head, chosen, precision if precision != lm.dtype else None, wanted)
-    moving = mode.enter(x)
+    chosen, copies = convention_named(convention), len(seeds)
+    mode = Record(lm.model, lm.head, chosen, precision if precision != lm.dtype else None, wanted, copies)
+    moving = mode.enter(x.repeat_interleave(copies, 1))
     odd = explained(ModelRefused, "A model must run with gradients as it does without", "Report its type.")
     with running(lm, lm.dtype, state=state), noting_head(lm, mode), noting_layer_calls(lm, mode) as calls, mode, odd:
-        logits = lm.forward(ids, moving)
+        logits = lm.forward(ids, moving, copies)
     if logits.shape[1] != len(ids):
         raise NoPoint(
             "A model must give logits for exactly the prompt's tokens",
@@ -222,12 +242,17 @@ def record(
         )  # fmt: skip
     unembedding, made = _unembedding(lm, mode, logits, len(ids))
     steps = {"norm": made, "logits": mode.maker(logits)}
-    values = {"norm": unembedding.hidden[unembedding.stream], "logits": logits[0].detach()}
+    values = {"norm": unembedding.rows(unembedding.hidden), "logits": _rows(logits.detach())}
     kept = {step: v for step, v in mode.values.items() if v is not None}  # None if the pass diverged before that step
-    recording = Recording(list(ids), mode.tape, values, steps, unembedding, convention, calls, kept, state, seed)
+    how = (unembedding, convention, calls, kept, state, tuple(seeds))
+    recording = Recording(list(ids), mode.tape, values, steps, *how)
     if secants and chosen.secants:
-        _collect(lm, recording, reference(lm, x, chosen, state, seed))
+        _collect(lm, recording, reference(lm, x, chosen, state, seeds))
     return recording
+
+
+TOGETHER = 256
+"""The most tokens that copies of a prompt have together in one batch."""
 
 
 def references(
@@ -236,9 +261,10 @@ def references(
     x: Float[Tensor, "T d"],
     precision: torch.dtype,
     seeds: Sequence[int],
-    wanted: Iterable[int] = (),
+    together: bool = True,
 ) -> Iterator[Recording]:
-    """Returns a recording for each of other random references, with its secants. The prompt is recorded once, now.
+    """Yields recordings with their secants at random references: at as many as a batch takes, in one pass for all of
+    them, or at one after the other where the model does not do the same with a batch.
 
     Args:
         lm: The model.
@@ -246,18 +272,55 @@ def references(
         x: The prompt's embeddings.
         precision: The type in which the network will be evaluated.
         seeds: The seed of each reference.
-        wanted: Steps whose outputs are captured, for the prompt's own recording too: they are those of the same pass.
+        together: Whether a recording can have several.
     """
-    chosen = convention_named(own.convention)
-    opened = record(lm, own.ids, x, own.convention, precision, wanted, own.state, secants=False)
-    own.captured.update(opened.captured)
+    chosen, size = convention_named(own.convention), 1
+    if together and _batchable(own):
+        size = max(1, min(len(seeds), TOGETHER // len(own.ids)))
 
-    def at_reference(seed: int) -> Recording:
-        recording = replace(opened, tape=opened.tape.copy(), seed=seed)
-        _collect(lm, recording, reference(lm, x, chosen, own.state, seed))
-        return recording
+    @cache
+    def opened(copies: int) -> Recording | None:
+        """The prompt's own pass, before a reference has been seen; None if a batch does not repeat it."""
+        how = (own.convention, precision, own.token_axes, own.state, range(copies))
+        try:
+            found = record(lm, own.ids, x, *how, secants=False)
+        except SecantError:
+            if copies == 1:
+                raise
+            return None
+        return found if copies == 1 or _repeats(own, found) else None
 
-    return map(at_reference, seeds)
+    if opened(size) is None:
+        size = 1
+    for start in range(0, len(seeds), size):
+        some = tuple(seeds[start : start + size])
+        if some == own.seeds:
+            yield own
+            continue
+        found = opened(len(some))
+        assert found is not None, "a smaller batch repeats it too"
+        if found.copies == 1:
+            own.captured.update(found.captured)
+        recording = replace(found, tape=found.tape.copy(), seeds=some, single=own if found.copies > 1 else None)
+        _collect(lm, recording, reference(lm, x, chosen, own.state, some))
+        yield recording
+
+
+def _batchable(own: Recording) -> bool:
+    """Whether named activations begin with a batch, so that several copies of the prompt can be told apart."""
+    shapes = ((own.tape.steps[step].shape, axis) for step, axis in own.token_axes.items())
+    return len(own.ids) > 1 and len(own.unembedding.hidden) == 1 and all(a and s[0] == 1 for s, a in shapes)
+
+
+def _repeats(own: Recording, opened: Recording) -> bool:
+    """Whether a pass of several copies did with each of them what the pass of one did."""
+    before, after, copies = own.tape.steps, opened.tape.steps, opened.copies
+    if [step.function for step in before] != [step.function for step in after]:
+        return False
+    if any(after[step].shape != (copies, *before[step].shape[1:]) for step in own.token_axes):
+        return False
+    logits = own.values["logits"].repeat_interleave(copies, 1)
+    return relative(opened.values["logits"], logits) <= 64 * torch.finfo(logits.dtype).eps
 
 
 def _collect(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> None:
@@ -267,22 +330,32 @@ def _collect(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> None:
     moving = mode.enter(x)
     call = 0 if beyond else recording.unembedding.call
     with running(lm, lm.dtype, state=recording.state), stopping_at_head(lm, call), mode:
-        lm.forward(recording.ids, moving)
+        lm.forward(recording.ids, moving, recording.copies)
     with torch.inference_mode(False), torch.no_grad():
         recording.tape.close()
 
 
 def reference(
-    lm: LM, x: Float[Tensor, "T d"], convention: Convention, state: State | None, seed: int
-) -> Float[Tensor, "T d"]:
-    """Returns the embeddings of a convention's reference: zeros, or random tokens after the prompt's own first one."""
+    lm: LM, x: Float[Tensor, "T d"], convention: Convention, state: State | None, seeds: Sequence[int]
+) -> Float[Tensor, "T n"]:
+    """Returns the embeddings of a convention's reference: zeros, or random tokens after the prompt's own first one.
+
+    Args:
+        lm: The model.
+        x: The prompt's embeddings.
+        convention: The convention.
+        state: The state in which the model starts.
+        seeds: The seed of the random tokens, for each copy of the prompt.
+    """
     if convention.reference == ZERO:
-        return torch.zeros_like(x)
-    ids = torch.randint(lm.size, (len(x),), generator=torch.Generator().manual_seed(seed)).tolist()
-    with running(lm, lm.dtype, state=state):
-        found = lm.embed(ids).to(x).clone()
-    found[0] = x[0]
-    return found
+        return torch.zeros_like(x).repeat_interleave(len(seeds), 1)
+    found = []
+    for seed in seeds:
+        ids = torch.randint(lm.size, (len(x),), generator=torch.Generator().manual_seed(seed)).tolist()
+        with running(lm, lm.dtype, state=state):
+            found.append(lm.embed(ids).to(x).clone())
+        found[-1][0] = x[0]
+    return by_token(torch.stack(found), 1, len(found))
 
 
 def _unembedding(lm: LM, mode: Record, logits: Tensor, length: int) -> tuple[Unembedding, int]:
@@ -298,7 +371,8 @@ def _unembedding(lm: LM, mode: Record, logits: Tensor, length: int) -> tuple[Une
         )  # fmt: skip
     hidden = streams(given.detach(), length)
     call = sum(each.called for each in uses) if uses[-1].called else 0
-    return Unembedding(use, call, hidden, _stream_of(lm, hidden, logits[0])), uses[-1].made
+    stream = _stream_of(lm, hidden, logits[0]) if len(logits) == 1 else None
+    return Unembedding(use, call, hidden, stream), uses[-1].made
 
 
 def _stream_of(lm: LM, hidden: Tensor, logits: Tensor) -> int:
@@ -307,6 +381,11 @@ def _stream_of(lm: LM, hidden: Tensor, logits: Tensor) -> int:
         return 0
     with torch.no_grad():
         return min(range(len(hidden)), key=lambda i: torch.linalg.vector_norm(lm.head(hidden[i]) - logits).item())
+
+
+def _rows(logits: Float[Tensor, "copies T vocabulary"]) -> Float[Tensor, "T n"]:
+    """The logits, one row for each token."""
+    return logits[0] if len(logits) == 1 else by_token(logits, 1, len(logits))
 
 
 def streams(hidden: Tensor, length: int) -> Tensor:
@@ -322,19 +401,20 @@ class Network:
         lm: The model.
         recording: The recording.
         precision: The type in which the network is evaluated.
-        input: The prompt's embeddings.
+        input: The prompt's embeddings, of all copies.
     """
 
     lm: LM
     recording: Recording
     precision: torch.dtype
-    input: Float[Tensor, "T d"] = field(repr=False)
+    input: Float[Tensor, "T n"] = field(repr=False)
 
     @classmethod
     def of(cls, lm: LM, recording: Recording, x: Float[Tensor, "T d"], precision: torch.dtype) -> Network:
         """Returns the network of a recording at the prompt's embeddings x."""
         with torch.inference_mode(False):
-            return cls(lm, recording, precision, x.detach().to(precision, copy=True).requires_grad_())
+            leaf = x.detach().repeat_interleave(recording.copies, 1)
+            return cls(lm, recording, precision, leaf.to(precision, copy=True).requires_grad_())
 
     @cached_property
     def points(self) -> dict[str, Tensor]:
@@ -474,7 +554,8 @@ def _through(
     """The norm and the logits of a replay."""
     moving = mode.enter(x.to(precision))
     with running(lm, precision, precision != lm.dtype, recording.state), mode:
-        lm.forward(recording.ids, moving)
+        lm.forward(recording.ids, moving, recording.copies)
     with torch.inference_mode(False), torch.enable_grad():
         norm, logits = (mode.points[recording.steps[name]] for name in ("norm", "logits"))
-        return {"norm": streams(norm, len(recording.ids))[recording.unembedding.stream], "logits": logits[0]}
+        hidden = streams(norm, len(recording.ids))
+        return {"norm": recording.unembedding.rows(hidden), "logits": _rows(logits)}

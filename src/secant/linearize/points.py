@@ -26,7 +26,7 @@ from secant.linearize.network import Network, record, replayed, replayed_with_co
 from secant.linearize.readout import Readout
 from secant.linearize.replay import InjectedConstant, by_token
 from secant.linearize.residual_stream import HookPoint, Layer, Part
-from secant.linearize.tape import Step
+from secant.linearize.tape import Tape
 from secant.numeric import relative
 from secant.operators.operator import ColumnSlice, Composed, Graph, Operator
 
@@ -87,19 +87,20 @@ class ActivationGraph:
         """
         lm, recording, precision = network.lm, network.recording, network.precision
         found, axes = recording.layers, recording.token_axes
-        x, own = network.input.detach().to(lm.dtype), recording
+        x, own = network.input.detach()[:, :: recording.copies].to(lm.dtype), recording
         if not axes.keys() <= recording.captured.keys():
-            own = record(lm, recording.ids, x, recording.convention, precision, axes, recording.state, secants=False)
+            how = (recording.convention, precision, axes, recording.state, recording.seeds)
+            own = record(lm, recording.ids, x, *how, secants=False)
         if [step.function for step in own.tape.steps] != [step.function for step in recording.tape.steps]:
             raise ReplayMismatch(
                 "A model must repeat its recorded calls", "different ones",
                 "The model was changed after the recording: freeze the prompt again.",
             )  # fmt: skip
         named, by_step, _ = network.with_constants
-        points = _points(found, _kinds(network, found, by_step), by_step, recording.tape.steps, recording.norm_output)
-        steps = {step: by_token(own.captured[step], axis).to(precision) for step, axis in axes.items()}
+        points = _points(found, _kinds(network, found, by_step), by_step, recording.tape, recording.norm_output)
+        copies, x = recording.copies, network.input
+        steps = {step: by_token(own.captured[step], axis, copies).to(precision) for step, axis in axes.items()}
         values = {name: value.to(precision) for name, value in own.values.items()}
-        x = network.input
         return cls(
             network,
             found,
@@ -428,7 +429,7 @@ def _kinds(network: Network, found: Sequence[Layer], by_step: dict[int, Tensor])
             network.recording.convention,
             precision,
             state=network.recording.state,
-            seed=network.recording.seed,
+            seeds=network.recording.seeds,
         )
         longer = Network.of(lm, twice, x, precision)
         axes = longer.recording.token_axes
@@ -475,7 +476,7 @@ def _points(
     found: Sequence[Layer],
     kinds: list[list[str]],
     by_step: dict[int, Tensor],
-    steps: Sequence[Step],
+    tape: Tape,
     norm: Sequence[HookPoint],
 ) -> dict[str, Point]:
     """Every point by name, in order."""
@@ -486,7 +487,7 @@ def _points(
                 points.append(Point(f"layers.{i}.{kind}", tuple(part.output.step for part in parts), i))
                 if kind == "attn" and len(parts) == 1 and (heads := parts[0].heads) is not None:
                     points.append(Point(f"layers.{i}.attn.heads", (heads.step,), i))
-                    d, width = steps[heads.step].shape[-1], by_step[heads.step].shape[1]
+                    d, width = tape.steps[heads.step].shape[-1] * tape.copies, by_step[heads.step].shape[1]
                     names = (f"layers.{i}.attn.heads.{h}" for h in range(width // d))
                     points += [Point(n, (), i, slice(h * d, (h + 1) * d)) for h, n in enumerate(names)]
         points.append(Point(f"layers.{i}", (layer.output.step,), i))

@@ -88,11 +88,11 @@ class Replay(Mode):
     def _rerouted(self, number: int, out: Tensor, into: Tensor | None) -> Tensor:
         """The same output, computed from the point, which is kept."""
         axis = self.token_axes[number]
-        point = self.patches[number] if number in self.patches else by_token(out, axis)
+        point = self.patches[number] if number in self.patches else by_token(out, axis, self.tape.copies)
         if number in self.subtracted:
             point = point - self.subtracted[number]
         self.points[number] = point
-        through = of_tokens(self.continued_with.get(number, point), out.shape, axis).clone()
+        through = of_tokens(self.continued_with.get(number, point), out.shape, axis, self.tape.copies).clone()
         return through if into is None else into.copy_(through)
 
     def _cast(self, tensor: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class Patch(Mode):
             return mapped(out, Tensor.detach)  # not live, as in the recording
         made = out if into is None else into
         if number in self.patches:
-            given = of_tokens(self.patches[number].to(made), made.shape, self.token_axes[number])
+            given = of_tokens(self.patches[number].to(made), made.shape, self.token_axes[number], self.tape.copies)
             out = made = given.clone() if into is None else into.copy_(given)
         for tensor in tensors(made):
             self.known[tensor] = None
@@ -253,14 +253,26 @@ def _within(base: Tensor, view: Tensor, constant: Tensor | None) -> Tensor | Non
         return whole if whole.any() else None
 
 
-def by_token(tensor: Tensor, axis: int) -> Tensor:
-    """Returns a copy with one row for each token, `[T, n]`, of a tensor whose dimension `axis` counts tokens."""
+def by_token(tensor: Tensor, axis: int, copies: int = 1) -> Tensor:
+    """Returns a copy with one row for each token, `[T, n]`, of a tensor whose dimension `axis` counts tokens.
+
+    Args:
+        tensor: The tensor.
+        axis: The dimension.
+        copies: If more than 1, the first dimension counts copies of the prompt. A row has those of an element next to
+            each other.
+    """
+    if copies > 1:
+        return tensor.movedim((axis, 0), (0, -1)).reshape(tensor.shape[axis], -1).clone()
     rows = tensor.movedim(axis, 0) if any(n != 1 for n in tensor.shape[:axis]) else tensor
     return rows.reshape(tensor.shape[axis], -1).clone()
 
 
-def of_tokens(rows: Tensor, shape: Sequence[int], axis: int) -> Tensor:
-    """Returns the tensor of this shape with these rows: the inverse of `by_token`."""
+def of_tokens(rows: Tensor, shape: Sequence[int], axis: int, copies: int = 1) -> Tensor:
+    """Returns the tensor of this shape with these rows: the inverse of `by_token`, with the same arguments."""
+    if copies > 1:
+        others = (n for i, n in enumerate(shape) if i not in (0, axis))
+        return rows.view(shape[axis], *others, copies).movedim((0, -1), (axis, 0)).contiguous()
     if all(n == 1 for n in shape[:axis]):
         return rows.view(shape)  # a transposed tensor would keep batched products from folding into one
     return rows.view(shape[axis], *(n for i, n in enumerate(shape) if i != axis)).movedim(0, axis)

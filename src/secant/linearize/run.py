@@ -7,7 +7,7 @@ own constants contribute (J. Golden, TMLR 2025, arXiv 2505.24293, equation 5, wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, SupportsIndex
@@ -194,7 +194,8 @@ class Run(Result):
     stamp: weights.WeightsState | None = field(default=None, repr=False)
     chosen: str | None = field(default=None, repr=False)
     _ordinary: Tensor | None = field(default=None, repr=False)  # if the certificate computed it
-    _under: dict[str | int, Run] = field(default_factory=dict, repr=False)
+    _under: dict[str, Run] = field(default_factory=dict, repr=False)
+    _at_references: dict[tuple[int, bool], list[Run]] = field(default_factory=dict, repr=False)
 
     def unchanged(self) -> None:
         """Raises ReplayMismatch if the model's weights have changed since."""
@@ -336,34 +337,38 @@ class Run(Result):
             return self.under(label)
         self.unchanged()
         network, own = self.network, self.network.recording
-        recording = record(self.lm, self.ids, self.input, label, network.precision, state=own.state, seed=self.seed)
+        recording = record(self.lm, self.ids, self.input, label, network.precision, state=own.state, seeds=[self.seed])
         return replace(
-            self, network=Network.of(self.lm, recording, self.input, network.precision), chosen=label, _under={},
+            self._of(recording), chosen=label,
             certificate=replace(self.certificate, convention=label, operations=recording.tape.operations()),
         )  # fmt: skip
 
-    def references(self, count: int) -> Iterator[Run]:
-        """Yields the run with each of several random references, beginning with its own.
+    def _of(self, recording: Recording) -> Run:
+        """The run with another recording of its prompt."""
+        own = Network.of(self.lm, recording, self.input, self.network.precision)
+        return replace(self, network=own, seed=recording.seeds[0], _under={}, _at_references={})
 
-        The others are drawn with the seeds that follow. Their certificate is this run's own: it is not measured again.
+    def references(self, count: int, together: bool = True) -> list[Run]:
+        """Returns runs of the prompt that together have several random references, beginning with this run's own.
+
+        The others are drawn with the seeds that follow. A run that has several is one of as many copies of the prompt.
+        Its certificate is this run's own, which is not measured again.
 
         Args:
             count: The number of references.
+            together: Whether a run can have several.
 
         Raises:
             SecantError: Whatever `freeze` raises.
         """
-        seeds = range(self.seed + 1, self.seed + count)
-        missing = [seed for seed in seeds if seed not in self._under]
-        network = self.network
-        about = (self.lm, network.recording, self.input, network.precision)
-        found = references(*about, missing, network.recording.token_axes) if missing else iter(())
-        yield self
-        for seed in seeds:
-            if seed not in self._under:
-                own = Network.of(self.lm, next(found), self.input, network.precision)
-                self._under[seed] = replace(self, network=own, seed=seed, _under={})
-            yield self._under[seed]
+        if count == 1:
+            return [self]
+        if (count, together) not in self._at_references:
+            network, seeds = self.network, range(self.seed, self.seed + count)
+            found = references(self.lm, network.recording, self.input, network.precision, seeds, together)
+            own = network.recording
+            self._at_references[count, together] = [self if each is own else self._of(each) for each in found]
+        return self._at_references[count, together]
 
     @checked
     def operator(
@@ -519,7 +524,7 @@ def _frozen(
     with running(lm, lm.dtype, state=state) as own, odd:
         x, plain = lm.embed(ids), lm.logits(ids)
     stock = _stock_error(lm, ids, plain, state) if lm.dtype == torch.float64 else None
-    recording = record(lm, ids, x, convention, system, state=state, seed=seed)
+    recording = record(lm, ids, x, convention, system, state=state, seeds=[seed])
     if not recording.values["norm"][-1].any():
         raise NotExact("The final hidden state must not be zero", "one that is 0", "Check the final norm's weights.")
     network = Network.of(lm, recording, x, system)

@@ -96,9 +96,10 @@ class LayerCall:
 
 @dataclass
 class Tape:
-    """A recorded pass: its calls with live arguments, in order."""
+    """A recorded pass: its calls with live arguments, in order, for a batch of `copies` of the prompt."""
 
     steps: list[Step] = field(default_factory=list)
+    copies: int = 1
     _storages: dict[int, list[Step]] = field(default_factory=dict, repr=False)
 
     def append(self, step: Step) -> None:
@@ -119,7 +120,7 @@ class Tape:
 
     def copy(self) -> Tape:
         """Returns a tape with the same steps, whose open forms have seen no reference."""
-        found = Tape()
+        found = Tape(copies=self.copies)
         for step in self.steps:
             form = step.form
             found.append(replace(step, form=replace(form, found={}) if isinstance(form, Open) else form))
@@ -379,6 +380,7 @@ class Record(Mode):
         convention: Which exact affine map stands for each operation.
         precision: The lowest type that coefficients are computed in; float32 by default.
         wanted: The steps whose values are kept.
+        copies: How many copies of the prompt run as one batch.
 
     Raises:
         NoRule: A function with a live argument has no row in the table of rules.
@@ -393,8 +395,9 @@ class Record(Mode):
         convention: Convention = CONVENTIONS["gate"],
         precision: torch.dtype | None = None,
         wanted: Iterable[int] = (),
+        copies: int = 1,
     ) -> None:
-        super().__init__(Tape())
+        super().__init__(Tape(copies=copies))
         self.values: dict[int, Any] = dict.fromkeys(wanted)
         self.convention, self.precision = convention, precision
         self.modules = {id(module): name or type(module).__name__ for name, module in model.named_modules()}

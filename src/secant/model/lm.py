@@ -276,7 +276,9 @@ class LM:
         with torch.no_grad():
             return self.model(input_ids=self._tensor(ids), use_cache=False).logits[0]
 
-    def forward(self, ids: Sequence[int], embeds: Float[Tensor, "T d"]) -> Float[Tensor, "batch positions vocabulary"]:
+    def forward(
+        self, ids: Sequence[int], embeds: Float[Tensor, "T n"], copies: int = 1
+    ) -> Float[Tensor, "copies positions vocabulary"]:
         """The model's logits for these tokens with different embeddings, whatever graph or mode is active.
 
         Everything else that the model derives from tokens (positions, per-layer embeddings, routing by token) stays as
@@ -284,24 +286,26 @@ class LM:
 
         Args:
             ids: The tokens.
-            embeds: The embeddings that replace theirs.
+            embeds: The embeddings that replace theirs; those of several copies as `by_token` has them.
+            copies: How many copies of the prompt run as one batch, each with embeddings of its own.
 
         """
         tokens = self._tensor(ids)
 
         def embedded(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor | None:
             """The given embeddings for these tokens; tokens that the model adds around them keep their own."""
-            given = (args[0] if args else next(iter(kwargs.values()))).flatten().long()
+            given = (args[0] if args else next(iter(kwargs.values()))).reshape(copies, -1)[0].long()
             if len(given) < len(ids) or out.numel() != len(given) * embeds.shape[-1]:
                 return None
             places = (given.unfold(0, len(ids), 1) == tokens).all(-1).nonzero().flatten().tolist()
             if len(places) != 1:
                 return None
-            rows = out.detach().reshape(len(given), -1)
-            return torch.cat([rows[: places[0]], embeds, rows[places[0] + len(ids) :]]).view(out.shape)
+            rows = out.detach().reshape(copies, len(given), -1)
+            own = embeds.view(len(ids), -1, copies).movedim(-1, 0)
+            return torch.cat([rows[:, : places[0]], own, rows[:, places[0] + len(ids) :]], dim=1).view(out.shape)
 
         with replacing_outputs([self.model.get_input_embeddings()], embedded):
-            return self.model(input_ids=tokens, use_cache=False).logits
+            return self.model(input_ids=tokens.expand(copies, -1), use_cache=False).logits
 
     def _tensor(self, ids: Sequence[int]) -> Int[Tensor, "1 T"]:
         return torch.tensor([list(ids)], device=self.device)
