@@ -328,13 +328,13 @@ def test_contributions_from_random_prompts_sum_to_the_model_s_own_difference(
 
 @pytest.mark.parametrize(
     ("family", "together"),
-    [("llama", 3), ("gpt2", 2), ("gemma3_text", 3), ("mixtral", 3), ("mamba", 3), ("bamba", 3), ("bloom", 1), ("deepseek_v3", 3),
-     ("gpt_oss", 3), ("gemma3n_text", 1), ("jamba", 3), ("rwkv", 3)],
+    [("llama", 3), ("gpt2", 2), ("gemma3_text", 3), ("mixtral", 3), ("mamba", 3), ("bamba", 3), ("bloom", 1),
+     ("deepseek_v3", 3), ("gpt_oss", 3), ("gemma3n_text", 1), ("jamba", 3), ("rwkv", 3)],
 )  # fmt: skip
 def test_contributions_are_the_mean_over_references(
     family: str, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many references as fit share the passes of one batch. Bloom folds it into its heads, Gemma 3n puts streams first."""
+    """As many references as fit share a batch. Bloom folds it into its heads, Gemma 3n puts streams before it."""
     monkeypatch.setattr("secant.linearize.network.TOGETHER", together * LENGTH)
     run = sc.freeze(model_of(family), prompt(), convention="secant")
     copies = [own.network.recording.copies for own in run.references(3)]

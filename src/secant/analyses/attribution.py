@@ -544,7 +544,7 @@ def _row(kind: str, name: str, contribution: float, **where: Any) -> dict[str, A
 
 
 def _dot(g: Tensor | None, x: Tensor) -> float:
-    """g·x in float64; 0 where the logit does not depend on x, which may be infinite there, as a mask's constants are."""
+    """g·x in float64; 0 where the logit does not depend on x, which may be infinite there, as in a mask."""
     if g is None:
         return 0.0
     slope, value = wide(g).flatten(), wide(x).flatten()
