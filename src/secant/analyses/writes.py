@@ -10,7 +10,7 @@ head it is nearest to are promoted, those that it is farthest from suppressed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -24,7 +24,7 @@ from secant.linearize.run import POSITION, TOKEN, Run
 from secant.operators.batched import Blocks
 from secant.operators.operator import Graph
 from secant.results.schema import Column, Table
-from secant.stream.decode import RANK, SCORE, WORD, WORD_ID, Null, Z, decode, norms_kept, ranked
+from secant.stream.decode import RANK, SCORE, WORD, WORD_ID, Null, Z, decode, ranked
 from secant.stream.layers import LAYER, PART
 from secant.stream.sweep import depths, part_of
 
@@ -72,16 +72,15 @@ def depth_words(
         A row for each top token; none if the layers can't be found or read out.
 
     """
-    rows = []
-    try:
-        with norms_kept():
-            for name, terms in depth_terms(run, tokens, origin):
-                where = {"layer": run.inside[name].layer, "part": part_of(name)}
-                each = [where | {"position": t, "token": run.tokens[t]} for t in tokens]
-                rows += _decoded(run, each, terms, top, null)
-    except NoPoint:
-        rows = []
-    return DEPTH_WORDS.frame(rows)
+
+    def each() -> Iterator[tuple[dict[str, Any], Tensor]]:
+        for name, terms in depth_terms(run, tokens, origin):
+            where = {"layer": run.inside[name].layer, "part": part_of(name)}
+            yield from (
+                (where | {"position": t, "token": run.tokens[t]}, term) for t, term in zip(tokens, terms, strict=True)
+            )
+
+    return DEPTH_WORDS.frame(_decoded(run, each(), top, null))
 
 
 def head_words(run: Run, top: int, null: Null | None) -> pd.DataFrame:
@@ -96,15 +95,11 @@ def head_words(run: Run, top: int, null: Null | None) -> pd.DataFrame:
         A row for each top token; none if the heads can't be found or read out.
 
     """
-    rows = []
-    try:
-        with norms_kept():
-            for name, terms in head_terms(run):
-                layer = run.inside[name].layer
-                rows += _decoded(run, [{"layer": layer, "head": h} for h in range(len(terms))], terms, top, null)
-    except NoPoint:
-        rows = []
-    return HEAD_WORDS.frame(rows)
+    each = (
+        ({"layer": run.inside[name].layer, "head": head}, term)
+        for name, terms in head_terms(run) for head, term in enumerate(terms)
+    )  # fmt: skip
+    return HEAD_WORDS.frame(_decoded(run, each, top, null))
 
 
 def head_terms(run: Run) -> Iterator[tuple[str, Float[Tensor, "heads d_out"]]]:
@@ -133,14 +128,21 @@ def head_terms(run: Run) -> Iterator[tuple[str, Float[Tensor, "heads d_out"]]]:
 
 
 def _decoded(
-    run: Run, where: Sequence[dict[str, Any]], terms: Float[Tensor, "n d_out"], top: int, null: Null | None
+    run: Run, each: Iterable[tuple[dict[str, Any], Float[Tensor, " d_out"]]], top: int, null: Null | None
 ) -> list[dict[str, Any]]:
-    """A row for each top token of each term, promoted and suppressed."""
-    decoded = {sign: decode(run.lm, way * terms.T, "output", top, null=null) for sign, way in SIGNS.items()}
+    """A row for each top token of each term, promoted and suppressed; none if the activations can't be read out."""
+    try:
+        every = list(each)
+    except NoPoint:
+        every = []
+    if not every:
+        return []
+    columns = torch.stack([term for _, term in every], 1)
+    found = decode(run.lm, torch.cat([way * columns for way in SIGNS.values()], 1), "output", top, null=null)
     return [
         here | {"sign": sign} | word
-        for sign, own in decoded.items()
-        for here, words in zip(where, own, strict=True)
+        for i, (here, _) in enumerate(every)
+        for sign, words in zip(SIGNS, found[i :: len(every)], strict=True)
         for word in ranked(words)
     ]
 
