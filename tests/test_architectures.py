@@ -16,6 +16,7 @@ import secant as sc
 
 SAMPLE = (
     "apertus",  # xIELU, written out
+    "bamba",  # a mask of minus infinity on the way of live decays
     "bert",  # an encoder, run as a decoder
     "bloom",  # ALiBi; an activation that is a custom autograd function
     "deepseek_v3",  # latent attention, grouped experts, router biases
@@ -76,13 +77,14 @@ def test_exact_or_refused(kind: str, table: dict[str, dict[str, str]]) -> None:
 
 
 @pytest.mark.slow
-def test_a_logit_is_what_it_is_made_of(kind: str, table: dict[str, dict[str, str]]) -> None:
+@pytest.mark.parametrize("convention", ["gate", "secant"])
+def test_a_logit_is_what_it_is_made_of(kind: str, convention: str, table: dict[str, dict[str, str]]) -> None:
     """Both sums, their crossing, and heads, of a network of every kind."""
     if table[kind]["result"] != "exact":
         pytest.skip("no run to attribute")
     if table[kind]["transformers"] != transformers.__version__:
         pytest.skip(f"the table is of transformers {table[kind]['transformers']}")
-    a = sc.attribute(frozen(kind), 11, flow=True)
+    a = sc.attribute(frozen(kind), 11, flow=True, convention=convention, references=2)
     close = {"abs": 1e-12 * a.table["contribution"].abs().sum(), "rel": 0}
     assert a.total == pytest.approx(a.logit, **close)
     assert a.direct == pytest.approx(a.logit, **close)

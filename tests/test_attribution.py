@@ -328,8 +328,7 @@ def test_contributions_from_random_prompts_sum_to_the_model_s_own_difference(
 
 @pytest.mark.parametrize(
     ("family", "together"),
-    [("llama", 3), ("gpt2", 2), ("gemma3_text", 3), ("mixtral", 3), ("mamba", 3), ("bamba", 3), ("bloom", 1),
-     ("deepseek_v3", 3), ("gpt_oss", 3), ("gemma3n_text", 1), ("jamba", 3), ("rwkv", 3)],
+    [("llama", 3), ("gpt2", 2), ("gemma3_text", 3), ("mixtral", 3), ("mamba", 3), ("bloom", 1), ("gemma3n_text", 1)],
 )  # fmt: skip
 def test_contributions_are_the_mean_over_references(
     family: str, together: int, monkeypatch: pytest.MonkeyPatch

@@ -22,30 +22,23 @@ A direction, and an activation inside the network, have the first sum alone, wit
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, SupportsIndex
 
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from secant.analyses.origins import Origin, origin_line, origin_of
 from secant.analyses.sinks import Selective
 from secant.analyses.targets import BASELINES, Target, target_of
+from secant.analyses.terms import ORIGIN, Parts, dot, entry, input_rows, slopes_by_input, token_rows
 from secant.errors import BadArgument, NotExact, checked, integer
 from secant.linearize.conventions import Named, convention_named
-from secant.linearize.network import Network
-from secant.linearize.points import ActivationGraph
-from secant.linearize.replay import InjectedConstant
 from secant.linearize.run import CONVENTION, HIDDEN_OPERATION, LOGIT, POSITION, TOKEN, Run
 from secant.memory import limited
 from secant.numeric import wide
-from secant.operators.batched import Blocks
-from secant.operators.operator import Graph
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, View
@@ -105,9 +98,6 @@ BESIDE = Table(
     (CONVENTION, POSITION, TOKEN, Column("contribution", float, "what the token contributes", LOGIT, show="logit")),
 )
 DELETION = Table("deletion", "a token that was deleted", (POSITION, TOKEN, EFFECT))
-
-ORIGIN = "origin"
-"""The name of the row of kind constant that has J x₀."""
 
 SMALL = 0.1
 """Contributions have shares if their sum is more than this share of the sum of their absolute values."""
@@ -499,8 +489,8 @@ def _attributed(
         copies = run.network.recording.copies
         e = (target.weights / copies).repeat_interleave(copies)  # the mean over all copies of the prompt
         logit = (wide(run.logits[at]) @ wide(e)).item()
-        inside = _Parts.of(run.inside, at, e) if parts else None
-        rows = _input_rows(run, _slopes_by_input(run, at, e) if inside is None else inside.by_input, origin)
+        inside = Parts.of(run.inside, at, e) if parts else None
+        rows = input_rows(run, slopes_by_input(run, at, e) if inside is None else inside.by_input, origin)
     else:
         logit, rows = _rows_of_point(run, at, target, origin)
     total = sum(row["contribution"] for row in rows)
@@ -508,7 +498,7 @@ def _attributed(
         written = inside.rows()
         direct = sum(row["contribution"] for row in written if row["kind"] != "head")
         rows += written
-        flows = inside.flow(run.tokens, origin.embeddings) if flow else None
+        flows = FLOW.frame(inside.flow(run.tokens, origin.embeddings)) if flow else None
     _certify(run, logit, [sum_ for sum_ in (total, direct) if sum_ is not None], [row["contribution"] for row in rows])
     table = CONTRIBUTIONS.frame(pd.DataFrame(rows, columns=CONTRIBUTIONS.names))
     about: dict[str, Any] = {"position": at, "origin": origin.name, "convention": run.certificate.convention}
@@ -523,10 +513,10 @@ def _rows_of_point(run: Run, at: int, target: Target, origin: Origin) -> tuple[f
     e = target.weights.to(op.bias)
     slope = (op.T @ e).view(op.input.shape)
     x = wide(op.input) - wide(origin.embeddings)
-    rows = _token_rows(run, (wide(slope) * x).sum(1).tolist())
+    rows = token_rows(run, (wide(slope) * x).sum(1).tolist())
     if origin.moved:
-        rows.append(_row("constant", ORIGIN, _dot(slope, origin.embeddings)))
-    return _dot(e, op.output), [*rows, _row("constant", "constants", _dot(e, op.bias))]
+        rows.append(entry("constant", ORIGIN, dot(slope, origin.embeddings)))
+    return dot(e, op.output), [*rows, entry("constant", "constants", dot(e, op.bias))]
 
 
 def _certify(run: Run, logit: float, sums: Sequence[float], terms: Sequence[float]) -> None:
@@ -537,236 +527,3 @@ def _certify(run: Run, logit: float, sums: Sequence[float], terms: Sequence[floa
             raise NotExact(
                 "Contributions must add up to the logit", f"{found:.6g} instead of {logit:.6g}", HIDDEN_OPERATION
             )
-
-
-def _row(kind: str, name: str, contribution: float, **where: Any) -> dict[str, Any]:
-    return {"kind": kind, "name": name, "contribution": contribution, "all_paths": contribution, **where}
-
-
-def _dot(g: Tensor | None, x: Tensor) -> float:
-    """g·x in float64; 0 where the logit does not depend on x, which may be infinite there, as in a mask."""
-    if g is None:
-        return 0.0
-    slope, value = wide(g).flatten(), wide(x).flatten()
-    if not value.isfinite().all():
-        value = torch.where(slope == 0, 0, value)
-    return (slope @ value).item()
-
-
-def _slopes(y: Tensor, inputs: Sequence[Any]) -> list[Tensor | None]:
-    """The derivatives of a number by tensors or edges of its graph."""
-    return list(torch.autograd.grad(y, inputs, retain_graph=True, allow_unused=True)) if inputs else []
-
-
-def _inputs(network: Network) -> list[Any]:
-    """The embeddings, and the edges of the graph at which constants are added."""
-    return [network.input, *(c.edge for c in network.with_constants[2])]
-
-
-def _slopes_by_input(run: Run, at: int, e: Float[Tensor, " vocabulary"]) -> list[Tensor | None]:
-    """The derivatives of a target by the embeddings and by the constants, on all paths."""
-    return _slopes(run.network.with_constants[0]["logits"][at] @ e, _inputs(run.network))
-
-
-def _input_rows(run: Run, by_input: Sequence[Tensor | None], origin: Origin) -> list[dict[str, Any]]:
-    """The contributions of tokens, of the origin unless it is zero, and of each module's constants, by all paths."""
-    constants, (gradient, *slopes) = run.network.with_constants[2], by_input
-    x = wide(run.network.input) - wide(origin.embeddings)
-    rows = _token_rows(run, [0.0] * len(x) if gradient is None else (wide(gradient) * x).sum(1).tolist())
-    if origin.moved:
-        rows.append(_row("constant", ORIGIN, _dot(gradient, origin.embeddings)))
-    return rows + _by_module("constant", constants, slopes)
-
-
-def _token_rows(run: Run, contributions: Sequence[float]) -> list[dict[str, Any]]:
-    """A row for each token."""
-    each = enumerate(zip(run.tokens, contributions, strict=True))
-    return [_row("token", name, c, position=t) for t, (name, c) in each]
-
-
-def _by_module(
-    kind: str, constants: Sequence[InjectedConstant], slopes: Sequence[Tensor | None]
-) -> list[dict[str, Any]]:
-    """The contribution of each module's constants; modules that contribute nothing are left out."""
-    found: dict[str, float] = defaultdict(float)
-    for constant, slope in zip(constants, slopes, strict=True):
-        found[constant.module] += _dot(slope, constant.value)
-    return [_row(kind, module, c) for module, c in found.items() if c]
-
-
-_Key = tuple[str, int | None, int | None, str]
-
-
-@dataclass(frozen=True)
-class _Term:
-    """The derivative of the logit by some columns of one tensor of a part or head, on one path."""
-
-    name: str
-    path: str
-    layer: int | None
-    head: int | None
-    tensor: int
-    slope: Tensor | None
-    columns: slice | None = None
-
-    @property
-    def key(self) -> _Key:
-        """The key of its contribution."""
-        return self.name, self.layer, self.head, self.path
-
-    def of(self, made: Float[Tensor, "T n c"]) -> list[float]:
-        """Its contributions, for c values of the tensor."""
-        if self.slope is None:
-            return [0.0] * made.shape[2]
-        chosen = self.columns or slice(None)
-        return torch.einsum("tn,tnc->c", wide(self.slope[:, chosen]), wide(made[:, chosen])).tolist()
-
-
-@dataclass(frozen=True, eq=False)
-class _Parts:
-    """What adds to the residual stream: the embeddings, the parts of each layer, and the heads of attentions.
-
-    `tensors` are those of the graph, `[T, n]`. `terms` have the derivatives by them, `by_input` those by the embeddings
-    and by each constant, on all paths, and `outside` the rows of constants outside parts.
-    """
-
-    inside: ActivationGraph
-    tensors: list[Tensor]
-    terms: list[_Term]
-    by_input: list[Tensor | None]
-    outside: list[dict[str, Any]]
-
-    @classmethod
-    def of(cls, inside: ActivationGraph, at: int, e: Float[Tensor, " vocabulary"]) -> _Parts:
-        """All derivatives: a backward pass through the whole network, and one with the outputs of parts frozen."""
-        given, cut, constants = inside.cut_at_parts()
-        names = ["embed", *given]
-        owners = [name for name in names for _ in inside.rows(name)]
-        tensors = [rows for name in names for rows in inside.rows(name)]
-        mixed = [name for name in names if f"{name}.heads" in inside.points]
-        heads = [inside.graph[f"{name}.heads"] for name in mixed]
-        whole, straight = inside.graph["logits"][at] @ e, cut["logits"][at] @ e
-        every = _slopes(whole, [*tensors, *heads, *_inputs(inside.network)])
-        leaves = [inside.graph["embed"], *(leaf for leaves in given.values() for leaf in leaves)]
-        direct = _slopes(straight, [*leaves, *(c.edge for c in constants)])
-        outside = _by_module("outside", constants, direct[len(leaves) :])
-        direct = direct[: len(leaves)] + [_pulled(inside, name, direct[owners.index(name)]) for name in mixed]
-        terms = [
-            _Term(name, path, inside[name].layer, None, i, slopes[i])
-            for i, name in enumerate(owners)
-            for path, slopes in (("direct", direct), ("all", every))
-        ] + [
-            _Term(point.name, path, point.layer, head, i, slopes[i], point.columns)
-            for i, name in enumerate(mixed, len(owners))
-            for head, point in enumerate(inside.heads(name))
-            for path, slopes in (("direct", direct), ("all", every))
-        ]
-        return cls(inside, [*tensors, *heads], terms, every[len(tensors) + len(heads) :], outside)
-
-    @cached_property
-    def zeros(self) -> list[Tensor]:
-        """The tensors in the network at zero."""
-        inside = self.inside
-        names = [name for name in dict.fromkeys(term.name for term in self.terms) if name != "embed"]
-        zeros = [torch.zeros_like(self.tensors[0]), *(inside.zeros[s] for name in names for s in inside[name].steps)]
-        return zeros + [inside.biases[f"{name}.heads"] for name in names if f"{name}.heads" in inside.points]
-
-    def weighed(self, made: Sequence[Float[Tensor, "T _ c"]]) -> dict[_Key, list[float]]:
-        """The contributions of all parts and heads by path, for c values of each tensor."""
-        found: dict[_Key, list[float]] = {}
-        for term in self.terms:
-            key, own = term.key, term.of(made[term.tensor])
-            found[key] = [a + b for a, b in zip(found[key], own, strict=True)] if key in found else own
-        return found
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A row for the embeddings, each part, each head, each attention's output bias, and constants outside parts."""
-        found = self.weighed([t.detach()[:, :, None] for t in self.tensors])
-        rows = []
-        for (name, layer, head, path), (contribution,) in found.items():
-            if path == "direct":
-                (through,) = found[name, layer, head, "all"]
-                kind = "embed" if name == "embed" else "layer" if head is None else "head"
-                rows.append(_row(kind, name, contribution, layer=layer, head=head, all_paths=through))
-        return rows + self._output_constants() + self.outside
-
-    def _output_constants(self) -> list[dict[str, Any]]:
-        """A row for what an attention adds whatever its heads output: its output bias, from the network at zero."""
-        inside, rows = self.inside, []
-        for name in dict.fromkeys(term.name for term in self.terms):
-            if f"{name}.heads" in inside.points and self._adds(name):
-                heads = Graph(inside.graph[f"{name}.heads"], inside.graph[name].flatten())
-                zero = inside.biases[name]
-                alone = zero - heads.forward(inside.biases[f"{name}.heads"].reshape(-1, 1)).view(zero.shape)
-                direct, through = (term.of(alone[:, :, None])[0] for term in self.terms if term.name == name)
-                if direct or through:
-                    rows.append(_row("head", f"{name} constant", direct, layer=inside[name].layer, all_paths=through))
-        return rows
-
-    def _adds(self, name: str) -> bool:
-        """Whether any step after an attention's heads, up to what it adds to the stream, adds a constant."""
-        first, last = self.inside[f"{name}.heads"].steps[0], max(self.inside[name].steps)
-        return any(first < c.step <= last for c in self.inside.constants)
-
-    def flow(self, tokens: Sequence[str], origin: Float[Tensor, "T d"]) -> pd.DataFrame:
-        """The contribution of each token, and of the constants, through each part and head, by each path."""
-        x = self.inside.network.input
-        T, names = len(x), {term.key for term in self.terms}
-        graph = self.inside.network.graph(x, torch.cat([t.flatten() for t in self.tensors]))
-        moved = x.detach() - origin
-        found = self._pulled_back(graph, moved) if len(names) < T else self._pushed(graph, moved)
-        constants = self.weighed([value[:, :, None] for value in self._at(graph, origin)])
-        rows = [
-            (name, path, t, token, layer, head, value)
-            for (name, layer, head, path), values in found.items()
-            for t, token, value in zip(
-                [*range(T), None], [*tokens, None], values + constants[name, layer, head, path], strict=True
-            )
-        ]
-        outside = sum(row["contribution"] for row in self.outside)
-        rows.append(("outside", "direct", None, None, None, None, outside))
-        return FLOW.frame(rows)
-
-    def _at(self, graph: Graph, origin: Float[Tensor, "T d"]) -> list[Tensor]:
-        """All tensors in the network at the origin."""
-        if not origin.any():
-            return self.zeros
-        made = graph.forward(origin.reshape(-1, 1))[:, 0].split([t.numel() for t in self.tensors])
-        return [zero + own.view(zero.shape) for zero, own in zip(self.zeros, made, strict=True)]
-
-    def _pushed(self, graph: Graph, x: Float[Tensor, "T d"]) -> dict[_Key, list[float]]:
-        """The contributions of each token through each part and head, from a product with J for each token."""
-        T, shape = len(x), (graph.y.numel(), x.numel())
-        found: dict[_Key, list[float]] = defaultdict(list)
-        for start in range(0, T, graph.batch_size):
-            places = range(start, min(start + graph.batch_size, T))
-            columns = Blocks(graph, shape, T, places, x).forward(x[start : places.stop, :, None])[:, :, 0].T
-            made = columns.split([t.numel() for t in self.tensors])
-            shaped = [part.reshape(*t.shape, -1) for part, t in zip(made, self.tensors, strict=True)]
-            for key, values in self.weighed(shaped).items():
-                found[key] += values
-        return found
-
-    def _pulled_back(self, graph: Graph, x: Float[Tensor, "T d"]) -> dict[_Key, list[float]]:
-        """The same from a product with Jᵀ for each part and head; a long prompt has more tokens than these."""
-        keys = list(dict.fromkeys(term.key for term in self.terms))
-        found: dict[_Key, list[float]] = {}
-        for start in range(0, len(keys), graph.batch_size):
-            some = {key: i for i, key in enumerate(keys[start : start + graph.batch_size])}
-            slopes = [t.new_zeros(*t.shape, len(some)) for t in self.tensors]
-            for term in self.terms:
-                if term.key in some and term.slope is not None:
-                    chosen = term.columns or slice(None)
-                    slopes[term.tensor][:, chosen, some[term.key]] += term.slope[:, chosen]
-            pulled = graph.adjoint(torch.cat([s.flatten(0, 1) for s in slopes])).view(*x.shape, -1)
-            values = torch.einsum("td,tdk->kt", wide(x), wide(pulled))
-            found |= dict(zip(some, values.tolist(), strict=True))
-        return found
-
-
-def _pulled(inside: ActivationGraph, name: str, slope: Tensor | None) -> Tensor | None:
-    """A derivative by what an attention adds, pulled back to the outputs of its heads."""
-    if slope is None:
-        return None
-    heads = inside.graph[f"{name}.heads"]
-    return Graph(heads, inside.graph[name].flatten()).adjoint(slope.reshape(-1, 1)).view(heads.shape)
