@@ -84,6 +84,10 @@ def test_a_logit_is_what_it_is_made_of(kind: str, convention: str, table: dict[s
         pytest.skip("no run to attribute")
     if table[kind]["transformers"] != transformers.__version__:
         pytest.skip(f"the table is of transformers {table[kind]['transformers']}")
+    if (kind, convention) == ("recurrent_gemma", "secant"):
+        with pytest.raises(sc.NotExact, match="autograd function hides a nonlinearity"):  # a root with bounded slopes
+            sc.attribute(frozen(kind), 11, convention=convention)
+        return
     a = sc.attribute(frozen(kind), 11, flow=True, convention=convention, references=2)
     close = {"abs": 1e-12 * a.table["contribution"].abs().sum(), "rel": 0}
     assert a.total == pytest.approx(a.logit, **close)
