@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -329,7 +330,7 @@ def test_weights_of_types_that_are_none(kind: int, tmp_path: Path) -> None:
 
 def test_gguf_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path)
-    monkeypatch.setattr("secant.model.gguf.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "gguf", None)
     refused(BadArgument, r"pip install 'secant\[gguf\]'", path)
 
 

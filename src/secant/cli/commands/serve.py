@@ -27,11 +27,12 @@ def serve(
 ) -> None:
     """Explain prompts in a browser on this computer: the page, live. Ctrl-C ends it."""
     from secant.errors import integer
+    from secant.foreign import required
     from secant.memory import size_of
-    from secant.workbench import check
+
+    required("secant serve", "workbench", "starlette", "uvicorn", "sse_starlette")
     from secant.workbench.serving import serving
 
-    check("secant serve", "workbench", "starlette", "uvicorn", "sse_starlette")
     port = integer(port, 0, 65_535, "A port is a number", "port = ")
     max_tokens = integer(max_tokens, 1, 10**6, "A prompt has at least one token", "max-tokens = ")
     runs = integer(runs, 1, 1000, "At least one run is kept", "runs = ")
