@@ -30,7 +30,7 @@ LONG = 60.0
 """Seconds of work from which it is announced."""
 
 MORE = 2.0
-"""How many times the announced cost work of the same kind must have to be announced again."""
+"""How many times the announced cost work of the same kind must exceed to be announced again."""
 
 TOLD: dict[tuple[str, bool], tuple[float, float]] = {}
 """The seconds and bytes last announced for each kind of work, and whether it required half of the memory."""
@@ -124,8 +124,8 @@ def is_large(seconds: float, memory: float, device: torch.device) -> bool:
 def announce(what: str, seconds: float, memory: float, device: torch.device) -> None:
     """Log what work will take, if it is large; and tell whoever watches, whatever it is.
 
-    Work of a kind that was announced before, such as the next prompt of a loop, is logged only if it takes MORE times
-    the seconds or bytes.
+    Work of a kind that was announced before, such as the next prompt of a loop, is logged only if it takes over MORE
+    times the seconds or bytes.
 
     Args:
         what: The work. Its text without numbers is its kind.
@@ -147,7 +147,7 @@ def _is_news(what: str, seconds: float, memory: float, device: torch.device) -> 
     """Whether work was not announced before, or costs much more than what was announced."""
     kind = (re.sub(r"\d[\d,.]*", "#", what), memory > free(device) / 2)
     told = TOLD.get(kind)
-    if told is not None and seconds < MORE * told[0] and memory < MORE * told[1]:
+    if told is not None and seconds <= MORE * told[0] and memory <= MORE * told[1]:
         return False
     TOLD[kind] = (seconds, memory)
     return True

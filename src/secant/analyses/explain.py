@@ -340,7 +340,7 @@ class Explanation(Result):
         return PageWidget(self.contents(evidence), {"ablation": ablated})
 
     def contents(self, evidence: Evidence | None = None) -> dict[str, Any]:
-        """Returns what its page has in it, ready for JSON.
+        """Returns the content of its page, ready for JSON.
 
         Args:
             evidence: The result of `evidence()`; by default it is computed.

@@ -112,7 +112,7 @@ def _streamed(
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise SecantError(
             "Ray must start the workers and keep them running", " ".join(said[-1].split())[:160],
-            "Each machine needs this secant; if the cluster is gone, start it again.",
+            "Install this version of secant on each machine; if the cluster is gone, start it again.",
         ) from error  # fmt: skip
     finally:
         patience.cancel()
