@@ -145,9 +145,7 @@ MaxMemory = Annotated[
 Position = Annotated[int, typer.Option(help="The position whose output is explained; -1 is the last.")]
 WithoutSinks = Annotated[
     bool,
-    typer.Option(
-        "--without-sinks", help="Do not print the first token and attention sinks. Tables keep them."
-    ),
+    typer.Option("--without-sinks", help="Do not print the first token and attention sinks. Tables keep them."),
 ]
 Seed = Annotated[int, typer.Option(callback=seeded, help="Seed of the random number generators.")]
 
