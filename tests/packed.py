@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,43 @@ def by_groups(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     return {"weight": packed.to(torch.uint32), "scales": scale, "qbiases": low}, stands
 
 
+def _in_words(codes: Tensor, axis: int, order: Sequence[int] = range(8)) -> Tensor:
+    """4-bit codes, eight of an axis in each 32-bit word."""
+    codes = codes.movedim(axis, -1).unflatten(-1, (-1, 8))[..., list(order)]
+    return (codes << (4 * torch.arange(8))).sum(-1).to(torch.uint32).view(torch.int32).movedim(-1, axis)
+
+
+def _with_zeros(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """4-bit codes with a half-precision scale and a zero for each 64 of a row, and what they stand for."""
+    groups = weight.reshape(len(weight), -1, 64)
+    low = groups.amin(-1)
+    scale = ((groups.amax(-1) - low) / 15).half()
+    zero = (-low / scale).round().clamp(1, 15).long()
+    codes = ((groups / scale[..., None]).round() + zero[..., None]).clamp(0, 15).long()
+    stands = ((codes - zero[..., None]).half() * scale[..., None]).float()
+    return codes.reshape(weight.shape), zero, scale, stands.reshape(weight.shape)
+
+
+def by_gptq(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Eight inputs in a word; zeros are stored less one."""
+    codes, zero, scale, stands = _with_zeros(weight)
+    places = (torch.arange(weight.shape[1]) // 64).int()
+    parts = {"qweight": _in_words(codes.T, 0), "qzeros": _in_words(zero.T - 1, 1), "scales": scale.T, "g_idx": places}
+    return parts, stands
+
+
+def by_awq(weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Eight outputs in a word, in an order of their own."""
+    codes, zero, scale, stands = _with_zeros(weight)
+    order = (0, 2, 4, 6, 1, 3, 5, 7)
+    parts = {"qweight": _in_words(codes.T, 1, order), "qzeros": _in_words(zero.T, 1, order), "scales": scale.T}
+    return parts, stands
+
+
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
 MXFP8 = {"quant_method": "mxfp8", "weight_block_size": [1, 32], "scale_fmt": "ue8m0"}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": False, "sym": False}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True, "version": "gemm"}
 METAL = {"quant_method": "metal", "bits": 4, "group_size": 64}
 INTEGERS = {
     "quant_method": "compressed-tensors", "format": "int-quantized", "ignore": ["lm_head"],
@@ -101,6 +136,7 @@ DEQUANTISED: dict[str, tuple[dict[str, Any], Packer, str]] = {
     "fp8": (FP8, by_blocks(128, 128), ""),
     "mxfp8": (MXFP8, by_powers, ""),
     "metal": (METAL, by_groups, ""),
+    "awq": (AWQ, by_awq, "gptqmodel"),
     "compressed-tensors": (INTEGERS, by_rows, "compressed_tensors"),
 }
 """Methods whose checkpoints are exact when dequantised: the configuration, what packs a weight, and a package."""

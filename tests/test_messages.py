@@ -40,9 +40,7 @@ def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_package_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "half_installed.py").write_text("import numpy.nothing_of_this_name")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(
-        sc.SecantError, match=r"got a half_installed that fails, ModuleNotFoundError: "
-    ):
+    with pytest.raises(sc.SecantError, match=r"got a half_installed that fails, ModuleNotFoundError: "):
         required("A test", "plot", "half_installed")
 
 

@@ -239,6 +239,9 @@ def test_a_packed_format_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.certificate.operations["whole_linear: unpacked"] == layers + 1
     assert lm.outputs == len(lm.unembedding)
     torch.testing.assert_close(run.hidden @ lm.unembedding.T, run.logits, rtol=0, atol=1e-12)
+    weights.dequantize_(model)
+    assert {type(layer) for layer in (model.lm_head, model.model.layers[0].mlp.down_proj)} == {nn.Linear}
+    torch.testing.assert_close(sc.freeze(sc.LM(model), run.ids).logits, run.logits, rtol=0, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------- methods
@@ -267,6 +270,18 @@ def test_packed_weights_are_exact_once_dequantised(method: str, folder: Path, tm
     assert_exact(lm.model, [3, 4, 5])
     certificate = sc.freeze(sc.load(tmp_path, dequantize=True, dtype="float64"), [3, 4, 5]).certificate
     assert max(certificate.reconstruction, certificate.affinity) <= 1e-12
+
+
+def test_gptq_is_exact_packed_and_dequantised(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gptqmodel")
+    stands = packed.written(tmp_path, folder, packed.GPTQ, packed.by_gptq)
+    lm = sc.load(tmp_path, dtype="float32")
+    run = assert_exact(lm.model, [3, 4, 5])
+    assert run.certificate.operations["whole_linear: unpacked"] == 7 * len(lm.model.model.layers)
+    plain = sc.load(tmp_path, dtype="float32", dequantize=True)
+    for key, weight in plain.model.state_dict().items():
+        torch.testing.assert_close(weight, stands[key], rtol=1e-6, atol=1e-7, msg=key)
+    assert_exact(plain.model, [3, 4, 5])
 
 
 def test_eight_bits_are_exact_once_dequantised(folder: Path, tmp_path: Path) -> None:
@@ -300,8 +315,8 @@ def test_methods_that_round_activations_are_refused(method: str, copy_of: Path) 
 
 
 def test_what_cannot_be_dequantised_says_so(copy_of: Path) -> None:
-    edit(copy_of, quantization_config={"quant_method": "awq"})
-    refused(BadArgument, "packed as awq, which it leaves packed", copy_of, dequantize=True)
+    edit(copy_of, quantization_config={"quant_method": "aqlm"})
+    refused(BadArgument, "dequantize requires .* packed as aqlm", copy_of, dequantize=True)
 
 
 def test_plain_weights_may_be_asked_for_anyway(folder: Path) -> None:

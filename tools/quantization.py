@@ -89,6 +89,16 @@ def dequantised(method: str) -> Callable[[Path], Any]:
     return opened
 
 
+def of_gptq(folder: Path) -> Any:
+    """A model of 4 bits with zeros and scales of half precision."""
+    import packed
+    import tiny_model
+
+    tiny_model.main(folder / "tokenizer")
+    packed.written(folder / "model", folder / "tokenizer", packed.GPTQ, packed.by_gptq)
+    return sc.load(folder / "model", dtype="float32").model
+
+
 def of_bitsandbytes(folder: Path) -> Any:
     """A model of 4 bits."""
     packing = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
@@ -141,6 +151,8 @@ TRIALS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "mxfp8": ("accelerate", dequantised("mxfp8")),
     "metal": ("accelerate", dequantised("metal")),
     "mxfp4": ("accelerate", dequantised("mxfp4")),
+    "gptq": ("gptqmodel", of_gptq),
+    "awq": ("gptqmodel", dequantised("awq")),
     "compressed-tensors": ("compressed_tensors", dequantised("compressed-tensors")),
 }
 

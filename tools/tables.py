@@ -57,8 +57,9 @@ tokens = pyarrow.csv.read_csv("out/tokens.csv", parse_options=lines, convert_opt
 Python's own `csv` takes a file that was opened with `newline=""`.
 
 **Spreadsheets** evaluate a cell that begins with `=`, `+`, `-` or `@`, in quotes or not, and a model's vocabulary may
-have a token such as `=cmd()`. secant writes such a token unchanged, because with a character before it, it would be another token. Import the
-file as text (in Excel: Data, From Text/CSV, and type Text for each column), or read the Parquet.
+have a token such as `=cmd()`. secant writes such a token unchanged, because with a character before it, it would be
+another token. Import the file as text (in Excel: Data, From Text/CSV, and type Text for each column), or read the
+Parquet.
 """
 
 

@@ -356,7 +356,10 @@ def _model(
     checkpoint.check_after(model, source.tensors, info["unexpected_keys"], name, unpacked)
     if packed and dequantize:
         with _explained(source.place), quiet():
-            model = model.dequantize() if getattr(model, "is_quantized", False) else model
+            if quantization.by_layers(way):
+                weights.dequantize_(model)
+            elif getattr(model, "is_quantized", False):
+                model = model.dequantize()
         weights.convert_(model, dtype or model.dtype)
     if getattr(model, "is_quantized", False) and dtype not in (None, model.dtype):
         raise BadArgument(

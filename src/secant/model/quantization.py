@@ -23,17 +23,19 @@ class Method:
     Attributes:
         result: What becomes of its checkpoints.
         why: The reason, or what else is to be known.
-        dequantize: How transformers replaces packed weights by plain ones: while it loads (config), afterwards (model),
-            or not at all.
+        dequantize: How packed weights are replaced with plain ones: by transformers while it loads (config) or
+            afterwards (model), by secant (layers), or not at all.
         from_the_hub: Whether transformers downloads its kernels if the package kernels is installed, unless the weights
             are dequantised while they are loaded.
+        backend: The kernel that its library is asked for, which consists of torch functions.
 
     """
 
     result: Result
     why: str = ""
-    dequantize: Literal["config", "model", ""] = ""
+    dequantize: Literal["config", "model", "layers", ""] = ""
     from_the_hub: bool = False
+    backend: str = ""
 
 
 ROUNDS = "its layers round activations, which no linear map does"
@@ -42,7 +44,10 @@ GPU = "it requires a GPU"
 METHODS: dict[str, Method] = {
     "aqlm": Method("not tried", "it requires the package aqlm"),
     "auto-round": Method("not tried", "it requires the package auto-round"),
-    "awq": Method("not tried", "it requires the package gptqmodel, which is compiled for a GPU"),
+    "awq": Method(
+        "exact after dequantize=True", "its kernel computes in half precision; it requires the package gptqmodel",
+        "layers", backend="torch_awq",
+    ),
     "bitnet": Method("refused", ROUNDS),
     "bitsandbytes_4bit": Method("exact", "nf4, fp4, and scales that are packed too", "model"),
     "bitsandbytes_8bit": Method("exact after dequantize=True", ROUNDS, "model"),
@@ -57,7 +62,7 @@ METHODS: dict[str, Method] = {
     "fp_quant": Method("refused", f"{ROUNDS}; {GPU}"),
     "gemma": Method("refused", ROUNDS),
     "gguf": Method("exact", "always dequantised", "config"),
-    "gptq": Method("not tried", "it requires the packages optimum and gptqmodel, which is compiled for a GPU"),
+    "gptq": Method("exact", "it requires the packages optimum and gptqmodel", "layers", backend="torch"),
     "higgs": Method("not tried", GPU, "model"),
     "hqq": Method("not tried", "transformers does not load it at present; a model that hqq packed in memory is exact"),
     "metal": Method("exact after dequantize=True", "its kernels run on Apple's GPUs", "config", from_the_hub=True),
@@ -93,6 +98,16 @@ def method_of(packing: Any) -> str | None:
     return str(name)
 
 
+def by_layers(name: str | None) -> bool:
+    """Whether secant itself replaces the packed layers of a method with plain ones.
+
+    Args:
+        name: The method, as `method_of` returns it.
+
+    """
+    return name in METHODS and METHODS[name].dequantize == "layers"
+
+
 def check(packing: Any, name: str, dequantize: bool, has_kernels: bool) -> None:
     """Check that a checkpoint's packed weights are of a method that is loaded, and have them dequantised if asked for.
 
@@ -112,9 +127,11 @@ def check(packing: Any, name: str, dequantize: bool, has_kernels: bool) -> None:
         return  # transformers says that it does not know it
     if dequantize and not row.dequantize:
         raise BadArgument(
-            "Weights are dequantised by transformers, if it can", f"{name}, packed as {way}, which it leaves packed",
+            "dequantize requires packed weights that transformers or secant unpacks", f"{name}, packed as {way}",
             "Leave dequantize out, or use a checkpoint that is not packed.",
         )  # fmt: skip
+    if row.backend and isinstance(packing, dict):
+        packing["backend"] = row.backend
     if dequantize and row.dequantize == "config" and isinstance(packing, dict):
         packing["dequantize"] = True
         return
