@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from secant.errors import BadArgument, ModelRefused
 
-Result = Literal["exact", "exact after dequantize=True", "refused", "not tried"]
+Result = Literal["exact", "exact after dequantize=True", "exact in memory", "refused", "not tried"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,11 @@ ROUNDS = "its layers round activations, which no linear map does"
 GPU = "it requires a GPU"
 
 METHODS: dict[str, Method] = {
-    "aqlm": Method("not tried", "it requires the package aqlm"),
-    "auto-round": Method("not tried", "it requires the package auto-round"),
+    "aqlm": Method(
+        "exact after dequantize=True", "its kernel for CPUs adds in no fixed order; it requires the package aqlm[cpu]",
+        "layers",
+    ),
+    "auto-round": Method("exact", "in bfloat16, since its layers compute in half precision; it requires auto-round"),
     "awq": Method(
         "exact after dequantize=True", "its kernel computes in half precision; it requires the package gptqmodel",
         "layers", backend="torch_awq",
@@ -64,7 +67,7 @@ METHODS: dict[str, Method] = {
     "gguf": Method("exact", "always dequantised", "config"),
     "gptq": Method("exact", "it requires the packages optimum and gptqmodel", "layers", backend="torch"),
     "higgs": Method("not tried", GPU, "model"),
-    "hqq": Method("not tried", "transformers does not load it at present; a model that hqq packed in memory is exact"),
+    "hqq": Method("exact in memory", "transformers does not load it at present"),
     "metal": Method("exact after dequantize=True", "its kernels run on Apple's GPUs", "config", from_the_hub=True),
     "mxfp4": Method(
         "exact after dequantize=True", "its kernels, of experts, are no torch functions", "config", from_the_hub=True
@@ -72,8 +75,8 @@ METHODS: dict[str, Method] = {
     "mxfp8": Method("exact after dequantize=True", ROUNDS, "config", from_the_hub=True),
     "nvfp4": Method("refused", f"{ROUNDS}; {GPU}", from_the_hub=True),
     "quanto": Method("exact", "transformers packs the weights only"),
-    "quark": Method("not tried", "it requires the package amd-quark"),
-    "sinq": Method("not tried", GPU),
+    "quark": Method("exact", "tried with 8-bit weights and plain activations; it requires the package amd-quark"),
+    "sinq": Method("exact in memory", "its package changes how transformers loads every model"),
     "spqr": Method("not tried", GPU),
     "torchao": Method("exact", "weights only; with dynamic activations, the pass is refused"),
     "vptq": Method("not tried", GPU),
@@ -139,6 +142,11 @@ def check(packing: Any, name: str, dequantize: bool, has_kernels: bool) -> None:
         raise ModelRefused(
             "Activations must not be rounded to few bits", f"{name}, packed as {way}: {row.why}",
             "Use a checkpoint of which only the weights are packed.",
+        )  # fmt: skip
+    if row.result == "exact in memory":
+        raise ModelRefused(
+            f"A checkpoint packed as {way} cannot be loaded here", f"{name}: {row.why}",
+            f"Load it with the package {way}, and give secant.LM the model and its tokenizer.",
         )  # fmt: skip
     if row.result == "exact after dequantize=True" and not dequantize:
         raise ModelRefused(

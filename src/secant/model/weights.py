@@ -205,6 +205,15 @@ def _of_awq(module: Any) -> Tensor:
     return dequantize_gemm(module.qweight, module.qzeros, module.scales, module.bits, module.group_size).T
 
 
+def _of_aqlm(module: Any) -> Tensor:
+    """The codes of the vectors in its codebooks. Its kernel for CPUs swaps their axes in its first pass."""
+    from aqlm.utils import _dequantize_weight, unpack_int_data
+
+    swapped = module.gemv_op is not None and not module.codes.is_cuda and module.codebook_size == 256
+    codes = module.codes.transpose(0, 1) if swapped else module.codes
+    return _dequantize_weight(unpack_int_data(codes, module.nbits_per_codebook), module.codebooks, module.scales)
+
+
 def nothing_to_prepare(module: Any, dtype: torch.dtype) -> None:
     """Leave a layer as it is."""
 
@@ -239,6 +248,7 @@ PACKED: dict[str, Packing] = {
     "hqq.HQQLinear": Packing(_of_hqq),
     "gptqmodel.TorchLinear": Packing(_of_gptq, _uncompiled_),
     "gptqmodel.AwqTorchLinear": Packing(_of_awq),
+    "aqlm.QuantizedLinear": Packing(_of_aqlm),
     "bitsandbytes.Linear8bitLt": Packing(None),
     "transformers.FP8Linear": Packing(None),
     "transformers.BitLinear": Packing(None),
