@@ -106,6 +106,19 @@ def as_packed(method: str) -> Callable[[Path], Any]:
     return opened
 
 
+def of_hqq(folder: Path) -> Any:
+    """A model of 4 bits that is packed in memory."""
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    model = AutoModelForCausalLM.from_pretrained(plain(folder), dtype=torch.float32)
+    packing = BaseQuantizeConfig(nbits=4, group_size=64)
+    for name, layer in list(model.named_modules()):
+        if name.endswith("_proj"):
+            packed = HQQLinear(layer, packing, compute_dtype=torch.float32, device="cpu")
+            model.set_submodule(name, packed)
+    return model
+
+
 def of_sinq(folder: Path) -> Any:
     """A model of 4 bits that is packed in memory."""
     from transformers import SinqConfig
@@ -170,6 +183,7 @@ TRIALS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "aqlm": ("aqlm", dequantised("aqlm")),
     "auto-round": ("auto_round", as_packed("auto-round")),
     "quark": ("quark", as_packed("quark")),
+    "hqq": ("hqq", of_hqq),
     "sinq": ("sinq", of_sinq),
     "awq": ("gptqmodel", dequantised("awq")),
     "compressed-tensors": ("compressed_tensors", dequantised("compressed-tensors")),

@@ -70,7 +70,7 @@ METHODS: dict[str, Method] = {
     "hqq": Method("exact in memory", "transformers does not load it at present"),
     "metal": Method("exact after dequantize=True", "its kernels run on Apple's GPUs", "config", from_the_hub=True),
     "mxfp4": Method(
-        "exact after dequantize=True", "its kernels, of experts, are no torch functions", "config", from_the_hub=True
+        "exact after dequantize=True", "its kernels, of experts, are not torch functions", "config", from_the_hub=True
     ),
     "mxfp8": Method("exact after dequantize=True", ROUNDS, "config", from_the_hub=True),
     "nvfp4": Method("refused", f"{ROUNDS}; {GPU}", from_the_hub=True),
