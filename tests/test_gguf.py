@@ -248,7 +248,7 @@ def test_spaces_before_a_text(prefix: bool | None, ids: list[list[int]], tmp_pat
         ("llama", {"llama__rope__scaling__attn_factor": 1.5}, "rope.scaling.attn_factor = 1.5"),
         ("llama", {"llama__feed_forward_length": [64, 64, 32]}, "the same sizes in all layers"),
         ("llama", {"llama__block_count": None}, "a positive size; got block_count = None"),
-        ("llama", {"general__architecture": "brand-new"}, "read of the architectures bloom, .* 'brand-new'"),
+        ("llama", {"general__architecture": "brand-new"}, "must be of one of the architectures bloom, .* 'brand-new'"),
         ("llama", {"general__architecture": "clip"}, "must contain a language model"),
         ("llama", {"general__type": "adapter"}, "another kind, 'adapter'"),
         ("llama", {"split__count": 3}, "one of 3 parts"),
