@@ -74,6 +74,14 @@ def one_reference() -> None:
     secant.analyses.attribution.REFERENCES = 1
 
 
+@pytest.fixture(autouse=True)
+def nothing_was_announced() -> None:
+    """Announcements come once in a process, and each test is about its own."""
+    from secant.memory import TOLD
+
+    TOLD.clear()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def shared_models_are_left_alone() -> Iterator[None]:
     """No test changes a model that others share."""

@@ -495,7 +495,8 @@ def test_the_command_line_draws(folder: Path, tmp_path: Path, monkeypatch: pytes
     result = CliRunner().invoke(app, ["explain", PROMPT, "-m", str(folder), "--out", str(out), "--figures"])
     assert result.exit_code == 2
     assert result.stderr.strip() == (
-        "secant: Figures require matplotlib; got an installation without it. Install secant[plot]."
+        "secant: Drawing figures requires matplotlib; got an installation without matplotlib."
+        " Install it: pip install 'secant[plot]'."
     )
     with pytest.raises(SecantError, match=r"secant\[plot\]"):
         figures.spectra(None)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +248,7 @@ def test_spaces_before_a_text(prefix: bool | None, ids: list[list[int]], tmp_pat
         ("llama", {"llama__rope__scaling__attn_factor": 1.5}, "rope.scaling.attn_factor = 1.5"),
         ("llama", {"llama__feed_forward_length": [64, 64, 32]}, "the same sizes in all layers"),
         ("llama", {"llama__block_count": None}, "a positive size; got block_count = None"),
-        ("llama", {"general__architecture": "brand-new"}, "read of the architectures bloom, .* 'brand-new'"),
+        ("llama", {"general__architecture": "brand-new"}, "must be of one of the architectures bloom, .* 'brand-new'"),
         ("llama", {"general__architecture": "clip"}, "must contain a language model"),
         ("llama", {"general__type": "adapter"}, "another kind, 'adapter'"),
         ("llama", {"split__count": 3}, "one of 3 parts"),
@@ -329,7 +330,7 @@ def test_weights_of_types_that_are_none(kind: int, tmp_path: Path) -> None:
 
 def test_gguf_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path)
-    monkeypatch.setattr("secant.model.gguf.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "gguf", None)
     refused(BadArgument, r"pip install 'secant\[gguf\]'", path)
 
 

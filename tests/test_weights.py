@@ -239,6 +239,9 @@ def test_a_packed_format_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.certificate.operations["whole_linear: unpacked"] == layers + 1
     assert lm.outputs == len(lm.unembedding)
     torch.testing.assert_close(run.hidden @ lm.unembedding.T, run.logits, rtol=0, atol=1e-12)
+    weights.dequantize_(model)
+    assert {type(layer) for layer in (model.lm_head, model.model.layers[0].mlp.down_proj)} == {nn.Linear}
+    torch.testing.assert_close(sc.freeze(sc.LM(model), run.ids).logits, run.logits, rtol=0, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------- methods
@@ -267,6 +270,25 @@ def test_packed_weights_are_exact_once_dequantised(method: str, folder: Path, tm
     assert_exact(lm.model, [3, 4, 5])
     certificate = sc.freeze(sc.load(tmp_path, dequantize=True, dtype="float64"), [3, 4, 5]).certificate
     assert max(certificate.reconstruction, certificate.affinity) <= 1e-12
+
+
+@pytest.mark.parametrize("method", packed.PACKED)
+def test_packed_weights_are_exact_as_they_are(method: str, folder: Path, tmp_path: Path) -> None:
+    packing, pack, package, dtype = packed.PACKED[method]
+    pytest.importorskip(package)
+    packed.written(tmp_path, folder, packing, pack)
+    lm = sc.load(tmp_path, dtype=dtype)
+    certificate = sc.freeze(lm, [3, 4, 5]).certificate
+    assert max(certificate.reconstruction, certificate.affinity) <= (1e-6 if dtype == "float32" else 3e-2)
+
+
+def test_gptq_can_be_dequantised(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gptqmodel")
+    stands = packed.written(tmp_path, folder, packed.GPTQ, packed.by_gptq)
+    model = sc.load(tmp_path, dtype="float32", dequantize=True).model
+    for key, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, stands[key], rtol=1e-6, atol=1e-7, msg=key)
+    assert_exact(model, [3, 4, 5])
 
 
 def test_eight_bits_are_exact_once_dequantised(folder: Path, tmp_path: Path) -> None:
@@ -299,9 +321,15 @@ def test_methods_that_round_activations_are_refused(method: str, copy_of: Path) 
     refused(ModelRefused, f"packed as {method}: its layers round activations", copy_of)
 
 
+@pytest.mark.parametrize("method", ["hqq", "sinq"])
+def test_methods_that_are_exact_in_memory_only(method: str, copy_of: Path) -> None:
+    edit(copy_of, quantization_config={"quant_method": method})
+    refused(ModelRefused, f"packed as {method} cannot be loaded here.*give secant.LM the model", copy_of)
+
+
 def test_what_cannot_be_dequantised_says_so(copy_of: Path) -> None:
-    edit(copy_of, quantization_config={"quant_method": "awq"})
-    refused(BadArgument, "packed as awq, which it leaves packed", copy_of, dequantize=True)
+    edit(copy_of, quantization_config={"quant_method": "vptq"})
+    refused(BadArgument, "dequantize requires .* packed as vptq", copy_of, dequantize=True)
 
 
 def test_plain_weights_may_be_asked_for_anyway(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_ablations_are_answered_by_the_kernel(explanation: sc.Explanation) -> No
 
 
 def test_without_the_package(explanation: sc.Explanation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secant.analyses.explain.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "anywidget", None)
     with pytest.raises(sc.SecantError, match=r"pip install 'secant\[widget\]'"):
         explanation.widget()
 

@@ -583,7 +583,7 @@ def test_signals_end_it(folder: Path, number: int, code: int, said: str) -> None
 
 
 def test_without_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secant.workbench.find_spec", lambda name: None if name == "uvicorn" else object())
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
     result = CliRunner().invoke(app, ["serve"])
     assert result.exit_code == 2
     assert "pip install 'secant[workbench]'" in result.stderr

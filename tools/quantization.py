@@ -1,6 +1,6 @@
 """Try every method of quantisation that runs on a CPU, and write docs/reference/quantization.md.
 
-    python tools/quantization.py
+    python tools/quantization.py [METHOD ...]
 
 A small Llama is packed by each method, opened and frozen in float32. What needs a package that is not installed keeps
 the figures of the page as it is.
@@ -33,14 +33,16 @@ HEAD = """# Packed weights
 Every method of quantisation that transformers {version} registers, and what secant does with a checkpoint packed by it.
 
 - *exact*: as the weights that it stands for.
-- *exact after dequantize=True*: `sc.load(..., dequantize=True)` and `--dequantize` replace the packed weights by the
+- *exact after dequantize=True*: `sc.load(..., dequantize=True)` and `--dequantize` replace the packed weights with the
   plain ones that they stand for; without it, the checkpoint is refused.
 - *refused*: its layers round activations, which no linear map does, and transformers cannot dequantise it.
-- *not tried*: it needs a GPU, or a package that does. It is loaded if transformers can, and the certificate of each run
-  decides: a kernel without a rule is refused, and so is a pass that is not affine.
+- *exact in memory*: not loaded from a folder. A model that the method's package packed, in `secant.LM`, is exact.
+- *not tried*: it requires a GPU. It is loaded if transformers can, and the certificate of each run decides: a kernel
+  without a rule is refused, and so is a pass that is not affine.
 
-The errors are those of the certificate of a small Llama (gpt-oss for mxfp4) in float32, under `gate`. Written by
-`python tools/quantization.py`, from the table in `src/secant/model/quantization.py` that also decides what is loaded.
+The errors are those of the certificate of a small Llama (gpt-oss for mxfp4) in float32 (auto-round: bfloat16), under
+`gate`. Written by `python tools/quantization.py`, from the table in `src/secant/model/quantization.py` that also
+decides what is loaded.
 
 | method | result | reconstruction | affinity | |
 |---|---|---|---|---|
@@ -87,6 +89,42 @@ def dequantised(method: str) -> Callable[[Path], Any]:
         return sc.load(folder / "model", dequantize=True, dtype="float32").model
 
     return opened
+
+
+def as_packed(method: str) -> Callable[[Path], Any]:
+    """Opens a checkpoint that is packed by a method, and leaves it packed."""
+
+    def opened(folder: Path) -> Any:
+        import packed
+        import tiny_model
+
+        tiny_model.main(folder / "tokenizer")
+        packing, pack, _, dtype = packed.PACKED[method]
+        packed.written(folder / "model", folder / "tokenizer", packing, pack)
+        return sc.load(folder / "model", dtype=dtype).model
+
+    return opened
+
+
+def of_hqq(folder: Path) -> Any:
+    """A model of 4 bits that is packed in memory."""
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    model = AutoModelForCausalLM.from_pretrained(plain(folder), dtype=torch.float32)
+    packing = BaseQuantizeConfig(nbits=4, group_size=64)
+    for name, layer in list(model.named_modules()):
+        if name.endswith("_proj"):
+            packed = HQQLinear(layer, packing, compute_dtype=torch.float32, device="cpu")
+            model.set_submodule(name, packed)
+    return model
+
+
+def of_sinq(folder: Path) -> Any:
+    """A model of 4 bits that is packed in memory."""
+    from transformers import SinqConfig
+
+    packing = SinqConfig(nbits=4, group_size=64, modules_to_not_convert=["lm_head"])
+    return AutoModelForCausalLM.from_pretrained(plain(folder), quantization_config=packing, dtype=torch.float32)
 
 
 def of_bitsandbytes(folder: Path) -> Any:
@@ -141,6 +179,13 @@ TRIALS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "mxfp8": ("accelerate", dequantised("mxfp8")),
     "metal": ("accelerate", dequantised("metal")),
     "mxfp4": ("accelerate", dequantised("mxfp4")),
+    "gptq": ("gptqmodel", as_packed("gptq")),
+    "aqlm": ("aqlm", dequantised("aqlm")),
+    "auto-round": ("auto_round", as_packed("auto-round")),
+    "quark": ("quark", as_packed("quark")),
+    "hqq": ("hqq", of_hqq),
+    "sinq": ("sinq", of_sinq),
+    "awq": ("gptqmodel", dequantised("awq")),
     "compressed-tensors": ("compressed_tensors", dequantised("compressed-tensors")),
 }
 
@@ -171,7 +216,8 @@ def main() -> None:
     """Try, and write."""
     transformers.logging.set_verbosity_error()
     figures = written()
-    for name, (package, opened) in TRIALS.items():
+    for name in sys.argv[1:] or TRIALS:
+        package, opened = TRIALS[name]
         if not there(package):
             print(f"{name}: {package} is not installed")
             continue

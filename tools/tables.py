@@ -29,9 +29,9 @@ Written by `python tools/tables.py` from the tables that stand next to the code 
 
 ## Reading CSV
 
-Tokens are any text: line ends, quotes, commas, spaces alone, `NA`. In CSV every text is in quotes, with quotes doubled,
-and is the token itself; a missing value is empty, without quotes. Tell your reader so, or it takes the token `NA` for a
-missing value and the token `1` for a number. With pandas, an empty text becomes a missing one:
+Tokens are any text: line ends, quotes, commas, spaces alone, `NA`. In CSV every text is in quotes, and quotes inside it
+are doubled; a missing value is empty, without quotes. Tell your reader so, or it takes the token `NA` for a missing
+value and the token `1` for a number. With pandas, an empty text becomes a missing one:
 
 ```python
 about = pd.read_csv("out/columns.csv", keep_default_na=False)
@@ -57,8 +57,9 @@ tokens = pyarrow.csv.read_csv("out/tokens.csv", parse_options=lines, convert_opt
 Python's own `csv` takes a file that was opened with `newline=""`.
 
 **Spreadsheets** evaluate a cell that begins with `=`, `+`, `-` or `@`, in quotes or not, and a model's vocabulary may
-have a token such as `=cmd()`. Nothing is put before it, because a program would read another token then. Import the
-file as text (in Excel: Data, From Text/CSV, and type Text for each column), or read the Parquet.
+have a token such as `=cmd()`. secant writes such a token unchanged, because with a character before it, it would be
+another token. Import the file as text (in Excel: Data, From Text/CSV, and type Text for each column), or read the
+Parquet.
 """
 
 

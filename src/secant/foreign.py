@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import import_module
+from types import ModuleType
 
 from secant.errors import ModelRefused, SecantError, is_out_of_memory
 
@@ -66,6 +68,32 @@ def said_by(error: BaseException, most: int = 200) -> str:
     'ValueError: not so'
     """
     return " ".join(f"{type(error).__name__}: {error}".split())[:most].rstrip(". :")
+
+
+def required(what: str, extra: str, *packages: str, error: type[SecantError] = SecantError) -> ModuleType:
+    """Import the packages that an extra installs; returns the first one.
+
+    Args:
+        what: What requires them.
+        extra: The extra of secant.
+        packages: The packages, as they are imported.
+        error: The class to raise.
+
+    Raises:
+        SecantError: Of class `error`: a package is not installed, or cannot be imported.
+
+    """
+    for package in packages:
+        try:
+            import_module(package)
+        except ImportError as cause:
+            absent = isinstance(cause, ModuleNotFoundError) and cause.name == package
+            raise error(
+                f"{what} requires {' and '.join(packages)}",
+                f"an installation without {package}" if absent else f"a {package} that fails, {said_by(cause)}",
+                f"Install {'it' if len(packages) == 1 else 'them'}: pip install 'secant[{extra}]'.",
+            ) from cause
+    return import_module(packages[0])
 
 
 _HUSHED = ContextVar("whether log messages are hidden", default=False)

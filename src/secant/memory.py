@@ -2,7 +2,7 @@
 
 The batch size of products is as large as the allowance permits: half of the free memory, or what `limited` sets. Work
 that will take more than a minute, or more than half of the free memory, is announced on the logger `secant`, which
-Python prints on stderr by default.
+Python prints on stderr by default. A kind of work is announced once in a process, and again if it costs much more.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ Progress = Callable[[str, int, int], None]
 
 LONG = 60.0
 """Seconds of work from which it is announced."""
+
+MORE = 2.0
+"""How many times the announced cost work of the same kind must exceed to be announced again."""
+
+TOLD: dict[tuple[str, bool], tuple[float, float]] = {}
+"""The seconds and bytes last announced for each kind of work, and whether it required half of the memory."""
 
 _LIMIT: ContextVar[float | None] = ContextVar("memory that may be used", default=None)
 _ANNOUNCED: ContextVar[bool] = ContextVar("whether large work is announced", default=True)
@@ -118,8 +124,11 @@ def is_large(seconds: float, memory: float, device: torch.device) -> bool:
 def announce(what: str, seconds: float, memory: float, device: torch.device) -> None:
     """Log what work will take, if it is large; and tell whoever watches, whatever it is.
 
+    Work of a kind that was announced before, such as the next prompt of a loop, is logged only if it takes over MORE
+    times the seconds or bytes.
+
     Args:
-        what: The work.
+        what: The work. Its text without numbers is its kind.
         seconds: What it is estimated to take.
         memory: Bytes that it needs.
         device: Where it runs.
@@ -127,11 +136,21 @@ def announce(what: str, seconds: float, memory: float, device: torch.device) -> 
     """
     if watch := _WATCH.get():
         watch(what, seconds, memory)
-    if _ANNOUNCED.get() and is_large(seconds, memory, device):
+    if _ANNOUNCED.get() and is_large(seconds, memory, device) and _is_news(what, seconds, memory, device):
         _LOGGER.warning(
             "%s: about %s, %s of memory (%s free)",
             what, time_in_words(seconds), bytes_in_words(memory), bytes_in_words(free(device)),
         )  # fmt: skip
+
+
+def _is_news(what: str, seconds: float, memory: float, device: torch.device) -> bool:
+    """Whether work was not announced before, or costs much more than what was announced."""
+    kind = (re.sub(r"\d[\d,.]*", "#", what), memory > free(device) / 2)
+    told = TOLD.get(kind)
+    if told is not None and seconds <= MORE * told[0] and memory <= MORE * told[1]:
+        return False
+    TOLD[kind] = (seconds, memory)
+    return True
 
 
 @contextmanager

@@ -218,7 +218,7 @@ def ablate(
 ) -> Ablation:
     """Returns the logits before and after a token, part or head is ablated.
 
-    To ablate a token replaces its embedding. Another token in its place also changes whatever else the model computes
+    Ablating a token replaces its embedding. Another token in its place also changes whatever else the model computes
     from token ids.
 
     Args:

@@ -411,7 +411,8 @@ def attribute(
             exact systems that were measured, its contributions predict best what the model does without a token.
         baseline: What logits are measured from: "vocabulary", their mean over the vocabulary, because softmax does not
             see what is added to all of them; "expected", their mean weighted by the model's probabilities, so that
-            contributions are to the log-probability, to first order; or "none". It makes no difference to differences.
+            contributions are to the log-probability, to first order; or "none". A difference of logits does not depend
+            on it.
         point: The activation that is attributed, as in `run.operator`; by default the logits, and of a vector the norm.
             The logits of an activation inside are read out by the final norm, at the activation's own statistics.
         parts: Whether layers, heads and constants outside parts are in the table too. This takes more replays. Without

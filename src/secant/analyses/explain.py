@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -43,7 +42,8 @@ from secant.analyses.sensitivity import Sensitivity
 from secant.analyses.sinks import PATTERNS, sink_line, where
 from secant.analyses.targets import BASELINES, baseline_named
 from secant.analyses.writes import DEPTH_WORDS, HEAD_WORDS
-from secant.errors import BadArgument, SecantError, checked, integer
+from secant.errors import BadArgument, checked, integer
+from secant.foreign import required
 from secant.linearize.conventions import Named
 from secant.linearize.run import (
     PREDICTIONS,
@@ -331,11 +331,7 @@ class Explanation(Result):
             SecantError: The package anywidget is not installed.
 
         """
-        if find_spec("anywidget") is None:
-            raise SecantError(
-                "A widget requires the package anywidget", "an installation without it",
-                "Install it: pip install 'secant[widget]'.",
-            )  # fmt: skip
+        required("A widget", "widget", "anywidget")
         from secant.results.page.widget import PageWidget
 
         def ablated(given: Mapping[str, Any]) -> Any:
@@ -344,7 +340,7 @@ class Explanation(Result):
         return PageWidget(self.contents(evidence), {"ablation": ablated})
 
     def contents(self, evidence: Evidence | None = None) -> dict[str, Any]:
-        """Returns what its page has in it, ready for JSON.
+        """Returns the content of its page, ready for JSON.
 
         Args:
             evidence: The result of `evidence()`; by default it is computed.

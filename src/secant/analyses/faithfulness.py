@@ -32,7 +32,8 @@ from torch import Tensor
 from secant.analyses.attribution import attribute
 from secant.analyses.sensitivity import correlation, logits_of
 from secant.analyses.targets import target_of
-from secant.errors import BadArgument, SecantError, checked, integer, seeded
+from secant.errors import BadArgument, checked, integer, seeded
+from secant.foreign import required
 from secant.linearize.network import running
 from secant.linearize.run import LOGIT, POSITION, TOKEN, Run
 from secant.numeric import wide
@@ -302,12 +303,8 @@ def _gradient(run: Run, aim: Aim, seed: int) -> Float[Tensor, " T"]:
 
 def _integrated(run: Run, aim: Aim, seed: int) -> Float[Tensor, " T"]:
     """Integrated gradients from zero embeddings, by captum."""
-    try:
-        from captum.attr import IntegratedGradients
-    except ImportError as error:
-        raise SecantError(
-            "Integrated gradients require captum", "an installation without it", "pip install 'secant[captum]'."
-        ) from error
+    required("The method integrated gradients", "captum", "captum")
+    from captum.attr import IntegratedGradients
 
     def logit(x: Tensor) -> Tensor:
         return (run.lm.forward(run.ids, x[0])[0, -1] @ aim.weights.to(x))[None]

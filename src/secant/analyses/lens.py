@@ -121,7 +121,7 @@ class Lens(Selective, Result):
         }
 
     def at(self, part: str = STREAM, position: SupportsIndex | None = None) -> pd.DataFrame:
-        """Returns the rows of the lens at a position, a layer after the other.
+        """Returns the rows of the lens at a position, layer by layer.
 
         Args:
             part: The part of the layers; by default the residual stream.

@@ -96,7 +96,7 @@ def _legend(run: Run, own: Attribution, others: Sequence[str], deleted: bool) ->
         f"contributes: top tokens of J x, under {run.certificate.convention}; z: how far the first is above chance, "
         f"dim below {CHANCE_Z:.0f}."
     )
-    said.append(own.note or "Dim tokens are attention sinks or first.")
+    said.append(own.note or "Dim tokens: attention sinks and the first token.")
     return " ".join(said)
 
 

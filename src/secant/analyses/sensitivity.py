@@ -210,7 +210,7 @@ def sensitivity(
 
     Args:
         run: The run.
-        target: What is attributed, as in `attribute`, like the next six.
+        target: What is attributed, as in `attribute`; so are the next six.
         versus: A token whose logit is subtracted.
         position: The position.
         baseline: What logits are measured from.

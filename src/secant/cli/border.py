@@ -56,7 +56,7 @@ def _usage(error: Any) -> BadArgument:
     path = getattr(getattr(error, "ctx", None), "command_path", "secant")
     got = (said[0].lower() + said[1:] if said else "others").rstrip(".")
     return BadArgument(
-        "A command is called as its help says", got if len(got) <= 400 else f"{got[:400]} ...", f"See {path} --help."
+        "A command takes what its help lists", got if len(got) <= 400 else f"{got[:400]} ...", f"See {path} --help."
     )
 
 

@@ -140,14 +140,12 @@ def _convention_label(label: str) -> str:
 # ------------------------------------------------------------------------------------------------- single options
 
 MaxMemory = Annotated[
-    str | None, typer.Option(help="Memory that may be used, such as 4GiB; by default half of the free memory.")
+    str | None, typer.Option(help="The most memory to use, such as 4GiB; by default half of the free memory.")
 ]
 Position = Annotated[int, typer.Option(help="The position whose output is explained; -1 is the last.")]
 WithoutSinks = Annotated[
     bool,
-    typer.Option(
-        "--without-sinks", help="Leave the first token and attention sinks out of what is printed, not out of tables."
-    ),
+    typer.Option("--without-sinks", help="Do not print the first token and attention sinks. Tables keep them."),
 ]
 Seed = Annotated[int, typer.Option(callback=seeded, help="Seed of the random number generators.")]
 
@@ -168,7 +166,7 @@ class Opening(Group):
         typer.Option(help="The attention implementation: eager or sdpa.", autocompletion=lambda: ["eager", "sdpa"]),
     ] = None
     dequantize: Annotated[
-        bool, typer.Option("--dequantize", help="Replace packed weights by the plain ones that they stand for.")
+        bool, typer.Option("--dequantize", help="Replace packed weights with the plain ones that they stand for.")
     ] = False
     revision: Annotated[str | None, typer.Option(help="The branch, tag or commit on the hub; also NAME@REVISION.")] = (
         None
@@ -177,7 +175,7 @@ class Opening(Group):
     cache_dir: Annotated[
         str | None, typer.Option(help="The folder of the hub's cache.", autocompletion=paths, metavar="PATH")
     ] = None
-    offline: Annotated[bool, typer.Option("--offline", help="Take models of the hub from the cache only.")] = False
+    offline: Annotated[bool, typer.Option("--offline", help="Load models of the hub from the cache only.")] = False
     allow_remote_code: Annotated[
         bool, typer.Option("--allow-remote-code", help="Run the Python code in the model's folder.")
     ] = False
@@ -354,7 +352,7 @@ class Measuring(Group):
             origin_named,
             ORIGINS,
             "The embeddings that contributions of tokens are measured from (see secant docs). By default the "
-            "reference of secants, and zero without any.",
+            "reference under secants, otherwise zero.",
         ),
     ] = None
     baseline: Annotated[

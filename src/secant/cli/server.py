@@ -11,7 +11,7 @@ from secant import __version__
 from secant.cli.border import ending
 from secant.cli.printing import finite
 from secant.cli.tools import Tools
-from secant.errors import SecantError
+from secant.foreign import required
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer
@@ -35,12 +35,9 @@ def server(load: Callable[[], LM]) -> MCPServer:
     Raises:
         SecantError: The package mcp is not installed.
     """
-    try:
-        from mcp.server import MCPServer
-    except ImportError:
-        raise SecantError(
-            "A server for agents requires the package mcp", "an environment without it", "pip install 'secant[mcp]'."
-        ) from None
+    required("secant mcp", "mcp", "mcp")
+    from mcp.server import MCPServer
+
     made = MCPServer("secant", version=__version__, instructions=USE, log_level="WARNING")
     lock = Lock()  # tools run in threads, and a model is frozen by one at a time
     for tool in Tools(load).every:

@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from secant.errors import BadArgument, SecantError, integer
+from secant.errors import BadArgument, integer
+from secant.foreign import required
 from secant.results.paths import path_of, replacing
 from secant.text import visible
 
@@ -104,13 +105,9 @@ def drawing() -> Iterator[None]:
         SecantError: Matplotlib is not installed.
 
     """
-    try:
-        import matplotlib
-        from cycler import cycler
-    except ImportError as error:
-        raise SecantError(
-            "Figures require matplotlib", "an installation without it", "Install secant[plot]."
-        ) from error
+    matplotlib = required("Drawing figures", "plot", "matplotlib")
+    from cycler import cycler
+
     colours = cycler(color=[COLOURS[name] for name in ORDER])
     settings: Any = {**RC, "font.family": list(fonts()), "axes.prop_cycle": colours}
     with matplotlib.rc_context(settings):

@@ -486,7 +486,7 @@ def freeze(
         ModelRefused: The model can't be run at the prompt.
         NoRule: A torch function that meets the input has no rule.
         ReplayMismatch: A replay of the model diverges from its recorded pass.
-        TooLarge: The memory does not suffice.
+        TooLarge: The run does not fit in memory.
         NotExact: An error of the certificate exceeds its tolerance.
     """
     chosen = None if convention is None else convention_named(convention).label

@@ -198,7 +198,7 @@ def _unknown_in(tokens: Tokens, text: str, found: Encoded) -> list[str] | None:
 def find(tokens: Tokens, text: str, vocabulary: Mapping[str, Sequence[int]], rows: int) -> int:
     """The id of the token that a text names.
 
-    It is the token that reads like the text; a leading space may be missing, or be there in vain, as long as only one
+    It is the token that reads like the text; a leading space may be missing or superfluous, as long as only one
     token fits. If several tokens read the same, it is the one that the tokenizer writes.
 
     Args:

@@ -12,12 +12,11 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secant.errors import BadArgument, BadWeights, ModelRefused
-from secant.foreign import explained
+from secant.foreign import explained, required
 from secant.model.checkpoint import Stored
 from secant.model.folders import check_complete
 
@@ -104,10 +103,7 @@ class File:
             ModelRefused: The header is damaged.
 
         """
-        if find_spec("gguf") is None:
-            raise BadArgument(
-                "Opening a GGUF file requires the package gguf", name, "Install it: pip install 'secant[gguf]'."
-            )
+        required(f"Opening {name}", "gguf", "gguf", error=BadArgument)
         check_complete(path, name)
         with explained(ModelRefused, RULE, "Download it again.", f"a damaged one, {name}"):
             metadata, tensors = _parsed(_mapped(path), name)

@@ -165,7 +165,7 @@ def settings_of(file: File) -> tuple[str, Settings]:
     """
     if (row := ARCHITECTURES.get(file.architecture)) is None:
         raise ModelRefused(
-            f"GGUF files are read of the architectures {', '.join(sorted(ARCHITECTURES))}",
+            f"A GGUF file must be of one of the architectures {', '.join(sorted(ARCHITECTURES))}",
             f"{file.architecture!r:.40} in {file.name}", "Use the original checkpoint, as a folder of safetensors.",
         )  # fmt: skip
     keys = Keys(file)

@@ -199,8 +199,8 @@ class LM:
 
         Args:
             text: The token's text, as `LM.text` returns it, or its id as a number or like "#12". A leading space may be
-                missing, or be there in vain, as long as only one token fits. If several tokens read the same, it is the
-                one that the tokenizer writes.
+                missing or superfluous, as long as only one token fits. If several tokens read the same, it is the one
+                that the tokenizer writes.
             side: Whether the token is an output of the model, such as a target, or an input.
 
         Raises:

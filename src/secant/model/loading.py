@@ -61,7 +61,7 @@ def load(
     """A causal LM and its tokenizer from a folder, a GGUF file or the Hugging Face hub, ready for `freeze`.
 
     Code from the repository never runs, and pickled weights are never read, unless you allow it by name. The weights of
-    a GGUF file are dequantised; what that takes is announced if it is much.
+    a GGUF file are dequantised; the memory that this takes is announced if it is large.
 
     Args:
         name: A folder, a GGUF file, a name on the hub, or "atlas", the small model that ships with the package (a
@@ -356,7 +356,10 @@ def _model(
     checkpoint.check_after(model, source.tensors, info["unexpected_keys"], name, unpacked)
     if packed and dequantize:
         with _explained(source.place), quiet():
-            model = model.dequantize() if getattr(model, "is_quantized", False) else model
+            if quantization.by_layers(way):
+                weights.dequantize_(model)
+            elif getattr(model, "is_quantized", False):
+                model = model.dequantize()
         weights.convert_(model, dtype or model.dtype)
     if getattr(model, "is_quantized", False) and dtype not in (None, model.dtype):
         raise BadArgument(
@@ -484,8 +487,8 @@ def _reason(place: Place, part: str, error: BaseException) -> SecantError | None
         )  # fmt: skip
     if isinstance(error, ImportError) and part == "model":
         return BadArgument(
-            "Loading this model requires more packages", said[:200], "Install them: pip install"
-            " 'secant[weights]' has those for packed, adapted and spread weights.",
+            "Loading this model requires more packages", said[:200], "Install what it names. pip install"
+            " 'secant[weights]' installs those for packed, adapted and spread weights.",
         )  # fmt: skip
     if part == "tokenizer":
         return ModelRefused(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from secant.errors import BadArgument, ModelRefused
 
-Result = Literal["exact", "exact after dequantize=True", "refused", "not tried"]
+Result = Literal["exact", "exact after dequantize=True", "exact in memory", "refused", "not tried"]
 
 
 @dataclass(frozen=True)
@@ -23,26 +23,34 @@ class Method:
     Attributes:
         result: What becomes of its checkpoints.
         why: The reason, or what else is to be known.
-        dequantize: How transformers replaces packed weights by plain ones: while it loads (config), afterwards (model),
-            or not at all.
+        dequantize: How packed weights are replaced with plain ones: by transformers while it loads (config) or
+            afterwards (model), by secant (layers), or not at all.
         from_the_hub: Whether transformers downloads its kernels if the package kernels is installed, unless the weights
             are dequantised while they are loaded.
+        backend: The kernel that its library is asked for, which consists of torch functions.
 
     """
 
     result: Result
     why: str = ""
-    dequantize: Literal["config", "model", ""] = ""
+    dequantize: Literal["config", "model", "layers", ""] = ""
     from_the_hub: bool = False
+    backend: str = ""
 
 
 ROUNDS = "its layers round activations, which no linear map does"
 GPU = "it requires a GPU"
 
 METHODS: dict[str, Method] = {
-    "aqlm": Method("not tried", "it requires the package aqlm"),
-    "auto-round": Method("not tried", "it requires the package auto-round"),
-    "awq": Method("not tried", "it requires the package gptqmodel, which is compiled for a GPU"),
+    "aqlm": Method(
+        "exact after dequantize=True", "its kernel for CPUs adds in no fixed order; it requires the package aqlm[cpu]",
+        "layers",
+    ),
+    "auto-round": Method("exact", "in bfloat16, since its layers compute in half precision; it requires auto-round"),
+    "awq": Method(
+        "exact after dequantize=True", "its kernel computes in half precision; it requires the package gptqmodel",
+        "layers", backend="torch_awq",
+    ),
     "bitnet": Method("refused", ROUNDS),
     "bitsandbytes_4bit": Method("exact", "nf4, fp4, and scales that are packed too", "model"),
     "bitsandbytes_8bit": Method("exact after dequantize=True", ROUNDS, "model"),
@@ -57,18 +65,18 @@ METHODS: dict[str, Method] = {
     "fp_quant": Method("refused", f"{ROUNDS}; {GPU}"),
     "gemma": Method("refused", ROUNDS),
     "gguf": Method("exact", "always dequantised", "config"),
-    "gptq": Method("not tried", "it requires the packages optimum and gptqmodel, which is compiled for a GPU"),
+    "gptq": Method("exact", "it requires the packages optimum and gptqmodel", "layers", backend="torch"),
     "higgs": Method("not tried", GPU, "model"),
-    "hqq": Method("not tried", "transformers does not load it at present; a model that hqq packed in memory is exact"),
+    "hqq": Method("exact in memory", "transformers does not load it at present"),
     "metal": Method("exact after dequantize=True", "its kernels run on Apple's GPUs", "config", from_the_hub=True),
     "mxfp4": Method(
-        "exact after dequantize=True", "its kernels, of experts, are no torch functions", "config", from_the_hub=True
+        "exact after dequantize=True", "its kernels, of experts, are not torch functions", "config", from_the_hub=True
     ),
     "mxfp8": Method("exact after dequantize=True", ROUNDS, "config", from_the_hub=True),
     "nvfp4": Method("refused", f"{ROUNDS}; {GPU}", from_the_hub=True),
     "quanto": Method("exact", "transformers packs the weights only"),
-    "quark": Method("not tried", "it requires the package amd-quark"),
-    "sinq": Method("not tried", GPU),
+    "quark": Method("exact", "tried with 8-bit weights and plain activations; it requires the package amd-quark"),
+    "sinq": Method("exact in memory", "its package changes how transformers loads every model"),
     "spqr": Method("not tried", GPU),
     "torchao": Method("exact", "weights only; with dynamic activations, the pass is refused"),
     "vptq": Method("not tried", GPU),
@@ -93,6 +101,16 @@ def method_of(packing: Any) -> str | None:
     return str(name)
 
 
+def by_layers(name: str | None) -> bool:
+    """Whether secant itself replaces the packed layers of a method with plain ones.
+
+    Args:
+        name: The method, as `method_of` returns it.
+
+    """
+    return name in METHODS and METHODS[name].dequantize == "layers"
+
+
 def check(packing: Any, name: str, dequantize: bool, has_kernels: bool) -> None:
     """Check that a checkpoint's packed weights are of a method that is loaded, and have them dequantised if asked for.
 
@@ -112,9 +130,11 @@ def check(packing: Any, name: str, dequantize: bool, has_kernels: bool) -> None:
         return  # transformers says that it does not know it
     if dequantize and not row.dequantize:
         raise BadArgument(
-            "Weights are dequantised by transformers, if it can", f"{name}, packed as {way}, which it leaves packed",
+            "dequantize requires packed weights that transformers or secant unpacks", f"{name}, packed as {way}",
             "Leave dequantize out, or use a checkpoint that is not packed.",
         )  # fmt: skip
+    if row.backend and isinstance(packing, dict):
+        packing["backend"] = row.backend
     if dequantize and row.dequantize == "config" and isinstance(packing, dict):
         packing["dequantize"] = True
         return
@@ -122,6 +142,11 @@ def check(packing: Any, name: str, dequantize: bool, has_kernels: bool) -> None:
         raise ModelRefused(
             "Activations must not be rounded to few bits", f"{name}, packed as {way}: {row.why}",
             "Use a checkpoint of which only the weights are packed.",
+        )  # fmt: skip
+    if row.result == "exact in memory":
+        raise ModelRefused(
+            f"A checkpoint packed as {way} cannot be loaded here", f"{name}: {row.why}",
+            f"Load it with the package {way}, and give secant.LM the model and its tokenizer.",
         )  # fmt: skip
     if row.result == "exact after dequantize=True" and not dequantize:
         raise ModelRefused(

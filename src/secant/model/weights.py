@@ -190,6 +190,30 @@ def _of_hqq(module: Any) -> Tensor:
     return module.dequantize()
 
 
+def _of_gptq(module: Any) -> Tensor:
+    return type(module).dequantize_weight(module).T
+
+
+def _uncompiled_(module: Any, dtype: torch.dtype) -> None:
+    """Take off the compilation of a layer's unpacking, which requires a C++ compiler and takes minutes."""
+    vars(module).pop("dequantize_weight", None)
+
+
+def _of_awq(module: Any) -> Tensor:
+    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+
+    return dequantize_gemm(module.qweight, module.qzeros, module.scales, module.bits, module.group_size).T
+
+
+def _of_aqlm(module: Any) -> Tensor:
+    """The codes of the vectors in its codebooks. Its kernel for CPUs swaps their axes in its first pass."""
+    from aqlm.utils import _dequantize_weight, unpack_int_data
+
+    swapped = module.gemv_op is not None and not module.codes.is_cuda and module.codebook_size == 256
+    codes = module.codes.transpose(0, 1) if swapped else module.codes
+    return _dequantize_weight(unpack_int_data(codes, module.nbits_per_codebook), module.codebooks, module.scales)
+
+
 def nothing_to_prepare(module: Any, dtype: torch.dtype) -> None:
     """Leave a layer as it is."""
 
@@ -222,6 +246,9 @@ PACKED: dict[str, Packing] = {
     "bitsandbytes.LinearNF4": BITSANDBYTES,
     "bitsandbytes.LinearFP4": BITSANDBYTES,
     "hqq.HQQLinear": Packing(_of_hqq),
+    "gptqmodel.TorchLinear": Packing(_of_gptq, _uncompiled_),
+    "gptqmodel.AwqTorchLinear": Packing(_of_awq),
+    "aqlm.QuantizedLinear": Packing(_of_aqlm),
     "bitsandbytes.Linear8bitLt": Packing(None),
     "transformers.FP8Linear": Packing(None),
     "transformers.BitLinear": Packing(None),
@@ -277,6 +304,26 @@ def prepare_(model: nn.Module, dtype: torch.dtype) -> None:
     for module in model.modules():
         if (row := PACKED.get(kind_of(module))) is not None:
             row.prepare(module, dtype)
+
+
+def dequantize_(model: nn.Module) -> None:
+    """Replace packed layers with plain ones that have the weights they stand for.
+
+    Args:
+        model: The model, whose layers are replaced.
+
+    """
+    for name, module in list(model.named_modules()):
+        if kind_of(module) not in unpacking():
+            continue
+        weight, bias = unpacked(module)
+        with torch.device("meta"):
+            plain_layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+        plain_layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        if bias is not None:
+            plain_layer.bias = nn.Parameter(bias, requires_grad=False)
+        model.set_submodule(name, plain_layer.train(module.training))
+    model.is_quantized = False  # type: ignore[assignment]
 
 
 def convert_(model: nn.Module, dtype: torch.dtype) -> None:

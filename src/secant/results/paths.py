@@ -161,7 +161,7 @@ def lines(path: str | Path, what: str) -> list[str]:
     rule = f"{what} are the lines of a text file"
     found = [line for line in text(path, rule).replace("\r\n", "\n").split("\n") if line.strip()]
     if not found:
-        raise DamagedFile(rule, f"{named(path)}, which is empty", "Write one to a line.")
+        raise DamagedFile(rule, f"{named(path)}, which is empty", "Write one on each line.")
     return found
 
 

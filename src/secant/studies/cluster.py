@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from secant.errors import BadArgument, SecantError, integer
+from secant.foreign import required
 from secant.studies.hands import Hand, Tally
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _streamed(
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise SecantError(
             "Ray must start the workers and keep them running", " ".join(said[-1].split())[:160],
-            "Each machine needs this secant; if the cluster is gone, start it again.",
+            "Install this version of secant on each machine; if the cluster is gone, start it again.",
         ) from error  # fmt: skip
     finally:
         patience.cancel()
@@ -164,13 +165,7 @@ def _places(ray: Any, each: dict[str, float]) -> int:
 
 
 def _library() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise SecantError(
-            "A cluster requires the package ray", "an installation without it", "Install it: pip install 'secant[ray]'."
-        ) from error
-    return ray
+    return required("A cluster", "ray", "ray")
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from unittest.mock import patch
 import pyarrow
 import pyarrow.parquet
 
-from secant.errors import BadArgument, DamagedFile, SecantError
-from secant.foreign import explained, quiet
+from secant.errors import BadArgument, DamagedFile
+from secant.foreign import explained, quiet, required
 from secant.results.paths import named, text
 from secant.studies.separated import damaged, separated
 
@@ -180,14 +180,9 @@ def data_set(folder: Path, split: str | None) -> Table:
         SecantError: The library datasets is not installed.
 
     """
-    try:
-        import datasets
-        import huggingface_hub
-    except ImportError as error:
-        raise SecantError(
-            "A folder of prompts requires the library datasets", "an installation without it",
-            "Install it: pip install 'secant[datasets]'.",
-        ) from error  # fmt: skip
+    import huggingface_hub
+
+    datasets: Any = required("A folder of prompts", "datasets", "datasets")
     with ExitStack() as stack:
         stack.enter_context(patch.object(datasets.config, "HF_HUB_OFFLINE", True))
         stack.enter_context(patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True))

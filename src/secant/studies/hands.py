@@ -124,7 +124,7 @@ def check_deaths(times: int, tries: int, shard: Shard | None) -> None:
     if shard is None:
         raise SecantError(
             "A worker must be able to start and load the model", f"{times} that died while doing so",
-            "Each machine needs this secant, the model, and memory for it.",
+            "Give each machine this version of secant, the model, and memory for it.",
         )  # fmt: skip
     raise TooLarge(
         "Workers must have room for a model and a prompt each",

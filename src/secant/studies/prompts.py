@@ -103,7 +103,7 @@ def read(
         raise BadArgument(RULE, named(path), "Give one of them." if os.path.exists(path) else "Check the path.")
     table = data_set(Path(path), split) if folder else READERS[kind](path)
     if not table.rows:
-        raise DamagedFile("Prompts are the rows of a table", f"{named(path)} without any", "Write one to a row.")
+        raise DamagedFile("Prompts are the rows of a table", f"{named(path)} without any", "Write one in each row.")
     column, category = _chosen(table, column, category, named(path))
     return _items(table.of(column, limit), None if category is None else table.of(category, limit), chat, named(path))
 

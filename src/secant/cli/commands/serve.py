@@ -17,21 +17,22 @@ def serve(
     models: Models,
     spectra: Spectra,
     host: Annotated[
-        str, typer.Option(help="The address of this computer to listen on; others than 127.0.0.1 let others in.")
+        str, typer.Option(help="The address of this computer to listen on. Only 127.0.0.1 keeps other computers out.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 0,
-    max_tokens: Annotated[int, typer.Option(help="The most tokens of a prompt.")] = 512,
-    runs: Annotated[int, typer.Option(help="How many runs are kept in memory.")] = 8,
+    max_tokens: Annotated[int, typer.Option(help="The longest prompt, in tokens.")] = 512,
+    runs: Annotated[int, typer.Option(help="How many runs to keep in memory.")] = 8,
     max_memory: MaxMemory = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = False,
 ) -> None:
     """Explain prompts in a browser on this computer: the page, live. Ctrl-C ends it."""
     from secant.errors import integer
+    from secant.foreign import required
     from secant.memory import size_of
-    from secant.workbench import check
+
+    required("secant serve", "workbench", "starlette", "uvicorn", "sse_starlette")
     from secant.workbench.serving import serving
 
-    check("secant serve", "workbench", "starlette", "uvicorn", "sse_starlette")
     port = integer(port, 0, 65_535, "A port is a number", "port = ")
     max_tokens = integer(max_tokens, 1, 10**6, "A prompt has at least one token", "max-tokens = ")
     runs = integer(runs, 1, 1000, "At least one run is kept", "runs = ")

@@ -79,7 +79,7 @@ def write(path: str | Path, template: Template, contents: Mapping[str, Any]) -> 
 
 
 def contents(about: Mapping[str, Any], tables: Iterable[tuple[Table, pd.DataFrame]]) -> dict[str, Any]:
-    """Returns what a page, or a part of it, has in it, ready for JSON.
+    """Returns the content of a page, or of a part of it, ready for JSON.
 
     Args:
         about: What is said of the whole.
