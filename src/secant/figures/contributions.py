@@ -11,7 +11,7 @@ from secant.analyses.attribution import Attribution
 from secant.analyses.explain import Explanation
 from secant.errors import BadArgument, integer
 from secant.figures import style
-from secant.figures.maps import BESIDE, apart, beside, signed_map, token_map
+from secant.figures.maps import BESIDE, apart, beside, height, signed_map, token_map
 from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown, word
 from secant.stream.sweep import part_of
 
@@ -167,7 +167,7 @@ def components(found: Explanation | Attribution, ax: Any = None, *, path: str = 
     names = [*parts.columns, *(f"head {heads.columns[0]:.0f}" if not i else f"{h:.0f}" for i, h in enumerate(heads))]
     largest = heads.abs().idxmax(axis=1) if heads.size else None
     share = BESIDE if explained and heads.size else 0.0
-    figure, (panel,) = panels(ax, 1, columns, 1.3 + style.ROW * len(parts))
+    figure, (panel,) = panels(ax, 1, columns, height(len(parts)))
     drawn = signed_map(panel, image.to_numpy(float), [f"{layer:.0f}" for layer in parts.index], names, share=share)
     panel.set_ylabel("layer")
     apart(panel, parts.shape[1])

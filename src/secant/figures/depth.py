@@ -11,7 +11,7 @@ from secant.analyses.explain import Explanation
 from secant.analyses.lens import Lens
 from secant.errors import BadArgument
 from secant.figures import style
-from secant.figures.maps import BESIDE, beside, token_map
+from secant.figures.maps import BESIDE, beside, height, token_map
 from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown, word
 from secant.stream.layers import Layers
 from secant.stream.sweep import STREAM
@@ -54,13 +54,13 @@ def lens(found: Lens, ax: Any = None, *, part: str = STREAM, columns: int = 2) -
     tokens = [token for t, token in enumerate(found.tokens) if t not in found.left_out]
     largest = terms.abs().max(axis=1)
     image = terms.div(largest.where(largest > 0, 1.0), axis=0).to_numpy()
-    figure, (panel,) = panels(ax, 1, columns, 1.3 + style.ROW * len(rows))
+    figure, (panel,) = panels(ax, 1, columns, height(len(rows)))
     names = [f"{row.probability:.0%}  {row.layer}" for row in rows.itertuples(index=False)]
     drawn = token_map(panel, image, names, tokens, "constants", share=BESIDE)
     of = clipped(shown(found.target), 12)
-    panel.set_ylabel(f"probability of {of}, layer", parse_math=False)
+    panel.set_ylabel(f"probability of\n{of}, layer", parse_math=False)
     bar = figure.colorbar(drawn, ax=panel, fraction=0.05, pad=0.02)
-    what = f"logit of {of}, contributions\nby their layer's largest, under {found.convention}"
+    what = f"contributions to the logit of {of},\nby their layer's largest, under {found.convention}"
     bar.set_label(what, parse_math=False, fontsize=style.SMALL)
     own = found.words[(found.words["part"] == part) & (found.words["at"] == found.positions[0])]
     likely = {layer: [word(w) for w in words["word"]] for layer, words in own.groupby("layer")}

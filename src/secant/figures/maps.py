@@ -15,6 +15,9 @@ BESIDE = 0.38
 GAP = 8.0
 """Points between words and what stands to their left."""
 
+FEWEST = 9
+"""A map of fewer rows is as high as one of so many."""
+
 HINTED = 0.95
 """The share of a text's room that its outlines may take: at a low resolution, drawn glyphs are wider than they are."""
 
@@ -23,6 +26,16 @@ UPRIGHT = 9.0
 
 LIGHT = 0.55
 """The share of a colour map that is behind text: the dark end would hide it."""
+
+
+def height(rows: int) -> float:
+    """The height in inches of a figure with a map of so many rows, and the labels around it.
+
+    Args:
+        rows: How many rows. A map of few has room for the label of its colours.
+
+    """
+    return 1.3 + style.ROW * max(FEWEST, rows)
 
 
 def width(panel: Any) -> float:

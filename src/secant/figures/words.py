@@ -11,7 +11,7 @@ from secant.analyses.explain import Explanation
 from secant.analyses.lens import Lens
 from secant.errors import BadArgument, integer
 from secant.figures import style
-from secant.figures.maps import word_map, worded
+from secant.figures.maps import height, word_map, worded
 from secant.figures.style import clipped, drawn, panels, shown, word
 from secant.stream.layers import Layers
 from secant.stream.sweep import STREAM
@@ -104,7 +104,7 @@ def _table(
 ) -> Figure:
     """Draw words, their colours and which of them are bold, for the tokens of the largest sizes."""
     words, image, strong = cells
-    figure, (panel,) = panels(ax, 1, columns, 1.3 + style.ROW * len(words))
+    figure, (panel,) = panels(ax, 1, columns, height(len(words)))
     room = int(0.95 * figure.get_figwidth() * 72 * panel.get_position().width // COLUMN)
     most = max(1, room) if most is None else integer(most, 1, 10**6, "A table requires at least one token", "most = ")
     kept = sorted(sizes.sort_values(ascending=False, kind="stable").index[:most])
