@@ -28,11 +28,12 @@ from secant.analyses.stages import STAGES
 from secant.cli import app
 from secant.errors import BadArgument, TooLarge
 from secant.workbench import session as sessions
+from secant.workbench.asked import Asked
 from secant.workbench.guard import BODY
-from secant.workbench.jobs import CANCELLED, DONE, FAILED, OFFERED, Job
+from secant.workbench.jobs import CANCELLED, DONE, FAILED, OFFERED, Cancelled, Job
 from secant.workbench.server import application
 from secant.workbench.session import Session
-from secant.workbench.tasks import Model
+from secant.workbench.tasks import KINDS, Model, Work
 
 PROMPT = "The bridge out of Marin is the"
 TOKEN, PORT = "a-token-that-nobody-guesses", 4321
@@ -416,6 +417,51 @@ def test_progress_estimate_and_cancel(slow: tuple[TestClient, threading.Event]) 
     again = client.post(f"/api/runs/{run}/stage", json={"name": "lens"}).json()
     assert again["id"] != job["id"]
     assert finished(client, again)["state"] == DONE
+
+
+class Fuse(Job):
+    """A job that is cancelled at one of its stopping points, if it comes so far."""
+
+    passed, last = 0, 10**9
+
+    def check(self) -> None:
+        self.passed += 1
+        self.stopped = self.passed > self.last
+        super().check()
+
+
+KINDS_OF_WORK: dict[str, dict[str, Any]] = {
+    **{name: {} for name in STAGES if name != "versus"},
+    "versus": {"token": " Brooklyn"},
+    "ablation": {"what": "layers.0.mlp", "by": "zero", "position": None},
+    "steering": {"concept": "London", "layer": 1, "strength": 0.5, "form": "mixture", "tokens": 3},
+}
+
+
+def test_every_kind_of_work_can_be_cancelled_and_begins_again(lm: sc.LM) -> None:
+    """In the middle, whether it reports progress or not; what is computed later is the same."""
+    one, two = (Work(Asked("tiny", PROMPT), Model(lm, 20)) for _ in range(2))
+
+    def done(work: Work, name: str, last: int = 10**9) -> tuple[Any, int]:
+        kind = "stage" if name in STAGES else name
+        job = Fuse(work.asked.id, kind, name, lambda job: None)
+        job.last = last
+        result = KINDS[kind][0](work, job, KINDS_OF_WORK[name])
+        return (work.parts[name]["tables"] if kind == "stage" else result), job.passed
+
+    silent = []
+    for name in KINDS_OF_WORK:
+        whole, count = done(one, name)
+        if count > 1:
+            with pytest.raises(Cancelled):
+                done(two, name, count // 2)
+        else:
+            silent.append(name)
+        assert done(two, name)[0] == whole, name
+    assert silent == [
+        "references",
+        "image",
+    ]  # one reference is in the answer, and J is in memory: nothing is left to do
 
 
 def test_what_waits_is_cancelled_at_once_and_the_queue_has_a_bound(slow: tuple[TestClient, threading.Event]) -> None:

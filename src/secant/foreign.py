@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from secant.errors import ModelRefused, SecantError, is_out_of_memory
+from secant.memory import Stopped
 
 COMPILED = (
     "A model is run as plain torch",
@@ -35,7 +36,7 @@ def explained(
 ) -> Iterator[None]:
     """Raise `kind` for whatever the block raises, with the class and text of the error.
 
-    Errors of secant, interrupts and full memory pass through.
+    Errors of secant, interrupts, full memory and work that was stopped pass through.
 
     Args:
         kind: The class to raise.
@@ -52,7 +53,7 @@ def explained(
     try:
         yield
     except BaseException as error:  # a Rust panic and SystemExit do not derive from Exception
-        if isinstance(error, SecantError | KeyboardInterrupt | GeneratorExit) or is_out_of_memory(error):
+        if isinstance(error, SecantError | Stopped | KeyboardInterrupt | GeneratorExit) or is_out_of_memory(error):
             raise
         if type(error).__module__.startswith("torch._dynamo"):
             raise ModelRefused(*COMPILED) from error

@@ -63,6 +63,9 @@ from secant.stream.decode import Largest, Null, Side, Word
 from secant.stream.layers import Layers
 from secant.text import named, readable, visible
 
+EXTREMES = 4
+"""How many of the largest columns and rows of J a view shows."""
+
 
 @dataclass(frozen=True, eq=False)
 class Evidence(Result):
@@ -249,7 +252,10 @@ class Explanation(Result):
         }
 
     def view(self) -> View:
-        """Shows the prediction, what each token contributes to it, the lens, and spectra; then layers and steps."""
+        """Shows the prediction, what each token contributes to it, the lens, and spectra; then layers and steps.
+
+        Where J was formed, its largest columns and rows are shown too.
+        """
         a, lm = self.attribution, self.run.lm
         text = " ".join(self.run.tokens) if lm.tokenizer is None else lm.tokens.decoded(self.run.ids)
         guesses = [f"{visible(p.token)} {p.probability:.1%}" for p in self.run.prediction[:5]]
@@ -262,6 +268,7 @@ class Explanation(Result):
             contributions(self.run, a, self.sensitivity, self.written, self.sinks),
             *([] if self.lens is None else [depths(self.lens)]),
             spectra(self.run, chosen(a), self.svds, self.norms, self.outputs, self.inputs),
+            *(own.grid(EXTREMES) for own in self.case.largest),
         ]
         for view in (result.view() for result in (self.layers, self.steps) if result is not None):
             *first, last = view.grids
@@ -572,6 +579,8 @@ def explained(
                 _ = case.sensitivity
             with timed("lens", seconds):
                 _ = case.lens
+            with timed("largest", seconds):
+                _ = case.largest
         if layers:
             with timed("layers", seconds):
                 _ = case.every_layer

@@ -128,7 +128,7 @@ class Work:
 
         """
         case = self.frozen
-        with case.working(self.model.memory, job.progress), watched(self.watch(job)):
+        with case.working(self.model.memory, job.progress), watched(self.watch(job), job.check):
             yield case
 
     def watch(self, job: Job) -> Callable[[str, float, float], None]:
@@ -179,7 +179,7 @@ def stage(work: Work, job: Job, given: Mapping[str, Any]) -> Any:
     if work.case is None:
         asked = work.asked
         work.model.check(work.prompt)
-        with watched(work.watch(job)):
+        with watched(work.watch(job), job.check):
             work.case = case_of(
                 work.model.lm, work.prompt, target=asked.target, k=work.model.k, top=work.model.top,
                 convention=asked.convention, precision=None, seed=0, origin=None, baseline=asked.baseline,
@@ -230,7 +230,7 @@ def steering(work: Work, job: Job, given: Mapping[str, Any]) -> Any:
         given: `concept`, `layer`, `strength`, `form` and `tokens`, as in `secant steer`.
 
     """
-    with watched(work.watch(job)):
+    with watched(work.watch(job), job.check):
         concept = work.model.concept(given["concept"])
         found = side_by_side(
             work.model.lm, work.prompt, concept, layer=given["layer"], strength=given["strength"],

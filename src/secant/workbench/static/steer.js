@@ -16,13 +16,16 @@ function steering(section, forms, run) {
     for (const name of ["layer", "strength"]) field[name].parentNode.querySelector("output").textContent = name === "layer" ? field.layer.value : number(Number(field.strength.value), 2);
   };
   let wanted = 0;
+  let latest = null; // the job of what was wanted last
   async function steer() {
     if (!field.concept.value.trim() || !run()) return;
     const mine = (wanted += 1);
     const given = { concept: field.concept.value, layer: Number(field.layer.value), strength: Number(field.strength.value), form: field.form.value, tokens: Number(field.tokens.value) };
     says.textContent = "Steering …";
     try {
+      if (latest) asked(`/api/jobs/${latest}/cancel`, {}).catch(() => {}); // nobody waits for it any more
       const job = await asked(`/api/runs/${run()}/steering`, given);
+      latest = job.id;
       const found = await resultOf(job, (own) => mine === wanted && !OVER.includes(own.state) && (says.textContent = own.state === "waiting" ? "Waits for what is computed now." : "Steering …"));
       if (mine !== wanted) return;
       const shown = (node, own) => fill(node, make("bdi", { dir: "auto" }, own.text), make("small", { class: "muted" }, ` perplexity ${number(own.perplexity, 3)}`));
