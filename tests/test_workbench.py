@@ -461,7 +461,7 @@ def test_every_kind_of_work_can_be_cancelled_and_begins_again(lm: sc.LM) -> None
     assert silent == [
         "references",
         "image",
-    ]  # one reference is in the answer, and J is in memory: nothing is left to do
+    ]  # nothing is left to do: one reference, and J in memory
 
 
 def test_what_waits_is_cancelled_at_once_and_the_queue_has_a_bound(slow: tuple[TestClient, threading.Event]) -> None:

@@ -19,8 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.analyses import frames
-from secant.analyses.ablation import ablate
+from secant.analyses import frames, live
 from secant.analyses.attribution import CONTRIBUTIONS, FLOW, Attribution
 from secant.analyses.case import Case
 from secant.analyses.continuation import STEPS, Steps, follow
@@ -329,7 +328,9 @@ class Explanation(Result):
         write(path, EXPLANATION, self.contents(evidence))
 
     def widget(self, evidence: Evidence | None = None) -> Any:
-        """Returns the page as a widget for notebooks, in which tokens and parts can be ablated (extra `widget`).
+        """Returns the page as a widget for notebooks, which asks the kernel (extra `widget`).
+
+        Tokens and parts can be ablated, the target compared with any token, and continuations steered.
 
         Args:
             evidence: The result of `evidence()`; by default it is computed.
@@ -345,10 +346,7 @@ class Explanation(Result):
             )  # fmt: skip
         from secant.results.page.widget import PageWidget
 
-        def ablated(given: Mapping[str, Any]) -> Any:
-            return ablate(self.run, given["what"], given["by"], position=given.get("position")).answers(self.case.aim)
-
-        return PageWidget(self.contents(evidence), {"ablation": ablated})
+        return PageWidget(self.contents(evidence), live.answers(self.case), live.choices(self.case))
 
     def contents(self, evidence: Evidence | None = None) -> dict[str, Any]:
         """Returns what its page has in it, ready for JSON.
