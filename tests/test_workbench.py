@@ -27,6 +27,7 @@ from secant.analyses.explain import case_of, of_case
 from secant.analyses.stages import STAGES
 from secant.cli import app
 from secant.errors import BadArgument, TooLarge
+from secant.linearize.points import ActivationGraph
 from secant.workbench import session as sessions
 from secant.workbench.asked import Asked
 from secant.workbench.guard import BODY
@@ -464,6 +465,28 @@ def test_every_kind_of_work_can_be_cancelled_and_begins_again(lm: sc.LM) -> None
     ]  # nothing is left to do: one reference, and J in memory
 
 
+def test_only_the_worker_computes(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests for what is known of a run take no pass of their own: the server answers meanwhile."""
+    threads, plain = [], ActivationGraph.of
+
+    def noted(network: Any) -> ActivationGraph:
+        threads.append(threading.current_thread().name)
+        return plain(network)
+
+    monkeypatch.setattr(ActivationGraph, "of", noted)
+    with client_of(Session({"tiny": Model(lm, 20)})) as client:
+        client.get(f"/?token={TOKEN}")
+        run = explained(client)["run"]
+
+        def answered() -> Any:
+            found = client.get(f"/api/runs/{run}").json()
+            return found if "answer" in found["parts"] else None
+
+        assert until(answered)["layers"] == 2
+        complete(client, run)
+    assert set(threads) == {"secant worker"}
+
+
 def test_what_waits_is_cancelled_at_once_and_the_queue_has_a_bound(slow: tuple[TestClient, threading.Event]) -> None:
     client, go = slow
     run = explained(client)["run"]
@@ -557,7 +580,7 @@ def test_a_fault_is_one_line_and_the_worker_goes_on(client: TestClient, monkeypa
     def broken(*_: Any, **__: Any) -> None:
         raise ValueError("one\ntwo")
 
-    monkeypatch.setattr("secant.workbench.tasks.ablate", broken)
+    monkeypatch.setattr("secant.analyses.live.ablate", broken)
     job = finished(client, client.post(f"/api/runs/{run}/ablation", json={"what": 1, "by": "zero"}).json())
     assert job["says"] == "An error that secant does not expect; got ValueError: one two."
     monkeypatch.undo()

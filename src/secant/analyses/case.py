@@ -261,6 +261,11 @@ class Case:
         return others[:ALTERNATIVES]
 
     @property
+    def depth(self) -> int:
+        """How many layers were found in the network, which takes no pass."""
+        return len(self.run.network.recording.layers)
+
+    @property
     def aim(self) -> int:
         """The id of the target."""
         return self.run.prediction[0].id if self.target is None else self.target

@@ -120,7 +120,7 @@ def choices(case: Case) -> dict[str, Any]:
         case: The case.
 
     """
-    return {"layers": len(case.run.inside.layers), "forms": forms()}
+    return {"layers": case.depth, "forms": forms()}
 
 
 def forms() -> list[dict[str, Any]]:
