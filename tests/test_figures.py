@@ -265,7 +265,7 @@ def test_the_rows_of_the_lens_are_its_terms(whole: sc.Explanation) -> None:
 
 @pytest.mark.parametrize("path", ["direct", "all"])
 def test_the_map_of_components(path: str, whole: sc.Explanation) -> None:
-    """Parts and heads in units of their largest; beside a layer stand its largest head and what that head writes."""
+    """Parts and heads in units of their largest; next to a layer stand its largest head and what that head writes."""
     a, words = whole.case.attribution(parts=True, flow=True), whole.case.head_words
     column = {"direct": "contribution", "all": "all_paths"}[path]
     panel = figures.components(whole, path=path).axes[0]

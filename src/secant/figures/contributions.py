@@ -11,7 +11,7 @@ from secant.analyses.attribution import Attribution
 from secant.analyses.explain import Explanation
 from secant.errors import BadArgument, integer
 from secant.figures import style
-from secant.figures.maps import BESIDE, apart, beside, height, signed_map, token_map
+from secant.figures.maps import NEXT_TO, apart, height, next_to, signed_map, token_map
 from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown, word
 from secant.stream.sweep import part_of
 
@@ -139,11 +139,11 @@ def _by(path: str) -> str:
 def components(found: Explanation | Attribution, ax: Any = None, *, path: str = "direct", columns: int = 2) -> Figure:
     """Draw what each attention, MLP and head contributes to the logit, a row for each layer.
 
-    Beside each layer stand its largest head and the top tokens of what that head writes. Heads are smaller than the
+    Next to each layer stand its largest head and the top tokens of what that head writes. Heads are smaller than the
     parts of layers, so each of the two kinds is drawn in units of its own largest contribution.
 
     Args:
-        found: The explanation; or an attribution with parts, which has no top tokens beside it.
+        found: The explanation; or an attribution with parts, which has no top tokens next to it.
         ax: Matplotlib axes to draw in; by default those of a new figure.
         path: "direct", straight to the logit, in which case parts sum to the logit and heads to their attention; or
             "all", by all paths, which overlap.
@@ -154,19 +154,13 @@ def components(found: Explanation | Attribution, ax: Any = None, *, path: str = 
         SecantError: Matplotlib is not installed.
 
     """
-    explained = isinstance(found, Explanation)
-    a = found.case.attribution(parts=True, flow=True) if explained else found
-    rows = a.table[a.table["kind"].isin(["layer", "head"]) & ~((a.table["kind"] == "head") & a.table["head"].isna())]
-    if rows.empty:
-        raise BadArgument("A map of components requires the parts of layers", "none", "Use attribute(run, parts=True).")
-    rows = rows.assign(part=rows["name"].map(part_of).where(rows["kind"] == "layer"), value=rows[_by(path)])
-    parts = rows.pivot_table("value", "layer", "part", aggfunc="sum", sort=False)
-    heads = rows[rows["kind"] == "head"].pivot_table("value", "layer", "head", sort=True).reindex(parts.index)
+    case = found.case if isinstance(found, Explanation) else None
+    a = found if isinstance(found, Attribution) else found.case.attribution(parts=True, flow=True)
+    parts, heads = _by_layer(a, _by(path))
     ends = [frame.abs().max().max() or 1.0 for frame in (parts, heads) if frame.size]
     image = pd.concat([frame / end for frame, end in zip((parts, heads), ends, strict=False)], axis=1)
-    names = [*parts.columns, *(f"head {heads.columns[0]:.0f}" if not i else f"{h:.0f}" for i, h in enumerate(heads))]
-    largest = heads.abs().idxmax(axis=1) if heads.size else None
-    share = BESIDE if explained and heads.size else 0.0
+    names = [*parts.columns, *(f"head {h:.0f}" if not i else f"{h:.0f}" for i, h in enumerate(heads))]
+    share = NEXT_TO if case is not None and heads.size else 0.0
     figure, (panel,) = panels(ax, 1, columns, height(len(parts)))
     drawn = signed_map(panel, image.to_numpy(float), [f"{layer:.0f}" for layer in parts.index], names, share=share)
     panel.set_ylabel("layer")
@@ -174,9 +168,20 @@ def components(found: Explanation | Attribution, ax: Any = None, *, path: str = 
     bar = figure.colorbar(drawn, ax=panel, fraction=0.05, pad=0.02)
     sizes = ", ".join(f"{what} by {style.number(end)}" for what, end in zip(("parts", "heads"), ends, strict=False))
     bar.set_label(f"{_logit(a)},\n{PATHS[path]};\n{sizes}", parse_math=False, fontsize=style.SMALL)
-    if share:
-        beside(panel, {"largest head": _heads_words(found.case.head_words, largest)}, share)
+    if case is not None and heads.size:
+        next_to(panel, {"largest head": _heads_words(case.head_words, heads.abs().idxmax(axis=1))}, share)
     return figure
+
+
+def _by_layer(a: Attribution, column: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A column of the table, as layers x parts and as layers x heads. Raises BadArgument if there are no parts."""
+    rows = a.table.assign(value=a.table[column], part=a.table["name"].map(part_of))
+    parts = rows[rows["kind"] == "layer"]
+    if parts.empty:
+        raise BadArgument("A map of components requires the parts of layers", "none", "Use attribute(run, parts=True).")
+    parts = parts.pivot_table("value", "layer", "part", aggfunc="sum", sort=False)
+    heads = rows[(rows["kind"] == "head") & rows["head"].notna()]
+    return parts, heads.pivot_table("value", "layer", "head", sort=True).reindex(parts.index)
 
 
 def _heads_words(table: pd.DataFrame, largest: pd.Series) -> list[list[str]]:

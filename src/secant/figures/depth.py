@@ -11,7 +11,7 @@ from secant.analyses.explain import Explanation
 from secant.analyses.lens import Lens
 from secant.errors import BadArgument
 from secant.figures import style
-from secant.figures.maps import BESIDE, beside, height, token_map
+from secant.figures.maps import NEXT_TO, height, next_to, token_map
 from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown, word
 from secant.stream.layers import Layers
 from secant.stream.sweep import STREAM
@@ -56,7 +56,7 @@ def lens(found: Lens, ax: Any = None, *, part: str = STREAM, columns: int = 2) -
     image = terms.div(largest.where(largest > 0, 1.0), axis=0).to_numpy()
     figure, (panel,) = panels(ax, 1, columns, height(len(rows)))
     names = [f"{row.probability:.0%}  {row.layer}" for row in rows.itertuples(index=False)]
-    drawn = token_map(panel, image, names, tokens, "constants", share=BESIDE)
+    drawn = token_map(panel, image, names, tokens, "constants", share=NEXT_TO)
     of = clipped(shown(found.target), 12)
     panel.set_ylabel(f"probability of\n{of}, layer", parse_math=False)
     bar = figure.colorbar(drawn, ax=panel, fraction=0.05, pad=0.02)
@@ -64,13 +64,13 @@ def lens(found: Lens, ax: Any = None, *, part: str = STREAM, columns: int = 2) -
     bar.set_label(what, parse_math=False, fontsize=style.SMALL)
     own = found.words[(found.words["part"] == part) & (found.words["at"] == found.positions[0])]
     likely = {layer: [word(w) for w in words["word"]] for layer, words in own.groupby("layer")}
-    beside(panel, {"top tokens": [likely.get(layer, []) for layer in rows["layer"]]})
+    next_to(panel, {"top tokens": [likely.get(layer, []) for layer in rows["layer"]]})
     return figure
 
 
 @drawn(of=Explanation, take=lambda e: e.layers)
 def layer_spectra(layers: Layers, axes: Any = None, *, columns: int = 2) -> Figure:
-    """Draw the leading singular values of all tokens' blocks, σ_i / σ_0, with the top tokens of U₀ beside them.
+    """Draw the leading singular values of all tokens' blocks, σ_i / σ_0, with the top tokens of U₀ next to them.
 
     Each layer has a row, and each span a panel.
 
@@ -100,7 +100,7 @@ def layer_spectra(layers: Layers, axes: Any = None, *, columns: int = 2) -> Figu
     for panel, span in zip(found, spans, strict=True):
         own = words[words["span"] == span].groupby("layer")["word"]
         decoded = {layer: [word(w) for w in some] for layer, some in own}
-        beside(panel, {f"U₀, {span}": [decoded.get(layer, []) for layer in depths]}, WORDS)
+        next_to(panel, {f"U₀, {span}": [decoded.get(layer, []) for layer in depths]}, WORDS)
     return figure
 
 

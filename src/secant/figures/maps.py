@@ -1,4 +1,4 @@
-"""Maps with a row for each layer or part, and what stands beside their rows: top tokens, as many as fit."""
+"""Maps with a row for each layer or part, and what stands next to their rows: top tokens, as many as fit."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from secant.figures import style
 from secant.figures.style import COLOURS, clipped, fitting, named, shown
 
-BESIDE = 0.38
-"""The share of the axes' width that the words beside a map take."""
+NEXT_TO = 0.38
+"""The share of the axes' width that the words next to a map take."""
 
 GAP = 8.0
 """Points between words and what stands to their left."""
@@ -50,7 +50,7 @@ def width(panel: Any) -> float:
     return float(panel.figure.get_figwidth() * 72 * panel.get_position().width)
 
 
-def beside(panel: Any, words: Mapping[str, Sequence[Sequence[str]]], share: float = BESIDE) -> None:
+def next_to(panel: Any, words: Mapping[str, Sequence[Sequence[str]]], share: float = NEXT_TO) -> None:
     """Make room in the right part of axes, and write there as many words for each row as fit, below their headings.
 
     Args:
@@ -84,7 +84,7 @@ def signed_map(panel: Any, image: Any, rows: Sequence[str], columns: Sequence[st
         rows: The names of the rows.
         columns: The names of the columns. Where there are too many, some are left out.
         end: The largest absolute value of the colours.
-        share: The share of the axes' width that words beside the map will take.
+        share: The share of the axes' width that words next to the map will take.
 
     """
     drawn = panel.imshow(image, cmap=style.DIVERGING, vmin=-end, vmax=end, aspect="auto", interpolation="nearest")
@@ -103,7 +103,7 @@ def token_map(panel: Any, image: Any, rows: Sequence[str], tokens: Sequence[str]
         tokens: The tokens' texts.
         last: The name of the last column, which a line sets apart.
         end: The largest absolute value of the colours.
-        share: The share of the axes' width that words beside the map will take.
+        share: The share of the axes' width that words next to the map will take.
 
     """
     columns = [*(clipped(shown(token), 12) for token in tokens), last]

@@ -12,7 +12,7 @@ import torch
 from secant.analyses.explain import Explanation
 from secant.errors import BadArgument, integer
 from secant.figures import style
-from secant.figures.maps import beside
+from secant.figures.maps import next_to
 from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown, word
 from secant.linearize.run import Run
 from secant.numeric import wide
@@ -212,4 +212,4 @@ def _bars(
     panel.set_xlabel(name, loc="left")
     panel.spines["bottom"].set_bounds(0, top)
     panel.tick_params(axis="y", length=0)
-    beside(panel, words, 1 - BARS)
+    next_to(panel, words, 1 - BARS)
