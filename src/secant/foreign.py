@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from secant.errors import ModelRefused, SecantError, is_out_of_memory
-from secant.memory import Stopped
+from secant.errors import ModelRefused, SecantError, Stopped, is_out_of_memory
 
 COMPILED = (
     "A model is run as plain torch",

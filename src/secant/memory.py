@@ -36,10 +36,6 @@ _STOP: ContextVar[Callable[[], None] | None] = ContextVar("who can stop work", d
 _LOGGER = logging.getLogger("secant")
 
 
-class Stopped(BaseException):
-    """Work was stopped at a stopping point. It is no `Exception`, so that no code takes it for an error of its own."""
-
-
 def free(device: torch.device) -> float:
     """Free bytes on a device; infinite where they are unknown."""
     if device.type == "cuda":

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from secant.memory import Stopped
+from secant.errors import Stopped
 
 WAITING, OFFERED, RUNNING, DONE, FAILED, CANCELLED = "waiting", "offered", "running", "done", "failed", "cancelled"
 
