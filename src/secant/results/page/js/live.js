@@ -87,5 +87,5 @@ if (host.live?.steering) {
     }).of(layers);
     return section;
   };
-  root.querySelector(".main").append(host.live.steering(made));
+  root.querySelector(".main > section").after(host.live.steering(made));
 }
