@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -363,3 +364,14 @@ def test_words_are_a_slice_and_first_seen_is_a_rank(lm: sc.LM, counts: Counts) -
             first = rows.groupby(["part", "span", "position"])["layer"].min()
             seen = found.first_seen(token, top).fillna({"position": -1}).dropna()
             assert seen.set_index(["part", "span", "position"])["layer"].sort_index().astype(int).equals(first)
+
+
+def test_views_show_the_largest_where_j_was_formed_and_do_not_form_it(explanation: sc.Explanation) -> None:
+    titles = [f"the 4 largest {of} of J" for of in ("columns", "rows")]
+    shown = {grid.title: grid for grid in explanation.view().grids}
+    for title, own in zip(titles, explanation.case.largest, strict=True):
+        norms = own.table.drop_duplicates("rank")["norm"].tolist()
+        assert [cells[4] for cells in shown[title].rows] == norms[:4]
+    case = Case(explanation.run)
+    assert not set(titles) & {grid.title for grid in replace(explanation, case=case).view().grids}
+    assert not isinstance(case.op.products, Matrix)

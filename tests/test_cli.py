@@ -66,6 +66,8 @@ def test_explain(folder: Path) -> None:
     assert "Golden" in marin
     assert any("reference" in line for line in lines)
     assert "the lens: Golden by layer" in result.stdout
+    assert "the 4 largest columns of J" in lines
+    assert "the 4 largest rows of J" in lines
 
 
 @pytest.mark.slow

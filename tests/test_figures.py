@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,15 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+import tiny_model
+import torch
 from families import model_of, prompt
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 from test_cli import refused
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 import secant as sc
@@ -163,15 +166,25 @@ def test_the_largest_columns(lm: sc.LM, whole: sc.Explanation) -> None:
     ]
 
 
+def begins(drawn: str, words: Iterable[str]) -> None:
+    """A line of words has as many of the first ones as fit."""
+    found = drawn.split("  ")
+    expected = [style.word(one) for one in words]
+    assert found == expected[: len(found)] or (len(found) == 1 and found[0].endswith("…"))
+
+
 def test_depths(whole: sc.Explanation) -> None:
     layers = whole.layers
     assert layers is not None
-    figure = figures.layer_spectra(layers)
-    assert [panel.get_title() for panel in figure.axes[:2]] == ["cumulative", "layerwise"]
-    for panel in figure.axes[:2]:
-        for i, line in enumerate(panel.lines):
-            S = layers.depth(i, span=panel.get_title()).whole.S  # type: ignore[union-attr]
-            np.testing.assert_allclose(line.get_ydata(), (S / S[0]).numpy())
+    words = layers.words(sides=["output"]).query("part == 'residual' and position.isna()")
+    for panel, span in zip(figures.layer_spectra(layers).axes, ["cumulative", "layerwise"], strict=True):
+        heading, *beside = (text.get_text() for text in panel.texts)
+        assert heading == f"U₀, {span}"
+        for i, (line, drawn) in enumerate(zip(panel.lines, beside, strict=True)):
+            S = layers.depth(i, span=span).whole.S  # type: ignore[union-attr]
+            np.testing.assert_allclose(line.get_xdata(), (S / S[0]).numpy())
+            assert set(line.get_ydata()) == {i}
+            begins(drawn, words[(words["layer"] == i) & (words["span"] == span)]["word"])
     (panel,) = figures.path(layers).axes
     table = layers.path()
     for vector, line in zip((0, 1), panel.lines[1:], strict=True):
@@ -241,12 +254,71 @@ def test_the_rows_of_the_lens_are_its_terms(whole: sc.Explanation) -> None:
     expected = terms / np.abs(terms).max(1, keepdims=True)
     panel, (image,) = figures.lens(lens).axes[0], figures.lens(lens).axes[0].images
     np.testing.assert_allclose(image.get_array(), expected)
-    assert [label.get_text().split("  ")[-1] for label in panel.get_yticklabels()] == [
-        str(i) for i in range(len(terms))
-    ]
+    labels = [f"{p:.0%}  {i}" for i, p in enumerate(lens.at()["probability"])]
+    assert [label.get_text() for label in panel.get_yticklabels()] == labels
+    for i, text in enumerate(panel.texts[1:]):
+        begins(text.get_text(), lens.words[lens.words["layer"] == i]["word"])
     (image,) = figures.lens(lens.without([0, 2])).axes[0].images
     rest = np.delete(terms, [0, 2], axis=1)
     np.testing.assert_allclose(image.get_array(), rest / np.abs(rest).max(1, keepdims=True))
+
+
+@pytest.mark.parametrize("path", ["direct", "all"])
+def test_the_map_of_components(path: str, whole: sc.Explanation) -> None:
+    """Parts and heads in units of their largest; next to a layer stand its largest head and what that head writes."""
+    a, words = whole.case.attribution(parts=True, flow=True), whole.case.head_words
+    column = {"direct": "contribution", "all": "all_paths"}[path]
+    panel = figures.components(whole, path=path).axes[0]
+    (image,) = panel.images
+    parts = a.of("layer")[column].to_numpy().reshape(2, 2)
+    heads = a.of("head")[column].to_numpy().reshape(2, 4)
+    expected = np.hstack([parts / np.abs(parts).max(), heads / np.abs(heads).max()])
+    np.testing.assert_allclose(image.get_array(), expected)
+    assert [t.get_text() for t in panel.get_xticklabels()] == ["attn", "mlp", "head 0", "1", "2", "3"]
+    for layer, text in enumerate(panel.texts[1:]):
+        head = np.abs(heads[layer]).argmax()
+        own = words.query(f"layer == {layer} and head == {head} and sign == 'promoted'")["word"]
+        number, drawn = text.get_text().split(": ", 1)
+        assert number == str(head)
+        begins(drawn, own)
+    bare = figures.components(a, path=path).axes[0]
+    np.testing.assert_allclose(bare.images[0].get_array(), expected)
+    assert not bare.texts
+
+
+def test_components_of_a_model_without_heads() -> None:
+    a = sc.attribute(sc.freeze(model_of("mamba"), prompt(5)))
+    panel = figures.components(a).axes[0]
+    parts = a.of("layer")["contribution"].to_numpy()
+    np.testing.assert_allclose(np.asarray(panel.images[0].get_array())[:, 0], parts / np.abs(parts).max())
+    assert [t.get_text() for t in panel.get_xticklabels()] == ["mixer"]
+
+
+def test_tables_of_top_tokens(whole: sc.Explanation) -> None:
+    layers, lens = whole.layers, whole.lens
+    assert layers is not None
+    assert lens is not None
+    words = layers.words(top=1, sides=["output"]).dropna(subset="position")
+    for span in ("cumulative", "layerwise"):
+        panel = figures.layer_words(layers, span=span).axes[0]
+        own = words[(words["part"] == "residual") & (words["span"] == span)]
+        cells = {text.get_position(): text for text in panel.texts}
+        assert {at: text.get_text() for at, text in cells.items()} == {
+            (r.position, r.layer): style.word(r.word) for r in own.itertuples(index=False)
+        }
+        strong = {(r.position, r.layer) for r in own.itertuples(index=False) if r.id == layers.predicted}
+        assert {at for at, text in cells.items() if text.get_fontweight() == "bold"} == strong
+        sigma = np.array([[f.S[0].item() for f in layers.depth(i, span=span).tokens] for i in (0, 1)])
+        np.testing.assert_allclose(panel.images[0].get_array(), sigma / sigma.max(1, keepdims=True))
+    panel = figures.logit_lens(lens.without([0]), most=3).axes[0]
+    last = lens.contributions().iloc[-1, 1:-1].abs()
+    kept = sorted(last.sort_values(ascending=False).index[:3])
+    assert [t.get_text() for t in panel.get_xticklabels()] == [style.shown(lens.tokens[int(t)]) for t in kept]
+    rows = lens.table[lens.table["position"].isin(kept)]
+    drawn = {text.get_position(): text.get_text() for text in panel.texts}
+    assert drawn == {(kept.index(r.position), r.layer): style.word(r.top) for r in rows.itertuples(index=False)}
+    np.testing.assert_allclose(np.asarray(panel.images[0].get_array()).ravel(), rows["top_probability"])
+    assert "3 of 7 tokens" in panel.get_title(loc="left")
 
 
 def test_bars_without_sinks(contributions: Attribution) -> None:
@@ -303,8 +375,15 @@ def texts_of(figure: Figure) -> list[Text]:
     return [text for text in texts if id(text) not in every - drawn]
 
 
+def odd_lens(lens: sc.Lens) -> sc.Lens:
+    """The same with hostile tokens and words."""
+    table = lens.table.assign(top=[ODD[i % 8] for i in range(len(lens.table))])
+    words = lens.words.assign(word=[ODD[i % 8] for i in range(len(lens.words))])
+    return replace(lens, tokens=ODD, target=ODD[0], table=table, words=words)
+
+
 def drawings(
-    e: sc.Explanation, a: Attribution, judged: list[sc.Faithfulness], ways: list[sc.Reach]
+    e: sc.Explanation, a: Attribution, judged: list[sc.Faithfulness], ways: list[sc.Reach], lens: sc.Lens
 ) -> dict[str, Callable[[int], Figure]]:
     """Every figure, one or two columns wide."""
     assert e.layers is not None
@@ -313,7 +392,10 @@ def drawings(
         "reconstruction": lambda n: figures.reconstruction(e.run, columns=n),
         "jacobian": lambda n: figures.jacobian(e.run.operator(), columns=n),
         "spectra": lambda n: figures.spectra(e, columns=n),
-        "lens": lambda n: figures.lens(e.lens, columns=n),
+        "lens": lambda n: figures.lens(lens, columns=n),
+        "logit_lens": lambda n: figures.logit_lens(lens, columns=n),
+        "layer_words": lambda n: figures.layer_words(layers, columns=n),
+        "components": lambda n: figures.components(e, columns=n),
         "layer_spectra": lambda n: figures.layer_spectra(layers, columns=n),
         "path": lambda n: figures.path(layers, columns=n),
         "stable_ranks": lambda n: figures.stable_ranks(layers, columns=n),
@@ -337,7 +419,9 @@ def test_text_is_inside_and_every_character_is_in_a_font(
         e = odd(deep, replace(a, flow=flow))
         a = e.attribution
     known = {c for name in style.fonts() for c in FT2Font(findfont(FontProperties(family=[name]))).get_charmap()}
-    for name, draw in drawings(e, a, judged, ways).items():
+    assert deep.lens is not None
+    lens = odd_lens(deep.lens) if hostile else deep.lens
+    for name, draw in drawings(e, a, judged, ways, lens).items():
         figure = draw(columns)
         assert figure.get_figwidth() == style.WIDTH[columns]
         inside = figure.bbox.padded(2)
@@ -354,16 +438,41 @@ def test_labels_are_not_over_each_other(whole: sc.Explanation) -> None:
     e = odd(whole)
     for columns in (1, 2):
         for figure in (figures.spectra(e, columns=columns), figures.attribution(e.attribution, columns=columns)):
-            panel = figure.axes[0]
-            boxes = [text.get_window_extent() for text in [*panel.texts, *panel.get_yticklabels()] if text.get_text()]
-            over = [
-                (a, b)
-                for i, a in enumerate(boxes)
-                for b in boxes[:i]
-                if a.overlaps(b) and a.intersection(a, b).width > 1
-            ]
-            over = [(a, b) for a, b in over if min(a.y1, b.y1) - max(a.y0, b.y0) > 0.35 * min(a.height, b.height)]
-            assert not over
+            assert not over_each_other(figure)
+
+
+def over_each_other(figure: Figure) -> list[tuple[str, str]]:
+    """Texts that cover one another by more than the blank above and below their letters."""
+    texts = [(text.get_text(), text.get_window_extent()) for text in texts_of(figure)]
+    pairs = [(one, two) for i, one in enumerate(texts) for two in texts[:i]]
+    return [
+        (one, two)
+        for (one, a), (two, b) in pairs
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 0.35 * min(a.height, b.height)
+    ]
+
+
+@pytest.mark.slow
+def test_thirty_layers_and_forty_tokens() -> None:
+    """No label is over another one, in one column or in two."""
+    tokenizer = tiny_model.tokenizer_of(tiny_model.sentences())
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=30, num_attention_heads=8,
+        num_key_value_heads=8, max_position_embeddings=64,
+    )  # fmt: skip
+    lm = sc.LM(LlamaForCausalLM(config).double().eval(), tokenizer)
+    words = " ".join(tiny_model.sentences()).split()[:39]
+    run = sc.freeze(lm, " ".join(words))
+    assert len(run.tokens) == 40
+    lens, layers = sc.lens(run), sc.layers(run, 2, spans=["cumulative"])
+    drawn = {
+        "lens": lens, "logit_lens": lens, "components": sc.attribute(run), "layer_words": layers,
+        "layer_spectra": layers,
+    }  # fmt: skip
+    for columns in (1, 2):
+        for name, own in drawn.items():
+            assert not over_each_other(figures.style.FIGURES[name](own, columns=columns)), (name, columns)
 
 
 def test_tokens_are_drawn_as_they_are(whole: sc.Explanation, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,6 +576,10 @@ def test_wrong_arguments(whole: sc.Explanation, contributions: Attribution, judg
     wrong: list[tuple[Callable[[], Any], str]] = [
         (lambda: figures.attribution(contributions, ax), "requires 2 of matplotlib's axes; got 1"),
         (lambda: figures.lens(whole.lens, part="mlp"), "parts of this lens are residual"),
+        (lambda: figures.layer_words(layers, part="none"), "attn, layerwise; mlp, layerwise; residual, layerwise; got"),
+        (lambda: figures.logit_lens(whole.lens, most=0), "at least one token"),
+        (lambda: figures.components(whole.attribution), "parts=True"),
+        (lambda: figures.components(whole, path="back"), "direct or all"),
         (lambda: figures.path(layers, 7), "one of matplotlib's axes"),
         (lambda: figures.path(layers, columns=3), "one or two columns"),
         (lambda: figures.spectra(whole, vectors=5), "4 singular vectors"),
@@ -489,7 +602,7 @@ def test_the_command_line_draws(folder: Path, tmp_path: Path, monkeypatch: pytes
     out = tmp_path / "out"
     result = CliRunner().invoke(app, ["explain", PROMPT, "-m", str(folder), "--out", str(out), "--figures", "-k", "1"])
     assert result.exit_code == 0, result.output
-    names = ("attribution", "jacobian", "lens", "reconstruction", "spectra")
+    names = ("attribution", "components", "jacobian", "lens", "logit_lens", "reconstruction", "spectra")
     assert sorted(f.name for f in (out / "figures").iterdir()) == [f"{n}.{s}" for n in names for s in ("pdf", "png")]
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = CliRunner().invoke(app, ["explain", PROMPT, "-m", str(folder), "--out", str(out), "--figures"])

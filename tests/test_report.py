@@ -792,6 +792,16 @@ def test_axe_finds_nothing(browser: Browser, made: Written, theme: str, width: i
         assert tab.locator("#panel").bounding_box()["y"] == pytest.approx(panel["y"], abs=45)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("width", [400, 800, 1440])
+def test_the_table_of_a_head_is_whole(browser: Browser, made: Written, width: int) -> None:
+    """However wide the map of a model with many heads is: the map scrolls."""
+    with opened(browser, made, viewport={"width": width, "height": 900}) as tab:
+        assert "attends" in tab.locator("#component thead").inner_text()
+        tab.evaluate("document.getElementById('components-table').style.minWidth = '1600px'")
+        assert tab.locator("#component").evaluate("node => node.scrollWidth <= node.clientWidth")
+        assert fits(tab)
+
+
 def test_nothing_of_a_hostile_tokenizer_runs(browser: Browser, hostile: Written) -> None:
     with opened(browser, hostile, "#token=0&layer=1&find=<b>", viewport={"width": 390, "height": 800}) as tab:
         for t in range(0, len(HOSTILE), 3):

@@ -27,12 +27,14 @@ from secant.analyses.explain import case_of, of_case
 from secant.analyses.stages import STAGES
 from secant.cli import app
 from secant.errors import BadArgument, TooLarge
+from secant.linearize.points import ActivationGraph
 from secant.workbench import session as sessions
+from secant.workbench.asked import Asked
 from secant.workbench.guard import BODY
-from secant.workbench.jobs import CANCELLED, DONE, FAILED, OFFERED, Job
+from secant.workbench.jobs import CANCELLED, DONE, FAILED, OFFERED, Cancelled, Job
 from secant.workbench.server import application
 from secant.workbench.session import Session
-from secant.workbench.tasks import Model
+from secant.workbench.tasks import KINDS, Model, Work
 
 PROMPT = "The bridge out of Marin is the"
 TOKEN, PORT = "a-token-that-nobody-guesses", 4321
@@ -418,6 +420,73 @@ def test_progress_estimate_and_cancel(slow: tuple[TestClient, threading.Event]) 
     assert finished(client, again)["state"] == DONE
 
 
+class Fuse(Job):
+    """A job that is cancelled at one of its stopping points, if it comes so far."""
+
+    passed, last = 0, 10**9
+
+    def check(self) -> None:
+        self.passed += 1
+        self.stopped = self.passed > self.last
+        super().check()
+
+
+KINDS_OF_WORK: dict[str, dict[str, Any]] = {
+    **{name: {} for name in STAGES if name != "versus"},
+    "versus": {"token": " Brooklyn"},
+    "ablation": {"what": "layers.0.mlp", "by": "zero", "position": None},
+    "steering": {"concept": "London", "layer": 1, "strength": 0.5, "form": "mixture", "tokens": 3},
+}
+
+
+def test_every_kind_of_work_can_be_cancelled_and_begins_again(lm: sc.LM) -> None:
+    """In the middle, whether it reports progress or not; what is computed later is the same."""
+    one, two = (Work(Asked("tiny", PROMPT), Model(lm, 20)) for _ in range(2))
+
+    def done(work: Work, name: str, last: int = 10**9) -> tuple[Any, int]:
+        kind = "stage" if name in STAGES else name
+        job = Fuse(work.asked.id, kind, name, lambda job: None)
+        job.last = last
+        result = KINDS[kind][0](work, job, KINDS_OF_WORK[name])
+        return (work.parts[name]["tables"] if kind == "stage" else result), job.passed
+
+    silent = []
+    for name in KINDS_OF_WORK:
+        whole, count = done(one, name)
+        if count > 1:
+            with pytest.raises(Cancelled):
+                done(two, name, count // 2)
+        else:
+            silent.append(name)
+        assert done(two, name)[0] == whole, name
+    assert silent == [
+        "references",
+        "image",
+    ]  # nothing is left to do: one reference, and J in memory
+
+
+def test_only_the_worker_computes(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests for what is known of a run take no pass of their own: the server answers meanwhile."""
+    threads, plain = [], ActivationGraph.of
+
+    def noted(network: Any) -> ActivationGraph:
+        threads.append(threading.current_thread().name)
+        return plain(network)
+
+    monkeypatch.setattr(ActivationGraph, "of", noted)
+    with client_of(Session({"tiny": Model(lm, 20)})) as client:
+        client.get(f"/?token={TOKEN}")
+        run = explained(client)["run"]
+
+        def answered() -> Any:
+            found = client.get(f"/api/runs/{run}").json()
+            return found if "answer" in found["parts"] else None
+
+        assert until(answered)["layers"] == 2
+        complete(client, run)
+    assert set(threads) == {"secant worker"}
+
+
 def test_what_waits_is_cancelled_at_once_and_the_queue_has_a_bound(slow: tuple[TestClient, threading.Event]) -> None:
     client, go = slow
     run = explained(client)["run"]
@@ -511,7 +580,7 @@ def test_a_fault_is_one_line_and_the_worker_goes_on(client: TestClient, monkeypa
     def broken(*_: Any, **__: Any) -> None:
         raise ValueError("one\ntwo")
 
-    monkeypatch.setattr("secant.workbench.tasks.ablate", broken)
+    monkeypatch.setattr("secant.analyses.live.ablate", broken)
     job = finished(client, client.post(f"/api/runs/{run}/ablation", json={"what": 1, "by": "zero"}).json())
     assert job["says"] == "An error that secant does not expect; got ValueError: one two."
     monkeypatch.undo()

@@ -102,6 +102,10 @@ class NotConverged(SecantError):
     """A solver did not reach its tolerance within its limit."""
 
 
+class Stopped(BaseException):
+    """Work was stopped at a stopping point. It is no `Exception`, so that no code takes it for an error of its own."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is full, in Python or on a device; torch has several ways to say it.
 

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from importlib import import_module
 from types import ModuleType
 
-from secant.errors import ModelRefused, SecantError, is_out_of_memory
+from secant.errors import ModelRefused, SecantError, Stopped, is_out_of_memory
 
 COMPILED = (
     "A model is run as plain torch",
@@ -37,7 +37,7 @@ def explained(
 ) -> Iterator[None]:
     """Raise `kind` for whatever the block raises, with the class and text of the error.
 
-    Errors of secant, interrupts and full memory pass through.
+    Errors of secant, interrupts, full memory and work that was stopped pass through.
 
     Args:
         kind: The class to raise.
@@ -54,7 +54,7 @@ def explained(
     try:
         yield
     except BaseException as error:  # a Rust panic and SystemExit do not derive from Exception
-        if isinstance(error, SecantError | KeyboardInterrupt | GeneratorExit) or is_out_of_memory(error):
+        if isinstance(error, SecantError | Stopped | KeyboardInterrupt | GeneratorExit) or is_out_of_memory(error):
             raise
         if type(error).__module__.startswith("torch._dynamo"):
             raise ModelRefused(*COMPILED) from error

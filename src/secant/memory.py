@@ -38,6 +38,7 @@ TOLD: dict[tuple[str, bool], tuple[float, float]] = {}
 _LIMIT: ContextVar[float | None] = ContextVar("memory that may be used", default=None)
 _ANNOUNCED: ContextVar[bool] = ContextVar("whether large work is announced", default=True)
 _WATCH: ContextVar[Callable[[str, float, float], None] | None] = ContextVar("who watches work", default=None)
+_STOP: ContextVar[Callable[[], None] | None] = ContextVar("who can stop work", default=None)
 _LOGGER = logging.getLogger("secant")
 
 
@@ -164,19 +165,31 @@ def unannounced() -> Iterator[None]:
 
 
 @contextmanager
-def watched(watch: Callable[[str, float, float], None]) -> Iterator[None]:
+def watched(watch: Callable[[str, float, float], None], stop: Callable[[], None] | None = None) -> Iterator[None]:
     """Call `watch(what, seconds, memory)` before work of the block that announces itself, whether it is large or not.
 
     Args:
         watch: What is called with the work, the seconds it is estimated to take, and the bytes it needs. It can raise
             an error, so that the work does not begin.
+        stop: What is called at each stopping point of the work. It can raise `Stopped`, so that the work ends there.
 
     """
-    token = _WATCH.set(watch)
+    watching, stopping = _WATCH.set(watch), _STOP.set(stop)
     try:
         yield
     finally:
-        _WATCH.reset(token)
+        _WATCH.reset(watching)
+        _STOP.reset(stopping)
+
+
+def stopping_point() -> None:
+    """Let whoever watches stop the work here.
+
+    It is called at each operation of a recorded or replayed pass, before each pass of the model itself, and before each
+    batch of products and of decoded directions.
+    """
+    if stop := _STOP.get():
+        stop()
 
 
 @contextmanager
@@ -233,6 +246,7 @@ def in_batches(product: Callable[[Tensor], Tensor], columns: Tensor, most: int) 
     count, start, out = columns.shape[1], 0, None
     while start < count:
         width = min(most, count - start)
+        stopping_point()
         try:
             part = product(columns[:, start : start + width])
             if width == count:

@@ -29,7 +29,7 @@ from secant.analyses.writes import depth_words, head_words
 from secant.errors import BadArgument, NoPoint
 from secant.linearize.conventions import convention_named
 from secant.linearize.run import Run
-from secant.memory import Progress, limited
+from secant.memory import Progress, limited, stopping_point
 from secant.numeric import lengths, wide
 from secant.operators.batched import token_terms
 from secant.operators.cost import announce_plan, estimated_pace, model_plan, plans, row_plan
@@ -196,6 +196,7 @@ class Case:
         """
         key = (versus, parts, flow)
         if key not in self._attributions:
+            stopping_point()
             self._attributions[key] = attribute(
                 self.run, self.target, versus, baseline=self.baseline, parts=parts, flow=flow, origin=self.origin
             )
@@ -258,6 +259,11 @@ class Case:
         """The tokens that the target is compared with: the next predictions, to which others can be added."""
         others = [p.id for p in self.run.prediction if p.id != self.aim]
         return others[:ALTERNATIVES]
+
+    @property
+    def depth(self) -> int:
+        """How many layers were found in the network, which takes no pass."""
+        return len(self.run.network.recording.layers)
 
     @property
     def aim(self) -> int:

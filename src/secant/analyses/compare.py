@@ -118,7 +118,7 @@ COMPARED_TOKENS = Table(
         POSITION,
         TOKEN,
         TOKEN_ID,
-        CONTRIBUTED,
+        CONTRIBUTED.but(meaning="what the token contributes to the predicted token's logit, by all paths"),
         SHARE,
         NORM,
         VALUE.but(meaning="σ₀ of the token's block J_t"),

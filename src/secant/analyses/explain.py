@@ -18,8 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.analyses import frames
-from secant.analyses.ablation import ablate
+from secant.analyses import frames, live
 from secant.analyses.attribution import CONTRIBUTIONS, FLOW, Attribution
 from secant.analyses.case import Case
 from secant.analyses.continuation import STEPS, Steps, follow
@@ -62,6 +61,9 @@ from secant.results.view import Grid, Shown, View
 from secant.stream.decode import Largest, Null, Side, Word
 from secant.stream.layers import Layers
 from secant.text import named, readable, visible
+
+EXTREMES = 4
+"""How many of the largest columns and rows of J a view shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +251,10 @@ class Explanation(Result):
         }
 
     def view(self) -> View:
-        """Shows the prediction, what each token contributes to it, the lens, and spectra; then layers and steps."""
+        """Shows the prediction, what each token contributes to it, the lens, and spectra; then layers and steps.
+
+        Where J was formed, its largest columns and rows are shown too.
+        """
         a, lm = self.attribution, self.run.lm
         text = " ".join(self.run.tokens) if lm.tokenizer is None else lm.tokens.decoded(self.run.ids)
         guesses = [f"{visible(p.token)} {p.probability:.1%}" for p in self.run.prediction[:5]]
@@ -262,6 +267,7 @@ class Explanation(Result):
             contributions(self.run, a, self.sensitivity, self.written, self.sinks),
             *([] if self.lens is None else [depths(self.lens)]),
             spectra(self.run, chosen(a), self.svds, self.norms, self.outputs, self.inputs),
+            *(own.grid(EXTREMES) for own in self.case.largest),
         ]
         for view in (result.view() for result in (self.layers, self.steps) if result is not None):
             *first, last = view.grids
@@ -322,7 +328,9 @@ class Explanation(Result):
         write(path, EXPLANATION, self.contents(evidence))
 
     def widget(self, evidence: Evidence | None = None) -> Any:
-        """Returns the page as a widget for notebooks, in which tokens and parts can be ablated (extra `widget`).
+        """Returns the page as a widget for notebooks, which asks the kernel (extra `widget`).
+
+        Tokens and parts can be ablated, the target compared with any token, and continuations steered.
 
         Args:
             evidence: The result of `evidence()`; by default it is computed.
@@ -334,10 +342,7 @@ class Explanation(Result):
         required("A widget", "widget", "anywidget")
         from secant.results.page.widget import PageWidget
 
-        def ablated(given: Mapping[str, Any]) -> Any:
-            return ablate(self.run, given["what"], given["by"], position=given.get("position")).answers(self.case.aim)
-
-        return PageWidget(self.contents(evidence), {"ablation": ablated})
+        return PageWidget(self.contents(evidence), live.answers(self.case), live.choices(self.case))
 
     def contents(self, evidence: Evidence | None = None) -> dict[str, Any]:
         """Returns the content of its page, ready for JSON.
@@ -568,6 +573,8 @@ def explained(
                 _ = case.sensitivity
             with timed("lens", seconds):
                 _ = case.lens
+            with timed("largest", seconds):
+                _ = case.largest
         if layers:
             with timed("layers", seconds):
                 _ = case.every_layer

@@ -22,7 +22,8 @@ from secant.stream.decode import RANK, SCORE, SIDE, WORD, WORD_ID, Null, Word, Z
 CONTRIBUTED = Column(
     "contribution",
     float,
-    "what the token contributes to the predicted token's logit, by all paths",
+    "what the token contributes to the target's logit, by all paths; the target is the predicted token, unless another "
+    "was chosen",
     LOGIT,
     show="logit",
 )
@@ -90,10 +91,10 @@ WORDS = Table(
 
 VERSUS = CONTRIBUTIONS.but(
     "versus",
-    "a contribution to the difference between the predicted token's logit and that of another prediction",
+    "a contribution to the difference between the target's logit and that of another token",
     before=(
-        Column("prediction", int, "rank of the other prediction, from 1, most likely first"),
-        Column("versus", str, "the other prediction's text", show="token"),
+        Column("prediction", int, "number of the other token, from 1: likely ones first, then chosen ones"),
+        Column("versus", str, "the other token's text", show="token"),
         Column(
             "difference", float, "the difference of the two logits, which the contributions sum to", LOGIT, show="logit"
         ),

@@ -28,7 +28,7 @@ from secant.errors import checked
 from secant.linearize.conventions import Named, convention_named
 from secant.linearize.network import running
 from secant.linearize.run import CONVENTION, LOGIT, Run
-from secant.memory import Progress, limited
+from secant.memory import Progress, limited, stopping_point
 from secant.numeric import wide
 from secant.results.result import Result
 from secant.results.schema import Column, Table
@@ -324,6 +324,7 @@ def logits_of(
     size = max(1, min(BATCH_SIZE, ELEMENTS // each))
     for start in range(0, len(prompts), size):
         some = prompts[start : start + size]
+        stopping_point()
         with running(lm, lm.dtype, state=run.network.recording.state), torch.no_grad():
             batch = torch.tensor([list(ids) for ids in some], device=lm.device)
             logits = lm.model(input_ids=batch, use_cache=False, **keep).logits

@@ -192,7 +192,7 @@ def _passes(case: Case, vectors: float, directions: float = 0.0) -> Plan:
 
 
 def _depths(case: Case) -> int:
-    return max(1, len(case.run.inside.layers))
+    return max(1, case.depth)
 
 
 def _of_spectra(case: Case) -> Plan:

@@ -1,4 +1,4 @@
-"""Figures of attributions: bars for tokens and parts, and a map of tokens x parts."""
+"""Figures of attributions: bars for tokens and parts, and maps of tokens x parts and of layers x parts and heads."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from secant.analyses.attribution import Attribution
 from secant.analyses.explain import Explanation
 from secant.errors import BadArgument, integer
 from secant.figures import style
-from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown
+from secant.figures.maps import NEXT_TO, apart, height, next_to, signed_map, token_map
+from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown, word
+from secant.stream.sweep import part_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONSTANTS = "constants"
 PATHS = {"direct": "straight to the logit", "all": "by all paths"}
+COLUMNS = {"direct": "contribution", "all": "all_paths"}
+"""Paths, and the column of an attribution's table that has each."""
 
 
 @drawn(of=Explanation, take=lambda e: e.attribution)
@@ -107,8 +111,7 @@ def flow(a: Attribution, ax: Any = None, *, path: str = "direct", columns: int =
     """
     if a.flow is None:
         raise BadArgument("A map of tokens and parts requires their flow", "none", "Use attribute(run, flow=True).")
-    if path not in PATHS:
-        raise BadArgument(f"The path must be {' or '.join(PATHS)}", repr(path), "Choose one of them.")
+    _by(path)
     rows = a.flow[(a.flow["path"] == path) & a.flow["head"].isna() & ~a.flow["position"].isin(a.left_out)]
     names = list(dict.fromkeys(rows["name"]))
     tokens = rows[rows["position"].notna()].drop_duplicates("position").sort_values("position")
@@ -119,7 +122,71 @@ def flow(a: Attribution, ax: Any = None, *, path: str = "direct", columns: int =
     image = [[cells.get((name, place), 0.0) for place in places] for name in names]  # "outside" has constants only
     figure, (panel,) = panels(ax, 1, columns, 1.3 + style.ROW * len(names))
     end = max(abs(value) for row in image for value in row) or 1.0
-    drawn = style.token_map(panel, image, names, tokens["token"].tolist(), CONSTANTS, end)
+    drawn = token_map(panel, image, names, tokens["token"].tolist(), CONSTANTS, end)
     bar = figure.colorbar(drawn, ax=panel, fraction=0.05, pad=0.02)
     bar.set_label(f"{_logit(a)},\n{PATHS[path]}", parse_math=False, fontsize=style.SMALL + 0.5)
     return figure
+
+
+def _by(path: str) -> str:
+    """The column of a path. Raises BadArgument if there is no such path."""
+    if path not in PATHS:
+        raise BadArgument(f"The path must be {' or '.join(PATHS)}", repr(path), "Choose one of them.")
+    return COLUMNS[path]
+
+
+@drawn(of=Explanation, take=lambda e: e if e.run.inside.layers else None)
+def components(found: Explanation | Attribution, ax: Any = None, *, path: str = "direct", columns: int = 2) -> Figure:
+    """Draw what each attention, MLP and head contributes to the logit, a row for each layer.
+
+    Next to each layer stand its largest head and the top tokens of what that head writes. Heads are smaller than the
+    parts of layers, so each of the two kinds is drawn in units of its own largest contribution.
+
+    Args:
+        found: The explanation; or an attribution with parts, which has no top tokens next to it.
+        ax: Matplotlib axes to draw in; by default those of a new figure.
+        path: "direct", straight to the logit, in which case parts sum to the logit and heads to their attention; or
+            "all", by all paths, which overlap.
+        columns: The width of a new figure, in columns of a paper.
+
+    Raises:
+        BadArgument: The attribution has no parts, or an argument is not valid.
+        SecantError: Matplotlib is not installed.
+
+    """
+    case = found.case if isinstance(found, Explanation) else None
+    a = found if isinstance(found, Attribution) else found.case.attribution(parts=True, flow=True)
+    parts, heads = _by_layer(a, _by(path))
+    ends = [frame.abs().max().max() or 1.0 for frame in (parts, heads) if frame.size]
+    image = pd.concat([frame / end for frame, end in zip((parts, heads), ends, strict=False)], axis=1)
+    names = [*parts.columns, *(f"head {h:.0f}" if not i else f"{h:.0f}" for i, h in enumerate(heads))]
+    share = NEXT_TO if case is not None and heads.size else 0.0
+    figure, (panel,) = panels(ax, 1, columns, height(len(parts)))
+    drawn = signed_map(panel, image.to_numpy(float), [f"{layer:.0f}" for layer in parts.index], names, share=share)
+    panel.set_ylabel("layer")
+    apart(panel, parts.shape[1])
+    bar = figure.colorbar(drawn, ax=panel, fraction=0.05, pad=0.02)
+    sizes = ", ".join(f"{what} by {style.number(end)}" for what, end in zip(("parts", "heads"), ends, strict=False))
+    bar.set_label(f"{_logit(a)},\n{PATHS[path]};\n{sizes}", parse_math=False, fontsize=style.SMALL)
+    if case is not None and heads.size:
+        next_to(panel, {"largest head": _heads_words(case.head_words, heads.abs().idxmax(axis=1))}, share)
+    return figure
+
+
+def _by_layer(a: Attribution, column: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A column of the table, as layers x parts and as layers x heads. Raises BadArgument if there are no parts."""
+    rows = a.table.assign(value=a.table[column], part=a.table["name"].map(part_of))
+    parts = rows[rows["kind"] == "layer"]
+    if parts.empty:
+        raise BadArgument("A map of components requires the parts of layers", "none", "Use attribute(run, parts=True).")
+    parts = parts.pivot_table("value", "layer", "part", aggfunc="sum", sort=False)
+    heads = rows[(rows["kind"] == "head") & rows["head"].notna()]
+    return parts, heads.pivot_table("value", "layer", "head", sort=True).reindex(parts.index)
+
+
+def _heads_words(table: pd.DataFrame, largest: pd.Series) -> list[list[str]]:
+    """For each layer its largest head, and the top tokens of what it writes."""
+    own = table[table["sign"] == "promoted"]
+    written = {key: rows["word"].tolist() for key, rows in own.groupby(["layer", "head"])}
+    found = [(head, [word(w) for w in written.get((layer, head), [])]) for layer, head in largest.items()]
+    return [[f"{head:.0f}: {words[0]}", *words[1:]] if words else [f"{head:.0f}"] for head, words in found]

@@ -11,7 +11,8 @@ from secant.analyses.explain import Explanation
 from secant.analyses.lens import Lens
 from secant.errors import BadArgument
 from secant.figures import style
-from secant.figures.style import COLOURS, clipped, drawn, panels, shown
+from secant.figures.maps import NEXT_TO, height, next_to, token_map
+from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown, word
 from secant.stream.layers import Layers
 from secant.stream.sweep import STREAM
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 PARTS = {STREAM: "blue", "attn": "orange", "mlp": "green", "mixer": "purple"}
 """The colour of each part of a layer."""
 
+WORDS = 0.65
+"""The share of the axes' width that the top tokens of U₀ take next to spectra."""
+
 DASHES = {"cumulative": "-", "layerwise": "--"}
 
 
@@ -28,7 +32,7 @@ DASHES = {"cumulative": "-", "layerwise": "--"}
 def lens(found: Lens, ax: Any = None, *, part: str = STREAM, columns: int = 2) -> Figure:
     """Draw what each token and the constants contribute to the target's logit, a row for each layer.
 
-    Next to a layer stand its top token and the target's probability there. Early layers have larger logits, so each
+    Next to a layer stand the target's probability and the top tokens there. Early layers have larger logits, so each
     layer is drawn in units of its largest contribution.
 
     Args:
@@ -50,22 +54,25 @@ def lens(found: Lens, ax: Any = None, *, part: str = STREAM, columns: int = 2) -
     tokens = [token for t, token in enumerate(found.tokens) if t not in found.left_out]
     largest = terms.abs().max(axis=1)
     image = terms.div(largest.where(largest > 0, 1.0), axis=0).to_numpy()
-    figure, (panel,) = panels(ax, 1, columns, 1.3 + style.ROW * len(rows))
-    names = [
-        f"{clipped(shown(row.top), 12)}  {row.probability:.0%}  {row.layer}" for row in rows.itertuples(index=False)
-    ]
-    drawn = style.token_map(panel, image, names, tokens, "constants", 1.0)
-    panel.set_title(f"top token, probability of {clipped(shown(found.target))}, layer", parse_math=False, loc="left")
-    bar = figure.colorbar(drawn, ax=panel, fraction=0.05, pad=0.02)
+    figure, (panel,) = panels(ax, 1, columns, height(len(rows)))
+    names = [f"{row.probability:.0%}  {row.layer}" for row in rows.itertuples(index=False)]
+    drawn = token_map(panel, image, names, tokens, "constants", share=NEXT_TO)
     of = clipped(shown(found.target), 12)
-    what = f"logit of {of}, contributions\nby their layer's largest, under {found.convention}"
+    panel.set_ylabel(f"probability of\n{of}, layer", parse_math=False)
+    bar = figure.colorbar(drawn, ax=panel, fraction=0.05, pad=0.02)
+    what = f"contributions to the logit of {of},\nby their layer's largest, under {found.convention}"
     bar.set_label(what, parse_math=False, fontsize=style.SMALL)
+    own = found.words[(found.words["part"] == part) & (found.words["at"] == found.positions[0])]
+    likely = {layer: [word(w) for w in words["word"]] for layer, words in own.groupby("layer")}
+    next_to(panel, {"top tokens": [likely.get(layer, []) for layer in rows["layer"]]})
     return figure
 
 
 @drawn(of=Explanation, take=lambda e: e.layers)
 def layer_spectra(layers: Layers, axes: Any = None, *, columns: int = 2) -> Figure:
-    """Draw the leading singular values of all tokens' blocks, σ_i / σ_0: a line for each layer, a panel for each span.
+    """Draw the leading singular values of all tokens' blocks, σ_i / σ_0, with the top tokens of U₀ next to them.
+
+    Each layer has a row, and each span a panel.
 
     Args:
         layers: The layers.
@@ -78,17 +85,22 @@ def layer_spectra(layers: Layers, axes: Any = None, *, columns: int = 2) -> Figu
 
     """
     table = _together(layers.spectra())
-    spans = list(dict.fromkeys(table["span"]))
-    figure, found = panels(axes, len(spans), columns, 2.2, sharey=True)
-    count = int(table["layer"].max()) + 1
-    colours = _ramp(count)
+    words = _together(layers.words(sides=["output"]))
+    spans, depths = list(dict.fromkeys(table["span"])), sorted(set(table["layer"]))
+    figure, found = panels(axes, len(spans), columns, 0.85 + style.ROW * len(depths))
     for panel, span in zip(found, spans, strict=True):
-        for layer, rows in table[table["span"] == span].groupby("layer"):
-            panel.plot(rows["vector"], rows["normalized"], marker=".", color=colours(layer))
-        panel.set(title=span, xlabel="i", ylim=(0, 1.05))
-        panel.set_xticks(sorted(set(table["vector"])))
-    found[0].set_ylabel("σᵢ / σ₀")
-    _key(figure, found, count)
+        named(panel, "y", [f"{layer}" for layer in depths])
+        panel.set(ylim=(len(depths) - 0.5, -0.5), xlim=(0, 1.03), ylabel="layer")
+        for row, (_, rows) in enumerate(table[table["span"] == span].groupby("layer")):
+            panel.plot(rows["normalized"], [row] * len(rows), "-|", color=COLOURS["blue"], markersize=5, linewidth=0.5)
+        panel.set_xticks([0, 0.5, 1], ["0", "½", "1"])
+        panel.spines["bottom"].set_bounds(0, 1)
+        panel.set_xlabel("σᵢ / σ₀", loc="left")
+        panel.tick_params(axis="y", length=0)
+    for panel, span in zip(found, spans, strict=True):
+        own = words[words["span"] == span].groupby("layer")["word"]
+        decoded = {layer: [word(w) for w in some] for layer, some in own}
+        next_to(panel, {f"U₀, {span}": [decoded.get(layer, []) for layer in depths]}, WORDS)
     return figure
 
 
@@ -180,23 +192,3 @@ def _together(table: pd.DataFrame) -> pd.DataFrame:
             "Use layers(run, all_tokens=True).",
         )
     return rows
-
-
-def _ramp(count: int) -> Any:
-    """A function from a layer to its colour, for so many layers."""
-    import matplotlib
-
-    colours = matplotlib.colormaps[style.RAMP]
-    return lambda layer: colours(0.92 * layer / max(1, count - 1))
-
-
-def _key(figure: Figure, axes: list[Any], count: int) -> None:
-    """A colour bar of layers."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import BoundaryNorm, ListedColormap
-
-    colours = _ramp(count)
-    shades = ListedColormap([colours(i) for i in range(count)])
-    scale = ScalarMappable(BoundaryNorm(np.arange(count + 1) - 0.5, count), shades)
-    step = -(-count // 8)
-    figure.colorbar(scale, ax=axes, label="layer", ticks=range(0, count, step), fraction=0.05, pad=0.02)

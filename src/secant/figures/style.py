@@ -7,7 +7,6 @@ open and no backend is chosen.
 from __future__ import annotations
 
 import functools
-import math
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -47,8 +46,9 @@ ORDER = ("blue", "orange", "green", "purple", "yellow", "sky", "black")
 """The order in which lines take the colours."""
 
 RAMP = "viridis"
+SHADES = "Blues"
 DIVERGING = "RdBu_r"
-"""Colour maps for ordered and for signed values."""
+"""Colour maps for ordered values, for those behind text, and for signed ones."""
 
 RC: dict[str, Any] = {
     "font.size": 8.0,
@@ -364,16 +364,17 @@ def keyed(figure: Figure, ax: Any, given: Any) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=-(-len(labels) // down), handlelength=2.2)
 
 
-def upright(ax: Any, labels: Sequence[str], size: float = RC["xtick.labelsize"]) -> int:
+def upright(ax: Any, labels: Sequence[str], size: float = RC["xtick.labelsize"], share: float = 0.0) -> int:
     """The angle of labels below axes: 90 degrees if they would overlap, else 0.
 
     Args:
         ax: The axes.
         labels: The labels.
         size: The font size in points.
+        share: The share of the axes' width that has no labels, at its right.
 
     """
-    room = 0.9 * ax.figure.get_figwidth() * 72 * ax.get_position().width / max(1, len(labels))
+    room = 0.9 * (1 - share) * ax.figure.get_figwidth() * 72 * ax.get_position().width / max(1, len(labels))
     return 90 if max((width_of(label, size) for label in labels), default=0) > room - 3 else 0
 
 
@@ -422,27 +423,3 @@ def number(value: float) -> str:
     factor = factor.rstrip("0").rstrip(".").replace("-", "−")
     raised = f"{int(power)}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"10{raised}" if factor == "1" else f"{factor}·10{raised}"
-
-
-def token_map(panel: Any, image: Any, rows: Sequence[str], tokens: Sequence[str], last: str, end: float) -> Any:
-    """Returns the image that it draws: signed values, a row for each name and a column for each token, and a last one.
-
-    Args:
-        panel: The axes.
-        image: The values, as rows x (tokens and the last column).
-        rows: The names of the rows.
-        tokens: The tokens' texts.
-        last: The name of the last column, which a line sets apart.
-        end: The largest absolute value of the colours.
-
-    """
-    drawn = panel.imshow(image, cmap=DIVERGING, vmin=-end, vmax=end, aspect="auto", interpolation="nearest")
-    named(panel, "y", rows)
-    labels, every = [*(clipped(shown(token), 12) for token in tokens), last], math.ceil((len(tokens) + 1) / 40)
-    angle = upright(panel, labels)
-    panel.set_xticks(range(0, len(labels), every), labels[::every], parse_math=False, rotation=angle)
-    panel.axvline(len(labels) - 1.5, color=COLOURS["black"], linewidth=0.6)
-    panel.tick_params(length=0)
-    for side in panel.spines.values():
-        side.set_visible(False)
-    return drawn

@@ -12,7 +12,8 @@ import torch
 from secant.analyses.explain import Explanation
 from secant.errors import BadArgument, integer
 from secant.figures import style
-from secant.figures.style import COLOURS, clipped, drawn, fitting, named, panels, shown, word
+from secant.figures.maps import next_to
+from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown, word
 from secant.linearize.run import Run
 from secant.numeric import wide
 from secant.operators.operator import Operator
@@ -203,22 +204,12 @@ def _bars(
     """Draw a bar for each row, and to its right as many top tokens as fit."""
     from matplotlib.ticker import MaxNLocator
 
-    top, size = max(values) or 1.0, style.SMALL + 0.5
+    top = max(values) or 1.0
     panel.barh(range(len(values)), values, color=colour, height=0.75)
     named(panel, "y", labels)
-    panel.set(ylim=(len(values) - 0.5, -0.5), xlim=(0, top / BARS))
+    panel.set(ylim=(len(values) - 0.5, -0.5), xlim=(0, top))
     panel.set_xticks([tick for tick in MaxNLocator(4).tick_values(0, top) if tick <= top])
     panel.set_xlabel(name, loc="left")
     panel.spines["bottom"].set_bounds(0, top)
     panel.tick_params(axis="y", length=0)
-    share = (1 - BARS) / len(words)
-    points = panel.figure.get_figwidth() * 72
-    free = points - max(style.width_of(label, 7) for label in labels) - 24
-    room = min(free, points * panel.get_position().width) * share - 10
-    at = panel.get_yaxis_transform()  # across in shares of the axes, down in rows
-    for place, (heading, rows) in enumerate(words.items()):
-        left = BARS + 0.02 + place * share
-        panel.text(left, -0.75, heading, transform=at, color=COLOURS["grey"], va="bottom", fontsize=size)
-        for n, own in enumerate(rows):
-            line = fitting(own, room, size)
-            panel.text(left, n, line, transform=at, va="center_baseline", fontsize=size, parse_math=False)
+    next_to(panel, words, 1 - BARS)

@@ -56,6 +56,7 @@ from secant.linearize.rules import (
     writes,
 )
 from secant.linearize.secants import Open, OpenAttention, opened
+from secant.memory import stopping_point
 from secant.numeric import address, asking_no_mode, mapped, tensors
 
 
@@ -319,6 +320,7 @@ class Mode(TorchFunctionMode):
         args, kwargs = canonical(func, args, kwargs or {})
         if func in METADATA:
             return func(*args, **kwargs)
+        stopping_point()
         into = args[0] if args and isinstance(args[0], Tensor) and writes(func, kwargs) else None
         if into is not None:
             self.tape.protect(into)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from secant.errors import BadArgument, BadPrompt, ModelRefused, TrainingMode
 from secant.foreign import COMPILED
+from secant.memory import stopping_point
 from secant.model import weights
 from secant.model.encoding import SPACE, encode, encoded, find
 from secant.model.hooks import replacing_outputs
@@ -273,6 +274,7 @@ class LM:
 
     def logits(self, ids: Sequence[int]) -> Float[Tensor, "T vocabulary"]:
         """The logits of the unmodified model at every position."""
+        stopping_point()
         with torch.no_grad():
             return self.model(input_ids=self._tensor(ids), use_cache=False).logits[0]
 

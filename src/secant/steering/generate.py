@@ -14,6 +14,8 @@ import torch
 from secant.errors import BadArgument, BadPrompt, ModelRefused, integer, seeded
 from secant.foreign import explained, quiet
 from secant.linearize.untouched import untouched
+from secant.memory import stopping_point
+from secant.model.hooks import observing_inputs
 from secant.model.lm import LM, Prompt
 from secant.numeric import relative, wide
 from secant.results.schema import Column
@@ -300,7 +302,8 @@ def _generated(lm: LM, rows: Sequence[Sequence[int]], **how: Any) -> Any:
         ours["eos_token_id"] = sorted(lm.ends | more)
     unset = [name for name, value in ours.items() if value is None]  # a config would fill these in from the model's own
     kinds = {"generation_config": type(lm.model.generation_config)(**ours)} if _settings(lm) else ours
-    with quiet(), explained(ModelRefused, RULE, TODO), untouched(lm.model):
+    each = observing_inputs([lm.model], lambda *_: stopping_point())
+    with quiet(), explained(ModelRefused, RULE, TODO), untouched(lm.model), each:
         return lm.model.generate(ids, attention_mask=mask, **kinds, **dict.fromkeys(unset))
 
 

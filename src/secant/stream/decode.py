@@ -24,6 +24,7 @@ from torch import Tensor
 
 from secant.errors import BadArgument, checked, integer, one_of, seeded
 from secant.linearize.run import POSITION, TOKEN
+from secant.memory import stopping_point
 from secant.model.lm import LM
 from secant.numeric import lengths
 from secant.operators.decomposition import SIGMA, SVD
@@ -243,7 +244,11 @@ def decode(
         )
     columns = directions.detach().reshape(len(directions) if directions.ndim else 1, -1)
     scores = Scores.of(lm, side, columns.dtype, metric=metric, centered=centered, keep=keep)
-    return [words for some in columns.split(BATCH_SIZE, dim=1) for words in best(*scores(some), top).words(lm, null)]
+    found: list[list[Word]] = []
+    for some in columns.split(BATCH_SIZE, dim=1):
+        stopping_point()
+        found += best(*scores(some), top).words(lm, null)
+    return found
 
 
 @checked
@@ -287,6 +292,15 @@ def null(
     return Null(side, metric or METRICS[0], centered, keep, top, mean, std, words)
 
 
+MEANS = {
+    "columns": "A column is what one element (unit) of the token's embedding writes to the final hidden state, decoded "
+    "by centred cosine to the rows of the head.",
+    "rows": "A row is what one element (unit) of the final hidden state is selective for in the token, decoded by "
+    "centred cosine to the embeddings.",
+}
+"""What the columns and rows of J are."""
+
+
 @dataclass(frozen=True, eq=False)
 class Largest(Result):
     """The columns, or the rows, of J of largest norm, and what they decode to.
@@ -313,15 +327,22 @@ class Largest(Result):
 
     def view(self) -> View:
         """Shows each column or row: its place, its norm, and its top tokens."""
+        return View("", grids=[self.grid()])
+
+    def grid(self, most: int | None = None) -> Grid:
+        """Returns a row for each column or row of J: its place, its norm, and its top tokens.
+
+        Args:
+            most: The most rows that are shown; by default all.
+
+        """
         groups = [(own.iloc[0], Tokens(own["word"])) for _, own in self.table.groupby("rank", sort=True)]
         columns = [
             Shown("", "integer"), Shown("token", "token", most=16), Shown("unit", "integer"), Shown("norm", "number"),
             Shown("", "bar", spare=1), Shown("top tokens", "tokens"),
         ]  # fmt: skip
         rows = [[*cells(one[["position", "token", "unit", "norm"]]), one["norm"], words] for one, words in groups]
-        how = f"by centred cosine to {'the rows of the head' if self.of == 'columns' else 'the embeddings'}"
-        notes = [f"Each of the {self.of} is decoded by itself, {how}."]
-        return View(f"The largest {self.of} of J", grids=[Grid(columns, rows)], notes=notes)
+        return Grid(columns, rows[:most], f"the {len(rows[:most])} largest {self.of} of J", note=MEANS[self.of])
 
 
 @checked
@@ -603,6 +624,7 @@ class Decodings:
         columns = [(f.U if side == "output" else f.V)[:, some] for f, some in todo.items()]
         scores, found = None, list[Best]()
         for some in _batches(columns):
+            stopping_point()
             scores = scores or Scores.of(self.lm, side, some.dtype)
             found.append(best(*scores(some), top, self.token if side == "output" else None))
         if not found:

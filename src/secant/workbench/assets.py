@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from secant.results.page import EXPLANATION, own, view
 
-MODULES = ("around", "api", "mount", "stages", "steer", "pane", "workbench")
+MODULES = ("around", "api", "mount", "stages", "pane", "workbench")
 """The modules around the page, in order, with which those of the page for elements and numbers are: one function."""
 
 STYLES = {"page": "page.css", "workbench": "workbench.css"}
@@ -21,7 +21,7 @@ STYLES = {"page": "page.css", "workbench": "workbench.css"}
 def script() -> str:
     """Returns the workbench's script."""
     around, *rest = (static(f"{name}.js") for name in MODULES)
-    modules = "\n".join((live_view(), around, own("js/dom.js"), *rest))
+    modules = "\n".join((live_view(), around, own("js/dom.js"), own("js/steer.js"), *rest))
     return f'"use strict";\n(() => {{\n{modules}}})();\n'
 
 
@@ -50,7 +50,7 @@ def index() -> str:
     """Returns the document, with the body of the page as a template."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(static("index.html.j2"))
-    return template.render(body=Markup(own(EXPLANATION.body)))  # this package's own
+    return template.render(body=Markup(own(EXPLANATION.body)), steering=Markup(own("steering.html")))  # its own
 
 
 def static(name: str) -> str:

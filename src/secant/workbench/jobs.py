@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from secant.errors import Stopped
+
 WAITING, OFFERED, RUNNING, DONE, FAILED, CANCELLED = "waiting", "offered", "running", "done", "failed", "cancelled"
 
 FIRST, ASKED, LATER = 0, 1, 2
@@ -16,11 +18,11 @@ FIRST, ASKED, LATER = 0, 1, 2
 _numbers = itertools.count(1)
 
 
-class Cancelled(BaseException):
-    """Somebody cancelled a job. It is no `Exception`, so that no code takes it for an error of its own."""
+class Cancelled(Stopped):
+    """Somebody cancelled a job."""
 
 
-class Yielded(BaseException):
+class Yielded(Stopped):
     """A job that nobody waits for makes way for one that somebody does; it begins again later."""
 
 

@@ -142,7 +142,7 @@ def _state(session: Session, run: str) -> dict[str, Any]:
     work = session.works[run]
     names = [{"name": stage.name, "label": stage.label} for stage in STAGES.values()]
     jobs = [job.public() for job in work.jobs.values()]
-    layers = work.case is not None and len(work.case.run.inside.layers) if "answer" in work.parts else 0
+    layers = 0 if work.case is None else work.case.depth
     asked = {**asdict(work.asked), "named": named(work.asked.model)}
     return {"run": run, "asked": asked, "stages": names, "jobs": jobs, "parts": [*work.parts], "layers": layers}
 

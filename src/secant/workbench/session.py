@@ -154,7 +154,7 @@ class Session:
             return self._enqueue(work, kind, kind, values, ASKED)
 
     def cancel(self, number: int) -> None:
-        """Cancels a job: at once if it waits, and at the next progress that it reports if it runs.
+        """Cancels a job: at once if it waits, and at the next stopping point of its work if it runs.
 
         Args:
             number: The job's number.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from secant.analyses.ablation import ablate
+from secant.analyses import live
 from secant.analyses.case import Case
 from secant.analyses.explain import case_of, of_case
 from secant.analyses.stages import STAGES
@@ -17,10 +17,7 @@ from secant.linearize.run import Run, freeze
 from secant.memory import bytes_in_words, free, watched
 from secant.model.lm import LM, Prompt
 from secant.results.page import EXPLANATION, html
-from secant.steering.generate import Continuation
-from secant.steering.steered import side_by_side
 from secant.stream.decode import Null, Side
-from secant.text import readable
 from secant.workbench.asked import ABLATION, STEERING, WORD, Asked, Field, text
 from secant.workbench.jobs import Job
 
@@ -128,7 +125,7 @@ class Work:
 
         """
         case = self.frozen
-        with case.working(self.model.memory, job.progress), watched(self.watch(job)):
+        with case.working(self.model.memory, job.progress), watched(self.watch(job), job.check):
             yield case
 
     def watch(self, job: Job) -> Callable[[str, float, float], None]:
@@ -179,7 +176,7 @@ def stage(work: Work, job: Job, given: Mapping[str, Any]) -> Any:
     if work.case is None:
         asked = work.asked
         work.model.check(work.prompt)
-        with watched(work.watch(job)):
+        with watched(work.watch(job), job.check):
             work.case = case_of(
                 work.model.lm, work.prompt, target=asked.target, k=work.model.k, top=work.model.top,
                 convention=asked.convention, precision=None, seed=0, origin=None, baseline=asked.baseline,
@@ -200,12 +197,9 @@ def versus(work: Work, job: Job, given: Mapping[str, Any]) -> Any:
 
     """
     with work.working(job) as case:
-        token = case.run.lm.token(given["token"])
-        case.attribution(token)  # refuses the target itself
-        if token not in case.alternatives:
-            case.alternatives.append(token)
+        number = live.compared(case, given)
         work.parts["versus"] = STAGES["versus"].contents(case, work.seconds)
-        return {"stage": "versus", "number": case.alternatives.index(token) + 1}
+        return {"stage": "versus", "number": number}
 
 
 def ablation(work: Work, job: Job, given: Mapping[str, Any]) -> Any:
@@ -218,7 +212,7 @@ def ablation(work: Work, job: Job, given: Mapping[str, Any]) -> Any:
 
     """
     with work.working(job) as case:
-        return ablate(case.run, given["what"], given["by"], position=given["position"]).answers(case.aim)
+        return live.ablated(case, given)
 
 
 def steering(work: Work, job: Job, given: Mapping[str, Any]) -> Any:
@@ -230,18 +224,8 @@ def steering(work: Work, job: Job, given: Mapping[str, Any]) -> Any:
         given: `concept`, `layer`, `strength`, `form` and `tokens`, as in `secant steer`.
 
     """
-    with watched(work.watch(job)):
-        concept = work.model.concept(given["concept"])
-        found = side_by_side(
-            work.model.lm, work.prompt, concept, layer=given["layer"], strength=given["strength"],
-            form=given["form"], tokens=given["tokens"],
-        )  # fmt: skip
-    return {"given": dict(given), "unsteered": _said(found.unsteered), "steered": _said(found.steered)}
-
-
-def _said(found: Continuation) -> dict[str, Any]:
-    perplexity = found.perplexity
-    return {"text": readable(found.text), "perplexity": perplexity if perplexity < float("inf") else None}
+    with watched(work.watch(job), job.check):
+        return live.steered(work.model.lm, work.prompt, work.model.concept(given["concept"]), given)
 
 
 def page(work: Work, job: Job, given: Mapping[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """The page of an explanation in a notebook, drawn by the same modules as the page itself (extra `secant[widget]`).
 
 It is drawn in a shadow root, so that its style and its elements' names are its own. What it asks of the kernel, such as
-an ablation, goes through messages, and so do the answers.
+an ablation, goes through messages, and so do the answers. An answer's `part` becomes a part of the contents.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Answers = Mapping[str, Callable[[Mapping[str, Any]], Any]]
 @cache
 def module() -> str:
     """Returns the widget's script, with the body of the page and its style in it."""
-    texts = {"BODY": own(EXPLANATION.body), "STYLE": own("page.css")}
+    texts = {"BODY": own(EXPLANATION.body), "STYLE": own("page.css"), "STEERING": own("steering.html")}
     constants = "".join(f"const {name} = {json.dumps(text)};\n" for name, text in texts.items())
-    return f"{constants}{view(EXPLANATION, own('js/live.js'))}{own('js/widget.js')}"
+    return f"{constants}{view(EXPLANATION, own('js/live.js'), own('js/steer.js'))}{own('js/widget.js')}"
 
 
 class PageWidget(anywidget.AnyWidget):
@@ -35,19 +35,22 @@ class PageWidget(anywidget.AnyWidget):
     Args:
         contents: The page's contents.
         answers: What answers each kind of question.
+        choices: What the page can choose from: the number of layers, and forms of steering.
 
     Attributes:
         contents: The page's contents.
+        choices: What it can choose from.
         address: What is chosen, as in the page's address.
 
     """
 
     _esm = module()
     contents = traitlets.Dict().tag(sync=True)
+    choices = traitlets.Dict().tag(sync=True)
     address = traitlets.Unicode("").tag(sync=True)
 
-    def __init__(self, contents: Mapping[str, Any], answers: Answers) -> None:
-        super().__init__(contents=dict(contents))
+    def __init__(self, contents: Mapping[str, Any], answers: Answers, choices: Mapping[str, Any]) -> None:
+        super().__init__(contents=dict(contents), choices=dict(choices))
         self._answers = answers
         self.on_msg(self._asked)
 
@@ -56,6 +59,10 @@ class PageWidget(anywidget.AnyWidget):
         if not isinstance(message, dict) or message.get("kind") not in self._answers:
             return
         try:
-            self.send({"id": message.get("id"), "result": self._answers[message["kind"]](message.get("given") or {})})
+            result = self._answers[message["kind"]](message.get("given") or {})
         except (SecantError, KeyError) as error:
             self.send({"id": message.get("id"), "error": str(error)})
+            return
+        if part := result.pop("part", None):
+            self.contents = {name: {**own, **part[name]} for name, own in self.contents.items()}
+        self.send({"id": message.get("id"), "result": result})

@@ -23,7 +23,14 @@ function pane(label, choices, moved) {
   field.prompt.maxLength = choices.characters;
   const chats = () => (find(".chat").hidden = !choices.models.find((own) => own.name === field.model.value)?.chat);
   field.model.addEventListener("change", chats);
-  const steer = steering(find(".steer"), choices.forms, () => run);
+  let steered = null; // the job of what was wanted last
+  const steer = steering(find(".steer"), choices.forms, async (given, note) => {
+    if (!run) return null;
+    if (steered) asked(`/api/jobs/${steered}/cancel`, {}).catch(() => {}); // nobody waits for it any more
+    const job = await asked(`/api/runs/${run}/steering`, given);
+    steered = job.id;
+    return resultOf(job, (own) => !OVER.includes(own.state) && note(own.state === "waiting" ? "Waits for what is computed now." : "Steering …"));
+  });
 
   function failed(text) {
     find(".failed").textContent = text;

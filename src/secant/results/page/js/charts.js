@@ -34,7 +34,7 @@ function scaled(axis, values, room) {
     const at = (x) => (x > 0 ? (Math.log10(x) - a) / (b - a) : null);
     const powers = Array.from({ length: Math.floor(b) - Math.floor(a) + 1 }, (_, i) => Math.floor(a) + i);
     const within = (...of) => powers.flatMap((p) => of.map((m) => Number((m * 10 ** p).toPrecision(3)))).filter((x) => x >= low * 0.999 && x <= high * 1.001);
-    const [whole, some, all] = [within(1), within(1, 2, 5), within(1, 2, 3, 4, 5, 6, 7, 8, 9)];
+    const [whole, some, all] = [within(1), within(1, 2, 5), within(1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)];
     const found = whole.length > 3 ? whole.filter((_, i) => i % Math.ceil(whole.length / (room + 1)) === 0) : some.length > 2 ? some : all.length > 1 ? all : [low, high];
     return { at, ticks: found.map((x) => [at(x), number(x, 3)]) };
   }
@@ -56,8 +56,12 @@ function charted(node, spec) {
   charts.set(node, { spec, width });
   if (!width) return;
   const height = spec.height ?? 280;
-  const [left, right, top, bottom] = [58, 12, 10, spec.x.label ? 42 : 28];
-  const [w, h] = [width - left - right, height - top - bottom];
+  const [left, right, top] = [58, 12, 10];
+  const w = width - left - right;
+  const longest = Math.max(0, ...(spec.x.keys ?? []).map((k) => k.length)) * 6.5;
+  const slanted = longest * (spec.x.keys?.length ?? 0) > w - 8 * (spec.x.keys?.length ?? 0); // names that do not fit side by side
+  const bottom = (spec.x.label ? 42 : 28) + (slanted ? longest * 0.6 : 0);
+  const h = height - top - bottom;
   const points = spec.series.flatMap((s) => s.points);
   const x = scaled(spec.x, points.map((p) => p.x), Math.max(2, w / 60));
   const y = scaled(spec.y, points.flatMap((p) => [p.y, p.low, p.high].filter((v) => !missing(v))), 5);
@@ -69,9 +73,11 @@ function charted(node, spec) {
     svg.append(drawn("line", { class: "grid", x1: left, x2: left + w, y1: top + h * (1 - at), y2: top + h * (1 - at) }));
     svg.append(drawn("text", { x: left - 6, y: top + h * (1 - at) + 4, "text-anchor": "end" }, text));
   }
-  const every = Math.ceil((x.ticks.length * (spec.x.keys ? Math.max(...spec.x.keys.map((k) => k.length)) * 6.5 + 8 : 34)) / w);
-  for (const [i, [at, text]] of x.ticks.entries())
-    if (i % every === 0) svg.append(drawn("text", { x: left + w * at, y: top + h + 17, "text-anchor": "middle" }, text));
+  const every = spec.x.keys ? 1 : Math.ceil((x.ticks.length * 34) / w);
+  for (const [i, [at, text]] of x.ticks.entries()) {
+    const where = slanted ? { transform: `translate(${left + w * at + 4},${top + h + 14}) rotate(-38)`, "text-anchor": "end" } : { x: left + w * at, y: top + h + 17, "text-anchor": "middle" };
+    if (i % every === 0) svg.append(drawn("text", where, text));
+  }
   svg.append(drawn("path", { class: "axes", d: `M${left},${top}v${h}h${w}` }));
   if (spec.x.label) svg.append(drawn("text", { class: "name", x: left + w / 2, y: height - 5, "text-anchor": "middle" }, spec.x.label));
   if (spec.y.label) svg.append(drawn("text", { class: "name", transform: `translate(13,${top + h / 2}) rotate(-90)`, "text-anchor": "middle" }, spec.y.label));

@@ -79,3 +79,13 @@ if (host.live?.added) {
     }
   });
 }
+if (host.live?.steering) {
+  const made = (section, { forms, layers }) => {
+    steering(section, forms, (given, note) => {
+      note("Steering …");
+      return host.live.ask("steering", given);
+    }).of(layers);
+    return section;
+  };
+  root.querySelector(".main > section").after(host.live.steering(made));
+}

@@ -20,7 +20,7 @@ function table(id, of, rows, without = []) {
   const node = $(id);
   if (!node) return;
   const names = Object.keys(rows[0] ?? {}).filter((name) => !without.includes(name));
-  const texts = new Set(names.filter((name) => rows.some((r) => typeof r[name] === "string")));
+  const texts = new Set(names.filter((name) => rows.some((r) => typeof r[name] === "string") || name === "category"));
   const means = described[tableOf(of)] ?? {};
   const top = make("thead", {}, row(...names.map((name) => make("th", { scope: "col", class: texts.has(name) ? null : "number", title: means[name] }, name.replaceAll("_", " ")))));
   const one = (r, name) => {
@@ -77,16 +77,17 @@ const plots = {
     const rows = chosen(data.ranks).filter((r) => common.includes(r.position));
     const series = subjects.map((s, i) => ({
       name: name(s), ...style(i), box: true, of: subjects.length,
-      points: of(rows, s).map((r) => ({ x: r.position + (subjects.length > 1 ? 0.7 * (i / (subjects.length - 1) - 0.5) : 0), y: r.median, q1: r.q25, q3: r.q75, low: r.q05, high: r.q95, says: `${name(s)}, position ${r.position}: median ${number(r.median)}, mean ${number(r.mean)}, n ${r.n}` })),
+      points: of(rows, s).map((r) => ({ x: r.position + (subjects.length > 1 ? 0.45 * (i / (subjects.length - 1) - 0.5) : 0), y: r.median, q1: r.q25, q3: r.q75, low: r.q05, high: r.q95, says: `${name(s)}, position ${r.position}: median ${number(r.median)}, mean ${number(r.mean)}, n ${r.n}` })),
     })); // prettier-ignore
-    return { x: { label: "position of the token", whole: true }, y: { label: "stable rank", log: true }, series };
+    return { x: { label: "position of the token", whole: true, range: [Math.min(...common) - 0.5, Math.max(...common) + 0.5] }, y: { label: "stable rank", log: true }, series };
   },
   spectra: () => ({ x: { label: "i", whole: true }, y: { label: "σᵢ/σ₀", range: [0, 1.05] }, series: curves(chosen(data.spectra).filter((r) => r.position === state.position), "vector") }),
   depths: () => ({ x: { label: "share of depth", range: [0, 1.03] }, y: { label: "stable rank", log: true }, series: curves(chosen(data.depths).filter(here), "depth") }),
   emergence: () => ({ x: { label: "share of depth", range: [0, 1.03] }, y: { label: "prediction seen", percent: true, range: [0, 1] }, series: curves(chosen(data.emergence).filter(here), "depth") }),
   shares() {
     const rows = chosen(data.shares);
-    const there = KINDS.filter(([kind]) => rows.some((r) => share_(r) === kind));
+    const told = (r) => r.n < 2 || r.low !== null || ![0, 1].includes(r.mean); // else it is 0 or 1 for every prompt
+    const there = KINDS.filter(([kind]) => rows.some((r) => share_(r) === kind && told(r)));
     return { x: among(there), y: { label: "share of the logit", percent: true, zero: true }, series: dots(rows, there, share_) };
   },
   overlaps() {

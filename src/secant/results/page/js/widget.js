@@ -20,6 +20,7 @@ function render({ model, el }) {
   let shown = [];
   let replaced = null;
   let moved = () => {};
+  let steer = null; // the section that steers, with what is chosen in it: drawing anew keeps it
   const answered = (message) => {
     const own = waiting.get(message.id);
     waiting.delete(message.id);
@@ -50,7 +51,19 @@ function render({ model, el }) {
       moved: (how) => (moved = how),
       link: () => location.href,
       signal: replaced.signal,
-      live: { kept, ask, shown: (how) => shown.push(how), changed: () => shown.forEach((how) => how()) },
+      live: {
+        kept,
+        ask,
+        shown: (how) => shown.push(how),
+        changed: () => shown.forEach((how) => how()),
+        added: (name, change) => {
+          const said = new URLSearchParams(model.get("address").slice(1));
+          for (const [key, value] of Object.entries(change)) said.set(key, value);
+          model.set("address", `#${said}`);
+          model.save_changes();
+        },
+        steering: (how) => (steer ??= how(new DOMParser().parseFromString(STEERING, "text/html").body.firstChild, model.get("choices"))),
+      },
     });
   };
   const going = () => moved();

@@ -1,7 +1,8 @@
 // Steering: two continuations of the prompt next to each other, one with a concept mixed into the residual stream.
 
-/** Lets the form of a pane steer its run. `run()` gives the run's id. */
-function steering(section, forms, run) {
+/** Lets a section's form steer. `ask(given, note)` gives both continuations, or null if something else is wanted by
+ *  now, and notes what goes on. */
+function steering(section, forms, ask) {
   const form = section.querySelector("form");
   const field = form.elements;
   const says = section.querySelector(".says");
@@ -17,14 +18,13 @@ function steering(section, forms, run) {
   };
   let wanted = 0;
   async function steer() {
-    if (!field.concept.value.trim() || !run()) return;
+    if (!field.concept.value.trim()) return;
     const mine = (wanted += 1);
     const given = { concept: field.concept.value, layer: Number(field.layer.value), strength: Number(field.strength.value), form: field.form.value, tokens: Number(field.tokens.value) };
     says.textContent = "Steering …";
     try {
-      const job = await asked(`/api/runs/${run()}/steering`, given);
-      const found = await resultOf(job, (own) => mine === wanted && !OVER.includes(own.state) && (says.textContent = own.state === "waiting" ? "Waits for what is computed now." : "Steering …"));
-      if (mine !== wanted) return;
+      const found = await ask(given, (text) => mine === wanted && (says.textContent = text));
+      if (!found || mine !== wanted) return;
       const shown = (node, own) => fill(node, make("bdi", { dir: "auto" }, own.text), make("small", { class: "muted" }, ` perplexity ${number(own.perplexity, 3)}`));
       shown(section.querySelector(".plain"), found.unsteered);
       shown(section.querySelector(".steered"), found.steered);
