@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 from claims import said
-from steering import STRENGTHS, UNSTEERED
+from rates import STRENGTHS, UNSTEERED
 
 MOST = (2.0, 10.0, math.inf)
 """The perplexity that a setting may have, as a multiple of the unsteered one."""
 
 
-def rates(rows: pd.DataFrame) -> pd.DataFrame:
+def by_setting(rows: pd.DataFrame) -> pd.DataFrame:
     """The rate of the concept's words and the perplexity, of each half of the prompts under each setting."""
     weighed = rows.assign(total=rows["loss"] * rows["tokens"])
     by = ["model", "concept", "half", "form", "layer", "strength"]
@@ -24,7 +24,7 @@ def rates(rows: pd.DataFrame) -> pd.DataFrame:
 
 def measured(rows: pd.DataFrame) -> Iterator[tuple[str, float, pd.DataFrame]]:
     """For each form and limit, the chosen setting of each concept as the other half of the prompts measures it."""
-    found = rates(rows[rows["form"] != "cosine"])
+    found = by_setting(rows[rows["form"] != "cosine"])
     plain = found[found["form"] == UNSTEERED].groupby(["concept", "half"])[["rate", "perplexity"]].mean()
     for form in STRENGTHS:
         for most in MOST:

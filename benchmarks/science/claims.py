@@ -90,7 +90,7 @@ def at_layer(rows: pd.DataFrame, span: str, number: int) -> pd.Series:
 
 
 def falls(rows: pd.DataFrame, every: bool) -> pd.Series:
-    """Whether the cumulative rank is lower after the last layer than after the first, or after every layer than before."""
+    """Whether the cumulative rank is lower after the last layer than after the first; or after every layer."""
     own = curve(rows, "cumulative")
     if not own.shape[1]:
         return pd.Series(dtype=float)

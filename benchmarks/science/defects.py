@@ -1,10 +1,10 @@
 """Do the leading left singular vectors of frozen layers predict the direction of tokens of very large norm?
 
 H. Wang, T. Zhang and M. Salzmann, "Demystifying Singular Defects in Large Language Models" (ICML 2025, arXiv
-2502.07004): the norm of some tokens, mostly the first, explodes in one layer, along the leading left singular vector of a
-linear approximation of that layer, which the right one triggers. A frozen layer is no approximation: it is exact at its
-token. For each prompt, the layerwise operator of the residual stream by the token's own stream (the block J_t of the
-layer, under `gate`) at two positions, the first and the last; with its leading triplet σ, u, v:
+2502.07004): the norm of some tokens, mostly the first, explodes in one layer, along the leading left singular vector
+of a linear approximation of that layer, which the right one triggers. A frozen layer is no approximation: it is exact
+at its token. For each prompt, the layerwise operator of the residual stream by the token's own stream (the block J_t
+of the layer, under `gate`) at two positions, the first and the last; with its leading triplet σ, u, v:
 
 - norm: ‖h‖ after the layer; gain: ‖h‖ after the layer over ‖h‖ before it; sigma: σ.
 - on_sink: |cos(u, s)|, where s is the first token's stream after the layer where its norm is largest. At the last

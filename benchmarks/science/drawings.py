@@ -1,4 +1,4 @@
-"""The figures of docs/explanation/science.md: ranks by depth, singular defects, what exactness decides, and steering."""
+"""The figures of docs/explanation/science.md: ranks by depth, singular defects, what exactness decides, steering."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import pandas as pd
-from chosen import rates
+from chosen import by_setting
 from claims import curve
-from steering import STRENGTHS, UNSTEERED
+from rates import STRENGTHS, UNSTEERED
 
 from secant.figures.style import COLOURS, drawing, panels
 
@@ -46,7 +46,7 @@ def depth(rows: pd.DataFrame) -> Any:
 
 
 def defects(rows: pd.DataFrame) -> Any:
-    """By layer: norms of the first and the last token, and |cos| of the leading left vectors with the sink's direction."""
+    """By layer: norms of the first and the last token, and |cos| of leading left vectors with the sink's direction."""
     models = list(each(rows))
     with drawing():
         figure, found = panels(None, 2 * len(models), 2, 2.4)
@@ -69,7 +69,7 @@ def mechanism(rows: pd.DataFrame) -> Any:
     """The share of J that exactness decides, and the cosine of the rest with that of gate, by model."""
     with drawing():
         figure, (decided, alike) = panels(None, 2, 2, 2.2)
-        for place, (name, colour, own) in enumerate(each(rows)):
+        for place, (_, colour, own) in enumerate(each(rows)):
             values = own.groupby(["measure", "convention"])["value"].mean()
             for shift, convention in enumerate(("gate", "up", "half")):
                 decided.bar(place + (shift - 1) * 0.27, values["forced"][convention], 0.25, color=colour,
@@ -92,7 +92,7 @@ def steering(rows: pd.DataFrame) -> Any:
     with drawing():
         figure, found = panels(None, len(models), 2, 2.4, sharey=True)
         for axes, (name, _, own) in zip(found, models, strict=True):
-            table = rates(own[own["form"] != "cosine"])
+            table = by_setting(own[own["form"] != "cosine"])
             plain = table[table["form"] == UNSTEERED]
             for colour, form in zip(("orange", "purple", "blue"), STRENGTHS, strict=True):
                 mean = table[table["form"] == form].groupby(["layer", "strength"])[["rate", "perplexity"]].mean()
@@ -107,6 +107,6 @@ def steering(rows: pd.DataFrame) -> Any:
 
 DRAWINGS = {
     "depth": ("claims", depth), "defects": ("defects", defects), "mechanism": ("mechanism", mechanism),
-    "steering": ("steering", steering),
+    "steering": ("rates", steering),
 }  # fmt: skip
 """Each figure, with the file of rows that it is drawn from."""

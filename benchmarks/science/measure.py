@@ -1,17 +1,18 @@
 """Does the paper hold? Its claims about spectra, words, depth and exactness, on real language models, prompt by prompt.
 
-Four parts, each a study (`sc.study`) of some of the prompts, in the order of prompts.txt, of which every first part has
-all kinds equally:
+Four parts, each a study (`sc.study`) of some of the prompts, in the order of prompts.txt, of which every first part
+has all kinds equally:
 
 - spectra: J of every prompt under `gate`, the paper's convention and the default of operators: reconstruction, the
   ordinary Jacobian, stable ranks, and the top tokens of U₀ and V₀ next to those of random directions.
 - conventions: the same of every fifth prompt, also under `half`, `up` and `secant`, and how far U and V turn.
 - precision: reconstruction in float64 and bfloat16, of every fifth prompt.
-- depth: every twentieth prompt, each layer's residual stream, cumulative and layerwise, and where the prediction emerges.
+- depth: every twentieth prompt, each layer's residual stream, cumulative and layerwise, and where the prediction
+  emerges.
 
-Rows are added to a Parquet file after each batch. What it has is not measured again, so that a run can be stopped at any
-time and continued on another machine. Batches that were interrupted continue in FOLDER. Seeds are fixed. The time that is
-left is estimated before anything is measured; `--forecast` ends there.
+Rows are added to a Parquet file after each batch. What it has is not measured again, so that a run can be stopped at
+any time and continued on another machine. Batches that were interrupted continue in FOLDER. Seeds are fixed. The time
+that is left is estimated before anything is measured; `--forecast` ends there.
 
     python benchmarks/science/measure.py [--models MODEL ...] [--prompts N] [--threads T] [--out FILE] [--work FOLDER]
         [--forecast]
@@ -38,6 +39,7 @@ from rows import Chance, add, condensed, read  # noqa: E402
 from trained_models import ROOT, models  # noqa: E402
 
 import secant as sc  # noqa: E402
+from secant.errors import BadPrompt  # noqa: E402
 from secant.memory import multiplications  # noqa: E402
 from secant.operators.cost import measured_pace, row_plan  # noqa: E402
 from secant.stream.layers import plan_of  # noqa: E402
@@ -142,7 +144,15 @@ def seconds(lm: sc.LM, work: Sequence[tuple[Part, list[Prompt]]]) -> float:
         "precision": 4 * frozen,
         "depth": plan_of(run, 2).cost(pace, speed),
     }
-    return sum(costs[part.name] * len(lm.encode(prompt.given)) / T for part, own in work for prompt in own)
+    return sum(costs[part.name] * length(lm, prompt) / T for part, own in work for prompt in own)
+
+
+def length(lm: sc.LM, prompt: Prompt) -> int:
+    """How many tokens a prompt has; 0 if the model refuses it, which its row will say."""
+    try:
+        return len(lm.encode(prompt.given))
+    except BadPrompt:
+        return 0
 
 
 def measured(lm: sc.LM, name: str, part: Part, own: Sequence[Prompt], folder: Path, threads: int) -> pd.DataFrame:

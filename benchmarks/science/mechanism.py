@@ -1,8 +1,8 @@
 """Why do equally exact conventions have different Jacobians? How much of J exactness decides, and what is left.
 
-J x = y - b at the prompt. Of all matrices with that property the smallest is F = (y - b) xᵀ / ‖x‖², which has rank one: all
-exact J of the same b share it. The rest N = J - F has N x = 0, so that exactness says nothing about it. Measured, under
-`gate`, `up` and `half`:
+J x = y - b at the prompt. Of all matrices with that property the smallest is F = (y - b) xᵀ / ‖x‖², which has rank
+one: all exact J of the same b share it. The rest N = J - F has N x = 0, so that exactness says nothing about it.
+Measured, under `gate`, `up` and `half`:
 
 - forced: ‖F‖² / ‖J‖², the share of J that exactness decides.
 - cosine: of N with that of `gate`.

@@ -70,10 +70,9 @@ def condensed(study: sc.Study, lm: sc.LM, items: Sequence[Item], texts: Sequence
     prompts = study.to_pandas()
     failed = prompts["reason"].notna()
     found = [_rows(prompts[failed].assign(value=1.0), FAILED)]
-    for name in ("tokens", "probability"):
-        found.append(_rows(prompts[~failed].assign(value=prompts[name]), name))
+    found += [_rows(prompts[~failed].assign(value=prompts[name]), name) for name in ("tokens", "probability")]
     tables = {name: study.to_pandas(name) for name in study.tables}
-    ids = {item.number: lm.encode(item.prompt) for item in items}
+    ids = {item.number: lm.encode(item.prompt) for item in items if item.number in {*prompts[~failed]["prompt"]}}
     for name, own in tables.items():
         found += list(READERS[name](own)) if name in READERS else []
     if "words" in tables:

@@ -1,16 +1,16 @@
 """Do operators steer real models? Rates of a concept's words against perplexity, for eight concepts and 60 prompts.
 
-Three forms (`secant.steering`): mixture, the paper's equation 16; additive, what the paper's code computes; activation,
-plain activation addition. Each concept is a text that ends in its own word, as the paper's do. The model continues the
-prose of prompts.txt, without prompts that have a concept's word. Rows: whether each continuation has a word of the concept,
-its tokens and its log-perplexity under the unsteered model, by form, layer, strength, and half of the prompts: every second
-chooses the setting, the others measure it. Beside it the cosine, at each prompt's last token, of the operator's direction a
-with the concept's own stream c, which activation addition adds.
+Three forms (`secant.steering`): mixture, the paper's equation 16; additive, what the paper's code computes;
+activation, plain activation addition. Each concept is a text that ends in its own word, as the paper's do. The model
+continues the prose of prompts.txt, without prompts that have a concept's word. Rows: whether each continuation has a
+word of the concept, its tokens and its log-perplexity under the unsteered model, by form, layer, strength, and half
+of the prompts: every second chooses the setting, the others measure it. Beside it the cosine, at each prompt's last
+token, of the operator's direction a with the concept's own stream c, which activation addition adds.
 
-Layers come in the order that halves the gaps between those before, and concepts take turns, so that what is there is always a
-whole, if coarse, grid. Rows are added after each concept and layer; the same command continues.
+Layers come in the order that halves the gaps between those before, and concepts take turns, so that what is there is
+always a whole, if coarse, grid. Rows are added after each concept and layer; the same command continues.
 
-    python benchmarks/science/steering.py [--models MODEL ...] [--layers N] [--prompts N] [--threads T] [--out FILE]
+    python benchmarks/science/rates.py [--models MODEL ...] [--layers N] [--prompts N] [--threads T] [--out FILE]
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import secant as sc  # noqa: E402
 from secant.steering.kv_cache import accumulated  # noqa: E402
 from secant.steering.steer import Aim  # noqa: E402
 
-RESULTS = HERE.parent / "results" / "steering.parquet"
+RESULTS = HERE.parent / "results" / "rates.parquet"
 TOKENS = 12
 STRENGTHS = {"mixture": (0.2, 0.4, 0.6), "additive": (0.5, 1.0, 2.0), "activation": (0.5, 1.0, 2.0)}
 UNSTEERED = "unsteered"
@@ -145,13 +145,13 @@ def main(args: argparse.Namespace) -> None:
         grid = list(product(halving(count)[: args.layers], concepts))
         left = [(layer, concept) for layer, concept in grid if (concept, layer) not in done]
         print(f"{name}: {len(left)} of {len(grid)} layers x concepts are left, {len(prompts)} prompts each", flush=True)
+        start = time.perf_counter()
         for number, (layer, concept) in enumerate(left, 1):
-            start = time.perf_counter()
             rows = measured(lm, concepts[concept], layer, prompts)
             rows["half"] = np.where(rows["prompt"] % 2, "measure", "choose")
             add(args.out, rows.assign(model=name, concept=concept))
-            took = time.perf_counter() - start
-            print(f"{name}: {number} of {len(left)}, {concept} after layer {layer}, {took:.0f} s", flush=True)
+            hours = (time.perf_counter() - start) / number * (len(left) - number) / 3600
+            print(f"{name}: {number} of {len(left)}, {concept} after layer {layer}; {hours:.1f} h left", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Each table stands between two marks in the page: `<!-- NAME -->` and `<!-- end NAME -->`. Without --write, tables are
 printed, and no figure is drawn.
 
-    python benchmarks/science/tables.py [--results FOLDER] [--write]
+    python benchmarks/science/report.py [--results FOLDER] [--write]
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def defects(rows: pd.DataFrame) -> str:
 
 TABLES = {
     "claims": {"counts": counts, "claims": claims, "conventions": conventions, "kinds": kinds},
-    "mechanism": {"mechanism": mechanism}, "defects": {"defects": defects}, "steering": {"steering": steering},
+    "mechanism": {"mechanism": mechanism}, "defects": {"defects": defects}, "rates": {"steering": steering},
 }  # fmt: skip
 """The tables of each file of rows."""
 
