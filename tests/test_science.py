@@ -142,7 +142,8 @@ def test_a_forecast_measures_nothing(measuring: Namespace, capsys: Any) -> None:
 
 
 def test_a_prompt_that_fails_is_counted(measuring: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(measure.SETS, "sentences", lambda count: [texts()[0], "zzz §", texts()[1]])
+    monkeypatch.setattr(measure, "PARTS", measure.PARTS[:1])
+    monkeypatch.setitem(measure.SETS, "sentences", lambda count: [texts()[0], "zzz §"])
     measure.main(measuring)
     found = rows.read(measuring.out)
     assert set(found[found["measure"] == rows.FAILED]["text"]) == {"zzz §"}

@@ -139,9 +139,12 @@ CLAIMS = (
     Claim(WORDS, "prediction in U₀ of all tokens", "yes", _of("writes_together"), "share", lambda m: m > 0.5),
     Claim(WORDS, "prediction in U₀ of the last token", "", _of("writes_last"), "share", lambda m: m > 0.5),
     Claim(WORDS, "prediction in U₀ of any token", "yes", _of("writes_any"), "share", lambda m: m > 0.5),
+    Claim(WORDS, "prediction in U₀ of all tokens, by logit", "yes", _of("logit_together"), "share", lambda m: m > 0.5),
+    Claim(WORDS, "prediction in U₀ of the last token, by logit", "", _of("logit_last"), "share", lambda m: m > 0.5),
     Claim(WORDS, "in a random direction", "", _of("writes_chance"), "share"),
     Claim(WORDS, "another prompt's prediction in U₀ of all tokens", "", _of("writes_other"), "share"),
     Claim(WORDS, "tokens in their own V₀", "yes", _of("reads_own"), "share", lambda m: m > 0.5),
+    Claim(WORDS, "tokens in their own V₀, by plain cosine", "yes", _of("reads_plain"), "share", lambda m: m > 0.5),
     Claim(WORDS, "in a random direction ", "", _of("reads_chance"), "share"),
 )  # fmt: skip
 """Every claim. A verdict is about the mean's interval: yes if both ends bear it out, no if neither does, open

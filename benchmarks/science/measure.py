@@ -66,7 +66,7 @@ class Part:
         conventions: Its conventions.
         dtypes: The types that the model is loaded in.
         k: How many singular triplets are kept.
-        tensors: Whether they are saved, to be compared between conventions.
+        tensors: Whether they are saved, to be decoded as the paper does and compared between conventions.
 
     """
 
@@ -81,10 +81,10 @@ class Part:
 
 FIFTH = tuple(range(0, SPACING, 5))
 PARTS = (
-    Part("spectra", tuple(i for i in range(SPACING // 2) if i not in FIFTH)),
+    Part("spectra", tuple(i for i in range(SPACING // 2) if i not in FIFTH), tensors=True),
     Part("conventions", FIFTH, conventions=("gate", "half", "up", "secant"), tensors=True),
     Part("depth", (0,), ("layers",), k=2),
-    Part("spectra", tuple(i for i in range(SPACING // 2, SPACING) if i not in FIFTH)),
+    Part("spectra", tuple(i for i in range(SPACING // 2, SPACING) if i not in FIFTH), tensors=True),
     Part("precision", FIFTH, ("reconstruction",), dtypes=("float64", "bfloat16")),
 )
 

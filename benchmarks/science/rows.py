@@ -77,8 +77,10 @@ def condensed(study: sc.Study, lm: sc.LM, items: Sequence[Item], texts: Sequence
         found += list(READERS[name](own)) if name in READERS else []
     if "words" in tables:
         found += list(_words(tables["words"], prompts[~failed], ids, chance))
-    if study.identity.tensors:
-        found += list(_turned(study))
+    if study.identity.tensors and not failed.all():
+        tensors = _tensors(study)
+        found += list(_by_logit(tensors, lm, prompts[~failed], ids, study.identity.top))
+        found += list(_turned(tensors, prompts["precision"].iloc[0]))
     rows = pd.concat([own for own in found if len(own)], ignore_index=True)
     names = {item.number: (item.category, text) for item, text in zip(items, texts, strict=True)}
     rows["kind"], rows["text"] = zip(*(names[n] for n in rows["prompt"]), strict=True)
@@ -161,15 +163,43 @@ def _common(first: pd.DataFrame, start: pd.DataFrame) -> Iterable[pd.DataFrame]:
         yield _rows(own.merge(start, on=["prompt", "convention"]), f"common_{side}", str(of))
 
 
-def _turned(study: sc.Study) -> Iterable[pd.DataFrame]:
-    """Principal angles, in degrees, between the leading vectors under the first convention and each other one."""
-    identity, found = study.identity, []
-    tensors: dict[str, dict[str, torch.Tensor]] = {c: {} for c in identity.conventions}
+def _tensors(study: sc.Study) -> dict[str, dict[str, torch.Tensor]]:
+    """U, S and V of each prompt's blocks and of J, by convention, under the names that the study gives them."""
+    identity = study.identity
+    found: dict[str, dict[str, torch.Tensor]] = {convention: {} for convention in identity.conventions}
     each = len(identity.names) // len(identity.conventions)
     for number, name in enumerate(identity.names):
         file = study.folder / SHARDS / name / "tensors.safetensors"
-        tensors[identity.conventions[number // each]] |= load_file(file) if file.exists() else {}
-    base, *others = identity.conventions
+        found[identity.conventions[number // each]] |= load_file(file) if file.exists() else {}
+    return found
+
+
+def _by_logit(
+    tensors: dict[str, dict[str, torch.Tensor]],
+    lm: sc.LM,
+    prompts: pd.DataFrame,
+    ids: dict[int, Sequence[int]],
+    top: int,
+) -> Iterable[pd.DataFrame]:
+    """The shares of decoded words as the paper decodes: U₀ by logits, V₀ by cosines that are not centred."""
+    found = []
+    for convention, number, predicted in prompts[["convention", "prompt", "prediction_id"]].itertuples(index=False):
+        own = tensors[convention]
+        U = torch.stack([own[f"{number}.whole.U"][:, 0], own[f"{number}.U"][-1, :, 0]], 1)
+        written = sc.decode(lm, U, "output", top, metric="dot", centered=False)
+        for measure, words in zip(("logit_together", "logit_last"), written, strict=True):
+            found.append((number, convention, measure, float(predicted in {word.id for word in words})))
+        read = sc.decode(lm, own[f"{number}.V"][:, :, 0].T, "input", top, metric="cosine", centered=False)
+        hits = [token in {word.id for word in words} for token, words in zip(ids[number], read, strict=True)]
+        found.append((number, convention, "reads_plain", sum(hits) / len(hits)))
+    rows = pd.DataFrame(found, columns=["prompt", "convention", "measure", "value"])
+    yield rows.assign(precision=prompts["precision"].iloc[0], at="", layer=None)
+
+
+def _turned(tensors: dict[str, dict[str, torch.Tensor]], precision: str) -> Iterable[pd.DataFrame]:
+    """Principal angles, in degrees, between the leading vectors under the first convention and each other one."""
+    found: list[tuple[int, str, str, str, float]] = []
+    base, *others = tensors
     for convention in others:
         for key in tensors[convention].keys() & tensors[base].keys():
             number, _, letter = key.partition(".whole.")
@@ -182,4 +212,4 @@ def _turned(study: sc.Study) -> Iterable[pd.DataFrame]:
                 ratio = (tensors[convention][key][0] / tensors[base][key][0]).item()
                 found.append((int(number), convention, "sigma_ratio", "together", ratio))
     rows = pd.DataFrame(found, columns=["prompt", "convention", "measure", "at", "value"])
-    yield rows.assign(precision=study.to_pandas()["precision"].iloc[0], layer=None)
+    yield rows.assign(precision=precision, layer=None)
