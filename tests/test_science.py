@@ -101,6 +101,9 @@ def test_rows_are_what_the_analyses_return(measuring: Namespace, folder: Path) -
     later = deep[deep["position"] > 0]["stable_rank"].mean()
     assert value("layerwise", "later", 1) == pytest.approx(later, rel=1e-3)
     assert set(found["precision"]) == {"float32", "float64", "bfloat16"}
+    U = sc.svd(run.operator(), 2, per_token=True)[-1].U[:, :1]
+    top = {word.id for word in sc.decode(lm, U, "output", 8, metric="dot", centered=False)[0]}
+    assert value("logit_last") == (run.prediction[0].id in top)
     half = sc.freeze(lm, text, convention="half").operator()
     cosines = torch.linalg.svdvals(sc.svd(run.operator(), 2).U.T @ sc.svd(half, 2).U)
     angle = torch.rad2deg(torch.acos(cosines.clamp(max=1))).max().item()
