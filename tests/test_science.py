@@ -17,6 +17,7 @@ from tiny_model import sentences
 
 import secant as sc
 from secant.stream.layers import layers
+from secant.studies.analyses import ANALYSES
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path += [str(BENCHMARKS), str(BENCHMARKS / "science")]
@@ -136,6 +137,30 @@ def test_what_is_there_is_not_measured_again(
     after = rows.read(measuring.out)
     pd.testing.assert_frame_equal(after.iloc[: len(before)], before)
     assert after.groupby("part")["text"].nunique().tolist() == [2, 2, 2]
+
+
+def test_of_an_interrupted_batch_the_finished_prompts_are_kept(
+    measuring: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "PARTS", [measure.Part("depth", (0, 1, 2), ("layers",), k=2)])
+    original = ANALYSES["layers"]
+    seen: list[str] = []  # one for each prompt
+
+    def interrupted(case: Any) -> Any:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append("")
+        return original(case)
+
+    monkeypatch.setitem(ANALYSES, "layers", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure.main(measuring)
+    assert rows.read(measuring.out)["text"].nunique() == 2
+    monkeypatch.setitem(ANALYSES, "layers", original)
+    measure.main(measuring)
+    found = rows.read(measuring.out)
+    assert set(found["text"]) == set(texts()[:3])
+    assert not found.duplicated(["text", "measure", "at", "layer"]).any()
 
 
 def test_a_forecast_measures_nothing(measuring: Namespace, capsys: Any) -> None:

@@ -11,7 +11,8 @@ has all kinds equally:
   emerges.
 
 Rows are added to a Parquet file after each batch. What it has is not measured again, so that a run can be stopped at
-any time and continued on another machine. Batches that were interrupted continue in FOLDER. Seeds are fixed. The time
+any time and continued on another machine. Of a batch that is interrupted, the prompts that are finished are kept.
+Batches that were killed continue in FOLDER. Seeds are fixed. The time
 that is left is estimated before anything is measured; `--forecast` ends there.
 
     python benchmarks/science/measure.py [--models MODEL ...] [--prompts N] [--threads T] [--out FILE] [--work FOLDER]
@@ -22,10 +23,12 @@ from __future__ import annotations
 
 import argparse
 import gc
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -77,6 +80,11 @@ class Part:
     dtypes: tuple[str | None, ...] = (None,)
     k: int = 4
     tensors: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether each prompt has one convention and one type, so that prompts of half a batch are whole."""
+        return len(self.conventions) == len(self.dtypes) == 1
 
 
 FIFTH = tuple(range(0, SPACING, 5))
@@ -155,16 +163,41 @@ def length(lm: sc.LM, prompt: Prompt) -> int:
         return 0
 
 
-def measured(lm: sc.LM, name: str, part: Part, own: Sequence[Prompt], folder: Path, threads: int) -> pd.DataFrame:
-    """The rows of a batch."""
-    items = items_of(own)
-    study = sc.study(
-        items, lm, out=folder, analyses=part.analyses, convention=part.conventions, k=part.k, top=TOP,
-        seed=SEED, shard=1, threads=threads, tensors=part.tensors,
-    )  # fmt: skip
-    chance = Chance.of(lm, TOP, SEED) if "words" in part.analyses else Chance({})
+@dataclass
+class Worked:
+    """What a batch came to.
+
+    Attributes:
+        rows: Its rows; of a batch that was interrupted, those of the prompts that were finished.
+        whole: Whether it was not interrupted.
+
+    """
+
+    rows: pd.DataFrame
+    whole: bool
+
+
+def measured(lm: sc.LM, name: str, part: Part, own: Sequence[Prompt], folder: Path, threads: int) -> Worked:
+    """Measure a batch."""
+    items, whole = items_of(own), True
+    try:
+        study = sc.study(
+            items, lm, out=folder, analyses=part.analyses, convention=part.conventions, k=part.k, top=TOP,
+            seed=SEED, shard=1, threads=threads, tensors=part.tensors,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        if not part.alone or not list(folder.glob("shards/*")):
+            raise
+        study, whole = sc.Study.open(folder), False
+    chance = chance_of(lm) if "words" in part.analyses else Chance({})
     rows = condensed(study, lm, items, [prompt.text for prompt in own], chance)
-    return rows.assign(model=name, part=part.name)
+    return Worked(rows.assign(model=name, part=part.name), whole)
+
+
+@cache
+def chance_of(lm: sc.LM) -> Chance:
+    """What random directions decode to in a model."""
+    return Chance.of(lm, TOP, SEED)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -199,7 +232,9 @@ def run(lm: sc.LM, name: str, place: str, left: Sequence[tuple[Part, list[Prompt
             there = lm if dtype is None else sc.load(place, dtype=dtype)
             folder = args.work / name / f"{part.name}-{dtype or 'own'}-{digest(items_of(own))[:12]}"
             found.append(measured(there, name, part, own, folder, args.threads))
-        add(args.out, pd.concat(found))
+        add(args.out, pd.concat([one.rows for one in found]))
+        if not found[-1].whole:
+            raise KeyboardInterrupt
         count += len(own)
         took = time.perf_counter() - begun
         print(
@@ -216,4 +251,8 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "science")
     parser.add_argument("--forecast", action="store_true")
-    main(parser.parse_args())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is finished is kept
+    try:
+        main(parser.parse_args())
+    except KeyboardInterrupt:
+        sys.exit("Interrupted: what was finished is in the file. The same command continues.")
