@@ -187,7 +187,7 @@ def test_verdicts_follow_the_interval() -> None:
     assert claims.verdict(rank, pd.Series(near[:3])) == ""
     exact = claims.CLAIMS[0]
     assert claims.verdict(exact, pd.Series([1e-15, 1e-15, 1e-9])) == "no"
-    assert claims.said(pd.Series([1e-15, 1e-9, 1e-15]), "error") == "1.0e-15, at most 1.0e-09"
+    assert claims.said(pd.Series([1e-15, 1e-9, 1e-15]), "error") == "1.0e-15, at most 1.0e-09 (n = 3)"
 
 
 def test_the_ranks_of_depth_are_read_off_their_curve() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-from claims import said
+from claims import MODELS, said
 from rates import STRENGTHS, UNSTEERED
 
 MOST = (2.0, 10.0, math.inf)
@@ -52,7 +52,8 @@ def steering(rows: pd.DataFrame) -> str:
         layers = own["layer"].nunique()
         for form, most, chosen in measured(own):
             limit = "any" if math.isinf(most) else f"{most:g}x"
-            cells = (model, form, limit, len(chosen), layers, said(chosen["plain"], "share"),
-                     said(chosen["rate"], "share"), f"{chosen['times'].median():.3g}x")  # fmt: skip
+            times = f"{chosen['times'].median():.3g}x" if len(chosen) else "–"
+            rates = (said(chosen[name], "share", False) for name in ("plain", "rate"))
+            cells = (MODELS[str(model)], form, limit, len(chosen), layers, *rates, times)
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

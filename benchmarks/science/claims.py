@@ -13,6 +13,9 @@ import pandas as pd
 
 from secant.studies.statistics import interval
 
+MODELS = {"smollm2": "SmolLM2 135M", "gemma3": "Gemma 3 270M", "atlas": "Atlas 0.3M", "craftgpt": "craftgpt"}
+"""How each model is called in tables and figures, in their order."""
+
 RESAMPLES, SEED = 4000, 0
 FEW = 8
 """With fewer prompts there is neither an interval nor a verdict."""
@@ -152,17 +155,25 @@ otherwise. Of errors, it is about the largest.
 """
 
 
-def said(values: pd.Series, form: str) -> str:
-    """The mean over prompts and its 95 % bootstrap interval; of errors the median and the largest."""
+def said(values: pd.Series, form: str, counted: bool = True) -> str:
+    """The mean over prompts and its 95 % bootstrap interval; of errors the median and the largest.
+
+    Args:
+        values: The number of each prompt.
+        form: How numbers are written.
+        counted: Whether to say how many prompts there are if they are few.
+
+    """
     numbers = values.dropna().to_numpy(float)
     if not len(numbers):
         return "–"
+    few = f" (n = {len(numbers)})" if counted and len(numbers) < FEW else ""
     if form == "error":
-        return f"{pd.Series(numbers).median():.1e}, at most {numbers.max():.1e}"
+        return f"{pd.Series(numbers).median():.1e}, at most {numbers.max():.1e}{few}"
     written = _share if form == "share" else _number
     low, high, _ = interval(numbers, SEED, RESAMPLES) if len(numbers) >= FEW else (float("nan"),) * 3
     ends = "" if low != low else f" [{written(low)}, {written(high)}]"
-    return f"{written(numbers.mean())}{ends}"
+    return f"{written(numbers.mean())}{ends}{few}"
 
 
 def _share(value: float) -> str:

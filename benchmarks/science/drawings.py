@@ -7,17 +7,17 @@ from typing import Any
 
 import pandas as pd
 from chosen import by_setting
-from claims import curve
+from claims import MODELS, curve
 from rates import STRENGTHS, UNSTEERED
 
 from secant.figures.style import COLOURS, drawing, panels
 
-NAMES = {"smollm2": "SmolLM2 135M", "gemma3": "Gemma 3 270M", "atlas": "Atlas", "craftgpt": "craftgpt"}
 LINES = {"smollm2": "blue", "gemma3": "orange", "atlas": "green", "craftgpt": "purple"}
 PAPER = {0: 122.8, 4: 35.9, 8: 6.5, 27: 1.3}
 """The paper's cumulative stable ranks of Llama-3.2-3B by layer, of 28."""
 
-WIDTHS = {"smollm2": 576, "gemma3": 640, "atlas": 192}
+WIDTHS = {"smollm2": 576, "gemma3": 640, "atlas": 192, "craftgpt": 240}
+"""The width of each model's residual stream."""
 
 
 def each(rows: pd.DataFrame) -> Any:
@@ -36,32 +36,31 @@ def depth(rows: pd.DataFrame) -> Any:
                     continue
                 at = [(layer + 1) / ranks.shape[1] for layer in range(ranks.shape[1])]
                 mean, spread = ranks.mean(), ranks.std().fillna(0) / math.sqrt(len(ranks))
-                axes.plot(at, mean, color=colour, label=f"{NAMES[name]}, {len(ranks)} prompts")
+                axes.plot(at, mean, color=colour, label=f"{MODELS[name]}, n = {len(ranks)}")
                 axes.fill_between(at, mean - 2 * spread, mean + 2 * spread, color=colour, alpha=0.2, linewidth=0)
             axes.set(xlabel="depth (1: the last layer)", ylabel=f"stable rank, {span}", yscale="log")
         found[0].plot([(i + 1) / 28 for i in PAPER], [*PAPER.values()], "x", color=COLOURS["grey"],
-                      label="Llama-3.2-3B, one prompt (the paper)")  # fmt: skip
+                      label="Llama-3.2-3B, n = 1 (the paper)")  # fmt: skip
         found[0].legend()
         return figure
 
 
 def defects(rows: pd.DataFrame) -> Any:
-    """By layer: norms of the first and the last token, and |cos| of leading left vectors with the sink's direction."""
-    models = list(each(rows))
+    """By depth: norms of the first and the last token, and |cos| of leading left vectors with the sink's direction."""
     with drawing():
-        figure, found = panels(None, 2 * len(models), 2, 2.4)
-        for number, (name, colour, own) in enumerate(models):
+        figure, (norms, cosines) = panels(None, 2, 2, 2.6, sharex=True)
+        for name, colour, own in each(rows):
             values = own.groupby(["measure", "at", "layer"])["value"].mean()
-            norms, cosines = found[2 * number : 2 * number + 2]
-            for at, style in (("first", "-"), ("last", "--")):
-                norms.plot(values["norm"][at], style, color=colour, label=f"{at} token")
-                cosines.plot(values["on_sink"][at], style, color=colour, label=f"u of the layer at the {at} token")
-            chance = math.sqrt(2 / math.pi / WIDTHS.get(name, 576))
-            cosines.axhline(chance, color=COLOURS["grey"], linestyle=":", label="random")
-            norms.set(title=NAMES[name], xlabel="layer", ylabel="norm of the residual stream", yscale="log")
-            cosines.set(xlabel="layer", ylabel="|cos(u, sink)|", ylim=(0, 1.02))
-            norms.legend()
-            cosines.legend()
+            for at, style in (("first", "-"), ("last", ":")):
+                depths = [(layer + 1) / len(values["norm"][at]) for layer in values["norm"][at].index]
+                norms.plot(depths, values["norm"][at], style, color=colour, label=f"{MODELS[name]}, {at} token")
+                cosines.plot(depths, values["on_sink"][at], style, color=colour)
+            cosines.axhline(math.sqrt(2 / math.pi / WIDTHS[name]), color=COLOURS["grey"], linewidth=0.6)
+        norms.set(
+            xlabel="depth (1: the last layer)", ylabel="norm of the residual stream", yscale="log", ylim=(None, 1e8)
+        )
+        cosines.set(xlabel="depth (1: the last layer)", ylabel="|cos(u, s)|; grey: random", ylim=(0, 1.02))
+        norms.legend(loc="upper left")
         return figure
 
 
@@ -77,12 +76,12 @@ def mechanism(rows: pd.DataFrame) -> Any:
             for shift, convention in enumerate(("up", "half")):
                 alike.bar(place + (shift - 0.5) * 0.4, values["cosine"][convention], 0.36, color=colour,
                           alpha=(0.65, 0.35)[shift], label=f"{convention}" if not place else None)  # fmt: skip
-        names = [NAMES[name] for name, _, _ in each(rows)]
+        names = [MODELS[name] for name, _, _ in each(rows)]
         for axes in (decided, alike):
             axes.set_xticks(range(len(names)), names)
             axes.legend()
-        decided.set(ylabel="share of ‖J‖² that exactness decides", yscale="log")
-        alike.set(ylabel="the rest: cosine with gate's", ylim=(0, 1))
+        decided.set(ylabel="share of ‖J‖² that exactness decides", yscale="log", ylim=(None, 0.03))
+        alike.set(ylabel="the rest: cosine with gate's", ylim=(0, 1.2))
         return figure
 
 
@@ -99,7 +98,7 @@ def steering(rows: pd.DataFrame) -> Any:
                 times = mean["perplexity"] / plain["perplexity"].mean()
                 axes.plot(times, mean["rate"], "o", color=COLOURS[colour], label=form, alpha=0.7)
             axes.axhline(plain["rate"].mean(), color=COLOURS["grey"], linestyle=":", label=UNSTEERED)
-            axes.set(title=NAMES[name], xlabel="perplexity, times the unsteered", xscale="log")
+            axes.set(title=MODELS[name], xlabel="perplexity, times the unsteered", xscale="log")
         found[0].set_ylabel("continuations with the concept's word")
         found[0].legend()
         return figure

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 from chosen import steering
-from claims import CLAIMS, measured, ranks, said, verdict
+from claims import CLAIMS, FEW, MODELS, measured, ranks, said, verdict
 from drawings import DRAWINGS
 from rows import FAILED, read
 
@@ -25,7 +25,6 @@ from secant.figures.style import save
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parents[1] / "results"
 PAGE, IMAGES = ROOT / "docs" / "explanation" / "science.md", ROOT / "docs" / "images"
-MODELS = {"smollm2": "SmolLM2 135M", "gemma3": "Gemma 3 270M", "atlas": "Atlas 0.3M", "craftgpt": "craftgpt"}
 CONVENTIONS = ("gate", "half", "up", "secant")
 
 
@@ -90,23 +89,26 @@ def conventions(rows: pd.DataFrame) -> str:
     lines = []
     for name, own in by_model(rows[rows["part"] == "conventions"]).items():
         for what, (form, values) in OF_CONVENTION.items():
-            each = [values(own, convention) for convention in CONVENTIONS]
-            lines.append([MODELS[name], what, *(said(one, form) for one in each)])
-    return table(["model", "", *CONVENTIONS], lines)
+            each = [said(values(own, convention), form, False) for convention in CONVENTIONS]
+            lines.append([MODELS[name], str(own["text"].nunique()), what, *each])
+    return table(["model", "prompts", "", *CONVENTIONS], lines)
 
 
 OF_KIND = ("R of the first token", "R of a later token", "prediction in U₀ of all tokens", "tokens in their own V₀")
 
 
 def kinds(rows: pd.DataFrame) -> str:
-    """Four of the claims by kind of prompt."""
+    """Four of the claims by kind of prompt, of kinds that have enough prompts."""
     chosen = [claim for claim in CLAIMS if claim.name in OF_KIND]
     lines = []
     for name, own in by_model(rows[rows["part"].isin(["spectra", "conventions"])]).items():
         for kind, some in own.groupby("kind") if own["kind"].nunique() > 1 else ():
+            if some["text"].nunique() < FEW:
+                continue
             cells = [said(claim.values(some), claim.form) for claim in chosen]
             lines.append([MODELS[name], str(kind), str(some["text"].nunique()), *cells])
-    return table(["model", "kind", "prompts", *(claim.name for claim in chosen)], lines)
+    head = ["model", "kind", "prompts", *(claim.name for claim in chosen)]
+    return table(head, lines) if lines else f"No kind has {FEW} prompts yet."
 
 
 def mechanism(rows: pd.DataFrame) -> str:
@@ -115,9 +117,9 @@ def mechanism(rows: pd.DataFrame) -> str:
     for name, own in by_model(rows).items():
         precision = own["precision"].iloc[0]
         get = partial(measured, own, precision=precision)
-        forced = [said(get("forced", convention=convention), "share") for convention in ("gate", "up", "half")]
-        alike = [said(get("cosine", convention=convention), "number") for convention in ("up", "half")]
-        several = [said(get("rank", convention=convention), "number") for convention in ("gate", "up", "half")]
+        forced = [said(get("forced", convention=convention), "share", False) for convention in ("gate", "up", "half")]
+        alike = [said(get("cosine", convention=convention), "number", False) for convention in ("up", "half")]
+        several = [said(get("rank", convention=convention), "number", False) for convention in ("gate", "up", "half")]
         lines.append([MODELS[name], str(own["text"].nunique()), *forced, *alike, *several])
     head = ["model", "prompts", "decided: gate", "up", "half", "the rest, cosine with gate's: up", "half"]
     return table([*head, "R: gate", "up", "half"], lines)
@@ -132,9 +134,9 @@ def defects(rows: pd.DataFrame) -> str:
         layer = int(first["norm"].groupby("layer").mean().diff().fillna(0).idxmax())
         there = first.xs(layer, level="layer")
         cells = [str(own["text"].nunique()), str(layer)]
-        cells += [said(there[key], "number") for key in ("gain", "sigma", "on_sink", "trigger")]
+        cells += [said(there[key], "number", False) for key in ("gain", "sigma", "on_sink", "trigger")]
         last = values.xs(("last", layer), level=("at", "layer"))
-        cells += [said(last[key], "number") for key in ("gain", "on_sink", "own")]
+        cells += [said(last[key], "number", False) for key in ("gain", "on_sink", "own")]
         lines.append([MODELS[name], *cells])
     head = ["model", "prompts", "layer", "gain of the first token", "σ₁", "cos(u, s)", "cos(v, h before)"]
     return table([*head, "last token: gain", "cos(u, s)", "cos(h, s)"], lines)
