@@ -249,6 +249,16 @@ def test_layers_are_steered_in_an_order_that_halves_gaps() -> None:
         assert sorted(rates.halving(count)) == list(range(count))
 
 
+def test_strengths_that_are_there_are_not_tried_again() -> None:
+    form, (first, *others) = next(iter(rates.STRENGTHS.items()))
+    there = pd.DataFrame({"concept": ["cat"], "layer": [3], "form": [form], "strength": np.float32([first])})
+    assert rates.missing(there, "cat", 3)[form] == others
+    assert rates.missing(there, "cat", 4) == {name: list(own) for name, own in rates.STRENGTHS.items()}
+    every = [("cat", 3, name, s) for name, own in rates.STRENGTHS.items() for s in own]
+    whole = pd.DataFrame(every, columns=["concept", "layer", "form", "strength"])
+    assert not rates.missing(whole, "cat", 3)
+
+
 def test_tables_replace_what_is_between_their_marks_only() -> None:
     page = "a\n<!-- counts -->\nold\n<!-- end counts -->\nb <!-- kinds -->\nkept\n<!-- end kinds -->\n"
     assert report.replaced(page, {"counts": "new \\1"}) == page.replace("old", "new \\1")

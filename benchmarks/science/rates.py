@@ -38,7 +38,9 @@ from secant.steering.steer import Aim  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "rates.parquet"
 TOKENS = 12
-STRENGTHS = {"mixture": (0.2, 0.4, 0.6), "additive": (0.5, 1.0, 2.0), "activation": (0.5, 1.0, 2.0)}
+STRENGTHS = {
+    "mixture": (0.1, 0.2, 0.4, 0.6), "additive": (0.25, 0.5, 1.0, 2.0), "activation": (0.125, 0.25, 0.5, 1.0, 2.0),
+}  # fmt: skip
 UNSTEERED = "unsteered"
 
 
@@ -100,10 +102,22 @@ def cosines(lm: sc.LM, run: sc.Run, layer: int, prompts: list[str]) -> list[floa
     return found
 
 
-def measured(lm: sc.LM, concept: Concept, layer: int, prompts: list[str]) -> pd.DataFrame:
-    """The rows of a concept at a layer: every form and strength, the unsteered ones, and cosines."""
+Wanted = dict[str, list[float]]
+"""Strengths by form."""
+
+
+def missing(there: pd.DataFrame, concept: str, layer: int) -> Wanted:
+    """The strengths that a concept at a layer has no rows of."""
+    own = there[(there["concept"] == concept) & (there["layer"] == layer)]
+    done = set(zip(own["form"], own["strength"].astype(float).round(4), strict=True))
+    left = {form: [s for s in each if (form, s) not in done] for form, each in STRENGTHS.items()}
+    return {form: each for form, each in left.items() if each}
+
+
+def measured(lm: sc.LM, concept: Concept, layer: int, prompts: list[str], wanted: Wanted) -> pd.DataFrame:
+    """The rows of a concept at a layer: the wanted strengths of each form, the unsteered ones, and cosines."""
     run, parts = sc.freeze(lm, concept.text, top=1), []
-    for form, strengths in STRENGTHS.items():
+    for form, strengths in wanted.items():
         sweep = sc.steering_sweep(
             lm, prompts, run, layers=[layer], strengths=strengths, forms=[form], words=concept.words, tokens=TOKENS
         )
@@ -141,13 +155,12 @@ def main(args: argparse.Namespace) -> None:
         count = len(sc.freeze(lm, prompts[0], top=1).inside.layers)
         there = read(args.out)
         there = there[there["model"] == name]
-        done = set(zip(there["concept"], there["layer"], strict=True))
         grid = list(product(halving(count)[: args.layers], concepts))
-        left = [(layer, concept) for layer, concept in grid if (concept, layer) not in done]
+        left = [(layer, concept, want) for layer, concept in grid if (want := missing(there, concept, layer))]
         print(f"{name}: {len(left)} of {len(grid)} layers x concepts are left, {len(prompts)} prompts each", flush=True)
         start = time.perf_counter()
-        for number, (layer, concept) in enumerate(left, 1):
-            rows = measured(lm, concepts[concept], layer, prompts)
+        for number, (layer, concept, want) in enumerate(left, 1):
+            rows = measured(lm, concepts[concept], layer, prompts, want)
             rows["half"] = np.where(rows["prompt"] % 2, "measure", "choose")
             add(args.out, rows.assign(model=name, concept=concept))
             hours = (time.perf_counter() - start) / number * (len(left) - number) / 3600
