@@ -12,7 +12,7 @@ MODELS ?= build/models
 
 PIP := --quiet --disable-pip-version-check
 
-.PHONY: help venv demo test test-slow test-real models lint docs wheel check test-architectures test-versions test-oldest test-newest bench atlas clean
+.PHONY: help venv demo test test-slow test-real models lint docs wheel check test-architectures test-versions test-oldest test-newest bench science atlas clean
 
 help:
 	@echo "make demo    set up and explain a prompt on the bundled model"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-architectures  a small model of every type that transformers registers"
 	@echo "make test-versions       the tests with the oldest transformers that we claim, and the newest there is"
 	@echo "make bench   run the benchmarks; each prints the ratios that it claims"
+	@echo "make science measure the paper's claims on real models: says how long first, days of a core; stops and resumes"
 	@echo "make atlas   train the bundled model anew, from nothing, into $(ATLAS): about an hour on 2 cores;"
 	@echo "             CHECKPOINTS=1 keeps the model every 100 steps, for secant study --model '$(ATLAS)-checkpoints/*'"
 	@echo "make clean   remove the environment and what was built"
@@ -90,6 +91,18 @@ test-oldest test-newest: test-%:
 
 bench: venv
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+# Each part adds rows to benchmarks/results, and leaves out what is there. The short parts come first.
+SCIENCE := $(BIN)/python benchmarks/science
+
+science: venv
+	$(SCIENCE)/measure.py --forecast
+	$(SCIENCE)/mechanism.py
+	$(SCIENCE)/defects.py
+	$(SCIENCE)/rates.py --layers 3
+	$(SCIENCE)/measure.py
+	$(SCIENCE)/rates.py
+	$(SCIENCE)/report.py --write
 
 atlas: venv
 	$(BIN)/python tools/atlas/train.py $(ATLAS) $(if $(CHECKPOINTS),--checkpoints)

@@ -3,7 +3,7 @@
 For Atlas, over prompts of its held-out list, and for small random models of the paper's gated families: between each
 pair of conventions, ‖J - J'‖ / ‖J‖ (Frobenius), the relative difference of σ₁, the largest angle between the leading
 four-dimensional output subspaces, and the share of the words decoded from U₀ of the last token that they have in
-common. Medians over prompts or seeds. `--markdown` prints the table of docs/explanation/science.md.
+common. Medians over prompts or seeds. `--markdown` prints the table of docs/explanation/small-models.md.
 
     python benchmarks/conventions.py [--markdown]
 """

@@ -14,7 +14,7 @@ Conventions stand beside gradient x input, integrated gradients from zero and fr
 (R. Achtibat et al., ICML 2024), attention rollout and a random order. One half of the prompts ranks the conventions by
 the mean of six Spearman correlations, the other half gives all tables, with means and bootstrap intervals of 95 %.
 
-SmolLM2 and Gemma 3 run on prompts_faithfulness.txt, Atlas on its held-out questions, craftgpt on chat lines. With
+SmolLM2 and Gemma 3 run on prompts.txt, Atlas on its held-out questions, craftgpt on chat lines. With
 --out, rows are added to a Parquet file, and what it has is not measured again.
 
     python benchmarks/faithfulness.py [--models MODEL ...] [--prompts N] [--seed S] [--out FILE]
@@ -38,7 +38,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 import torch
-from prompts import SETS
+from prompts import SETS, written
 from torch import Tensor
 from trained_models import models
 
@@ -55,6 +55,9 @@ from secant.model.hooks import replacing_outputs
 
 OWN_PROMPTS = {"atlas": "facts", "craftgpt": "chat", "tiny-sql-gpt": "sql"}
 """Small models that know one kind of prompt, and the function of prompts.py that writes it."""
+
+KINDS = ("facts", "prose", "agreement", "names", "chat", "code", "language")
+"""The kinds of prompts.txt that real models run on: not chat templates, nor phrases of three tokens."""
 
 SHARED = {"gate": 1.0, "up": 0.0, "half": 0.5}
 """Conventions that differ in the share of gates alone, so that one recording has all of them."""
@@ -93,23 +96,22 @@ class Item:
     half: str
 
 
-def written() -> dict[str, list[str]]:
-    """The prompts of prompts_faithfulness.txt by kind."""
-    found: dict[str, list[str]] = {}
-    for line in Path(__file__).with_name("prompts_faithfulness.txt").read_text().splitlines():
-        if line and not line.startswith("#"):
-            kind, text = line.split("\t")
-            found.setdefault(kind, []).append(text.replace("\\n", "\n"))
+def by_kind() -> dict[str, list[str]]:
+    """The prompts of prompts.txt by kind, of those kinds whose tokens can be replaced one by one."""
+    found: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for kind, text in written():
+        if kind in found:
+            found[kind].append(text)
     return found
 
 
 def items(name: str, count: int, seed: int) -> list[Item]:
     """The first prompts of each kind, a kind after the other. Of each two of a kind, a random one chooses."""
     kind = OWN_PROMPTS.get(name)
-    by_kind = written() if kind is None else {kind: SETS[kind](count)}
-    each, found = math.ceil(count / len(by_kind)), []
+    texts_of = by_kind() if kind is None else {kind: SETS[kind](count)}
+    each, found = math.ceil(count / len(texts_of)), []
     for number in range(each):
-        for own, texts in by_kind.items():
+        for own, texts in texts_of.items():
             if number < len(texts):
                 halves = Random(f"{seed} {own} {number // 2}").sample(("choose", "report"), 2)
                 found.append(Item(own, texts[number], halves[number % 2]))

@@ -2,7 +2,7 @@
 
 1,000 held-out questions on Atlas, 200 beginnings of stories on stories260K and 200 questions on craftgpt, in the
 conventions gate and half, first by single spectra and then, which takes ten times as long, by every layer. What is done
-is kept, and the next run goes on from there. docs/explanation/science.md says what came out.
+is kept, and the next run goes on from there. docs/explanation/small-models.md says what came out.
 
     python benchmarks/first_study.py OUT [MODELS]  # MODELS: a folder with stories260K and craftgpt, if there is one
     secant summarize OUT/atlas  # and each of the others

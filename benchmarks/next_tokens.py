@@ -13,18 +13,17 @@ import tempfile
 from pathlib import Path
 
 import torch
+from prompts import written
 
 import secant as sc
 
 sys.path += [str(Path(__file__).parents[1] / "tests")]
-PROMPTS = Path(__file__).with_name("prompts_faithfulness.txt")
 COUNT = 50
 
 
 def prompts() -> list[str]:
     """The prompts, from all kinds."""
-    lines = [line for line in PROMPTS.read_text().splitlines() if line and not line.startswith("#")]
-    return [line.partition("\t")[2].replace("\\n", "\n") for line in lines[:: len(lines) // COUNT][:COUNT]]
+    return [text for _, text in written()[:COUNT]]
 
 
 def compare(lm: sc.LM, path: Path, prompts: list[str]) -> tuple[int, int, float, float]:

@@ -1,4 +1,6 @@
-"""Prompts that several studies use: of Atlas' held-out list, chat lines, and SQL without its last column."""
+"""Prompts that several benchmarks use: of every kind for real language models, which prompts.txt has; and for small
+models what they know: Atlas' held-out questions, chat lines, and SQL without its last column.
+"""
 
 import sys
 from itertools import product
@@ -30,6 +32,13 @@ OPENINGS = {
 }  # fmt: skip
 HEROES = ["little girl,Lily,she", "little boy,Tim,he", "big dog,Max,he", "small cat,Mia,she", "bird,Tom,he"]
 FURTHER = ["Sue", "Ben", "Anna", "Jack", "Sara", "Sam", "Amy", "Bob", "Jane"]
+
+
+def written() -> list[tuple[str, str]]:
+    """The kind and the text of each prompt in prompts.txt. Any first part of them has all kinds."""
+    lines = Path(__file__).with_name("prompts.txt").read_text("utf-8").splitlines()
+    pairs = [line.split("\t") for line in lines if line and not line.startswith("#")]
+    return [(kind, text.replace("\\n", "\n")) for kind, text in pairs]
 
 
 def facts(count: int, seed: int = 0) -> list[str]:
