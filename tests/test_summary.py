@@ -461,8 +461,7 @@ def test_as_it_is_shown(summary: sc.Summary, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1200, 380])
+@pytest.mark.parametrize(("width", "theme"), [(1200, "light"), (380, "dark")])
 def test_in_a_browser(theme: str, width: int, tmp_path: Path) -> None:
     """Names and categories that would run if they could; axe finds nothing; what is chosen is shown."""
     path = chromium()
