@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import sys
 from pathlib import Path
 from typing import Any
@@ -150,14 +149,9 @@ def test_refusals(run: sc.Run, monkeypatch: pytest.MonkeyPatch) -> None:
         sc.faithfulness(run, replace=10**6)
     with pytest.raises(BadArgument, match="only eager"):
         sc.faithfulness(frozen("llama", "sdpa"), methods=("attention rollout",))
-    there = builtins.__import__
-
-    def missing(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("captum"):
-            raise ImportError(name)
-        return there(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    for name in [module for module in sys.modules if module.partition(".")[0] == "captum"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "captum", None)
     with pytest.raises(sc.SecantError, match=r"secant\[captum\]"):
         sc.faithfulness(run, methods=("integrated gradients",))
 

@@ -245,7 +245,7 @@ def test_the_figure_shows_the_table(sweep: sc.Sweep) -> None:
 
 def test_without_matplotlib_it_is_said(sweep: sc.Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SecantError, match=r"Install secant\[plot\]"):
+    with pytest.raises(SecantError, match=r"pip install 'secant\[plot\]'"):
         figures.steering(sweep)
 
 
