@@ -42,7 +42,7 @@ from rows import Chance, add, condensed, read  # noqa: E402
 from trained_models import ROOT, models  # noqa: E402
 
 import secant as sc  # noqa: E402
-from secant.errors import BadPrompt  # noqa: E402
+from secant.errors import BadPrompt, SecantError  # noqa: E402
 from secant.memory import multiplications  # noqa: E402
 from secant.operators.cost import measured_pace, row_plan  # noqa: E402
 from secant.stream.layers import plan_of  # noqa: E402
@@ -255,4 +255,6 @@ if __name__ == "__main__":
     try:
         main(parser.parse_args())
     except KeyboardInterrupt:
-        sys.exit("Interrupted: what was finished is in the file. The same command continues.")
+        sys.exit("Interrupted: what was finished is kept. The same command continues.")
+    except SecantError as error:
+        sys.exit(f"Error: {error}")
