@@ -241,6 +241,14 @@ def test_a_study_of_everything(lm: sc.LM, four: sc.LM, counts: Counts, tmp_path:
     counts.assert_each_direction_once()
 
 
+def test_references_share_the_passes_of_a_batch(lm: sc.LM, counts: Counts) -> None:
+    """However many: a recorded pass, one at the references, and replays with the constants and cut at the parts."""
+    run = sc.freeze(lm, PROMPT, convention="secant")
+    counts.passes.clear()
+    assert sc.attribute(run, references=5).references == 5
+    assert counts.passes == Counter(replays=3, records=1)
+
+
 def test_a_comparison(lm: sc.LM, counts: Counts) -> None:
     """Nulls are shared. Attention of the first layer is the same in both conventions, so directions are counted."""
     found = sc.compare(PROMPT, [lm], conventions=("gate", "up"), k=3)
