@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 import secant as sc
 from secant import memory
 from secant.analyses.explain import case_of, of_case
-from secant.analyses.stages import STAGES
+from secant.analyses.stages import STAGES, Forecast
 from secant.cli import app
 from secant.errors import BadArgument, TooLarge
 from secant.linearize.points import ActivationGraph
@@ -423,11 +423,11 @@ def test_progress_estimate_and_cancel(slow: tuple[TestClient, threading.Event]) 
 class Fuse(Job):
     """A job that is cancelled at one of its stopping points, if it comes so far."""
 
-    passed, last = 0, 10**9
+    count, last = 0, 10**9
 
     def check(self) -> None:
-        self.passed += 1
-        self.stopped = self.passed > self.last
+        self.count += 1
+        self.stopped = self.count > self.last
         super().check()
 
 
@@ -448,7 +448,7 @@ def test_every_kind_of_work_can_be_cancelled_and_begins_again(lm: sc.LM) -> None
         job = Fuse(work.asked.id, kind, name, lambda job: None)
         job.last = last
         result = KINDS[kind][0](work, job, KINDS_OF_WORK[name])
-        return (work.parts[name]["tables"] if kind == "stage" else result), job.passed
+        return (work.parts[name]["tables"] if kind == "stage" else result), job.count
 
     silent = []
     for name in KINDS_OF_WORK:
@@ -528,6 +528,34 @@ def test_work_that_nobody_waits_for_makes_way(
     assert running(client, run)["id"] == job["id"]
     go.set()
     assert finished(client, job)["state"] == DONE
+
+
+def test_work_that_reports_nothing_makes_way_too(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it has taken half of its estimate."""
+    plain, go, begun = STAGES["lens"], threading.Event(), []
+
+    class Long(type(plain)):  # type: ignore[misc]
+        def forecast(self, case: Any) -> Forecast:
+            return Forecast(50.0, 1.0)
+
+    def silent(case: Any) -> Any:
+        begun.append(time.monotonic())
+        while not go.is_set():
+            memory.stopping_point()
+            time.sleep(0.01)
+        return plain.tables(case)
+
+    monkeypatch.setattr(sessions, "PATIENCE", 60.0)
+    monkeypatch.setitem(STAGES, "lens", Long(plain.name, plain.label, silent, plain.about, plain.plan))
+    with client_of(Session({"tiny": Model(lm, 20)})) as client:
+        client.get(f"/?token={TOKEN}")
+        run = explained(client)["run"]
+        until(lambda: begun)
+        ablation = client.post(f"/api/runs/{run}/ablation", json={"what": 1, "by": "zero"}).json()
+        assert finished(client, ablation)["state"] == DONE
+        until(lambda: len(begun) == 2)  # and begins again
+        go.set()
+        assert all(job["state"] == DONE for job in complete(client, run)["jobs"])
 
 
 def test_stages_that_take_long_are_offered(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,7 @@ class Job:
         stopped: Whether it is to end.
         told: Tells browsers of it.
         moved: Called after each progress.
+        passed: Called at each stopping point.
 
     """
 
@@ -68,6 +69,7 @@ class Job:
     stopped: bool = False
     told: Callable[[], None] = field(default=lambda: None, repr=False)
     moved: Callable[[], None] = field(default=lambda: None, repr=False)
+    passed: Callable[[], None] = field(default=lambda: None, repr=False)
     _start: float = field(default=0.0, repr=False)
 
     @property
@@ -105,6 +107,23 @@ class Job:
         self.check()
         self.says, self.done, self.of = what, done, of
         self.moved()
+
+    @property
+    def early(self) -> bool:
+        """Whether it has not come far: by its progress, or by its estimate where it reports none."""
+        if self.of:
+            return 2 * self.done < self.of
+        return 2 * (time.perf_counter() - self._start) < (self.estimate or 0.0)
+
+    def stop(self) -> None:
+        """Passes a stopping point of its work.
+
+        Raises:
+            Stopped: It is to end, or makes way.
+
+        """
+        self.check()
+        self.passed()
 
     def check(self) -> None:
         """Raises Cancelled if it is to end."""

@@ -238,7 +238,13 @@ class Session:
     def _do(self, job: Job) -> None:
         """Does a job, whatever comes of it."""
         work = self.works.get(job.run)
-        last = 0.0
+        last = looked = 0.0
+
+        def passed() -> None:
+            nonlocal looked
+            if (now := time.perf_counter()) - looked > OFTEN:
+                looked = now
+                self._make_way(job)
 
         def moved() -> None:
             nonlocal last
@@ -247,7 +253,7 @@ class Session:
                 last = now
                 self._tell(job)
 
-        job.told, job.moved = lambda: self._tell(job), moved
+        job.told, job.moved, job.passed = lambda: self._tell(job), moved, passed
         try:
             job.check()
             if work is None or not self._expected(work, job):
@@ -280,7 +286,7 @@ class Session:
 
     def _make_way(self, job: Job) -> None:
         """Raises Yielded if somebody waits for another job, and nobody for this one, which has not come far yet."""
-        if job.priority == LATER and 2 * job.done < job.of:
+        if job.priority == LATER and job.early:
             with self._ready:
                 if any(other.priority < LATER for other in self._waiting):
                     raise Yielded

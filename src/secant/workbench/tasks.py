@@ -125,7 +125,7 @@ class Work:
 
         """
         case = self.frozen
-        with case.working(self.model.memory, job.progress), watched(self.watch(job), job.check):
+        with case.working(self.model.memory, job.progress), watched(self.watch(job), job.stop):
             yield case
 
     def watch(self, job: Job) -> Callable[[str, float, float], None]:
@@ -176,7 +176,7 @@ def stage(work: Work, job: Job, given: Mapping[str, Any]) -> Any:
     if work.case is None:
         asked = work.asked
         work.model.check(work.prompt)
-        with watched(work.watch(job), job.check):
+        with watched(work.watch(job), job.stop):
             work.case = case_of(
                 work.model.lm, work.prompt, target=asked.target, k=work.model.k, top=work.model.top,
                 convention=asked.convention, precision=None, seed=0, origin=None, baseline=asked.baseline,
@@ -224,7 +224,7 @@ def steering(work: Work, job: Job, given: Mapping[str, Any]) -> Any:
         given: `concept`, `layer`, `strength`, `form` and `tokens`, as in `secant steer`.
 
     """
-    with watched(work.watch(job), job.check):
+    with watched(work.watch(job), job.stop):
         return live.steered(work.model.lm, work.prompt, work.model.concept(given["concept"]), given)
 
 
