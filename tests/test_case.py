@@ -249,6 +249,16 @@ def test_references_share_the_passes_of_a_batch(lm: sc.LM, counts: Counts) -> No
     assert counts.passes == Counter(replays=3, records=1)
 
 
+def test_the_first_answer_takes_one_recorded_pass(lm: sc.LM, counts: Counts) -> None:
+    """At one reference; what comes after it is certified by itself."""
+    case = Case(sc.freeze(lm, PROMPT))
+    counts.passes.clear()
+    first = case.first
+    assert counts.passes == Counter(replays=2, records=1)
+    assert (first.references, first.convention) == (1, "secant")
+    pd.testing.assert_frame_equal(first.table, case.attribution().table)  # in tests, of one reference too
+
+
 def test_a_comparison(lm: sc.LM, counts: Counts) -> None:
     """Nulls are shared. Attention of the first layer is the same in both conventions, so directions are counted."""
     found = sc.compare(PROMPT, [lm], conventions=("gate", "up"), k=3)

@@ -135,6 +135,7 @@ def test_in_a_browser(browser: Browser, fresh: sc.Explanation, tmp_path: Path, l
             tab.evaluate("contents => window.model.set('contents', contents)", widget.contents)
             tab.evaluate("answer => window.model.answer(answer)", answer)
 
+        tab.locator("#sheet").click()  # which covers what is below
         tab.locator(".steer summary").click()
         tab.locator(".steer [name=concept]").fill("London")
         tab.locator(".steer [name=tokens]").fill("3")

@@ -205,12 +205,15 @@ class Case:
     @cached_property
     def first(self) -> Attribution:
         """The attribution of the target's logit with one random reference, which is there sooner than the mean over
-        several; where the convention has none, `attribution()` itself.
+        several: only its sums are certified yet. Where the convention has none, `attribution()` itself.
         """
-        under = self.run.under(None)
-        if not convention_named(under.certificate.convention).varies:
+        run = self.run.recorded()
+        label = run.certificate.convention
+        if not convention_named(label).varies:
             return self.attribution()
-        return attribute(self.run, self.target, baseline=self.baseline, parts=False, origin=self.origin, references=1)
+        return attribute(
+            run, self.target, convention=label, baseline=self.baseline, parts=False, origin=self.origin, references=1
+        )
 
     @cached_property
     def sensitivity(self) -> Sensitivity:

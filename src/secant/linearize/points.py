@@ -446,7 +446,7 @@ def _kind(part: Part, x: Tensor, by_step: dict[int, Tensor]) -> str:
     return "attn" if part.attends else "mixer"  # also if its bases do not have one row for each token
 
 
-def mixes(y: Float[Tensor, "T n"], bases: Sequence[Float[Tensor, "T d"]]) -> bool:
+def mixes(y: Float[Tensor, "T n"], bases: Sequence[Float[Tensor, "T _"]]) -> bool:
     """Returns whether any row of y depends on a different row of its bases, so that J is not block-diagonal.
 
     If J is block-diagonal, scaling the rows of u scales the rows of Jᵀ u in the same way, bit for bit if the scales are

@@ -320,19 +320,19 @@ class Run(Result):
             )  # fmt: skip
         return self._under[label]
 
-    def recorded(self, convention: Named) -> Run:
+    def recorded(self, convention: Named | None = None) -> Run:
         """Returns the run of the same prompt under another convention, with the certificate of this one.
 
         It takes one pass. Its own errors are not measured, so what is computed from it must be checked by itself, as
         the sums of attributions are.
 
         Args:
-            convention: The convention, as in `freeze`.
+            convention: The convention, as in `under`.
 
         Raises:
             SecantError: Whatever `freeze` raises.
         """
-        label = convention_named(convention).label
+        label = convention_named(convention or self.chosen or FOR_CONTRIBUTIONS).label
         if label in (self.certificate.convention, *self._under):
             return self.under(label)
         self.unchanged()
