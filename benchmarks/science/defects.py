@@ -27,17 +27,14 @@ HERE = Path(__file__).parent
 sys.path += [str(HERE.parent)]
 
 import pandas as pd  # noqa: E402
-from measure import Prompt, prompts_of  # noqa: E402
-from rows import add, read  # noqa: E402
-from trained_models import REAL_MODELS, models  # noqa: E402
+from measure import Prompt, one_by_one  # noqa: E402
+from trained_models import REAL_MODELS  # noqa: E402
 
 import secant as sc  # noqa: E402
 from secant.operators.decomposition import leading  # noqa: E402
 from secant.stream.sweep import STREAM, before, layerwise  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "defects.parquet"
-EVERY = 9
-"""Each how many prompts one is taken: prompts take turns over nine kinds, so that this is one kind; plus one, all."""
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -80,16 +77,7 @@ def measured(lm: sc.LM, prompt: Prompt) -> pd.DataFrame:
 
 
 def main(args: argparse.Namespace) -> None:
-    torch.set_num_threads(args.threads)
-    for name, place in models(args.models, list(REAL_MODELS)):
-        lm = sc.load(place)
-        rows = read(args.out)
-        done = set(rows[rows["model"] == name]["text"])
-        chosen = prompts_of(name, lm, (EVERY + 1) * args.prompts)[:: EVERY + 1]
-        for number, prompt in enumerate(chosen, 1):
-            if prompt.text not in done:
-                add(args.out, measured(lm, prompt).assign(model=name))
-                print(f"{name}: {number} of {len(chosen)} prompts", flush=True)
+    one_by_one(args, measured, list(REAL_MODELS))
 
 
 if __name__ == "__main__":

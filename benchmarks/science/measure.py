@@ -26,7 +26,7 @@ import gc
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,7 +39,7 @@ sys.path += [str(HERE.parent)]
 import pandas as pd  # noqa: E402
 from prompts import SETS, written  # noqa: E402
 from rows import Chance, add, condensed, read  # noqa: E402
-from trained_models import ROOT, models  # noqa: E402
+from trained_models import REAL_MODELS, ROOT, SMALL_MODELS, models  # noqa: E402
 
 import secant as sc  # noqa: E402
 from secant.errors import BadPrompt, SecantError  # noqa: E402
@@ -198,6 +198,34 @@ def measured(lm: sc.LM, name: str, part: Part, own: Sequence[Prompt], folder: Pa
 def chance_of(lm: sc.LM) -> Chance:
     """What random directions decode to in a model."""
     return Chance.of(lm, TOP, SEED)
+
+
+EVERY = 10
+"""Of how many prompts `one_by_one` takes one: prompts take turns over nine kinds, so that these have all kinds."""
+
+
+def one_by_one(
+    args: argparse.Namespace,
+    measured: Callable[[sc.LM, Prompt], pd.DataFrame],
+    names: Sequence[str] = (*REAL_MODELS, *SMALL_MODELS),
+) -> None:
+    """Add the rows of each prompt that the file lacks, of each model.
+
+    Args:
+        args: The models, the number of prompts, the number of threads, and the file.
+        measured: Returns the rows of a prompt.
+        names: The models by default, as in `models`.
+    """
+    torch.set_num_threads(args.threads)
+    for name, place in models(args.models, names):
+        lm = sc.load(place)
+        rows = read(args.out)
+        done = set(rows[rows["model"] == name]["text"])
+        chosen = prompts_of(name, lm, EVERY * args.prompts)[::EVERY]
+        for number, prompt in enumerate(chosen, 1):
+            if prompt.text not in done:
+                add(args.out, measured(lm, prompt).assign(model=name))
+                print(f"{name}: {number} of {len(chosen)} prompts", flush=True)
 
 
 def main(args: argparse.Namespace) -> None:
