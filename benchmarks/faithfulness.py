@@ -47,11 +47,10 @@ from secant.analyses.attribution import REFERENCES
 from secant.errors import BadPrompt
 from secant.linearize.conventions import convention_named
 from secant.linearize.forms import Attended, Call, Constant, Shared
-from secant.linearize.network import Recording, record, reference, replayed, running
+from secant.linearize.network import Recording, record, reference, references, replayed, running
 from secant.linearize.replay import Patch, by_token
 from secant.linearize.tape import Tape
 from secant.linearize.untouched import State
-from secant.model.hooks import replacing_outputs
 
 OWN_PROMPTS = {"atlas": "facts", "craftgpt": "chat", "tiny-sql-gpt": "sql"}
 """Small models that know one kind of prompt, and the function of prompts.py that writes it."""
@@ -165,17 +164,10 @@ def without_parts(lm: sc.LM, recording: Recording, target: int, means: Mapping[i
     for start in range(0, len(steps), BATCH // 4):
         some = {step: means[step] for step in steps[start : start + BATCH // 4]}
         mode = Ablated(recording.tape, {}, some)
-        ids = torch.tensor([recording.ids] * len(some), device=lm.device)
         with running(lm, lm.dtype, state=recording.state):
-            moving = mode.enter(lm.embed(recording.ids).repeat(len(some), 1))
-
-            def embedded(layer: Any, args: Any, kwargs: Any, out: Tensor, moving: Tensor = moving) -> Tensor:
-                return torch.cat([out.detach().flatten(0, 1)[:0], moving, out.detach().flatten(0, 1)[:0]]).view(
-                    out.shape
-                )
-
-            with replacing_outputs([lm.model.get_input_embeddings()], embedded), mode:
-                logits = lm.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1].detach().double()
+            moving = mode.enter(lm.embed(recording.ids).repeat_interleave(len(some), 1))
+            with mode:
+                logits = lm.forward(recording.ids, moving, len(some))[:, -1].detach().double()
         found.append(logits[:, target] - logits.mean(-1))
     return torch.cat(found)
 
@@ -226,21 +218,21 @@ def shared(half: Recording, share: float) -> Recording:
 def networks(
     lm: sc.LM, half: Recording, x: Tensor, seed: int, wanted: Sequence[str]
 ) -> Iterator[tuple[str, Recording | None]]:
-    """The wanted conventions and rules that give a derivative, as recordings, one for each reference; None where a rule
-    does not apply.
+    """The wanted conventions and rules that give a derivative, as recordings, each of as many references as a batch
+    takes; None where a rule does not apply.
     """
-    live = None  # a recording in which all that depends on the embeddings is live
     for name in wanted:
         if name in SHARED:
             yield name, shared(half, SHARED[name])
+        elif name in CONVENTIONS and convention_named(name).varies:
+            own = record(lm, half.ids, x, name, lm.dtype, state=half.state, seeds=[seed], secants=False)
+            seeds = range(seed, seed + REFERENCES)
+            yield from ((name, found) for found in references(lm, own, x, lm.dtype, seeds))
         elif name in CONVENTIONS:
-            for number in range(REFERENCES if convention_named(name).varies else 1):
-                found = record(lm, half.ids, x, name, lm.dtype, state=half.state, seeds=[seed + number])
-                live = found if name == "secant" else live
-                yield name, found
+            yield name, record(lm, half.ids, x, name, lm.dtype, state=half.state, seeds=[seed])
     forms = [step.form for step in half.tape.steps]
     if GRADIENT in wanted:
-        live = live or record(lm, half.ids, x, "secant+secant+secant+zero", lm.dtype, state=half.state)
+        live = record(lm, half.ids, x, "secant+secant+secant+zero", lm.dtype, state=half.state, secants=False)
         own = [step.form for step in live.tape.steps]
         kept = [f is None or (isinstance(f, Constant) and not _floating(f.value)) for f in own]
         yield GRADIENT, retaped(live, lambda i: own[i] if kept[i] else Ordinary())
@@ -256,11 +248,13 @@ def _floating(value: Any) -> bool:
 def derivatives(
     lm: sc.LM, recording: Recording, x: Tensor, target: int, axes: Mapping[int, int]
 ) -> tuple[float, Tensor, dict[int, tuple[Tensor, Tensor]]]:
-    """The centred logit, its derivative by the embeddings, and each part with the derivative by it."""
-    leaf = x.detach().clone().requires_grad_()
+    """The centred logit, the mean over references, and its derivative by the embeddings of each; and each part with the
+    derivative by it.
+    """
+    leaf = x.repeat_interleave(recording.copies, 1).detach().requires_grad_()
     points, by_step = replayed(lm, recording, leaf, lm.dtype, axes)
-    y = points["logits"][-1]
-    y = y[target] - y.mean()
+    y = points["logits"][-1].view(-1, recording.copies)
+    y = (y[target] - y.mean(0)).mean()
     g, *others = torch.autograd.grad(y, [leaf, *by_step.values()], allow_unused=True)
     others = [torch.zeros_like(p) if o is None else o for o, p in zip(others, by_step.values(), strict=True)]
     return y.item(), g, {s: (p.detach(), o) for (s, p), o in zip(by_step.items(), others, strict=True)}
@@ -348,27 +342,37 @@ def measured(
     ablated = (base - without_parts(lm, half, target, means)).cpu().numpy() if axes else None
     for method, recordings in groupby(networks(lm, half, x, seed, wanted), key=itemgetter(0)):
         found: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
+        weights: list[int] = []
         for _, recording in recordings:
             if recording is None:
                 rows.append((method, "", "value", "", "error", math.nan))
                 continue
             y, g, parts = derivatives(lm, recording, x, target, axes)
             rows.append((method, "", "value", "", "error", abs(y - base) / abs(base)))
-            own = {"x": scored(g, x), **{name: scored(g, x - other) for name, other in swapped.items()}}
+            copies = recording.copies
+
+            def every(rows: Tensor, copies: int = copies) -> Tensor:
+                return rows.repeat_interleave(copies, 1)
+
+            own = {"x": scored(g, every(x)), **{n: scored(g, every(x - other)) for n, other in swapped.items()}}
             if method in CONVENTIONS and convention_named(method).varies:
                 r = reference(lm, x, convention_named(method), half.state, recording.seeds)
-                own["r"] = scored(g, x - r)
+                own["r"] = scored(g, every(x) - r)
             value: dict[str, list[float]] = {"x": [], "d": []}
             for step, (p, slope) in parts.items():
-                away = torch.cat([p[:1] - means[step][0], p[1:] - means[step][1]])
+                first, rest = (every(mean[None]) for mean in means[step])
+                away = torch.cat([p[:1] - first, p[1:] - rest])
                 value["x"].append(scored(slope, p).sum())
                 value["d"].append(scored(slope, away).sum())
             found.append((own, {start: np.array(v) for start, v in value.items()}))
+            weights.append(copies)
         if found:
-            scores[method], value = ({k: np.mean([f[i][k] for f in found], 0) for k in found[0][i]} for i in (0, 1))
+            scores[method], value = (
+                {k: np.average([f[i][k] for f in found], 0, weights) for k in found[0][i]} for i in (0, 1)
+            )
             for start, mean in value.items() if ablated is not None else ():
-                every = correlations(np.asarray(mean), np.asarray(ablated)).items()
-                rows += [(method, start, "parts", "all", name, v) for name, v in every]
+                both = correlations(np.asarray(mean), np.asarray(ablated)).items()
+                rows += [(method, start, "parts", "all", name, v) for name, v in both]
     if FROM_ZERO in wanted:
         scores[FROM_ZERO] = {"x": integrated(lm, x, torch.zeros_like(x), target).cpu().numpy()}
     if FROM_MEAN in wanted:
