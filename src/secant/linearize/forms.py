@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secant.linearize.conventions import CONVENTIONS, Convention
-from secant.numeric import asking_no_mode, mapped, tensors
+from secant.numeric import asking_no_mode, mapped, tensors, without_graph
 
 # ------------------------------------------------------------------------------------------------ calls
 
@@ -118,17 +118,20 @@ class Call:
         Parameters stay as they are, because torch selects some kernels by which arguments require grad.
         """
         args, kwargs = self.plain or (_plain(self.args), _plain(self.kwargs))
-        with torch.no_grad():
+        with without_graph():
             return self.func(*args, **kwargs)
 
     def wide(self, tensor: Tensor) -> Tensor:
         """The detached tensor in the type that coefficients are computed in: `precision`, or at least float32."""
-        return tensor.detach().to(torch.promote_types(tensor.dtype, self.precision or torch.float32))
+        with asking_no_mode():
+            plain, dtype = tensor.detach(), torch.promote_types(tensor.dtype, self.precision or torch.float32)
+        return plain.to(dtype)
 
 
 def detached(tree: Any) -> Any:
     """Returns the same arguments with every tensor detached from the input."""
-    return mapped(tree, lambda t: t.detach() if t.requires_grad else t)
+    with asking_no_mode():
+        return mapped(tree, lambda t: t.detach() if t.requires_grad else t)
 
 
 def live(tree: Any) -> list[Tensor]:
@@ -144,7 +147,8 @@ def is_live(tree: Any) -> bool:
 
 def _plain(tree: Any) -> Any:
     """The arguments as a plain pass has them, with live tensors detached."""
-    return mapped(tree, lambda t: t.detach() if t.requires_grad and not t.is_leaf else t)
+    with asking_no_mode():
+        return mapped(tree, lambda t: t.detach() if t.requires_grad and not t.is_leaf else t)
 
 
 class Live(torch.autograd.Function):
@@ -152,7 +156,9 @@ class Live(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, *moving: Tensor) -> Any:
-        return mapped(call.value, lambda t: t.data)  # not a view, which could not be written in place
+        value = call.value
+        with asking_no_mode():
+            return mapped(value, lambda t: t.data)  # not a view, which could not be written in place
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

@@ -57,7 +57,7 @@ from secant.linearize.rules import (
 )
 from secant.linearize.secants import Open, OpenAttention, opened
 from secant.memory import stopping_point
-from secant.numeric import address, asking_no_mode, mapped, tensors
+from secant.numeric import address, asking_no_mode, mapped, tensors, without_graph
 
 
 @dataclass
@@ -249,9 +249,9 @@ class HeadUses:
 
     def _is_here(self, args: Any) -> bool:
         weight: Any = self._module.weight
-        if not isinstance(weight, Tensor) or weight.is_meta or address(weight) <= 0:
-            return False
         with asking_no_mode():
+            if not isinstance(weight, Tensor) or weight.is_meta or address(weight) <= 0:
+                return False
             where, size = weight.data_ptr(), weight.numel()
             return any(t.numel() == size and address(t) > 0 and t.data_ptr() == where for t in tensors(args))
 
@@ -282,7 +282,7 @@ def run_without_graph(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     with asking_no_mode():
         graph = any(t.requires_grad for t in tensors((args, kwargs)))
     if graph:  # never so of functions that set the grad mode
-        with torch.no_grad():
+        with without_graph():
             return func(*args, **kwargs)
     return func(*args, **kwargs)
 
@@ -467,7 +467,8 @@ class Record(Mode):
             form = unaliased(form, into)
             out = into.copy_(out)
         written = out if into is None else into
-        shape = tuple(written.shape) if isinstance(written, Tensor) else ()
+        with asking_no_mode():
+            shape = tuple(written.shape) if isinstance(written, Tensor) else ()
         self.tape.append(Step(func, module, form, parents, shape, self._attends(row, call, form)))
         if (number := len(self.tape.steps) - 1) in self.values:
             self.values[number] = written.detach().clone()
@@ -511,9 +512,9 @@ class Record(Mode):
         step = len(self.tape.steps) - 1
         with asking_no_mode():
             given = [t for t in tensors((call.args, call.kwargs)) if t.is_floating_point()]
-        marks = [mark for t in given if (mark := self.mark(t)) is not None]
-        alone = row is not None and row.rule in (linear, converted) and len(given) == 1 == len(marks)
-        source = marks[0].source if alone and given[0].numel() == made.numel() else made.grad_fn
+            marks = [mark for t in given if (mark := self.mark(t)) is not None]
+            alone = row is not None and row.rule in (linear, converted) and len(given) == 1 == len(marks)
+            source = marks[0].source if alone and given[0].numel() == made.numel() else made.grad_fn
         moved = row is not None and (row.view or row.moves)
         activation = row is not None and (row.activation or (moved and any(m.activation for m in marks)))
         if row is None or not row.elementwise or len({m.root for m in marks}) != 1:
@@ -550,7 +551,8 @@ class Record(Mode):
 
 def _floats(value: Any) -> bool:
     """Whether a value contains floating-point or complex elements, which could be live."""
-    return any(t.is_floating_point() or t.is_complex() for t in tensors(value))
+    with asking_no_mode():
+        return any(t.is_floating_point() or t.is_complex() for t in tensors(value))
 
 
 def _shares(call: Call) -> bool:

@@ -83,7 +83,7 @@ def _tensors(file: File, empty: Any, dtype: torch.dtype) -> dict[str, torch.Tens
             weights=wide, name=name, tensor_key_mapping=places, parsed_parameters={"tensors": found}
         )
         if made.name in places:
-            found[places[made.name]] = torch.from_numpy(np.array(made.weights)).to(dtype)
+            found[places[made.name]] = torch.from_numpy(file.own(made.weights)).to(dtype)
         elif made.name is not None:
             lost.append(name)
     if lost:

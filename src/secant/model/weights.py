@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from secant.errors import BadWeights, NotExact
 from secant.model.hooks import assigned
-from secant.numeric import address
+from secant.numeric import address, is_finite
 
 UNRELATED = {"_name_or_path", "_commit_hash", "transformers_version"}
 """Entries of a configuration that say where it is from, and not what the model does."""
@@ -370,7 +370,7 @@ def check(model: nn.Module) -> None:
                         f"The dtype of weights is one of {', '.join(str(d).removeprefix('torch.') for d in REAL)}",
                         f"{where} in {str(elements.dtype).removeprefix('torch.')}", "Convert the model: model.float().",
                     )  # fmt: skip
-                if elements.is_floating_point() and not torch.isfinite(elements).all():
+                if elements.is_floating_point() and not is_finite(elements):
                     raise BadWeights(
                         "Weights must be finite", f"NaN or infinity in {where}",
                         "Load an intact checkpoint, or a wider dtype.",

@@ -45,7 +45,7 @@ SIDES: tuple[Side, Side] = ("output", "input")
 BATCH_SIZE = 64
 """The most directions in a batch."""
 
-ROWS = 2**14
+ROWS = 2**9
 """Tokens whose vectors are centred at once."""
 
 SIDE = Column("side", str, "output (left singular vectors: what is written) or input (right ones: what is read)")
@@ -417,7 +417,7 @@ class Scores:
 
     table: Float[Tensor, "vocabulary d"] = field(repr=False)
     mean: Float[Tensor, " d"] | None = field(repr=False)
-    norms: Float[Tensor, "vocabulary 1"] | None = field(repr=False)
+    norms: Float[Tensor, " vocabulary"] | None = field(repr=False)
     dropped: Tensor | None = field(repr=False)
     side: Side
 
@@ -476,16 +476,17 @@ class Scores:
         sizes = lengths(columns, 0)
         if self.norms is not None:
             columns = columns / torch.where(sizes > 0, sizes, 1)
-        scores = self.table @ columns
+        scores = columns.T @ self.table.T
         if self.mean is not None:
-            scores -= self.mean @ columns
+            scores -= (self.mean @ columns)[:, None]
         if self.norms is not None:  # one norm after the other: their product can underflow
             scores /= torch.where(self.norms > 0, self.norms, 1)
-            scores.masked_fill_(~((self.norms > 0) & (sizes > 0)), -torch.inf)
+            scores[:, self.norms == 0] = -torch.inf
+            scores[sizes == 0] = -torch.inf
             sizes = torch.ones_like(sizes)
         if self.dropped is not None:
-            scores[self.dropped] = -torch.inf
-        return scores.T.contiguous(), sizes
+            scores[:, self.dropped] = -torch.inf
+        return scores, sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -670,16 +671,15 @@ def _words(lm: LM, ids: Sequence[int], scores: Sequence[float], length: float, n
     return [Word(*word) for word in zip(texts, ids, scores, z, strict=False)]
 
 
-def _lengths(table: Float[Tensor, "vocabulary d"], mean: Float[Tensor, " d"] | None) -> Float[Tensor, "vocabulary 1"]:
+def _lengths(table: Float[Tensor, "vocabulary d"], mean: Float[Tensor, " d"] | None) -> Float[Tensor, " vocabulary"]:
     """The norms of the rows, less their mean if it is given; 0 for a row that is 0, or the mean up to rounding."""
-    if mean is None:
-        return lengths(table, 1)[:, None]
     rounding = torch.finfo(table.dtype).eps * table.shape[1] ** 0.5
     norms = []
     for rows in table.split(ROWS):
-        own, whole = lengths(rows - mean, 1), lengths(rows, 1)
+        whole = lengths(rows, 1)
+        own = whole if mean is None else lengths(rows - mean, 1)
         norms.append(torch.where((own > rounding * whole) & (whole > 0), own, 0))
-    return torch.cat(norms)[:, None]
+    return torch.cat(norms)
 
 
 def _vectors(lm: LM, side: Side) -> Float[Tensor, "vocabulary d"]:
