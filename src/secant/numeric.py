@@ -12,7 +12,7 @@ asking_no_mode = torch._C.DisableTorchFunction
 """A context in which torch's function modes are not asked. A mode costs more than a query of a tensor's attributes."""
 
 
-class without_graph:  # noqa: N801
+class without_graph:
     """A context without a graph, like torch.no_grad, in which torch's function modes are not asked to switch."""
 
     def __enter__(self) -> None:
