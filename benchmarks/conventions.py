@@ -1,67 +1,141 @@
-"""How far do the conventions differ? All reproduce y; their Jacobians do not agree. Claim: 30 % or more in norm.
+"""What does the choice of an exact system do to J? All conventions reproduce y; their Jacobians do not agree.
 
-For Atlas, over prompts of its held-out list, and for small random models of the paper's gated families: between each
-pair of conventions, ‖J - J'‖ / ‖J‖ (Frobenius), the relative difference of σ₁, the largest angle between the leading
-four-dimensional output subspaces, and the share of the words decoded from U₀ of the last token that they have in
-common. Medians over prompts or seeds. `--markdown` prints the table of docs/explanation/small-models.md.
+J is that of the final norm at the last position by the embeddings of all tokens. Between two conventions: ‖J - J'‖/‖J‖
+(Frobenius), the relative difference of σ₁, the largest angle between the leading four-dimensional output subspaces, and
+the share of the top tokens of U₀ of the last token that both have. Of each one: ‖b‖/‖y‖, the stable rank of the first
+and of the last token's block, the share of prompts whose predicted token is the first or among the first eight in U₀ of
+the last token, and the mean z of that direction's top token over random directions. Medians over prompts, but means of
+shares and of z. With --families: the first table for small random models of the paper's gated families. Claim: gate and
+up are 30 % or more apart. --markdown prints tables for the documentation.
 
-    python benchmarks/conventions.py [--markdown]
+    python benchmarks/conventions.py [--models MODEL ...] [--prompts N] [--families] [--markdown]
 """
 
+import argparse
 import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
-from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import torch
+from prompts import SETS, written
+from trained_models import models  # puts tests on the path
 
 import secant as sc
+from secant.stream.decode import Null, null
 
-ROOT = Path(__file__).parents[1]
-sys.path += [str(ROOT / "tests"), str(ROOT / "tools" / "atlas")]
-from families import GATED, model_of, prompt  # noqa: E402
-
-from corpus import read_questions  # noqa: E402
-
-PAIRS = tuple(combinations(("gate", "up", "half"), 2))
 K, TOP = 4, 8
+FROZEN, ALL = ("gate", "up", "half"), ("gate", "up", "half", "secant")
+OWN_PROMPTS = {"atlas": "facts", "craftgpt": "chat"}
+"""Small models that know one kind of prompt, and the function of prompts.py that writes it."""
+
+PAIRED = ("model", "conventions", "‖J - J'‖ / ‖J‖", "σ₁ differs by", "angle of U, k = 4", "top tokens in common")
+SINGLE = ("model", "convention", "‖b‖ / ‖y‖", "stable rank, first", "last", "predicted is first", "in top 8", "z")
 
 
-def measured(lm: sc.LM, text: object) -> dict[tuple[str, str], tuple[float, float, float, float]]:
-    """For each pair of conventions: distance, difference of σ₁, angle in degrees, share of words in common."""
-    ops = {c: sc.freeze(lm, text, convention=c).operator().solidified() for c in ("gate", "up", "half")}
-    J = {c: op.dense().flatten(1) for c, op in ops.items()}
-    f = {c: sc.svd(op, K) for c, op in ops.items()}
-    last = {c: sc.svd(op, 1, per_token=True)[-1].U for c, op in ops.items()}
-    words = {c: {w.id for w in sc.decode(lm, U, "output", TOP)[0]} for c, U in last.items()}
-    return {
-        (a, b): (
-            ((J[a] - J[b]).norm() / J[a].norm()).item(),
-            abs(f[b].S[0] / f[a].S[0] - 1).item(),
-            torch.rad2deg(torch.acos(torch.linalg.svdvals(f[a].U.mT @ f[b].U).min().clamp(max=1))).item(),
-            len(words[a] & words[b]) / TOP,
+class Measured:
+    """What is measured of one convention at one prompt."""
+
+    def __init__(self, lm: sc.LM, text: object, convention: str, random: Null) -> None:
+        run = sc.freeze(lm, text, convention=convention)
+        op = run.operator().solidified()
+        self.J, self.whole, blocks = op.dense().flatten(1), sc.svd(op, K), sc.svd(op, 1, per_token=True)
+        top = sc.decode(lm, blocks[-1].U, "output", TOP, null=random)[0]
+        self.words = [word.id for word in top]
+        predicted = run.prediction[0].id
+        self.row = (
+            run.certificate.constants, blocks[0].stable_rank, blocks[-1].stable_rank,
+            float(self.words[0] == predicted), float(predicted in self.words), top[0].z or 0.0,
+        )  # fmt: skip
+
+    def against(self, other: "Measured") -> tuple[float, float, float, float]:
+        """Distance, difference of σ₁, angle in degrees, share of top tokens in common."""
+        cosine = torch.linalg.svdvals(self.whole.U.mT @ other.whole.U).min().clamp(max=1)
+        return (
+            ((self.J - other.J).norm() / self.J.norm()).item(),
+            abs(other.whole.S[0] / self.whole.S[0] - 1).item(),
+            torch.rad2deg(torch.acos(cosine)).item(),
+            len({*self.words} & {*other.words}) / TOP,
         )
-        for a, b in PAIRS
-    }
 
 
-def main(markdown: bool) -> None:
-    atlas = sc.load("atlas", dtype="float64")
-    rows = {"Atlas": [measured(atlas, q.prompt) for q in read_questions()[::400]]}
-    for family in GATED:
-        rows[family] = [measured(model_of(family, seed=seed), prompt(seed=seed)) for seed in range(1, 6)]
-    head = ("model", "conventions", "‖J - J'‖ / ‖J‖", "σ₁ differs by", "angle of U, k = 4", "words in common")
-    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head) if markdown else "  ".join(head))
-    smallest = 1.0
-    for name, found in rows.items():
-        for pair in PAIRS:
-            distance, sigma, angle, words = (median(one[pair][i] for one in found) for i in range(4))
-            smallest = min(smallest, distance) if pair == ("gate", "up") else smallest
-            cells = (name, f"{pair[0]}, {pair[1]}", f"{distance:.0%}", f"{sigma:.0%}", f"{angle:.0f}°", f"{words:.0%}")
-            print("| " + " | ".join(cells) + " |" if markdown else "  ".join(f"{cell:>14}" for cell in cells))
-    if not markdown:
-        print(f"smallest distance of gate and up: {smallest:.0%} (claim: 30 % or more)")
+def prompts_of(name: str, count: int) -> list[str]:
+    """The first prompts of a model: of every kind for a language model."""
+    kind = OWN_PROMPTS.get(name)
+    return [text for _, text in written()][:count] if kind is None else [str(p) for p in SETS[kind](count)]
+
+
+def measured(
+    cases: Iterable[tuple[sc.LM, object]], conventions: Sequence[str], name: str
+) -> tuple[dict[tuple[str, str], list[tuple[float, ...]]], dict[str, list[tuple[float, ...]]]]:
+    """What is measured of each pair of conventions, and of each one, at each prompt."""
+    pairs: dict[tuple[str, str], list[tuple[float, ...]]] = {pair: [] for pair in combinations(conventions, 2)}
+    alone: dict[str, list[tuple[float, ...]]] = {c: [] for c in conventions}
+    nulls: dict[int, Null] = {}
+    began = time.time()
+    for number, (lm, text) in enumerate(cases, 1):
+        random = nulls.setdefault(id(lm), null(lm, "output", TOP)) if id(lm) not in nulls else nulls[id(lm)]
+        of = {c: Measured(lm, text, c, random) for c in conventions}
+        for a, b in pairs:
+            pairs[a, b].append(of[a].against(of[b]))
+        for c in conventions:
+            alone[c].append(of[c].row)
+        print(f"{name}: prompt {number}, {(time.time() - began) / number:.0f} s each", file=sys.stderr)
+    return pairs, alone
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], markdown: bool) -> None:
+    """Print a table."""
+    if markdown:
+        print("\n| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    else:
+        print("\n" + "  ".join(f"{cell:>20}" for cell in head))
+    for cells in rows:
+        print("| " + " | ".join(cells) + " |" if markdown else "  ".join(f"{cell:>20}" for cell in cells))
+
+
+def percent(value: float) -> str:
+    return f"{value:.0%}"
+
+
+def lines(
+    name: str, found: dict[str, list[tuple[float, ...]]], how: Sequence[tuple[Callable[..., float], Callable[..., str]]]
+) -> Iterator[list[str]]:
+    """A line of a table for each label: each column with how it is averaged and written."""
+    for label, rows in found.items():
+        values = zip(how, zip(*rows, strict=True), strict=True)
+        yield [name, label, *(write(mean(column)) for (mean, write), column in values)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=[])
+    parser.add_argument("--prompts", type=int, default=18)
+    parser.add_argument("--families", action="store_true")
+    parser.add_argument("--markdown", action="store_true")
+    args = parser.parse_args()
+    paired, single = list[list[str]](), list[list[str]]()
+    of_pairs = [(median, percent), (median, percent), (median, lambda v: f"{v:.0f}°"), (median, percent)]
+    ranks = [(median, lambda v: f"{v:.2g}"), *[(median, lambda v: f"{v:.2f}")] * 2]
+    of_one = [*ranks, *[(fmean, percent)] * 2, (fmean, lambda v: f"{v:.1f}")]
+    if args.families:
+        from families import GATED, model_of, prompt
+
+        for family in GATED:
+            cases = ((model_of(family, seed=seed), prompt(seed=seed)) for seed in range(1, 6))
+            pairs, _ = measured(cases, FROZEN, family)
+            paired += lines(family, {", ".join(pair): rows for pair, rows in pairs.items()}, of_pairs)
+    else:
+        for name, place in models(args.models):
+            lm = sc.load(place, dtype="float64" if name in OWN_PROMPTS else "float32")
+            pairs, alone = measured(((lm, text) for text in prompts_of(name, args.prompts)), ALL, name)
+            paired += lines(name, {", ".join(pair): rows for pair, rows in pairs.items()}, of_pairs)
+            single += lines(name, alone, of_one)
+    table(PAIRED, paired, args.markdown)
+    if single:
+        table(SINGLE, single, args.markdown)
 
 
 if __name__ == "__main__":
-    main("--markdown" in sys.argv[1:])
+    main()
