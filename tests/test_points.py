@@ -397,8 +397,6 @@ def test_multiples() -> None:
     assert (2 * op - op * 0.5).reconstruction <= 1e-14
     zero = op - op
     assert not zero.dense().any()
-    with pytest.raises(TypeError):
-        op * op
 
 
 def test_operators_that_do_not_meet_are_refused() -> None:

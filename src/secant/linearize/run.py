@@ -7,9 +7,10 @@ own constants contribute (J. Golden, TMLR 2025, arXiv 2505.24293, equation 5, wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from math import isnan
 from typing import Any, SupportsIndex
 
 import pandas as pd
@@ -523,6 +524,8 @@ def _frozen(
     state = State(lm.model)
     with running(lm, lm.dtype, state=state) as own, odd:
         x, plain = lm.embed(ids), lm.logits(ids)
+    if bad := plain.isnan().any(-1).nonzero().flatten().tolist():
+        raise _not_numbers(lm, f"NaN at position {bad[0]}")
     stock = _stock_error(lm, ids, plain, state) if lm.dtype == torch.float64 else None
     recording = record(lm, ids, x, convention, system, state=state, seeds=[seed])
     if not recording.values["norm"][-1].any():
@@ -548,6 +551,8 @@ def _frozen(
         versions=versions(),
         operations=recording.tape.operations(),
     )
+    if isnan(reconstruction + affinity + readout):
+        raise _not_numbers(lm, "NaN in its frozen factors")
     _refuse(certificate)
     predictions = _predictions(lm, recording.values["logits"][-1], top)
     return Run(
@@ -620,6 +625,25 @@ def tangent(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> Graph:
         hidden = watch.head.uses[recording.unembedding.use].given
         assert hidden is not None, "record has found it"
         return Graph(leaf, streams(hidden, len(ids))[recording.unembedding.stream, -1])
+
+
+def _not_numbers(lm: LM, got: str) -> ModelRefused:
+    """The error for a model whose pass is not finite; it names settings of the model that are NaN."""
+    odd = list(_nan_in(lm.model.config.to_dict()))
+    todo = "Load it in bfloat16 or float32." if lm.dtype == torch.float16 else "Report its type."
+    return ModelRefused(
+        "A model must compute finite numbers",
+        f"{got}, with {' and '.join(odd)} = NaN in its configuration" if odd else f"{got}, in {lm.dtype}",
+        "Correct its config.json." if odd else todo,
+    )
+
+
+def _nan_in(settings: Any) -> Iterator[str]:
+    """The names of settings, at any depth, that are NaN."""
+    for name, value in settings.items() if isinstance(settings, dict) else ():
+        if isinstance(value, float) and isnan(value):
+            yield name
+        yield from _nan_in(value)
 
 
 def _refuse(c: Certificate) -> None:
