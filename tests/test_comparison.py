@@ -283,7 +283,7 @@ def test_from_the_command_line(folder: Path, tmp_path: Path) -> None:
     ("args", "said"),
     [
         ([], "A comparison requires two models"),
-        (["-m", "atlas", "-m", "atlas"], "one twice"),
+        (["-m", "atlas", "-m", "atlas"], "the same one twice"),
         (["-m", "{folder}", "-m", "/no/such/folder", "-k", "1"], "no/such/folder"),
     ],
 )

@@ -158,7 +158,7 @@ def test_conventions_beside_each_other() -> None:
     assert agreement.loc["up", "signs"] == sum((a > 0) == (b > 0) for a, b in zip(half, up, strict=True)) / LENGTH
     ranks = pd.Series(half).corr(pd.Series(gate), method="spearman")
     assert agreement.loc["gate", "ranks"] == pytest.approx(ranks)
-    assert "half next to gate, up: signs agree for" in found.line
+    assert "half compared with gate, up: signs agree for" in found.line
 
 
 @pytest.mark.parametrize("position", [-1, 2])

@@ -662,7 +662,7 @@ def test_every_table_can_be_downloaded(browser: Browser, made: Written, tmp_path
             got.value.save_as(tmp_path / name)
     own = json.loads((tmp_path / "secant.json").read_text("utf-8"))
     assert own["about"] == made.about
-    assert own["columns"]["tokens"]["effect"].startswith("what the model's own logit loses")
+    assert own["columns"]["tokens"]["effect"].startswith("how much the model's own logit drops")
     assert {name: len(rows) for name, rows in own["tables"].items()} == {n: len(t) for n, t in made.tables.items()}
     for row, wanted in zip(own["tables"]["lens_terms"], made.tables["lens_terms"].to_dict("records"), strict=True):
         assert row == wanted
@@ -700,7 +700,7 @@ def test_a_link_that_makes_no_sense(browser: Browser, made: Written) -> None:
 def test_keyboard(browser: Browser, made: Written) -> None:
     with opened(browser, made, "#token=0") as tab:
         tab.keyboard.press("Tab")
-        assert tab.evaluate("document.activeElement.textContent") == "To the prompt"
+        assert tab.evaluate("document.activeElement.textContent") == "Skip to the prompt"
         tab.keyboard.press("Enter")
         tab.keyboard.press("Tab")
         assert str(tab.evaluate("document.activeElement.getAttribute('aria-label')")).startswith("0: ")

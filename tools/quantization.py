@@ -34,7 +34,7 @@ Every method of quantisation that transformers {version} registers, and what sec
 
 - *exact*: as the weights that it stands for.
 - *exact after dequantize=True*: `sc.load(..., dequantize=True)` and `--dequantize` replace the packed weights with the
-  plain ones that they stand for; without it, the checkpoint is refused.
+  plain ones that they represent; without it, the checkpoint is refused.
 - *refused*: its layers round activations, which no linear map does, and transformers cannot dequantise it.
 - *exact in memory*: not loaded from a folder. A model that the method's package packed, in `secant.LM`, is exact.
 - *not tried*: it requires a GPU. It is loaded if transformers can, and the certificate of each run decides: a kernel

@@ -94,7 +94,9 @@ class Graph:
 
     def __reduce__(self) -> Any:
         raise BadArgument(
-            "An operator is copied with its J", "one whose J is not formed", "Use op.solidified(), or op.save()."
+            "An operator can be copied only with its J",
+            "one whose J is not formed",
+            "Use op.solidified(), or op.save().",
         )
 
 
@@ -237,8 +239,8 @@ class Operator(Viewed):
         products: J, known by its products.
         input: The value of the source at the prompt, a row for each token.
         output: The value of the target at the prompt.
-        bias: b, computed by itself and not as output - J input.
-        about: Where it is from: source, target, position, convention, dtype, model, tokens.
+        bias: b, computed on its own, never as output - J input.
+        about: Its source, target, position, convention, dtype, model and tokens.
 
     """
 
@@ -360,7 +362,7 @@ class Operator(Viewed):
         if self.shape != other.shape or not self._same(self.input, other.input):
             got = f"{self.shape} and {other.shape}" if self.shape != other.shape else "two different inputs"
             raise BadArgument(
-                "Operators that are added have the same shape and the same input", got,
+                "Operators must have the same shape and the same input to be added", got,
                 "Choose targets of the same width, and the same source of the same run.",
             )  # fmt: skip
         terms = tuple((factor, op) for factor, op in ((one, self), (another, other)) if factor)
@@ -433,7 +435,7 @@ class Operator(Viewed):
         return J.reshape(len(J), *self.input.shape)
 
     def rows(self, chunk: int) -> Iterator[tuple[int, Float[Tensor, "rows n_in"]]]:
-        """J some rows at a time, each with the index of its first row; none is kept."""
+        """J in batches of rows, each with the index of its first row, without keeping them."""
         rows = self.shape[0]
         if isinstance(self.products, Matrix):
             yield from ((start, self.products.matrix[start : start + chunk]) for start in range(0, rows, chunk))

@@ -113,7 +113,7 @@ def _rows(said: str, where: str, separator: str, line: int = 1) -> Rows:
     try:
         for row in reader:
             if row and rows and len(row) != len(rows[0]):
-                got = f"line {line}: {len(row)} texts for {len(rows[0])} columns, separated by {NAMES[separator]}"
+                got = f"line {line}: {len(row)} fields for {len(rows[0])} columns, separated by {NAMES[separator]}"
                 raise damaged(where, got, "Put texts in quotes, or write .jsonl.")
             rows += [row] if row else []
             line = reader.line_num + 1 + above
