@@ -608,7 +608,7 @@ def test_attribute(folder: Path, tmp_path: Path) -> None:
         "layers.1.attn.heads.",
         "straight to the logit",
         "outside",
-        "what each token makes of each part",
+        "what each token contributes through each part",
     ):
         assert part in result.stdout
     found = sorted(path.name for path in (tmp_path / "out").iterdir())

@@ -70,7 +70,7 @@ def test_positions_are_split_alike_together_and_alone() -> None:
         pd.testing.assert_frame_equal(alone.at(), every.at(position=at - LENGTH))
     first = sc.lens(run, 11, position=[2, -1, 2])
     assert first.positions == (2, LENGTH - 1)
-    with pytest.raises(BadArgument, match="split at positions 2, "):
+    with pytest.raises(BadArgument, match="contributions at positions 2, "):
         first.contributions(position=0)
     with pytest.raises(BadArgument, match="of the prompt's tokens"):
         first.at(position=LENGTH)

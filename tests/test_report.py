@@ -250,7 +250,7 @@ def test_only_some_units_of_a_wide_model(
     with opened(browser, page) as tab:
         said = tab.locator("#tangent").inner_text()
         assert f"‖J′ x − y‖ is {100 * relative(own, y):.0f} % of ‖y‖ (5 of 64 elements of y)" in said
-        assert "This compares J′ x without the tangent's intercept" in said
+        assert "This leaves out the tangent's intercept" in said
 
 
 def test_the_image_is_announced_and_can_be_left_out(
@@ -271,7 +271,7 @@ def test_the_image_is_announced_and_can_be_left_out(
     with opened(browser, page) as tab:
         token(tab, 2).click()
         opened_up(tab)
-        says = "its image was left out of this page, since it takes every row of J."
+        says = "its image was left out of this page, since it requires every row of J."
         assert tab.locator("#image-says").text_content() == f"J, 64 x 8 tokens x 64: {says}"
         assert tab.locator("#image").count() == 0
 
