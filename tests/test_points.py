@@ -414,9 +414,9 @@ def test_operators_that_do_not_meet_are_refused() -> None:
         with pytest.raises(BadArgument, match="begins where the first one ends"):
             then @ first
     for other in (between(), reversed_run.operator("layers.1", "norm")):
-        with pytest.raises(BadArgument, match="the same shape and the same input to be added; got two different inputs"):
+        with pytest.raises(BadArgument, match="same input to be added; got two different inputs"):
             then + other
-        with pytest.raises(BadArgument, match="the same shape and the same input to be added; got two different inputs"):
+        with pytest.raises(BadArgument, match="same input to be added; got two different inputs"):
             then - other
 
 
