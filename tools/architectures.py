@@ -41,7 +41,7 @@ windows, chunks and kernels (`tests/families.py`).
   norm of y; in float32 the recorded pass equals the plain one bit for bit. The errors are the largest of `gate`, `up`
   and `half` with eager attention and of `gate` with sdpa, where the type has both. constants: ‖b‖ / ‖y‖ under `gate`.
 - *secants*: the largest error of either kind under `halves` and `secant`; *no* where an operation is hidden from
-  secant, in a custom autograd function that is exact only with frozen factors. Such a prompt is refused with `NotExact`.
+  secant, in a custom autograd function that is exact only with frozen factors. Such a prompt raises `NotExact`.
 - *refused*: the last column has the reason. *excluded*: does not decode text on its own.
 
 `python tools/architectures.py` writes this page; `secant architectures` prints the table.
