@@ -190,7 +190,7 @@ def test_weights_written_since_are_refused() -> None:
         lambda: sc.faithfulness(own),
         lambda: own.inside,
     ):
-        with pytest.raises(ReplayMismatch, match=r"h\.2\.mlp\.c_proj\.bias, changed since"):
+        with pytest.raises(ReplayMismatch, match=r"h\.2\.mlp\.c_proj\.bias, which has changed since"):
             call()
 
 

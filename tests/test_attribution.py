@@ -409,7 +409,7 @@ def test_an_origin_that_is_none() -> None:
     ):
         with pytest.raises(BadArgument, match=said):
             sc.attribute(run, origin=wrong)  # type: ignore[arg-type]
-    with pytest.raises(BadArgument, match="one embedding for all tokens"):
+    with pytest.raises(BadArgument, match="one embedding, used for all tokens"):
         sc.follow(run, 2, origin=GIVEN)
     with pytest.raises(BadArgument, match="An origin is one of"):
         sc.explain(run.lm, prompt(), origin="nowhere")

@@ -188,7 +188,7 @@ def test_an_interrupt_that_other_code_caught_is_heeded(monkeypatch: pytest.Monke
 )
 def test_usage_is_one_line(args: list[str], said: str) -> None:
     line = refused(*args)
-    assert line.startswith("secant: A command takes what its help lists; got ")
+    assert line.startswith("secant: A command accepts the options and arguments that its help lists; got ")
     assert said in line
     assert line.endswith(f"See secant {args[0]} --help." if args[0] in app_commands() else "See secant --help.")
     assert len(line) < 600

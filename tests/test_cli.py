@@ -240,7 +240,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
         (KeyboardInterrupt(), 2, "got an interrupt"),
         (MemoryError(), 2, "must fit in memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "must fit in memory"),
-        (ZeroDivisionError("division by zero"), 1, "does not expect; got ZeroDivisionError"),
+        (ZeroDivisionError("division by zero"), 1, "unexpected error; got ZeroDivisionError"),
     ],
 )
 def test_whatever_else_happens_is_one_line(
@@ -608,7 +608,7 @@ def test_attribute(folder: Path, tmp_path: Path) -> None:
         "layers.1.attn.heads.",
         "straight to the logit",
         "outside",
-        "what each token makes of each part",
+        "what each token contributes through each part",
     ):
         assert part in result.stdout
     found = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -617,7 +617,7 @@ def test_attribute(folder: Path, tmp_path: Path) -> None:
     assert found == sorted(["attribution.json", "columns.csv", *tables, *beside])
     alone = CliRunner().invoke(app, [*arguments, "--alone"]).stdout
     assert ("deleted" in alone, "deleted" in result.stdout) == (False, True)
-    assert ("half" in alone, "secant next to gate, up, half" in " ".join(result.stdout.split())) == (False, True)
+    assert ("half" in alone, "secant compared with gate, up, half" in " ".join(result.stdout.split())) == (False, True)
     without = CliRunner().invoke(app, [*arguments, "--alone", "--without-sinks"]).stdout
     assert "Left out: <s> at 0" in " ".join(without.split())
     assert not any(line.split()[:2] == ["0", "<s>"] for line in without.splitlines())
@@ -635,7 +635,7 @@ def test_explain_steps() -> None:
     result = CliRunner().invoke(app, ["explain", "The capital of France is", "--steps", "5"])
     assert result.exit_code == 0, result.output
     assert "generated" in result.stdout
-    assert "It ended at the end of text." in " ".join(result.stdout.split())
+    assert "The continuation ended at the end of text." in " ".join(result.stdout.split())
     assert max(map(len, result.stdout.splitlines())) <= 100
 
 

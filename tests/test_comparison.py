@@ -150,7 +150,7 @@ def test_stretches_by_hand(
         assert own["stretch"].notna().all()
         assert own["stretch"].is_monotonic_increasing
         assert of(rows, name)["share"].sum() == pytest.approx(own["share"].sum())
-    assert any("all of it is one stretch" in why for why in found.why) == (len(texts) == 1)
+    assert any("the whole prompt is one stretch" in why for why in found.why) == (len(texts) == 1)
 
 
 @pytest.mark.slow
@@ -158,7 +158,7 @@ def test_what_can_not_be_aligned_is_said(monkeypatch: pytest.MonkeyPatch, atlas:
     bare = model_of("llama")
     found = sc.compare([3, 1, 2], {"atlas": atlas, "bare": bare}, k=1, top=3)
     assert (found.aligned, len(found.stretches)) == ("not", 0)
-    assert found.why == ["The models have different tokens, and only those of a text can be aligned by characters."]
+    assert found.why == ["The models have different tokens, and only tokens of a text can be aligned by characters."]
     assert list(found.overlaps["stretch"].isna()) == [True]
     cut = cutting(r"\S+|\s+", PROMPT)
     monkeypatch.setattr(sc.LM, "spans", lambda self, text: None if self is cut else [(0, 1)] * 7)
@@ -283,7 +283,7 @@ def test_from_the_command_line(folder: Path, tmp_path: Path) -> None:
     ("args", "said"),
     [
         ([], "A comparison requires two models"),
-        (["-m", "atlas", "-m", "atlas"], "one twice"),
+        (["-m", "atlas", "-m", "atlas"], "the same one twice"),
         (["-m", "{folder}", "-m", "/no/such/folder", "-k", "1"], "no/such/folder"),
     ],
 )

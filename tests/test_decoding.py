@@ -98,7 +98,7 @@ def test_z_scores(lm: sc.LM, tables: dict[str, np.ndarray]) -> None:
 def test_a_null_is_of_the_same_settings(lm: sc.LM) -> None:
     u, null = torch.randn(32), sc.null(lm, "output", 4)
     for how in ({"side": "input"}, {"metric": "dot"}, {"centered": False}, {"keep": str.isalpha}, {"top": 5}):
-        with pytest.raises(BadArgument, match="A null has the same side, metric, centring and filter"):
+        with pytest.raises(BadArgument, match="A null must have the same side, metric, centring and filter"):
             sc.decode(lm, u, **{"side": "output", "top": 4, **how}, null=null)
 
 

@@ -70,7 +70,7 @@ def test_positions_are_split_alike_together_and_alone() -> None:
         pd.testing.assert_frame_equal(alone.at(), every.at(position=at - LENGTH))
     first = sc.lens(run, 11, position=[2, -1, 2])
     assert first.positions == (2, LENGTH - 1)
-    with pytest.raises(BadArgument, match="split at positions 2, "):
+    with pytest.raises(BadArgument, match="contributions at positions 2, "):
         first.contributions(position=0)
     with pytest.raises(BadArgument, match="of the prompt's tokens"):
         first.at(position=LENGTH)
@@ -158,7 +158,7 @@ def test_conventions_beside_each_other() -> None:
     assert agreement.loc["up", "signs"] == sum((a > 0) == (b > 0) for a, b in zip(half, up, strict=True)) / LENGTH
     ranks = pd.Series(half).corr(pd.Series(gate), method="spearman")
     assert agreement.loc["gate", "ranks"] == pytest.approx(ranks)
-    assert "half next to gate, up: signs agree for" in found.line
+    assert "half compared with gate, up: signs agree for" in found.line
 
 
 @pytest.mark.parametrize("position", [-1, 2])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +79,38 @@ def test_products_of_another_shape_are_refused(op: sc.Operator, bad: torch.Tenso
         op @ bad
     with pytest.raises(BadArgument, match=r"op\.T @ u takes"):
         op.T @ torch.ones(33)
+
+
+def test_multiples(op: sc.Operator, J: torch.Tensor) -> None:
+    for half in (op / 2, op * 0.5, 0.5 * op, np.float64(0.5) * op, op / torch.tensor(2.0)):
+        assert_matches(half, J / 2)
+        torch.testing.assert_close(half.output, op.output / 2)
+        torch.testing.assert_close(half.bias, op.bias / 2)
+    u = torch.ones(op.shape[0], dtype=torch.float64)
+    for adjoint in (op.T / 2, op.T * 0.5, 0.5 * op.T, (op / 2).T):
+        torch.testing.assert_close(adjoint @ u, J.T @ u / 2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda op: op / 0, "divided by a number other than 0; got 0, an int"),
+        (lambda op: op / op, "divided by a number other than 0; got an Operator"),
+        (lambda op: op * op, "multiplied by a number; got an Operator.*composed by @"),
+        (lambda op: op * float("nan"), "multiplied by a number; got nan"),
+        (lambda op: op * True, "multiplied by a number; got True"),
+        (lambda op: np.ones(3) * op, "multiplied by a number; got array"),
+        (lambda op: op + 1, "another operator; got 1, an int"),
+        (lambda op: 1 + op, "another operator; got 1, an int"),
+        (lambda op: op - None, "another operator; got None"),
+        (lambda op: np.ones(3) @ op, r"to its right; got ndarray. Use op\.T @ u"),
+        (lambda op: torch.ones(3) @ op, "to its right; got Tensor"),
+        (lambda op: op.T * "a", "multiplied by a number; got 'a'"),
+    ],
+)
+def test_arithmetic_that_operators_do_not_have(op: sc.Operator, wrong: Callable[[sc.Operator], Any], said: str) -> None:
+    with pytest.raises(BadArgument, match=said):
+        wrong(op)
 
 
 def test_no_such_block(op: sc.Operator) -> None:

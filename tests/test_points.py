@@ -367,7 +367,7 @@ def test_points_that_do_not_exist() -> None:
     ],
 )
 def test_a_source_comes_first(source: str, target: str) -> None:
-    with pytest.raises(NoPoint, match=f"A target is computed from its source; got {source} to {target}"):
+    with pytest.raises(NoPoint, match=f"target must be computed from its source; got {source} to {target}"):
         frozen("llama").operator(source, target)
 
 
@@ -397,8 +397,6 @@ def test_multiples() -> None:
     assert (2 * op - op * 0.5).reconstruction <= 1e-14
     zero = op - op
     assert not zero.dense().any()
-    with pytest.raises(TypeError):
-        op * op
 
 
 def test_operators_that_do_not_meet_are_refused() -> None:
@@ -416,9 +414,9 @@ def test_operators_that_do_not_meet_are_refused() -> None:
         with pytest.raises(BadArgument, match="begins where the first one ends"):
             then @ first
     for other in (between(), reversed_run.operator("layers.1", "norm")):
-        with pytest.raises(BadArgument, match="the same shape and the same input; got two different inputs"):
+        with pytest.raises(BadArgument, match="same input to be added; got two different inputs"):
             then + other
-        with pytest.raises(BadArgument, match="the same shape and the same input; got two different inputs"):
+        with pytest.raises(BadArgument, match="same input to be added; got two different inputs"):
             then - other
 
 
@@ -437,11 +435,11 @@ def test_positions_of_other_kinds() -> None:
 
 def test_what_does_not_meet_is_refused() -> None:
     run = frozen("llama")
-    with pytest.raises(NoPoint, match="A readout takes a layer"):
+    with pytest.raises(NoPoint, match="A readout takes a layer or a part"):
         run.operator(target="norm", readout="norm")
-    with pytest.raises(NoPoint, match="A readout takes a layer"):
+    with pytest.raises(NoPoint, match="A readout takes a layer or a part"):
         run.operator(target="layers.1", readout="head")
-    with pytest.raises(NoPoint, match="A readout takes a layer"):
+    with pytest.raises(NoPoint, match="A readout takes a layer or a part"):
         run.operator(target="layers.1.attn.heads", readout="norm")
     with pytest.raises(BadArgument, match="one of the prompt's 11 tokens; got 11"):
         run.operator(target="layers.1", position=[0, 11])

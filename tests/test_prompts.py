@@ -99,6 +99,27 @@ def test_chats(tmp_path: Path, ending: str) -> None:
     assert digest(found) == digest(given([CHAT, CHAT[1:]])) != digest(given(["Be brief.\nWho?", "Who?"]))
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".ndjson", ".json", ".parquet", ""])
+def test_chats_of_sharegpt(tmp_path: Path, ending: str) -> None:
+    said = [
+        {"from": "system", "value": "Be brief."},
+        {"from": "human", "value": "Who?"},
+        {"from": "gpt", "value": "I."},
+    ]
+    table = pd.DataFrame({"id": ["a", "b"], "conversations": [said[:2], said]})
+    if ending == ".ndjson":
+        written(tmp_path / "p.jsonl", table).rename(tmp_path / "p.ndjson")
+        path = tmp_path / "p.ndjson"
+    else:
+        path = written(tmp_path / f"p{ending}", table)
+    assert read(path) == [Item(0, CHAT), Item(1, [*CHAT, {"role": "assistant", "content": "I."}])]
+
+
+def test_speakers_of_sharegpt_that_have_no_role(tmp_path: Path) -> None:
+    with pytest.raises(BadPrompt, match=r"from human, user, gpt, assistant, system; got 'tool' in row 1"):
+        given([[{"from": "human", "value": "a"}], [{"from": "tool", "value": "b"}]])
+
+
 def test_splits(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     parts = {name: datasets.Dataset.from_dict({"text": [name, "b"]}) for name in ("train", "test")}
@@ -170,8 +191,8 @@ def test_files_that_are_not_what_they_promise(tmp_path: Path) -> None:
         ("nul.tsv", b"prompt\na\0b", "no text"),
         ("empty.csv", b"", "[Ee]mpty"),
         ("head.csv", b"prompt,n\n", "without any"),
-        ("ragged.csv", b"prompt,n\na,1\nb,2,3\n", "line 3: 3 texts for 2 columns"),
-        ("short.csv", b"prompt,n\na,1\nb\n", "line 3: 1 texts for 2 columns"),
+        ("ragged.csv", b"prompt,n\na,1\nb,2,3\n", "line 3: 3 fields for 2 columns"),
+        ("short.csv", b"prompt,n\na,1\nb\n", "line 3: 1 fields for 2 columns"),
         ("open.csv", b'prompt,n\n"a\nb",1\n"c,2\nd,3\n', "from line 4: unexpected end of data"),
         ("after.tsv", b'prompt\tn\n"a"b\t1\n', "from line 2: .*expected after"),
         ("bad.jsonl", b'{"prompt": "a"}\n\n{"prompt": \n', "line 3: "),
@@ -187,7 +208,7 @@ def test_files_that_are_not_what_they_promise(tmp_path: Path) -> None:
             read(saved(name, raw))
     with pytest.raises(BadPrompt, match="half a character in row 0"):
         read(saved("half.jsonl", b'{"prompt": "\\ud800"}'))
-    with pytest.raises(BadPrompt, match=r"a role and a content; got \{'role': 'user'\} in row 0"):
+    with pytest.raises(BadPrompt, match=r"a role and a content, .*; got \{'role': 'user'\} in row 0"):
         read(saved("chat.jsonl", json.dumps({"messages": [{"role": "user"}]}).encode()))
 
 
@@ -229,6 +250,11 @@ MEANT = [Item(0, "Hello, world", "greet"), Item(1, "1,5", "sum")]
         ("p.tsv", "\ufeffcategory\tprompt\r\n\r\ngreet\tHello, world\r\nsum\t1,5\r\n"),
         ("p.csv", 'category,prompt\rgreet,"Hello, world"\rsum,"1,5"\r'),
         ("p.jsonl", '{"Prompt": "Hello, world", "Category": "greet"}\n{"Prompt": "1,5", "Category": "sum"}\n'),
+        ("p.ndjson", '{"prompt": "Hello, world", "category": "greet"}\r\n{"prompt": "1,5", "category": "sum"}\r\n'),
+        ("p.csv", "\ufeffsep=;\r\nprompt;category\r\nHello, world;greet\r\n1,5;sum\r\n"),
+        ("p.csv", 'sep=,\nprompt,category\n"Hello, world",greet\n"1,5",sum\n'),
+        ("p.csv", '"sep=|"\nprompt|category\nHello, world|greet\n1,5|sum\n'),
+        ("p.tsv", "sep=\t\nprompt\tcategory\nHello, world\tgreet\n1,5\tsum\n"),
     ],
 )
 def test_a_table_is_read_as_it_was_meant(tmp_path: Path, name: str, said: str) -> None:
@@ -245,6 +271,12 @@ def test_a_table_is_read_as_it_was_meant(tmp_path: Path, name: str, said: str) -
         ("boms.csv", "\ufeff\ufeffprompt,category\na,x\n", r"got '\\ufeffprompt' in"),
         ("wide.jsonl", '{"prompt": "a", "\uff43ategory ": "x"}', r"got 'ｃategory ' in"),
         ("twice.csv", "prompt,prompt\na,b\n", "'prompt' twice"),
+        (
+            "sep.csv",
+            "sep=^\nprompt^category\na^x\n",
+            r"the separator '\^' in its first line. Write commas, tabs, semicol",
+        ),
+        ("sepline.csv", "sep=;\nprompt;category\na;x;y\n", "line 3: 3 fields for 2 columns, separated by semicolons"),
         ("blank.csv", "prompt,category,,\na,x,,\n", "'' twice"),
         ("twice.jsonl", '{"prompt": "a", "prompt": "b"}', "'prompt' twice in one object"),
         (
@@ -264,15 +296,14 @@ def test_a_table_is_read_as_it_was_meant(tmp_path: Path, name: str, said: str) -
         ),
         ("none.tsv", "bridges\tThe bridge is the\nx\tA train is the\n", "first row the columns' names"),
         ("other.csv", "prompts\na\n", "first row the columns' names; got .*prompts"),
-        ("sep.csv", "sep=;\nprompt;category\na;b\n", "first row the columns' names; got .*sep="),
         (
             "mixed.csv",
             "prompt;category\nHello; world;greet\n",
             "the columns' names; got .*prompt;category",
         ),
         ("both.csv", "prompt;category, sub\nHello, world;greet\n", "rows that fit commas and semicolons"),
-        ("comma.csv", "prompt\nHello, world\n", "line 2: 2 texts for 1 columns, separated by commas"),
-        ("ragged.csv", "prompt;category\na;b;c\nd, e\n", "line 3: 2 texts for 1 columns"),
+        ("comma.csv", "prompt\nHello, world\n", "line 2: 2 fields for 1 columns, separated by commas"),
+        ("ragged.csv", "prompt;category\na;b;c\nd, e\n", "line 3: 2 fields for 1 columns"),
         ("led.csv", "id,prompt\n1, Hello\n2, World\n", "a space before every text of 'prompt'"),
         ("led.csv", 'id,prompt\n1, "Hello"\n2,World\n', "a space before the quotes"),
         ("led.csv", "prompt,id,category\nHello,1, x\nHello,1, y\n", "category"),

@@ -133,7 +133,7 @@ def test_it_repeats(run: sc.Run) -> None:
 def test_refusals(run: sc.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadArgument, match="Methods are secant"):
         sc.faithfulness(run, methods=("lime",))
-    with pytest.raises(BadArgument, match="a finite score for each"):
+    with pytest.raises(BadArgument, match="a finite score to each"):
         sc.faithfulness(run, methods=(), scores={"own": [1.0]})
     with pytest.raises(BadArgument, match="not finite"):
         sc.faithfulness(run, methods=(), scores={"own": [float("nan")] * LENGTH})

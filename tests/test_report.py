@@ -250,7 +250,7 @@ def test_only_some_units_of_a_wide_model(
     with opened(browser, page) as tab:
         said = tab.locator("#tangent").inner_text()
         assert f"‖J′ x − y‖ is {100 * relative(own, y):.0f} % of ‖y‖ (5 of 64 elements of y)" in said
-        assert "This compares J′ x without the tangent's intercept" in said
+        assert "This leaves out the tangent's intercept" in said
 
 
 def test_the_image_is_announced_and_can_be_left_out(
@@ -271,7 +271,7 @@ def test_the_image_is_announced_and_can_be_left_out(
     with opened(browser, page) as tab:
         token(tab, 2).click()
         opened_up(tab)
-        says = "its image was left out of this page, since it takes every row of J."
+        says = "its image was left out of this page, since it requires every row of J."
         assert tab.locator("#image-says").text_content() == f"J, 64 x 8 tokens x 64: {says}"
         assert tab.locator("#image").count() == 0
 
@@ -662,7 +662,7 @@ def test_every_table_can_be_downloaded(browser: Browser, made: Written, tmp_path
             got.value.save_as(tmp_path / name)
     own = json.loads((tmp_path / "secant.json").read_text("utf-8"))
     assert own["about"] == made.about
-    assert own["columns"]["tokens"]["effect"].startswith("what the model's own logit loses")
+    assert own["columns"]["tokens"]["effect"].startswith("how much the model's own logit drops")
     assert {name: len(rows) for name, rows in own["tables"].items()} == {n: len(t) for n, t in made.tables.items()}
     for row, wanted in zip(own["tables"]["lens_terms"], made.tables["lens_terms"].to_dict("records"), strict=True):
         assert row == wanted
@@ -700,7 +700,7 @@ def test_a_link_that_makes_no_sense(browser: Browser, made: Written) -> None:
 def test_keyboard(browser: Browser, made: Written) -> None:
     with opened(browser, made, "#token=0") as tab:
         tab.keyboard.press("Tab")
-        assert tab.evaluate("document.activeElement.textContent") == "To the prompt"
+        assert tab.evaluate("document.activeElement.textContent") == "Skip to the prompt"
         tab.keyboard.press("Enter")
         tab.keyboard.press("Tab")
         assert str(tab.evaluate("document.activeElement.getAttribute('aria-label')")).startswith("0: ")

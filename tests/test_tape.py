@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 import warnings
 from collections import OrderedDict
+from typing import Any
 
 import pytest
 import torch
@@ -412,6 +414,26 @@ def test_a_hidden_nonlinearity_is_refused_in_16_bits_too(monkeypatch: pytest.Mon
     assert sc.freeze(lm, prompt()).certificate.affinity < 0.1
     with pytest.raises(NotExact, match="1e-04 in float32; got affinity"):
         sc.freeze(lm, prompt(), precision="float32")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rms_norm_eps": math.nan}, "NaN at position 0, with rms_norm_eps = NaN in its configuration. Correct"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": math.nan}}, "with rope_theta = NaN"),
+    ],
+)
+def test_a_setting_that_is_nan_is_named(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelRefused, match=f"must compute finite numbers; got .*{said}"):
+        sc.freeze(model_of("llama", "sdpa", **options), prompt())
+
+
+def test_a_pass_that_is_nan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: original(self, x) * math.nan)
+    for dtype, todo in ((torch.float16, "Load it in bfloat16 or float32"), (torch.float64, "Report its type")):
+        with pytest.raises(ModelRefused, match=f"got NaN at position 0, in {dtype}. {todo}"):
+            sc.freeze(model_of("llama", "sdpa", dtype), prompt())
 
 
 def test_a_forward_pass_that_does_not_repeat_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ def test_wrong_targets() -> None:
         (BadArgument, "finite elements", {"target": torch.full((run.hidden.shape[1],), torch.nan)}),
         (BadArgument, "not compared with a token", {"target": run.hidden[-1], "versus": 5}),
         (BadArgument, "Only logits are split", {"flow": True, "point": "layers.0"}),
-        (BadArgument, "A token is compared with a different one", {"target": [5, 6], "versus": 6}),
+        (BadArgument, "A token must be compared with a different one", {"target": [5, 6], "versus": 6}),
         (NoPoint, "The points of this model", {"point": "layers.77"}),
         (BadPrompt, "token", {"target": {10**7: 1.0}}),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Callable
@@ -433,6 +434,23 @@ def test_chat_messages(chatting: Callable[[str], sc.LM]) -> None:
     assert lm.encode([{"role": "wizard", "content": ""}]) == lm.encode("wizard: \n")
     with pytest.raises(BadPrompt, match=r"got '€', which the tokenizer drops"):
         lm.encode([USER, {"role": "user", "content": "a €"}])
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ messages | tojson }}", "{% for m in messages %}{{ m['content'] | tojson }}{% endfor %}"]
+)
+def test_templates_that_write_messages_as_json(of: Callable[..., sc.LM], template: str) -> None:
+    tokens = of(models.BPE(vocabulary(*'abcdefghijklmnopqrstuvwxyz:[]{},()\n \\"é'), [])).tokens
+    tokens.tokenizer.chat_template = template
+    said = [{"role": "user", "content": 'a "b" \\ é\nc'}, {"role": "assistant", "content": 'd "e"'}]
+    written = [said] if template == "{{ messages | tojson }}" else [message["content"] for message in said]
+    text = "".join(json.dumps(part, ensure_ascii=False) for part in written)
+    assert encode(tokens, said) == encode(tokens, text)
+    tokens.tokenizer.chat_template = "{{ messages[0] | tojson }}"
+    with pytest.raises(BadPrompt, match="without message 1, of role 'assistant'"):
+        encode(tokens, said)
+    with pytest.raises(BadPrompt, match="without message 0"):  # one of two that are the same
+        encode(tokens, [said[0], said[0]])
 
 
 @pytest.mark.parametrize(

@@ -326,7 +326,7 @@ def test_steer_refuses(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\xff")
     assert "one strength and one form" in refused("steer", PROMPTS[0], *how, "--layer", 1)
-    assert "--out belongs to a sweep" in refused("steer", PROMPTS[0], *how, "--out", tmp_path)
+    assert "--out applies to sweeps only" in refused("steer", PROMPTS[0], *how, "--out", tmp_path)
     assert "Steering requires a concept" in refused("steer", PROMPTS[0])
     assert "or a file of prompts; got none" in refused("steer", *how, "--sweep")
     assert "or a file of prompts; got both" in refused("steer", "x", *how, "--sweep", "--prompts", tmp_path / "empty")

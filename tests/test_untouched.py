@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from families import frozen, model_of, prompt
@@ -78,6 +80,27 @@ def test_what_a_pass_writes_in_place_is_put_back(used: bool) -> None:
     assert {k: v for k, v in state_of(lm.model).items() if "version" not in k} == {
         k: v for k, v in state.items() if "version" not in k
     }
+
+
+@pytest.mark.parametrize("shared", [Tensor.numpy, np.asarray, lambda t: t.detach().numpy()])
+def test_what_a_pass_writes_through_numpy_is_put_back(
+    shared: Callable[[Tensor], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = model_of("llama", "sdpa")
+    mlp = lm.model.model.layers[0].mlp
+    mlp.register_buffer("calls", torch.zeros(1, dtype=torch.float64))
+    plain = type(mlp).forward
+
+    def counting(self: nn.Module, x: Tensor) -> Tensor:
+        if hasattr(self, "calls"):
+            shared(self.calls)[0] += 1
+        return plain(self, x)
+
+    monkeypatch.setattr(type(mlp), "forward", counting)
+    use(sc.freeze(lm, prompt()))
+    assert mlp.calls.item() == 0
+    lm.model(input_ids=torch.tensor([prompt()]))
+    assert mlp.calls.item() == 1  # the model's own passes count
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
@@ -187,6 +210,27 @@ def inside(model: nn.Module) -> None:
 def layer_by_layer(model: nn.Module) -> None:
     for layer in model.model.layers:
         layer.compile(backend="eager")
+
+
+def forward_of_the_whole(model: nn.Module) -> None:
+    model.forward = torch.compile(model.forward, backend="eager")
+
+
+def forward_of_a_part(model: nn.Module) -> None:
+    model.model.layers[1].mlp.forward = torch.compile(model.model.layers[1].mlp.forward, backend="eager")
+
+
+@pytest.mark.parametrize("compile_", [forward_of_the_whole, forward_of_a_part])
+def test_a_compiled_forward_is_run_as_plain_torch(compile_: Callable[[nn.Module], None]) -> None:
+    lm = model_of("llama", "sdpa")
+    J = sc.freeze(lm, prompt()).operator().dense()
+    compile_(lm.model)
+    forwards = [vars(module).get("forward") for module in lm.model.modules()]
+    run = sc.freeze(lm, prompt())
+    assert torch.equal(run.operator().dense(), J)
+    use(run)
+    assert [vars(module).get("forward") for module in lm.model.modules()] == forwards
+    assert any(forward is not None for forward in forwards)
 
 
 @pytest.mark.slow

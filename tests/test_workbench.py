@@ -176,7 +176,7 @@ def test_its_scripts_never_turn_text_into_html(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"model": "tiny"}, "A request has all of its fields; got none called prompt."),
+        ({"model": "tiny"}, "A request must have all of its fields; got none called prompt."),
         ({"model": "/etc/passwd", "prompt": "a"}, "Models here are tiny, other; got '/etc/passwd'."),
         ({"model": "tiny", "prompt": ""}, "prompt has 1 to 32768 characters; got 0."),
         ({"model": "tiny", "prompt": "a" * 40_000}, "prompt has 1 to 32768 characters; got 40000."),
@@ -607,7 +607,7 @@ def test_a_fault_is_one_line_and_the_worker_goes_on(client: TestClient, monkeypa
 
     monkeypatch.setattr("secant.analyses.live.ablate", broken)
     job = finished(client, client.post(f"/api/runs/{run}/ablation", json={"what": 1, "by": "zero"}).json())
-    assert job["says"] == "An error that secant does not expect; got ValueError: one two."
+    assert job["says"] == "An unexpected error; got ValueError: one two."
     monkeypatch.undo()
     assert result(client, run, "ablation", what=1, by="zero")["what"] == "token 1"
 

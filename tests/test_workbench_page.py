@@ -74,7 +74,7 @@ def outside(url: str, origin: str) -> bool:
 def settled(tab: Page, pane: int = 0) -> None:
     """All stages are computed and drawn."""
     expect(tab.locator(".result").nth(pane)).not_to_have_attribute("aria-busy", "true", timeout=60_000)
-    expect(tab.locator(".now").nth(pane)).to_have_text("All is computed.", timeout=120_000)
+    expect(tab.locator(".now").nth(pane)).to_have_text("Everything is computed.", timeout=120_000)
 
 
 def ask(tab: Page, prompt: str, pane: int = 0) -> None:
@@ -228,7 +228,7 @@ def test_keyboard(browser: Browser, address: str) -> None:
     with opened(browser, address) as tab:
         settled(tab)
         tab.keyboard.press("Tab")
-        assert tab.evaluate("document.activeElement.textContent") == "To the prompt"
+        assert tab.evaluate("document.activeElement.textContent") == "Skip to the prompt"
         tab.keyboard.press("Enter")
         tab.keyboard.type("X")
         tab.keyboard.press("ControlOrMeta+a")

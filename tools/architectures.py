@@ -33,17 +33,18 @@ KINDS = {"recurrent": "Rwkv", "LSTM": "LSTM", "latent attention": "MLA", "Mamba"
 
 HEAD = """# Architectures
 
-Every causal language model type that transformers {version} registers, as a small random model: weights, norms, biases
-and decays off their initial values, the prompt longer than windows, chunks and kernels (`tests/families.py`).
+This table lists every causal language model type that transformers {version} registers. Each was measured on a small
+random model, with weights, norms, biases and decays moved off their initial values, and a prompt that is longer than
+windows, chunks and kernels (`tests/families.py`).
 
-- *exact*: in float64 the frozen network reproduces the model (reconstruction) and is affine (affinity), in norms of y;
-  in float32 the recorded pass equals the plain one bit for bit. The errors are the worst of `gate`, `up` and `half`
-  with eager attention and of `gate` with sdpa, where the type has both. constants: ‖b‖ / ‖y‖ under `gate`.
-- *secants*: the worst error of either kind under `halves` and `secant`; *no* where an operation is hidden from secant,
-  as a custom autograd function that only frozen factors pass through. Such a prompt is refused with `NotExact`.
-- *refused*: with the reason. *excluded*: does not decode text on its own.
+- *exact*: in float64 the frozen network reproduces the model (reconstruction) and is affine (affinity), relative to the
+  norm of y; in float32 the recorded pass equals the plain one bit for bit. The errors are the largest of `gate`, `up`
+  and `half` with eager attention and of `gate` with sdpa, where the type has both. constants: ‖b‖ / ‖y‖ under `gate`.
+- *secants*: the largest error of either kind under `halves` and `secant`; *no* where an operation is hidden from
+  secant, in a custom autograd function that is exact only with frozen factors. Such a prompt raises `NotExact`.
+- *refused*: the last column has the reason. *excluded*: does not decode text on its own.
 
-Written by `python tools/architectures.py`; `secant architectures` prints it.
+`python tools/architectures.py` writes this page; `secant architectures` prints the table.
 
 {exact} types are exact, {refused} refused, and {excluded} do not decode text on their own.
 

@@ -30,18 +30,20 @@ PAGE = ROOT / "docs" / "reference" / "quantization.md"
 IDS = [3, 4, 5, 6, 7, 8, 9, 10]
 HEAD = """# Packed weights
 
-Every method of quantisation that transformers {version} registers, and what secant does with a checkpoint packed by it.
+This table lists every quantisation method that transformers {version} registers, and what secant does with its
+checkpoints.
 
-- *exact*: as the weights that it stands for.
+- *exact*: for the weights that it represents.
 - *exact after dequantize=True*: `sc.load(..., dequantize=True)` and `--dequantize` replace the packed weights with the
-  plain ones that they stand for; without it, the checkpoint is refused.
+  plain ones that they represent; without it, the checkpoint is refused.
 - *refused*: its layers round activations, which no linear map does, and transformers cannot dequantise it.
-- *exact in memory*: not loaded from a folder. A model that the method's package packed, in `secant.LM`, is exact.
+- *exact in memory*: secant does not load it from a folder, but is exact on a model that the method's package packed
+  (`secant.LM`).
 - *not tried*: it requires a GPU. It is loaded if transformers can, and the certificate of each run decides: a kernel
   without a rule is refused, and so is a pass that is not affine.
 
 The errors are those of the certificate of a small Llama (gpt-oss for mxfp4) in float32 (auto-round: bfloat16), under
-`gate`. Written by `python tools/quantization.py`, from the table in `src/secant/model/quantization.py` that also
+`gate`. `python tools/quantization.py` writes this page from the table in `src/secant/model/quantization.py`, which also
 decides what is loaded.
 
 | method | result | reconstruction | affinity | |

@@ -20,18 +20,18 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "tables.md"
 
 HEAD = """# Tables
 
-Every table that secant writes, as Parquet and as CSV: what a row is, and what each column holds. `columns.csv` next to
-them says the same of the tables of its folder, and so does the metadata of each Parquet column. Types: integer and
-number are 64 bits wide, text is UTF-8, truth is true or false; what is missing is empty in CSV and null in Parquet. A
-`{i}` in a name stands for 0, 1, 2, …
+This page describes every table that secant writes, as Parquet and as CSV: what a row is, and what each column holds.
+`columns.csv` says the same about the tables in its folder, and so does the metadata of each Parquet column. As for
+types, integer and number are 64 bits wide, text is UTF-8, and truth is true or false; missing values are empty in CSV
+and null in Parquet. `{i}` in a name stands for 0, 1, 2, …
 
-Written by `python tools/tables.py` from the tables that stand next to the code that fills them.
+`python tools/tables.py` writes this page from the tables, which are defined next to the code that fills them.
 
 ## Reading CSV
 
-Tokens are any text: line ends, quotes, commas, spaces alone, `NA`. In CSV every text is in quotes, and quotes inside it
-are doubled; a missing value is empty, without quotes. Tell your reader so, or it takes the token `NA` for a missing
-value and the token `1` for a number. With pandas, an empty text becomes a missing one:
+A token can be any text: a line end, a quote, a comma, spaces alone, `NA`. In CSV every text is in quotes, and quotes
+inside it are doubled; a missing value is empty, without quotes. Configure your reader for this, or it takes the token
+`NA` for a missing value and the token `1` for a number. With pandas, an empty text becomes a missing value:
 
 ```python
 about = pd.read_csv("out/columns.csv", keep_default_na=False)

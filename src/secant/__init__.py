@@ -1,4 +1,4 @@
-"""secant: a language model's forward pass at a prompt, as the exact linear system that it is.
+"""secant: the forward pass of a language model at a prompt, as an exact linear system.
 
 The public names, in the order of the pipeline; each is imported when it is first used.
 """

@@ -75,7 +75,7 @@ class NoRule(SecantError):
 
 
 class NotExact(SecantError):
-    """The frozen network does not reproduce the model within tolerance."""
+    """The frozen network does not reproduce the model within the tolerance."""
 
 
 class ReplayMismatch(SecantError):
@@ -91,7 +91,7 @@ class TooLarge(SecantError):
 
 
 class OutputFailed(SecantError):
-    """A result could not be written; nothing half-written is left behind."""
+    """A result could not be written. Nothing half-written stays behind."""
 
 
 class DamagedFile(SecantError):
@@ -103,7 +103,7 @@ class NotConverged(SecantError):
 
 
 class Stopped(BaseException):
-    """Work was stopped at a stopping point. It is no `Exception`, so that no code takes it for an error of its own."""
+    """Work was stopped at a stopping point. It is not an `Exception`, so that no code mistakes it for an error."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -38,7 +38,7 @@ FROZEN, REAL = "the frozen network (the linear system)", "the model itself"
 
 ABLATION = Table(
     "ablation",
-    "a token that is among the most likely before, frozen or real",
+    "a token that is among the most likely ones before or after, in either network",
     (
         WORD.but(name="token", meaning="the token's text"),
         WORD_ID.but(meaning="its id in the vocabulary"),
@@ -108,7 +108,7 @@ class Ablation(Result):
         return frozen.item(), real.item()
 
     def answers(self, target: str | SupportsIndex | None = None) -> dict[str, Any]:
-        """Returns both networks' answers as a page shows them, ready for JSON.
+        """Returns the answers of both networks as the page shows them, ready for JSON.
 
         Args:
             target: The token whose logit is followed, by its text or id; by default the predicted one.
@@ -126,7 +126,7 @@ class Ablation(Result):
         return {**said, **logits, "convention": run.certificate.convention}
 
     def to_pandas(self, top: int = 10) -> pd.DataFrame:
-        """Returns a row for each token that is among the `top` most likely before, frozen or real.
+        """Returns a row for each token that is among the `top` most likely before or after, in either network.
 
         Args:
             top: How many tokens of each of the three.
@@ -142,7 +142,7 @@ class Ablation(Result):
         return ABLATION.frame(rows)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Returns `ablation`: the tokens that are among the most likely before, frozen or real."""
+        """Returns `ablation`: the tokens that are among the most likely ones before or after, in either network."""
         return {"ablation": self.to_pandas()}
 
     def about(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class Ablations(Result):
         return {"target": self.target, "by": self.by}
 
     def view(self) -> View:
-        """Shows tokens and parts in their order, and the heads that matter most to the model itself."""
+        """Shows tokens and parts in order, and the heads that matter most to the model itself."""
         grids = []
         for kind, title in (("token", "tokens"), ("layer", "parts"), ("head", "heads")):
             rows = self.table[self.table["kind"] == kind]
@@ -351,7 +351,7 @@ def ablations(
 
     """
     if not kinds or not set(kinds) <= {"token", "layer", "head"}:
-        raise BadArgument("Kinds are token, layer and head", repr(kinds), "Choose from them.")
+        raise BadArgument("Kinds of ablation are token, layer and head", repr(kinds), "Choose from them.")
     named = [p for p in run.inside.points.values() if p.layer is not None] if {"layer", "head"} & set(kinds) else []
     found: list[tuple[str, str | int, Point | None]] = []
     if "token" in kinds:

@@ -88,7 +88,7 @@ FLOW = Table(
 )
 
 EFFECT = Column(
-    "effect", float, "what the model's own logit loses if the token is deleted; missing if it was not", LOGIT,
+    "effect", float, "how much the model's own logit drops if the token is deleted; missing if it was not", LOGIT,
     heading="deleted", show="logit", missing=True,
 )  # fmt: skip
 
@@ -147,19 +147,19 @@ class Attribution(Selective, Result):
             from zero, the constant named origin is J x₀. Rows of kind *embed*, *layer* (what
             a part adds to the residual stream) and *outside* (constants outside parts, by module) contribute by the
             direct path. Rows of kind *head* sum to their layer's attention. `all_paths` is the contribution by all
-            paths: through later parts, and through what the part itself adds at later positions (RWKV).
+            paths: also through later parts, and through what the part itself adds at later positions (RWKV).
         flow: A row for each part or head, path (direct, all) and token; position is missing for the constants. The
             direct rows other than heads, with those named *outside*, sum to the logit. None unless it was asked for.
         position: The position at which the logit is read.
         origin: What contributions of tokens are measured from: "zero", "mean", "reference" or "given".
         references: How many random references they are averaged over; 0 if the convention has none.
-        convention: The label of the convention, which says which exact affine map stands for each operation.
+        convention: The label of the convention, which says which exact affine map replaces each operation.
         baseline: What the logit is measured from: "vocabulary" (the mean logit), "expected" or "none".
         point: The activation that is attributed: "logits", "norm", or one inside the network.
         label: What is attributed, as views write it.
         left_out: The positions of tokens that views leave out.
-        others: Contributions of the tokens under other conventions, by label, which views show next to these.
-        effects: What the model's own logit loses without each token, likewise; None if it was not measured.
+        others: Contributions of the tokens under other conventions, by label, for views to show next to these.
+        effects: How much the model's own logit drops without each token, for these views; None if not measured.
         dependence: How far the answer depends on the convention, in one line.
 
     """
@@ -292,9 +292,9 @@ class Attribution(Selective, Result):
         grids = [self._grid(inputs, "tokens and constants, by all paths", self._beside())]
         notes = [self.note] if self.note else []
         if self.others:
-            notes.append(f"{', '.join(self.others)}: contributions under these conventions, which are as exact.")
+            notes.append(f"{', '.join(self.others)}: contributions under these conventions, which are just as exact.")
         if self.effects is not None:
-            notes.append("deleted: what the model's own logit loses without the token.")
+            notes.append("deleted: how much the model's own logit drops when the token is deleted.")
         if self.direct is None:
             return View("", facts, grids, notes)
         parts = self.table[self.table["kind"].isin(["embed", "layer", "outside"])]
@@ -308,9 +308,9 @@ class Attribution(Selective, Result):
         remainder = max(abs(self.total - self.logit), abs(self.direct - self.logit))
         notes += [
             f"Both sums equal the logit to {remainder:.0e}; heads sum to their layer's attention.",
-            "All paths: the contribution of what the part adds, also through later parts (for embed, through all); "
-            "these overlap, and do not sum to the logit. The first sum has all constants (biases, positions) by all "
-            "paths; in the second, constants inside parts count with their part.",
+            "All paths: the part's contribution including that through later parts (for embed, through all parts); "
+            "these overlap, and do not sum to the logit. In the first sum, constants (biases, positions) contribute by "
+            "all paths; in the second, constants inside a part count as the part's.",
         ]
         if self.flow is not None:
             grids.append(self._by_part_and_token(self.flow))
@@ -369,7 +369,7 @@ class Attribution(Selective, Result):
             [name, *(Cell(v, "" if abs(v) >= small else "dim") for v in own)]
             for name, own in zip(cells.index, cells.to_numpy().tolist(), strict=True)
         ]
-        title = "what each token makes of each part, straight to the logit"
+        title = "what each token contributes through each part, straight to the logit"
         return Grid([Shown("part"), *headings], lines, title, keep=1)
 
 
@@ -394,7 +394,7 @@ def attribute(
     references: int | None = None,
     max_memory: float | str | None = None,
 ) -> Attribution:
-    """Returns what every token, part, head and constant contributes to a token's logit.
+    """Returns the contribution of every token, part, head and constant to a token's logit.
 
     Contributions of tokens are measured from an origin x₀: token t contributes J_t (x_t - x₀_t), and the constants are
     J x₀ + b. The sums are exact for every baseline and every origin.
@@ -406,16 +406,16 @@ def attribute(
             or a vector, such as a probe, for its product with an activation.
         versus: A token whose logit is subtracted, by its text or id; by default none.
         position: The position at which the logit is read; by default the last.
-        convention: Which exact affine map stands for each operation, as in `freeze`. By default the one that the run
+        convention: Which exact affine map replaces each operation, as in `freeze`. By default the one that the run
             was frozen under if that was chosen, and otherwise "secant", for which the prompt is frozen anew: of all
             exact systems that were measured, its contributions predict best what the model does without a token.
-        baseline: What logits are measured from: "vocabulary", their mean over the vocabulary, because softmax does not
-            see what is added to all of them; "expected", their mean weighted by the model's probabilities, so that
-            contributions are to the log-probability, to first order; or "none". A difference of logits does not depend
-            on it.
+        baseline: What logits are measured from: "vocabulary", their mean over the vocabulary, because a constant
+            added to all of them does not change the softmax; "expected", their mean weighted by the model's
+            probabilities, so that, to first order, contributions are to the log-probability; or "none". A difference of
+            logits does not depend on it.
         point: The activation that is attributed, as in `run.operator`; by default the logits, and of a vector the norm.
             The logits of an activation inside are read out by the final norm, at the activation's own statistics.
-        parts: Whether layers, heads and constants outside parts are in the table too. This takes more replays. Without
+        parts: Whether the table also has layers, heads and constants outside parts, which takes more replays. Without
             them, for any point but the logits, and for a model whose layers can't be found, the table has tokens and
             constants only.
         flow: Whether token x part and token x head are computed too; implies `parts`. This takes as many products as

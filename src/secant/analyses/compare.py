@@ -146,7 +146,7 @@ COMPARED_WORDS = Table(
 )
 STRETCHES = Table(
     "stretches",
-    "a stretch of the prompt that every model has tokens of its own for, and a model in a convention",
+    "a stretch of the prompt, for a model in a convention; every model has tokens of its own for it",
     (
         Column("stretch", int, "which stretch, from 0"),
         Column("text", str, "its text"),
@@ -346,7 +346,7 @@ def compare(
         prompt: A text, token ids or chat messages.
         lms: The models, or models by name. They are used one after the other, so that a generator that loads them
             requires memory for one at a time.
-        conventions: Which exact affine maps stand for each operation: conventions as in `freeze`, each once.
+        conventions: Which exact affine maps replace operations: conventions as in `freeze`, each once.
         k: The number of singular triplets of each token's block.
         top: The number of top tokens of each singular vector.
         precision: The type in which frozen networks are evaluated; by default each model's own.
@@ -370,7 +370,7 @@ def compare(
             raise BadArgument("compare takes LMs", type(lm).__name__, "Make them with sc.load or sc.LM.")
         label = name or named(lm.name)
         if any(s.model == label for s in subjects):
-            raise BadArgument("Models have different names", f"{label!r} twice", "Name them with a dict.")
+            raise BadArgument("Models must have different names", f"{label!r} twice", "Name them with a dict.")
         nulls: dict[Side, Null] = {}  # conventions of one model share them
         for convention in labels:
             e = explained(
@@ -571,7 +571,7 @@ def _by_characters(
     if text is None:
         return (
             UNALIGNED,
-            ["The models have different tokens, and only those of a text can be aligned by characters."],
+            ["The models have different tokens, and only tokens of a text can be aligned by characters."],
             [],
             [],
         )
@@ -594,7 +594,7 @@ def _by_characters(
             stretch = max(n for n, c in enumerate(cuts[:-1]) if c <= lo)  # a token of spaces joins what follows
             members[stretch][i].append(t)
     if len(solid) and len(members) == 1 and any(len(s.tokens) > 1 for s in subjects):
-        why.append("The models' tokens have no common boundary inside the prompt: all of it is one stretch.")
+        why.append("The models' tokens have no common boundary inside the prompt, so the whole prompt is one stretch.")
     where = [(solid[lo], solid[hi - 1] + 1) for lo, hi in pairwise(cuts)]
     return BY_CHARACTERS, list(dict.fromkeys(why)), where, members
 

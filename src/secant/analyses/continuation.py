@@ -99,8 +99,8 @@ class Steps(Result):
             p = step.prediction
             rows.append([number, p.token, p.probability, step.certificate.reconstruction, *own])
         facts = {"prompt": Tokens(self.tokens[: self.prompt]), "continuation": self.text}
-        ended = "" if self.ended == "steps" else f" It ended at the {self.ended}."
-        notes = [f"Each row: what each token before it contributes to the generated token's logit, as a share.{ended}"]
+        ended = "" if self.ended == "steps" else f" The continuation ended at the {self.ended}."
+        notes = [f"Each row: the share of the generated token's logit that each earlier token contributes.{ended}"]
         return View("The model's own continuation, token by token", facts, [Grid(columns, rows, keep=4)], notes)
 
     def shares(self) -> pd.DataFrame:
@@ -143,7 +143,9 @@ def follow(
     steps = integer(steps, 1, 10**6, "A continuation has at least one step", "steps = ")
     if isinstance(origin, Tensor) and origin.ndim != 1:
         raise BadArgument(
-            "The origin of a continuation is one embedding for all tokens", f"{origin.ndim} dimensions", "Give [d]."
+            "The origin of a continuation is one embedding, used for all tokens",
+            f"{origin.ndim} dimensions",
+            "Give a tensor of shape [d].",
         )
     prompt, found, ended = len(run.ids), list[Step](), "steps"
     while True:

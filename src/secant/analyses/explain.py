@@ -188,7 +188,7 @@ class Explanation(Result):
 
     @property
     def lens(self) -> Lens | None:
-        """What the model would say at every depth; None if its layers can't be read out."""
+        """What the model would predict at every depth; None if its layers can't be read out."""
         found = self.case.lens
         return None if found is None else found.without(self.attribution.left_out)
 
@@ -291,8 +291,8 @@ class Explanation(Result):
     ) -> Evidence:
         """Returns what supports the explanation, with tables of its own.
 
-        This is the logit by layer and by head, its differences to those of other predictions, an image of J, y next to
-        J x + b, and what random directions decode to.
+        It consists of the logit by layer and by head, its differences to those of other predictions, an image of J, y
+        next to J x + b, and what random directions decode to.
 
         Args:
             image: Whether it has the image of J, which requires all rows of J.
@@ -309,7 +309,7 @@ class Explanation(Result):
             return gathered(self.case, image=image)
 
     def report(self, path: str | Path, evidence: Evidence | None = None) -> None:
-        """Writes the explanation and its evidence as one HTML page, which can be read offline.
+        """Writes the explanation and its evidence as one HTML page that works offline.
 
         Args:
             path: The file to write.
@@ -328,9 +328,10 @@ class Explanation(Result):
         write(path, EXPLANATION, self.contents(evidence))
 
     def widget(self, evidence: Evidence | None = None) -> Any:
-        """Returns the page as a widget for notebooks, which asks the kernel (extra `widget`).
+        """Returns the page as a live widget for notebooks (extra `widget`).
 
-        Tokens and parts can be ablated, the target compared with any token, and continuations steered.
+        In it you can ablate tokens and parts, compare the target with any token, and steer; the kernel computes the
+        answers.
 
         Args:
             evidence: The result of `evidence()`; by default it is computed.
@@ -484,7 +485,7 @@ def explain(
         target: The token whose logit is explained, by its text or id; by default the predicted one.
         k: The number of singular triplets of each token's block.
         top: The number of top tokens of each singular vector.
-        convention: Which exact affine map stands for each operation, as in `freeze`; by default "gate" for spectra and
+        convention: Which exact affine map replaces each operation, as in `freeze`; by default "gate" for spectra and
             "secant" for contributions.
         precision: The type in which the frozen network is evaluated, at least the model's own, which is the default.
         seed: The seed of the random input that affinity is measured at, of solvers, and of random directions.
@@ -534,7 +535,7 @@ def explained(
         prompt: The prompt.
         k: The number of singular triplets of each token's block.
         top: The number of top tokens of each singular vector.
-        convention: Which exact affine map stands for each operation.
+        convention: Which exact affine map replaces each operation.
         precision: The type in which the frozen network is evaluated.
         seed: The seed of all random numbers.
         max_memory: Bytes to work in, or a size.
@@ -607,7 +608,7 @@ def case_of(
         target: The token whose logit is explained.
         k: The number of singular triplets of each token's block.
         top: The number of top tokens of each singular vector.
-        convention: Which exact affine map stands for each operation.
+        convention: Which exact affine map replaces each operation.
         precision: The type in which the frozen network is evaluated.
         seed: The seed of all random numbers.
         origin: What contributions are measured from.

@@ -169,7 +169,7 @@ def faithfulness(
         methods: Some of "secant", "gradient x input", "integrated gradients", "attention rollout" and "random".
             Integrated gradients require captum. Attention rollout requires a model loaded with attention="eager".
         replace: "delete" to shorten the prompt, or a token, by its text or id, that replaces the removed ones.
-        keep: Positions that are never removed; by default the first, if the tokenizer begins every text with it.
+        keep: Positions that are never removed; by default the first, if the tokenizer puts its token before every text.
         scores: Scores of other methods by name, one for each token of the prompt. High ones are removed first.
         baseline: What the logit is measured from, as in `attribute`.
         seed: The seed of the random order.
@@ -201,9 +201,9 @@ def faithfulness(
     for method, given in (scores or {}).items():
         if len(given) != T or not all(math.isfinite(score) for score in given):
             got = "scores that are not finite" if len(given) == T else f"{len(given)}"
-            raise BadArgument(f"A method has a finite score for each of the {T} tokens", got, "Give one for each.")
+            raise BadArgument(f"A method must give a finite score to each of the {T} tokens", got, "Give one for each.")
         if method in found:
-            raise BadArgument("Methods have different names", f"{method!r} twice", "Rename your scores.")
+            raise BadArgument("Methods must have different names", f"{method!r} twice", "Rename your scores.")
         found[method] = torch.as_tensor(given, dtype=torch.float64)
     stand_in = None if replace == DELETE else lm.token(replace, "input")
     orders = {m: [free[i] for i in np.argsort([-s[t].item() for t in free], kind="stable")] for m, s in found.items()}

@@ -151,7 +151,7 @@ def tokens(
         run: The run.
         attribution: The contributions.
         sinks: The attention that each token receives, and why it counts as a sink, as `sink_columns` returns them.
-        effects: What the model's own logit loses without each token.
+        effects: How much the model's own logit drops without each token.
         norms: ‖J_t (x_t - x₀_t)‖ of each token.
         written: The top tokens of each J_t (x_t - x₀_t).
         svds: The triplets of each token's block.

@@ -238,7 +238,7 @@ def _other(run: Run, other: Prompt | Swap) -> list[int]:
     ids = run.lm.encode(other)
     if len(ids) != T:
         raise BadPrompt(
-            "Both prompts must have as many tokens", f"{T} and {len(ids)}",
+            "Both prompts must have the same number of tokens", f"{T} and {len(ids)}",
             "Give one of the same length, or a tuple (position, token).",
         )  # fmt: skip
     return ids

@@ -80,7 +80,7 @@ ELEMENTS = 2**26
 
 @dataclass(frozen=True, eq=False)
 class Lens(Selective, Result):
-    """What the model would say at every depth.
+    """What the model would predict at every depth.
 
     Attributes:
         target: The text of the token that is followed.
@@ -147,7 +147,9 @@ class Lens(Selective, Result):
         at = self._place(position)
         if at not in self.positions:
             known = ", ".join(map(str, self.positions))
-            raise BadArgument(f"This lens is split at positions {known}", str(at), f"Use sc.lens(run, position={at}).")
+            raise BadArgument(
+                f"This lens has contributions at positions {known}", str(at), f"Use sc.lens(run, position={at})."
+            )
         own = self.terms[(self.terms["part"] == part) & (self.terms["at"] == at)]
         own = own.fillna({"position": len(self.tokens)})
         return own.pivot_table("contribution", "layer", "position", sort=True)
@@ -198,7 +200,7 @@ def lens(
     max_memory: float | str | None = None,
     progress: Progress | None = None,
 ) -> Lens:
-    """Returns what the model would say at every depth, and what each token contributes to that.
+    """Returns what the model would predict at every depth, and what each token contributes to it.
 
     Contributions are those of the run's own convention. They take one product with Jᵀ for each layer, part and
     position.
@@ -325,7 +327,7 @@ def _alone(run: Run, names: Sequence[str], slopes: Tensor, rows: Sequence[int], 
         error = relative(own, run.logits)
     if others.any() or not error <= 8 * torch.finfo(run.lm.dtype).eps:
         raise NoPoint(
-            "The lens requires a final norm and a head right after the last layer, of each position alone",
-            "others" if others.any() else f"different logits there ({error:.1e})",
+            "The lens requires a final norm and a head right after the last layer that act on each position alone",
+            "other operations" if others.any() else f"different logits there ({error:.1e})",
             "Use run.operator(..., readout='norm').",
         )  # fmt: skip

@@ -83,18 +83,18 @@ def _legend(run: Run, own: Attribution, others: Sequence[str], deleted: bool) ->
     ]
     if own.origin == "reference":
         said.append(
-            "They are measured from random tokens after the prompt's first one, which contributes 0 by construction; "
-            "reference: the logit that the model itself gives there."
+            "They are measured from random tokens after the prompt's first one, which therefore contributes 0; "
+            "reference: the model's own mean logit on these random prompts."
         )
     elif own.origin != "zero":
         said.append(f"They are measured from {origin_line(own.origin)}.")
     if others:
-        said.append(f"{', '.join(others)}: under these conventions, which are as exact.")
+        said.append(f"{', '.join(others)}: contributions under these conventions, which are just as exact.")
     if deleted:
-        said.append("deleted: what the model's own logit loses without the token.")
+        said.append("deleted: how much the model's own logit drops when the token is deleted.")
     said.append(
-        f"contributes: top tokens of J x, under {run.certificate.convention}; z: how far the first is above chance, "
-        f"dim below {CHANCE_Z:.0f}."
+        f"contributes: top tokens of J x, under {run.certificate.convention}; z: how far the first one is above chance,"
+        f" dim below {CHANCE_Z:.0f}."
     )
     said.append(own.note or "Dim tokens: attention sinks and the first token.")
     return " ".join(said)

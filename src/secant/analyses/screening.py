@@ -222,14 +222,14 @@ def screen(
     word stands for all tokens whose text is that word, apart from leading spaces and case.
 
     The statistic is the rank of the listed word that scores highest, among all tokens; ties are broken by the rank of
-    the next listed word. Ranks depend neither on the size of scores nor on the lead of the first token, so that a list
-    of arbitrary words does not rank higher in vectors that stand out. p is the share of `samples` random directions in
+    the next listed word. Ranks depend neither on the size of scores nor on the lead of the first token, so a list of
+    arbitrary words does not rank higher in vectors that stand out. p is the share of `samples` random directions in
     which the list ranks as high, the vector itself counted among them. q is p corrected for all tests of the call
-    (Benjamini and Hochberg, 1995). Tests of one prompt resemble each other. The correction allows for tests that depend
-    on each other positively (Benjamini and Yekutieli, 2001), which is assumed.
+    (Benjamini and Hochberg, 1995). Tests of one prompt resemble each other. The correction is valid for tests
+    that depend on each other positively (Benjamini and Yekutieli, 2001), which is assumed.
 
-    A flagged vector is not a random direction with respect to the list. Words that a model writes everywhere, such as
-    frequent ones, are flagged everywhere: screen for an unrelated list to see how often.
+    A flag says that a vector is not a random direction with respect to the list. Words that a model writes everywhere,
+    such as frequent ones, are flagged everywhere: screen for an unrelated list to see how often.
 
     Args:
         lm: The model.
@@ -241,7 +241,7 @@ def screen(
         position: The position whose residual stream is decomposed; by default the last.
         samples: The number of random directions.
         level: The false discovery rate: the expected share of false ones among the flagged vectors.
-        convention: Which exact affine map stands for each operation, as in `freeze`, by default "gate".
+        convention: Which exact affine map replaces each operation, as in `freeze`, by default "gate".
         precision: The type in which the frozen network is evaluated; by default the model's own.
         seed: The seed of random directions, and of all other random numbers.
         max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
@@ -312,7 +312,7 @@ def looked_up(lm: LM, lexicon: Sequence[str]) -> tuple[dict[str, list[int]], lis
     unknown = [word for word in words if word not in spelled]
     if not known:
         raise BadPrompt(
-            "A list to screen for requires words that are tokens of the vocabulary",
+            "A list to screen for must contain words that are single tokens of the vocabulary",
             ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
             "Give words that are single tokens of this model.",
         )

@@ -1,8 +1,8 @@
 """How far an attribution depends on what is frozen, and whether it predicts what the model does.
 
-Every convention gives contributions that sum to the logit exactly, and they differ. `sensitivity` returns them next to
-each other, with how far they agree; and next to what the model's own logit loses when each token is deleted from the
-prompt, which no convention can choose.
+Every convention gives contributions that sum to the logit exactly, but they differ. `sensitivity` returns them next to
+each other, and measures how far they agree with each other and with how much the model's own logit drops when each
+token is deleted from the prompt, which does not depend on a convention.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ AGREEMENT = Table(
                "share of the tokens", heading="same sign", show="percent"),
         Column("ranks", float, "Spearman's correlation with contributions under the first convention", CORRELATION,
                missing=True),
-        Column("largest", float, "the largest difference of a contribution from that under the first convention",
+        Column("largest", float, "the largest difference between a contribution and that under the first convention",
                LOGIT, heading="largest difference", show="logit"),
-        Column("deletion", float, "Spearman's correlation of contributions with what deleting each token takes away",
+        Column("deletion", float, "Spearman's correlation of contributions with the effect of deleting each token",
                CORRELATION, missing=True),
         Column("deletion_rest", float, "the same without the first token, which is often an attention sink",
                CORRELATION, heading="without the first", missing=True),
@@ -70,7 +70,7 @@ class Sensitivity(Selective, Result):
 
     Attributes:
         attributions: The attribution under each convention, by label. The first is what the others are compared with.
-        effects: What the model's own logit loses without each token; None if it was not measured.
+        effects: How much the model's own logit drops without each token; None if it was not measured.
         left_out: The positions of tokens that views leave out.
 
     """
@@ -101,7 +101,7 @@ class Sensitivity(Selective, Result):
         return list(self.attributions[convention].of("token")["contribution"])
 
     def agreement(self) -> pd.DataFrame:
-        """Returns a row for each convention: how far it agrees with the first, and with deletion."""
+        """Returns a row for each convention: how far its contributions agree with the first's, and with deletions."""
         own, rows = np.array(self.contributions(next(iter(self.attributions)))), []
         for label in self.attributions:
             other = np.array(self.contributions(label))
@@ -118,13 +118,13 @@ class Sensitivity(Selective, Result):
         said = []
         if len(others):
             said.append(
-                f"signs agree for {_range(others['signs'], '.0%')} of the tokens, ranks correlate by "
-                f"{_range(others['ranks'], '.2f')}, one differs by {others['largest'].max():.3g}"
+                f"signs agree for {_range(others['signs'], '.0%')} of the tokens, rank correlation "
+                f"{_range(others['ranks'], '.2f')}, largest difference {others['largest'].max():.3g}"
             )
         if self.effects is not None and not math.isnan(table["deletion"].iloc[0]):
             each = ", ".join(f"{label} {table.loc[label, 'deletion']:.2f}" for label in table.index)
-            said.append(f"ranks correlate with what deleting each token does: {each}")
-        return f"{own} next to {', '.join(others.index)}: {'; '.join(said)}" if said else ""
+            said.append(f"rank correlation with the effect of deleting each token: {each}")
+        return f"{own} compared with {', '.join(others.index)}: {'; '.join(said)}" if said else ""
 
     @property
     def attribution(self) -> Attribution:
@@ -144,7 +144,7 @@ class Sensitivity(Selective, Result):
         return {"target": a.target, "versus": a.versus, "baseline": a.baseline, "logit": a.logit, "line": self.line}
 
     def view(self) -> View:
-        """Shows each token's contribution under every convention, next to what its deletion does."""
+        """Shows each token's contribution under every convention, next to the effect of deleting it."""
         labels = list(self.attributions)
         columns = [Shown("", "integer"), Shown("token", "token", most=16), *(Shown(name, "logit") for name in labels)]
         columns += [] if self.effects is None else [Shown("deleted", "logit")]
@@ -162,7 +162,7 @@ class Sensitivity(Selective, Result):
             AGREEMENT, self.agreement(), AGREEMENT.names, title="agreement with the first, and with deletion"
         )
         notes = [
-            "Each convention's contributions sum to the logit exactly. deleted: what the model's own logit loses "
+            "Contributions under each convention sum to the logit. deleted: how much the model's own logit drops "
             "without the token.",
             *([self.note] if self.note else []),
         ]
@@ -284,7 +284,7 @@ def beside(
 def deleted(
     run: Run, position: int, weights: Float[Tensor, " vocabulary"], progress: Progress | None = None
 ) -> list[float]:
-    """Returns what a functional of the model's own logits loses without each token.
+    """Returns how much a functional of the model's own logits drops without each token.
 
     Args:
         run: The run.

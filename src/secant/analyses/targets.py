@@ -135,7 +135,9 @@ def _weights(run: Run, position: int, target: Wanted | None, versus: Token | Non
         return weights
     other = run.lm.token(versus)
     if other in weights:
-        raise BadArgument("A token is compared with a different one", f"{run.lm.text(other)!r} twice", "Choose two.")
+        raise BadArgument(
+            "A token must be compared with a different one", f"{run.lm.text(other)!r} twice", "Choose two."
+        )
     return {**weights, other: -sum(weights.values())}
 
 

@@ -163,10 +163,14 @@ def depth_terms(
     """
     inside, at = run.inside, len(run.ids) - 1
     if not inside.layers:
-        raise NoPoint("What tokens write at each depth requires the layers", "none", "Report the model's type.")
+        raise NoPoint("Top tokens at each depth require the model's layers", "none", "Report the model's type.")
     names = depths(inside)
     if len({inside.graph[name].shape for name in names}) > 1:
-        raise NoPoint("Parts are read out as the stream is", "activations of several widths", "Use run.operator().")
+        raise NoPoint(
+            "Parts must be as wide as the residual stream to be read out",
+            "activations of several widths",
+            "Use run.operator().",
+        )
     x = run.network.input
     moved = x.detach() if origin is None else x.detach() - origin
     with torch.inference_mode(False), torch.enable_grad():

@@ -47,7 +47,7 @@ def ending(error: BaseException) -> tuple[int, str]:
         return 2, f"{RULE}; got {error.strerror or said}. {TODO}"
     if is_out_of_memory(error):
         return 2, f"A run must fit in memory; got {said[:200]}. Shorten the prompt or load a smaller dtype."
-    return 1, f"An error that secant does not expect; got {type(error).__name__}: {said[:300]}. Run again with --debug."
+    return 1, f"An unexpected error; got {type(error).__name__}: {said[:300]}. Run again with --debug."
 
 
 def _usage(error: Any) -> BadArgument:
@@ -56,7 +56,9 @@ def _usage(error: Any) -> BadArgument:
     path = getattr(getattr(error, "ctx", None), "command_path", "secant")
     got = (said[0].lower() + said[1:] if said else "others").rstrip(".")
     return BadArgument(
-        "A command takes what its help lists", got if len(got) <= 400 else f"{got[:400]} ...", f"See {path} --help."
+        "A command accepts the options and arguments that its help lists",
+        got if len(got) <= 400 else f"{got[:400]} ...",
+        f"See {path} --help.",
     )
 
 

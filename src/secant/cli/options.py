@@ -166,7 +166,7 @@ class Opening(Group):
         typer.Option(help="The attention implementation: eager or sdpa.", autocompletion=lambda: ["eager", "sdpa"]),
     ] = None
     dequantize: Annotated[
-        bool, typer.Option("--dequantize", help="Replace packed weights with the plain ones that they stand for.")
+        bool, typer.Option("--dequantize", help="Replace packed weights with the plain ones that they represent.")
     ] = False
     revision: Annotated[str | None, typer.Option(help="The branch, tag or commit on the hub; also NAME@REVISION.")] = (
         None
@@ -175,7 +175,7 @@ class Opening(Group):
     cache_dir: Annotated[
         str | None, typer.Option(help="The folder of the hub's cache.", autocompletion=paths, metavar="PATH")
     ] = None
-    offline: Annotated[bool, typer.Option("--offline", help="Load models of the hub from the cache only.")] = False
+    offline: Annotated[bool, typer.Option("--offline", help="Load hub models only from the cache.")] = False
     allow_remote_code: Annotated[
         bool, typer.Option("--allow-remote-code", help="Run the Python code in the model's folder.")
     ] = False
@@ -258,7 +258,7 @@ class Models(Loading):
         typer.Option(
             "--model", "-m", autocompletion=models,
             help="A folder, a GGUF file, a name on the Hugging Face hub (NAME@REVISION), or atlas (the default)."
-            " Repeatable; 'run/checkpoint-*' is every checkpoint.",
+            " Repeatable; 'run/checkpoint-*' means every checkpoint.",
         ),
     ] = None  # fmt: skip
 
@@ -304,7 +304,7 @@ class Freezing(Prompting):
 
     convention: Annotated[
         str | None,
-        convention_option("Which exact affine map stands for each operation (see secant docs)."),
+        convention_option("Which exact affine map replaces each operation (see secant docs)."),
     ] = None
 
     @property
@@ -333,7 +333,7 @@ class Conventions(Prompting):
 
     convention: Annotated[
         list[str] | None,
-        convention_option("Which exact affine map stands for each operation (default: gate). Repeatable."),
+        convention_option("Which exact affine map replaces each operation (default: gate). Repeatable."),
     ] = None
 
     @property

@@ -40,9 +40,9 @@ def attribution(a: Attribution, axes: Any = None, *, most: int = 40, columns: in
 
     """
     most = integer(most, 1, 10**6, "A figure requires at least one bar", "most = ")
-    sums = [("where it comes from", ["token", "constant"])]
+    sums = [("sources of the logit", ["token", "constant"])]
     if a.direct is not None:
-        sums.append((f"what writes it, {PATHS['direct']}", ["embed", "layer", "outside"]))
+        sums.append((f"parts that write it, {PATHS['direct']}", ["embed", "layer", "outside"]))
     table = a.table[~((a.table["kind"] == "token") & a.table["position"].isin(a.left_out))]
     bars = [(title, _bars(table[table["kind"].isin(kinds)], most)) for title, kinds in sums]
     heights = [0.95 + style.ROW * len(found) for _, found in bars]

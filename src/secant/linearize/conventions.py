@@ -1,4 +1,4 @@
-"""Conventions: which exact affine map stands for each operation of the network.
+"""Conventions: which exact affine map replaces each operation of the network.
 
 Exactness asks only that each operation f is replaced by an affine map that agrees with it at the prompt's x, which is
 f(x) + L (v - x) with a constant L. The chain of these maps is then exact, whatever L is. A convention chooses L for
@@ -36,7 +36,7 @@ REFERENCES = (ZERO, RANDOM)
 
 @dataclass(frozen=True)
 class Convention:
-    """Which exact affine map stands for each kind of operation. The text of a convention is its label.
+    """Which exact affine map replaces each kind of operation. The text of a convention is its label.
 
     >>> Convention(0.7, attention="secant").label
     '0.7+secant+frozen+zero'
@@ -96,7 +96,7 @@ class Convention:
 
     @property
     def frozen(self) -> Convention:
-        """The same convention without secants: patterns and norms are frozen, and gates are shared by halves."""
+        """The same convention without secants: patterns and norms are frozen, and half of each gated product."""
         return Convention("half" if self.gates == SECANT else self.gates)
 
 

@@ -279,7 +279,9 @@ class ActivationGraph:
         heads = f"{point.stem}.attn.heads"
         if self._is_independent(self.graph[heads if point.columns else target], leaf):
             raise NoPoint(
-                "A target is computed from its source", f"{source} to {target}", "Choose a source before the target."
+                "An operator's target must be computed from its source",
+                f"{source} to {target}",
+                "Choose a source before the target.",
             )
         if point.columns:
             return self._to_head(source, point, positions, about)
@@ -310,7 +312,7 @@ class ActivationGraph:
         name = f"{point.stem}.attn" if point.columns else source
         if len(self[name].steps) > 1:
             raise NoPoint(
-                "A source is added to the stream in one place", f"{name}, in {len(self[name].steps)}",
+                "A source must be added to the residual stream in one place", f"{name}, in {len(self[name].steps)}",
                 f"Use {point.stem}, or the layer before it.",
             )  # fmt: skip
         return self.graph[name]
@@ -383,7 +385,7 @@ class ActivationGraph:
         )
         if readout not in ("norm", "logits") or not fits:
             raise NoPoint(
-                "A readout takes a layer, or a part of one, through the norm or to the logits",
+                "A readout takes a layer or a part of one to the norm or to the logits",
                 f"{target} through {readout!r}", "Choose such a target, and norm or logits.",
             )  # fmt: skip
         readout_map = self.readout_at(self.value(target)[None], head=readout == "logits")

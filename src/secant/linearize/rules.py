@@ -7,7 +7,7 @@ product.
 
 A tensor is *live* if it still depends on the input when these factors are frozen. A rule takes a call that has a live
 tensor among its arguments. It returns the frozen function (a `Form`), or LINEAR if the function is affine already.
-Which exact affine map stands for each operation is a *convention* (`secant.linearize.conventions`).
+Which exact affine map replaces each operation is a *convention* (`secant.linearize.conventions`).
 
 To teach secant a function, add its name to a row at the end of this file.
 """

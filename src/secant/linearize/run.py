@@ -7,9 +7,10 @@ own constants contribute (J. Golden, TMLR 2025, arXiv 2505.24293, equation 5, wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from math import isnan
 from typing import Any, SupportsIndex
 
 import pandas as pd
@@ -60,7 +61,7 @@ ITS_LOGIT = Column("logit", float, "its logit", LOGIT, show="logit")
 RECONSTRUCTION = Column("reconstruction", float, "‖J x + b - y‖ / ‖y‖", RELATIVE, heading="exact to", show="error")
 MODEL = Column("model", str, "the model's name")
 CONVENTION = Column(
-    "convention", str, "which exact affine map stands for each operation (Conventions in the documentation)"
+    "convention", str, "which exact affine map replaces each operation (Conventions in the documentation)"
 )
 
 POSITIONS = Table(
@@ -123,7 +124,7 @@ class Certificate:
         ordinary: ‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J', if it was requested.
         tolerance: The largest allowed `reconstruction` and `readout`.
         affinity_tolerance: The largest allowed `affinity`.
-        convention: The label of the convention, which says which exact affine map stands for each operation.
+        convention: The label of the convention, which says which exact affine map replaces each operation.
         dtype: The model's type.
         precision: The type in which the frozen network is evaluated.
         attention: The model's attention implementation.
@@ -202,7 +203,7 @@ class Run(Result):
         if self.stamp is not None and (changed := self.stamp.changed(self.lm.model)):
             raise ReplayMismatch(
                 "A model must keep the weights that a run was frozen with",
-                f"{changed[0]}, changed since",
+                f"{changed[0]}, which has changed since",
                 "Freeze the prompt again.",
             )
 
@@ -351,8 +352,8 @@ class Run(Result):
     def references(self, count: int, together: bool = True) -> list[Run]:
         """Returns runs of the prompt that together have several random references, beginning with this run's own.
 
-        The others are drawn with the seeds that follow. A run that has several is one of as many copies of the prompt.
-        Its certificate is this run's own, which is not measured again.
+        The others are drawn with the seeds that follow. A run with several references holds one copy of the prompt for
+        each. Its certificate is that of this run, and is not measured again.
 
         Args:
             count: The number of references.
@@ -469,12 +470,12 @@ def freeze(
     Args:
         lm: The model.
         prompt: A text, token ids or chat messages.
-        convention: Which exact affine map stands for each operation: "gate", "up", "half", "halves" or "secant"; parts
+        convention: Which exact affine map replaces each operation: "gate", "up", "half", "halves" or "secant"; parts
             joined by plus signs, such as "0.7+secant+frozen+zero"; or a `Convention`. By default "gate" for operators
             and spectra, and "secant" for contributions, for which the prompt is then frozen anew.
-        precision: The type in which the frozen network is evaluated, at least the model's own, which is the default.
-            The recorded pass keeps the model's own type.
-        ordinary: Whether the error of the ordinary Jacobian is measured too.
+        precision: The type in which the frozen network is evaluated, not narrower than the model's own, which is the
+            default. The recorded pass keeps the model's own type.
+        ordinary: Whether to measure the error of the ordinary Jacobian, too.
         tolerance: The largest allowed error, instead of TOLERANCE.
         top: How many predictions to keep.
         seed: The seed of the random input that affinity is measured at, and of a random reference.
@@ -523,6 +524,8 @@ def _frozen(
     state = State(lm.model)
     with running(lm, lm.dtype, state=state) as own, odd:
         x, plain = lm.embed(ids), lm.logits(ids)
+    if bad := plain.isnan().any(-1).nonzero().flatten().tolist():
+        raise _not_numbers(lm, f"NaN at position {bad[0]}")
     stock = _stock_error(lm, ids, plain, state) if lm.dtype == torch.float64 else None
     recording = record(lm, ids, x, convention, system, state=state, seeds=[seed])
     if not recording.values["norm"][-1].any():
@@ -548,6 +551,8 @@ def _frozen(
         versions=versions(),
         operations=recording.tape.operations(),
     )
+    if isnan(reconstruction + affinity + readout):
+        raise _not_numbers(lm, "NaN in its frozen factors")
     _refuse(certificate)
     predictions = _predictions(lm, recording.values["logits"][-1], top)
     return Run(
@@ -605,7 +610,7 @@ def _stock_error(lm: LM, ids: Sequence[int], logits: Tensor, state: State) -> fl
 
 
 def ordinary_output(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> Float[Tensor, " d"]:
-    """Returns J' x with the ordinary Jacobian J' of the last hidden state: the baseline that fails."""
+    """Returns J' x with the ordinary Jacobian J' of the last hidden state, the baseline that fails."""
     return tangent(lm, recording, x).forward(x.detach().reshape(-1, 1))[:, 0]
 
 
@@ -622,12 +627,31 @@ def tangent(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> Graph:
         return Graph(leaf, streams(hidden, len(ids))[recording.unembedding.stream, -1])
 
 
+def _not_numbers(lm: LM, got: str) -> ModelRefused:
+    """The error for a model whose pass is not finite; it names settings of the model that are NaN."""
+    odd = list(_nan_in(lm.model.config.to_dict()))
+    todo = "Load it in bfloat16 or float32." if lm.dtype == torch.float16 else "Report its type."
+    return ModelRefused(
+        "A model must compute finite numbers",
+        f"{got}, with {' and '.join(odd)} = NaN in its configuration" if odd else f"{got}, in {lm.dtype}",
+        "Correct its config.json." if odd else todo,
+    )
+
+
+def _nan_in(settings: Any) -> Iterator[str]:
+    """The names of settings, at any depth, that are NaN."""
+    for name, value in settings.items() if isinstance(settings, dict) else ():
+        if isinstance(value, float) and isnan(value):
+            yield name
+        yield from _nan_in(value)
+
+
 def _refuse(c: Certificate) -> None:
     """Raise NotExact if the certificate fails."""
     if not c.forward_equal:
         raise NotExact(
             "The recorded pass must equal the plain model's, bit for bit", "a different result",
-            "The model's forward pass is not deterministic: make it so.",
+            "The model's forward pass is not deterministic. Remove what is random in it.",
         )  # fmt: skip
     if c.stock is not None and not c.stock < 1e-3:
         raise NotExact(

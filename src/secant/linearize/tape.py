@@ -379,7 +379,7 @@ class Record(Mode):
     Args:
         model: The model, whose modules are named on the tape.
         head: Its unembedding.
-        convention: Which exact affine map stands for each operation.
+        convention: Which exact affine map replaces each operation.
         precision: The lowest type that coefficients are computed in; float32 by default.
         wanted: The steps whose values are kept.
         copies: How many copies of the prompt run as one batch.

@@ -98,8 +98,12 @@ def untouched(model: nn.Module, state: State | None = None) -> Iterator[Copies]:
                 state.copies = copies
 
 
+SHARING = (Tensor.numpy, Tensor.__array__)
+"""Functions that return an array with the tensor's own memory, through which the model may write it unseen."""
+
+
 class _Keeping(TorchFunctionMode):
-    """A mode that copies each tensor of a model before it is written in place.
+    """A mode that copies each tensor of a model before it is written in place, or shared with numpy.
 
     Tensors that autograd graphs keep must not change after the pass. Functions therefore read copies of the tensors
     that this or an earlier pass wrote. Tensors of inference mode, which can't be on a graph, are read through aliases.
@@ -120,7 +124,7 @@ class _Keeping(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in METADATA:
             return func(*args, **kwargs)
-        targets = tensors((args[:1] if writes(func, kwargs) else (), kwargs.get("out")))
+        targets = tensors((args[:1] if writes(func, kwargs) or func in SHARING else (), kwargs.get("out")))
         for target in targets:
             self._keep(target)
         if self._inference:

@@ -6,6 +6,7 @@ Characters that it drops, or has no token for, are refused by name.
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,9 +91,9 @@ def _of_chat(tokens: Tokens, messages: Sequence[Any]) -> list[int]:
         raise BadPrompt("Chat messages require a chat template", f"{tokens.name} without one", "Give a text.")
     with quiet():
         ids, text = tokens.templated(messages)
-        squeezed, wanted = _squeezed(text), [_squeezed(_said(m)) for m in messages]
+        squeezed, wanted = _squeezed(text), [_said(m) for m in messages]
         for n, content in enumerate(wanted):
-            if squeezed.count(content) < wanted.count(content):
+            if max(squeezed.count(form) for form in _forms(content)) < wanted.count(content):
                 raise BadPrompt(
                     "A chat template must contain every message unchanged",
                     f"a prompt without message {n}, of role {messages[n]['role']!r}",
@@ -257,6 +258,11 @@ def _said(message: Mapping[str, str]) -> str:
     """The text that a chat template must contain of a message; for an answer, the text after its reasoning."""
     content = message["content"]
     return THOUGHT.sub("", content, count=1) if message["role"] == "assistant" else content
+
+
+def _forms(content: str) -> set[str]:
+    """A message as a chat template may write it, without spaces: as it is, or as JSON (`|tojson`)."""
+    return {_squeezed(content), *(_squeezed(json.dumps(content, ensure_ascii=own)[1:-1]) for own in (False, True))}
 
 
 def _squeezed(text: str) -> str:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 Answer = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 
+COMPILED_FROM = "_torchdynamo_orig_callable"
+"""The attribute in which a function made by torch.compile keeps the function that was compiled."""
+
 
 @contextmanager
 def replacing_outputs(modules: Iterable[nn.Module], answer: Answer, always: bool = False) -> Iterator[None]:
@@ -163,6 +166,8 @@ def as_plain_torch(model: nn.Module) -> Iterator[None]:
                     replace(table, name, _Unseen(table[name], thread))
             if table.get("_compiled_call_impl") is not None:
                 replace(table, "_compiled_call_impl", None)
+            if (plain := getattr(table.get("forward"), COMPILED_FROM, None)) is not None:
+                replace(table, "forward", plain)
         yield
     finally:
         for table, name, value in reversed(before):

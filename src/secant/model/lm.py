@@ -31,7 +31,7 @@ class LM:
     """A causal language model and its tokenizer, already in memory; neither is changed.
 
     Attributes:
-        model: A transformers causal LM; of one in DataParallel or DistributedDataParallel, the model inside.
+        model: A transformers causal LM, taken out of DataParallel or DistributedDataParallel.
         tokenizer: Its tokenizer; None for a model that is given token ids.
         name: Its name; by default the one in its configuration.
 
@@ -97,7 +97,7 @@ class LM:
 
     @property
     def outputs(self) -> int:
-        """The number of output tokens: rows of the head. It can be more than `size`, or less."""
+        """The number of output tokens: rows of the head. It can differ from `size`."""
         head = self.model.get_output_embeddings()
         return head.out_features if weights.kind_of(head) in weights.PACKED else head.weight.shape[0]
 

@@ -60,7 +60,7 @@ def load(
 ) -> LM:
     """A causal LM and its tokenizer from a folder, a GGUF file or the Hugging Face hub, ready for `freeze`.
 
-    Code from the repository never runs, and pickled weights are never read, unless you allow it by name. The weights of
+    Code from the repository never runs, and pickled weights are never read, unless you allow it. The weights of
     a GGUF file are dequantised; the memory that this takes is announced if it is large.
 
     Args:
@@ -68,9 +68,9 @@ def load(
             folder of that name is "./atlas"). A name on the hub may be followed by a revision and a GGUF file in it:
             "someone/something@main:model.gguf".
         dtype: float64, float32, bfloat16 or float16; by default the checkpoint's own, and float32 for a GGUF file.
-        device: Where it computes; "auto" spreads it over all devices, GPUs first, as accelerate does.
+        device: Where the model runs; "auto" spreads it over all devices, GPUs first, as accelerate does.
         attention: eager or sdpa; by default the configuration's.
-        dequantize: Whether packed weights are replaced by the plain ones that they stand for.
+        dequantize: Whether to replace packed weights with the plain ones that they represent.
         revision: A branch, a tag or a commit on the hub; by default the main branch.
         subfolder: The model's folder inside the repository, or inside the folder.
         token: Your access token for the hub; by default that of `hf auth login`, or of HF_TOKEN.
@@ -417,7 +417,7 @@ def _is_watched() -> bool:
 
 def _no_kernel(name: str, *_: Any, **__: Any) -> Any:
     raise ModelRefused(
-        "Code that comes over the network is not run", f"a model that asks for the kernel {name}",
+        "secant does not run code that comes over the network", f"a model that asks for the kernel {name}",
         "Uninstall the package kernels, or use a different model.",
     )  # fmt: skip
 
@@ -473,7 +473,7 @@ def _reason(place: Place, part: str, error: BaseException) -> SecantError | None
         )  # fmt: skip
     if "trust_remote_code" in said or "execute the" in said:
         return ModelRefused(
-            "Code that comes with a model is not run", f"{name}, which requires its own",
+            "secant does not run code that comes with a model", f"{name}, which requires its own",
             "Read it. If you trust it, pass allow_remote_code (--allow-remote-code).",
         )  # fmt: skip
     if "Unrecognized configuration class" in said:

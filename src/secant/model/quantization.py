@@ -151,11 +151,11 @@ def check(packing: Any, name: str, dequantize: bool, has_kernels: bool) -> None:
     if row.result == "exact after dequantize=True" and not dequantize:
         raise ModelRefused(
             f"A checkpoint packed as {way} must be dequantised", f"{name}: {row.why}",
-            "Pass dequantize=True (--dequantize), for the plain weights that they stand for.",
+            "Pass dequantize=True (--dequantize) to use the plain weights that they represent.",
         )  # fmt: skip
     if row.from_the_hub and has_kernels:
         raise ModelRefused(
-            "Code that comes over the network is not run",
+            "secant does not run code that comes over the network",
             f"{name}, packed as {way}, whose kernels transformers downloads if the package kernels is installed",
             "Uninstall kernels, or use a different checkpoint.",
         )

@@ -281,7 +281,7 @@ def unpacked(module: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def plain(weight: Tensor) -> Tensor:
-    """The plain tensor that a packed one stands for; other tensors as they are."""
+    """The plain tensor that a packed one represents; other tensors as they are."""
     return weight.dequantize() if type(weight) is not Tensor and hasattr(weight, "dequantize") else weight
 
 
@@ -307,7 +307,7 @@ def prepare_(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def dequantize_(model: nn.Module) -> None:
-    """Replace packed layers with plain ones that have the weights they stand for.
+    """Replace packed layers with plain ones that have the weights they represent.
 
     Args:
         model: The model, whose layers are replaced.

@@ -48,7 +48,7 @@ SIGMA = "output / input"
 
 VECTOR = Column("vector", int, "which singular vector, from 0, largest σ first")
 BLOCK = Column(
-    "block", int, "which group of near-equal singular values the vector is in; a vector of several means nothing alone"
+    "block", int, "group of near-equal singular values that the vector is in; a single vector of a group means nothing"
 )
 VALUE = Column("sigma", float, "the singular value σ_i", SIGMA, heading="σ")
 NORMALIZED = Column("normalized", float, "σ_i / σ₀", "ratio", heading="σ / σ₀")
@@ -110,7 +110,7 @@ class SVD(Result):
 
     @property
     def stable_rank(self) -> float:
-        """‖J‖_F² / σ₁²: how many directions matter; 0 for a zero operator."""
+        """‖J‖_F² / σ₁²: about how many directions matter; 0 for a zero operator."""
         return (self.frobenius / self.S[0].item()) ** 2 if self.S[0] > 0 else 0.0
 
     @property
@@ -126,7 +126,7 @@ class SVD(Result):
 
     @property
     def blocks(self) -> list[range]:
-        """Groups of triplets with near-equal singular values, whose single vectors mean nothing.
+        """Groups of triplets with near-equal singular values, whose vectors mean nothing one by one.
 
         Two neighbours are in different groups if the gap between their values is at least ten times its uncertainty:
         residuals and rounding then rotate their vectors by at most a tenth (C. Davis and W. Kahan, 1970). The last
@@ -144,7 +144,7 @@ class SVD(Result):
     def complete(self) -> bool:
         """Whether the last block ends with the last triplet.
 
-        Without J, this misses equal singular values beyond as many as the solver looked for.
+        Without J, this misses equal singular values beyond those that the solver looked for.
         """
         return len(self.S) == min(len(self.U), len(self.V)) or self._separated_from_previous(len(self.S))
 
@@ -235,10 +235,10 @@ def svd(
     Args:
         op: The operator.
         k: The number of triplets.
-        per_token: Whether to decompose each token's block. Their signs come from the output of the whole operator.
+        per_token: Whether to decompose each token's block. Signs are chosen by the output of the whole operator.
         solver: A name in `secant.operators.solvers.SOLVERS`: "dense" (LAPACK) and "gram" (eigenvectors of J Jᵀ,
             refined) form J; "krylov" (block Krylov with restarts) and "propack" use products. "auto" takes the cheapest
-            that fits in memory, by counts of operations, and so the same one each time.
+            that fits in memory by a count of operations, so it takes the same one each time.
         tol: The largest residual, in units of σ₁; by default TOLERANCE for the operator's dtype.
         seed: The seed of random start vectors.
         start: An SVD of a similar operator to start from, or one for each token.

@@ -8,6 +8,7 @@ in u. This file uses torch alone and does not know language models.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,7 +22,7 @@ from safetensors import safe_open
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from secant.errors import BadArgument, DamagedFile, ReplayMismatch, checked, integer
+from secant.errors import BadArgument, DamagedFile, ReplayMismatch, checked, integer, number, shown
 from secant.foreign import explained
 from secant.memory import allowance, in_batches
 from secant.numeric import relative, wide
@@ -93,7 +94,9 @@ class Graph:
 
     def __reduce__(self) -> Any:
         raise BadArgument(
-            "An operator is copied with its J", "one whose J is not formed", "Use op.solidified(), or op.save()."
+            "An operator can be copied only with its J",
+            "one whose J is not formed",
+            "Use op.solidified(), or op.save().",
         )
 
 
@@ -203,6 +206,18 @@ class Transposed:
         """The operator itself."""
         return self.of
 
+    __array_ufunc__ = None  # numpy leaves arithmetic with arrays to the methods below
+
+    def __mul__(self, factor: Any) -> Transposed:
+        """A multiple of the adjoint."""
+        return (self.of * factor).T
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> Transposed:
+        """The adjoint divided by a number."""
+        return (self.of / divisor).T
+
     def __matmul__(self, u: Tensor) -> Tensor:
         """Jᵀ u, for u of shape `[d_out]` or `[d_out, n]`.
 
@@ -224,8 +239,8 @@ class Operator(Viewed):
         products: J, known by its products.
         input: The value of the source at the prompt, a row for each token.
         output: The value of the target at the prompt.
-        bias: b, computed by itself and not as output - J input.
-        about: Where it is from: source, target, position, convention, dtype, model, tokens.
+        bias: b, computed on its own, never as output - J input.
+        about: Its source, target, position, convention, dtype, model and tokens.
 
     """
 
@@ -307,38 +322,47 @@ class Operator(Viewed):
         bias = self.products.forward(first.bias.to(self.bias)[:, None])[:, 0] + self.bias
         return Operator(products, first.input, self.output, bias, {"first": first.about, "then": self.about})
 
-    def __add__(self, other: Operator) -> Operator:
+    __array_ufunc__ = None  # numpy leaves arithmetic with arrays to the methods below
+
+    def __rmatmul__(self, v: Any) -> Tensor:
+        """Refuses v @ op. Raises BadArgument."""
+        raise BadArgument("An operator multiplies what stands to its right", type(v).__name__, "Use op.T @ u.")
+
+    def __add__(self, other: Any) -> Operator:
         """The sum of two operators on the same input: of J, bias and output."""
         return self._combined(1.0, other, 1.0)
 
-    def __radd__(self, other: int) -> Operator:
+    def __radd__(self, other: Any) -> Operator:
         """So that `sum` works, which begins with 0."""
-        return self if other == 0 else NotImplemented
+        return self if isinstance(other, int) and other == 0 else self._combined(1.0, other, 1.0)
 
-    def __sub__(self, other: Operator) -> Operator:
+    def __sub__(self, other: Any) -> Operator:
         """The difference of two operators on the same input: of J, bias and output."""
         return self._combined(1.0, other, -1.0)
 
-    def __mul__(self, factor: int | float) -> Operator:
+    def __mul__(self, factor: Any) -> Operator:
         """A multiple of the operator: of J, bias and output."""
-        if isinstance(factor, bool) or not isinstance(factor, int | float):
-            return NotImplemented
-        return self._combined(float(factor), self, 0.0)
+        return self._combined(_factor(factor, "multiplied"), self, 0.0)
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> Operator:
+        """The operator divided by a number: J, bias and output."""
+        return self * (1 / _factor(divisor, "divided"))
 
     def __neg__(self) -> Operator:
         """Minus the operator."""
         return self * -1.0
 
-    def _combined(self, one: float, other: Operator, another: float) -> Operator:
+    def _combined(self, one: float, other: Any, another: float) -> Operator:
         """`one` times this operator and `another` times the other one."""
         if not isinstance(other, Operator):
-            return NotImplemented
+            rule = "An operator is added to, or subtracted from, another operator"
+            raise BadArgument(rule, shown(other), "Make one with run.operator().")
         if self.shape != other.shape or not self._same(self.input, other.input):
             got = f"{self.shape} and {other.shape}" if self.shape != other.shape else "two different inputs"
             raise BadArgument(
-                "Operators that are added have the same shape and the same input", got,
+                "Operators must have the same shape and the same input to be added", got,
                 "Choose targets of the same width, and the same source of the same run.",
             )  # fmt: skip
         terms = tuple((factor, op) for factor, op in ((one, self), (another, other)) if factor)
@@ -411,7 +435,7 @@ class Operator(Viewed):
         return J.reshape(len(J), *self.input.shape)
 
     def rows(self, chunk: int) -> Iterator[tuple[int, Float[Tensor, "rows n_in"]]]:
-        """J some rows at a time, each with the index of its first row; none is kept."""
+        """J in batches of rows, each with the index of its first row, without keeping them."""
         rows = self.shape[0]
         if isinstance(self.products, Matrix):
             yield from ((start, self.products.matrix[start : start + chunk]) for start in range(0, rows, chunk))
@@ -504,6 +528,16 @@ class Operator(Viewed):
         if wrong := [name for name, shape in shapes.items() if tuple(t[name].shape) != shape]:
             raise DamagedFile(rule, f"{path}, whose {wrong[0]} does not have the shape of its J", todo)
         return Operator(Matrix(t["J"].flatten(1)), t["input"], t["output"], t["bias"], about)
+
+
+def _factor(value: Any, done: str) -> float:
+    """A finite number that an operator is multiplied by, or a number other than 0 that it is divided by."""
+    rule = f"An operator is {done} by a number" + (" other than 0" if done == "divided" else "")
+    todo = "Use a finite number; two operators are composed by @."
+    found = number(value, -sys.float_info.max, sys.float_info.max, rule, todo=todo)
+    if done == "divided" and found == 0:
+        raise BadArgument(rule, shown(value), todo)
+    return found
 
 
 def _multiplied(product: Callable[[Tensor], Tensor], v: Tensor, size: int, like: Tensor, rule: str) -> Tensor:

@@ -117,7 +117,9 @@ def encoded(lm: LM, prompts: Sequence[Prompt], tokens: int) -> list[list[int]]:
     """
     if not hasattr(lm.model, "generate"):
         raise BadArgument(
-            "A model that continues text requires a method generate", type(lm.model).__name__, "Load it as a causal LM."
+            "Continuing a text requires a model with a method generate",
+            type(lm.model).__name__,
+            "Load it as a causal LM.",
         )
     _check_settings(lm)
     tokens = integer(tokens, 1, lm.context or 2**31, "A continuation requires at least one token", "tokens = ")

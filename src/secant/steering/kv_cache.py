@@ -219,7 +219,7 @@ def real_positions(mask: Any, rows: int, length: int, before: int) -> Bool[Tenso
         own = mask[:, 0, new, before + new]
         return (own if own.dtype == torch.bool else own == 0).expand(rows, -1)
     got = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-    raise BadArgument("An attention mask must tell whether each position is padding", got, "Give one with two axes.")
+    raise BadArgument("An attention mask must say which positions are padding", got, "Give one with two axes.")
 
 
 @contextmanager

@@ -80,8 +80,8 @@ def steer(
     """Steer a model towards a concept while the block runs, in this thread: its calls and its `generate`.
 
     At strength 0, and after the block, the model is unchanged bit for bit. Caches, left-padded batches and beam search
-    are followed. A pass is refused if it resumes from a cache that was filled otherwise, or was cropped since, as
-    assisted decoding does. Blocks may be nested: each steers what the outer ones return.
+    work. A pass is refused if it resumes from a cache that an unsteered pass filled, or that was cropped since, as in
+    assisted decoding. Blocks may be nested: each steers what the outer ones return.
 
     Args:
         lm: The model.

@@ -211,12 +211,12 @@ def steering_sweep(
         words: The words that count as the concept's; by default the words in its text that have three letters or more
             and are in no prompt.
         tokens: The maximum length of a continuation.
-        sample: Sample tokens by the model's own settings, instead of taking the likeliest.
+        sample: Sample tokens with the model's own settings, instead of taking the likeliest.
         seed: The seed of the samples, the same at every setting.
         progress: Called as `progress(what, done, of)` while it runs.
 
     Returns:
-        How often the words appear at each setting, and at which perplexity.
+        How often the words appear at each setting, and at what perplexity.
 
     Raises:
         BadArgument: An argument is not valid.

@@ -217,8 +217,8 @@ def decode(
         top: The most tokens of each direction.
         metric: "cosine", the default, by which tokens whose vector is zero are left out; or "dot", which at the output
             is the logit.
-        centered: Whether the mean of all tokens' vectors is subtracted from each first. It shifts all logits equally,
-            which a softmax ignores.
+        centered: Whether the mean of all tokens' vectors is subtracted from each first. This shifts all logits equally,
+            which does not change the softmax.
         keep: Which token texts are scored, for example `str.isalpha`; by default all.
         null: What random directions decode to with the same settings, from which z-scores are computed.
 
@@ -238,7 +238,7 @@ def decode(
         (null.side, null.metric, null.centered, null.keep) != (side, metric, centered, keep) or null.top < top
     ):
         raise BadArgument(
-            "A null has the same side, metric, centring and filter, and at least as many tokens",
+            "A null must have the same side, metric, centring and filter, and at least as many tokens",
             repr(null),
             "Make one with the same arguments.",
         )
@@ -366,7 +366,7 @@ def largest(lm: LM, op: Operator, of: Literal["columns", "rows"] = "columns", co
 
     """
     if of not in ("columns", "rows"):
-        raise BadArgument("The largest are columns or rows", repr(of), "Choose one of them.")
+        raise BadArgument("sc.largest finds columns or rows", repr(of), "Choose one of them.")
     J = op.dense()
     d_out, T, d_in = J.shape
     vectors = J.movedim(0, 2).reshape(T * d_in, d_out) if of == "columns" else J.reshape(d_out * T, d_in)

@@ -294,7 +294,7 @@ class Layers(Result):
         return FIRST_SEEN.frame([(*key, layer) for key, layer in found.items()])
 
     def coupling(self) -> pd.DataFrame:
-        """Returns how far each layer is from being diagonal in the leading singular vectors of the next.
+        """Returns how far each layer is from being diagonal in the leading singular vectors of the next layer.
 
         J_i is the Jacobian of what layer i adds to the residual stream, by the position's own token. The mismatch
         ‖U_{i+1}ᵀ J_i V_{i+1} - S_i‖ / ‖S_i‖ is 0 if both layers have the same singular vectors, and about 1 if they are
@@ -307,12 +307,12 @@ class Layers(Result):
         return COUPLING.frame([(i, i + 1, m) for i, m in enumerate(self.couplings)])
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Returns `layers`, `spectra`, `layer_words`, `first_seen`, and `path` and `coupling` if there are such."""
+        """Returns `layers`, `spectra`, `layer_words`, `first_seen`, and `path` and `coupling` if they exist."""
         words = self.words(vectors=max(len(f.S) for _, _, f in self._each()))
         return {**self.spectral(), "layer_words": words, "first_seen": self.first_seen()}
 
     def spectral(self) -> dict[str, pd.DataFrame]:
-        """Returns the tables without decoded tokens: `layers`, `spectra`, `path` and `coupling` if there are such."""
+        """Returns the tables without decoded tokens: `layers`, `spectra`, and `path` and `coupling` if they exist."""
         found = {"layers": self.to_pandas(), "spectra": self.spectra()}
         spans = {depth.span for depth in self.depths}
         if "cumulative" in spans and self.depths[0].whole is not None and len(self.depths[0].whole.S) > 1:

@@ -106,7 +106,9 @@ def _streamed(
                     raise result
                 _check_versions(agreed, found)
                 if lost:
-                    _LOGGER.warning("a worker died at prompts from number %d: it was replaced", first[result.number])
+                    _LOGGER.warning(
+                        "a worker died at prompts from number %d on, and was replaced", first[result.number]
+                    )
                 yield result
     except ray.exceptions.RayError as error:
         said = str(error).strip().splitlines() or [type(error).__name__]

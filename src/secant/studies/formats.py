@@ -21,8 +21,11 @@ from secant.foreign import explained, quiet, required
 from secant.results.paths import named, text
 from secant.studies.separated import damaged, separated
 
-RULE = "Prompts are read from a .txt, .csv, .tsv, .jsonl, .json or .parquet file, or from the folder of a data set"
+RULE = "Prompts are read from a .txt, .csv, .tsv, .jsonl, .ndjson, .json or .parquet file, or from a data set's folder"
 
+
+CHATS = (("role", "content"), ("from", "value"))
+"""The fields of a chat message that hold who speaks and what: those of chat templates, and those of ShareGPT."""
 
 NUMBER = re.compile(r"\s*([-+]?[\d.,]+([eE][-+]?\d+)?)?\s*")
 
@@ -73,7 +76,8 @@ def _is_chat(kind: pyarrow.DataType) -> bool:
     if not (pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)):
         return False
     own = kind.value_type
-    return pyarrow.types.is_struct(own) and {"role", "content"} <= {own.field(i).name for i in range(own.num_fields)}
+    names = {own.field(i).name for i in range(own.num_fields)} if pyarrow.types.is_struct(own) else set()
+    return any(set(fields) <= names for fields in CHATS)
 
 
 def _separated(path: str | Path) -> Table:
@@ -116,8 +120,10 @@ def _json(path: str | Path) -> Table:
     def of(name: str, limit: int | None) -> list[Any]:
         return [row.get(name) for row in rows[:limit]]
 
+    marks = {role for role, _ in CHATS}
+
     def holds(value: Any) -> bool:
-        messages = isinstance(value, list) and value and all(isinstance(m, dict) and "role" in m for m in value)
+        messages = isinstance(value, list) and value and all(isinstance(m, dict) and marks & set(m) for m in value)
         return isinstance(value, str) or bool(messages)
 
     there = {name: [value for row in rows if (value := row.get(name)) is not None] for name in names}
@@ -152,6 +158,7 @@ READERS: dict[str, Callable[[str | Path], Table]] = {
     ".csv": _separated,
     ".tsv": _separated,
     ".jsonl": _json,
+    ".ndjson": _json,
     ".json": _json,
     ".parquet": _parquet,
 }

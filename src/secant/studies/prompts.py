@@ -22,13 +22,16 @@ import pandas as pd
 from secant.errors import BadArgument, BadPrompt, DamagedFile, integer
 from secant.foreign import explained
 from secant.results.paths import lines, named, path_of
-from secant.studies.formats import READERS, RULE, Table, data_set, listed
+from secant.studies.formats import CHATS, READERS, RULE, Table, data_set, listed
 from secant.studies.separated import NAMES
 
 USUAL = ("text", "question", "instruction", "query", "input", "sentence", "messages", "conversation", "conversations")
 """Usual names of a column of prompts, besides "prompt"."""
 
-ROLES = "A chat is a list of messages, each with a role and a content"
+ROLES = "A chat is a list of messages, each with a role and a content, or with ShareGPT's from and value"
+
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+"""The role of each speaker of ShareGPT."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,11 @@ def read(
 ) -> list[Item]:
     """Read the prompts of a file, of standard input, or of a Hugging Face data set.
 
-    A .txt file has a prompt on each line that is not blank. A .jsonl file has an object on each line; a .json file has
-    that, or a list of objects. A .csv or .tsv file has a header, and commas, tabs, semicolons or bars between columns.
-    A data set is a folder written by `save_to_disk`, or one with data files as on the hub; the library datasets reads
-    it without the network.
+    A .txt file has a prompt on each line that is not blank. A .jsonl or .ndjson file has an object on each line; a
+    .json file has that, or a list of objects. A .csv or .tsv file has a header, and commas, tabs, semicolons or bars
+    between columns; Excel's first line `sep=;` names the separator. Chats may be in ShareGPT's format. A data set is a
+    folder written by `save_to_disk`, or one with data files as on the hub; the library datasets reads it without the
+    network.
 
     Args:
         path: The file or folder; "-": the lines of standard input.
@@ -187,10 +191,20 @@ def _prompt(value: Any, where: str) -> str | list[dict[str, str]]:
         raise BadPrompt("A prompt is a text or a chat", f"{value!r:.60} in {where}", "Write one, or choose a column.")
     with explained(BadPrompt, "A prompt is a text or a chat", "Write one.", f"{value!r:.60} in {where}"):
         messages = list(value)
-    for message in messages:
-        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise BadPrompt(ROLES, f"{message!r:.60} in {where}", "Correct it, or choose another column.")
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+    return [_message(message, where) for message in messages]
+
+
+def _message(message: Any, where: str) -> dict[str, str]:
+    """A chat message, reduced to its role and content. Raises BadPrompt."""
+    of = message if isinstance(message, Mapping) else {}
+    for who, what in CHATS:
+        if isinstance(of.get(who), str) and isinstance(of.get(what), str):
+            role = of[who] if who == "role" else SPEAKERS.get(of[who])
+            if role is None:
+                rule = f"A message of ShareGPT is from {', '.join(SPEAKERS)}"
+                raise BadPrompt(rule, f"{of[who]!r:.60} in {where}", "Rename it, or remove the row.")
+            return {"role": role, "content": of[what]}
+    raise BadPrompt(ROLES, f"{message!r:.60} in {where}", "Correct it, or choose another column.")
 
 
 def _missing(value: Any) -> bool:

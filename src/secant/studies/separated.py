@@ -1,6 +1,7 @@
 """Reading csv and tsv files. A file that could be misread is refused, so that no prompt changes silently.
 
-The separator is the one that the header contains and that every row fits. A file that fits two separators is refused.
+The separator is the one that the header contains and that every row fits, or the one that Excel's first line `sep=;`
+names. A file that fits two separators is refused.
 A text is read exactly as it is written, so a space after each comma, which is usually not meant, is refused too.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 from dataclasses import dataclass
 
@@ -15,6 +17,10 @@ from secant.errors import DamagedFile
 
 NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 """The separators and their names."""
+
+
+SEP = re.compile(r'"?sep=([^\r\n])"?\r?\n')
+"""The first line by which Excel names the separator."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,11 @@ def separated(said: str, where: str, usual: str) -> Rows:
         DamagedFile: A row does not fit the header, a quote is not closed, or two separators fit.
 
     """
+    if named := SEP.match(said):
+        if named[1] not in NAMES:
+            todo = f"Write {', '.join(NAMES.values())} between columns, or write .jsonl."
+            raise damaged(where, f"the separator {named[1]!r} in its first line", todo)
+        return _rows(said[named.end() :], where, named[1], 2)
     fitting: list[Rows] = []
     failed: DamagedFile | None = None
     for separator in (usual, *(other for other in NAMES if other != usual)):
@@ -93,19 +104,19 @@ def separated(said: str, where: str, usual: str) -> Rows:
     raise failed
 
 
-def _rows(said: str, where: str, separator: str) -> Rows:
-    """The rows of a file for a given separator. Raises DamagedFile."""
+def _rows(said: str, where: str, separator: str, line: int = 1) -> Rows:
+    """The rows of a file for a given separator, whose header is on this line. Raises DamagedFile."""
     before = csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(said, newline=""), delimiter=separator, strict=True)
     rows: list[list[str]] = []
-    line = 1
+    above = line - 1
     try:
         for row in reader:
             if row and rows and len(row) != len(rows[0]):
-                got = f"line {line}: {len(row)} texts for {len(rows[0])} columns, separated by {NAMES[separator]}"
+                got = f"line {line}: {len(row)} fields for {len(rows[0])} columns, separated by {NAMES[separator]}"
                 raise damaged(where, got, "Put texts in quotes, or write .jsonl.")
             rows += [row] if row else []
-            line = reader.line_num + 1
+            line = reader.line_num + 1 + above
     except csv.Error as error:
         raise damaged(where, f"the row from line {line}: {error}", "Close its quotes, or write .jsonl.") from error
     finally:

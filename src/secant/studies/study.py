@@ -211,7 +211,7 @@ def study(
 ) -> Study:
     """Run the same analyses on many prompts, with one model or several, and save all rows to a folder.
 
-    If a study ends early, for whatever reason, the same call resumes it. A prompt that fails has a row with the reason.
+    If a study ends early, for whatever reason, the same call resumes it. If a prompt fails, its row has the reason.
     With several workers, the calling script must be importable (`if __name__ == "__main__":`).
 
     Args:
@@ -226,8 +226,8 @@ def study(
         top: How many top tokens of each singular vector are kept.
         seed: The seed of the random number generators.
         shard: How many prompts are computed and saved together.
-        workers: How many worker processes, each with its own copy of the model; by default one. A model in memory
-            allows one only. On a Ray cluster, by default as many as it has room for.
+        workers: The number of worker processes, each with its own copy of the model; by default one. A model in memory
+            allows only one. On a Ray cluster, by default as many as it has room for.
         threads: How many CPU threads each worker has.
         engine: What runs the workers: "local", this machine, or "ray", a Ray cluster (see docs/how-to/clusters.md).
         gpus: How many GPUs each worker has on a cluster.

@@ -50,7 +50,7 @@ MEASURES = {
     "reads_own": ("own token in V₀", True,
                   "the share of tokens that are themselves among the top tokens of their V₀"),
     "seen": ("prediction first at some layer", True,
-             "whether U₀ of all tokens decodes first to the prediction at some layer"),
+             "whether the prediction is the top token of U₀ of all tokens at some layer"),
     "seen_depth": ("at that share of depth", True, "the first such layer as a share of depth, where there is one"),
 }  # fmt: skip
 """The measures of a prompt: the label, whether it is a percentage, and the meaning."""
@@ -103,7 +103,7 @@ AVERAGES = {
             "directions",
         ),
         Average(
-            "emergence", "part x span x layer: whether U₀ of all tokens has decoded first to the prediction by then",
+            "emergence", "part x span x layer: whether the prediction was the top token of U₀ of all tokens by then",
             (PART, SPAN, LAYER, DEPTH), "share of prompts",
         ),
         Average(
@@ -140,10 +140,10 @@ COVERAGE = Table(
         Column("precision", str, "the type in which the linear system was evaluated"),
         CATEGORY,
         Column("prompts", int, "how many prompts were studied", "prompts"),
-        Column("failed", int, "how many of them failed; these are in no average", "prompts"),
+        Column("failed", int, "how many of them failed; averages leave them out", "prompts"),
         Column("least", int, "fewest tokens of a prompt; missing where all failed", "tokens", missing=True),
         Column("most", int, "most tokens of a prompt", "tokens", missing=True),
-        Column("forward_equal", int, "runs whose recorded pass is the plain one, bit for bit", "prompts"),
+        Column("forward_equal", int, "runs whose recorded pass equals the plain one, bit for bit", "prompts"),
         Column("reconstruction", float, "the largest ‖J x + b - y‖ / ‖y‖ of a run", RELATIVE),
         Column("affinity", float, "the largest distance of a frozen network from affine", RELATIVE),
     ),
@@ -372,7 +372,7 @@ def summarize(
     """
     paths = paths_of(folders, "A summary requires the folders of studies")
     if len({path.resolve() for path in paths}) < len(paths):
-        raise BadArgument("A study may be counted once", "one folder twice", "Name each once.")
+        raise BadArgument("Each study may be given once", "one folder twice", "Name each once.")
     resamples = integer(resamples, 100, 10**6, "An interval requires at least 100 resamples", "resamples = ")
     seed = seeded(seed)
     studies = Studies([opened(path) for path in paths])

@@ -43,7 +43,7 @@ ROW_START = (
     Column("precision", str, "the type in which the linear system was evaluated"),
     Column(
         "run_forward_equal", bool,
-        "certificate: whether the recorded pass is the plain model's, bit for bit; missing if it failed", missing=True,
+        "certificate: whether the recorded pass equals the plain one, bit for bit; missing if it failed", missing=True,
     ),
     Column("run_reconstruction", float, "certificate: ‖J x + b - y‖ / ‖y‖", RELATIVE),
     Column("run_affinity", float, "certificate: how far the frozen network is from affine at a random input", RELATIVE),
@@ -61,7 +61,7 @@ PROMPTS = Table(
         PROBABILITY,
         ITS_LOGIT,
         Column("error", str, "the kind of error, if it failed", missing=True),
-        Column("reason", str, "what the error says; missing if it went well", missing=True),
+        Column("reason", str, "the error's message; missing if the prompt did not fail", missing=True),
     ),
 )
 

@@ -97,7 +97,7 @@ def checked_by(checks: Mapping[str, Field], given: Any, defaults: Mapping[str, A
     if odd := sorted(str(name)[:40] for name in given.keys() - checks.keys()):
         raise BadArgument(f"A request has the fields {', '.join(checks)}", repr(odd[0]), "Leave it out.")
     if lacking := sorted(checks.keys() - given.keys() - defaults.keys()):
-        raise BadArgument("A request has all of its fields", f"none called {lacking[0]}", "Add it.")
+        raise BadArgument("A request must have all of its fields", f"none called {lacking[0]}", "Add it.")
     return {name: check({**defaults, **given}[name], name) for name, check in checks.items()}
 
 

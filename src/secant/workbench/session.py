@@ -316,4 +316,4 @@ class Session:
 
 def _unexpected(error: Exception) -> str:
     said = " ".join(str(error).split())
-    return printable(f"An error that secant does not expect; got {type(error).__name__}: {said[:300]}.")
+    return printable(f"An unexpected error; got {type(error).__name__}: {said[:300]}.")

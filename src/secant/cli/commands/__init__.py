@@ -17,7 +17,7 @@ from secant.cli.verb import VERBS
 
 app = typer.Typer(
     cls=Border,
-    help="A language model's forward pass at a prompt, as the exact linear system that it is.",
+    help="Analyse a language model's forward pass at a prompt as an exact linear system.",
     epilog='Begin with: secant explain "The bridge out of Marin is the"',
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -29,7 +29,7 @@ def secant(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
-    """A language model's forward pass at a prompt, as the exact linear system that it is."""
+    """Analyse a language model's forward pass at a prompt as an exact linear system."""
     from secant import __version__
 
     if version:

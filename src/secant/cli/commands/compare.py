@@ -34,7 +34,7 @@ def compare(
             "A comparison requires two models, or two conventions of one", "one", "Add --model or --convention."
         )
     if len(set(names)) < len(names):
-        raise sc.SecantError("A model is compared with different ones", "one twice", "Name each once.")
+        raise sc.SecantError("The models of a comparison must differ", "the same one twice", "Name each once.")
     output.reserve(sc.Comparison)
     with progressing() as progress:
         comparison = sc.compare(

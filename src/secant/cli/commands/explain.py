@@ -53,13 +53,11 @@ def explain(
     without_sinks: WithoutSinks = False,
     max_memory: MaxMemory = None,
 ) -> None:
-    """Explain the next token: what each token of the prompt contributes, exactly, and what its block decodes to."""
+    """Explain the next token: the exact contribution of each token of the prompt, and its top tokens."""
     import secant as sc
 
     if highlight and not layers:
-        raise sc.SecantError(
-            "Tokens are highlighted in the map of layers", "--highlight without --layers", "Add --layers."
-        )
+        raise sc.SecantError("--highlight marks tokens in the map of layers", "no --layers", "Add --layers.")
     output.reserve(sc.Explanation, "report.html")
     output.reserve(sc.Evidence)
     lm = model.loaded()

@@ -16,7 +16,7 @@ from secant.cli.verb import verb
 @verb
 def merge(
     folders: Annotated[list[Path], path_argument("The folders of the parts.")],
-    out: Annotated[Path, path_option("The folder of the whole study: a new one, or that of a part.")],
+    out: Annotated[Path, path_option("The folder of the whole study: a new folder, or that of a part.")],
     output: Printing,
 ) -> None:
     """Merge the parts of one study that several machines computed."""

@@ -19,13 +19,13 @@ def serve(
     host: Annotated[
         str, typer.Option(help="The address of this computer to listen on. Only 127.0.0.1 keeps other computers out.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(help="The port; 0 picks a free one.")] = 0,
     max_tokens: Annotated[int, typer.Option(help="The longest prompt, in tokens.")] = 512,
     runs: Annotated[int, typer.Option(help="How many runs to keep in memory.")] = 8,
     max_memory: MaxMemory = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = False,
 ) -> None:
-    """Explain prompts in a browser on this computer: the page, live. Ctrl-C ends it."""
+    """Explain prompts live in a browser on this computer. Ctrl-C ends it."""
     from secant.errors import integer
     from secant.foreign import required
     from secant.memory import size_of

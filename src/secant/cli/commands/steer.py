@@ -44,16 +44,14 @@ def steer(
     sample: Annotated[bool, typer.Option("--sample", help="Sample tokens instead of taking the likeliest.")] = False,
     sweep: Annotated[
         bool,
-        typer.Option(
-            "--sweep", help="Try all layers, or those given, at several strengths: what is gained, at what cost."
-        ),
+        typer.Option("--sweep", help="Try all layers, or those given, at several strengths; report success and cost."),
     ] = False,
     prompts: Annotated[Path | None, path_option("With --sweep, a file of prompts, one on each line.")] = None,
     word: Annotated[
         list[str] | None, typer.Option(help="With --sweep, a word that counts as the concept's. Repeatable.")
     ] = None,
 ) -> None:
-    """Continue a prompt while steering towards a concept, and without; or try many settings (--sweep)."""
+    """Continue a prompt with and without steering towards a concept, or try many settings (--sweep)."""
     import secant as sc
     from secant.steering.steered import side_by_side
 
@@ -63,7 +61,7 @@ def steer(
     if not sweep:
         only = {"--prompts": prompts, "--word": word, "--out": output.out}
         if named := [name for name, value in only.items() if value is not None]:
-            raise sc.SecantError(f"{named[0]} belongs to a sweep", "none", "Add --sweep.")
+            raise sc.SecantError(f"{named[0]} applies to sweeps only", "no --sweep", "Add --sweep.")
         _check_one({"--layer": layer, "--strength": strength, "--form": form or ["mixture"]})
     output.reserve(sc.Sweep, "sweep.png")
     lm = model.loaded()

@@ -86,7 +86,7 @@ def study(
     shard: Annotated[int, typer.Option(help="How many prompts are computed and saved together.")] = 16,
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes, each with its own copy of the model; by default as many as are worth starting."),
+        typer.Option(help="Processes, each with its own copy of the model; by default as many as save time."),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of each worker.")] = None,
     gpus: Annotated[float | None, typer.Option(help="GPUs of each worker on a cluster.")] = None,
@@ -100,7 +100,7 @@ def study(
     tensors: Annotated[bool, typer.Option("--tensors", help="Also save U, S and V of every block.")] = False,
     max_memory: MaxMemory = None,
 ) -> None:
-    """Analyse many prompts and save certified rows as Parquet. An interrupted study resumes where it was."""
+    """Analyse many prompts and save certified rows as Parquet. The same command resumes an interrupted study."""
     import secant as sc
     from secant.results.paths import check
     from secant.studies.analyses import Settings

@@ -10,7 +10,7 @@ async function asked(path, body) {
     answer = await fetch(path, how);
   } catch {
     $("lost").hidden = false;
-    throw new Error("The workbench does not answer.");
+    throw new Error("The workbench is not responding.");
   }
   if (answer.status === 403) $("lost").hidden = false;
   const found = await answer.json().catch(() => null);

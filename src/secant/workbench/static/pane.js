@@ -29,7 +29,7 @@ function pane(label, choices, moved) {
     if (steered) asked(`/api/jobs/${steered}/cancel`, {}).catch(() => {}); // nobody waits for it any more
     const job = await asked(`/api/runs/${run}/steering`, given);
     steered = job.id;
-    return resultOf(job, (own) => !OVER.includes(own.state) && note(own.state === "waiting" ? "Waits for what is computed now." : "Steering …"));
+    return resultOf(job, (own) => !OVER.includes(own.state) && note(own.state === "waiting" ? "Waiting for the current computation." : "Steering …"));
   });
 
   function failed(text) {

@@ -41,5 +41,5 @@ function summedUp(stages) {
   const failed = own.filter((stage) => stage.job.state === "failed");
   if (failed.length) return `Not computed: ${failed.map((stage) => stage.label).join(", ")}`;
   const rest = own.filter((stage) => stage.job.state !== "done");
-  return rest.length ? `Can be computed: ${rest.map((stage) => `${stage.label}${missing(stage.job.estimate) ? "" : ` (about ${lasting(stage.job.estimate)})`}`).join(", ")}` : "All is computed.";
+  return rest.length ? `Can be computed: ${rest.map((stage) => `${stage.label}${missing(stage.job.estimate) ? "" : ` (about ${lasting(stage.job.estimate)})`}`).join(", ")}` : "Everything is computed.";
 }

@@ -57,7 +57,7 @@ function why() {
   if (up.length) found.push(...listed(up), up.length > 1 ? " raise it" : " raises it", down.length ? ", " : ". ");
   if (down.length) found.push(...listed(down), down.length > 1 ? " lower it. " : " lowers it. ");
   if (!strong.length) found.push("No token contributes to it. ");
-  const given = about.origin === "reference" && state.under === OWN ? "random tokens instead of the prompt" : "constants";
+  const given = about.origin === "reference" && state.under === OWN ? "random tokens instead of the prompt's" : "constants";
   if (rest) found.push(`${given[0].toUpperCase()}${given.slice(1)} give ${signed(rest)}.`);
   return found;
 }
@@ -78,7 +78,7 @@ function badges() {
   const how = dependence();
   if (how) found.push(make("a", { class: `badge ${how.firm ? "good" : "warn"}`, href: "#trust", "data-to": "h-conventions" }, how.text));
   const own = agreement.find((r) => r.convention === OWN);
-  if (own && !missing(own.deletion)) found.push(make("a", { class: `badge ${own.deletion >= 0.5 ? "good" : "warn"}`, href: "#trust", "data-to": "h-conventions" }, `Ranks correlate ${fixed(own.deletion)} with deleting each token`));
+  if (own && !missing(own.deletion)) found.push(make("a", { class: `badge ${own.deletion >= 0.5 ? "good" : "warn"}`, href: "#trust", "data-to": "h-conventions" }, `Rank correlation with deletions ${fixed(own.deletion)}`));
   tokens.forEach((token, t) => {
     if (received[t]) found.push(make("span", { class: "badge" }, "Attention sink: ", word(token.token), ` receives ${percent(token.received, 0)}`));
   });

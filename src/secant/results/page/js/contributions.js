@@ -81,11 +81,11 @@ function drawContributions() {
   if ($("without")) $("without").checked = state.without === "sinks";
   const legend = [make("span", { class: "sign" }, make("span", { class: "swatch plus" }), "raises"), make("span", { class: "sign" }, make("span", { class: "swatch minus" }), "lowers")];
   for (const [i, other] of ticked.entries()) legend.push(make("span", { class: `sign t${i}` }, TICKS[i % TICKS.length], ` under ${other}`));
-  if (gone) legend.push(make("span", { class: "sign gone" }, "✕", " what the model's own logit loses without the token"));
+  if (gone) legend.push(make("span", { class: "sign gone" }, "✕", " how much the model's own logit drops without the token"));
   fill($("scale"), ...legend);
   const off = Math.abs(sum.total - sum.logit);
   const which = state.view === "logit" && state.under !== OWN ? state.under : about.under;
-  const from = about.origin === "reference" && state.under === OWN ? " Contributions are measured from random tokens after the prompt's first one, which contributes 0 by construction." : about.origin === "zero" || about.origin === "reference" ? "" : ` Contributions are measured from ${about.measured}.`;
+  const from = about.origin === "reference" && state.under === OWN ? " Contributions are measured from random tokens after the prompt's first one, which therefore contributes 0." : about.origin === "zero" || about.origin === "reference" ? "" : ` Contributions are measured from ${about.measured}.`;
   const logit = ["Logit of ", word(target), ...(sum.versus === null ? [] : [" over ", word(sum.versus)]), ` ${fixed(sum.logit, 4)}${about.baseline === null || sum.versus !== null ? "" : `, measured from ${about.baseline},`} = tokens ${fixed(total(values), 4)} + ${about.origin === "reference" && which === about.under ? "reference" : "constants"} ${fixed(rest, 4)}`];
   fill($("sum"), ...logit, which === about.under ? `, to ${error(off)}.` : ".", from, ` Convention: ${which}.`);
   markContribution();

@@ -102,7 +102,7 @@ function drawLens() {
     direction: `Each cell: the top token of the first left singular vector (U₀) of the token's block: ${depths ? mapName(depths.maps[state.map]) : ""}.`,
     lens: "Each cell: the top token of the residual stream at that token, read out by the final norm and the head.",
   }[state.cells];
-  const tint = { terms: "Colour: contribution, relative to the largest in the row of a token that is neither first nor a sink.", target: `Colour: probability of ${isolated(target)} at that token.`, top: "Colour: probability of the top token." }[state.tint];
+  const tint = { terms: "Colour: contribution, relative to the row's largest, leaving out the first token and sinks.", target: `Colour: probability of ${isolated(target)} at that token.`, top: "Colour: probability of the top token." }[state.tint];
   $("lens-says").textContent = `${text} ${lens.length ? tint : ""}`;
   markLens();
 }

@@ -50,7 +50,7 @@ if (host.live) {
     };
     note({ says: "Ablating …" });
     try {
-      note(await host.live.ask("ablation", wanted, (job) => job.state === "waiting" && note({ says: "Waits for what is computed now." })));
+      note(await host.live.ask("ablation", wanted, (job) => job.state === "waiting" && note({ says: "Waiting for the current computation." })));
     } catch (error) {
       note({ error: error.message });
     }

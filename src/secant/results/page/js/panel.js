@@ -74,7 +74,7 @@ function panelWords() {
   const own = layer === null ? (written.get(String(t)) ?? up) : up;
   if (own?.length) return [make("h3", {}, "What it writes (J x)"), make("div", { class: "sides" }, wordTable("promoted", own), ...(down ? [wordTable("suppressed", down)] : []))];
   if (layer === null) return [];
-  return tables.depth_words && !columnsShown.includes(t) ? [make("p", { class: "muted" }, "What it writes here was decoded for the tokens with a row above only.")] : [];
+  return tables.depth_words && !columnsShown.includes(t) ? [make("p", { class: "muted" }, "What it writes here was decoded only for tokens that have a row above.")] : [];
 }
 
 function panelVectors() {
@@ -92,7 +92,7 @@ function panelVectors() {
     const near = hi - lo > 1 ? ` ≈ vectors ${lo} to ${hi - 1} have near-equal σ: one alone means nothing` : "";
     return make("div", { class: "vector" }, make("h4", {}, `Vector ${i}, σ${SUB(i)} ${number(block.S[i])}`, make("span", { class: "muted" }, near)), make("div", { class: "sides" }, wordTable("writes (U)", writes), wordTable("reads (V)", block.reads[i] ?? [])));
   });
-  if (layer !== null && about.layers.vectors < block.S.length) found.push(make("p", { class: "muted" }, `At each depth the page has room for ${about.layers.vectors} of ${block.S.length} vectors, ${several(about.layers.top, "top token")} each; the tables have all.`));
+  if (layer !== null && about.layers.vectors < block.S.length) found.push(make("p", { class: "muted" }, `At each depth the page has ${about.layers.vectors} of ${block.S.length} vectors, ${several(about.layers.top, "top token")} each; the tables have all.`));
   if (chance.output && chance.input) {
     const said = ({ mean, std }) => `${fixed(mean[0])} ± ${fixed(std[0])}`;
     found.push(make("p", { class: "muted" }, `The top token of a random direction has a cosine of ${said(chance.output)} (writes) and ${said(chance.input)} (reads), of ${chance.output.samples} drawn. z: standard deviations above the same rank in these; grey below ${CHANCE}.`));

@@ -115,7 +115,7 @@ function warned() {
   const least = Math.min(...counts);
   const node = $("few");
   node.hidden = !(least < FEW);
-  node.textContent = node.hidden ? "" : `These are means of only ${least === Math.max(...counts) ? several(least, "prompt") : `${least} to ${several(Math.max(...counts), "prompt")}`}. Another few prompts can give other numbers: read the intervals, not the means.`;
+  node.textContent = node.hidden ? "" : `These are means of only ${least === Math.max(...counts) ? several(least, "prompt") : `${least} to ${several(Math.max(...counts), "prompt")}`}. A few more prompts may change these numbers: read the intervals, not the means.`;
 }
 
 function drawSummary() {

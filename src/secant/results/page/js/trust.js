@@ -6,9 +6,9 @@ function drawCertificate() {
     ["forward pass", c.forward_equal ? "equal, bit for bit" : "not equal", "The recorded logits against those of the plain model."],
     ["reconstruction", error(c.reconstruction), `‖J x + b − y‖ / ‖y‖: how far the system is from the model's own y. Refused above ${error(c.tolerance)}.`],
     ["affinity", error(c.affinity), `How far the frozen network is from affine, at a random input. Refused above ${error(c.affinity_tolerance)}.`],
-    ["constants", percent(c.constants, 1), "‖b‖ / ‖y‖: what the model adds whatever the prompt, biases for instance."],
+    ["constants", percent(c.constants, 1), "‖b‖ / ‖y‖: what the model's own constants add, such as biases."],
   ];
-  if (c.stock !== null) lines.push(["stock casts", error(c.stock), "How far the stock model's casts to float32 take its float64 logits."]);
+  if (c.stock !== null) lines.push(["stock casts", error(c.stock), "How much the stock model's casts to float32 change its float64 logits."]);
   fill($("certificate"), ...lines.flatMap(([name, value, says]) => fact(name, value, make("small", {}, says))));
 }
 
@@ -21,7 +21,7 @@ function drawConventions() {
   const tested = agreement.some((r) => !missing(r.deletion));
   const names = head(" convention", "same signs", "ranks", "largest gap", ...(tested ? ["deletion", "no first"] : []));
   fill($("agreement"), names, body(agreement.map((r) => row(make("th", { scope: "row" }, r.convention, r.convention === OWN ? make("span", { class: "flag" }, "shown") : ""), cell(percent(r.signs, 0)), cell(fixed(r.ranks)), cell(short(r.largest)), ...(tested ? [cell(fixed(r.deletion)), cell(fixed(r.deletion_rest))] : [])))));
-  $("agreement-says").textContent = `Every convention sums to the logit exactly, and they differ. same signs, ranks and largest gap compare the contributions with those under ${OWN}: the share of tokens, Spearman's correlation, and the logits that one differs by at most.${tested ? " deletion: Spearman's correlation of a convention's contributions with what the model's own logit loses when each token is deleted, which no convention can choose; 1 is best, a random order is at 0. no first: without the first token." : " The prompt is too long for every token to be deleted in turn."}`;
+  $("agreement-says").textContent = `Contributions under every convention sum to the logit exactly, yet they differ. Same signs, ranks and largest gap compare them with the contributions under ${OWN}: by the share of tokens, Spearman's correlation, and the largest difference in logits.${tested ? " Deletion: Spearman's correlation of a convention's contributions with how much the model's own logit drops when each token is deleted, which does not depend on a convention; 1 is best, and a random order has 0. No first: the same without the first token." : " The prompt is too long to delete every token in turn."}`;
 }
 
 function drawFaithfulness() {
@@ -40,7 +40,7 @@ function drawTangent() {
   if (!rows.length || !whole) return;
   const off = norm(rows.map((r) => r.ordinary - r.output)) / whole;
   const some = rows.length < about.shape[0] ? `${rows.length} of ${about.shape[0]}` : `all ${about.shape[0]}`;
-  $("tangent").textContent = `The tangent at the prompt, the ordinary Jacobian J′, is another thing: ‖J′ x − y‖ is ${percent(off, 0)} of ‖y‖ (${some} elements of y), where ‖J x + b − y‖ is ${error(about.certificate.reconstruction)} of it. This compares J′ x without the tangent's intercept; with it, y − J′ x, every tangent is exact at its own point and says nothing of what y is made of.`;
+  $("tangent").textContent = `The ordinary Jacobian J′, the tangent at the prompt, does not reproduce y: ‖J′ x − y‖ is ${percent(off, 0)} of ‖y‖ (over ${some} elements of y), where ‖J x + b − y‖ is ${error(about.certificate.reconstruction)} of it. This leaves out the tangent's intercept y − J′ x. With it, every tangent is exact at its own point, but says nothing about what y consists of.`;
 }
 
 // ------------------------------------------------------------------------------------------- geometry
@@ -64,7 +64,7 @@ function drawRanks() {
     name: mapName(m), line: STROKES[i % 6], marks: i, colour: COLOURS[i % 6],
     points: depths.ranks.filter((r) => r.part === m.part && r.span === m.span).map((r) => ({ x: r.layer, y: r.stable_rank, says: `${mapName(m)}, layer ${r.layer}: ${number(r.stable_rank)}` })),
   })); // prettier-ignore
-  series.push({ name: "chosen token", line: "dot", colour: "own", points: [...depths.blocks].map(([layer, all]) => ({ x: layer, y: all[state.token].rank })) });
+  series.push({ name: "selected token", line: "dot", colour: "own", points: [...depths.blocks].map(([layer, all]) => ({ x: layer, y: all[state.token].rank })) });
   charted($("plot-ranks"), { x: { label: "layer", whole: true }, y: { label: "stable rank", log: true }, series, rule: state.layer, says: "Stable rank by layer; the numbers are below." });
 }
 function drawPath() {
@@ -80,7 +80,7 @@ function drawPath() {
 const sizes = tables.image ? records("image").map((r) => r.size) : [];
 function drawImage() {
   const [d, , width] = about.shape;
-  $("image-says").textContent = `J, ${d} x ${several(T, "token")} x ${width}: ${about.rectangles ? `root mean square of each rectangle of ${about.rectangles[0]} x ${about.rectangles[2]} a token, two decades of it; the frame is the chosen token's block.` : "its image was left out of this page, since it takes every row of J."}`;
+  $("image-says").textContent = `J, ${d} x ${several(T, "token")} x ${width}: ${about.rectangles ? `root mean square of each rectangle of ${about.rectangles[0]} x ${about.rectangles[2]} a token, two decades of it; the frame is the chosen token's block.` : "its image was left out of this page, since it requires every row of J."}`;
   if (!about.rectangles || !$("image")) return;
   const [R, , C] = about.rectangles;
   const rows = Array.from({ length: R }, (_, r) => sizes.slice(r * T * C, (r + 1) * T * C));
@@ -116,7 +116,7 @@ function drawSteps() {
   if (!tables.steps) return;
   const steps = [...grouped(records("steps"), "step").values()];
   const before = T + steps.length - 1; // tokens that some step has before it
-  if (about.steps.ended !== "steps") $("ended").textContent = `It ended at the ${about.steps.ended}.`;
+  if (about.steps.ended !== "steps") $("ended").textContent = `The continuation ended at the ${about.steps.ended}.`;
   const said = [...tokens.map((t) => t.token), ...steps.map((own) => own[0].generated)].slice(0, before);
   const whole = steps.map((own) => Array.from({ length: before }, (_, t) => (t < own.length && own[t].logit ? own[t].contribution / own[t].logit : null)));
   const kept = said.map((_, t) => t).filter((t) => t >= T || columnsShown.includes(t));
