@@ -23,7 +23,8 @@ from prompts import SETS, written
 from trained_models import models  # puts tests on the path
 
 import secant as sc
-from secant.stream.decode import Null, null
+from secant.stream.decode import null
+from secant.stream.words import Null
 
 K, TOP = 4, 8
 FROZEN, ALL = ("gate", "up", "half"), ("gate", "up", "half", "secant")

@@ -23,7 +23,8 @@ from secant.linearize.network import Recording
 from secant.linearize.replay import Replay
 from secant.linearize.tape import Record
 from secant.operators.operator import Matrix, Operator
-from secant.stream.decode import Decodings, Scores, best, ranks_of
+from secant.stream.decode import Decodings
+from secant.stream.scores import Scores, best, ranks_of
 from secant.studies.analyses import ANALYSES
 
 PROMPT = "The bridge out of Marin is the"

@@ -39,15 +39,10 @@ if TYPE_CHECKING:  # with `as`, which says to type checkers that a name is publi
     from secant.operators.operator import Operator as Operator
     from secant.steering.steer import steer as steer
     from secant.steering.sweep import Sweep as Sweep, steering_sweep as steering_sweep
-    from secant.stream.decode import (
-        Largest as Largest,
-        Null as Null,
-        Word as Word,
-        decode as decode,
-        largest as largest,
-        null as null,
-    )
+    from secant.stream.decode import decode as decode, null as null
+    from secant.stream.largest import Largest as Largest, largest as largest
     from secant.stream.layers import Depth as Depth, Layers as Layers, layers as layers
+    from secant.stream.words import Null as Null, Word as Word
     from secant.studies.study import Study as Study, merge as merge, study as study
     from secant.studies.summary import Summary as Summary, summarize as summarize
 
@@ -61,7 +56,9 @@ _WHERE = {
     "linearize.run": ["freeze", "Run", "Prediction", "Certificate"],
     "operators.operator": ["Operator"],
     "operators.decomposition": ["svd", "SVD", "stable_rank", "captured", "frobenius", "Estimate"],
-    "stream.decode": ["decode", "Word", "null", "Null", "largest", "Largest"],
+    "stream.decode": ["decode", "null"],
+    "stream.words": ["Word", "Null"],
+    "stream.largest": ["largest", "Largest"],
     "analyses.attribution": ["attribute", "Attribution"],
     "analyses.continuation": ["follow", "Steps"],
     "analyses.ablation": ["ablate", "ablations", "Ablation", "Ablations"],

@@ -28,7 +28,7 @@ from secant.results.page import shown_text
 from secant.results.result import Result
 from secant.results.schema import Column, Table, records
 from secant.results.view import Grid, Tokens, View
-from secant.stream.decode import WORD, WORD_ID
+from secant.stream.words import WORD, WORD_ID
 from secant.text import readable, visible
 
 REPLACEMENTS = ("zero", "mean")

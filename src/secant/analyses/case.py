@@ -36,8 +36,11 @@ from secant.operators.cost import announce_plan, estimated_pace, model_plan, pla
 from secant.operators.decomposition import SVD, TOLERANCE, decomposed
 from secant.operators.operator import Matrix, Operator
 from secant.operators.solvers import Wanted
-from secant.stream.decode import Decodings, Largest, Null, Side, Word, decode, largest, norms_kept, null
+from secant.stream.decode import Decodings, decode, null
+from secant.stream.largest import Largest, largest
 from secant.stream.layers import SPANS, Layers, layers
+from secant.stream.scores import norms_kept
+from secant.stream.words import Null, Side, Word
 
 CELLS = 48
 """The most rows of the image of J, and the most columns of each token's block in it."""

@@ -43,9 +43,9 @@ from secant.results.formats import shown
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Shown, View, missing
-from secant.stream.decode import RANK, SCORE, SIDE, WORD, WORD_ID, Null, Side, Z, ranked
 from secant.stream.layers import LAYER, Layers
 from secant.stream.sweep import STREAM
+from secant.stream.words import RANK, SCORE, SIDE, WORD, WORD_ID, Null, Side, Z, ranked
 from secant.text import named
 
 Row = dict[str, Any]

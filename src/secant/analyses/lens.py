@@ -29,9 +29,9 @@ from secant.operators.operator import Graph
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, Style, View
-from secant.stream.decode import RANK, WORD, WORD_ID
 from secant.stream.layers import LAYER, PART
 from secant.stream.sweep import STREAM, depths, part_of
+from secant.stream.words import RANK, WORD, WORD_ID
 from secant.text import visible
 
 LENS = Table(

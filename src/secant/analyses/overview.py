@@ -13,7 +13,7 @@ from secant.linearize.conventions import FOR_OPERATORS
 from secant.linearize.run import Run
 from secant.operators.decomposition import SVD
 from secant.results.view import Cell, Grid, Shown, Style
-from secant.stream.decode import Word
+from secant.stream.words import Word
 from secant.text import visible
 
 CHANCE_Z = 2.0

@@ -17,7 +17,7 @@ from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown, 
 from secant.linearize.run import Run
 from secant.numeric import wide
 from secant.operators.operator import Operator
-from secant.stream.decode import Largest
+from secant.stream.largest import Largest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

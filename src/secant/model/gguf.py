@@ -167,7 +167,9 @@ class File:
         """
         import numpy as np
 
-        return np.array(values) if np.may_share_memory(values, self._data) else np.require(values, None, ["C", "A", "W"])
+        return (
+            np.array(values) if np.may_share_memory(values, self._data) else np.require(values, None, ["C", "A", "W"])
+        )
 
     def weights(self) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
         """Every tensor by name, dequantised one after the other."""

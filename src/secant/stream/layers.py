@@ -41,8 +41,9 @@ from secant.operators.operator import CHUNK, Graph
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, View
-from secant.stream.decode import RANK, SCORE, SIDE, SIDES, WORD, WORD_ID, Decodings, Side
+from secant.stream.decode import Decodings
 from secant.stream.sweep import STREAM, Matrices, before, layerwise_vectors, operators, plan, targets
+from secant.stream.words import RANK, SCORE, SIDE, SIDES, WORD, WORD_ID, Side
 from secant.text import visible
 
 SPANS = ("cumulative", "layerwise")

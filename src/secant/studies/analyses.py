@@ -22,8 +22,8 @@ from secant.linearize.run import BLOCK_POSITION, BLOCK_TOKEN, RECONSTRUCTION, RE
 from secant.numeric import wide
 from secant.operators.decomposition import STABLE_RANK
 from secant.results.schema import Column, Table
-from secant.stream.decode import SIDES, ranked
 from secant.stream.layers import FIRST_SEEN, FROBENIUS, LAYERS
+from secant.stream.words import SIDES, ranked
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from secant.results.paths import paths_of
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Shown, View
-from secant.stream.decode import SIDE
 from secant.stream.layers import LAYER, PART, SPAN
+from secant.stream.words import SIDE
 from secant.studies import measures
 from secant.studies.analyses import WRITERS
 from secant.studies.folder import refuse_study

@@ -26,7 +26,7 @@ from secant.model.loading import load
 from secant.model.sources import ATLAS
 from secant.model.weights import fingerprint
 from secant.results.schema import Column, Table
-from secant.stream.decode import Null, Side
+from secant.stream.words import Null, Side
 from secant.studies.analyses import ANALYSES, Settings
 from secant.studies.prompts import Item
 

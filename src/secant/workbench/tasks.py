@@ -17,7 +17,7 @@ from secant.linearize.run import Run, freeze
 from secant.memory import bytes_in_words, free, watched
 from secant.model.lm import LM, Prompt
 from secant.results.page import EXPLANATION, html
-from secant.stream.decode import Null, Side
+from secant.stream.words import Null, Side
 from secant.workbench.asked import ABLATION, STEERING, WORD, Asked, Field, text
 from secant.workbench.jobs import Job
 
