@@ -40,8 +40,9 @@ if TYPE_CHECKING:  # with `as`, which says to type checkers that a name is publi
     from secant.steering.steer import steer as steer
     from secant.steering.sweep import Sweep as Sweep, steering_sweep as steering_sweep
     from secant.stream.decode import decode as decode, null as null
+    from secant.stream.depths import Depth as Depth, Layers as Layers
     from secant.stream.largest import Largest as Largest, largest as largest
-    from secant.stream.layers import Depth as Depth, Layers as Layers, layers as layers
+    from secant.stream.layers import layers as layers
     from secant.stream.words import Null as Null, Word as Word
     from secant.studies.study import Study as Study, merge as merge, study as study
     from secant.studies.summary import Summary as Summary, summarize as summarize
@@ -67,7 +68,8 @@ _WHERE = {
     "analyses.sensitivity": ["sensitivity", "Sensitivity"],
     "analyses.sinks": ["sinks"],
     "analyses.explain": ["explain", "Explanation", "Evidence"],
-    "stream.layers": ["layers", "Layers", "Depth"],
+    "stream.layers": ["layers"],
+    "stream.depths": ["Layers", "Depth"],
     "steering.steer": ["steer"],
     "steering.sweep": ["steering_sweep", "Sweep"],
     "analyses.interpolation": ["reach", "Reach"],

@@ -37,8 +37,9 @@ from secant.operators.decomposition import SVD, TOLERANCE, decomposed
 from secant.operators.operator import Matrix, Operator
 from secant.operators.solvers import Wanted
 from secant.stream.decode import Decodings, decode, null
+from secant.stream.depths import SPANS, Layers
 from secant.stream.largest import Largest, largest
-from secant.stream.layers import SPANS, Layers, layers
+from secant.stream.layers import layers
 from secant.stream.scores import norms_kept
 from secant.stream.words import Null, Side, Word
 

@@ -43,7 +43,7 @@ from secant.results.formats import shown
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Shown, View, missing
-from secant.stream.layers import LAYER, Layers
+from secant.stream.depths import LAYER, Layers
 from secant.stream.sweep import STREAM
 from secant.stream.words import RANK, SCORE, SIDE, WORD, WORD_ID, Null, Side, Z, ranked
 from secant.text import named

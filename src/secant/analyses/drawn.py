@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from secant.stream.layers import Layers
+from secant.stream.depths import Layers
 from secant.stream.sweep import STREAM
 
 UNITS = 1024

@@ -58,8 +58,8 @@ from secant.results.paths import check_file
 from secant.results.result import Described, Result
 from secant.results.schema import Table
 from secant.results.view import Grid, Shown, View
+from secant.stream.depths import Layers
 from secant.stream.largest import Largest
-from secant.stream.layers import Layers
 from secant.stream.words import Null, Side, Word
 from secant.text import named, readable, visible
 

@@ -29,7 +29,7 @@ from secant.operators.operator import Graph
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, Style, View
-from secant.stream.layers import LAYER, PART
+from secant.stream.depths import LAYER, PART
 from secant.stream.sweep import STREAM, depths, part_of
 from secant.stream.words import RANK, WORD, WORD_ID
 from secant.text import visible

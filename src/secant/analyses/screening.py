@@ -37,7 +37,7 @@ from secant.operators.decomposition import BLOCK, SVD, VALUE, VECTOR
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, Tokens, View
-from secant.stream.layers import Depth
+from secant.stream.depths import Depth
 from secant.stream.scores import BATCH_SIZE, Scores, best
 from secant.stream.sweep import STREAM
 from secant.stream.words import WORD_ID

@@ -25,7 +25,7 @@ from secant.operators.batched import Blocks
 from secant.operators.operator import Graph
 from secant.results.schema import Column, Table
 from secant.stream.decode import decode
-from secant.stream.layers import LAYER, PART
+from secant.stream.depths import LAYER, PART
 from secant.stream.sweep import depths, part_of
 from secant.stream.words import RANK, SCORE, WORD, WORD_ID, Null, Z, ranked
 

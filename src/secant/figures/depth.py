@@ -13,7 +13,7 @@ from secant.errors import BadArgument
 from secant.figures import style
 from secant.figures.maps import NEXT_TO, height, next_to, token_map
 from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown, word
-from secant.stream.layers import Layers
+from secant.stream.depths import Layers
 from secant.stream.sweep import STREAM
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from secant.errors import BadArgument, integer
 from secant.figures import style
 from secant.figures.maps import height, word_map, worded
 from secant.figures.style import clipped, drawn, panels, shown, word
-from secant.stream.layers import Layers
+from secant.stream.depths import Layers
 from secant.stream.sweep import STREAM
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from secant.linearize.run import BLOCK_POSITION, BLOCK_TOKEN, RECONSTRUCTION, RE
 from secant.numeric import wide
 from secant.operators.decomposition import STABLE_RANK
 from secant.results.schema import Column, Table
-from secant.stream.layers import FIRST_SEEN, FROBENIUS, LAYERS
+from secant.stream.depths import FIRST_SEEN, FROBENIUS, LAYERS
 from secant.stream.words import SIDES, ranked
 
 

@@ -24,7 +24,7 @@ from secant.results.paths import paths_of
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Shown, View
-from secant.stream.layers import LAYER, PART, SPAN
+from secant.stream.depths import LAYER, PART, SPAN
 from secant.stream.words import SIDE
 from secant.studies import measures
 from secant.studies.analyses import WRITERS
