@@ -10,6 +10,9 @@ TESTS := $(CORES) --dist worksteal
 
 MODELS ?= build/models
 
+# What is compiled is kept: every process and every run of the tests would compile it again.
+export PYTHONDONTWRITEBYTECODE :=
+
 PIP := --quiet --disable-pip-version-check
 
 .PHONY: help venv demo test test-slow test-real models lint docs wheel check test-architectures test-versions test-oldest test-newest bench science atlas clean

@@ -327,22 +327,19 @@ def test_contributions_from_random_prompts_sum_to_the_model_s_own_difference(
 
 
 @pytest.mark.parametrize(
-    ("family", "together"),
-    [("llama", 3), ("gpt2", 2), ("mixtral", 3), ("mamba", 3), ("bloom", 1), ("gemma3n_text", 1)],
+    ("family", "together", "count"),
+    [("llama", 3, 3), ("gpt2", 2, 3), ("mixtral", 2, 2), ("mamba", 2, 2), ("bloom", 1, 2), ("gemma3n_text", 1, 2)],
 )  # fmt: skip
 def test_contributions_are_the_mean_over_references(
-    family: str, together: int, monkeypatch: pytest.MonkeyPatch
+    family: str, together: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many references as fit share a batch. Bloom folds it into its heads, Gemma 3n puts streams before it."""
     monkeypatch.setattr("secant.linearize.network.TOGETHER", together * LENGTH)
-    run = sc.freeze(model_of(family), prompt(), convention="secant")
-    copies = [own.network.recording.copies for own in run.references(3)]
-    assert copies == {1: [1, 1, 1], 2: [2, 1], 3: [3]}[together]
-    whole = sc.attribute(run, 11, flow=True, references=3)
-    singles = [
-        sc.attribute(sc.freeze(model_of(family), prompt(), convention="secant", seed=s), 11, flow=True, references=1)
-        for s in range(3)
-    ]
+    runs = [sc.freeze(shared(family), prompt(), convention="secant", seed=seed) for seed in range(count)]
+    copies = [own.network.recording.copies for own in runs[0].references(count)]
+    assert copies == [min(together, count - i) for i in range(0, count, together)]
+    whole = sc.attribute(runs[0], 11, flow=True, references=count)
+    singles = [sc.attribute(run, 11, flow=True, references=1) for run in runs]
     keys = ["kind", "name", "position", "layer", "head"]
     for table, frames in ((whole.table, [a.table for a in singles]), (whole.flow, [a.flow for a in singles])):
         assert table is not None
@@ -354,9 +351,13 @@ def test_contributions_are_the_mean_over_references(
     assert whole.total == pytest.approx(whole.logit, abs=1e-12)
     assert whole.direct == pytest.approx(whole.logit, abs=1e-12)
     crossed(whole, {"abs": 1e-11, "rel": 0})
+
+
+def test_references_are_of_conventions_that_have_them() -> None:
+    run = frozen("llama", convention="secant")
     with pytest.raises(BadArgument, match="at least one reference"):
         sc.attribute(run, references=0)
-    assert sc.attribute(run, 11, convention="half").references == 0
+    assert sc.attribute(run, 11, convention="half", parts=False).references == 0
 
 
 def test_a_chosen_convention_is_that_of_contributions() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import math
 import os
@@ -46,7 +47,7 @@ def shell(tail: str, *args: object, **env: str) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("args", [("--help",), ("--version",), ("explain", PROMPT), ("explain", PROMPT, "--json")])
+@pytest.mark.parametrize("args", [("--help",), ("--version",), ("explain", PROMPT), ("architectures", "--json")])
 @pytest.mark.parametrize(("tail", "got"), [(">/dev/full", "No space left on device"), (">&-", "a closed stdout")])
 def test_output_that_can_not_be_written(args: tuple[str, ...], tail: str, got: str, folder: Path) -> None:
     result = shell(tail, *args, *(("--model", folder) if args[0] == "explain" else ()))
@@ -64,20 +65,22 @@ def test_tables_are_there_where_output_is_full(folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("args", [("explain", PROMPT, "--layers"), ("explain", PROMPT, "--json")])
+@pytest.mark.parametrize("args", [("explain", PROMPT, "--layers"), ("architectures", "--json")])
 def test_a_reader_that_goes_away(args: tuple[str, ...], folder: Path) -> None:
-    result = shell("| true", *args, "--model", folder)
+    result = shell("| true", *args, *(("--model", folder) if args[0] == "explain" else ()))
     assert (result.returncode, result.stderr) == (141, "")
 
 
 @pytest.mark.slow
 def test_streams_that_are_closed(folder: Path) -> None:
-    command = ("attribute", PROMPT, "--alone", "--model", folder)
-    plain = shell("", *command)
-    assert (plain.returncode, plain.stderr) == (0, "")
+    """Each, in a command that imports little; and both, while a model runs."""
     for tail in ("<&-", "2>&-", "<&- 2>&-"):
-        result = shell(tail, *command)
-        assert (result.returncode, result.stdout) == (0, plain.stdout)
+        result = shell(tail, "--version")
+        assert (result.returncode, result.stdout) == (0, f"secant {sc.__version__}\n")
+    command = ("attribute", PROMPT, "--alone", "--model", folder)
+    plain, closed = shell("", *command), shell("<&- 2>&-", *command)
+    assert (plain.returncode, plain.stderr) == (0, "")
+    assert (closed.returncode, closed.stdout) == (0, plain.stdout)
     result = shell("<&-", "screen", "-", "--lexicon", "-")
     assert result.returncode == 2
     assert "standard input, which is empty" in result.stderr
@@ -90,14 +93,20 @@ def test_streams_that_are_closed(folder: Path) -> None:
     "env", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
 )
 def test_a_terminal_in_ascii(env: dict[str, str]) -> None:
-    args = ("attribute", PROMPT, "--convention", "gate", "--alone")
-    result = shell("", *args, "--flow", **env)
+    result = shell("", "attribute", PROMPT, "--convention", "gate", "--alone", "--flow", **env)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.isascii()
     assert r"\xb7Golden" in result.stdout
-    result = shell("", *args, "--json", **env)
-    assert result.stdout.isascii()
-    assert json.loads(result.stdout)["target"] == " Golden"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_in_what_stdout_can_encode(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, said = io.BytesIO(), {"target": "\N{MIDDLE DOT}Golden \N{SNOWMAN}"}
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding))
+    print_json(said)
+    sys.stdout.flush()
+    assert json.loads(raw.getvalue().decode(encoding)) == said
+    assert raw.getvalue().isascii() == (encoding != "utf-8")
 
 
 def test_help_is_in_ascii() -> None:

@@ -18,7 +18,7 @@ import typer
 from helpers import real
 from rich.cells import cell_len
 from typer.main import get_command
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from secant.cli import app, progress, verb as verbs
 from secant.cli.commands import study as study_command
@@ -40,6 +40,19 @@ def secant(*args: object, **env: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def explained(folder: Path) -> subprocess.CompletedProcess[str]:
+    """A prompt explained in a process of its own."""
+    return secant("explain", PROMPT, "--model", folder)
+
+
+def here(*args: object) -> Result:
+    """Run a command in this process; it must succeed."""
+    result = CliRunner().invoke(app, [str(a) for a in args])
+    assert result.exit_code == 0, result.output
+    return result
+
+
 def refused(*args: object) -> str:
     """Run a command that must fail: exit code 2, nothing on stdout, one clear line on stderr."""
     result = CliRunner().invoke(app, [str(a) for a in args])
@@ -52,8 +65,8 @@ def refused(*args: object) -> str:
 
 
 @pytest.mark.slow
-def test_explain(folder: Path) -> None:
-    result = secant("explain", PROMPT, "--model", folder)
+def test_explain(explained: subprocess.CompletedProcess[str]) -> None:
+    result = explained
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     lines = result.stdout.splitlines()
@@ -86,9 +99,7 @@ def test_explain_at_other_widths(folder: Path, width: int, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_explain_as_json(folder: Path) -> None:
-    result = secant(
-        "explain", PROMPT, "--model", folder, "--json", "-k", 2, "--dtype", "float64", "--convention", "half"
-    )
+    result = here("explain", PROMPT, "--model", folder, "--json", "-k", 2, "--dtype", "float64", "--convention", "half")
     said = json.loads(result.stdout)
     assert said["prediction"][0]["token"] == "Golden"
     assert said["certificate"]["reconstruction"] <= 1e-13
@@ -103,8 +114,7 @@ def test_explain_as_json(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_explain_with_out(folder: Path, tmp_path: Path) -> None:
-    result = secant("explain", PROMPT, "--model", folder, "--out", tmp_path / "out", "--precision", "float64")
-    assert result.returncode == 0
+    result = here("explain", PROMPT, "--model", folder, "--out", tmp_path / "out", "--precision", "float64")
     assert "Tables and tensors are in" in result.stderr
     assert (tmp_path / "out" / "explanation.safetensors").exists()
 
@@ -129,8 +139,7 @@ def test_words_to_mark_are_words(folder: Path) -> None:
 @pytest.mark.slow
 def test_explain_every_layer(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = secant("explain", PROMPT, "--model", folder, "--layers", "--highlight", "Golden", "--out", out, "-k", 2)
-    assert result.returncode == 0, result.stderr
+    result = here("explain", PROMPT, "--model", folder, "--layers", "--highlight", "Golden", "--out", out, "-k", 2)
     assert "writes by now (U₀)" in result.stdout
     assert "▸Golden" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100
@@ -143,9 +152,10 @@ def test_explain_every_layer(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_command_gives_the_same_answer_twice(folder: Path) -> None:
-    first, second = (secant("explain", PROMPT, "--model", folder).stdout for _ in range(2))
-    assert first == second
+def test_the_same_command_gives_the_same_answer_twice(
+    folder: Path, explained: subprocess.CompletedProcess[str]
+) -> None:
+    assert secant("explain", PROMPT, "--model", folder).stdout == explained.stdout
 
 
 @pytest.mark.slow
@@ -154,9 +164,7 @@ def test_the_same_command_gives_the_same_answer_twice(folder: Path) -> None:
     [("craftgpt", "[inst] do you like music? [/inst]", "soothing"), ("stories260K", "Once upon a time there was", "a")],
 )
 def test_explain_on_real_models(name: str, prompt: str, word: str) -> None:
-    result = secant("explain", prompt, "--model", real(name), "--dtype", "float64")
-    assert result.returncode == 0, result.stderr
-    assert word in result.stdout
+    assert word in here("explain", prompt, "--model", real(name), "--dtype", "float64").stdout
 
 
 @pytest.mark.slow

@@ -159,8 +159,7 @@ def test_in_a_cluster_that_is_there(
     monkeypatch.setattr(cluster, "TRIES", 1)
     with pytest.raises(SecantError, match=r"load the model; got 1 that died while doing so\."):
         list(on_ray(replace(deadly, at=None), shards, 1))
-    monkeypatch.setattr(cluster, "TRIES", 2)
-    with pytest.raises(TooLarge, match=r"got 2 that died at prompts from number 2\."):
+    with pytest.raises(TooLarge, match=r"got 1 that died at prompts from number 2\."):
         list(on_ray(deadly, shards, 1))
     assert ray.is_initialized()
 
@@ -175,7 +174,7 @@ def test_a_study_on_ray_has_the_same_rows(joined: None, folder: Path, shards: li
         "analyses": ["spectra", "words"],
     }
     here = sc.study(items, str(folder), out=tmp_path / "here", **how)
-    there = sc.study(items, str(folder), out=tmp_path / "there", engine="ray", workers=2, **how)
+    there = sc.study(items, str(folder), out=tmp_path / "there", engine="ray", workers=1, **how)
     assert here.tables == there.tables == ["prompts", "singular_values", "words"]
     for name in here.tables:
         pd.testing.assert_frame_equal(here.to_pandas(name), there.to_pandas(name), check_exact=True)

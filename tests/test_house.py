@@ -54,7 +54,7 @@ def test_annotated_shapes_are_checked(request: pytest.FixtureRequest) -> None:
     """In every module that has any; that a wrong shape is caught is the decorator's own affair."""
     checked = request.config.getoption("jaxtyping_packages").split(",")
     annotated = {f"secant.{name}" for name, tree in MODULES.items() if "jaxtyping" in imports(tree)}
-    assert set(checked) == annotated | {"beartype.beartype"}
+    assert set(checked) == annotated | {"typecheck.once"}
 
 
 def arrows() -> dict[str, set[str]]:

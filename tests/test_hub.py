@@ -23,10 +23,13 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 NAME = "someone/something"
 COMMITS = {"main": "a" * 40, "step100": "b" * 40}
 TRAPPED = """
-import socket, sys
+import socket, sys, time
 def none(*args, **kwargs):
     raise OSError("no network")
+def waits(seconds):
+    raise AssertionError("the hub is asked again and again")
 socket.getaddrinfo = socket.create_connection = none
+time.sleep = waits
 import secant as sc
 for options in ({}, {"revision": "main"}):
     print(sc.load(sys.argv[1], **options).encode("The bridge"))
@@ -189,7 +192,7 @@ def test_names() -> None:
 
 @pytest.mark.slow
 def test_a_name_in_the_cache_works_without_a_network(folder: Path, tmp_path: Path) -> None:
-    """And without being told so."""
+    """And without being told so, at once."""
     cached(tmp_path, folder)
     env = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     result = subprocess.run(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,18 @@ def lm(file: Path) -> sc.LM:
     return sc.load(file, dtype="float32")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module")
+def explained(lm: sc.LM) -> tuple[sc.Explanation, Counts]:
+    """A prompt explained once for all tests, with what that took."""
+    with pytest.MonkeyPatch.context() as patch:
+        counts = Counts(patch)
+        e = sc.explain(lm, PROMPT)
+        e.to_dict()
+        e.show()
+    return e, counts
+
+
+@pytest.fixture(autouse=True, scope="module")
 def alone() -> Iterator[None]:
     """One test after the other, with all cores and no announcements."""
     before = torch.get_num_threads()
@@ -89,10 +101,12 @@ def test_the_sweep_against_backward_passes(wide: sc.LM) -> None:
     assert seen == depths
 
 
-def test_residuals_of_decompositions(lm: sc.LM) -> None:
+def test_residuals_of_decompositions(explained: tuple[sc.Explanation, Counts]) -> None:
     """As measured by products with J itself, whatever the solver."""
-    op = sc.freeze(lm, PROMPT).operator().solidified()
-    for t, f in enumerate(sc.svd(op, k=4, per_token=True)):
+    e, _ = explained
+    op = e.run.operator().solidified()
+    assert len(e.svds) == len(e.run.ids)
+    for t, f in enumerate(e.svds):
         block = op.block(t)
         right = torch.linalg.norm(block @ f.V - f.U * f.S, dim=0)
         left = torch.linalg.norm(block.T @ f.U - f.V * f.S, dim=0)
@@ -100,12 +114,9 @@ def test_residuals_of_decompositions(lm: sc.LM) -> None:
         assert (f.residuals <= TOLERANCE[torch.float32] * f.S[0]).all()
 
 
-def test_counts(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts(explained: tuple[sc.Explanation, Counts]) -> None:
     """Explaining takes the passes that it takes on small models, and decodes no direction twice."""
-    counts = Counts(monkeypatch)
-    e = sc.explain(lm, PROMPT)
-    e.to_dict()
-    e.show()
+    e, counts = explained
     assert counts.formed == 1
     assert counts.passes == FROZEN + CONTRIBUTIONS + BESIDE + LENS - ONCE
     counts.assert_each_direction_once()
@@ -113,8 +124,8 @@ def test_counts(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(counts.scored) == SAMPLES + T + 2 * T * 4 + 2 * 8  # the largest columns and rows
 
 
-def test_the_page_has_at_most_a_megabyte(lm: sc.LM, tmp_path: Path) -> None:
+def test_the_page_has_at_most_a_megabyte(explained: tuple[sc.Explanation, Counts], tmp_path: Path) -> None:
     """With all layers, and without J's image."""
-    e = sc.explain(lm, PROMPT, layers=True)
+    e = replace(explained[0], layers=explained[0].case.every_layer)
     e.report(tmp_path / "report.html", e.evidence(image=False))
     assert (tmp_path / "report.html").stat().st_size <= 1e6

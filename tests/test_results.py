@@ -373,6 +373,7 @@ def test_hostile_tokens_command_no_terminal(odd: Viewed, width: int, capsys: pyt
         assert visible(HOSTILE)[:6] in said
 
 
+@pytest.mark.slow  # all are made a second time, as for the two above
 def test_the_html_is_well_formed_and_every_text_is_escaped(odd: Viewed) -> None:
     text = odd._repr_html_()
     parsed = Parsed(text)

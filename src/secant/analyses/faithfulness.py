@@ -24,7 +24,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 import pandas as pd
-import scipy.integrate
+import scipy
 import torch
 from jaxtyping import Float
 from torch import Tensor

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from secant.analyses.case import Case
@@ -288,7 +288,7 @@ def screen(
     if len(errors) == len(prompts):
         raise errors[0]
     table = pd.DataFrame(rows)
-    table["q"] = false_discovery_control(table["p"])
+    table["q"] = scipy.stats.false_discovery_control(table["p"])
     table["flagged"] = table["q"] <= level
     chance = float((first < top).double().mean())
     return Screening(SCREENING.frame(table), REFUSED.frame(refused), known, unknown, top, samples, level, chance)

@@ -29,8 +29,10 @@ class Precision(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in METADATA or func in VIEWS:
             return func(*args, **(kwargs or {}))  # a view keeps its dtype; what is computed from it is cast up
-        written = args[0] if args and writes(func, kwargs or {}) else None
-        args, kwargs = self._cast_tree_up(args), self._cast_tree_up(kwargs or {})
+        kwargs = kwargs or {}
+        written = args[0] if args and writes(func, kwargs) else None
+        if self._has_lower(args) or self._has_lower(kwargs):
+            args, kwargs = self._cast_tree_up(args), self._cast_tree_up(kwargs)
         if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
             func, args = Tensor.to, (args[0], self.dtype)
         if (
@@ -38,13 +40,24 @@ class Precision(TorchFunctionMode):
             and kwargs.get("dtype") is None
             and isinstance(kwargs.get("fill_value", args[-1] if args else None), float)
         ):
-            kwargs["dtype"] = self.dtype  # a value beyond the range of float32 would overflow
+            kwargs = {**kwargs, "dtype": self.dtype}  # a value beyond the range of float32 would overflow
         if func in GROUPED and args[0].dtype == torch.float64:  # torch has no float64 kernel
             return grouped_product(args[0], args[1], kwargs["offs"].tolist())
         if written is not None and args[0] is not written:  # the tensor that is written keeps its dtype
             return written.copy_(func(*args, **kwargs))
         out = func(*args, **kwargs)
-        return mapped(out, self._cast_up) if written is None else out
+        return mapped(out, self._cast_up) if written is None and self._has_lower(out) else out
+
+    def _has_lower(self, tree: Any) -> bool:
+        """Whether anything in nested containers would be cast. Of most calls nothing is, and they are left alone."""
+        if isinstance(tree, Tensor):
+            return tree.dtype in self.lower
+        if isinstance(tree, torch.dtype):
+            return tree in self.lower
+        for leaf in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ():
+            if self._has_lower(leaf):
+                return True
+        return False
 
     def _cast_up(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.dtype in self.lower else tensor

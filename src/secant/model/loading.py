@@ -339,6 +339,7 @@ def _model(
         kwargs["device_map"] = "auto"
     elif packed and dequantize:
         kwargs["device_map"] = {"": "cpu"}  # by default some methods choose the device of their kernels
+    kwargs["adapter_kwargs"] = {"local_files_only": source.is_final}  # or it asks a hub that does not answer
     shown = not source.is_here or sum(file.stat().st_size for file in source.folder.glob("*.safetensors")) > LARGE
     with _explained(source.place), quiet(), _alone(shown), checkpoint.bounded(lambda: source.tensors, name, packed):
         model, info = AutoModelForCausalLM.from_pretrained(

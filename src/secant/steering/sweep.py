@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, SupportsFloat, SupportsIndex
 
 import pandas as pd
-import scipy.stats
+import scipy
 
 from secant.errors import BadArgument, checked, seeded, several
 from secant.linearize.run import Run
