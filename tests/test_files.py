@@ -25,7 +25,7 @@ from secant.results.paths import HALF_WRITTEN, check, check_file, clear, replaci
 from secant.results.schema import Column, Table
 from secant.signals import Ended, raised
 from secant.studies.study import Study, merge, study
-from secant.studies.summary import summarize
+from secant.studies.summarize import summarize
 from secant.studies.work import SCHEMA
 
 HOSTILE = [

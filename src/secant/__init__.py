@@ -14,9 +14,11 @@ if TYPE_CHECKING:  # with `as`, which says to type checkers that a name is publi
         ablations as ablations,
     )
     from secant.analyses.attribution import Attribution as Attribution, attribute as attribute
-    from secant.analyses.compare import Comparison as Comparison, compare as compare
+    from secant.analyses.compare import compare as compare
+    from secant.analyses.comparison import Comparison as Comparison
     from secant.analyses.continuation import Steps as Steps, follow as follow
-    from secant.analyses.explain import Evidence as Evidence, Explanation as Explanation, explain as explain
+    from secant.analyses.explain import explain as explain
+    from secant.analyses.explanation import Evidence as Evidence, Explanation as Explanation
     from secant.analyses.faithfulness import Faithfulness as Faithfulness, faithfulness as faithfulness
     from secant.analyses.interpolation import Reach as Reach, reach as reach
     from secant.analyses.lens import Lens as Lens, lens as lens
@@ -29,7 +31,6 @@ if TYPE_CHECKING:  # with `as`, which says to type checkers that a name is publi
     from secant.model.lm import LM as LM
     from secant.model.loading import load as load
     from secant.operators.decomposition import (
-        SVD as SVD,
         Estimate as Estimate,
         captured as captured,
         frobenius as frobenius,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:  # with `as`, which says to type checkers that a name is publi
         svd as svd,
     )
     from secant.operators.operator import Operator as Operator
+    from secant.operators.spectrum import SVD as SVD
     from secant.steering.steer import steer as steer
     from secant.steering.sweep import Sweep as Sweep, steering_sweep as steering_sweep
     from secant.stream.decode import decode as decode, null as null
@@ -45,7 +47,8 @@ if TYPE_CHECKING:  # with `as`, which says to type checkers that a name is publi
     from secant.stream.layers import layers as layers
     from secant.stream.words import Null as Null, Word as Word
     from secant.studies.study import Study as Study, merge as merge, study as study
-    from secant.studies.summary import Summary as Summary, summarize as summarize
+    from secant.studies.summarize import summarize as summarize
+    from secant.studies.summary import Summary as Summary
 
 __version__ = "0.1.0"
 
@@ -56,7 +59,8 @@ _WHERE = {
     "linearize.conventions": ["Convention"],
     "linearize.run": ["freeze", "Run", "Prediction", "Certificate"],
     "operators.operator": ["Operator"],
-    "operators.decomposition": ["svd", "SVD", "stable_rank", "captured", "frobenius", "Estimate"],
+    "operators.decomposition": ["svd", "stable_rank", "captured", "frobenius", "Estimate"],
+    "operators.spectrum": ["SVD"],
     "stream.decode": ["decode", "null"],
     "stream.words": ["Word", "Null"],
     "stream.largest": ["largest", "Largest"],
@@ -67,14 +71,17 @@ _WHERE = {
     "analyses.lens": ["lens", "Lens"],
     "analyses.sensitivity": ["sensitivity", "Sensitivity"],
     "analyses.sinks": ["sinks"],
-    "analyses.explain": ["explain", "Explanation", "Evidence"],
+    "analyses.explain": ["explain"],
+    "analyses.explanation": ["Explanation", "Evidence"],
     "stream.layers": ["layers"],
     "stream.depths": ["Layers", "Depth"],
     "steering.steer": ["steer"],
     "steering.sweep": ["steering_sweep", "Sweep"],
     "analyses.interpolation": ["reach", "Reach"],
-    "analyses.compare": ["compare", "Comparison"],
-    "studies.summary": ["summarize", "Summary"],
+    "analyses.compare": ["compare"],
+    "analyses.comparison": ["Comparison"],
+    "studies.summarize": ["summarize"],
+    "studies.summary": ["Summary"],
     "analyses.screening": ["screen", "Screening"],
     "studies.study": ["study", "Study", "merge"],
 }

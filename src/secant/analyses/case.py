@@ -33,9 +33,10 @@ from secant.memory import Progress, limited, stopping_point
 from secant.numeric import lengths, wide
 from secant.operators.batched import token_terms
 from secant.operators.cost import announce_plan, estimated_pace, model_plan, plans, row_plan
-from secant.operators.decomposition import SVD, TOLERANCE, decomposed
+from secant.operators.decomposition import TOLERANCE, decomposed
 from secant.operators.operator import Matrix, Operator
 from secant.operators.solvers import Wanted
+from secant.operators.spectrum import SVD
 from secant.stream.decode import Decodings, decode, null
 from secant.stream.depths import SPANS, Layers
 from secant.stream.largest import Largest, largest

@@ -26,8 +26,9 @@ from secant.linearize.run import RECONSTRUCTION, RELATIVE, TOKEN, Run, tangent
 from secant.memory import Progress, allowance
 from secant.model.lm import Prompt
 from secant.numeric import relative, wide
-from secant.operators.decomposition import SVD, svd
+from secant.operators.decomposition import svd
 from secant.operators.operator import Operator
+from secant.operators.spectrum import SVD
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Tokens, View

@@ -11,7 +11,7 @@ from secant.analyses.origins import origin_line
 from secant.analyses.sensitivity import Sensitivity
 from secant.linearize.conventions import FOR_OPERATORS
 from secant.linearize.run import Run
-from secant.operators.decomposition import SVD
+from secant.operators.spectrum import SVD
 from secant.results.view import Cell, Grid, Shown, Style
 from secant.stream.words import Word
 from secant.text import visible

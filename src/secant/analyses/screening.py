@@ -33,7 +33,7 @@ from secant.memory import Progress
 from secant.model.encoding import listed
 from secant.model.lm import LM, Prompt
 from secant.model.tokens import as_id
-from secant.operators.decomposition import BLOCK, SVD, VALUE, VECTOR
+from secant.operators.spectrum import BLOCK, SVD, VALUE, VECTOR
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, Tokens, View

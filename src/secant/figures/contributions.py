@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from secant.analyses.attribution import Attribution
-from secant.analyses.explain import Explanation
+from secant.analyses.explanation import Explanation
 from secant.errors import BadArgument, integer
 from secant.figures import style
 from secant.figures.maps import NEXT_TO, apart, height, next_to, signed_map, token_map

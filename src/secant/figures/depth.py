@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from secant.analyses.explain import Explanation
+from secant.analyses.explanation import Explanation
 from secant.analyses.lens import Lens
 from secant.errors import BadArgument
 from secant.figures import style

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from secant.analyses.explain import Explanation
+from secant.analyses.explanation import Explanation
 from secant.errors import BadArgument, integer
 from secant.figures import style
 from secant.figures.maps import next_to

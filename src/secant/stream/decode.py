@@ -19,7 +19,7 @@ from torch import Tensor
 from secant.errors import BadArgument, checked, integer, one_of, seeded
 from secant.memory import stopping_point
 from secant.model.lm import LM
-from secant.operators.decomposition import SVD
+from secant.operators.spectrum import SVD
 from secant.stream.scores import BATCH_SIZE, Best, Scores, best, ranks_of, vectors
 from secant.stream.words import METRICS, SIDES, Metric, Null, Side, Word
 

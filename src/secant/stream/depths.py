@@ -11,15 +11,7 @@ import torch
 
 from secant.errors import NoPoint
 from secant.linearize.run import BLOCK_POSITION, BLOCK_TOKEN, RECONSTRUCTION, Run
-from secant.operators.decomposition import (
-    BLOCK,
-    NORMALIZED,
-    SIGMA,
-    STABLE_RANK,
-    SVD,
-    VALUE,
-    VECTOR,
-)
+from secant.operators.spectrum import BLOCK, NORMALIZED, SIGMA, STABLE_RANK, SVD, VALUE, VECTOR
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, View

@@ -20,7 +20,7 @@ from secant.errors import NoRule, NotExact
 from secant.linearize.conventions import CONVENTIONS
 from secant.linearize.run import BLOCK_POSITION, BLOCK_TOKEN, RECONSTRUCTION, RELATIVE, freeze
 from secant.numeric import wide
-from secant.operators.decomposition import STABLE_RANK
+from secant.operators.spectrum import STABLE_RANK
 from secant.results.schema import Column, Table
 from secant.stream.depths import FIRST_SEEN, FROBENIUS, LAYERS
 from secant.stream.words import SIDES, ranked
