@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ATLAS ?= build/atlas
 CORES := -n auto --maxprocesses 4 --durations=10
-# Of quick tests, those of a file share what they are of. Slow ones share little, and some files have most of them.
+# Quick tests of one file share models, so they stay together. Slow ones share little, and a few files have most of them.
 FILES := $(CORES) --dist loadfile
 TESTS := $(CORES) --dist worksteal
 
@@ -20,21 +20,21 @@ PIP := --quiet --disable-pip-version-check
 help:
 	@echo "make demo    set up and explain a prompt on the bundled model"
 	@echo "make test    set up and run the tests"
-	@echo "make test-slow  the tests that it leaves out: those that start or kill processes, or take long"
-	@echo "make models  fetch two real language models into $(MODELS) (350 MB); make test-real: what must hold on them"
+	@echo "make test-slow  the tests that make test leaves out: they start or kill processes, or take long"
+	@echo "make models  fetch two real language models into $(MODELS) (350 MB); make test-real: tests on these models"
 	@echo "make lint    lint, prose and types; make check: also all tests, doctests and examples"
 	@echo "make docs    build the documentation into build/site; make wheel: a wheel that has it, in dist"
 	@echo "make test-architectures  a small model of every type that transformers registers"
-	@echo "make test-versions       the tests with the oldest transformers that we claim, and the newest there is"
-	@echo "make bench   run the benchmarks; each prints the ratios that it claims"
-	@echo "make science measure the paper's claims on real models: says how long first, days of a core; stops and resumes"
-	@echo "make atlas   train the bundled model anew, from nothing, into $(ATLAS): about an hour on 2 cores;"
+	@echo "make test-versions       the tests with the oldest transformers that secant supports, and the newest"
+	@echo "make bench   run the benchmarks; each prints the figures that the documentation claims"
+	@echo "make science measure the paper's claims on real models: first says how long (days of a core); can be stopped and resumed"
+	@echo "make atlas   train the bundled model from scratch, into $(ATLAS): about an hour on 2 cores;"
 	@echo "             CHECKPOINTS=1 keeps the model every 100 steps, for secant study --model '$(ATLAS)-checkpoints/*'"
 	@echo "make clean   remove the environment and what was built"
 
 venv: $(VENV)/ready
 
-# Modules are compiled on all cores, since pip would use one. Some packages have files that are no Python.
+# Modules are compiled on all cores, since pip would use one. Some packages have files that do not compile.
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP) --no-compile -c constraints.txt -e ".[dev]"
@@ -53,7 +53,7 @@ test-slow: venv
 models: venv
 	$(BIN)/python tools/models.py $(MODELS) $(NAMES)
 
-# With all cores for one test after the other.
+# One test after the other, each with all cores.
 test-real: venv
 	SECANT_REAL_MODELS=$(MODELS) $(BIN)/python -m pytest --durations=10 -m real tests/test_real.py
 
@@ -63,12 +63,12 @@ lint: venv
 	$(BIN)/codespell
 	$(BIN)/mypy
 
-# With what only the documentation requires. The notebooks run once: the tests keep what they executed.
+# Also installs what only the documentation requires. The notebooks run once: the tests keep the executed copies.
 docs: venv
 	$(BIN)/python -m pip install $(PIP) -c constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
-# The documentation is in the wheel.
+# The wheel contains the documentation.
 wheel: docs
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
@@ -78,7 +78,7 @@ check: lint
 test-architectures: venv
 	$(BIN)/python -m pytest $(TESTS) tests/test_architectures.py --all-architectures
 
-# Each in an environment of its own. torchao, which the oldest imports whether it is used or not, writes to stderr there.
+# Each in its own environment. The oldest transformers always imports torchao, which writes to stderr there.
 OLDEST := 5.0.0
 
 test-versions: test-oldest test-newest
@@ -95,7 +95,7 @@ test-oldest test-newest: test-%:
 bench: venv
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
-# Each part adds rows to benchmarks/results, and leaves out what is there. The short parts come first.
+# Each part adds the rows that benchmarks/results lacks. The short parts come first.
 SCIENCE := $(BIN)/python benchmarks/science
 
 science: venv

@@ -529,10 +529,10 @@ def test_a_shell_without_completion(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: object) -> None:
         raise shellingham.ShellDetectionFailure
 
-    for detected, said in ((none, "none that could be told"), (lambda *_: ("tcsh", "/bin/tcsh"), "tcsh")):
+    for detected, said in ((none, "one that could not be detected"), (lambda *_: ("tcsh", "/bin/tcsh"), "tcsh")):
         monkeypatch.setattr("shellingham.detect_shell", detected)
         for option in ("--show-completion", "--install-completion"):
-            assert f"Completion is for bash, zsh, fish, powershell, pwsh; got {said}." in refused(option)
+            assert f"Completion supports bash, zsh, fish, powershell, pwsh; got {said}." in refused(option)
 
 
 @pytest.mark.parametrize("shell", ["bash", "fish"])

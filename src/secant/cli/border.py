@@ -76,9 +76,9 @@ def check_shell() -> None:
     try:
         shell = shellingham.detect_shell()[0]
     except shellingham.ShellDetectionFailure:
-        shell = "none that could be told"
+        shell = "one that could not be detected"
     if shell not in SHELLS:
-        raise BadArgument(f"Completion is for {', '.join(SHELLS)}", shell, "Call it in one of them.")
+        raise BadArgument(f"Completion supports {', '.join(SHELLS)}", shell, "Run it in one of these shells.")
 
 
 class Verb(TyperCommand):

@@ -484,7 +484,7 @@ def freeze(
         BadPrompt: The prompt is empty, too long, or not in the vocabulary.
         BadArgument: Another argument is out of range.
         TrainingMode: A dropout is active.
-        ModelRefused: The model can't be run at the prompt.
+        ModelRefused: The model can't be run at the prompt, or computes NaN.
         NoRule: A torch function that meets the input has no rule.
         ReplayMismatch: A replay of the model diverges from its recorded pass.
         TooLarge: The run does not fit in memory.

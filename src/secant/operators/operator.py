@@ -340,6 +340,10 @@ class Operator(Viewed):
         """The difference of two operators on the same input: of J, bias and output."""
         return self._combined(1.0, other, -1.0)
 
+    def __rsub__(self, other: Any) -> Operator:
+        """Refuses to subtract the operator from anything but an operator. Raises BadArgument."""
+        return self._combined(-1.0, other, 1.0)
+
     def __mul__(self, factor: Any) -> Operator:
         """A multiple of the operator: of J, bias and output."""
         return self._combined(_factor(factor, "multiplied"), self, 0.0)
@@ -349,6 +353,10 @@ class Operator(Viewed):
     def __truediv__(self, divisor: Any) -> Operator:
         """The operator divided by a number: J, bias and output."""
         return self * (1 / _factor(divisor, "divided"))
+
+    def __rtruediv__(self, other: Any) -> Operator:
+        """Refuses to divide by the operator. Raises BadArgument."""
+        raise BadArgument("An operator divides nothing", shown(other), "Solve with op.dense(), or with op.to_scipy().")
 
     def __neg__(self) -> Operator:
         """Minus the operator."""

@@ -46,7 +46,7 @@ def attribute(
     without_sinks: WithoutSinks = False,
     max_memory: MaxMemory = None,
 ) -> None:
-    """Split a token's logit into exact contributions of tokens, of layers and heads, and of constants."""
+    """Split a token's logit into exact contributions. They are those of tokens, layers, heads and constants."""
     import secant as sc
     from secant.analyses.sensitivity import beside as compared
 

@@ -25,7 +25,7 @@ def compare(
     output: Output,
     max_memory: MaxMemory = None,
 ) -> None:
-    """Compare models, or conventions of one model, at a prompt: predictions, spectra, top tokens, depths, shares."""
+    """Compare models, or conventions of one model, at a prompt."""
     import secant as sc
 
     names, conventions = models.names, freezing.conventions

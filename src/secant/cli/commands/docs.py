@@ -19,7 +19,7 @@ def docs(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser.")] = True,
     port: Annotated[int, typer.Option(help="The port on this computer; by default any that is free.")] = 0,
 ) -> None:
-    """Show this version's documentation in a browser, without the network. Ctrl-C ends it."""
+    """Show the documentation in a browser, without the network. Ctrl-C ends it."""
     import webbrowser
 
     from secant.cli.site import pages, server

@@ -53,7 +53,7 @@ def explain(
     without_sinks: WithoutSinks = False,
     max_memory: MaxMemory = None,
 ) -> None:
-    """Explain the next token: the exact contribution of each token of the prompt, and its top tokens."""
+    """Explain the next token of a prompt. Shows exact contributions, top tokens, the lens by layer and spectra."""
     import secant as sc
 
     if highlight and not layers:

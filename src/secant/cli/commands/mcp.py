@@ -8,7 +8,7 @@ from secant.cli.verb import verb
 
 @verb
 def mcp(model: Model) -> None:
-    """Serve tools to agents on standard input and output, over the Model Context Protocol. Requires secant[mcp]."""
+    """Serve tools to agents over the Model Context Protocol. Uses standard input and output; requires secant[mcp]."""
     from secant.cli.server import server
 
     server(model.loaded).run()

@@ -19,7 +19,7 @@ def merge(
     out: Annotated[Path, path_option("The folder of the whole study: a new folder, or that of a part.")],
     output: Printing,
 ) -> None:
-    """Merge the parts of one study that several machines computed."""
+    """Merge the parts of a study that several machines computed."""
     import secant as sc
     from secant.results.paths import check
 

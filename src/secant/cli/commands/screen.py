@@ -38,7 +38,7 @@ def screen(
     ] = 0.05,
     max_memory: MaxMemory = None,
 ) -> None:
-    """Search each layer's top tokens for words of a list, and compare with chance. Exit code 2 if a prompt fails."""
+    """Search each layer's top tokens for the words of a list. Compares with chance; exit code 2 if a prompt fails."""
     import secant as sc
     from secant.results.paths import lines
 

@@ -51,7 +51,7 @@ def steer(
         list[str] | None, typer.Option(help="With --sweep, a word that counts as the concept's. Repeatable.")
     ] = None,
 ) -> None:
-    """Continue a prompt with and without steering towards a concept, or try many settings (--sweep)."""
+    """Continue a prompt while steering towards a concept. Also continues it unsteered; --sweep tries many settings."""
     import secant as sc
     from secant.steering.steered import side_by_side
 

@@ -25,7 +25,7 @@ def summarize(
     resamples: Annotated[int, typer.Option(help="How many resamples each bootstrap interval uses.")] = 2000,
     seed: Seed = 0,
 ) -> None:
-    """Average a study's results over its prompts, with intervals, by model, convention and category."""
+    """Average a study's results over its prompts. Averages have intervals, by model, convention and category."""
     import secant as sc
     from secant.studies.folder import refuse_study
 

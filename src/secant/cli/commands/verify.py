@@ -108,7 +108,7 @@ def verify(
         typer.Option(help="Check only this type (default: all, or the type of packed weights). Repeatable."),
     ] = None,
 ) -> None:
-    """Check that secant reproduces a model exactly, in each dtype and convention. Exit code 2 if it does not."""
+    """Check that secant reproduces a model exactly. Covers each dtype and convention; exit code 2 if it does not."""
     import secant as sc
     from secant.model.loading import is_packed
 
