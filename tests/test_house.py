@@ -11,7 +11,11 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import EXAMPLES
+from jaxtyping import Float, TypeCheckError, jaxtyped
+from torch import Tensor
+from typecheck import once
 
 import secant as sc
 
@@ -55,6 +59,21 @@ def test_annotated_shapes_are_checked(request: pytest.FixtureRequest) -> None:
     checked = request.config.getoption("jaxtyping_packages").split(",")
     annotated = {f"secant.{name}" for name, tree in MODULES.items() if "jaxtyping" in imports(tree)}
     assert set(checked) == annotated | {"typecheck.once"}
+
+
+def test_shapes_of_a_function_in_a_function_are_checked_each_time() -> None:
+    def transposed(x: Tensor, wrong: bool) -> Tensor:
+        @jaxtyped(typechecker=once)
+        def inner(x: Float[Tensor, "a b"]) -> Float[Tensor, "b a"]:
+            return x if wrong else x.T
+
+        return inner(x)
+
+    for x in (torch.ones(2, 3), torch.ones(3, 4)):
+        assert transposed(x, wrong=False).shape == x.T.shape
+        for given, wrong in ((x, True), (x[0], False)):
+            with pytest.raises(TypeCheckError):
+                transposed(given, wrong)
 
 
 def arrows() -> dict[str, set[str]]:

@@ -558,7 +558,7 @@ def headed(request: pytest.FixtureRequest) -> sc.LM:
 def test_a_head_of_another_size(headed: sc.LM) -> None:
     lm, ids, rows = headed, prompt(), headed.unembedding.shape[0]
     assert (lm.size, lm.outputs, len(lm.texts)) == (97, rows, max(97, rows))
-    e = sc.explain(lm, ids, layers=True)
+    e = sc.explain(lm, ids, k=2, layers=True)
     run = e.run
     assert len(run.logits[-1]) == rows
     assert sc.attribute(run, rows - 1, baseline="none").total == pytest.approx(run.logits[-1, rows - 1].item())
