@@ -21,7 +21,7 @@ import secant as sc
 
 from corpus import read_questions
 
-ANALYSES = ["reconstruction", "stable_rank", "words", "layers"]
+ANALYSES = ["reconstruction", "stable_rank", "words", "layers", "coupling"]
 HEAD = (
     "checkpoint", "answers", "probability", "R, first token", "R, others", "R, all", "prediction in U₀, last",
     "own token in V₀", "highest layerwise R", "coupling",

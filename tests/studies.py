@@ -33,7 +33,7 @@ def study(
     rng = np.random.default_rng(seed)
     tables: dict[str, list[dict[str, Any]]] = {
         name: [] for name in ("prompts", "reconstructions", "singular_values", "stable_ranks", "layers", "first_seen",
-                              "contributions", "words", "conventions")
+                              "coupling", "contributions", "words", "conventions")
     }  # fmt: skip
     for model, convention in subjects:
         depth = {"small": 3, "large": 5}.get(model, 4)
@@ -88,6 +88,8 @@ def study(
                         first = int(rng.integers(0, depth + 1))
                         add("first_seen", part=part, span=span, position=t, layer=first if first < depth else None,
                             layer_count=depth)  # fmt: skip
+            for layer in range(depth - 1):
+                add("coupling", layer=layer, next=layer + 1, mismatch=(layer + 1) / depth)
             for t in range(tokens):
                 add("contributions", kind="token", name=f" t{t}", position=t, layer=None, head=None,
                     contribution=float(rng.normal(1, 1)), all_paths=0.0)  # fmt: skip

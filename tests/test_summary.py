@@ -182,6 +182,8 @@ def test_depths_by_hand(summary: sc.Summary, rows: dict[str, pd.DataFrame]) -> N
     assert one(summary.measures, model="large", category=None, measure="seen").mean == pytest.approx(len(seen) / 11)
     row = one(summary.measures, model="large", category=None, measure="seen_depth")
     assert (row.n, row.mean) == (len(seen), pytest.approx(((seen.astype(float) + 1) / 5).mean()))
+    row = one(summary.measures, model="large", category=None, measure="coupling")
+    assert (row.n, row.mean) == (11, pytest.approx(1 - (1 + 2 + 3 + 4) / 4 / 5))  # of five layers
 
 
 def test_shares_by_hand(summary: sc.Summary, rows: dict[str, pd.DataFrame]) -> None:

@@ -335,8 +335,8 @@ class Case:
 
     @cached_property
     def every_layer(self) -> Layers:
-        """Every layer, with `k` triplets of each of its operators."""
-        return self.layers()
+        """Every layer, with `k` triplets of each of its operators, or as many as it has."""
+        return self.layers(min(self.k, self.op.shape[0], self.op.input.shape[1]))
 
     def layers(self, k: int | None = None, *, position: int = -1, spans: Sequence[str] = SPANS) -> Layers:
         """Returns every layer, with the leading singular triplets of each of its operators.

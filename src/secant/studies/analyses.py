@@ -22,7 +22,7 @@ from secant.linearize.run import BLOCK_POSITION, BLOCK_TOKEN, RECONSTRUCTION, RE
 from secant.numeric import wide
 from secant.operators.spectrum import STABLE_RANK
 from secant.results.schema import Column, Table
-from secant.stream.depths import FIRST_SEEN, FROBENIUS, LAYERS
+from secant.stream.depths import COUPLING, FIRST_SEEN, FROBENIUS, LAYERS
 from secant.stream.words import SIDES, ranked
 
 
@@ -146,13 +146,19 @@ def stable_rank(case: Case) -> Iterator[Rows]:
 @analysis(LAYERS, FIRST_SEEN.but(after=[Column("layer_count", int, "how many layers the model has", "layers")]))
 def layers(case: Case) -> Iterator[Rows]:
     """Stable ranks and singular values at every depth, and the first layer whose top token is the prediction."""
-    found = case.layers(min(case.k, case.op.shape[0], case.op.input.shape[1]))
+    found = case.every_layer
     table = found.to_pandas()
     missing = {f"sigma_{i}" for i in range(case.k)} - {*table.columns}
     yield table.assign(
         **dict.fromkeys(sorted(missing), float("nan"))
     )  # the columns must not depend on the model's width
     yield found.first_seen().assign(layer_count=len(case.run.inside.layers))
+
+
+@analysis(COUPLING)
+def coupling(case: Case) -> Iterator[Rows]:
+    """How far each layer's first singular vectors are those of the next layer."""
+    yield case.every_layer.coupling()
 
 
 @analysis(CONTRIBUTIONS)

@@ -61,6 +61,17 @@ def emerged(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return curve[[*KEYS, "part", "span", "layer", "depth", "value"]], scalars(seen, "seen", "seen_depth")
 
 
+def coupled(rows: pd.DataFrame) -> pd.DataFrame:
+    """How far neighbouring layers have the same singular vectors, as the measure `coupling`.
+
+    Args:
+        rows: Rows of the table `coupling`.
+
+    """
+    mismatch = rows.groupby(KEYS, dropna=False)["mismatch"].mean()
+    return (1 - mismatch).rename("value").reset_index().assign(measure="coupling")
+
+
 def shares(rows: pd.DataFrame) -> pd.DataFrame:
     """The share of the logit by kind of contribution, and of layers also by part.
 

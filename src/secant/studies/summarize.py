@@ -127,6 +127,7 @@ SOURCES: dict[str, Source] = {
     "singular_values": Source(("position", "vector", "normalized"), _column("spectra", "normalized")),
     "layers": Source(("layer", "part", "span", "stable_rank"), _column("depths", "stable_rank"), ALL_TOKENS),
     "first_seen": Source(("part", "span", "layer", "layer_count"), _emerged, ALL_TOKENS),
+    "coupling": Source(("mismatch",), lambda rows: {"measures": measures.coupled(rows)}),
     "words": Source(("position", "token", "side", "word", "predicted", "own"), _decoded, FIRST_VECTOR),
     "contributions": Source(("kind", "name", "contribution"), lambda rows: {"shares": measures.shares(rows)}),
     "conventions": Source(

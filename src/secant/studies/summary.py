@@ -39,6 +39,8 @@ MEASURES = {
     "seen": ("prediction first at some layer", True,
              "whether the prediction is the top token of U₀ of all tokens at some layer"),
     "seen_depth": ("at that share of depth", True, "the first such layer as a share of depth, where there is one"),
+    "coupling": ("coupling of neighbouring layers", False,
+                 "1 less the mean mismatch of neighbouring layers: 1 if their singular vectors are the same"),
 }  # fmt: skip
 """The measures of a prompt: the label, whether it is a percentage, and the meaning."""
 
