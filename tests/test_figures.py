@@ -208,7 +208,7 @@ def test_bars_add_up_to_the_logit(contributions: Attribution) -> None:
             assert sum(widths) == pytest.approx(a.logit)
             assert len(widths) <= most + 2
             assert (f"{len(a.of('token')) - 3} others" in [t.get_text() for t in panel.get_yticklabels()]) == (
-                most == 3 and "comes" in panel.get_title()
+                most == 3 and "sources" in panel.get_title()
             )
     first = figures.attribution(a).axes[0]
     assert [bar.get_width() for bar in first.containers[0]][:8] == list(a.of("token")["contribution"])

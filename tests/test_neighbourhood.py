@@ -143,7 +143,7 @@ def test_save(way: sc.Reach, tmp_path: Path) -> None:
 
 
 def test_refusals(lm: sc.LM, run: sc.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BadPrompt, match="as many tokens; got 8 and 4"):
+    with pytest.raises(BadPrompt, match="the same number of tokens; got 8 and 4"):
         sc.reach(run, "The bridge in")
     with pytest.raises(BadPrompt, match="vocabulary"):
         sc.reach(run, (5, "zzqq"))

@@ -80,6 +80,7 @@ def test_the_parts_have_each_prompt_once_under_gate_and_all_kinds() -> None:
         assert max(kinds.values()) - min(kinds.values()) <= 2, name
 
 
+@pytest.mark.slow
 def test_rows_are_what_the_analyses_return(measuring: Namespace, folder: Path) -> None:
     measure.main(Namespace(**{**vars(measuring), "prompts": 2}))
     found = rows.read(measuring.out)
@@ -116,6 +117,7 @@ def _rank(J: torch.Tensor) -> float:
     return (J.square().sum() / torch.linalg.matrix_norm(J, 2) ** 2).item()
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_measured_again(
     measuring: Namespace, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -139,6 +141,7 @@ def test_what_is_there_is_not_measured_again(
     assert after.groupby("part")["text"].nunique().tolist() == [2, 2, 2]
 
 
+@pytest.mark.slow
 def test_of_an_interrupted_batch_the_finished_prompts_are_kept(
     measuring: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
