@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import secant as sc
 from secant import memory as resources
-from secant.analyses import case, drawn, explain as explaining
+from secant.analyses import case, drawn, explanation as explaining
 from secant.cli import app
 from secant.numeric import relative
 from secant.results.page import columnar
@@ -249,7 +249,7 @@ def test_only_some_units_of_a_wide_model(
     assert page.tables["rebuilt"]["output"].tolist() == pytest.approx(y.tolist(), rel=1e-5)
     with opened(browser, page) as tab:
         said = tab.locator("#tangent").inner_text()
-        assert f"‖J′ x − y‖ is {100 * relative(own, y):.0f} % of ‖y‖ (5 of 64 elements of y)" in said
+        assert f"‖J′ x − y‖ is {100 * relative(own, y):.0f} % of ‖y‖ (over 5 of 64 elements of y)" in said
         assert "This leaves out the tangent's intercept" in said
 
 
