@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -215,7 +215,8 @@ class Parts:
         """
         x = self.inside.network.input
         T, names = len(x), {term.key for term in self.terms}
-        graph = self.inside.network.graph(x, torch.cat([t.flatten() for t in self.tensors]))
+        every = torch.cat([t.flatten() for t in self.tensors])
+        graph = replace(self.inside.network.graph(x, every), parts=tuple(self.tensors))
         moved = x.detach() - origin
         found = self._pulled_back(graph, moved) if len(names) < T else self._pushed(graph, moved)
         constants = self.weighed([value[:, :, None] for value in self._at(graph, origin)])

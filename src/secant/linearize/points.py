@@ -241,7 +241,7 @@ class ActivationGraph:
         v = torch.randn(x.numel(), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
         with torch.inference_mode(False), torch.enable_grad():
             every = torch.cat([out.flatten() for out in outs])
-        whole = Graph(x, every).forward(v).split([out.numel() for out in outs])
+        whole = Graph(x, every, parts=tuple(outs)).forward(v).split([out.numel() for out in outs])
         tolerance = 1e3 * torch.finfo(v.dtype).eps
         for before, out, expected in zip([x, *outs], outs, whole, strict=False):
             v = Graph(before, out).forward(v)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +62,8 @@ class Graph:
         y: The output.
         largest: Elements in the largest tensor that a pass makes of each vector.
         weights: Elements of all weights that each vector is multiplied by.
+        parts: The tensors that y consists of, one after the other, if it does. A product with J gives each by itself:
+            through y, the derivative of each would be as long as y.
 
     """
 
@@ -69,15 +71,16 @@ class Graph:
     y: Tensor
     largest: int = 0
     weights: int = 0
+    parts: tuple[Tensor, ...] = ()
 
     def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
         """J v, as the derivative of u ↦ Jᵀ u, which is linear."""
-        u, gradient = self._twice
-        return in_batches(lambda columns: _pulled(gradient, u, columns), v, self.batch_size)
+        us, gradient = self._twice
+        return in_batches(lambda columns: _pulled(gradient, us, columns), v, self.batch_size)
 
     def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
         """Jᵀ u"""
-        return in_batches(lambda columns: _pulled(self.y, self.x, columns), u, self.batch_size)
+        return in_batches(lambda columns: _pulled(self.y, [self.x], columns), u, self.batch_size)
 
     @property
     def batch_size(self) -> int:
@@ -86,11 +89,13 @@ class Graph:
         return max(1, min(CHUNK, int(min(PASS_BYTES, allowance(self.x.device) / 2) // each)))
 
     @cached_property
-    def _twice(self) -> tuple[Tensor, Tensor]:
+    def _twice(self) -> tuple[list[Tensor], Tensor]:
+        """Zeros u for each part of y, and Jᵀ u on a graph from them."""
         with torch.inference_mode(False), torch.enable_grad():
-            u = torch.zeros_like(self.y, requires_grad=True)
-            (gradient,) = torch.autograd.grad(self.y, self.x, u, create_graph=True)
-        return u, gradient
+            parts = self.parts or (self.y,)
+            us = [torch.zeros_like(part, requires_grad=True) for part in parts]
+            (gradient,) = torch.autograd.grad(parts, self.x, us, create_graph=True)
+        return us, gradient
 
     def __reduce__(self) -> Any:
         raise BadArgument(
@@ -100,14 +105,15 @@ class Graph:
         )
 
 
-def _pulled(y: Tensor, x: Tensor, cotangents: Tensor) -> Tensor:
-    """The derivative of y by x times each column of cotangents, in one batched backward pass."""
+def _pulled(y: Tensor, xs: Sequence[Tensor], cotangents: Tensor) -> Tensor:
+    """The derivative of y by all xs, one after the other, times each column of cotangents, in one batched pass."""
 
     def pull(u: Tensor) -> Tensor:
-        return torch.autograd.grad(y, x, u.reshape(y.shape), retain_graph=True)[0].reshape(-1)
+        found = torch.autograd.grad(y, xs, u.reshape(y.shape), retain_graph=True)
+        return found[0].reshape(-1) if len(found) == 1 else torch.cat([part.reshape(-1) for part in found])
 
     if cotangents.shape[1] == 0:
-        return cotangents.new_zeros(x.numel(), 0)
+        return cotangents.new_zeros(sum(x.numel() for x in xs), 0)
     try:
         with torch.inference_mode(False), torch.enable_grad():
             if cotangents.shape[1] == 1:
