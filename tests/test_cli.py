@@ -639,6 +639,7 @@ def test_attribute(folder: Path, tmp_path: Path) -> None:
     assert "vocabulary" in refused(*command, "--target", "Xyzzy")
 
 
+@pytest.mark.slow
 def test_explain_steps() -> None:
     result = CliRunner().invoke(app, ["explain", "The capital of France is", "--steps", "5"])
     assert result.exit_code == 0, result.output

@@ -172,6 +172,7 @@ def test_a_forecast_measures_nothing(measuring: Namespace, capsys: Any) -> None:
     assert not measuring.out.exists()
 
 
+@pytest.mark.slow
 def test_a_prompt_that_fails_is_counted(measuring: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "PARTS", measure.PARTS[:1])
     monkeypatch.setitem(measure.SETS, "sentences", lambda count: [texts()[0], "zzz §"])

@@ -226,6 +226,7 @@ def test_long_prompts_are_refused_before_any_work(client: TestClient) -> None:
 # ------------------------------------------------------------------------------------------- what is computed
 
 
+@pytest.mark.slow
 def test_all_stages_are_the_offline_page(client: TestClient, lm: sc.LM) -> None:
     """Every table and everything that is said, as `secant explain --layers --out` writes it; and so is its export."""
     run = explained(client, model="other")["run"]
@@ -439,6 +440,7 @@ KINDS_OF_WORK: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_every_kind_of_work_can_be_cancelled_and_begins_again(lm: sc.LM) -> None:
     """In the middle, whether it reports progress or not; what is computed later is the same."""
     one, two = (Work(Asked("tiny", PROMPT), Model(lm, 20)) for _ in range(2))
