@@ -24,7 +24,7 @@ from secant.linearize.replay import Replay
 from secant.linearize.tape import Record
 from secant.operators.operator import Matrix, Operator
 from secant.stream.decode import Decodings
-from secant.stream.scores import Scores, best, ranks_of
+from secant.stream.scores import Scores, best, is_tied, ranks_of
 from secant.studies.analyses import ANALYSES
 
 PROMPT = "The bridge out of Marin is the"
@@ -394,3 +394,24 @@ def test_views_show_the_largest_where_j_was_formed_and_do_not_form_it(explanatio
     case = Case(explanation.run)
     assert not set(titles) & {grid.title for grid in replace(explanation, case=case).view().grids}
     assert not isinstance(case.op.products, Matrix)
+
+
+def test_tied_sides_have_one_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = model_of("llama")
+    drawn: list[str] = []
+    null = cases.null
+    monkeypatch.setattr(
+        cases, "null", lambda lm, side, *how, **more: drawn.append(side) or null(lm, side, *how, **more)
+    )
+    for tied in (False, True):
+        if tied:
+            lm.model.get_output_embeddings().weight = lm.model.get_input_embeddings().weight
+        assert is_tied(lm) == tied
+        drawn.clear()
+        case = Case(sc.freeze(lm, prompt()), top=3)
+        for side in ("output", "input"):
+            found, own = case.null(side), sc.null(lm, side, 3)
+            assert (found.side, found.words) == (side, own.words)
+            assert torch.equal(found.mean, own.mean)
+            assert torch.equal(found.std, own.std)
+        assert drawn == (["output"] if tied else ["output", "input"])

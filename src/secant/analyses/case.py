@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import pandas as pd
@@ -41,7 +41,7 @@ from secant.stream.decode import Decodings, decode, null
 from secant.stream.depths import SPANS, Layers
 from secant.stream.largest import Largest, largest
 from secant.stream.layers import layers
-from secant.stream.scores import norms_kept
+from secant.stream.scores import is_tied, norms_kept
 from secant.stream.words import Null, Side, Word
 
 CELLS = 48
@@ -168,7 +168,10 @@ class Case:
 
         """
         if side not in self.nulls:
-            self.nulls[side] = null(self.run.lm, side, self.top, seed=self.seed)
+            if side == "input" and is_tied(self.run.lm):
+                self.nulls[side] = replace(self.null("output"), side=side)
+            else:
+                self.nulls[side] = null(self.run.lm, side, self.top, seed=self.seed)
         return self.nulls[side]
 
     def words(self, found: Sequence[SVD], side: Side) -> list[list[list[Word]]]:

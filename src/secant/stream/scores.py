@@ -83,7 +83,7 @@ class Scores:
         table = vectors(lm, side)
         table = table.to(torch.promote_types(torch.promote_types(table.dtype, dtype), torch.float32))
         kept = None if keep is None else torch.tensor([bool(keep(text)) for text in lm.texts[: len(table)]])
-        known, key = _KNOWN.get(), (id(lm), side, table.dtype, metric, centered)
+        known, key = _KNOWN.get(), (id(lm), "both" if is_tied(lm) else side, table.dtype, metric, centered)
         if known is None or key not in known:
             mean = table.mean(0) if centered else None
             norms = _lengths(table, mean) if metric == "cosine" else None
@@ -224,6 +224,17 @@ def _lengths(table: Float[Tensor, "vocabulary d"], mean: Float[Tensor, " d"] | N
         own = whole if mean is None else lengths(rows - mean, 1)
         norms.append(torch.where((own > rounding * whole) & (whole > 0), own, 0))
     return torch.cat(norms)
+
+
+def is_tied(lm: LM) -> bool:
+    """Returns whether the head's weight is the embedding, so that the vectors of both sides are the same.
+
+    Args:
+        lm: The model.
+
+    """
+    one, other = lm.embedding, lm.unembedding
+    return one.shape == other.shape and one.stride() == other.stride() and 0 < one.data_ptr() == other.data_ptr()
 
 
 def vectors(lm: LM, side: Side) -> Float[Tensor, "vocabulary d"]:
