@@ -18,7 +18,7 @@ from helpers import assert_matches
 
 import secant as sc
 from secant.errors import BadArgument, DamagedFile, OutputFailed, ReplayMismatch
-from secant.operators.operator import Matrix
+from secant.operators.operator import Graph, Matrix
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,21 @@ def test_multiples(op: sc.Operator, J: torch.Tensor) -> None:
 def test_arithmetic_that_operators_do_not_have(op: sc.Operator, wrong: Callable[[sc.Operator], Any], said: str) -> None:
     with pytest.raises(BadArgument, match=said):
         wrong(op)
+
+
+def test_a_sum_begins_with_any_zero_and_a_divisor_whose_inverse_is_infinite_is_refused(op: sc.Operator) -> None:
+    assert sum([op], 0.0) is op
+    with pytest.raises(BadArgument, match="divided by a number other than 0; got 1e-310"):
+        op / 1e-310
+
+
+def test_parts_that_do_not_depend_on_the_input_have_products_of_zero() -> None:
+    x, w = torch.randn(3, 4, requires_grad=True), torch.randn(2, 2, requires_grad=True)
+    parts = (2 * x, torch.ones(5), w * 2)
+    y = torch.cat([part.flatten() for part in parts])
+    for k in (1, 3):
+        v = torch.randn(12, k)
+        assert torch.equal(Graph(x, y, parts=parts).forward(v), Graph(x, y).forward(v))
 
 
 def test_no_such_block(op: sc.Operator) -> None:

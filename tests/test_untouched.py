@@ -82,7 +82,7 @@ def test_what_a_pass_writes_in_place_is_put_back(used: bool) -> None:
     }
 
 
-@pytest.mark.parametrize("shared", [Tensor.numpy, np.asarray, lambda t: t.detach().numpy()])
+@pytest.mark.parametrize("shared", [Tensor.numpy, np.asarray, np.from_dlpack, lambda t: t.detach().numpy()])
 def test_what_a_pass_writes_through_numpy_is_put_back(
     shared: Callable[[Tensor], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +101,23 @@ def test_what_a_pass_writes_through_numpy_is_put_back(
     assert mlp.calls.item() == 0
     lm.model(input_ids=torch.tensor([prompt()]))
     assert mlp.calls.item() == 1  # the model's own passes count
+
+
+def test_a_weight_that_a_pass_reads_through_numpy_is_one_that_must_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = model_of("llama", "sdpa")
+    weight = lm.model.model.layers[0].mlp.up_proj.weight
+    plain = type(lm.model.model.layers[0].mlp).forward
+
+    def reading(self: nn.Module, x: Tensor) -> Tensor:
+        weight.detach().numpy().sum()
+        return plain(self, x)
+
+    monkeypatch.setattr(type(lm.model.model.layers[0].mlp), "forward", reading)
+    run = sc.freeze(lm, prompt())
+    with torch.no_grad():
+        weight.mul_(1.5)
+    with pytest.raises(ReplayMismatch, match="changed"):
+        run.unchanged()
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])

@@ -92,13 +92,15 @@ def untouched(model: nn.Module, state: State | None = None) -> Iterator[Copies]:
             with mode or nullcontext():
                 yield copies
         finally:
+            if mode is not None:
+                mode.forget_read()
             _write(copies)
             _write(before)
             if state is not None and state.copies is None:
                 state.copies = copies
 
 
-SHARING = (Tensor.numpy, Tensor.__array__)
+SHARING = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 """Functions that return an array with the tensor's own memory, through which the model may write it unseen."""
 
 
@@ -118,6 +120,7 @@ class _Keeping(TorchFunctionMode):
             if (place := address(tensor)) > 0:
                 self._own.setdefault(place, []).append((name, tensor))
         self._inference = any(t.is_inference() for own in self._own.values() for _, t in own)
+        self._shared = set[str]()  # names of copies that were made for numpy alone
         self.copies: Copies = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -126,18 +129,30 @@ class _Keeping(TorchFunctionMode):
             return func(*args, **kwargs)
         targets = tensors((args[:1] if writes(func, kwargs) or func in SHARING else (), kwargs.get("out")))
         for target in targets:
-            self._keep(target)
+            self._keep(target, func in SHARING)
         if self._inference:
             args, kwargs = mapped((args, kwargs), _ordinary)
         if self._written and func not in VIEWS and not targets:
             args, kwargs = mapped((args, kwargs), lambda t: t.clone() if address(t) in self._written else t)
         return func(*args, **kwargs)
 
-    def _keep(self, target: Tensor) -> None:
+    def _keep(self, target: Tensor, shared: bool) -> None:
         for name, tensor in self._own.get(address(target), ()):
-            if name not in self.copies and _overlap(tensor, target):
+            if not _overlap(tensor, target):
+                continue
+            if not shared:
+                self._shared.discard(name)
+            elif name not in self.copies:
+                self._shared.add(name)
+            if name not in self.copies:
                 self.copies[name] = tensor, tensor.detach().clone()
                 self._written.add(address(target))
+
+    def forget_read(self) -> None:
+        """Drop the copies of tensors that numpy only read."""
+        for name in self._shared:
+            if torch.equal(*self.copies[name]):
+                del self.copies[name]
 
 
 def _overlap(one: Tensor, two: Tensor) -> bool:

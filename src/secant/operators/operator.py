@@ -94,7 +94,10 @@ class Graph:
         with torch.inference_mode(False), torch.enable_grad():
             parts = self.parts or (self.y,)
             us = [torch.zeros_like(part, requires_grad=True) for part in parts]
-            (gradient,) = torch.autograd.grad(parts, self.x, us, create_graph=True)
+            moving = [(part, u) for part, u in zip(parts, us, strict=True) if part.requires_grad]
+            (gradient,) = torch.autograd.grad(
+                [part for part, _ in moving], self.x, [u for _, u in moving], create_graph=True
+            )
         return us, gradient
 
     def __reduce__(self) -> Any:
@@ -109,7 +112,8 @@ def _pulled(y: Tensor, xs: Sequence[Tensor], cotangents: Tensor) -> Tensor:
     """The derivative of y by all xs, one after the other, times each column of cotangents, in one batched pass."""
 
     def pull(u: Tensor) -> Tensor:
-        found = torch.autograd.grad(y, xs, u.reshape(y.shape), retain_graph=True)
+        several = len(xs) > 1  # some of which y may not depend on
+        found = torch.autograd.grad(y, xs, u.reshape(y.shape), retain_graph=True, materialize_grads=several)
         return found[0].reshape(-1) if len(found) == 1 else torch.cat([part.reshape(-1) for part in found])
 
     if cotangents.shape[1] == 0:
@@ -340,7 +344,7 @@ class Operator(Viewed):
 
     def __radd__(self, other: Any) -> Operator:
         """So that `sum` works, which begins with 0."""
-        return self if isinstance(other, int) and other == 0 else self._combined(1.0, other, 1.0)
+        return self if isinstance(other, int | float) and other == 0 else self._combined(1.0, other, 1.0)
 
     def __sub__(self, other: Any) -> Operator:
         """The difference of two operators on the same input: of J, bias and output."""
@@ -549,7 +553,7 @@ def _factor(value: Any, done: str) -> float:
     rule = f"An operator is {done} by a number" + (" other than 0" if done == "divided" else "")
     todo = "Use a finite number; two operators are composed by @."
     found = number(value, -sys.float_info.max, sys.float_info.max, rule, todo=todo)
-    if done == "divided" and found == 0:
+    if done == "divided" and (found == 0 or 1 / abs(found) > sys.float_info.max):
         raise BadArgument(rule, shown(value), todo)
     return found
 
