@@ -1,7 +1,7 @@
 """What becomes of the spectra while a model is trained: a study of Atlas' checkpoints.
 
 Held-out questions, drawn evenly over the relations, under the paper's convention. For each checkpoint: how often the
-model's prediction is the answer; its probability; the mean stable rank of the first and of the other tokens' blocks,
+predicted token begins an answer; its probability; the mean stable rank of the first and of the other tokens' blocks,
 and of all tokens together; how often the prediction is among the top eight tokens of U₀ of the last token, and a token
 among those of its own V₀; the layer of the highest layerwise stable rank; the mean coupling of neighbouring layers
 (1 - mismatch). Means over prompts; the folder resumes.
@@ -36,8 +36,10 @@ def measured(study: sc.Study) -> pd.DataFrame:
     """A row for each checkpoint, in the order of training."""
     prompts, ranks, words = (study.to_pandas(name) for name in ("prompts", "stable_ranks", "words"))
     layers, coupling = study.to_pandas("layers"), study.to_pandas("coupling")
-    answers = {question.prompt: question.answer for question in read_questions()}
-    right = prompts["predicted"].str.strip() == prompts["text"].map(answers).str.strip()
+    answers = {question.prompt: question.answers for question in read_questions()}
+    pairs = zip(prompts["prediction"], prompts["text"], strict=True)
+    begins = [any(f"{a.strip()} ".startswith(said.strip() or "?") for a in answers[text]) for said, text in pairs]
+    right = pd.Series(begins, prompts.index)
     first = words[words["vector"] == 0]
     written, read = first[first["side"] == "output"], first[first["side"] == "input"]
     last = written["position"] == written.groupby(["model", "prompt"])["position"].transform("max")
