@@ -22,9 +22,8 @@ PROMPT = "The bridge out of Marin is the"
 CONVENTIONS = ("half", "halves", "secant")
 
 
-def works(lm: sc.LM, ids: list[int], layers: bool) -> dict[str, Callable[[str], object]]:
+def works(lm: sc.LM, ids: list[int], runs: dict[str, sc.Run], layers: bool) -> dict[str, Callable[[str], object]]:
     """The kinds of work, each a function of the convention."""
-    runs = {name: sc.freeze(lm, ids, convention=name) for name in ("gate", *CONVENTIONS)}
     found: dict[str, Callable[[str], object]] = {
         "freeze": lambda name: sc.freeze(lm, ids, convention=name),
         "J in full": lambda name: runs[name].operator().dense(),
@@ -40,10 +39,10 @@ def counted(op: sc.Operator) -> int:
     return counter.get_total_flops()
 
 
-def took(work: Callable[[], object]) -> float:
+def took(work: Callable[[str], object], convention: str) -> float:
     """CPU seconds."""
     start = time.process_time()
-    work()
+    work(convention)
     return time.process_time() - start
 
 
@@ -59,15 +58,13 @@ def main() -> None:
         ids = lm.encode(PROMPT)
         if args.tokens:
             ids = (ids * args.tokens)[: args.tokens]
-        counts = [counted(sc.freeze(lm, ids, convention=c).operator()) for c in ("gate", *CONVENTIONS)]
+        runs = {c: sc.freeze(lm, ids, convention=c) for c in ("gate", *CONVENTIONS)}
+        counts = [counted(run.operator()) for run in runs.values()]
         print(f"\n{name}, {len(ids)} tokens\n{'':16}{'gate':>10}" + "".join(f"{c:>10}" for c in CONVENTIONS))
-        for what, work in works(lm, ids, not args.no_layers).items():
+        for what, work in works(lm, ids, runs, not args.no_layers).items():
             least, ratios = float("inf"), []
             for convention in CONVENTIONS:
-                pairs = [
-                    [took(lambda c=c, work=work: work(c)) for c in ("gate", convention)]  # type: ignore[misc]
-                    for _ in range(args.turns)
-                ]
+                pairs = [[took(work, c) for c in ("gate", convention)] for _ in range(args.turns)]
                 frozen, live = (min(column) for column in zip(*pairs, strict=True))
                 least, ratios = min(least, frozen), [*ratios, live / frozen]
             print(f"{what:16}{least:9.2f}s" + "".join(f"{ratio:10.2f}" for ratio in ratios))

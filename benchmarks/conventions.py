@@ -19,7 +19,7 @@ from itertools import combinations
 from statistics import fmean, median
 
 import torch
-from prompts import SETS, written
+from prompts import OWN_PROMPTS, SETS, written
 from trained_models import models  # puts tests on the path
 
 import secant as sc
@@ -28,9 +28,6 @@ from secant.stream.words import Null
 
 K, TOP = 4, 8
 FROZEN, ALL = ("gate", "up", "half"), ("gate", "up", "half", "secant")
-OWN_PROMPTS = {"atlas": "facts", "craftgpt": "chat"}
-"""Small models that know one kind of prompt, and the function of prompts.py that writes it."""
-
 PAIRED = ("model", "conventions", "‖J - J'‖ / ‖J‖", "σ₁ differs by", "angle of U, k = 4", "top tokens in common")
 SINGLE = ("model", "convention", "‖b‖ / ‖y‖", "stable rank, first", "last", "predicted is first", "in top 8", "z")
 
@@ -73,11 +70,12 @@ def measured(
     """What is measured of each pair of conventions, and of each one, at each prompt."""
     pairs: dict[tuple[str, str], list[tuple[float, ...]]] = {pair: [] for pair in combinations(conventions, 2)}
     alone: dict[str, list[tuple[float, ...]]] = {c: [] for c in conventions}
-    nulls: dict[int, Null] = {}
+    drawn: tuple[sc.LM, Null] | None = None
     began = time.time()
     for number, (lm, text) in enumerate(cases, 1):
-        random = nulls.setdefault(id(lm), null(lm, "output", TOP)) if id(lm) not in nulls else nulls[id(lm)]
-        of = {c: Measured(lm, text, c, random) for c in conventions}
+        if drawn is None or drawn[0] is not lm:
+            drawn = lm, null(lm, "output", TOP)
+        of = {c: Measured(lm, text, c, drawn[1]) for c in conventions}
         for a, b in pairs:
             pairs[a, b].append(of[a].against(of[b]))
         for c in conventions:

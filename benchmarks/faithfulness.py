@@ -38,7 +38,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 import torch
-from prompts import SETS, written
+from prompts import OWN_PROMPTS, SETS, written
 from torch import Tensor
 from trained_models import models
 
@@ -51,9 +51,6 @@ from secant.linearize.network import Recording, record, reference, references, r
 from secant.linearize.replay import Patch, by_token
 from secant.linearize.tape import Tape
 from secant.linearize.untouched import State
-
-OWN_PROMPTS = {"atlas": "facts", "craftgpt": "chat", "tiny-sql-gpt": "sql"}
-"""Small models that know one kind of prompt, and the function of prompts.py that writes it."""
 
 KINDS = ("facts", "prose", "agreement", "names", "chat", "code", "language")
 """The kinds of prompts.txt that real models run on: not chat templates, nor phrases of three tokens."""

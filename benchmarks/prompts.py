@@ -97,3 +97,6 @@ def items(pairs: list[tuple[str, str]]) -> list[Item]:
 
 
 SETS = {"facts": facts, "chat": chat, "sql": sql}
+
+OWN_PROMPTS = {"atlas": "facts", "craftgpt": "chat", "tiny-sql-gpt": "sql"}
+"""Small models that know one kind of prompt, and the name of its function."""
