@@ -1,13 +1,12 @@
 """Conventions: which exact affine map replaces each operation of the network.
 
-Exactness asks only that each operation f is replaced by an affine map that agrees with it at the prompt's x, which is
-f(x) + L (v - x) with a constant L. The chain of these maps is then exact, whatever L is. A convention chooses L for
-three kinds of operation:
+The frozen network is exact if each operation f is replaced by an affine map f(x) + L (v - x), which agrees with f at
+the prompt's x. L may be any constant. A convention chooses L for three kinds of operation:
 
 - *gates*: activations and the products of an activation with another tensor of its size. `gate` freezes the
-  activation's output (the paper's choice for Llama, Qwen, Gemma, Mistral and OLMo), `up` freezes the other factor (its
-  code for Phi), `half` is the mean of the two, and a number between 0 and 1 is the share of the map that leaves the
-  gate's other factor live: 1 is `gate`, 0 is `up`. `secant` follows the reference.
+  activation's output (the paper's choice for Llama, Qwen, Gemma, Mistral and OLMo), `up` freezes the other factor (the
+  choice of the paper's code for Phi), and `half` is the mean of these two maps. A number w between 0 and 1 is w times
+  the map of `gate` plus 1 - w times that of `up`. `secant` is the secant.
 - *attention*: the pattern is `frozen`, or a `secant`, in which queries and keys are live.
 - *norms*: the statistic of a norm is `frozen`, or a `secant`.
 
@@ -27,7 +26,7 @@ from secant.errors import BadArgument
 
 SECANT, FROZEN, ZERO, RANDOM = "secant", "frozen", "zero", "random"
 SHARES = {"gate": 1.0, "up": 0.0, "half": 0.5, SECANT: 0.5}
-"""The share of the map of a gated product in which the activation's output is frozen."""
+"""The weight of the map of `gate`, in a mean with that of `up`, by the name of the gates."""
 
 GATES = tuple(SHARES)
 ATTENTION = NORMS = (FROZEN, SECANT)
@@ -36,7 +35,7 @@ REFERENCES = (ZERO, RANDOM)
 
 @dataclass(frozen=True)
 class Convention:
-    """Which exact affine map replaces each kind of operation. The text of a convention is its label.
+    """Which exact affine map replaces each kind of operation. `str` of a convention is its label.
 
     >>> Convention(0.7, attention="secant").label
     '0.7+secant+frozen+zero'
@@ -44,14 +43,14 @@ class Convention:
     'half'
 
     Attributes:
-        gates: "gate", "up", "half" or "secant", or the share of the map in which the activation's output is frozen,
-            from 0 to 1.
+        gates: "gate", "up", "half" or "secant", or a number from 0 to 1: the weight of the map of "gate", in a mean
+            with that of "up".
         attention: Whether patterns are "frozen" or a "secant".
         norms: Whether the statistics of norms are "frozen" or a "secant".
         reference: The reference of all secants: "zero" or "random".
 
     Raises:
-        BadArgument: A part has another value.
+        BadArgument: An attribute has a different value.
     """
 
     gates: str | float = "gate"
@@ -75,18 +74,18 @@ class Convention:
 
     @property
     def label(self) -> str:
-        """Its name, or its four parts joined by plus signs. `convention_named` returns the same convention for it."""
+        """Its name, or its four parts joined by plus signs. `convention_named` returns the convention of a label."""
         named = (name for name, convention in CONVENTIONS.items() if convention == self)
         return next(named, "+".join(map(str, astuple(self))))
 
     @property
     def share(self) -> float:
-        """The share of the map of a gated product in which the activation's output is frozen."""
+        """The weight of the map of `gate`, in a mean with that of `up`."""
         return SHARES[self.gates] if isinstance(self.gates, str) else self.gates
 
     @property
     def varies(self) -> bool:
-        """Whether it depends on a seed: contributions are then averaged over several random references."""
+        """Whether it depends on a seed, so that contributions are averaged over several random references."""
         return self.secants and self.reference == RANDOM
 
     @property
@@ -96,7 +95,7 @@ class Convention:
 
     @property
     def frozen(self) -> Convention:
-        """The same convention without secants: patterns and norms are frozen, and half of each gated product."""
+        """The same convention without secants: patterns and norms are frozen, and gates under "secant" are "half"."""
         return Convention("half" if self.gates == SECANT else self.gates)
 
 
@@ -110,20 +109,20 @@ CONVENTIONS = {
 """The conventions by name."""
 
 ALIASES = {"paper": "gate", "relevance": "half"}
-"""Other names: what the paper does, and how relevance propagation shares a product."""
+"""Other names: the paper's choice, and how relevance propagation splits a product."""
 
 NAMES = (*CONVENTIONS, *ALIASES)
 
 
 FOR_OPERATORS, FOR_CONTRIBUTIONS = "gate", "secant"
-"""The defaults. Spectra and decoded directions say most with frozen factors, where b is small and J_t x_t decodes to
-what a token is about. Contributions go best with what the model does without a token under secants
+"""The default conventions. Operators and spectra use frozen factors, with which b is small and J_t x_t decodes to what
+token t is about. Contributions use secants, with which they best predict what the model does without a token
 (docs/explanation/science.md).
 """
 
 
 Named: TypeAlias = str | Convention
-"""What is accepted as a convention: a `Convention`, one of NAMES, or parts joined by plus signs."""
+"""What arguments named `convention` accept: a `Convention`, one of NAMES, or parts joined by plus signs."""
 
 CHOICES = f"{', '.join(NAMES)}, or GATES+ATTENTION+NORMS+REFERENCE such as 0.7+secant+frozen+zero"
 """The labels that users can choose, for messages."""
@@ -153,7 +152,7 @@ def convention_named(convention: Named) -> Convention:
     gates, *others = convention.split("+")
     try:
         return Convention(gates if gates in GATES else float(gates), *others)
-    except (ValueError, TypeError, BadArgument):  # no number, too many parts, or a wrong one
+    except (ValueError, TypeError, BadArgument):  # not a number, too many parts, or a wrong one
         raise _wrong(repr(convention[:60])) from None
 
 
@@ -178,7 +177,7 @@ def conventions_named(conventions: Any) -> list[Convention]:
 
 
 def _wrong(got: str) -> BadArgument:
-    """The error for what is not a convention."""
+    """The error for a value that is not a convention."""
     return BadArgument(
         f"A convention is one of {CHOICES}",
         got,

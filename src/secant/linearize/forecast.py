@@ -1,10 +1,10 @@
-"""Estimate the time and memory that freezing a long prompt takes, from its first tokens, which are frozen first.
+"""Estimate the time and memory that freezing a long prompt takes, by freezing its first tokens.
 
 Memory is counted on the tape: the outputs that a backward pass keeps, the frozen coefficients, and the gradients of
-slices. Each of these gradients is as large as the sliced tensor; they fragment the heap if a model processes its tokens
-one by one. Two lengths give the linear and the quadratic term in the number of tokens; the quadratic one comes from
-T x T tensors. The estimated time is eight times that of an eighth of the prompt, plus attention's products, which grow
-with T x T.
+slices. The gradient of a slice is as large as the sliced tensor, and such gradients fragment the heap if a model
+processes its tokens one by one. Prompts of two lengths determine the linear and the quadratic term in the number of
+tokens; T x T tensors cause the quadratic one. The estimated time is eight times that of an eighth of the prompt, plus
+that of attention's products, which grows with T².
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MIN_TOKENS = 256
 """Shorter prompts are frozen without an estimate."""
 
 GRAPH_BYTES, COEFFICIENT_BYTES = 1.5, 1.1
-"""Peak bytes for each byte of the steps' outputs, and of the coefficients; tests/test_forecast.py measures both."""
+"""Peak bytes per byte of the steps' outputs, and per byte of the coefficients; tests/test_forecast.py measures both."""
 
 ATTENTION_PASSES = 20
 """How often attention's products are computed while a prompt is frozen."""
@@ -77,12 +77,12 @@ def announce_cost(ids: Sequence[int], frozen: Callable[[Sequence[int]], Recordin
         try:
             recording = frozen(ids[:n])
         except SecantError:
-            return  # a length that the model refuses, or an error that the whole prompt raises too
+            return  # the model refuses this length, or the whole prompt raises the same error
         seconds, counts = time.perf_counter() - start, [*counts, memory(recording, dtype) / n]  # bytes per token
         device = recording.values["norm"].device
         if not is_large(seconds * 64, counts[0] * 16 * T, device):
             return
     linear = seconds * T / n
     quadratic = _attention(recording) * (T / n) ** 2 * ATTENTION_PASSES / multiplications(device, dtype)
-    growth = (counts[1] - counts[0]) / (T // 8 - T // 16)  # bytes per token, for each additional token
+    growth = (counts[1] - counts[0]) / (T // 8 - T // 16)  # increase of the bytes per token, per additional token
     announce(f"Freezing {T} tokens", linear + quadratic, T * (counts[1] + growth * (T - n)), device)

@@ -24,13 +24,13 @@ from secant.numeric import asking_no_mode, mapped, tensors, without_graph
 
 @dataclass(frozen=True)
 class Mark:
-    """What the recorder knows of a live tensor.
+    """What the recorder knows about a live tensor.
 
     Attributes:
-        step: The call that made it.
+        step: The number of the step that made it; -1 if no step did.
         root: A number that tensors share if they are elementwise functions of the same tensor.
         homogeneous: Whether that function has no constant term.
-        activation: Whether an activation is part of that function.
+        activation: Whether that function includes an activation.
         source: The node of the autograd graph that computed its elements; later nodes only rearranged them.
     """
 
@@ -65,7 +65,7 @@ class Call:
     mark: Callable[[Tensor], Mark | None] = field(default=lambda tensor: None)
     convention: Convention = CONVENTIONS["gate"]
     precision: torch.dtype | None = None
-    plain: tuple[Any, Any] | None = None  # args and kwargs of a plain pass, if not these detached
+    plain: tuple[Any, Any] | None = None  # args and kwargs in a plain pass, if not these detached
 
     def __getitem__(self, where: tuple[str, int]) -> Any:
         """The argument with this name or at this place, or None if it was not given."""
@@ -162,7 +162,7 @@ class Live(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise AssertionError("only replays are differentiated, no recording and no pass at a reference")
+        raise AssertionError("only replays are differentiated, not recordings or passes at a reference")
 
 
 # ------------------------------------------------------------------------------------------------ forms
@@ -170,7 +170,7 @@ class Live(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Constant:
-    """The recorded value itself. It depends on no live argument."""
+    """The recorded value, whatever the live arguments are."""
 
     value: Any
 
@@ -202,7 +202,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Shared:
-    """A mixture of two forms of one product, each of which leaves the other factor live. The first has this share."""
+    """A weighted mean of two forms of one product, which freeze different factors; `share` is the weight of `one`."""
 
     one: Fixed
     two: Fixed
@@ -322,7 +322,7 @@ class Attended:
         return [(lo, min(lo + step, length)) for lo in range(0, length, step)]
 
     def _reach(self, hi: int) -> int:
-        """How many keys there are, up to the last one that any row before `hi` attends to."""
+        """The number of keys up to the last one that any row before `hi` attends to."""
         return min(hi, self.key.shape[-2]) if self.causal else self.key.shape[-2]
 
     def pattern(self, lo: int, hi: int) -> Tensor:
@@ -419,7 +419,7 @@ Form = (
 
 
 def gated(form: Form) -> bool:
-    """Returns whether a form is of a gated product, whose frozen factor the convention chooses."""
+    """Returns whether a form belongs to a gated product, whose frozen factor the convention chooses."""
     return isinstance(form, Shared) or (isinstance(form, Fixed) and form.gated)
 
 

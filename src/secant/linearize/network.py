@@ -36,7 +36,7 @@ from secant.operators.operator import Graph, Operator
 
 
 def without_downcasts(dtype: torch.dtype, upcast: bool = False) -> AbstractContextManager[Any]:
-    """Returns a mode that prevents downcasts, if the model is in float64 or evaluated above its own type."""
+    """Returns a mode that prevents downcasts, if the model is in float64 or evaluated in a wider type than its own."""
     return Precision(dtype) if upcast or dtype == torch.float64 else nullcontext()
 
 
@@ -49,7 +49,7 @@ def running(
     Args:
         lm: The model.
         dtype: The type.
-        upcast: Whether that type is above the model's own.
+        upcast: Whether that type is wider than the model's own.
         state: The state that the model starts from.
 
     Yields:
@@ -117,10 +117,11 @@ class Unembedding:
     """The use of the head that the logits come from.
 
     Attributes:
-        use: Which use of the head in the pass it is.
+        use: Its index among the uses of the head in the pass.
         call: Which call of the head's module it is, counted from 1; 0 if the module is not called.
-        hidden: The hidden states that the head is applied to, (streams, T, d) or, of several copies, (copies, T, d).
-        stream: The one of these streams that the logits belong to; None of several copies.
+        hidden: The hidden states that the head is applied to: (streams, T, d), or (copies, T, d) if the prompt has
+            several copies.
+        stream: The index of the stream that the logits are computed from; None if the prompt has several copies.
     """
 
     use: int
@@ -129,7 +130,7 @@ class Unembedding:
     stream: int | None
 
     def rows(self, hidden: Float[Tensor, "streams T d"]) -> Float[Tensor, "T n"]:
-        """Returns what the logits belong to, one row for each token."""
+        """Returns the hidden states that the logits are computed from, one row for each token."""
         return by_token(hidden, 1, len(hidden)) if self.stream is None else hidden[self.stream]
 
 
@@ -140,15 +141,15 @@ class Recording:
     Attributes:
         ids: The tokens.
         tape: The recorded calls.
-        values: The norm and the logits, `[T, n]`.
+        values: `norm` (the output of the final norm) and `logits`, `[T, n]`.
         steps: The steps that made them.
         unembedding: The use of the head that the logits come from.
         convention: The label of the convention.
         layer_calls: The calls of members of module lists.
-        captured: The outputs of the steps that were asked for.
+        captured: The outputs of the steps that were requested.
         state: The state in which the model started; every replay starts in it too.
         seeds: The seed of the random reference of each copy of the prompt.
-        single: If the prompt has several copies, the recording of one, which has the same steps.
+        single: If the prompt has several copies, the recording of one copy, which has the same steps.
     """
 
     ids: list[int]
@@ -170,7 +171,7 @@ class Recording:
 
     @cached_property
     def layers(self) -> list[Layer]:
-        """The layers of the model, or none if no module list carries a stream of all tokens."""
+        """The layers of the model, or none if no module list carries a residual stream of all tokens."""
         return self.single.layers if self.single else layers(self.tape.steps, self.layer_calls, len(self.ids))
 
     @cached_property
@@ -185,7 +186,7 @@ class Recording:
 
     @cached_property
     def token_axes(self) -> dict[int, int]:
-        """The steps that named activations consist of, and the dimension of each output that counts tokens."""
+        """For each step that a named activation consists of, the dimension of its output that counts tokens."""
         if self.single:
             return self.single.token_axes
         found = {point.step: point.axis for point in self.norm_output}
@@ -205,11 +206,11 @@ def record(
 ) -> Recording:
     """Run the model unaltered, and record what a convention freezes.
 
-    A recording of several copies of the prompt, of which each has a reference of its own, is one of one larger network:
-    a row of its embeddings, and of whatever else has a row for each token, has those of an element next to each other.
+    Several copies of the prompt, each with its own reference, are recorded as one larger network. Embeddings and
+    activations have one row for each token, in which the copies of each element are next to each other.
 
-    Secants are collected in a pass of the model itself at the reference of the convention. Routing and other choices
-    stay as they were at the prompt.
+    Secants are collected while the model itself runs at the convention's reference. Routing and other choices stay as
+    they were at the prompt.
 
     Args:
         lm: The model.
@@ -252,7 +253,7 @@ def record(
 
 
 TOGETHER = 256
-"""The most tokens that copies of a prompt have together in one batch."""
+"""The largest number of tokens in a batch of copies of a prompt."""
 
 
 def references(
@@ -263,8 +264,10 @@ def references(
     seeds: Sequence[int],
     together: bool = True,
 ) -> Iterator[Recording]:
-    """Yields recordings with their secants at random references: at as many as a batch takes, in one pass for all of
-    them, or at one after the other where the model does not do the same with a batch.
+    """Yields recordings with secants at random references.
+
+    Each recording has as many references as fit into a batch, and takes one pass for all of them. If the model computes
+    something different for a batch than for a single prompt, each recording has one reference.
 
     Args:
         lm: The model.
@@ -272,7 +275,7 @@ def references(
         x: The prompt's embeddings.
         precision: The type in which the network will be evaluated.
         seeds: The seed of each reference.
-        together: Whether a recording can have several.
+        together: Whether a recording may have several references.
     """
     chosen, size = convention_named(own.convention), 1
     if together and _batchable(own):
@@ -280,7 +283,7 @@ def references(
 
     @cache
     def opened(copies: int) -> Recording | None:
-        """The prompt's own pass, before a reference has been seen; None if a batch does not repeat it."""
+        """The recorded pass of copies of the prompt, still without secants; None if it does not repeat that of one."""
         how = (own.convention, precision, own.token_axes, own.state, range(copies))
         try:
             found = record(lm, own.ids, x, *how, secants=False)
@@ -307,13 +310,13 @@ def references(
 
 
 def _batchable(own: Recording) -> bool:
-    """Whether named activations begin with a batch, so that several copies of the prompt can be told apart."""
+    """Whether the first dimension of each named activation is a batch, so that copies of the prompt stay separate."""
     shapes = ((own.tape.steps[step].shape, axis) for step, axis in own.token_axes.items())
     return len(own.ids) > 1 and len(own.unembedding.hidden) == 1 and all(a and s[0] == 1 for s, a in shapes)
 
 
 def _repeats(own: Recording, opened: Recording) -> bool:
-    """Whether a pass of several copies did with each of them what the pass of one did."""
+    """Whether a pass of several copies computed for each copy what the pass of one computed."""
     before, after, copies = own.tape.steps, opened.tape.steps, opened.copies
     if [step.function for step in before] != [step.function for step in after]:
         return False
@@ -324,7 +327,7 @@ def _repeats(own: Recording, opened: Recording) -> bool:
 
 
 def _collect(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> None:
-    """Run the model at a reference, up to the last operation that has a secant, and close the tape."""
+    """Run the model at a reference, up to the last operation that has a secant, and close the tape's open forms."""
     beyond = any(isinstance(step.form, Open) for step in recording.tape.steps[recording.steps["norm"] + 1 :])
     mode = Visit(recording.tape)
     moving = mode.enter(x)
@@ -376,7 +379,7 @@ def _unembedding(lm: LM, mode: Record, logits: Tensor, length: int) -> tuple[Une
 
 
 def _stream_of(lm: LM, hidden: Tensor, logits: Tensor) -> int:
-    """Which of several streams of hidden states the logits belong to."""
+    """The index of the stream of hidden states that the logits are computed from."""
     if len(hidden) == 1:
         return 0
     with torch.no_grad():
@@ -401,7 +404,7 @@ class Network:
         lm: The model.
         recording: The recording.
         precision: The type in which the network is evaluated.
-        input: The prompt's embeddings, of all copies.
+        input: The embeddings of all copies of the prompt.
     """
 
     lm: LM
@@ -418,17 +421,19 @@ class Network:
 
     @cached_property
     def points(self) -> dict[str, Tensor]:
-        """The norm and the logits, on the autograd graph from `input`. Raises ReplayMismatch."""
+        """`norm` and `logits`, on the autograd graph from `input`. Raises ReplayMismatch."""
         return replayed(self.lm, self.recording, self.input, self.precision)[0]
 
     @cached_property
     def biases(self) -> dict[str, Tensor]:
-        """The norm and the logits at zero embeddings. Raises ReplayMismatch."""
+        """`norm` and `logits` at zero embeddings. Raises ReplayMismatch."""
         zero, _ = replayed(self.lm, self.recording, torch.zeros_like(self.input), self.precision)
         return {name: b.detach() for name, b in zero.items()}
 
     def graph(self, x: Tensor, y: Tensor, target: str = "logits") -> Graph:
-        """Returns products with the derivative of y by x, two tensors of the graph, with the cost of a pass.
+        """Returns products with the derivative of y with respect to x, two tensors of the graph.
+
+        The result knows the cost of a pass.
 
         Args:
             x: The input.
@@ -445,14 +450,14 @@ class Network:
 
     @cached_property
     def with_constants(self) -> tuple[dict[str, Tensor], dict[int, Tensor], list[InjectedConstant]]:
-        """The norm and the logits, and the steps of the named activations, on a graph from `input`, and the constants
-        that the steps add on the way.
+        """`norm` and `logits`, and the outputs of the steps of named activations, on a graph from `input`; and the
+        constants that the steps add.
         """
         axes = self.recording.token_axes
         return replayed_with_constants(self.lm, self.recording, self.input, self.precision, axes)
 
     def replay(self, v: Float[Tensor, "T d"], norm: Float[Tensor, "T n"] | None = None) -> dict[str, Tensor]:
-        """Returns the norm and the logits of the frozen network, `[T, n]`, at different embeddings.
+        """Returns `norm` and `logits` of the frozen network, `[T, n]`, at different embeddings.
 
         Args:
             v: The embeddings.
@@ -479,7 +484,7 @@ class Network:
 
         Args:
             target: `norm` or `logits`.
-            rows: The rows, which follow each other in the output.
+            rows: The rows, which are concatenated in the output.
             ids: The columns of each row; by default all.
             about: Metadata that the operator keeps.
         """
@@ -507,7 +512,7 @@ def replayed(
     """Replay a recording at embeddings x. The other arguments are those of `Replay`.
 
     Returns:
-        The norm and the logits by name, and the points of `token_axes` by step, all `[T, n]` and on the graph from x.
+        `norm` and `logits` by name, and the points of `token_axes` by step, all `[T, n]` and on the graph from x.
 
     Raises:
         ReplayMismatch: The model diverged from its recorded pass.
@@ -551,7 +556,7 @@ def _cast(lm: LM, precision: torch.dtype) -> torch.dtype | None:
 def _through(
     mode: Replay, lm: LM, recording: Recording, x: Float[Tensor, "T d"], precision: torch.dtype
 ) -> dict[str, Tensor]:
-    """The norm and the logits of a replay."""
+    """`norm` and `logits` of a replay."""
     moving = mode.enter(x.to(precision))
     with running(lm, precision, precision != lm.dtype, recording.state), mode:
         lm.forward(recording.ids, moving, recording.copies)

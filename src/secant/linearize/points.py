@@ -35,7 +35,7 @@ PARTS = ("attn", "mixer", "mlp")
 
 @dataclass(frozen=True)
 class Point:
-    """Where a named activation is found.
+    """Where to find a named activation.
 
     Attributes:
         name: The name.
@@ -119,7 +119,7 @@ class ActivationGraph:
 
     @cached_property
     def _at_zero(self) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
-        """The norm and the logits, and the outputs of the steps that are kept, at zero embeddings."""
+        """`norm` and `logits`, and the outputs of the steps that are kept, at zero embeddings."""
         network = self.network
         about = (network.lm, network.recording, torch.zeros_like(network.input), network.precision)
         named, by_step = replayed(*about, self.token_axes)
@@ -146,7 +146,7 @@ class ActivationGraph:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the prompt has."""
+        """The number of tokens in the prompt."""
         return len(self.network.recording.ids)
 
     def rows(self, name: str) -> list[Tensor]:
@@ -162,8 +162,8 @@ class ActivationGraph:
         """Cut the network where its parts are added to the stream, so that each part is an independent input.
 
         Returns:
-            The inputs that replace the parts, by the parts' names; the norm and logits computed from these and the
-            embeddings; and the constants that are added outside the parts.
+            The inputs that replace the parts, by the parts' names; `norm` and `logits`, computed from these inputs and
+            the embeddings; and the constants that are added outside the parts.
         """
         network, names = self.network, [n for n, p in self.points.items() if p.steps and n.rpartition(".")[2] in PARTS]
         steps = [step for name in names for step in self.points[name].steps]
@@ -175,7 +175,7 @@ class ActivationGraph:
         return {name: [given[step] for step in self.points[name].steps] for name in names}, named, constants
 
     def heads(self, name: str) -> list[Point]:
-        """Returns the heads of an attention by its name, or none of anything else."""
+        """Returns the heads of the attention with this name; any other activation has none."""
         return [point for n, point in self.points.items() if point.columns and n.startswith(f"{name}.heads.")]
 
     def parts(self, i: int) -> list[str]:
@@ -263,10 +263,10 @@ class ActivationGraph:
         """Returns the map from all tokens of one point to some positions of another.
 
         Args:
-            source: The point that goes in.
-            target: The point that comes out.
-            positions: The positions of the target, which follow each other in the output.
-            ids: The tokens whose logits are wanted; by default all.
+            source: The point that is the operator's input.
+            target: The point that is its output.
+            positions: The positions of the target, which are concatenated in the output.
+            ids: The tokens whose logits are returned; by default all.
             readout: `norm` or `logits`: read out the target as if it were the stream after the last layer.
             about: Metadata that the operator keeps.
 
@@ -420,7 +420,7 @@ def summary(names: Sequence[str]) -> str:
 
 
 def _kinds(network: Network, found: Sequence[Layer], by_step: dict[int, Tensor]) -> list[list[str]]:
-    """The kind of each part of each layer. One token can't show it, so such a prompt is run twice in a row."""
+    """The kind of each part of each layer. With one token nothing can mix, so such a prompt is repeated once."""
     lm, precision, ids = network.lm, network.precision, network.recording.ids
     if len(ids) == 1 and any(layer.parts for layer in found):
         x = network.input.detach().to(lm.dtype).repeat(2, 1)

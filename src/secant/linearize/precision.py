@@ -49,7 +49,7 @@ class Precision(TorchFunctionMode):
         return mapped(out, self._cast_up) if written is None and self._has_lower(out) else out
 
     def _has_lower(self, tree: Any) -> bool:
-        """Whether anything in nested containers would be cast. Of most calls nothing is, and they are left alone."""
+        """Whether anything in nested containers would be cast. Most calls contain nothing of the kind."""
         if isinstance(tree, Tensor):
             return tree.dtype in self.lower
         if isinstance(tree, torch.dtype):

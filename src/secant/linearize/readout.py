@@ -1,4 +1,4 @@
-"""The readout: the final norm and the head after the last layer, frozen at any residual stream.
+"""The readout: the final norm and the head, frozen at any residual stream.
 
 The paper reads out every depth through the final norm (J. Golden, TMLR 2025, arXiv 2505.24293, section 4.3). The norm's
 statistics are frozen at the activation that is read out, not at the last layer's output.
@@ -27,13 +27,13 @@ from secant.operators.operator import ColumnSlice, Graph, Operator
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """The affine map from P residual streams after the last layer to the norm and the logits.
+    """The affine map from P residual streams, in place after the last layer, to `norm` and `logits`.
 
     Attributes:
         input: The streams, with P * T rows.
-        points: `norm`, and `logits` if wanted, on the graph from `input`; one row for each row of `input`.
-        biases: The same at zero.
-        values: The same as the model itself computes it.
+        points: `norm`, and `logits` if requested, on the graph from `input`; one row for each row of `input`.
+        biases: The same activations at zero.
+        values: The same activations as the model computes them.
     """
 
     input: Float[Tensor, "rows n"] = field(repr=False)
@@ -100,7 +100,7 @@ class Readout:
 
         Args:
             name: `norm` or `logits`.
-            rows: The rows of the point, which follow each other in the output.
+            rows: The rows of the point, which are concatenated in the output.
             ids: The columns of each row; by default all.
 
         Returns:
@@ -127,7 +127,7 @@ def batchable(shape: Sequence[int], axis: int) -> bool:
 
 
 def _as_activation(rows: Tensor, shape: Sequence[int], axis: int, batch: int) -> Tensor:
-    """One stream in the shape that the model has it in, or several as a batch, from one row for each token."""
+    """Streams given as one row for each token, in the model's own shape; several form a batch."""
     if batch > 1:
         return rows.view(batch, -1, *shape[2:])
     return of_tokens(rows, shape, axis)
@@ -135,7 +135,7 @@ def _as_activation(rows: Tensor, shape: Sequence[int], axis: int, batch: int) ->
 
 @contextmanager
 def _replacing_output(module: nn.Module, nth: int, shape: Sequence[int], stream: Tensor) -> Iterator[None]:
-    """Let a module's nth call return this stream instead of its own."""
+    """Replace the stream that a module's nth call returns."""
     calls = 0
 
     def answer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:

@@ -32,7 +32,7 @@ class Replay(Mode):
         token_axes: Steps that are wanted as `[T, n]`, each with the dimension of its output that counts tokens.
         subtracted: What is subtracted from the points of some of these steps.
         patches: Values that replace the points of some of these steps.
-        continued_with: Values that the model continues with after some steps; the points stay what they made.
+        continued_with: Values that the model continues with after some steps; `points` keeps what the steps computed.
 
     Raises:
         ReplayMismatch: The model diverged from its recorded pass.
@@ -78,7 +78,7 @@ class Replay(Mode):
         return out
 
     def _next(self, func: Any) -> tuple[int, Form | None]:
-        """The number and the form of the next recorded step. Raises ReplayMismatch if it was of another function."""
+        """The number and form of the next recorded step. Raises ReplayMismatch if its function was a different one."""
         number = self.count
         if number >= len(self.tape.steps) or self.tape.steps[number].function != func:
             self._mismatch(name_of(func))
@@ -86,7 +86,7 @@ class Replay(Mode):
         return number, self.tape.steps[number].form
 
     def _rerouted(self, number: int, out: Tensor, into: Tensor | None) -> Tensor:
-        """The same output, computed from the point, which is kept."""
+        """The output, rebuilt from the point that `points` keeps."""
         axis = self.token_axes[number]
         point = self.patches[number] if number in self.patches else by_token(out, axis, self.tape.copies)
         if number in self.subtracted:
@@ -115,10 +115,11 @@ class Replay(Mode):
 
 
 class Visit(Replay):
-    """A mode that runs the model itself at a reference, while the open forms of its tape take in what they see.
+    """A mode that runs the model itself at a reference, so that the open forms of a tape collect their secants.
 
-    Frozen patterns stay as they are at the prompt, and so does whatever else is frozen as a whole, since a router's
-    choices may follow from it. Statistics of norms do not: with the prompt's, a reference could grow with each layer.
+    Frozen patterns keep their values at the prompt. So does everything else that is frozen as a whole, because a
+    router's choices may follow from it. Statistics of norms are the reference's own: with those of the prompt, its
+    activations could grow with each layer.
 
     Args:
         tape: The recording, whose calls the model must repeat.
@@ -128,7 +129,7 @@ class Visit(Replay):
     """
 
     def step(self, func: Any, args: Any, kwargs: Any, into: Tensor | None, plain: Any) -> Any:
-        """Run one call, and show it to the form if that is open."""
+        """Run one call. If the form is open, it collects what its secant needs."""
         form = self._next(func)[1]
         if isinstance(form, Open | Attended):
             out = form(functional(func, args, kwargs))
@@ -196,7 +197,7 @@ class InjectedConstant:
 
 
 class ReplayWithConstants(Replay):
-    """A replay that collects in `constants` what each step gives for zeros: biases, learned positions and the like."""
+    """A replay that collects the outputs of steps on zeros in `constants`: biases, learned positions and the like."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -219,7 +220,7 @@ class ReplayWithConstants(Replay):
         return out
 
     def _of_zeros(self, func: Any, args: Any, kwargs: Any) -> Tensor | None:
-        """What a step gives for zeros, or None if that is zero."""
+        """The output of a step on zeros, or None if that is zero."""
         row = ROWS.get(func)
         if self.count >= len(self.tape.steps) or row is None or row.view:
             return None
@@ -238,7 +239,7 @@ class ReplayWithConstants(Replay):
 
 
 def _bias(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    """What a linear layer gives for zeros, without the product."""
+    """The output of a linear layer on zeros, without computing a product; None if that is zero."""
     if bias is None or not bias.any():
         return None
     return bias.detach().to(x.dtype).expand(*x.shape[:-1], -1)
@@ -259,8 +260,8 @@ def by_token(tensor: Tensor, axis: int, copies: int = 1) -> Tensor:
     Args:
         tensor: The tensor.
         axis: The dimension.
-        copies: If more than 1, the first dimension counts copies of the prompt. A row has those of an element next to
-            each other.
+        copies: If more than 1, the first dimension counts copies of the prompt. In each row, the copies of an element
+            are next to each other.
     """
     if copies > 1:
         return tensor.movedim((axis, 0), (0, -1)).reshape(tensor.shape[axis], -1).clone()

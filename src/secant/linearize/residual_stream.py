@@ -74,12 +74,12 @@ class Layer:
 
 
 def layers(steps: Sequence[Step], calls: Iterable[LayerCall], tokens: int) -> list[Layer]:
-    """Returns the layers of a recorded pass, or none if no module list carries a stream of all tokens.
+    """Returns the layers of a recorded pass, or none if no module list carries a residual stream of all tokens.
 
     Args:
         steps: The steps of the tape.
         calls: The calls of members of module lists.
-        tokens: How many tokens the prompt has.
+        tokens: The number of tokens in the prompt.
     """
     lists: dict[str, list[LayerCall]] = {}
     for call in calls:
@@ -95,7 +95,7 @@ def token_axes(found: Sequence[Layer], steps: Sequence[Step], tokens: int) -> It
     Args:
         found: The layers.
         steps: The steps of the tape.
-        tokens: How many tokens the prompt has.
+        tokens: The number of tokens in the prompt.
     """
     for layer in found:
         starts = () if layer.start is None else (layer.start,)
@@ -164,7 +164,7 @@ class LayerStream:
         return Layer(self.call, output, tuple(known), start, plain)
 
     def reaches(self, step: int) -> bool:
-        """Whether the stream before the layer reaches this step through sums, scales and norms alone."""
+        """Whether the stream before the layer reaches this step through sums, scales and norms only."""
         if step < self.start:
             return True
         if step not in self._reaches:

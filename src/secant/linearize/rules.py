@@ -9,7 +9,7 @@ A tensor is *live* if it still depends on the input when these factors are froze
 tensor among its arguments. It returns the frozen function (a `Form`), or LINEAR if the function is affine already.
 Which exact affine map replaces each operation is a *convention* (`secant.linearize.conventions`).
 
-To teach secant a function, add its name to a row at the end of this file.
+To add a function, add its name to a row of TABLE.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def scattered(call: Call) -> Form | None:
 
 
 def reduced(call: Call) -> Form | None:
-    """Sums and means are linear. Of a maximum or minimum, the choice is frozen; elements that tie share it equally."""
+    """Sums and means are linear. For a maximum or minimum the choice is frozen, and tied elements share it equally."""
     reduce, own, dim, index, src = call["reduce", 4], call.args[0], call["dim", 1], call["index", 2], call["src", 3]
     if reduce in ("sum", "mean"):
         return LINEAR
@@ -143,7 +143,7 @@ def clamped(call: Call) -> Form | None:
 
 
 def extremum(call: Call) -> Form | None:
-    """Of two tensors, the choice of the larger or smaller is frozen. Over a dimension, the whole value is frozen."""
+    """For two tensors, the choice of the larger or smaller is frozen. Over a dimension, the whole value is frozen."""
     if isinstance(call["other", 1], Tensor):
         return Chosen(call.value == call.args[0].detach())
     return frozen(call)
@@ -329,7 +329,7 @@ def attention(call: Call) -> Form | None:
 
 @dataclass(frozen=True)
 class Row:
-    """The rule for the torch functions of some names, and what is known of them.
+    """The rule for the torch functions with some names, and the properties of these functions.
 
     Attributes:
         rule: What is frozen in a call.
@@ -363,8 +363,8 @@ class Row:
     def follows(self, convention: Convention, form: Form) -> bool:
         """Whether a convention replaces the function by its secant, instead of by a form with a frozen factor.
 
-        A product that is not gated is part of an activation or of a norm written out by hand. A factor that either of
-        them freezes is not live, so that such a product is not asked about.
+        A product that is not gated is part of an activation or of a norm that is written out by hand. If the convention
+        freezes these, one factor of the product is not live: the product is linear, and is not passed to this method.
         """
         kinds = ("gates", "norms") if self.rule is multiplied and not gated(form) else (self.kind,)
         return self.secant is not None and SECANT in (getattr(convention, kind) for kind in kinds)

@@ -1,8 +1,8 @@
 """Freeze a model at a prompt: one recorded pass, its affine network, and a certificate that the network is exact.
 
 With every input-dependent factor frozen, the network is y = Σ_t J_t x_t + b. x_t are the embeddings of the prompt's
-tokens, y is the final-normed hidden state before the head, and b is the frozen network at zero input, which the model's
-own constants contribute (J. Golden, TMLR 2025, arXiv 2505.24293, equation 5, which leaves out b).
+tokens and y is the final-normed hidden state before the head. b is the frozen network's output at zero input, to which
+only the model's own constants contribute (J. Golden, TMLR 2025, arXiv 2505.24293, equation 5, which leaves out b).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from secant.results.schema import Column, Table
 from secant.results.view import Grid, Tokens, View
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
-"""Largest error of an exact network, by dtype: the model's for reconstruction, the precision's for affinity."""
+"""The largest allowed error by dtype: of reconstruction by the model's dtype, of affinity by the precision."""
 
 
 HIDDEN_OPERATION = (
@@ -47,7 +47,7 @@ HIDDEN_OPERATION = (
 
 
 LOGIT, RELATIVE, HIDDEN_STATE = "logit", "share of a norm", "hidden state"
-"""Units that several tables have."""
+"""Units that several tables share."""
 
 POSITION = Column("position", int, "place of the token in the prompt, from 0", heading="")
 BLOCK_POSITION = POSITION.but(
@@ -199,7 +199,7 @@ class Run(Result):
     _at_references: dict[tuple[int, bool], list[Run]] = field(default_factory=dict, repr=False)
 
     def unchanged(self) -> None:
-        """Raises ReplayMismatch if the model's weights have changed since."""
+        """Raises ReplayMismatch if the model's weights have changed since the prompt was frozen."""
         if self.stamp is not None and (changed := self.stamp.changed(self.lm.model)):
             raise ReplayMismatch(
                 "A model must keep the weights that a run was frozen with",
@@ -224,7 +224,7 @@ class Run(Result):
 
     @cached_property
     def ordinary(self) -> Float[Tensor, " d"]:
-        """J' x with the ordinary Jacobian J' of the last hidden state by the embeddings: the baseline that fails."""
+        """J' x with the ordinary Jacobian J' of the final-normed hidden state, the baseline that fails."""
         if self._ordinary is not None:
             return self._ordinary
         self.unchanged()
@@ -324,8 +324,8 @@ class Run(Result):
     def recorded(self, convention: Named | None = None) -> Run:
         """Returns the run of the same prompt under another convention, with the certificate of this one.
 
-        It takes one pass. Its own errors are not measured, so what is computed from it must be checked by itself, as
-        the sums of attributions are.
+        This takes one pass. The errors of the new run are not measured, so check what you compute from it, as
+        `attribute` checks that its terms sum to the target.
 
         Args:
             convention: The convention, as in `under`.
@@ -352,12 +352,12 @@ class Run(Result):
     def references(self, count: int, together: bool = True) -> list[Run]:
         """Returns runs of the prompt that together have several random references, beginning with this run's own.
 
-        The others are drawn with the seeds that follow. A run with several references holds one copy of the prompt for
-        each. Its certificate is that of this run, and is not measured again.
+        The other references are drawn with the seeds that follow. A run with several references holds one copy of the
+        prompt for each. It keeps this run's certificate, which is not measured again.
 
         Args:
             count: The number of references.
-            together: Whether a run can have several.
+            together: Whether a run may have several references.
 
         Raises:
             SecantError: Whatever `freeze` raises.
@@ -387,13 +387,13 @@ class Run(Result):
         logits; `run.points` lists those of this model.
 
         Args:
-            source: The activation that goes in.
-            target: The activation that comes out.
-            position: One position, several, which follow each other in the output, or None for all. Negative ones
-                count from the end.
+            source: The activation that is the operator's input.
+            target: The activation that is its output.
+            position: One position, several, which are concatenated in the output, or None for all. Negative ones count
+                from the end.
             readout: "norm" or "logits": read out a target inside the network through the final norm, which is frozen at
                 the target's own value.
-            tokens: If the output is logits, the tokens whose logits are wanted, as texts or ids; by default all.
+            tokens: If the output is logits, the tokens whose logits it has, as texts or ids; by default all.
 
         Raises:
             NoPoint: This model has no such activation, or the target does not depend on the source.
@@ -518,7 +518,7 @@ def _frozen(
     top: int,
     seed: int,
 ) -> Run:
-    """The run of these tokens, for arguments that were checked."""
+    """The run of these tokens. The arguments have been checked."""
     convention = chosen or FOR_OPERATORS
     odd = explained(ModelRefused, "A model must run at the prompt by itself", "Fix the model.")
     state = State(lm.model)
@@ -615,7 +615,7 @@ def ordinary_output(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> Fl
 
 
 def tangent(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> Graph:
-    """Returns products with the ordinary Jacobian J' of the last hidden state by the embeddings x of a recording."""
+    """Returns products with the ordinary Jacobian J' of the last hidden state with respect to the embeddings x."""
     watch, ids = WithoutParameters(lm.head), recording.ids
     with running(lm, lm.dtype, state=recording.state), sdpa_kernel(SDPBackend.MATH):
         leaf = x.detach().clone().requires_grad_()

@@ -1,8 +1,7 @@
 """Secants: affine maps through an operation's values at the prompt and at a reference.
 
 For an operation f, the prompt's x and a reference r, a secant is a linear map S with f(x) - f(r) = S (x - r). The form
-f(x) + S (v - x) is affine in v and exact at the prompt. Over several references, each factor of S is averaged: the mean
-is no secant of any of them, but the form is as exact.
+f(x) + S (v - x) is affine in v and exact at the prompt.
 
 - f of one element: S is the slope of the chord, (f(x) - f(r)) / (x - r), or the derivative where both coincide.
 - A product a b: half of the change goes through each factor, (a + a_r)/2 Δb + Δa (b + b_r)/2.
@@ -11,8 +10,8 @@ is no secant of any of them, but the form is as exact.
   its rows sum to zero, and it is softmax's own derivative where p = p_r.
 - A norm x ρ(x), with ρ = (mean x² + ε)^(-1/2): the product of x and ρ, with the chord of ρ over the mean square.
 
-An `Open` form stands on the tape after the prompt was recorded. It runs the operation as it is and takes in what it
-sees, so that a replay at a reference's embeddings collects all that the secants need. `closed` then returns the form.
+Recording a prompt puts `Open` forms on the tape. In a pass at the reference's embeddings (`secant.linearize.replay.
+Visit`), an open form runs the operation as it is and keeps what its secant needs. `closed` then returns the secant.
 """
 
 from __future__ import annotations
@@ -159,7 +158,7 @@ class LiveAttention(Secant):
         return torch.cat(out, dim=-2)
 
     def adjoint(self, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns what the adjoint of `mix` gives for q, k and v."""
+        """Returns the adjoint of `mix` applied to g: its components for q, k and v."""
         own, heads, groups = self.calls[0], self.query.shape[-3], self.query.shape[-3] // self.key.shape[-3]
         K, V = _repeated(self.key, heads), _repeated(self.value, heads)
         gq, lead = [], g.shape[: g.ndim - self.query.ndim]
@@ -227,13 +226,13 @@ class _Unmixed(torch.autograd.Function):
 
 @dataclass(eq=False)
 class Open(Secant, ABC):
-    """An operation that was recorded at the prompt and runs as it is, while its secants are collected.
+    """An operation that was recorded at the prompt, and that runs as it is while its secant is collected.
 
     Attributes:
-        shared: The arguments that are not copied when the prompt's call is.
-        call: The prompt's call, with copies of its arguments.
+        shared: The arguments of the prompt's call that are not copied.
+        call: The prompt's call, with copies of its other arguments.
         places: The places of its live arguments.
-        found: What the call at the reference gave.
+        found: What the secant needs from the call at the reference.
     """
 
     shared: ClassVar[tuple[tuple[str, int], ...]] = ()
@@ -258,11 +257,11 @@ class Open(Secant, ABC):
 
     @abstractmethod
     def see(self, call: Call) -> None:
-        """Take in the operation's call at the reference."""
+        """Collect in `found` what the secant needs from the operation's call at the reference."""
 
     @abstractmethod
     def closed(self) -> Secant:
-        """Returns the form, after the reference has been seen."""
+        """Returns the secant, after `see`."""
 
 
 class OpenChord(Open):
@@ -274,7 +273,7 @@ class OpenChord(Open):
             self.found[one] = self._slope({}, one, call)
             return
         two = more[0]
-        for place, other in ((one, two), (two, one)):  # half of each order of the two changes
+        for place, other in ((one, two), (two, one)):  # the mean over both orders of the two changes
             at_prompt, at_reference = ({other: which.at(other).detach()} for which in (self.call, call))
             self.found[place] = (self._slope(at_prompt, place, call) + self._slope(at_reference, place, call)) / 2
 
@@ -410,7 +409,7 @@ class OpenCentredNorm(OpenNorm):
 
 
 def opened(kind: type[Open], call: Call) -> Open | None:
-    """Returns the open form of a recorded call, or None if its secant has no closed form here.
+    """Returns the open form of a recorded call, or None if there is no secant for its arguments.
 
     Args:
         kind: The kind of open form that the function has.
@@ -463,7 +462,7 @@ def _softmax_secant(mean: Tensor, s: Tensor, dim: int) -> Tensor:
 
 
 def _repeated(tensor: Tensor, heads: int) -> Tensor:
-    """Keys or values with one for each query head."""
+    """Keys or values, repeated so that each query head has its own."""
     groups = heads // tensor.shape[-3]
     return tensor.repeat_interleave(groups, dim=-3) if groups > 1 else tensor
 
@@ -473,6 +472,6 @@ def _floating(value: Any) -> bool:
 
 
 def _promoted(call: Call) -> torch.dtype:
-    """The type that a call's floating-point arguments are promoted to, which its value has."""
+    """The type that a call's floating-point arguments are promoted to, which is that of its value."""
     kinds = (t.dtype for t in tensors((call.args, call.kwargs)) if t.is_floating_point() and t.ndim)
     return reduce(torch.promote_types, kinds)

@@ -120,7 +120,7 @@ class Tape:
                 self._register(step)
 
     def copy(self) -> Tape:
-        """Returns a tape with the same steps, whose open forms have seen no reference."""
+        """Returns a tape with the same steps, whose open forms have not yet collected their secants."""
         found = Tape(copies=self.copies)
         for step in self.steps:
             form = step.form
@@ -128,7 +128,7 @@ class Tape:
         return found
 
     def close(self) -> None:
-        """Close the open forms, after the reference has been seen."""
+        """Replace the open forms by their secants, after the pass at the reference."""
         for step in self.steps:
             if isinstance(step.form, Open):
                 step.form = step.form.closed()
@@ -281,7 +281,7 @@ def run_without_graph(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """Run a call on constants without a graph."""
     with asking_no_mode():
         graph = any(t.requires_grad for t in tensors((args, kwargs)))
-    if graph:  # never so of functions that set the grad mode
+    if graph:  # never for functions that set the grad mode
         with without_graph():
             return func(*args, **kwargs)
     return func(*args, **kwargs)
@@ -309,7 +309,7 @@ class Mode(TorchFunctionMode):
         self._origin: Any = None
 
     def enter(self, x: Tensor) -> Tensor:
-        """Returns a live copy of an input, which is on the graph from it. All that descends from the copy is live."""
+        """Returns a live copy of an input, on the graph from it. All tensors that descend from the copy are live."""
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x if x.requires_grad else x.detach().clone().requires_grad_()
             moving = leaf.clone()
@@ -427,7 +427,7 @@ class Record(Mode):
         return mark.step
 
     def head_use(self, logits: Tensor) -> int:
-        """Returns the number of the last use of the head that these logits come from. Raises NoPoint if none did."""
+        """Returns the number of the last use of the head that these logits come from. Raises NoPoint without one."""
         ancestors = self.tape.ancestors([self.maker(logits)])
         for number, use in reversed([*enumerate(self.head.uses)]):
             inside = ancestors.intersection(range(use.begin, use.end))
@@ -508,7 +508,7 @@ class Record(Mode):
             self.patterns.update((made, True) for made in tensors(out))
 
     def _marked(self, row: Row | None, call: Call, form: Form | None, made: Tensor) -> Mark:
-        """The mark of an output. If all inputs share a root, an elementwise output shares it too."""
+        """The mark of an output. If the inputs of an elementwise function share a root, the output shares it too."""
         step = len(self.tape.steps) - 1
         with asking_no_mode():
             given = [t for t in tensors((call.args, call.kwargs)) if t.is_floating_point()]

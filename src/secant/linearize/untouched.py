@@ -2,8 +2,8 @@
 compiled calls are disabled meanwhile.
 
 Some models keep state from pass to pass, such as rotary frequencies for the length of the prompt, or masks that are
-made once. A pass of ours must leave no trace in that state, and must not undo what another thread does to the model at
-the same time. Because the state is shared, only one thread at a time runs a model.
+made once. A pass that secant runs must not change that state, nor undo what another thread does to the model at the
+same time. Because all threads share the state, only one at a time runs a model.
 """
 
 from __future__ import annotations

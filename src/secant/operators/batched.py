@@ -1,6 +1,6 @@
-"""Batched matrices of one shape, which solvers know by products with many vectors of each matrix.
+"""Batches of matrices of one shape, which solvers multiply by several vectors for each matrix.
 
-The matrices are in memory, or they are an operator, or the blocks of an operator's tokens. A block is multiplied
+A batch consists of matrices in memory, of one operator, or of the blocks of an operator's tokens, which are multiplied
 through the whole operator.
 """
 
@@ -19,7 +19,7 @@ from secant.operators.operator import CHUNK, Operator, Products
 
 @runtime_checkable
 class MatrixBatch(Protocol):
-    """A batch of matrices `[n, d_out, d_in]`, known by products.
+    """A batch of matrices `[n, d_out, d_in]`, known by its products.
 
     Attributes:
         shape: (n, d_out, d_in).
@@ -31,11 +31,11 @@ class MatrixBatch(Protocol):
     like: Tensor
 
     def forward(self, V: Float[Tensor, "n d_in w"]) -> Float[Tensor, "n d_out w"]:
-        """J v for the same number of vectors of each matrix."""
+        """J v, with the same number of vectors v for each matrix."""
         ...
 
     def adjoint(self, U: Float[Tensor, "n d_out w"]) -> Float[Tensor, "n d_in w"]:
-        """Jᵀ u for the same number of vectors of each matrix."""
+        """Jᵀ u, with the same number of vectors u for each matrix."""
         ...
 
     def select(self, which: Sequence[int]) -> MatrixBatch:
@@ -59,7 +59,7 @@ class DenseBatch:
         return (U.mT @ self.J).mT
 
     def select(self, which: Sequence[int]) -> DenseBatch:
-        """The batch of some of the matrices, without a copy where they follow each other."""
+        """The batch of some of the matrices, without a copy if they are contiguous."""
         if [*which] == [*range(which[0], which[-1] + 1)]:
             return DenseBatch(self.J[which[0] : which[-1] + 1])
         return DenseBatch(self.J[list(which)])
@@ -172,23 +172,23 @@ class Counted:
         self._chosen, self._part = [*range(batch.shape[0])], batch
 
     def first(self, V: Float[Tensor, "n d_in w"]) -> Float[Tensor, "n d_out w"]:
-        """J v of all matrices, with the scale chosen from it."""
+        """J v for all matrices, from which the scale is chosen."""
         images = self.forward(V, range(self.shape[0]))
         self.scale = unit_scale(images)
         return images * self.scale[:, None, None]
 
     def forward(self, V: Float[Tensor, "n d_in w"], which: Sequence[int]) -> Float[Tensor, "n d_out w"]:
-        """J v of some of the matrices."""
+        """J v for some of the matrices."""
         self.products, self.passes = self.products + V.shape[2], self.passes + 1
         return self._of(which).forward(V) * self.scale[list(which), None, None]
 
     def adjoint(self, U: Float[Tensor, "n d_out w"], which: Sequence[int]) -> Float[Tensor, "n d_in w"]:
-        """Jᵀ u of some of the matrices."""
+        """Jᵀ u for some of the matrices."""
         self.products, self.passes = self.products + U.shape[2], self.passes + 1
         return self._of(which).adjoint(U) * self.scale[list(which), None, None]
 
     def _of(self, which: Sequence[int]) -> MatrixBatch:
-        """The batch of some of the matrices, copied once for all products with the same ones."""
+        """The batch of some of the matrices, copied once for consecutive products with the same ones."""
         if len(which) == 1:
             return self.batch.select(which)
         if self._chosen != [*which]:

@@ -119,7 +119,7 @@ def dense_plans(shape: tuple[int, int, int], wanted: Wanted, like: Tensor, solve
 
     Args:
         shape: (n, d_out, d_in).
-        wanted: What is asked of each matrix.
+        wanted: What is requested of each matrix.
         like: A tensor of the type that solvers compute with.
         solver: A solver's name, or "auto" for every solver that `auto` considers.
 
@@ -137,7 +137,7 @@ def dense_plans(shape: tuple[int, int, int], wanted: Wanted, like: Tensor, solve
 
 
 def row_plan(op: Operator) -> Plan:
-    """The plan that computes every row of J, some at a time, and keeps none."""
+    """The plan that computes every row of J, a batch at a time, and keeps none."""
     (rows, n_in), batch_size = op.shape, min(op.shape[0], op.chunk, _batch_size(op))
     return Plan(
         "rows", False, math.ceil(rows / batch_size), rows, 0.0, batch_size * (_bytes_per_vector(op) + 2 * n_in * 8)
@@ -145,7 +145,7 @@ def row_plan(op: Operator) -> Plan:
 
 
 def model_plan(op: Operator, count: int) -> Plan:
-    """The plan that runs the model itself on prompts of this length, which uses about twice the weights that are live.
+    """The plan that runs the model itself on prompts of this length: it uses about twice the weights of a live pass.
 
     Args:
         op: The operator of a prompt.
@@ -161,7 +161,7 @@ def plans(op: Operator, wanted: Wanted, tokens: int | None, solver: str = "auto"
 
     Args:
         op: The operator.
-        wanted: What is asked of it, or of each block.
+        wanted: What is requested of it, or of each block.
         tokens: The number of blocks; None for the whole operator.
         solver: A solver's name, or "auto" for every solver that `auto` considers.
 
@@ -200,7 +200,7 @@ def _solver_type(op: Operator) -> Tensor:
 
 
 def _work(products: Products) -> tuple[float, float, float]:
-    """The weights that products read, those times the tokens they are used for, and elements of the largest tensor."""
+    """The weights that products read, these times the tokens that use them, and elements of the largest tensor."""
     if isinstance(products, Graph):
         return products.weights, products.weights * len(products.x), products.largest
     inner: tuple[Products, ...] = ()

@@ -117,7 +117,7 @@ def svd(
 def decomposed(
     op: Operator, k: int, *, per_token: bool = False, seed: int = 0, progress: Progress | None = None
 ) -> tuple[list[SVD], Operator]:
-    """The triplets that `svd` finds by the cheapest plan, and the operator, with J in memory where that plan formed it.
+    """The triplets that `svd` finds by the cheapest plan, and the operator, with J in memory if that plan formed it.
 
     Args:
         op: The operator.
@@ -177,10 +177,9 @@ def frobenius(op: Operator, *, per_token: Literal[True], samples: int = ..., see
 def frobenius(op: Operator, *, per_token: bool = False, samples: int = 64, seed: int = 0) -> Estimate | list[Estimate]:
     """‖J‖_F² of an operator, or a list with ‖J_t‖_F² of each token's block, without forming J.
 
-    It is E ‖Jᵀz‖² for random signs z.
-
-    All blocks share the same products (M. F. Hutchinson, Commun. Stat. 18 (1989)). For the whole operator an SVD gives
-    a closer estimate of ‖J‖_F (`SVD.frobenius`, `SVD.spread`).
+    It is estimated as the mean of ‖Jᵀz‖² over random signs z (M. F. Hutchinson, Commun. Stat. 18 (1989)). All blocks
+    share the same products. For the whole operator an SVD gives a closer estimate of ‖J‖_F (`SVD.frobenius`,
+    `SVD.spread`).
 
     Args:
         op: The operator.
@@ -212,9 +211,9 @@ def frobenius(op: Operator, *, per_token: bool = False, samples: int = 64, seed:
 
 @checked
 def captured(op: Operator, f: SVD | Sequence[SVD]) -> Float[Tensor, " k"]:
-    """‖Σ_t J_t^(i) x_t + b - y‖ / ‖y‖ with the first i triplets, i from 1, of the operator or of each token's block.
+    """The share of the output that the leading triplets miss: ‖Σ_t J_t^(i) x_t + b - y‖ / ‖y‖.
 
-    It says how much of the output the leading triplets miss.
+    J^(i) consists of the first i triplets, i from 1, of the operator or of each token's block.
 
     Args:
         op: The operator.
@@ -242,7 +241,7 @@ def leading(J: Float[Tensor, "n d_out d_in"], y: Float[Tensor, " d_out"], k: int
 
     Args:
         J: The matrices.
-        y: The output that signs are chosen by.
+        y: The output by which signs are chosen.
         k: The number of triplets.
 
     """
@@ -265,7 +264,7 @@ def operations(shape: tuple[int, int, int], k: int, like: Tensor) -> float:
 def _of_matrices(
     J: Float[Tensor, "n d_out d_in"], y: Float[Tensor, " d_out"], wanted: Wanted, solver: str
 ) -> list[SVD]:
-    """By the given solver, or by the cheapest one; LAPACK decomposes matrices on which that does not converge soon."""
+    """The triplets by the given solver, or by the cheapest, and by LAPACK where that does not converge soon."""
     if not torch.stack(torch.aminmax(J)).isfinite().all():  # both are NaN if any element is
         raise BadArgument("An operator must be finite", "NaN or infinity", "Check the matrix that you give.")
     batch = DenseBatch(J)
@@ -284,7 +283,7 @@ def _of_matrices(
 
 
 def _groups(count: int, wanted: Wanted, few: int) -> Iterator[tuple[slice, Wanted]]:
-    """Groups of matrices with what is asked of each group."""
+    """Groups of matrices with what is requested of each group."""
     for start in range(0, count, few):
         group = slice(start, min(start + few, count))
         yield group, replace(wanted, start=None if wanted.start is None else wanted.start[group])
@@ -303,7 +302,7 @@ def _by_forming(op: Operator, wanted: Wanted, tokens: int | None, solver: str, p
 
 
 def _by_products(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
-    """The triplets without J. Raises NotConverged, and Impatient where another plan is cheaper."""
+    """The triplets from products, without forming J. Raises NotConverged, and Impatient if another plan is cheaper."""
     found: list[SVD] = []
     for group, own in _groups(tokens or 1, wanted, max(1, CHUNK // wanted.block)):
         batch: MatrixBatch
@@ -333,9 +332,9 @@ def _with_progress(wanted: Wanted, progress: Progress | None) -> Wanted:
 def _automatic(
     op: Operator, wanted: Wanted, tokens: int | None, progress: Progress | None
 ) -> tuple[list[SVD], Operator]:
-    """By the cheapest plan that fits, and the operator, with J in memory where that plan has formed it.
+    """The triplets by the cheapest plan that fits, and the operator, with J in memory if that plan has formed it.
 
-    A Krylov space that converges slowly gives way to J once forming J is cheaper.
+    If a Krylov space converges slowly, J is formed as soon as that is cheaper.
     """
     if isinstance(op.products, Matrix):
         return _by_forming(op, wanted, tokens, "auto", progress), op
@@ -370,7 +369,8 @@ class _Patience:
     """Whether a Krylov space may continue: while its remaining cost, at its recent rate, is below that of the other
     plan.
 
-    Residuals fall slowly at first and faster later, so nothing is judged before most of the other plan's cost is spent.
+    Residuals fall slowly at first and faster later, so the rate counts only after most of the other plan's cost is
+    spent.
     """
 
     each: float
@@ -391,7 +391,7 @@ class _Patience:
 
 
 def _by_solver(op: Operator, wanted: Wanted, tokens: int | None, solver: str, progress: Progress | None) -> list[SVD]:
-    """By the solver that the caller named. Raises NotConverged and TooLarge."""
+    """The triplets by the solver that the caller named. Raises NotConverged and TooLarge."""
     (plan,) = plans(op, wanted, tokens, solver)
     if plan.memory > allowance(op.bias.device):
         raise _too_large(plan, allowance(op.bias.device))

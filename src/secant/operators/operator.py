@@ -2,7 +2,7 @@
 
 J is known by its products, J v and Jᵀ u, and is formed only on request. Both products come from the autograd graph of
 one replay of the frozen network: Jᵀ u is its backward pass, and J v is the backward pass of u ↦ Jᵀ u, which is linear
-in u. This file uses torch alone and does not know language models.
+in u. Nothing here depends on language models.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHUNK = 256
 """The largest batch size of one pass."""
 
 TENSORS_PER_VECTOR = 3
-"""How many tensors of the size of the largest a pass keeps at once for each vector."""
+"""How many tensors as large as the largest one a pass keeps at once for each vector."""
 
 PASS_BYTES = 2**30
 """The most bytes that a pass allocates, however much memory there is: larger batches are not faster."""
@@ -55,15 +55,15 @@ class Products(Protocol):
 
 @dataclass(frozen=True)
 class Graph:
-    """Products with the Jacobian of `y` by `x`, from the autograd graph that connects them; y is affine in x.
+    """Products with the Jacobian of `y` with respect to `x`, from the autograd graph between them; y is affine in x.
 
     Attributes:
         x: The input, a leaf of the graph.
         y: The output.
-        largest: Elements in the largest tensor that a pass makes of each vector.
+        largest: Elements of the largest tensor that a pass computes for each vector.
         weights: Elements of all weights that each vector is multiplied by.
-        parts: The tensors that y consists of, one after the other, if it does. A product with J gives each by itself:
-            through y, the derivative of each would be as long as y.
+        parts: If y is a concatenation, the tensors that it consists of. A product with J computes each of them
+            separately: through y, the derivative of each would be as long as y.
 
     """
 
@@ -90,7 +90,7 @@ class Graph:
 
     @cached_property
     def _twice(self) -> tuple[list[Tensor], Tensor]:
-        """Zeros u for each part of y, and Jᵀ u on a graph from them."""
+        """Zeros u for each part of y, and Jᵀ u, on a graph from these zeros."""
         with torch.inference_mode(False), torch.enable_grad():
             parts = self.parts or (self.y,)
             us = [torch.zeros_like(part, requires_grad=True) for part in parts]
@@ -109,7 +109,7 @@ class Graph:
 
 
 def _pulled(y: Tensor, xs: Sequence[Tensor], cotangents: Tensor) -> Tensor:
-    """The derivative of y by all xs, one after the other, times each column of cotangents, in one batched pass."""
+    """Jᵀ times each column of cotangents, in one batched pass. J is the Jacobian of y with respect to all xs."""
 
     def pull(u: Tensor) -> Tensor:
         several = len(xs) > 1  # some of which y may not depend on
@@ -247,7 +247,7 @@ class Operator(Viewed):
 
     Attributes:
         products: J, known by its products.
-        input: The value of the source at the prompt, a row for each token.
+        input: The value of the source at the prompt, one row for each token.
         output: The value of the target at the prompt.
         bias: b, computed on its own, never as output - J input.
         about: Its source, target, position, convention, dtype, model and tokens.
@@ -270,7 +270,7 @@ class Operator(Viewed):
 
         Args:
             J: The matrix, blocked by token.
-            input: The input, a row for each token.
+            input: The input, one row for each token.
             bias: b; zero by default.
 
         >>> op = Operator.from_dense(torch.tensor([[[1.0, 2.0], [0.0, 1.0]]]), input=torch.ones(2, 2))
@@ -343,7 +343,7 @@ class Operator(Viewed):
         return self._combined(1.0, other, 1.0)
 
     def __radd__(self, other: Any) -> Operator:
-        """So that `sum` works, which begins with 0."""
+        """The sum with another operator, or with 0, from which `sum` starts."""
         return self if isinstance(other, int | float) and other == 0 else self._combined(1.0, other, 1.0)
 
     def __sub__(self, other: Any) -> Operator:
@@ -559,7 +559,7 @@ def _factor(value: Any, done: str) -> float:
 
 
 def _multiplied(product: Callable[[Tensor], Tensor], v: Tensor, size: int, like: Tensor, rule: str) -> Tensor:
-    """The product with one vector or many, which are moved to the operator's dtype and device first."""
+    """The product with one vector or many, after these are moved to the operator's dtype and device."""
     if not isinstance(v, Tensor) or v.ndim not in (1, 2) or v.shape[0] != size:
         got = f"shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
         todo = "Reshape it, with several vectors as columns." if isinstance(v, Tensor) else "Use torch.as_tensor."

@@ -1,8 +1,7 @@
 """Solvers for leading singular triplets: one function each, for batched matrices of one shape.
 
-A solver takes a batch of matrices, which it knows by products with many vectors, and what is asked of each matrix.
-To add a solver, write a function and a row in SOLVERS; nothing else names it. This file uses torch alone, and scipy for
-PROPACK.
+A solver takes a batch of matrices, known by products with many vectors, and what is requested of each matrix. To add a
+solver, write a function and a row in SOLVERS; nothing else names it.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ SAMPLES = 8
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of a solver: the leading k triplets of each matrix, within a tolerance.
+    """What is requested of a solver: the leading k triplets of each matrix, within a tolerance.
 
     Attributes:
         k: The number of triplets.
@@ -44,7 +43,7 @@ class Wanted:
         limit: The most batched passes.
         seed: The seed of random start vectors.
         start: Right vectors of each matrix to start from; without them, start vectors are random.
-        patience: Whether to continue, given the passes and the largest residual so far in σ₁. None: always.
+        patience: Whether to continue, given the number of passes and the largest residual so far in σ₁. None: always.
         steps: Blocks in a Krylov space before it restarts.
         least: Blocks in a Krylov space before its residuals are checked.
 
@@ -81,7 +80,7 @@ class Wanted:
 
 @dataclass(frozen=True, eq=False)
 class Triplets:
-    """The triplets that a solver found of one matrix.
+    """The triplets of one matrix that a solver found.
 
     Attributes:
         U: Left singular vectors in columns.
@@ -183,7 +182,7 @@ def propack(batch: MatrixBatch, wanted: Wanted) -> list[Triplets]:
     PROPACK's vectors have half as many correct digits as its values.
 
     Raises:
-        BadArgument: All triplets are asked for; PROPACK finds fewer.
+        BadArgument: All triplets are requested; PROPACK finds fewer.
         NotConverged: PROPACK or the refinement does not converge.
 
     """
@@ -285,7 +284,7 @@ SOLVERS = {
 
 
 def _decomposed(A: Counted, wanted: Wanted) -> list[Triplets]:
-    """By LAPACK, for matrices so small that a Krylov space would span them. J is formed first."""
+    """The triplets by LAPACK, for matrices so small that a Krylov space would span them. J is formed first."""
     if isinstance(A.batch, DenseBatch):
         return lapack(A.batch, wanted)
     n, d_out, d_in = A.shape
@@ -327,7 +326,7 @@ def _orthonormal(W: Tensor, Q: Tensor) -> Tensor:
 
 
 def _check_limits(A: Counted, worst: float, wanted: Wanted) -> None:
-    """Raises NotConverged at the limit of passes or at NaN, and Impatient where another plan is cheaper."""
+    """Raises NotConverged at the limit of passes or at NaN, and Impatient if another plan is cheaper."""
     if A.passes >= wanted.limit or not np.isfinite(worst):
         raise NotConverged(
             f"Residuals must be at most {wanted.tolerance:.0e} of the largest singular value",
@@ -404,7 +403,7 @@ def _converged(
     Args:
         A: The matrices.
         space: Their Krylov spaces.
-        wanted: What is asked of them.
+        wanted: What is requested of them.
         unconverged: The places in A of the matrices in `space`.
         z: Random signs for each matrix in A.
         Jz: Jᵀz.

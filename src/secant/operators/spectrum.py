@@ -170,11 +170,10 @@ class SVD(Result):
         return S[i - 1] - S[i] > uncertain / TURN
 
     def reconstruction(self, x: Float[Tensor, "T d_in"]) -> Float[Tensor, "k d_out"]:
-        """Σ_i u_i σ_i (v_i·x) of the first triplet, the first two, and so on: the share of the output that they
-        explain.
+        """Σ_i u_i σ_i (v_i·x) of the first triplet, the first two, and so on: what they contribute to the output.
 
         Args:
-            x: The input, a row for each token.
+            x: The input, one row for each token.
 
         """
         return (self.U * (self.S * (self.V.T @ x.to(self.V).flatten()))).cumsum(1).T
