@@ -379,7 +379,7 @@ def test_nothing_is_fetched_for_a_model_by_itself(copy: Path, monkeypatch: pytes
 
     monkeypatch.setattr("secant.model.loading.AutoModelForCausalLM.from_pretrained", made)
     refused(
-        ModelRefused, "that comes over the network; got a model that asks for the kernel kernels-community/rwkv", copy
+        ModelRefused, "run code from the network; got a model that asks for the kernel kernels-community/rwkv", copy
     )
     asked.append("lazy")
     assert sc.load(copy).size == 40  # this one does without
@@ -390,7 +390,7 @@ def test_nothing_is_fetched_for_a_model_by_itself(copy: Path, monkeypatch: pytes
 def test_kernels_of_packed_weights(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secant.model.loading.find_spec", lambda name: SimpleNamespace())
     edited(copy, quantization_config={"quant_method": "eetq"})
-    refused(ModelRefused, "that comes over the network", copy)
+    refused(ModelRefused, "run code from the network", copy)
 
 
 # ------------------------------------------------------------------------------------------- files that are broken

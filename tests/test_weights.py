@@ -419,7 +419,7 @@ def test_adapters_on_four_bits(checkpoint: Path) -> None:
 def test_a_folder_of_an_adapter_alone_says_how_to_load_it(checkpoint: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     peft.get_peft_model(loaded(checkpoint), peft.LoraConfig(r=4)).save_pretrained(tmp_path)
-    with pytest.raises(ModelRefused, match=r"an adapter alone\. .*AutoPeftModelForCausalLM"):
+    with pytest.raises(ModelRefused, match=r"only an adapter\. .*AutoPeftModelForCausalLM"):
         sc.load(tmp_path)
 
 

@@ -18,7 +18,7 @@ UNPRINTED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def printable(text: str) -> str:
-    r"""A text with unprintable characters, and those that control a terminal, as escapes.
+    r"""A text in which unprintable characters, and those that control a terminal, are escaped.
 
     >>> print(printable("a\x1b[31m b"))
     a\x1b[31m b
@@ -91,7 +91,7 @@ class TooLarge(SecantError):
 
 
 class OutputFailed(SecantError):
-    """A result could not be written. Nothing half-written stays behind."""
+    """A result could not be written. No partial file is left."""
 
 
 class DamagedFile(SecantError):
@@ -142,7 +142,7 @@ def integer(value: Any, least: int, most: int, rule: str, name: str = "") -> int
         least: The lower bound.
         most: The upper bound.
         rule: What the number counts, for the message.
-        name: What stands before the value in the message, such as "k = ".
+        name: What the message puts before the value, such as "k = ".
 
     Raises:
         BadArgument: `value` is not such a number.
@@ -166,7 +166,7 @@ def chosen(values: Any, known: Iterable[str], rule: str) -> list[str]:
     Args:
         values: A name, or several.
         known: All names.
-        rule: What the names are of, for the message, in the plural.
+        rule: What the names denote, for the message, in the plural.
 
     Raises:
         BadArgument: A name is unknown or repeated, or there is none.
@@ -189,7 +189,7 @@ def number(value: Any, least: float, most: float, rule: str, name: str = "", tod
         least: The lower bound.
         most: The upper bound.
         rule: What the number is, for the message.
-        name: What stands before the value in the message, such as "tol = ".
+        name: What the message puts before the value, such as "tol = ".
         todo: What the user can do; by default to use a number within the bounds.
 
     Raises:
@@ -241,7 +241,7 @@ def one_of(value: Any, names: Sequence[str], what: str) -> str:
     Args:
         value: The name.
         names: All names.
-        what: What they name, for the message.
+        what: What the names denote, for the message.
 
     Raises:
         BadArgument: `value` is none of the names.
@@ -269,13 +269,13 @@ MAKES = {
     "Operator": "Make one with run.operator().",
     "SVD": "Make one with sc.svd(op).",
 }
-"""How users make our objects."""
+"""How users make the objects that functions take."""
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """The same function, raising BadArgument where an argument's type does not match its annotation.
+    """The same function, raising BadArgument if an argument's type does not match its annotation.
 
-    Numbers, prompts and tensor shapes are left to the function, which has rules for them. Where the annotation is a
+    Numbers, prompts and tensor shapes are left to the function, which has rules for them. If the annotation is a
     sequence, generators, sets, arrays and table columns are passed as lists.
     """
     signature, hints = inspect.signature(function), dict[str, Any]()
@@ -298,11 +298,11 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _hint(function: Any, parameter: inspect.Parameter) -> Any:
-    """The annotation of an argument; Any where the function checks it itself."""
+    """The annotation of an argument; Any if the function checks the argument itself."""
     hint = parameter.annotation
     if isinstance(hint, str):
         try:
-            hint = eval(hint, function.__globals__)  # an annotation of our own source
+            hint = eval(hint, function.__globals__)  # an annotation in secant's own source
         except NameError:  # a name that only type checkers import
             return Any
     kinds = _kinds(hint)
@@ -317,7 +317,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 
 def _in_a_list(value: Any, hint: Any) -> Any:
-    """A list, where a sequence is annotated and another iterable is given; sets are sorted. Else the value itself."""
+    """A list, if a sequence is annotated and another iterable is given; sets are sorted. Else the value itself."""
     kinds = () if hint is Any else _kinds(hint)
     others = [kind for kind in kinds if get_origin(kind) is not Sequence]
     if len(others) == len(kinds) or isinstance(value, list | tuple | str | bytes | bytearray | Mapping):

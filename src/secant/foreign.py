@@ -1,8 +1,8 @@
-"""Code and files of others: what they make Python raise becomes one line that says whose fault it is.
+"""Errors in code and files from elsewhere: each becomes one line that says where the fault is.
 
-A model's forward pass, its tokenizer and chat template, its configuration and the files of a study are not ours, and an
-error in one of them is a fact about it. Any other error that is not a SecantError is a fault of secant. Libraries' log
-messages are hidden meanwhile, because they address other users.
+A model's forward pass, its tokenizer and chat template, its configuration and the files of a study come from elsewhere,
+and an error in one of them says something about it. Any other error that is not a SecantError is a bug in secant. Log
+messages of libraries are hidden meanwhile, because they address other users.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COMPILED = (
 
 
 def nothing_special(error: BaseException) -> SecantError | None:
-    """No line of its own, for any error."""
+    """Returns None: no error gets a message of its own."""
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def explained(
         rule: The rule that was broken.
         todo: What the user can do.
         got: What broke it; the error's own text is added.
-        special: The error to raise instead of one of the block, or None.
+        special: Returns the error to raise for one that the block raised, or None to raise `kind`.
 
     Raises:
         SecantError: Of class `kind`, or what `special` returns.
@@ -80,7 +80,7 @@ def required(what: str, extra: str, *packages: str, error: type[SecantError] = S
         error: The class to raise.
 
     Raises:
-        SecantError: Of class `error`: a package is not installed, or cannot be imported.
+        SecantError: A package is not installed or cannot be imported; of class `error`.
 
     """
     for package in packages:
@@ -111,7 +111,7 @@ _HUSH = _Hush()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide the log messages of libraries in this thread; what matters of them is checked and raised.
+    """Hide the log messages of libraries in this thread; secant checks what matters, and raises it.
 
     Handlers get a filter, which stays and does nothing outside the block. A switch for all threads would be restored by
     one thread to the state that another had set.

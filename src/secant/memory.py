@@ -1,6 +1,6 @@
 """Memory that may be used, and announcements of work that takes long.
 
-The batch size of products is as large as the allowance permits: half of the free memory, or what `limited` sets. Work
+Products use the largest batch size that fits into the allowance: half of the free memory, or what `limited` sets. Work
 that will take more than a minute, or more than half of the free memory, is announced on the logger `secant`, which
 Python prints on stderr by default. A kind of work is announced once in a process, and again if it costs much more.
 """
@@ -27,10 +27,10 @@ Progress = Callable[[str, int, int], None]
 """A callback of work that takes long: what is counted, how many are done, and of how many."""
 
 LONG = 60.0
-"""Seconds of work from which it is announced."""
+"""Work that takes more seconds is announced."""
 
 MORE = 2.0
-"""How many times the announced cost work of the same kind must exceed to be announced again."""
+"""Work of a kind that was announced is announced again if it costs more than this many times as much."""
 
 TOLD: dict[tuple[str, bool], tuple[float, float]] = {}
 """The seconds and bytes last announced for each kind of work, and whether it required half of the memory."""
@@ -43,7 +43,7 @@ _LOGGER = logging.getLogger("secant")
 
 
 def free(device: torch.device) -> float:
-    """Free bytes on a device; infinite where they are unknown."""
+    """Free bytes on a device; infinite if that is unknown."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     return float(psutil.virtual_memory().available) if device.type == "cpu" else math.inf
@@ -123,13 +123,13 @@ def is_large(seconds: float, memory: float, device: torch.device) -> bool:
 
 
 def announce(what: str, seconds: float, memory: float, device: torch.device) -> None:
-    """Log what work will take, if it is large; and tell whoever watches, whatever it is.
+    """Log what work will take, if that is large, and call `watched`'s function in any case.
 
     Work of a kind that was announced before, such as the next prompt of a loop, is logged only if it takes over MORE
     times the seconds or bytes.
 
     Args:
-        what: The work. Its text without numbers is its kind.
+        what: A description of the work. Descriptions that differ in numbers only are of one kind.
         seconds: What it is estimated to take.
         memory: Bytes that it needs.
         device: Where it runs.
@@ -145,7 +145,7 @@ def announce(what: str, seconds: float, memory: float, device: torch.device) -> 
 
 
 def _is_news(what: str, seconds: float, memory: float, device: torch.device) -> bool:
-    """Whether work was not announced before, or costs much more than what was announced."""
+    """Whether work of this kind was not announced before, or costs much more than what was announced."""
     kind = (re.sub(r"\d[\d,.]*", "#", what), memory > free(device) / 2)
     told = TOLD.get(kind)
     if told is not None and seconds <= MORE * told[0] and memory <= MORE * told[1]:
@@ -156,7 +156,7 @@ def _is_news(what: str, seconds: float, memory: float, device: torch.device) -> 
 
 @contextmanager
 def unannounced() -> Iterator[None]:
-    """Announce nothing in the block: its work is a small part of work that announces itself as a whole."""
+    """Announce nothing in the block: its work is part of larger work, which is announced as a whole."""
     token = _ANNOUNCED.set(False)
     try:
         yield
@@ -166,12 +166,12 @@ def unannounced() -> Iterator[None]:
 
 @contextmanager
 def watched(watch: Callable[[str, float, float], None], stop: Callable[[], None] | None = None) -> Iterator[None]:
-    """Call `watch(what, seconds, memory)` before work of the block that announces itself, whether it is large or not.
+    """Call `watch(what, seconds, memory)` wherever the block calls `announce`, whether the work is large or not.
 
     Args:
-        watch: What is called with the work, the seconds it is estimated to take, and the bytes it needs. It can raise
-            an error, so that the work does not begin.
-        stop: What is called at each stopping point of the work. It can raise `Stopped`, so that the work ends there.
+        watch: Called with a description of the work, the seconds that it is estimated to take, and the bytes that it
+            needs. It can raise an error, so that the work does not begin.
+        stop: Called at each stopping point of the work. It can raise `Stopped`, so that the work ends there.
 
     """
     watching, stopping = _WATCH.set(watch), _STOP.set(stop)
@@ -183,10 +183,10 @@ def watched(watch: Callable[[str, float, float], None], stop: Callable[[], None]
 
 
 def stopping_point() -> None:
-    """Let whoever watches stop the work here.
+    """Call the function that `watched` was given, which can stop the work here.
 
-    It is called at each operation of a recorded or replayed pass, before each pass of the model itself, and before each
-    batch of products and of decoded directions.
+    Stopping points are at each operation of a recorded or replayed pass, before each pass of the model itself, and
+    before each batch of products and of decoded directions.
     """
     if stop := _STOP.get():
         stop()
@@ -201,7 +201,7 @@ def timed(what: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def peak(device: torch.device) -> int | None:
-    """Peak memory so far: of this process, or of torch on a GPU; None where it is unknown."""
+    """Bytes of memory at the peak so far, of this process, or of torch on a GPU; None if that is unknown."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if device.type != "cpu" or sys.platform == "win32":

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 asking_no_mode = torch._C.DisableTorchFunction
-"""A context in which torch's function modes are not asked. A mode costs more than a query of a tensor's attributes."""
+"""A context that bypasses torch's function modes, which take longer than a query of a tensor's attributes."""
 
 
 class without_graph:
-    """A context without a graph, like torch.no_grad, in which torch's function modes are not asked to switch."""
+    """A context without a graph, like torch.no_grad, that switches without calling torch's function modes."""
 
     def __enter__(self) -> None:
         self._before = torch.is_grad_enabled()
@@ -45,14 +45,14 @@ def lengths(vectors: Tensor, dim: int) -> Tensor:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all elements are finite. Extremes are NaN or infinite if an element is, and take a tenth of the time."""
+    """Whether all elements are finite. The extremes tell, because NaN carries over to them, in a tenth of the time."""
     if not tensor.numel() or tensor.element_size() == 1:  # aminmax does not take 8 bits
         return bool(torch.isfinite(tensor).all())
     return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 def relative(value: Tensor, true: Tensor) -> float:
-    """The relative error ‖value - true‖ / ‖true‖; 0 where both agree."""
+    """The relative error ‖value - true‖ / ‖true‖; 0 if both agree."""
     error, norm = torch.linalg.vector_norm(wide(value) - wide(true)), torch.linalg.vector_norm(wide(true))
     return (error / norm).item() if error != 0 else 0.0
 
@@ -65,7 +65,7 @@ def tensors(tree: Any) -> list[Tensor]:
 
 
 def _gather(tree: Any, found: list[Tensor]) -> None:
-    """Add every tensor of a tree. This runs several times for each operation of a pass."""
+    """Append every tensor of a tree to `found`. It must be fast: it runs several times for each operation of a pass."""
     if isinstance(tree, Tensor):
         found.append(tree)
     elif isinstance(tree, (list, tuple)):

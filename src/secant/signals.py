@@ -1,4 +1,4 @@
-"""Signals that end a run: they raise an error that can be cleaned up after, and never in the middle of writing files.
+"""Signals that end a run: they raise an error, so that the run can clean up, and never while files are written.
 
 A scheduler or `kill` sends SIGTERM; a closing terminal sends SIGHUP. By default both end Python immediately, and
 temporary folders would stay behind.
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 NAMES = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-"""Signals that end a command like an interrupt; Windows has no SIGHUP."""
+"""Signals that end a command as an interrupt does; Windows has no SIGHUP."""
 
 
 class Ended(KeyboardInterrupt):

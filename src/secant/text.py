@@ -23,7 +23,7 @@ def visible(token: str) -> str:
 
 
 def _visible(c: str) -> str:
-    """A character as a sign, by its name, or by its number, if it prints nothing by itself."""
+    """A character; one that prints nothing is replaced by a sign, its name or its number."""
     if c in SIGNS:
         return SIGNS[c]
     if c in NAMES:
@@ -32,7 +32,7 @@ def _visible(c: str) -> str:
 
 
 def readable(text: str) -> str:
-    """A text with its spaces as they are, and other characters that print nothing made visible."""
+    """A text with its spaces unchanged, and all other characters that print nothing made visible."""
     return " ".join(map(visible, text.split(" ")))
 
 

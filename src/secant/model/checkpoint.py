@@ -1,7 +1,7 @@
 """The weights files of a model: what their headers say they contain, and whether the model uses all of it.
 
-transformers reads a checkpoint as far as it fits: it ignores weights that the model has no place for, and converts
-complex numbers and integers to the model's dtype. Here both are errors, except for weights that no model needs.
+transformers ignores weights of a checkpoint that the model has no place for, and converts complex numbers and integers
+to the model's dtype. Here both are errors, except for weights that no model needs.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ UNNEEDED = re.compile(
     r"(^|\.)(inv_freq|original_inv_freq|position_ids|masked_bias|cos_cached|sin_cached|num_batches_tracked|_extra_state)$"
     r"|\.([qkv]|kv|attn|prob_output)_(zero_)?scale$"
 )
-"""Buffers that models compute themselves, and scales of a low-bit cache, which is not used."""
+"""Names of buffers that models compute themselves, and of scales for a low-bit cache, which secant does not use."""
 
 MASK = re.compile(r"(^|\.)(attn|attention|attn\.attention)\.bias$")
-"""The causal mask of old checkpoints, if it has a mask's four axes."""
+"""Names of weights in old checkpoints that are causal masks if they have four axes."""
 
 NOT_LANGUAGE = re.compile(
     r"(vision|visual|image|img|video|audio|speech|talker|code2wav|token2wav|mm_|multi_?modal|patch_merger|connector|"
@@ -48,7 +48,7 @@ NOT_LANGUAGE = re.compile(
     r"cls|seq_relationship)",
     re.IGNORECASE,
 )
-"""Prefixes of weights next to the language model: vision, audio, other heads, and training state."""
+"""Prefixes of weights that do not belong to the language model: vision, audio, other heads, and training state."""
 
 PREDICTS_MORE = ("eh_proj", "enorm", "hnorm", "shared_head", "mtp")
 """Modules of a layer that predicts later tokens (multi-token prediction), which follows the model's own layers."""
@@ -72,7 +72,7 @@ class Stored:
 
     @property
     def elements(self) -> int:
-        """How many elements it has."""
+        """The number of its elements."""
         return math.prod(self.shape)
 
     @property
@@ -111,7 +111,7 @@ def stored(files: Iterable[Path], name: str) -> dict[str, Stored]:
 
 
 def _cut_short(file: Path, name: str, error: BaseException) -> ModelRefused | None:
-    """What to say about a safetensors file whose end is missing; None about others."""
+    """The error for a safetensors file whose end is missing; None for other files."""
     with open(file, "rb") as opened:
         start = opened.read(8)
         length = int.from_bytes(start, "little")
@@ -159,7 +159,7 @@ def check_before(tensors: Mapping[str, Stored], config: Mapping[str, Any], name:
 
     Raises:
         BadWeights: A weight is complex.
-        ModelRefused: The configuration asks for absurdly more layers than there are weights; transformers would list
+        ModelRefused: The configuration has absurdly more layers than there are weights; transformers would list all of
             them.
 
     """
@@ -178,7 +178,7 @@ def check_before(tensors: Mapping[str, Stored], config: Mapping[str, Any], name:
 
 
 def _numbers(tree: Any, key: str = "", listed: bool = False) -> Iterator[tuple[str, int, bool]]:
-    """The integers of a configuration and its nested ones, each with its name and whether it is in a list."""
+    """The integers in a configuration, at any depth, each with its name and whether it is in a list."""
     if isinstance(tree, int):
         yield key, tree, listed
     elif isinstance(tree, Mapping):
@@ -218,7 +218,7 @@ def bounded(found: Callable[[], Mapping[str, Stored]], name: str, packed: bool) 
     A configuration can ask for more modules than can be built, and for more memory than there is.
 
     Args:
-        found: Returns the tensors in the weights files; called once the model is being built.
+        found: Returns the tensors in the weights files; called while the model is built.
         name: The model's name, for messages.
         packed: Whether weights are packed, so that one stored element stands for several.
 
@@ -275,7 +275,7 @@ def check_after(
     Args:
         model: The loaded model.
         tensors: The tensors in the weights files.
-        unread: Names of those that transformers reports as unused.
+        unread: Names of the tensors that transformers reports as unused.
         name: The model's name, for messages.
         packed: Whether transformers packed or unpacked weights.
 
@@ -310,7 +310,7 @@ def check_after(
 
 
 def _hidden(model: Any, tensors: Iterable[str]) -> set[str]:
-    """Weights that transformers leaves unread without reporting them, for a model's class or for all."""
+    """Weights that transformers leaves unread without reporting them, for this model's class or for every class."""
     ignored = "|".join(f"({pattern})" for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     own, base = model.state_dict().keys(), f"{getattr(model, 'base_model_prefix', '')}."
     unread = (key for key in tensors if not own & {key, base + key, key.removeprefix(base)})
@@ -318,9 +318,7 @@ def _hidden(model: Any, tensors: Iterable[str]) -> set[str]:
 
 
 def _behind(model: nn.Module) -> Callable[[str], str | None]:
-    """Returns a function: the prefix of the layer that a key belongs to, if it follows the last layer of the model;
-    else None.
-    """
+    """A function of a key: the prefix of its layer, if that layer comes after the model's last one; else None."""
     lists: dict[str, int] = {}
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList):
@@ -349,13 +347,13 @@ def _is_beside(key: str, model: nn.Module) -> bool:
 
 
 def _is_table(key: str, tensor: Stored | None) -> bool:
-    """Whether a key is of a buffer that models compute themselves."""
+    """Whether a key names a buffer that models compute themselves."""
     is_mask = MASK.search(key) is not None and (tensor is None or len(tensor.shape) == 4)
     return is_mask or UNNEEDED.search(key) is not None
 
 
 def _check_kinds(model: nn.Module, tensors: Mapping[str, Stored], left: set[str], name: str) -> None:
-    """Raises BadWeights where integers or low-bit types stand in for a model's floating-point weights."""
+    """Raises BadWeights if integers or low-bit types are stored for a model's floating-point weights."""
     whole = {key.split(".")[-1] for key, weight in model.state_dict().items() if not weight.is_floating_point()}
     for key, tensor in tensors.items():
         if not (tensor.is_plain or key in left or key.split(".")[-1] in whole or _is_table(key, tensor)):
@@ -367,7 +365,7 @@ def _check_kinds(model: nn.Module, tensors: Mapping[str, Stored], left: set[str]
 
 
 def _check_tied(model: Any, name: str) -> None:
-    """Raises ModelRefused where the head is tied to the embedding but the checkpoint has different weights for it."""
+    """Raises ModelRefused if the head is tied to the embedding but the checkpoint has different weights for it."""
     embedding = getattr(model.get_input_embeddings(), "weight", None)
     head = getattr(model.get_output_embeddings(), "weight", None)
     tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)

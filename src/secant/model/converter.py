@@ -1,8 +1,8 @@
 """Models from GGUF files, through transformers' converter: its names and layouts of weights, and its tokenizers.
 
-The converter drops every tensor that it has no place for, and reads a header with Python objects for each entry, which
-takes minutes. So the header and the blocks are read by `secant.model.gguf`, the configuration is that of
-`secant.model.gguf_config`, and every tensor must have a place in the model.
+The converter drops every tensor that it has no place for, and makes a Python object for each entry of the header, which
+takes minutes. So `secant.model.gguf` reads the header and the blocks, `secant.model.gguf_config` makes the
+configuration, and every tensor must have a place in the model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def configuration_of(file: File) -> Any:
 
     Raises:
         BadArgument: transformers is too old.
-        ModelRefused: The architecture is not read, or the file says something about it that is not known.
+        ModelRefused: The architecture is not supported, or the file has a key that secant does not know.
 
     """
     if find_spec("transformers.integrations.gguf") is None:
@@ -97,15 +97,16 @@ def _tensors(file: File, empty: Any, dtype: torch.dtype) -> dict[str, torch.Tens
 
 
 def _shaped(tensor: torch.Tensor, shape: torch.Size | None) -> torch.Tensor:
-    """A tensor with a model's axes of length 1, of which files have more or fewer."""
+    """A tensor with the axes of length 1 that the model expects; files have more or fewer of them."""
     if shape is None or [n for n in tensor.shape if n > 1] != [n for n in shape if n > 1]:
         return tensor
     return tensor.reshape(shape)
 
 
 class _Names:
-    """A model as the converter reads the names of its weights: it goes through every module, each time from the start,
-    and needs only the model and the modules directly below.
+    """A model that shows the converter only itself and the modules directly below, which suffice for names of weights.
+
+    The converter would go through every module, each time from the start.
     """
 
     def __init__(self, model: Any, is_top: bool) -> None:
@@ -117,7 +118,7 @@ class _Names:
 
 
 class _Named:
-    """A configuration as the converter reads one, by any of its names."""
+    """A configuration that the converter reads by any of its names."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -136,7 +137,7 @@ def tokenizer_of(file: File) -> Any:
         file: The file.
 
     Raises:
-        ModelRefused: The file's vocabulary is of a kind that is not known.
+        ModelRefused: secant does not know the kind of the file's vocabulary.
 
     """
     from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer

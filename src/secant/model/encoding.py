@@ -1,7 +1,7 @@
 """Token ids of prompts, and of single tokens that are named by their text; a prompt is encoded in full or refused.
 
-The tokens of a prompt are compared with its text. A tokenizer may normalise a text, for example to lower case.
-Characters that it drops, or has no token for, are refused by name.
+The tokens of a prompt are compared with its text. A tokenizer may normalise a text, for example to lower case. If it
+drops characters, or has no token for them, the prompt is refused, and the error names them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ SPACE = "·"
 """How a space is shown in a token."""
 
 BEFORE = ("", "a", "a ", ".", "\n")
-"""Texts that a text is put after, to ask the tokenizer which token it is."""
+"""Texts that are put before a text, to find out as which token the tokenizer writes it."""
 
 MOST = 100
-"""Characters of a prompt that are tried one by one."""
+"""The most characters of a prompt that are tried one by one."""
 
 NAMED = 5
-"""How many unknown words or characters a message names."""
+"""The most unknown words or characters that a message names."""
 
 THOUGHT = re.compile(r"\s*<think>.*</think>", re.DOTALL)
 """The reasoning at the start of an answer: chat templates of reasoning models omit it in earlier turns."""
@@ -132,7 +132,7 @@ def listed(prompt: Any) -> list[Any]:
 
 
 def _complete(tokens: Tokens, text: str, found: Encoded, special: bool = False) -> None:
-    """Raises BadPrompt where the tokens of a text do not contain all of it."""
+    """Raises BadPrompt if the tokens of a text do not contain all of it."""
     if lost := _left_out(tokens, text) or _uncovered(tokens, text, found, special):
         raise BadPrompt(
             "Every character of a prompt must be in a token",
@@ -178,8 +178,9 @@ def _uncovered(tokens: Tokens, text: str, found: Encoded, special: bool) -> list
 
 
 def _unknown_in(tokens: Tokens, text: str, found: Encoded) -> list[str] | None:
-    """Stretches of the text that unknown tokens stand for, except those typed as such; an empty list for spaces, None
-    without.
+    """The stretches of a text that unknown tokens stand for; None if there are none, an empty list if they are spaces.
+
+    Unknown tokens that are written out in the text do not count.
     """
     typed = [str(tokens.piece(i)) for i in tokens.unknown]
     if found.spans is not None:
@@ -199,7 +200,7 @@ def _unknown_in(tokens: Tokens, text: str, found: Encoded) -> list[str] | None:
 def find(tokens: Tokens, text: str, vocabulary: Mapping[str, Sequence[int]], rows: int) -> int:
     """The id of the token that a text names.
 
-    It is the token that reads like the text; a leading space may be missing or superfluous, as long as only one
+    This is the token that reads like the text; a leading space may be missing or superfluous, as long as only one
     token fits. If several tokens read the same, it is the one that the tokenizer writes.
 
     Args:
@@ -237,7 +238,7 @@ def find(tokens: Tokens, text: str, vocabulary: Mapping[str, Sequence[int]], row
 
 
 def written(tokens: Tokens, text: str) -> set[int]:
-    """The tokens that the tokenizer writes a text as, by itself or after another text."""
+    """The tokens that the tokenizer encodes a text as, by itself or after another text."""
     if tokens.tokenizer is None:
         return set()
     try:
@@ -270,7 +271,7 @@ def _squeezed(text: str) -> str:
 
 
 def _joins(text: str, at: int) -> bool:
-    """Whether a character combines with those before it into one, like an accent with its letter."""
+    """Whether a character combines with those before it, as an accent does with its letter."""
     starts = () if text[at].isascii() else range(max(0, at - 3), at)
     return any(len(unicodedata.normalize("NFKC", text[lo : at + 1])) == 1 for lo in starts)
 

@@ -1,6 +1,6 @@
 """The files in a model's folder, checked before anything is loaded: nothing here runs, downloads or unpickles.
 
-A folder comes from someone else. Its JSON files must be objects of a sane size. Its files must be inside it, or in the
+The folder is not trusted. Its JSON files must be objects of a sane size. Its files must be inside it, or in the
 Hugging Face cache around it. An index must name weights files of this folder. It must contain one model and no adapter.
 """
 
@@ -47,10 +47,10 @@ LARGEST = 64 * 2**20
 FETCH = "Correct it, or download it again."
 
 POINTER = b"version https://git-lfs.github.com/spec/"
-"""How a pointer starts that Git leaves instead of a large file, if it is not set up for those."""
+"""The start of a pointer, which Git leaves instead of a large file if Git LFS is not set up."""
 
 POINTED = 1024
-"""Bytes that such a pointer stays below."""
+"""A pointer has fewer bytes than this."""
 
 INERT = ("special_tokens_map_file",)
 """Entries of a tokenizer's configuration that name a file which is never opened; old ones contain such leftovers."""
@@ -175,7 +175,7 @@ def check_complete(path: Path, name: str) -> None:
 
 
 def unfinished(folder: Path) -> str:
-    """What to say about downloads that were interrupted, if the folder or the hub's cache around it has any.
+    """A sentence about interrupted downloads, if the folder or the hub's cache around it has any; else nothing.
 
     Args:
         folder: A model's folder.
@@ -188,8 +188,8 @@ def unfinished(folder: Path) -> str:
 
 
 def _check_files(folder: Path, name: str, allow_pickle: bool) -> None:
-    """Raises ModelRefused at something that would be read but is not a file of this folder, or of the hub's cache
-    around it.
+    """Raises ModelRefused if something that would be read is not a file in this folder, or in the hub's cache around
+    it.
     """
     for path in sorted([*folder.iterdir(), *folder.glob(f"{TEMPLATES}/*")]):
         if DISTRIBUTED.fullmatch(path.name):
@@ -204,7 +204,7 @@ def _check_files(folder: Path, name: str, allow_pickle: bool) -> None:
 
 
 def _check_file(path: Path, folder: Path, name: str) -> None:
-    """Raises ModelRefused at a link out of the folder, and at something else where a file is read."""
+    """Raises ModelRefused if a path that is read as a file is a link out of the folder, or not a plain file."""
     root, target = folder.resolve(), path.resolve()
     caches = [above.parents[1] / "blobs" for above in (root, *root.parents) if above.parent.name == "snapshots"]
     homes = [root, *caches[-1:]]
@@ -237,7 +237,7 @@ def _check_named(file: Any, where: str, name: str, allow_pickle: bool) -> None:
 
 
 def _check_tokenizer(folder: Path, config: dict[str, Any], name: str) -> None:
-    """Raises ModelRefused where a tokenizer's configuration names a file outside the folder."""
+    """Raises ModelRefused if a tokenizer's configuration names a file outside the folder."""
     for key, value in config.items():
         if not key.endswith(("_file", "_files")) or key in INERT:
             continue

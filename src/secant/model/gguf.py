@@ -1,8 +1,8 @@
-"""GGUF files, llama.cpp's format of a whole model in one file: its metadata, its tensors, and what they stand for.
+"""GGUF files, llama.cpp's format for a whole model in one file: its metadata, and its tensors, dequantised.
 
 A file starts with a header: the magic, a version, pairs of a key and a value (sizes of the model, the vocabulary, the
-chat template), and for each tensor its name, shape, type and place. The blocks of packed weights follow, each with
-scales of its own. The header is parsed here, with every length checked against the file, and nothing is run.
+chat template), and for each tensor its name, shape, type and offset. Blocks of packed weights follow, each with its own
+scales. The header is parsed here, with every length checked against the file, and nothing is run.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 
 TEXT, ARRAY = 8, 9
 ALIGNMENT = 32
-"""Bytes to a multiple of which tensors are aligned, unless the file says otherwise."""
+"""Tensors start at multiples of this many bytes, unless the file says otherwise."""
 
 MOST_AXES = 8
 DEQUANTISED = 4.2e7
-"""Weights that are dequantised per second, about, on one core; from Q4_K and Q5_0."""
+"""Weights that one core dequantises per second, approximately; from Q4_K and Q5_0."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class File:
 
         Raises:
             BadArgument: The package gguf is not installed.
-            BadWeights: A tensor has a type that is no packed weight.
+            BadWeights: The package gguf cannot dequantise a tensor's type.
             ModelRefused: The file is damaged, only a part of a model, or contains no language model.
 
         """
@@ -92,7 +92,7 @@ class File:
 
     @classmethod
     def read_header(cls, path: Path, name: str) -> File:
-        """Read the header of a file, of which the rest may be missing.
+        """Read the header of a file whose other bytes may be missing.
 
         Args:
             path: The file.
@@ -121,7 +121,7 @@ class File:
 
     @property
     def elements(self) -> int:
-        """How many elements all tensors have."""
+        """The number of elements of all tensors together."""
         return sum(tensor.elements for tensor in self.stored.values())
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -159,10 +159,10 @@ class File:
         return dequantize(_in_longer_rows(block), kind).reshape(tensor.shape)
 
     def own(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The same values in memory that can be written and is not the file's.
+        """The same values, in memory that is writable and not mapped from the file.
 
         Args:
-            values: A tensor of this file, or one made of some.
+            values: A tensor of this file, or one computed from its tensors.
 
         """
         import numpy as np
@@ -220,7 +220,7 @@ def _mapped(path: Path) -> np.ndarray[Any, Any]:
 
 
 LONG = 2**13
-"""Bytes of a row that gguf dequantises quickly: it takes sixteen at a time, however short they are."""
+"""Bytes of a row from which on gguf is fast: it dequantises sixteen rows at a time, however short they are."""
 
 
 def _in_longer_rows(block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

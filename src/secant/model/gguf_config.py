@@ -1,8 +1,8 @@
 """What the metadata of a GGUF file says about a model, as the configuration that transformers builds it from.
 
 transformers' own reading of GGUF files leaves out rotary scaling, softcaps, windows, biases and widths of heads, and
-fills them in from the defaults of one checkpoint. So each architecture has a function here, which takes what it knows
-from the file. A key that none took may change the model, so it is an error.
+fills them in from the defaults of one checkpoint. So each architecture has a function here, which takes the keys that
+it knows from the file. A key that no function takes may change the model, so it is an error.
 
 To add an architecture that transformers converts, write a function under `@architecture`.
 """
@@ -23,12 +23,12 @@ UNSAID = ("vocab_size", "rope.scaling.finetuned", "tensor_data_layout")
 """Keys that say nothing about what a model computes: the vocabulary's size is that of the embedding."""
 
 FREQUENCIES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-"""Tensors that are no weights: factors of rotary frequencies, which go into the configuration."""
+"""Tensors that are not weights but factors of rotary frequencies, which go into the configuration."""
 
 
 @dataclass
 class Keys:
-    """The metadata of a file under its architecture's name; each value that is taken is known to matter.
+    """The metadata of a file under its architecture's name, with a record of the keys that were taken.
 
     Attributes:
         file: The file.
@@ -89,7 +89,7 @@ class Keys:
             self._refuse(f"have {key} = {value}", key)
 
     def everything(self, *keys: str) -> None:
-        """Take what other code reads.
+        """Count keys as taken, because other code reads them or the model does not need them.
 
         Args:
             keys: The keys without the architecture.
@@ -121,7 +121,7 @@ class Keys:
 
 @dataclass(frozen=True)
 class Architecture:
-    """An architecture of llama.cpp that is read.
+    """An architecture of llama.cpp that secant reads.
 
     Attributes:
         type: The model type of transformers.
@@ -134,7 +134,7 @@ class Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
-"""Every architecture that is read, by llama.cpp's name of it."""
+"""Every architecture that secant reads, by llama.cpp's name."""
 
 
 def architecture(name: str, type: str) -> Callable[[Callable[[Keys], Settings]], Any]:
@@ -160,7 +160,7 @@ def settings_of(file: File) -> tuple[str, Settings]:
         file: The file.
 
     Raises:
-        ModelRefused: The architecture is not one that is read, or the file says something that is not known.
+        ModelRefused: The architecture is not supported, or the file has a key that secant does not know.
 
     """
     if (row := ARCHITECTURES.get(file.architecture)) is None:
@@ -183,7 +183,7 @@ def _rows(file: File) -> int:
 
 
 def _tokens(file: File) -> Settings:
-    """The special tokens, and whether the head has weights of its own."""
+    """The special tokens, and whether the head shares the embedding's weights."""
     found: Settings = {"tie_word_embeddings": "output.weight" not in file.tensors}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         token = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
@@ -195,7 +195,7 @@ def _tokens(file: File) -> Settings:
 
 
 def _sizes(keys: Keys) -> Settings:
-    """The sizes that all have that attend."""
+    """The sizes that every architecture with attention has."""
     heads = keys.size("attention.head_count")
     return {
         "hidden_size": keys.size("embedding_length"),
@@ -208,7 +208,7 @@ def _sizes(keys: Keys) -> Settings:
 
 
 def _head(keys: Keys) -> int:
-    """The width of a head of queries, keys and values."""
+    """The width of an attention head."""
     width = keys.size("attention.key_length", keys.size("embedding_length") // keys.size("attention.head_count"))
     keys.need("attention.value_length", width)
     return width
@@ -219,7 +219,7 @@ def _rms(keys: Keys) -> Settings:
 
 
 def _rope(keys: Keys, partly: bool = False) -> Settings:
-    """The rotary embeddings: their base, their scaling, and the share of a head that they turn, if it may be one."""
+    """The rotary embeddings: their base, their scaling, and, if `partly`, the share of a head that they rotate."""
     width, context = _head(keys), keys.size("context_length")
     turned = keys.size("rope.dimension_count", width)
     rope: Settings = {"rope_type": "default", "rope_theta": keys.take("rope.freq_base", 1e4)}
@@ -305,7 +305,7 @@ def _qwen3moe(keys: Keys) -> Settings:
 
 
 def _gemma(keys: Keys, largest: int) -> Settings:
-    """What Gemma 2 and 3 have in common. llama.cpp knows the scale of attention by the number of layers."""
+    """What Gemma 2 and 3 have in common. llama.cpp tells attention's scale from the number of layers."""
     sizes, width = _sizes(keys), _head(keys)
     is_largest = sizes["num_hidden_layers"] == largest
     scale = sizes["hidden_size"] // sizes["num_attention_heads"] if is_largest else width

@@ -1,8 +1,9 @@
-"""What the vocabulary of a GGUF file needs so that texts are encoded as llama.cpp encodes them.
+"""What transformers leaves out of a GGUF file's tokenizer, so that texts are encoded as llama.cpp encodes them.
 
-A byte-level vocabulary is merged inside the pieces that patterns split a text into, and the file names them by a word,
-tokenizer.ggml.pre. transformers knows some of these words and splits like GPT-2 at the others, which gives other
-tokens; the rest are here, after llama.cpp's llama-vocab.cpp. A word that neither knows is refused.
+Patterns split a text into pieces, and a byte-level tokenizer merges tokens inside each piece. The file names its
+patterns by a word, tokenizer.ggml.pre. transformers knows some of these words. For all others it splits as GPT-2 does,
+which gives different tokens; the rest are here, after llama.cpp's llama-vocab.cpp. A file with any other word is
+refused.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "falcon": (r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
 }  # fmt: skip
-"""The patterns that split a text in turn, by the words for them in GGUF files; transformers has the others."""
+"""The patterns that split a text, one after the other, by their word in GGUF files; transformers has the others."""
 
 WHOLE = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano",
          "tekken")  # fmt: skip
-"""Words for vocabularies whose tokens are taken whole where a piece is one, whatever the merges, and that start with
-BOS unless the file says otherwise."""
+"""Words for tokenizers that, if a piece is a token of the vocabulary, take it whatever the merges are. They begin every
+text with BOS unless the file says otherwise."""
 
 
 def complete_(backend: Any, file: File, known: Any) -> dict[str, Any]:
-    """Make a tokenizer split and join as the file says, where transformers left that out.
+    """Make a tokenizer split and join as the file says, if transformers left that out.
 
     Args:
         backend: The tokenizer of the package tokenizers, which is changed.
@@ -87,7 +88,7 @@ def complete_(backend: Any, file: File, known: Any) -> dict[str, Any]:
 
 
 def _spaced_(backend: Any, prefix: bool) -> None:
-    """Make a tokenizer put a space before a text and after special tokens, also before another space; or not."""
+    """Make a tokenizer put a space before a text and after special tokens, even before another space, or none."""
     from tokenizers import decoders, normalizers
 
     ways = [*([normalizers.Prepend("▁")] if prefix else []), normalizers.Replace(" ", "▁")]

@@ -23,7 +23,7 @@ def replacing_outputs(modules: Iterable[nn.Module], answer: Answer, always: bool
     Args:
         modules: The modules.
         answer: Called as `answer(module, args, kwargs, output)`; returns the new output, or None to keep it.
-        always: Whether to call `answer` also where a module raises, with None for the output.
+        always: Whether to call `answer` also if a module raises, with None for the output.
 
     """
     thread = threading.get_ident()
@@ -66,7 +66,7 @@ class Whole:
         self.own, self.before = module.forward, vars(module).get("forward")
 
     def __call__(self, x: Tensor) -> Tensor:
-        """What the function returns."""
+        """Calls the function."""
         return self.function(x, self)
 
 
@@ -75,7 +75,7 @@ _lock = threading.Lock()
 
 @contextmanager
 def seen_whole(modules: dict[nn.Module, Callable[[Tensor, Whole], Tensor]]) -> Iterator[None]:
-    """Show function modes each of these modules as one call of its function; the last thread to leave restores them."""
+    """Make function modes see each module as one call of its function; the last thread to leave restores them."""
     with _lock:
         for module, function in modules.items():
             if not isinstance(vars(module).get("forward"), Whole):
@@ -147,7 +147,7 @@ def put_back(table: dict[str, Any], before: dict[str, Any]) -> None:
 
 @contextmanager
 def as_plain_torch(model: nn.Module) -> Iterator[None]:
-    """Hide our products from backward hooks, and modules' compiled calls from our passes, while the block runs."""
+    """Hide secant's products from backward hooks, and run modules uncompiled, in this thread, while the block runs."""
     before: list[tuple[dict[str, Any], str, Any]] = []
     thread = threading.get_ident()
 

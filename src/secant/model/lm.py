@@ -82,12 +82,12 @@ class LM:
 
     @property
     def embedding(self) -> Float[Tensor, "vocabulary d"]:
-        """The input embeddings, a row for each token."""
+        """The input embeddings, one row for each token."""
         return weights.of(self.model.get_input_embeddings())
 
     @property
     def unembedding(self) -> Float[Tensor, "vocabulary d"]:
-        """The head's weight, a row for each token."""
+        """The head's weight, one row for each token."""
         return weights.of(self.model.get_output_embeddings())
 
     @property
@@ -288,7 +288,7 @@ class LM:
 
         Args:
             ids: The tokens.
-            embeds: The embeddings that replace theirs; those of several copies as `by_token` has them.
+            embeds: The embeddings that replace those of the tokens; several copies are laid out as by `by_token`.
             copies: How many copies of the prompt run as one batch, each with embeddings of its own.
 
         """
@@ -318,14 +318,14 @@ STRETCHING = ("dynamic", "linear", "yarn")
 
 
 def _stretched(rope: Mapping[str, Any], longest: int) -> int:
-    """The context that rotary embeddings with a factor reach; 0 for other types."""
+    """The context that rotary embeddings with a factor extend to; 0 for other types."""
     if rope.get("rope_type") not in STRETCHING:
         return 0
     return int((rope.get("original_max_position_embeddings") or longest) * (rope.get("factor") or 1))
 
 
 def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """The torch dtype of a name; None for None.
+    """The torch dtype with a name; None for None.
 
     Args:
         dtype: A name in DTYPES, or a torch dtype.

@@ -33,10 +33,10 @@ EXPERTS = (None, "eager", "batched_mm", "grouped_mm")
 """Implementations of experts that consist of torch functions."""
 
 ANSWER = 5.0
-"""Seconds in which the hub must answer, if the cache has a model."""
+"""Seconds within which the hub must answer if the cache has a model."""
 
 LARGE = 1_000_000_000
-"""Bytes of weights in a folder from which on loading shows progress. Models on the hub always show it."""
+"""Loading a folder with more bytes of weights shows progress; loading from the hub always does."""
 
 NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 """The environment variable that keeps transformers from asking a hub service to convert a model's pickles."""
@@ -122,7 +122,7 @@ def is_packed(
     offline: bool = False,
     allow_remote_code: bool = False,
 ) -> bool:
-    """Whether a model's weights stay packed when it is loaded, so that they have a type of their own.
+    """Whether a model's weights stay packed when it is loaded, so that you cannot choose their dtype.
 
     Args:
         name: As in `load`.
@@ -182,7 +182,7 @@ def _opened(place: Place, allow_pickle: bool) -> Source:
 
 
 def _fetched(place: Place) -> tuple[Place, Path]:
-    """The place of a hub model at its commit, and its folder in the cache, with its small files.
+    """The place of a hub model at its commit, and the folder in the cache that has its small files.
 
     If the hub cannot be reached but the cache has the model, only the cache is used from then on.
     """
@@ -258,7 +258,7 @@ def _of_gguf(
 
 
 def _check_options(dtype: Any, device: Any, attention: Any, **switches: Any) -> None:
-    """Raises BadArgument at invalid options, before anything is read."""
+    """Raises BadArgument if an option is invalid, before anything is read."""
     if not isinstance(dtype, str | torch.dtype | None):
         raise BadArgument("A dtype is a name, such as float32", f"{dtype!r:.60}", "Give one, or leave it out.")
     dtype_of(dtype)
@@ -277,7 +277,7 @@ def _check_options(dtype: Any, device: Any, attention: Any, **switches: Any) -> 
 
 
 def _is_of_torch(attention: Any) -> bool:
-    """Whether this names an available attention implementation that consists of torch functions."""
+    """Whether a name is that of an available attention implementation that consists of torch functions."""
     with quiet():
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # importing it logs messages
 
@@ -286,9 +286,9 @@ def _is_of_torch(attention: Any) -> bool:
 
 
 def _configured(source: Source, allow_remote_code: bool, attention: str | None, dequantize: bool = False) -> Any:
-    """A model's configuration. Raises ModelRefused where it asks for code to be downloaded, or for fused kernels.
+    """A model's configuration. Raises ModelRefused if it asks for code to be downloaded, or for fused kernels.
 
-    This is checked here because transformers downloads such code as soon as it creates the model.
+    The check comes first, because transformers downloads such code as soon as it creates the model.
     """
     name = source.name
     with _explained(source.place), quiet():
@@ -315,7 +315,7 @@ def _configured(source: Source, allow_remote_code: bool, attention: str | None, 
 
 
 def _parts(config: Any) -> Iterator[Any]:
-    """A configuration and the ones nested in it."""
+    """A configuration, and those nested in it."""
     yield config
     for key in getattr(config, "sub_configs", ()):
         if (part := getattr(config, key, None)) is not None:
@@ -372,7 +372,7 @@ def _model(
 
 
 def _check_whole(missing: list[str], name: str) -> None:
-    """Raises ModelRefused where weights of a model are missing."""
+    """Raises ModelRefused if weights of a model are missing."""
     if missing:
         raise ModelRefused(
             "A checkpoint must contain every weight of its model", f"{name} without {', '.join(missing[:3])}",
@@ -384,7 +384,7 @@ def _check_whole(missing: list[str], name: str) -> None:
 def _alone(shown: bool = False) -> Iterator[None]:
     """Keep transformers from showing warnings, downloading kernels, and asking the hub for conversions.
 
-    Its progress bars are shown if `shown`, on a terminal or in a notebook.
+    If `shown`, its progress bars appear on a terminal or in a notebook.
     """
     from transformers.integrations import hub_kernels
 
@@ -412,13 +412,13 @@ def _alone(shown: bool = False) -> Iterator[None]:
 
 
 def _is_watched() -> bool:
-    """Whether someone sees a progress bar: on a terminal, or in a notebook."""
+    """Whether someone would see a progress bar, on a terminal or in a notebook."""
     return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
 
 
 def _no_kernel(name: str, *_: Any, **__: Any) -> Any:
     raise ModelRefused(
-        "secant does not run code that comes over the network", f"a model that asks for the kernel {name}",
+        "secant does not run code from the network", f"a model that asks for the kernel {name}",
         "Uninstall the package kernels, or use a different model.",
     )  # fmt: skip
 
@@ -452,7 +452,7 @@ def _explained(place: Place, part: str = "model") -> Iterator[None]:
 
 
 def _reason(place: Place, part: str, error: BaseException) -> SecantError | None:
-    """The cause of a failure to load, if more can be said than the error's own text."""
+    """The error for a failure to load whose cause is known; None for others."""
     said, name = " ".join(str(error).split()), place.name
     if name != ATLAS and not place.is_here and (known := _reason_of_hub(place, said, error)):
         return known
@@ -500,7 +500,7 @@ def _reason(place: Place, part: str, error: BaseException) -> SecantError | None
 
 
 def _reason_of_hub(place: Place, said: str, error: BaseException) -> SecantError | None:
-    """The cause of a failure to load from the hub."""
+    """The error for a failure to load from the hub whose cause is known; None for others."""
     name, hub = place.name, place.hub
     if "gated" in said.lower() or "Gated" in type(error).__name__ or "401 Client" in said or "403 Client" in said:
         return ModelNotFound(

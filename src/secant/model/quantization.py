@@ -1,7 +1,8 @@
-"""Every method of quantisation that transformers registers, and what becomes of a checkpoint packed by it.
+"""Every method of quantisation that transformers registers, and what secant does with a checkpoint packed by it.
 
-The row decides whether a checkpoint is loaded, and the certificate of each run proves it. A method that was not tried
-is loaded if transformers can: a kernel without a rule is refused, and so is one that hides a nonlinearity.
+A method's row decides whether a checkpoint is loaded, and the certificate of each run shows whether it is exact. A
+method that was not tried is loaded if transformers can load it: the run then refuses a kernel that has no rule or that
+hides a nonlinearity.
 `python tools/quantization.py` tries what runs on a CPU and writes docs/reference/quantization.md.
 """
 
@@ -21,13 +22,13 @@ class Method:
     """A method of quantisation.
 
     Attributes:
-        result: What becomes of its checkpoints.
-        why: The reason, or what else is to be known.
+        result: What secant does with its checkpoints.
+        why: The reason, or anything else that users should know.
         dequantize: How packed weights are replaced with plain ones: by transformers while it loads (config) or
             afterwards (model), by secant (layers), or not at all.
         from_the_hub: Whether transformers downloads its kernels if the package kernels is installed, unless the weights
             are dequantised while they are loaded.
-        backend: The kernel that its library is asked for, which consists of torch functions.
+        backend: The kernel to request from its library, which consists of torch functions.
 
     """
 
@@ -112,12 +113,12 @@ def by_layers(name: str | None) -> bool:
 
 
 def check(packing: Any, name: str, dequantize: bool, has_kernels: bool) -> None:
-    """Check that a checkpoint's packed weights are of a method that is loaded, and have them dequantised if asked for.
+    """Check that secant loads weights packed by a checkpoint's method, and set its dequantisation if requested.
 
     Args:
         packing: The `quantization_config` of a configuration, to which `dequantize` is added.
         name: The model's name, for messages.
-        dequantize: Whether packed weights are replaced by plain ones.
+        dequantize: Whether to replace packed weights with plain ones.
         has_kernels: Whether the package kernels is installed.
 
     Raises:
@@ -155,7 +156,7 @@ def check(packing: Any, name: str, dequantize: bool, has_kernels: bool) -> None:
         )  # fmt: skip
     if row.from_the_hub and has_kernels:
         raise ModelRefused(
-            "secant does not run code that comes over the network",
+            "secant does not run code from the network",
             f"{name}, packed as {way}, whose kernels transformers downloads if the package kernels is installed",
             "Uninstall kernels, or use a different checkpoint.",
         )

@@ -1,4 +1,4 @@
-"""Where a model is, a folder, a file or a snapshot in the hub's cache, with its configuration and its tensors."""
+"""Where a model is: a folder, a GGUF file or a snapshot in the hub's cache; with its configuration and its tensors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Hub:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Those that are set, as transformers takes them."""
+        """The attributes that are set, as keyword arguments of transformers."""
         said = {
             "revision": self.revision, "subfolder": self.subfolder, "token": self.token, "cache_dir": self.cache_dir,
             "local_files_only": self.offline,
@@ -111,7 +111,7 @@ class Source:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """How transformers looks the model up: at the commit that was checked."""
+        """Keyword arguments with which transformers looks up the model: at the commit that was checked."""
         return {} if self.is_here else self.place.hub.arguments
 
     @cached_property
@@ -139,7 +139,7 @@ def place_of(name: str | Path, hub: Hub | None = None) -> Place:
     Raises:
         BadArgument: A revision is given twice, or for a model on this computer.
         ModelNotFound: The path leads nowhere, or to a file of another kind.
-        ModelRefused: The folder contains no model, or an adapter alone.
+        ModelRefused: The folder contains no model, or only an adapter.
 
     """
     hub = hub or Hub()
@@ -193,7 +193,7 @@ def _is_model(path: Path) -> bool:
 
 
 def _by_numbers(name: str) -> list[tuple[int, str]]:
-    """A key by which checkpoint-9 comes before checkpoint-100."""
+    """A sort key that puts checkpoint-9 before checkpoint-100."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -213,11 +213,11 @@ def _on_the_hub(name: str, path: str, hub: Hub) -> Place:
 
 
 def _check_folder(path: Path) -> None:
-    """Raises ModelRefused where a folder is no complete model."""
+    """Raises ModelRefused if a folder does not contain a complete model."""
     has_config = (path / folders.CONFIG).exists()
     if (path / folders.ADAPTER).exists() and not has_config:
         raise ModelRefused(
-            "A model's folder must contain a complete model", f"{path}, an adapter alone",
+            "A model's folder must contain a complete model", f"{path}, which has only an adapter",
             "Load it with peft's AutoPeftModelForCausalLM and give secant.LM the model and its tokenizer.",
         )  # fmt: skip
     if not has_config:

@@ -1,7 +1,7 @@
-"""The tokenizer of a model: what it makes of a text, and the text of each token, which differs between tokens.
+"""The tokenizer of a model: the tokens of a text, and a text for each token, which differs between tokens.
 
-A byte that is not a character by itself is written as a byte, and so is a byte that is a token next to its character's
-own token.
+A token that is one byte is written as a byte, like <0xE8>, if the byte is not a character by itself, or if its
+character has a token of its own.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def as_id(value: Any) -> int | None:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a tokenizer makes of a text.
+    """A tokenizer's output for a text.
 
     Attributes:
         ids: The token ids.
@@ -65,7 +65,7 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A model's tokenizer, or None; whatever it raises becomes ModelRefused.
+    """A model's tokenizer, if it has one; any error of the tokenizer becomes ModelRefused.
 
     Attributes:
         tokenizer: The tokenizer.
@@ -104,7 +104,7 @@ class Tokens:
         return Encoded(ids, spans, added)
 
     def templated(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], str]:
-        """The ids and the text that the chat template makes of messages.
+        """The ids and the text of messages in the model's chat template.
 
         Args:
             messages: Messages with role and content.
@@ -221,11 +221,11 @@ class Tokens:
 
     @cached_property
     def _named(self) -> int:
-        """How many tokens the tokenizer reports."""
+        """The number of tokens that the tokenizer reports."""
         return len(self.tokenizer)
 
     def _spaced(self, token: int, shown: str) -> bool:
-        """Whether a token begins with a space that is not written at the start of a text."""
+        """Whether a token begins with a space that the tokenizer omits at the start of a text."""
         if self._start is None:
             return False
         first, start = self._start
@@ -242,7 +242,7 @@ class Tokens:
 
 
 def _check_unicode(text: str) -> None:
-    """Raises BadPrompt where a text contains half a character."""
+    """Raises BadPrompt if a text contains half a character, such as a single surrogate."""
     try:
         text.encode()
     except UnicodeError as error:

@@ -1,7 +1,7 @@
 """A module's weights: loaded from where accelerate offloads them, unpacked from low-bit formats, and checked.
 
-To add a packed weight format, write a row in PACKED: how a layer unpacks, whether it rounds activations, and what must
-be prepared. Nothing else names it.
+To add a packed weight format, write a row in PACKED: how a layer unpacks, whether it rounds activations, and how to
+prepare it. Nothing else names it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from secant.model.hooks import assigned
 from secant.numeric import address, is_finite
 
 UNRELATED = {"_name_or_path", "_commit_hash", "transformers_version"}
-"""Entries of a configuration that say where it is from, and not what the model does."""
+"""Entries of a configuration that say where it comes from, not what the model computes."""
 
 
 def kind_of(module: nn.Module) -> str:
@@ -34,7 +34,7 @@ def kind_of(module: nn.Module) -> str:
 
 @dataclass(frozen=True, eq=False)
 class WeightsState:
-    """The state of a model's weights at some moment, for noticing changes.
+    """A snapshot of the state of a model's weights, to notice changes.
 
     For each parameter and buffer by name: the tensor, the address of its memory, and how often torch has seen it
     written. Only tensors in memory whose writes torch counts are included.
@@ -45,11 +45,11 @@ class WeightsState:
 
     @classmethod
     def of(cls, model: nn.Module, without: Iterable[Tensor] = ()) -> WeightsState:
-        """The present state.
+        """The current state.
 
         Args:
             model: The model.
-            without: Tensors whose memory is not looked at; those that share memory share the count of writes.
+            without: Tensors whose memory is left out; tensors that share memory share the count of writes.
 
         """
         places = {address(tensor) for tensor in without}
@@ -126,7 +126,7 @@ def fetched(module: nn.Module) -> Iterator[None]:
 
 
 def of(module: nn.Module) -> Tensor:
-    """The weight of an embedding or a head, a row for each token, with any adapters applied.
+    """The weight of an embedding or a head, one row for each token, with any adapters applied.
 
     Args:
         module: The embedding or the head.
@@ -195,7 +195,7 @@ def _of_gptq(module: Any) -> Tensor:
 
 
 def _uncompiled_(module: Any, dtype: torch.dtype) -> None:
-    """Take off the compilation of a layer's unpacking, which requires a C++ compiler and takes minutes."""
+    """Undo the compilation of a layer's unpacking, which requires a C++ compiler and takes minutes."""
     vars(module).pop("dequantize_weight", None)
 
 
@@ -219,13 +219,13 @@ def nothing_to_prepare(module: Any, dtype: torch.dtype) -> None:
 
 
 def never_repacks(module: Any) -> bool:
-    """Whether a layer's weight changes while it runs: no."""
+    """Returns False: a layer's weight does not change while it runs."""
     return False
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How a class of linear layers keeps its weight; they have `bias`, and as a head `weight` and `out_features`.
+    """How a class of linear layers stores its weight. A layer has `bias`; a head also `weight` and `out_features`.
 
     Attributes:
         unpack: Returns the weight of a layer, `[out, in]`; None for layers that round their activations.
