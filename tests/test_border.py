@@ -146,7 +146,7 @@ def test_an_interrupt_at_any_time(after: float, tmp_path: Path) -> None:
         lines = process.stderr.read().decode().splitlines()
         assert process.wait(60) == 2, lines
     assert lines == [
-        "secant: A command must run to its end; got an interrupt. Nothing half-written is left: start it again."
+        "secant: A command must run to its end; got an interrupt. No partial files are left: start it again."
     ]
     assert list(tmp_path.iterdir()) == []
 

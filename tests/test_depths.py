@@ -217,7 +217,7 @@ def test_a_network_whose_layers_read_more_than_the_stream() -> None:
     run = frozen("gemma4_text")
     assert not run.inside.chain
     assert sc.layers(run, 2, spans=["cumulative"]).method == "reverse"
-    with pytest.raises(BadArgument, match="each layer reads the stream before it alone"):
+    with pytest.raises(BadArgument, match="each layer reads only the stream before it"):
         sc.layers(run, 2, method="forward")
 
 

@@ -344,7 +344,7 @@ def test_command_with_bad_files(folder: Path, texts: dict[str, Path], tmp_path: 
     assert "Words to screen for are the lines" in refused(prompts, "-l", tmp_path)
     assert "which is empty" in refused(prompts, "-l", tmp_path / "empty")
     assert "not in UTF-8" in refused(tmp_path / "latin", "-l", words)
-    assert "which is no text" in refused(tmp_path / "binary", "-l", words)
+    assert "which is not text" in refused(tmp_path / "binary", "-l", words)
     assert "got 'zzqq'. Give words" in refused(prompts, "-l", tmp_path / "others")
     assert "Results are written to" in refused(prompts, "-l", words, "--out", tmp_path / "empty")
     assert "A level is the share" in refused(prompts, "-l", words, "--level", 2)

@@ -14,7 +14,7 @@ from typing import Any
 from secant.errors import OutputFailed
 
 RULE, TODO = "Output must have somewhere to go", "Make room, or write elsewhere."
-ENDED = "A command must run to its end; got {}. Nothing half-written is left: start it again."
+ENDED = "A command must run to its end; got {}. No partial files are left: start it again."
 
 READER_GONE = 141
 """The exit code after the reader of the output closed it: that of a process killed by SIGPIPE."""

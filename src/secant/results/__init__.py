@@ -1,1 +1,1 @@
-"""Results, described once: tables and columns, and what shows and writes them."""
+"""Results: descriptions of tables and columns, and the code that shows and writes them from these descriptions."""

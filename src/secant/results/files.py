@@ -1,6 +1,6 @@
-"""Results as files: tables as Parquet and CSV, a description of their columns, one JSON, and tensors.
+"""Results as files: tables as Parquet and CSV, a description of their columns, one JSON file, and tensors.
 
-Parquet columns have the described types, also where they are empty, and their unit and meaning as metadata. In CSV
+Parquet columns have the described types even if they are empty, and carry their unit and meaning as metadata. In CSV
 every text is in quotes, and a missing value is empty without quotes: `READ` says how to read it back.
 """
 
@@ -43,7 +43,7 @@ READ = {
 
 
 def check_folder(folder: str | Path, tables: Iterable[Table], files: Iterable[str] = ()) -> None:
-    """Raises the errors that writing tables and files to a folder would raise, before there are any.
+    """Raises the errors that writing tables and files to a folder would raise, before anything is computed.
 
     Args:
         folder: The folder.
@@ -78,7 +78,7 @@ def write(
         about: Metadata of the file of tensors.
 
     Raises:
-        OutputFailed: The folder can't be written. Nothing half-written is left behind.
+        OutputFailed: The folder can't be written. No partial files are left.
 
     """
     with saving(folder, tables) as new:
@@ -92,15 +92,15 @@ def write(
 def saving(folder: str | Path, tables: Iterable[tuple[Table, pd.DataFrame]]) -> Iterator[Path]:
     """Writes tables (.parquet and .csv) and columns.csv to a temporary folder, to which the block can add files.
 
-    The files move to their place when the block succeeds. columns.csv then describes all tables in the folder,
-    including those that were there before.
+    The files move to the folder when the block succeeds. columns.csv then describes all tables in the folder, including
+    those that were there before.
 
     Args:
         folder: The folder.
         tables: The tables, with their descriptions.
 
     Raises:
-        OutputFailed: The folder can't be written. Nothing half-written is left behind.
+        OutputFailed: The folder can't be written. No partial files are left.
 
     """
     with replacing(folder) as new:
@@ -128,7 +128,7 @@ def _there(folder: Path) -> Iterator[pd.DataFrame]:
         for name, own in every.groupby("table", sort=False):
             if (folder / f"{name}.parquet").is_file() and list(own.columns) == list(columns().columns):
                 yield own
-    except (ValueError, KeyError, OSError):  # a file of another program
+    except (ValueError, KeyError, OSError):  # another program wrote the file
         return
 
 
@@ -186,7 +186,7 @@ def arrow(table: Table, frame: pd.DataFrame) -> pyarrow.Table:
 
 
 def plain(tree: Any) -> Any:
-    """Returns a tree for JSON: with None for NaN and infinity, which JSON does not have, and lists for tuples.
+    """Returns a tree for JSON: None replaces NaN and infinity, which JSON does not have, and lists replace tuples.
 
     Args:
         tree: Dicts, lists, tuples and values.

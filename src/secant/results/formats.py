@@ -1,4 +1,4 @@
-"""Values as text, in the same format wherever they are shown."""
+"""Values as text. Every renderer uses these formats."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def number(value: float) -> str:
 
 
 def share(value: float) -> str:
-    """Returns a share of a logit in percent, without decimals from 1000 % on.
+    """Returns a share of a logit in percent; from 1000 % on it has no decimals.
 
     Args:
         value: The share; 1 is the logit.
@@ -45,7 +45,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "error": lambda value: f"{value:.1e}",
     "truth": lambda value: "yes" if value else "no",
 }
-"""What each format of `secant.results.schema.Format` makes of a value."""
+"""How each format of `secant.results.schema.Format` writes a value."""
 
 NUMBERS = {"integer", "number", "rank", "logit", "share", "percent", "error"}
 """Formats that are aligned to the right."""

@@ -1,6 +1,6 @@
 """Views in notebooks: small static HTML without scripts, with every text escaped.
 
-Colours are the notebook's own, except those of bars, which are visible on light and dark backgrounds.
+Colours are those of the notebook, except for bars, which are visible on light and dark backgrounds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """JSON Schemas of results, made from the descriptions of their tables.
 
-A schema's `$id` has `VERSION`, which is raised when a field is removed or changes its meaning. New fields may appear in
-the same version: facts that a schema does not name are allowed, and columns that a table does not describe are not.
+A schema's `$id` has `VERSION`, which is raised when a field is removed or changes its meaning. New facts may appear
+without a new version, because schemas allow facts that they do not name. They do not allow columns that the table's
+description lacks.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ TYPES: dict[type, str] = {int: "integer", float: "number", str: "string", bool: 
 
 
 def result_schema(kind: type[Result], name: str, **facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the schema of what `to_dict` of a result returns.
+    """Returns the schema of a result's `to_dict()`.
 
     Args:
         kind: The class of the result.
         name: The name of the schema.
-        facts: The schemas of fields next to its tables.
+        facts: The schemas of its other fields.
     """
     tables = {table.name: table_schema(table) for table in kind.schema}
     about = (kind.__doc__ or "").split("\n\n")[0]
@@ -45,8 +46,8 @@ def object_schema(
         name: Its name.
         properties: The schemas of its fields.
         required: The names of fields that are always there.
-        about: What it is.
-        more: Whether it may have further fields.
+        about: A description of the output.
+        more: Whether it may have other fields.
     """
     return {
         "$schema": DIALECT, "$id": f"urn:secant:schema:{VERSION}:{name}", "title": name, "description": about,
@@ -76,7 +77,7 @@ def column_schema(column: Column) -> dict[str, Any]:
     """Returns the schema of a column's values.
 
     Args:
-        column: The column. NaN is null, and so is a text that is missing.
+        column: The column. NaN and missing texts are null.
     """
     empty = column.missing or column.type in (float, str)
     kind = TYPES[column.type]

@@ -1,4 +1,4 @@
-"""Paths and text files from users, and output that leaves nothing half-written behind."""
+"""Paths and text files from users, and output that leaves no partial files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def path_of(value: Any, rule: str = PATH) -> Path:
 
     Args:
         value: A str or a path.
-        rule: What it should be, for the message of the error.
+        rule: What it must be, for the error's message.
 
     Raises:
         BadArgument: It is not a path.
@@ -46,7 +46,7 @@ def path_of(value: Any, rule: str = PATH) -> Path:
     try:
         os.fsencode(text)
         return Path(text).expanduser()
-    except (RuntimeError, UnicodeEncodeError) as error:  # ~ of nobody, or half a character
+    except (RuntimeError, UnicodeEncodeError) as error:  # ~ of an unknown user, or half a character
         raise BadArgument(rule, f"{text!r:.60} ({error})", todo) from error
 
 
@@ -55,7 +55,7 @@ def paths_of(values: Any, rule: str) -> list[Path]:
 
     Args:
         values: A path, or several.
-        rule: What they should be, for the message of the error.
+        rule: What they must be, for the error's message.
 
     Raises:
         BadArgument: One is not a path, or there are none.
@@ -115,7 +115,7 @@ def text(path: str | Path, rule: str) -> str:
 
     Args:
         path: The file.
-        rule: What it should be, for the message of the error.
+        rule: What it must be, for the error's message.
 
     Raises:
         BadArgument: The file cannot be read.
@@ -132,7 +132,7 @@ def text(path: str | Path, rule: str) -> str:
     except UnicodeDecodeError as error:
         raise DamagedFile(rule, f"{where}, which is not in UTF-8", "Save it as UTF-8.") from error
     if "\0" in found:
-        raise DamagedFile(rule, f"{where}, which is no text", "Give a text file.")
+        raise DamagedFile(rule, f"{where}, which is not text", "Give a text file.")
     return found
 
 
@@ -151,7 +151,7 @@ def lines(path: str | Path, what: str) -> list[str]:
 
     Args:
         path: The file.
-        what: What the lines are, in the plural, for the message of the error.
+        what: What the lines are, in the plural, for the error's message.
 
     Raises:
         BadArgument: The file cannot be read.
@@ -214,7 +214,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     A file replaces a file. A folder replaces only a folder, file by file, and other files in it stay. The temporary
     path is in the folder itself if that exists, and next to it otherwise, so that both are on one device. Links are
-    followed. If the block fails, the files that it has written are removed, with the folders that were made for them.
+    followed. If the block fails, the files that it has written are removed, and so are the folders that were made for
+    them.
 
     Args:
         path: The file or folder to write.
@@ -261,13 +262,13 @@ def making(folder: Path) -> Iterator[None]:
                 made.append(each)
         yield
     finally:
-        with suppress(OSError):  # one is not empty
+        with suppress(OSError):  # a folder that is not empty
             for each in reversed(made):
                 each.rmdir()
 
 
 def clear(folder: Path) -> None:
-    """Removes from a folder what a killed run of secant left half-written, and nothing else.
+    """Removes the unfinished files that a killed run of secant left in a folder, and nothing else.
 
     Args:
         folder: The folder.
@@ -303,7 +304,7 @@ def failing(path: Path) -> Iterator[None]:
 
 
 def _real(path: Any) -> Path:
-    """The path behind all links. Raises BadArgument if it is not a path, or is not valid UTF-8."""
+    """The path with all links resolved. Raises BadArgument if it is not a path, or is not valid UTF-8."""
     place = os.path.realpath(path_of(path, "Results are written to a path"))
     if place.encode("utf-8", "ignore").decode() != place:
         raise BadArgument("Results are written to a path in UTF-8", f"{place!r}", "Give it another name.")
@@ -311,7 +312,7 @@ def _real(path: Any) -> Path:
 
 
 def _longest(folder: Path) -> int:
-    """The most bytes that the name of a file in a folder can have."""
+    """The largest number of bytes in the name of a file in this folder."""
     return os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
 
 
@@ -328,11 +329,11 @@ def _is_file_or_none(path: Path) -> None:
     """Raises OSError if a path is a folder, a device or another special file, which must not be replaced."""
     if _is_there(path) and not stat.S_ISREG(path.lstat().st_mode):
         folder = path.is_dir()
-        raise IsADirectoryError(21, "Is a directory") if folder else OSError(22, "a device, or no plain file")
+        raise IsADirectoryError(21, "Is a directory") if folder else OSError(22, "a device, or not a plain file")
 
 
 def _allow_reading(new: Path, place: Path) -> None:
-    """Gives files the permissions of new files; some libraries make them readable for their owner only."""
+    """Gives files the permissions of new files; some libraries make them readable by their owner only."""
     probe = place / ".rights"
     probe.touch(0o666)
     rights = stat.S_IMODE(probe.stat().st_mode)

@@ -1,8 +1,8 @@
-"""The base class of results. A result describes its contents, and how it is shown and written follows from that.
+"""The base class of results. A result describes its contents; these descriptions determine how it is shown and written.
 
 A result is a frozen dataclass that derives from `Result` and defines up to four methods: `tables`, whose columns its
-`schema` describes; `about`, facts of the whole; `tensors`; and `view`, what to show first. A new column is added to the
-`Table` next to the code that fills it, and nowhere else.
+`schema` describes; `about`, facts about the whole result; `tensors`; and `view`, what to show first. To add a column,
+add it to the `Table` next to the code that fills it, and nowhere else.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Viewed:
         raise NotImplementedError
 
     def show(self, width: int | None = None) -> None:
-        """Prints it on standard output.
+        """Prints the object on standard output.
 
         Args:
             width: The width in characters; by default the terminal's, or 100 without a terminal.
@@ -62,11 +62,11 @@ class Result(Viewed):
     """The tables that it can have. The first is the one that `to_pandas` returns."""
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Returns its tables by name. Each name is that of its file."""
+        """Returns its tables by name. A table's name is also that of its file."""
         raise NotImplementedError
 
     def about(self) -> dict[str, Any]:
-        """Returns facts of the whole, ready for JSON."""
+        """Returns facts about the whole result, ready for JSON."""
         return {}
 
     def tensors(self) -> Mapping[str, Described]:
@@ -106,11 +106,11 @@ class Result(Viewed):
         return plain({**self.about(), **{name: records(frame) for name, frame in tables.items()}})
 
     def save(self, folder: str | Path) -> None:
-        """Writes it to a folder.
+        """Writes the result to a folder.
 
         The files are each table as .parquet and .csv, columns.csv, which describes their columns, a JSON file with all
-        of it, and a safetensors file if it has tensors. The last two are named after its class, so that results of
-        different classes keep theirs in one folder.
+        tables and facts, and a safetensors file if there are tensors. The last two are named after the result's class,
+        so that one folder can hold results of different classes.
 
         Args:
             folder: The folder, which is made if it does not exist. Other files in it stay; those of a result of the
@@ -118,7 +118,7 @@ class Result(Viewed):
 
         Raises:
             BadArgument: `folder` is not a path.
-            OutputFailed: The folder can't be written. Nothing half-written is left behind.
+            OutputFailed: The folder can't be written. No partial files are left.
 
         """
         from secant.results.files import write
@@ -134,7 +134,7 @@ class Result(Viewed):
 
     @classmethod
     def check_folder(cls, folder: str | Path, *files: str) -> None:
-        """Raises the errors that saving such a result to a folder would raise, before there is a result.
+        """Raises the errors that saving a result of this class to a folder would raise, before there is a result.
 
         Args:
             folder: The folder.

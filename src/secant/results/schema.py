@@ -31,7 +31,7 @@ class Column:
     Attributes:
         name: Its name. With `{i}` it stands for several columns.
         type: int, float, str or bool.
-        meaning: What a value means, and what a missing value means.
+        meaning: What a value means, and, if values can be missing, what that means.
         unit: The unit of its values.
         missing: Whether values can be missing. In columns of floats they always can, as NaN.
         heading: Its heading in views; by default its name.
@@ -94,7 +94,7 @@ class Table:
         self._known.update({column.name: column for column in self.columns})
 
     def __getitem__(self, name: str) -> Column:
-        """Returns the column of a name. Raises KeyError if there is none."""
+        """Returns the column with a name. Raises KeyError if there is none."""
         return self._known.get(name) or self._known[re.sub(r"\d+$", "{i}", name)]
 
     @property
@@ -108,7 +108,7 @@ class Table:
         Args:
             name: The new name; by default the same.
             row: What a row is; by default the same.
-            more: Columns to add `before` and `after` its own. Those with the name of one of its own replace that one.
+            more: Columns to add `before` and `after` its own. A column with the name of one of its own replaces it.
 
         """
         given = {column.name: column for columns in more.values() for column in columns}

@@ -24,10 +24,10 @@ BAR = 20
 """The length of the longest bar, in characters."""
 
 LEAST = 8
-"""The least width, in characters, of columns that share the remaining width."""
+"""The minimum width, in characters, of columns that share the remaining width."""
 
 USUAL = 16
-"""Characters of a column of tokens for which spare columns make room."""
+"""Width in characters up to which spare columns are left out to make room for a column of tokens."""
 
 GAP = 2
 """Spaces between columns."""
@@ -49,9 +49,9 @@ class _Trimmed(io.TextIOBase):
 
 
 def console(width: int | None = None) -> Console:
-    """Returns standard output as a console that prints text as it is, without markup or names of emoji.
+    """Returns a console on standard output that prints text as it is, without markup or names of emoji.
 
-    If it is not a terminal, lines have 100 characters, and no spaces at their ends.
+    If standard output is not a terminal, lines have 100 characters, and no spaces at their ends.
 
     Args:
         width: The width in characters; by default the terminal's.
@@ -96,7 +96,7 @@ def show(view: View, width: int | None = None) -> None:
 
 
 def _facts(facts: dict[str, Any]) -> Table:
-    """A line for each fact. The name of a fact of several lines is on the first."""
+    """A line for each fact. If a fact has several lines, its name is on the first."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     for name, value in facts.items():
@@ -107,7 +107,7 @@ def _facts(facts: dict[str, Any]) -> Table:
 
 
 def _parts(grid: Grid, width: int) -> list[Table]:
-    """A grid as tables that fit the width: without its spare columns, or with its columns in several tables."""
+    """A grid as tables that fit the width: one without spare columns, or several with some of the columns each."""
     rows = list(grid.rows if grid.most is None else grid.rows[: grid.most])
     columns = list(grid.columns)
     if not grid.keep:
@@ -154,7 +154,7 @@ def _width(column: Shown, values: Sequence[Any]) -> int:
 
 
 def _table(columns: Sequence[Shown], rows: Sequence[Sequence[Any]], places: Sequence[int], width: int) -> Table:
-    """Some columns of a grid. Those of tokens, and of texts that wrap, share the remaining width."""
+    """Some columns of a grid. Columns of tokens, and of texts that wrap, share the remaining width."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), title_justify="left")
     table.caption_style, table.caption_justify = "dim", "left"
     own = {i: [row[i] for row in rows] for i in places}
@@ -190,7 +190,7 @@ def _cell(value: Any, column: Shown, width: int, top: float) -> Text:
 
 
 def _whole(tokens: Tokens, width: int) -> str:
-    """As many whole tokens as fit, and at least the first, which may be cut."""
+    """As many whole tokens as fit. If not even the first fits, it is cut."""
     line = ""
     for token in tokens:
         longer = f"{line} {shown((token,), 'tokens')}".strip()

@@ -1,7 +1,7 @@
-"""Views: what to show first of a result, as facts, grids of cells, and notes.
+"""Views: what a result shows first, as facts, grids of cells, and notes.
 
 A view contains plain values. The renderers (`secant.results.terminal`, `secant.results.html`) decide how values look,
-how wide columns are, and which columns are left out on a narrow screen.
+how wide columns are, and which columns they leave out on a narrow screen.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Shown:
         heading: Its heading.
         show: The format of its values; "bar" draws them, from zero to the largest.
         most: Its largest width, in characters.
-        spare: When it is left out on a narrow screen: columns with the largest number first; those with 0 never.
+        spare: When it is left out on a narrow screen: columns with the largest number first; columns with 0 never.
         token: Whether its heading is a token.
         wrap: Whether values continue on further lines if they do not fit. Such columns share the remaining width.
 
@@ -69,7 +69,7 @@ class Grid:
 
     Attributes:
         columns: The columns.
-        rows: A value or `Cell` for each column; None is shown as nothing.
+        rows: A value or `Cell` for each column; None leaves the cell empty.
         title: Its title.
         keep: If columns do not fit next to each other, the grid is split into several, each with this many of its first
             columns; 0 to leave out spare columns instead.
@@ -118,7 +118,7 @@ class View:
 
     Attributes:
         title: One line that says what it is.
-        facts: Facts of the whole, by name: a text, `Tokens`, or a list of lines.
+        facts: Facts about the whole result, by name: a text, `Tokens`, or a list of lines.
         grids: Its tables.
         notes: What the columns mean, and what is left out.
         warnings: What went wrong.

@@ -2,10 +2,10 @@
 
 The vector of a token is its row of the head's weight on the output side, and its embedding on the input side. A
 direction scores each token by the cosine between the direction and the token's vector, less the mean of all vectors:
-what all tokens share says nothing of any, and long vectors do not win by their length. `decode` returns the tokens of
-highest score; it can also score by the logit W u, with the head's weight W, as the paper does. `null` returns what
-random directions decode to, from which `decode` computes z-scores: how far a score is above the mean score of the same
-rank, in standard deviations.
+what all tokens share distinguishes none of them, and long vectors do not win by their length. `decode` returns the
+tokens with the highest scores; it can also score by the logit W u, with the head's weight W, as the paper does. `null`
+returns what random directions decode to, from which `decode` computes z-scores: how far a score is above the mean score
+of the same rank, in standard deviations.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def null(
         centered: Whether the mean of all tokens' vectors is subtracted from each first.
         keep: Which token texts are scored; by default all.
         samples: The number of directions, at least 2.
-        seed: The seed that they are drawn with.
+        seed: The seed with which they are drawn.
 
     Raises:
         BadArgument: An argument is out of range.
@@ -126,7 +126,7 @@ class Decodings:
 
     Args:
         lm: The model.
-        top: The least number of top tokens to cache for each direction.
+        top: The minimum number of top tokens to cache for each direction.
         token: The id of a token whose rank in every left singular vector is cached too.
 
     """
@@ -141,7 +141,7 @@ class Decodings:
         Args:
             asked: Each SVD, with the number of its vectors to decode.
             side: "output" for left singular vectors, "input" for right ones.
-            top: The least number of top tokens of each vector.
+            top: The minimum number of top tokens of each vector.
 
         """
         top = min(max(top, self.top), len(vectors(self.lm, side)))
@@ -167,7 +167,7 @@ class Decodings:
         return ranks
 
     def _decode(self, asked: Sequence[tuple[SVD, int]], side: Side, top: int) -> None:
-        """Decode the vectors that are not cached, or not with as many tokens."""
+        """Decode the vectors that are not cached, or are cached with fewer tokens."""
         todo: dict[SVD, slice] = {}
         for f, count in asked:
             kept = self._cached.get((f, side))

@@ -100,7 +100,7 @@ class Depth:
         part: "residual" for the residual stream after the layer, or what the layer adds to it: "attn", "mixer", "mlp".
         span: "cumulative" (from the embeddings) or "layerwise" (from the residual stream before the layer).
         tokens: The leading singular triplets of each token's block.
-        whole: Those of all tokens together; None if they were left out.
+        whole: Those of all tokens' blocks together; None if they were left out.
         reconstruction: ‖J x + b - y‖ / ‖y‖.
 
     """
@@ -271,7 +271,8 @@ class Layers(Result):
     def coupling(self) -> pd.DataFrame:
         """Returns how far each layer is from being diagonal in the leading singular vectors of the next layer.
 
-        J_i is the Jacobian of what layer i adds to the residual stream, by the position's own token. The mismatch
+        J_i is the Jacobian of what layer i adds to the residual stream at the position, with respect to the residual
+        stream before the layer at the same position. The mismatch
         ‖U_{i+1}ᵀ J_i V_{i+1} - S_i‖ / ‖S_i‖ is 0 if both layers have the same singular vectors, and about 1 if they are
         unrelated (M. Aubry et al., "Transformer Block Coupling", ICLR 2025, arXiv 2407.07810).
 

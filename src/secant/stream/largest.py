@@ -52,7 +52,7 @@ MEANS = {
     "rows": "A row is what one element (unit) of the final hidden state is selective for in the token, decoded by "
     "centred cosine to the embeddings.",
 }
-"""What the columns and rows of J are."""
+"""The note on what columns and rows of J are."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -162,7 +162,7 @@ def _depths(
 ) -> list[Depth]:
     """The spectra of a layer's operators, parts first. `without` has each activation with the source at zero.
 
-    Raises NotExact if one does not reproduce the model.
+    Raises NotExact if an operator does not reproduce the model.
     """
     inside = run.inside
     source = "embed" if span == "cumulative" else before(inside, i)
@@ -186,7 +186,10 @@ def _applied(J: Float[Tensor, "n T d"], x: Float[Tensor, "T d"]) -> Float[Tensor
 
 
 def _added(own: Matrices, position: int) -> list[Tensor]:
-    """The Jacobian of what a layer adds to the residual stream by the position's own token, if the layer has parts."""
+    """The Jacobian of what a layer adds to the stream with respect to the stream before it, at the same position.
+
+    The list is empty if the layer has no parts.
+    """
     parts = [J[:, position] for part, J in own.items() if part != STREAM]
     return [torch.stack(parts).sum(0)] if parts else []
 
@@ -281,8 +284,8 @@ class Readouts:
         return product, constant + network.biases["norm"][row], network.values["norm"][row]
 
     def _norm(self, network: int, row: int) -> Float[Tensor, "m n"]:
-        """The frozen norm at one row. As many rows as the prompt has tokens are computed together: they take as much
-        memory as one operator, and one batched backward pass.
+        """The matrix of the frozen norm at one row. One batched backward pass computes those of as many rows as the
+        prompt has tokens, which take as much memory as one operator.
         """
         graph, own = self.networks[network], self._frozen
         if (network, row) not in own:

@@ -1,4 +1,4 @@
-"""Scores of every token by directions, and the tokens of highest score."""
+"""Scores of every token along directions, and the tokens with the highest scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH_SIZE = 64
 """The most directions in a batch."""
 
 ROWS = 2**9
-"""Tokens whose vectors are centred at once."""
+"""The number of tokens whose vectors are centred in one batch."""
 
 _KNOWN: ContextVar[dict[Any, tuple[Tensor | None, Tensor | None]] | None] = ContextVar("_KNOWN", default=None)
 
@@ -41,7 +41,7 @@ def norms_kept() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Scores every token by directions of one side: by a cosine, or by a product.
+    """Scores every token along directions on one side, by cosine or by dot product.
 
     Attributes:
         table: The vector of each token, in rows.
@@ -94,7 +94,7 @@ class Scores:
         return cls(table, mean, norms, None if kept is None else ~kept.to(table.device), side)
 
     def __call__(self, directions: Float[Tensor, "d k"]) -> tuple[Float[Tensor, "k vocabulary"], Float[Tensor, " k"]]:
-        """Returns the scores by each direction, in rows, and the norm that they are proportional to (1 for cosines).
+        """Returns the scores along each direction, in rows, and the norm that they are proportional to (1 for cosines).
 
         Args:
             directions: The directions, as columns.
@@ -171,7 +171,7 @@ def best(
     """Returns the top tokens of each row of scores, and the rank of one token in each.
 
     Args:
-        scores: The scores of all tokens, a row for each direction.
+        scores: The scores of all tokens, one row for each direction.
         lengths: The norm that each row is proportional to.
         top: The number of top tokens.
         token: The id of the token whose rank is computed, if any.
@@ -185,7 +185,7 @@ def best(
     ids, order = ids[:, :top].sort(dim=1)
     values, order = values[:, :top].gather(1, order).sort(dim=1, descending=True, stable=True)
     ids = ids.gather(1, order)
-    for i in odd:  # tokens tie at the last place: take the lowest ids
+    for i in odd:  # tokens tie for the last place: take the lowest ids
         own = scores[i].nan_to_num(-torch.inf, torch.inf, -torch.inf)
         values[i], ids[i] = (sorted_[:top] for sorted_ in own.sort(descending=True, stable=True))
     return Best(ids.cpu(), values.cpu(), lengths.cpu(), None if token is None else ranks_of(scores, token).cpu())
@@ -195,7 +195,7 @@ def ranks_of(scores: Float[Tensor, "n vocabulary"], token: int) -> Int[Tensor, "
     """Returns how many tokens rank before one: those with a higher score, and those with the same score and a lower id.
 
     Args:
-        scores: The scores of all tokens, a row for each direction.
+        scores: The scores of all tokens, one row for each direction.
         token: The id of the token.
 
     """

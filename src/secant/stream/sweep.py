@@ -1,11 +1,11 @@
 """The operators of all layers at one position, layer by layer, from a forward sweep or from backward passes.
 
 *Reverse*: one backward pass for each row of each part, through all layers below it. *Forward*: H, the derivative of the
-residual stream at every position by the embeddings, is carried through the layers once, and gives the operators of all
-parts. A part that mixes tokens updates H ← H + A H. If a layer ends in a part that does not, its matrix M_s at each
-position s is formed once, and H_s ← H_s + M_s H_s. A forward sweep costs T d vectors for each layer, whichever
-operators are asked for; backward passes cost d vectors for each part and each layer below it. Both keep the matrices of
-only one layer in memory, and the forward sweep also H.
+residual stream at every position with respect to the embeddings, is carried through the layers once, and gives the
+operators of all parts. A part that mixes tokens updates H ← H + A H. If a layer ends in a part that does not, its
+matrix M_s at each position s is formed once, and H_s ← H_s + M_s H_s. A forward sweep costs T d vectors for each layer,
+whichever operators are requested; backward passes cost d vectors for each part and each layer below it. Both keep the
+matrices of only one layer in memory; the forward sweep also keeps H.
 
 Layerwise operators take backward passes through one layer. A last part that mixes no tokens takes none: its operator is
 M_s times those of the parts before it.
@@ -59,8 +59,8 @@ def plan(inside: ActivationGraph, method: str = "auto") -> Plan:
     chained = method != "reverse" and inside.chain
     if method == "forward" and not chained:
         raise BadArgument(
-            "A forward sweep requires a network in which each layer reads the stream before it alone",
-            "a network in which one reads more", "Use method='reverse', or 'auto'.",
+            "A forward sweep requires a network in which each layer reads only the stream before it",
+            "a network in which a layer reads more", "Use method='reverse', or 'auto'.",
         )  # fmt: skip
     plans = [reverse_cost(inside)] + ([forward_cost(inside)] if chained else [])
     room = allowance(inside.graph["embed"].device)
@@ -107,7 +107,7 @@ def layerwise_vectors(inside: ActivationGraph, known: bool) -> float:
 
 
 def _spectra(inside: ActivationGraph) -> float:
-    """Bytes of one layer's matrices, the one of the stream before it, a readout of one, and its decomposition."""
+    """Bytes of one layer's matrices, of that of the stream before it, and of one readout and its decomposition."""
     T, d = inside.graph["embed"].shape
     size = inside.graph["embed"].element_size()
     widths = [
@@ -196,7 +196,7 @@ def layerwise(inside: ActivationGraph, i: int, position: int, last: Tensor | Non
 
 
 def _identity(inside: ActivationGraph, name: str, position: int) -> Float[Tensor, "d T d"]:
-    """J of a stream at the position by itself at every position."""
+    """J from a stream, at every position, to the same stream at one position."""
     T, d = inside.graph[name].shape
     itself = torch.zeros(d, T, d).to(inside.graph[name])
     itself[:, position] = torch.eye(d)
@@ -217,7 +217,7 @@ def rows(inside: ActivationGraph, x: Tensor, names: list[str], i: int, position:
 
 
 def depths(inside: ActivationGraph, parts: bool = True) -> list[str]:
-    """Returns the names of every layer's stream, and before it those of its parts if they are wanted."""
+    """Returns the name of every layer's stream, each after the names of the layer's parts if `parts`."""
     return [
         name
         for i in range(len(inside.layers))
@@ -226,7 +226,7 @@ def depths(inside: ActivationGraph, parts: bool = True) -> list[str]:
 
 
 def part_of(name: str) -> str:
-    """Returns the part of a layer that an activation is, by its name: STREAM for the stream after the layer."""
+    """Returns which part of its layer an activation is, from its name: STREAM for the stream after the layer."""
     return name.split(".")[2] if name.count(".") == 2 else STREAM
 
 
@@ -276,7 +276,7 @@ def _through(
 
 
 def _reach(H: Float[Tensor, "columns places d"], tokens: int) -> list[int]:
-    """How many tokens there are, up to the last one that each place depends on."""
+    """For each place, the number of tokens up to the last one that it depends on."""
     columns = H.view(tokens, -1, *H.shape[1:])
     reached = ((columns.amax(3) != 0) | (columns.amin(3) != 0)).any(1)
     number = torch.arange(1, tokens + 1, device=H.device)[:, None]

@@ -19,7 +19,7 @@ Side = Literal["output", "input"]
 Metric = Literal["dot", "cosine"]
 
 METRICS: tuple[Metric, Metric] = ("cosine", "dot")
-"""How directions score tokens: by a cosine, which is the default, or by a product, which is a logit at the output."""
+"""How a direction scores tokens: by cosine, the default, or by dot product, which is a logit at the output."""
 
 SIDES: tuple[Side, Side] = ("output", "input")
 """The spaces of directions: the final hidden state, and the embeddings."""
@@ -60,7 +60,7 @@ NULL_WORDS = Table(
 )
 
 MOST_FREQUENT = 8
-"""How many of the most frequent top tokens of random directions the view of a null shows."""
+"""The number of most frequent top tokens of random directions that the view of a null shows."""
 
 
 @dataclass(frozen=True)

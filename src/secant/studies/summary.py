@@ -237,7 +237,7 @@ class Summary(Result):
 
         Raises:
             BadArgument: The folder holds a study.
-            OutputFailed: The folder can't be written to. Nothing half-written is left behind.
+            OutputFailed: The folder can't be written to. No partial files are left.
 
         """
         refuse_study(folder)

@@ -1,10 +1,10 @@
 """A page: one HTML file with all that it needs inside, which fetches nothing.
 
-It knows descriptions only: what is said of the whole, and tables, which scripts of this package draw. What comes from
-a prompt or a tokenizer goes in as JSON, in which nothing can end a script. The page's policy lets its one script run,
-by its hash, and no other. The script is made of modules in `js`, of which `SHARED` are in every page: together they are
-the body of one function, `view(root, contents, host)`, which draws some contents below a root, and asks its host for
-what lies around it. A page calls it once, for the document.
+A page receives facts and tables with their descriptions, and scripts of this package draw them. Everything that comes
+from a prompt or a tokenizer is embedded as JSON in which nothing can end a script. The page's content security policy
+allows its one script, by its hash, and no other. The script consists of modules in `js`; `SHARED` are in every page.
+Together they are the body of one function, `view(root, contents, host)`, which draws the contents below a root element
+and asks the host for everything outside it. A page calls the function once, for the document.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from secant.results.schema import Column, Format, Table
 
 
 class Template(NamedTuple):
-    """A page that there is: its HTML, which gets the contents as `page`; the modules that draw it; and its body, where
+    """A kind of page: its HTML template, which gets the contents as `page`; the modules that draw it; and its body, if
     that is the same for all contents.
     """
 
@@ -52,13 +52,13 @@ EXPLANATION = Template(
 SUMMARY = Template("summary.html.j2", ("summary",))
 
 DIGITS = 6
-"""Digits of numbers on a page. Those that are shown as logits have all, since they add up."""
+"""Digits of numbers on a page. Numbers that are shown as logits keep all digits, so that they sum exactly."""
 
 LONGEST = 1000
-"""Characters of a text on a page."""
+"""The most characters of a text on a page."""
 
 UNSAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}"})
-"""Characters that could end a script, or a line of one, and how JSON writes them otherwise."""
+"""Characters that could end a script, or a line of one, and their escapes in JSON."""
 
 
 def write(path: str | Path, template: Template, contents: Mapping[str, Any]) -> None:
@@ -82,7 +82,7 @@ def contents(about: Mapping[str, Any], tables: Iterable[tuple[Table, pd.DataFram
     """Returns the content of a page, or of a part of it, ready for JSON.
 
     Args:
-        about: What is said of the whole.
+        about: Facts about the whole result.
         tables: Tables and their rows.
 
     """
@@ -95,9 +95,11 @@ def contents(about: Mapping[str, Any], tables: Iterable[tuple[Table, pd.DataFram
 
 
 def columnar(table: Table, frame: pd.DataFrame) -> dict[str, Any]:
-    """A table as its columns, each a list of values; of texts, `texts` has each once and `codes` the place of each
-    row's in it. Values that repeat are `values`, each with its number of `times` in a row, where that is shorter. What
-    is missing is None, numbers have the digits that are of use, and texts show every character.
+    """Returns a table as its columns, each a list of values.
+
+    In a column of texts, `texts` has each text once, and `codes` the index in `texts` for each row. Where it is
+    shorter, runs of equal values are written as `values` and their lengths, `times`. Missing values are None, numbers
+    are rounded to DIGITS, and texts show every character.
 
     Args:
         table: The description.
@@ -127,7 +129,7 @@ def _values(column: Column, own: pd.Series) -> Any:
 
 
 def _packed(values: Sequence[Any]) -> Any:
-    """Values, or each once with how often it stands in a row, whichever is shorter."""
+    """The values, or runs of equal values with their lengths, whichever is shorter."""
     runs = [(value, len(list(own))) for value, own in groupby(values)]
     if 2 * len(runs) >= len(values):
         return values
@@ -141,8 +143,8 @@ def _brief(number: float | None, column: Column) -> float | None:
 
 
 def shown_text(text: str, form: Format = "token") -> str:
-    """Returns a text as a page shows it. An accent that comes alone is on a dotted circle, without which a browser
-    would put it on the character before.
+    """Returns a text as a page shows it. A text that begins with an accent gets a dotted circle, because a browser
+    would put the accent on the character before.
 
     Args:
         text: The text.
@@ -156,7 +158,7 @@ def shown_text(text: str, form: Format = "token") -> str:
 
 
 def embedded(contents: Any) -> str:
-    r"""Contents as JSON in which no character means anything to HTML.
+    r"""Contents as JSON without any character that has a meaning in HTML.
 
     >>> embedded(["</script>", "&amp;"])
     '["\\u003c/script\\u003e","\\u0026amp;"]'
@@ -186,7 +188,7 @@ def html(template: Template, contents: Mapping[str, Any]) -> str:
     return environment.from_string(own(template.html)).render(
         page=contents,
         policy="; ".join(f"{name} {value}" for name, value in policy.items()),
-        css=Markup(css),  # these four are this package's own, or JSON without signs of HTML
+        css=Markup(css),  # these four come from this package, or are JSON without HTML's characters
         body=Markup(own(template.body) if template.body else ""),
         script=Markup(script),
         data=Markup(embedded(contents)),
@@ -198,7 +200,7 @@ def view(template: Template, *more: str) -> str:
 
     Args:
         template: The template.
-        more: The text of further modules, which come before the last of its own, which draws.
+        more: The text of other modules, inserted before the template's last module, which draws.
 
     """
     *first, last = (own(f"js/{name}.js") for name in (*SHARED, *template.modules))

@@ -1,7 +1,7 @@
 """The page of an explanation in a notebook, drawn by the same modules as the page itself (extra `secant[widget]`).
 
-It is drawn in a shadow root, so that its style and its elements' names are its own. What it asks of the kernel, such as
-an ablation, goes through messages, and so do the answers. An answer's `part` becomes a part of the contents.
+It is drawn in a shadow root, so that its style and the names of its elements do not clash with the notebook's. Requests
+to the kernel, such as an ablation, and the answers go through messages. An answer's `part` is added to the contents.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from secant.errors import SecantError
 from secant.results.page import EXPLANATION, own, view
 
 Answers = Mapping[str, Callable[[Mapping[str, Any]], Any]]
-"""What answers each kind of question, from its fields; ready for JSON."""
+"""The function that answers each kind of request from its fields; its result is ready for JSON."""
 
 
 @cache
@@ -34,13 +34,13 @@ class PageWidget(anywidget.AnyWidget):
 
     Args:
         contents: The page's contents.
-        answers: What answers each kind of question.
+        answers: The function that answers each kind of request.
         choices: What the page can choose from: the number of layers, and forms of steering.
 
     Attributes:
         contents: The page's contents.
-        choices: What it can choose from.
-        address: What is chosen, as in the page's address.
+        choices: What the page can choose from.
+        address: What is chosen now, in the form of the page's address.
 
     """
 
@@ -55,7 +55,7 @@ class PageWidget(anywidget.AnyWidget):
         self.on_msg(self._asked)
 
     def _asked(self, widget: Any, message: Any, buffers: Any) -> None:
-        """Answers a question; an error is its one line."""
+        """Answers a request; an error is answered with its one line."""
         if not isinstance(message, dict) or message.get("kind") not in self._answers:
             return
         try:
