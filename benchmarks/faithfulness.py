@@ -8,7 +8,7 @@ convention's random reference r (r), the mean over four of them. The model itsel
   it (not for the first one); delete: token t deleted. The contribution of a swap is J_t (x_t - swapped).
 - the best 20 % or 50 % of tokens replaced by m (comprehensiveness), or all others (sufficiency).
 - parts: what an attention or MLP adds replaced by its mean over 56 prompts, at the first position over first ones.
-  Contributions are by all paths, of the output (x), or of its difference from the mean (d).
+  Contributions are along all paths, of the output (x), or of its difference from the mean (d).
 
 Conventions stand beside gradient x input, integrated gradients from zero and from m (16 steps), the rules of AttnLRP
 (R. Achtibat et al., ICML 2024), attention rollout and a random order. One half of the prompts ranks the conventions by

@@ -111,7 +111,7 @@ def test_memory_to_work_in(run: sc.Run) -> None:
 
 
 def test_parts_by_operators(run: sc.Run) -> None:
-    """Straight to the logit: the map of what comes after the last layer. By all paths: the operator from the part."""
+    """Straight to the logit: the map after the last layer. Along all paths: the operator from the part."""
     a, inside = sc.attribute(run, 11, baseline="none", flow=True), run.inside
     last = run.operator(f"layers.{len(inside.layers) - 1}", "logits", tokens=[11])
     for row in a.of("layer").itertuples():

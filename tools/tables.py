@@ -1,9 +1,9 @@
-"""Write docs/reference/tables.md: what each column of each table that secant writes holds.
+"""Write docs/reference/tables.md: the meaning of each column of each table that secant writes.
 
     python tools/tables.py
 
-It is made of the descriptions that the files themselves are written by: the `schema` of each result, and the tables of
-a study.
+The page comes from the descriptions with which the files themselves are written: the `schema` of each result, and the
+tables of a study.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "tables.md"
 
 HEAD = """# Tables
 
-This page describes every table that secant writes, as Parquet and as CSV: what a row is, and what each column holds.
-`columns.csv` says the same about the tables in its folder, and so does the metadata of each Parquet column. As for
-types, integer and number are 64 bits wide, text is UTF-8, and truth is true or false; missing values are empty in CSV
-and null in Parquet. `{i}` in a name stands for 0, 1, 2, …
+This page describes every table that secant writes, as Parquet and as CSV: what a row is, and what each column means.
+`columns.csv` says the same about the tables in its folder, and so does the metadata of each Parquet column. The types
+integer and number have 64 bits, text is UTF-8, and truth is true or false. Missing values are empty in CSV and null in
+Parquet. `{i}` in a name stands for 0, 1, 2, …
 
 `python tools/tables.py` writes this page from the tables, which are defined next to the code that fills them.
 

@@ -65,7 +65,7 @@ ABLATIONS = Table(
 )
 
 LEGEND = "frozen: in the frozen network, y + J Δ; real: in the model itself, whose patterns, gates and norms respond."
-"""What the two columns of changes mean."""
+"""The meaning of the two columns of changes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +129,7 @@ class Ablation(Result):
         """Returns a row for each token that is among the `top` most likely before or after, in either network.
 
         Args:
-            top: How many tokens of each of the three.
+            top: The number of tokens from each of the three predictions.
 
         """
         every = (self.before, self.frozen, self.real)
@@ -218,16 +218,16 @@ def ablate(
 ) -> Ablation:
     """Returns the logits before and after a token, part or head is ablated.
 
-    Ablating a token replaces its embedding. Another token in its place also changes whatever else the model computes
-    from token ids.
+    Ablating a token replaces its embedding. If another token replaces it, everything else that the model computes from
+    token ids changes too.
 
     Args:
         run: The run.
         what: A token by its position, or a part or head by its name, such as "layers.0.mlp".
-        by: What replaces it. "zero"; "mean", over all positions of the runs in `reference`; for a token also the text
+        by: What replaces it: "zero"; "mean", over all positions of the runs in `reference`; or, for a token, the text
             or id of another token.
         position: The positions at which a part or head is ablated; by default all of them.
-        reference: The runs over whose positions means are taken; by default this run alone.
+        reference: The runs over whose positions means are taken; by default only this run.
 
     Raises:
         NoPoint: The network has no part or head of this name.
@@ -277,14 +277,14 @@ def _part(run: Run, what: str, by: str | SupportsIndex, rows: list[int], referen
 
 
 def _beside(run: Run, what: str, by: str, rows: list[int], frozen: Tensor, real: Tensor) -> Ablation:
-    """The ablation. The frozen change is a difference of logits of the frozen network, so that no change gives 0."""
+    """The ablation. The frozen change is a difference of two of the frozen network's logits, so no change gives 0."""
     change = wide(frozen) - wide(run.network.points["logits"][-1])
     before = run.logits[-1]
     return Ablation(run, what, by, rows, before, (wide(before) + change).to(frozen), real)
 
 
 def _mean(by: str | SupportsIndex, reference: Sequence[Run], whole: Point, step: int) -> Tensor | None:
-    """The mean of one step's rows over all positions of some runs; None if it is replaced by zero."""
+    """The mean of one step's rows over all positions of some runs; None if zero replaces the activation."""
     if by == "zero":
         return None
     place = whole.steps.index(step)
@@ -342,11 +342,11 @@ def ablations(
         by: What replaces them: "zero" or "mean".
         kinds: What is ablated: some of "token", "layer" (the parts of layers) and "head".
         target: The token whose logit is measured, by its text or id; by default the predicted one.
-        reference: The runs over whose positions means are taken; by default this run alone.
+        reference: The runs over whose positions means are taken; by default only this run.
         progress: Called as `progress(what, done, all)` during the work.
 
     Raises:
-        BadArgument: A kind is unknown, or `by` is neither of the two.
+        BadArgument: A kind is unknown, or `by` is neither "zero" nor "mean".
         SecantError: Any error of `ablate`.
 
     """

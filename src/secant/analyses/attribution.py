@@ -1,21 +1,21 @@
 """Exact attribution: a logit as a sum of contributions of tokens, layers, heads and the model's constants.
 
-The frozen network is affine, so a logit, or any other linear functional e of the logits, is a sum without remainder,
+The frozen network is affine, so a logit, or any other linear functional e of the logits, is a sum without a remainder,
 in two ways.
 
     logit = Σ_t g_t·(x_t - x₀_t) + g·x₀ + Σ_m b_m attribution to the input: g = Jᵀ e, and b_m for the constants of
-                                                  module m, both by all paths
+                                                  module m, both along all paths
     logit = g'·x + Σ_P g'_P·P + Σ_m b'_m          direct logit attribution: P is what a part of a layer adds to the
                                                   residual stream, b'_m are the constants of modules outside parts
 
 g' is the derivative with the output of every part frozen, so that no path passes through a later part ("direct"). g_P,
-the derivative by all paths, gives a second contribution of each part. One backward pass gives each of them. What a
-part adds is itself a sum over tokens, P = Σ_t P_t + b_P, which combines the two: token x part and token x head.
+the derivative along all paths, gives a second contribution of each part. g' and g_P take one backward pass each. What a
+part adds is itself a sum over tokens, P = Σ_t P_t + b_P, which combines the two sums: token x part and token x head.
 
-By default a logit is measured from the vocabulary's mean logit, because softmax does not see what is added to all
-logits. Contributions of tokens are measured from an origin x₀, by default zero; g·x₀ is then one more constant.
+By default a logit is measured from the vocabulary's mean logit, because adding a constant to all logits does not change
+the softmax. Contributions of tokens are measured from an origin x₀; unless x₀ is zero, g·x₀ is one more constant.
 
-A direction, and an activation inside the network, have the first sum alone, with b as one constant.
+A direction, or an activation inside the network, has only the first sum, with b as one constant.
 
 `attribute` returns both sums as one table, and the combined contributions as another.
 """
@@ -60,11 +60,11 @@ PLACE = Column("position", int, "place of the token in the prompt, from 0; missi
 LAYER_OF = Column("layer", int, "the layer, from 0; missing where there is none", missing=True)
 HEAD = Column("head", int, "the attention head, from 0; missing for all else", missing=True)
 CONTRIBUTION = Column(
-    "contribution", float, "what it adds to the logit: tokens and constants by all paths, parts directly", LOGIT,
+    "contribution", float, "what it adds to the logit: tokens and constants along all paths, parts directly", LOGIT,
     heading="logit", show="logit",
 )  # fmt: skip
 ALL_PATHS = Column(
-    "all_paths", float, "what it adds to the logit by all paths, also through later parts; these overlap", LOGIT,
+    "all_paths", float, "what it adds to the logit along all paths, also through later parts; these overlap", LOGIT,
     heading="all paths", show="logit",
 )  # fmt: skip
 
@@ -75,7 +75,7 @@ CONTRIBUTIONS = Table(
 )
 FLOW = Table(
     "flow",
-    "the contribution of a token, or of the constants, through a part or head, by a path",
+    "the contribution of a token, or of the constants, through a part or head, along one kind of path",
     (
         NAME.but(meaning="the part or head; outside: constants outside parts"),
         Column("path", str, "direct (straight to the logit) or all (also through later parts)"),
@@ -83,7 +83,7 @@ FLOW = Table(
         Column("token", str, "the token's text; missing: the constants", missing=True, show="token"),
         LAYER_OF,
         HEAD,
-        Column("contribution", float, "what it adds to the logit by this path", LOGIT, show="logit"),
+        Column("contribution", float, "what it adds to the logit along this kind of path", LOGIT, show="logit"),
     ),
 )
 
@@ -100,13 +100,13 @@ BESIDE = Table(
 DELETION = Table("deletion", "a token that was deleted", (POSITION, TOKEN, EFFECT))
 
 SMALL = 0.1
-"""Contributions have shares if their sum is more than this share of the sum of their absolute values."""
+"""Contributions have shares if their sum exceeds this fraction of the sum of their absolute values."""
 
 REFERENCES = 4
-"""How many random references contributions are averaged over by default."""
+"""The number of random references over which contributions are averaged by default."""
 
 HEADS_SHOWN = 8
-"""Heads that views show; the tables have all."""
+"""The number of heads that views show; the tables have all."""
 
 
 def by_convention(tokens: Sequence[str], every: Mapping[str, Sequence[float]]) -> pd.DataFrame:
@@ -114,7 +114,7 @@ def by_convention(tokens: Sequence[str], every: Mapping[str, Sequence[float]]) -
 
     Args:
         tokens: The prompt's tokens.
-        every: The contribution of each, by the convention's label.
+        every: The contribution of each token, by the convention's label.
 
     """
     rows = [(label, t, tokens[t], value) for label, own in every.items() for t, value in enumerate(own)]
@@ -126,7 +126,7 @@ def by_deletion(tokens: Sequence[str], effects: Sequence[float]) -> pd.DataFrame
 
     Args:
         tokens: The prompt's tokens.
-        effects: What the model's own logit loses without each.
+        effects: How much the model's own logit drops without each token.
 
     """
     return DELETION.frame(zip(range(len(tokens)), tokens, effects, strict=True))
@@ -143,16 +143,16 @@ class Attribution(Selective, Result):
         total: The sum of the rows of kind token and constant; `logit` to within rounding.
         direct: The sum of the rows of kind embed, layer and outside; `logit` to within rounding. None without parts.
         table: A row for each contribution, with the columns kind, name, position, layer, head, contribution, all_paths.
-            Rows of kind *token* and *constant* (by module) contribute by all paths. Unless contributions are measured
-            from zero, the constant named origin is J x₀. Rows of kind *embed*, *layer* (what
-            a part adds to the residual stream) and *outside* (constants outside parts, by module) contribute by the
-            direct path. Rows of kind *head* sum to their layer's attention. `all_paths` is the contribution by all
-            paths: also through later parts, and through what the part itself adds at later positions (RWKV).
+            Rows of kind *token* and *constant* (by module) contribute along all paths. Unless contributions are
+            measured from zero, the constant named origin is J x₀. Rows of kind *embed*, *layer* (what a part adds to
+            the residual stream) and *outside* (constants outside parts, by module) contribute along the direct path.
+            Rows of kind *head* sum to their layer's attention. `all_paths` is the contribution along all paths: also
+            through later parts, and through what the part itself adds at later positions (RWKV).
         flow: A row for each part or head, path (direct, all) and token; position is missing for the constants. The
-            direct rows other than heads, with those named *outside*, sum to the logit. None unless it was asked for.
+            direct rows other than heads, with those named *outside*, sum to the logit. None unless it was requested.
         position: The position at which the logit is read.
         origin: What contributions of tokens are measured from: "zero", "mean", "reference" or "given".
-        references: How many random references they are averaged over; 0 if the convention has none.
+        references: The number of random references over which they are averaged; 0 if the convention has none.
         convention: The label of the convention, which says which exact affine map replaces each operation.
         baseline: What the logit is measured from: "vocabulary" (the mean logit), "expected" or "none".
         point: The activation that is attributed: "logits", "norm", or one inside the network.
@@ -206,7 +206,7 @@ class Attribution(Selective, Result):
 
     @property
     def constant(self) -> float:
-        """The contribution of all constants, by all paths: those of the model, b, and that of the origin, J x₀."""
+        """The contribution of all constants, along all paths: those of the model, b, and that of the origin, J x₀."""
         return float(self.of("constant")["contribution"].sum())
 
     @property
@@ -289,7 +289,7 @@ class Attribution(Selective, Result):
             facts["origin"] = f"contributions are measured from {origin_line(self.origin)}"
         inputs = self.table[self.table["kind"].isin(["token", "constant"])]
         inputs = inputs[~((inputs["kind"] == "token") & inputs["position"].isin(self.left_out))]
-        grids = [self._grid(inputs, "tokens and constants, by all paths", self._beside())]
+        grids = [self._grid(inputs, "tokens and constants, along all paths", self._beside())]
         notes = [self.note] if self.note else []
         if self.others:
             notes.append(f"{', '.join(self.others)}: contributions under these conventions, which are just as exact.")
@@ -321,13 +321,13 @@ class Attribution(Selective, Result):
         return View("", facts, grids, notes)
 
     def _beside(self) -> dict[str, list[float]]:
-        """What stands next to the contribution of each token, by column."""
+        """The columns next to the contributions of tokens, by heading."""
         return self.others | ({} if self.effects is None else {"deleted": self.effects})
 
     def _grid(self, rows: pd.DataFrame, title: str, beside: Mapping[str, Sequence[float]] | None = None) -> Grid:
         """A line for each row: its contribution, its share, and a bar; the constants of all modules share one line.
 
-        Next to it stand the columns of tokens that are given, or by all paths if none are.
+        Next to these are the given columns of tokens, or the contributions along all paths if none are given.
         """
         moved = self._of_origin(rows) & (self.origin != "reference")
         constants = rows[rows["kind"].isin(["constant", "outside"]) & ~moved]
@@ -423,14 +423,14 @@ def attribute(
         origin: What contributions of tokens are measured from: "zero"; "mean", the vocabulary's mean embedding;
             "reference", the convention's reference; or embeddings, `[T, d]` or `[d]`. By default the reference if that
             is random. It begins with the prompt's own first token, which then contributes 0 by construction.
-        references: If the convention has a random reference, how many of them contributions are averaged over, drawn
-            with the run's seed and the ones after it; by default four.
+        references: If the convention has a random reference, the number of references over which contributions are
+            averaged, drawn with the run's seed and those after it; by default four.
         max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
 
     Raises:
         BadPrompt: The vocabulary does not have a token.
         BadArgument: The prompt does not have the position, both tokens are the same, the vector, the baseline or the
-            origin does not fit, or the flow to another point than the logits is asked for.
+            origin does not fit, or the flow to a point other than the logits is requested.
         NoPoint: The model has no such activation.
         NotExact: A sum does not equal the logit.
         ReplayMismatch: The model has changed since the run was frozen.
@@ -509,7 +509,7 @@ def _attributed(
 
 
 def _rows_of_point(run: Run, at: int, target: Target, origin: Origin) -> tuple[float, list[dict[str, Any]]]:
-    """The value of a target other than logits of the output, and the contributions of tokens, origin and constants."""
+    """The value of a target that is not the output's logits, and the contributions of tokens, origin and constants."""
     op = run.operator("embed", target.point, at, readout="logits" if target.readout else None)
     e = target.weights.to(op.bias)
     slope = (op.T @ e).view(op.input.shape)
@@ -521,7 +521,7 @@ def _rows_of_point(run: Run, at: int, target: Target, origin: Origin) -> tuple[f
 
 
 def _certify(run: Run, logit: float, sums: Sequence[float], terms: Sequence[float]) -> None:
-    """Raises NotExact where the error of a sum exceeds the tolerance, relative to the sizes of its terms."""
+    """Raises NotExact if the error of a sum exceeds the tolerance, relative to the sizes of its terms."""
     most = run.certificate.tolerance * (abs(logit) + sum(map(abs, terms)))
     for found in sums:
         if not abs(found - logit) <= most:

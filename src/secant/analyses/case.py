@@ -48,10 +48,10 @@ CELLS = 48
 """The most rows of the image of J, and the most columns of each token's block in it."""
 
 JUDGED = 24
-"""The most tokens of a prompt whose removal in order is tried on the model itself, unless it is asked for."""
+"""The most tokens of a prompt for which faithfulness is computed by default."""
 
 ALTERNATIVES = 4
-"""How many other predictions the target is compared with, unless others are asked for."""
+"""The number of other predictions with which the target is compared by default."""
 
 IMAGE_COLUMNS = 480
 """The most columns of the image of J, over all tokens. Each token has at least one."""
@@ -212,8 +212,8 @@ class Case:
 
     @cached_property
     def first(self) -> Attribution:
-        """The attribution of the target's logit with one random reference, which is there sooner than the mean over
-        several: only its sums are certified yet. Where the convention has none, `attribution()` itself.
+        """The attribution of the target's logit with one random reference, which takes less time than the mean over
+        several; only its sums are certified yet. If the convention has no random reference, this is `attribution()`.
         """
         run = self.run.recorded()
         label = run.certificate.convention
@@ -237,12 +237,12 @@ class Case:
 
     @property
     def _graph(self) -> Operator:
-        """The operator whose products run through the network, with which costs are counted."""
+        """The operator whose products run through the network; costs are counted with it."""
         return self.run.operator()
 
     @property
     def _deletes(self) -> bool:
-        """Whether each token is deleted from the prompt: if it is short, or that costs less than the spectra."""
+        """Whether each token is deleted: yes if the prompt is short, or if that costs less than the spectra."""
         op, T = self._graph, len(self.run.ids)
         if T <= DELETED:
             return True
@@ -273,7 +273,7 @@ class Case:
 
     @property
     def depth(self) -> int:
-        """How many layers were found in the network, which takes no pass."""
+        """The number of layers found in the network. It takes no pass."""
         return len(self.run.network.recording.layers)
 
     @property
@@ -310,7 +310,7 @@ class Case:
     @cached_property
     def faithfulness(self) -> Faithfulness | None:
         """How well contributions under each convention predict the logit when tokens are removed, next to gradients and
-        a random order; None where no token was deleted, and for a prompt of more than JUDGED tokens or of too few.
+        a random order; None if no token was deleted, or if the prompt has more than JUDGED tokens or too few.
         """
         own = self.sensitivity
         if own.effects is None or len(self.run.ids) > JUDGED:
@@ -362,8 +362,8 @@ class Case:
 def imaged(op: Operator, progress: Progress | None = None) -> Float[Tensor, "R T C"]:
     """Returns J as an image: the root mean square of each rectangle of each token's block.
 
-    Unless J is already in memory, all of its rows are computed, some at a time, and none is kept. Work that takes more
-    than a minute, or more than half of the free memory, is announced beforehand.
+    Unless J is already in memory, all of its rows are computed, a batch at a time, and none is kept. Work that takes
+    more than a minute, or more than half of the free memory, is announced beforehand.
 
     Args:
         op: The operator.

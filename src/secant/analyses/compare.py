@@ -1,10 +1,10 @@
 """Several models, or conventions of one model, next to each other at one prompt.
 
 Models differ in tokenizer, width and depth, so nothing is matched by index. Top tokens are compared as text, with
-Jaccard's index |A ∩ B| / |A ∪ B|. Layers are compared as shares of the depth. Tokens are aligned by the characters of
-the prompt: the prompt is cut wherever no token of any model crosses, and every model has tokens of its own for each
-stretch between two cuts. `compare` returns the predictions, certificates, spectra, top tokens and contributions of
-each model, the stretches, and the overlaps of their top tokens.
+Jaccard's index |A ∩ B| / |A ∪ B|. Layers are compared by relative depth. Tokens are aligned by the characters of the
+prompt: it is cut wherever no token of any model crosses, and each model has its own tokens for each stretch between two
+cuts. `compare` returns the predictions, certificates, spectra, top tokens and contributions of each model, the
+stretches, and the overlaps of their top tokens.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def compare(
     max_memory: float | str | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Returns several models, each in one convention or several, next to each other at one prompt.
+    """Returns a comparison of several models, each under one convention or several, at one prompt.
 
     Args:
         prompt: A text, token ids or chat messages.
@@ -75,7 +75,7 @@ def compare(
         progress: Called as `progress(what, done, all)` during the work.
 
     Raises:
-        BadArgument: There are fewer than two models and conventions, or two of one name, or another argument is out of
+        BadArgument: There is only one model and convention, two models have one name, or another argument is out of
             range.
         SecantError: Any error of `explain` and `layers`.
 
@@ -99,7 +99,7 @@ def compare(
             )  # fmt: skip
             with e.case.working(max_memory, progress):
                 subjects.append(_subject(label, convention, e, prompt, top))
-        del lm, e  # before the next one is loaded
+        del lm, e  # so that the next model is not loaded while this one is in memory
     if len(subjects) < 2:
         raise BadArgument("A comparison takes two models or more, or one in several conventions",
                           f"{len(subjects)}", "Add another.")  # fmt: skip
@@ -108,7 +108,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Subject:
-    """One model in one convention: its rows, and the characters of each token if they are known."""
+    """One model under one convention: its rows, and the characters of each token if they are known."""
 
     model: str
     convention: str
@@ -124,17 +124,17 @@ class _Subject:
         return {"model": self.model, "convention": self.convention}
 
     def first(self, side: str, position: int | None) -> set[str]:
-        """The top tokens of the first vector, as `compared` has them."""
+        """The top tokens of the first vector, in the form that `compared` returns."""
         return {
             compared(w["word"]) for w in self.words if (w["side"], w["position"], w["vector"]) == (side, position, 0)
         }
 
 
 def compared(word: str) -> str:
-    """Returns a token's text as it is compared between vocabularies: without surrounding spaces, and case-folded.
+    """Returns the form in which a token's text is compared between vocabularies: stripped of spaces, and case-folded.
 
     Args:
-        word: The text. One that is only spaces is returned as it is.
+        word: The text. A text of spaces only is returned as it is.
 
     >>> compared(" Golden") == compared("golden")
     True
@@ -216,7 +216,7 @@ def _subject(model: str, convention: str, e: Explanation, prompt: Prompt, top: i
 
 
 def _depths(case: Case) -> tuple[Layers | None, str | None]:
-    """The residual stream after each layer; or why there is none."""
+    """The residual stream after each layer, or the reason why there is none."""
     try:
         return case.layers(1, spans=("cumulative",)), None
     except NoPoint as error:
@@ -224,7 +224,7 @@ def _depths(case: Case) -> tuple[Layers | None, str | None]:
 
 
 def _seen(depths: Layers | None, top: int) -> dict[int | None, int]:
-    """The first layer at which the prediction is among the top tokens of U₀, by position; None: all tokens together."""
+    """The first layer at which the prediction is among the top tokens of U₀, by position (None: all together)."""
     if depths is None:
         return {}
     rows = depths.first_seen(top=min(top, depths.run.lm.outputs))

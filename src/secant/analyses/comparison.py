@@ -96,7 +96,7 @@ COMPARED_TOKENS = Table(
         POSITION,
         TOKEN,
         TOKEN_ID,
-        CONTRIBUTED.but(meaning="what the token contributes to the predicted token's logit, by all paths"),
+        CONTRIBUTED.but(meaning="what the token contributes to the predicted token's logit, along all paths"),
         SHARE,
         NORM,
         VALUE.but(meaning="σ₀ of the token's block J_t"),

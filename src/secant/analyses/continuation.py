@@ -56,7 +56,7 @@ class Steps(Result):
 
     Attributes:
         tokens: The tokens of the prompt, followed by the generated ones.
-        prompt: How many of them are the prompt's.
+        prompt: How many of these tokens belong to the prompt.
         steps: The steps.
         text: What the generated tokens add to the prompt's text, without special tokens.
         ended: Why it ended: "steps" (their number was reached), "end of text", "token without an embedding", or
@@ -84,7 +84,7 @@ class Steps(Result):
         return {"steps": STEPS.frame(pd.concat(tables, ignore_index=True))}
 
     def about(self) -> dict[str, Any]:
-        """Returns the tokens, how many of them are the prompt's, the text, and why it ended."""
+        """Returns the tokens, how many of them belong to the prompt, the text, and why it ended."""
         return {"tokens": self.tokens, "prompt": self.prompt, "text": self.text, "ended": self.ended}
 
     def view(self) -> View:
@@ -125,13 +125,13 @@ def follow(
     """Returns the model's greedy continuation of a run, with each of its tokens decomposed.
 
     The first step is the run itself. The continuation ends early at an end-of-text token, at a token that the head has
-    and the embedding does not, and at the end of the model's context; the result says which.
+    but the embedding lacks, or at the end of the model's context; the result says which.
 
     Args:
         run: The run that is continued.
         steps: The most tokens to generate.
         parts: Whether attributions have layers and heads too, as in `attribute`.
-        origin: What contributions are measured from, as in `attribute`; embeddings are `[d]`, since the prompt grows.
+        origin: What contributions are measured from, as in `attribute`; embeddings are `[d]`, because the prompt grows.
         baseline: What logits are measured from, likewise.
         progress: Called as `progress("steps", done, all)` after each token.
 

@@ -1,6 +1,6 @@
-"""What the page of an explanation shows: its tables, as much of each as there is room for.
+"""The tables that the page of an explanation shows, each cut to the page's size.
 
-The page is one file, so that tables that grow with the model or the prompt are cut. Each cut is named in `about`.
+The page is one file, so tables that grow with the model or the prompt are cut. `about` names each cut.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from secant.stream.depths import Layers
 from secant.stream.sweep import STREAM
 
 UNITS = 1024
-"""Elements of y that the page has next to what rebuilds them, evenly spaced."""
+"""The number of elements of y, evenly spaced, that the page compares with J x + b."""
 
 MOST = 20_000
-"""Top tokens of all depths that a page has room for; long prompts get fewer of each vector."""
+"""The most top tokens of all depths on a page; long prompts get fewer for each vector."""
 
 IN_MAP = 3
-"""Top tokens of a block that the map of layers and tokens is searched for; it shows the first."""
+"""Top tokens of each block in which the map of layers and tokens can be searched; it shows the first."""
 
 OF_HEADS = 2
-"""Top tokens of each head and sign: a model has hundreds of heads, and a page at most a megabyte."""
+"""Top tokens of each head and sign: a model has hundreds of heads, and a page has at most a megabyte."""
 
 DRAWN = {
     "tokens": ["position", "token", "id", "contribution", "effect", "received", "sink", "norm", "stable_rank"],
@@ -55,16 +55,16 @@ DRAWN = {
     "path": ["layer", "vector", "x", "y"],
     "steps": ["step", "generated", "probability", "logit", "reconstruction", "contribution"],
 }
-"""The tables that the page draws, and the columns of each. Rows are in order, so that it can do without ranks; and z is
-computed from `chance`."""
+"""The tables that the page draws, and the columns of each. Ranks are left out because rows are in order, and z because
+the page computes it from `chance`."""
 
 SCORED = ("words", "written", "depth_words", "head_words", "layer_words")
 DIGITS = {"image": {"size": 3}} | {name: {"score": 4} for name in SCORED}
-"""Digits of columns of which a page has many numbers, and shows fewer digits."""
+"""Digits of columns that have many numbers, of which a page shows fewer digits."""
 
 
 def drawn(tables: Mapping[str, pd.DataFrame], d_out: int, shown: Sequence[int]) -> dict[str, pd.DataFrame]:
-    """Returns the tables that the page draws, each with the rows and columns that it has room for.
+    """Returns the tables that the page draws, each with the rows and columns that fit.
 
     Args:
         tables: The tables of an explanation and of its evidence.
@@ -93,12 +93,12 @@ def drawn(tables: Mapping[str, pd.DataFrame], d_out: int, shown: Sequence[int]) 
 
 
 def _room(words: pd.DataFrame) -> int:
-    """How many top tokens of each contribution there is room for."""
+    """The number of top tokens of each contribution that fit on a page."""
     return max(1, MOST // max(1, int((words["rank"] == 0).sum())))
 
 
 def of_stream(rows: pd.DataFrame) -> pd.Series:
-    """Returns which rows of a table of layers are of the residual stream, from the embeddings on.
+    """Returns which rows of a table of layers belong to the residual stream and to cumulative operators.
 
     Args:
         rows: The rows.
@@ -108,10 +108,10 @@ def of_stream(rows: pd.DataFrame) -> pd.Series:
 
 
 def layer_words(layers: Layers, most: int) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Returns the top tokens of each token's block of the residual stream, and how many vectors and tokens those are.
+    """Returns the top tokens of each token's block of the residual stream, and the numbers of vectors and top tokens.
 
-    They are of as many vectors, and as many tokens, as there is room for; of the first vector of every operator at
-    least three, which the map shows.
+    Both numbers are as large as fits on a page. The first vector of every operator has at least three top tokens, for
+    the map.
 
     Args:
         layers: The layers.

@@ -60,7 +60,7 @@ def explain(
         precision: The type in which the frozen network is evaluated, at least the model's own, which is the default.
         seed: The seed of the random input that affinity is measured at, of solvers, and of random directions.
         layers: Whether every layer is decomposed too, as in `secant.layers`.
-        steps: How many tokens of the model's continuation to decompose, as in `follow`. 1 is the prediction alone.
+        steps: How many tokens of the model's continuation to decompose, as in `follow`. 1 is only the prediction.
         origin: What contributions are measured from, as in `attribute`.
         baseline: What logits are measured from, likewise.
         max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
@@ -111,7 +111,7 @@ def explained(
         max_memory: Bytes to work in, or a size.
         progress: Called as `progress(what, done, all)` during the work.
         nulls: What random directions decode to, by side; missing ones are added.
-        beside: Whether other conventions, deletions and the lens are computed now; otherwise when they are asked for.
+        beside: Whether other conventions, deletions and the lens are computed now, instead of on first use.
         target: The token whose logit is explained.
         layers: Whether every layer is decomposed too.
         steps: How many tokens of the model's continuation to decompose.
@@ -195,7 +195,7 @@ def case_of(
 def of_case(
     case: Case, *, layers: bool = False, steps: Steps | None = None, seconds: dict[str, float] | None = None
 ) -> Explanation:
-    """Returns the explanation of a case; what the case has not computed yet is computed.
+    """Returns the explanation of a case, after computing what the case has not computed yet.
 
     Args:
         case: The case.

@@ -55,7 +55,7 @@ from secant.stream.words import Null, Word
 from secant.text import named, readable, visible
 
 EXTREMES = 4
-"""How many of the largest columns and rows of J a view shows."""
+"""The number of largest columns and rows of J that a view shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ class Evidence(Result):
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns its tables: `contributions`, `flow`, `versus`, `rebuilt`, `chance`, `depth_words`, `head_words` and
-        `patterns`; and those of the faithfulness, `largest_columns` and `largest_rows`, and `image`, if it has them.
+        `patterns`; if it has them, also those of the faithfulness, `largest_columns`, `largest_rows`, and `image`.
         """
         found = {
             **self.attribution.tables(),
@@ -121,7 +121,7 @@ class Evidence(Result):
     def about(self) -> dict[str, Any]:
         """Returns the target, its logit, both sums, and the shape of J."""
         said = self.attribution.about()
-        del said["versus"]  # its own target is the logit itself; the table has the differences
+        del said["versus"]  # the target is the logit itself; the table has the differences
         return {**said, "shape": list(self.shape)}
 
     def view(self) -> View:
@@ -146,7 +146,7 @@ class Explanation(Result):
         written: The top tokens of J_t (x_t - x₀_t), as token x rank.
         received: The mean attention that each token receives from later ones; None where it is unknown.
         sinks: Why each token counts as an attention sink; empty if it does not.
-        case: What computed it, and computes its evidence.
+        case: The case that computed it, and that computes its evidence.
         layers: Every layer, if `explain` was called with layers=True.
         steps: The model's continuation, if `explain` was called with more than one step.
         seconds: The time that each stage took, in seconds.
@@ -348,9 +348,7 @@ class Explanation(Result):
         return contents(about, [(described(name), frame) for name, frame in tables.items()])
 
     def _page(self, evidence: Evidence) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-        """What the page shows: what is said of the whole, and the tables, as much of them as `DRAWN` names. Those that
-        grow with the model have no more rows than there is room for.
-        """
+        """The facts and the tables that the page shows: the columns that `DRAWN` names, and no more rows than fit."""
         tables = replace(self, layers=None).tables() | evidence.tables()
         about = heading(self.case, self.attribution) | {
             "direct": evidence.attribution.direct,
@@ -368,7 +366,7 @@ class Explanation(Result):
 
 
 def heading(case: Case, attribution: Attribution) -> dict[str, Any]:
-    """Returns what a page says of the whole from the beginning.
+    """Returns the facts that a page shows from its first stage on.
 
     Args:
         case: The case.
@@ -411,7 +409,7 @@ def how(run: Run, svds: Sequence[SVD], seconds: Mapping[str, float], memory: int
 
 
 def described(name: str) -> Table:
-    """Returns the `Table` of an explanation, or of its evidence, by its name.
+    """Returns the description of a table of an explanation, or of its evidence.
 
     Args:
         name: The name.

@@ -6,8 +6,8 @@ tokens by its scores. After J. DeYoung et al., "ERASER" (ACL 2020, arXiv 1911.03
     comprehensiveness = mean over j of v(all) - v(all but the j best)
     sufficiency       = mean over j of v(all) - v(only the j best)
 
-Two more measures are the area under the curve v(all but the j best), and the rank correlation of scores with what the
-removal of each token alone takes away (leave-one-out). The model itself runs on the shorter prompts.
+Two more measures are the area under the curve v(all but the j best), and the rank correlation between the scores and
+the drop of v when each single token is removed (leave-one-out). The model itself runs on the shorter prompts.
 
 `faithfulness` returns these measures for secant's contributions, gradient x input (M. Denil et al., arXiv 1412.6815),
 integrated gradients (M. Sundararajan et al., ICML 2017; from captum), attention rollout (S. Abnar and W. Zuidema, ACL
@@ -82,7 +82,7 @@ SCORES = Table(
         POSITION,
         TOKEN,
         Column("score", float, "the method's score", "the method's own"),
-        Column("left_out", float, "fall of the logit when this token alone is removed", LOGIT, heading="left out",
+        Column("left_out", float, "drop of the logit when only this token is removed", LOGIT, heading="left out",
                show="logit"),
     ),
 )  # fmt: skip
@@ -100,7 +100,7 @@ class Faithfulness(Result):
             (Spearman's, of scores with leave-one-out).
         curves: A row for each method, value, order (remove, keep) and number of tokens, with the value as `result`.
         scores: A row for each method and token that can be removed, with its score, and as `left_out` how much the
-            logit falls when this token alone is removed.
+            logit drops when only this token is removed.
 
     """
 
@@ -120,7 +120,7 @@ class Faithfulness(Result):
         return {"target": self.target}
 
     def view(self) -> View:
-        """Shows the measures of each method, and its scores next to the effect of removing each token alone."""
+        """Shows the measures of each method, and its scores next to the effect of removing each single token."""
         names = ("method", "comprehensiveness", "sufficiency", "correlation", "area")
         measures = [
             Grid.of(FAITHFULNESS, rows, names, spare={"area": 1}, title=f"{value} of {visible(self.target)}")
@@ -138,12 +138,12 @@ class Faithfulness(Result):
                 tokens.index, tokens["token"], tokens["left_out"], map(cells, scores.to_numpy()), strict=True
             )
         ]
-        each = Grid(columns, rows, "the effect of removing each token alone, and the methods' scores", keep=2)
+        each = Grid(columns, rows, "the effect of removing each single token, and the methods' scores", keep=2)
         notes = [
             "comprehensiveness: mean loss when the best tokens are removed (more is better). sufficiency: mean loss "
             "when only the best are kept (less is better). area: mean of the value as the best are removed (less is "
-            "better). ρ: Spearman's correlation of scores with the effect of removing each token alone (left out: the "
-            "fall of the logit)."
+            "better). ρ: Spearman's correlation of scores with the effect of removing each single token (left out: the "
+            "drop of the logit)."
         ]
         title = f"How well scores predict the logit of {visible(self.target)} when tokens are removed"
         return View(title, grids=[*measures, each], notes=notes)
@@ -161,7 +161,7 @@ def faithfulness(
     baseline: str = "vocabulary",
     seed: int = 0,
 ) -> Faithfulness:
-    """Returns how well attributions predict the target's logit when tokens are removed in their order.
+    """Returns how well attributions predict the target's logit when tokens are removed in the order of their scores.
 
     Args:
         run: The run.
@@ -170,7 +170,8 @@ def faithfulness(
             Integrated gradients require captum. Attention rollout requires a model loaded with attention="eager".
         replace: "delete" to shorten the prompt, or a token, by its text or id, that replaces the removed ones.
         keep: Positions that are never removed; by default the first, if the tokenizer puts its token before every text.
-        scores: Scores of other methods by name, one for each token of the prompt. High ones are removed first.
+        scores: Scores of other methods by name, one for each token of the prompt. Tokens with high scores are removed
+            first.
         baseline: What the logit is measured from, as in `attribute`.
         seed: The seed of the random order.
 
@@ -256,7 +257,7 @@ def _judged(
     kept: Sequence[int],
     results: dict[frozenset[int], tuple[float, float]],
 ) -> Faithfulness:
-    """The measures, from the values at all prompts."""
+    """The measures, computed from the values at all prompts."""
     T = len(run.ids)
     whole, rows, curves, each = results[frozenset(range(T))], [], [], []
     for method, order in orders.items():
@@ -280,7 +281,7 @@ def _judged(
 
 @dataclass(frozen=True, eq=False)
 class Aim:
-    """What is measured and scored: a token's logit from a baseline, as weights of all logits."""
+    """The target of all methods: a token's logit measured from a baseline, as weights of all logits."""
 
     token: int
     baseline: str
@@ -316,7 +317,7 @@ def _integrated(run: Run, aim: Aim, seed: int) -> Float[Tensor, " T"]:
 
 
 def _rollout(run: Run, aim: Aim, seed: int) -> Float[Tensor, " T"]:
-    """Attention rollout: (A + 1)/2 of every layer, heads averaged, multiplied; the last position's row."""
+    """Attention rollout: the last position's row of the product of (A + 1)/2 over all layers, with heads averaged."""
     if run.lm.attention != "eager":
         raise BadArgument(
             "Attention rollout requires attention patterns, which only eager attention returns", run.lm.attention,

@@ -1,6 +1,6 @@
-"""The tables of an explanation and of its evidence, and their rows: what each has is written once, for files and pages.
+"""The tables of an explanation and of its evidence, and their rows, for files and pages.
 
-Every function takes the pieces that its rows are made of, so that a table can be had before the whole explanation is.
+Every function takes only what its rows are made of, so that a table is available before the whole explanation is.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from secant.stream.words import RANK, SCORE, SIDE, WORD, WORD_ID, Null, Word, Z,
 CONTRIBUTED = Column(
     "contribution",
     float,
-    "what the token contributes to the target's logit, by all paths; the target is the predicted token, unless another "
-    "was chosen",
+    "what the token contributes to the target's logit, along all paths; the target is the predicted token, unless "
+    "another was chosen",
     LOGIT,
     show="logit",
 )
@@ -145,7 +145,7 @@ def tokens(
     outputs: Sequence[Sequence[Sequence[Word]]] | None = None,
     inputs: Sequence[Sequence[Sequence[Word]]] | None = None,
 ) -> pd.DataFrame:
-    """Returns a row for each token of the prompt. Columns of what is not given are missing.
+    """Returns a row for each token of the prompt. A column is missing if its argument is not given.
 
     Args:
         run: The run.
@@ -241,7 +241,7 @@ def words(
 
 
 def versus(sums: Sequence[Attribution]) -> pd.DataFrame:
-    """Returns the contributions to each difference between the target's logit and another one.
+    """Returns the contributions to each difference between the target's logit and another token's.
 
     Args:
         sums: The attributions of the differences, in order.
@@ -255,7 +255,7 @@ def rebuilt(output: Tensor, own: Tensor, ordinary: Tensor) -> pd.DataFrame:
     """Returns a row for each element of the final hidden state.
 
     Args:
-        output: The model's own.
+        output: The model's own hidden state.
         own: J x + b.
         ordinary: J' x with the ordinary Jacobian J'.
 
@@ -280,7 +280,7 @@ def chance(*nulls: Null) -> pd.DataFrame:
 
 
 def rectangles(image: Float[Tensor, "R T C"], shape: tuple[int, int, int]) -> pd.DataFrame:
-    """Returns a row for each rectangle of an image of J, by where it begins.
+    """Returns a row for each rectangle of an image of J, with its first row and column.
 
     Args:
         image: The image.

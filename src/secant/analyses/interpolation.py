@@ -1,4 +1,4 @@
-"""Interpolation between two prompts: how far the linear system of one of them approximates the network.
+"""Interpolation between two prompts: how well the linear system of one of them approximates the network.
 
 The system y = J x + b of a prompt is exact at x. Let x(α) = (1 - α) x + α x' lead to another prompt's embeddings x',
 and let y(α) be the network's output there. `reach` returns the errors of three approximations of y(α): the frozen
@@ -69,7 +69,7 @@ class Reach(Result):
     Attributes:
         run: The run of the first prompt.
         ids: The token ids of the second.
-        tokens: The texts of these.
+        tokens: The texts of these tokens.
         k: The number of leading singular vectors whose spans are compared.
         table: A row for each α. Errors are ‖ŷ - y(α)‖ / ‖y(α)‖ at the last position: `frozen_error` of J x(α) + b,
             `ordinary_error` of y(0) + J' (x(α) - x), `still_error` of y(0). `predicted` is the network's next token at
@@ -124,7 +124,7 @@ def reach(
 ) -> Reach:
     """Returns how well a run's linear system approximates the network between the run's prompt and another.
 
-    Only the embeddings change. Whatever else the model computes from token ids stays that of the run.
+    Only the embeddings change. Everything else that the model computes from token ids stays as in the run.
 
     Args:
         run: The run.

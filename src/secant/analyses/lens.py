@@ -1,4 +1,4 @@
-"""The lens: what the model would say at every depth, and what each token of the prompt contributes to that.
+"""The lens: what the model would predict at every depth, and what each token of the prompt contributes to that.
 
 The residual stream after a layer, and what each part of a layer adds to it, are read out as logits by the final norm,
 at the activation's own statistics, and the head (logit lens: nostalgebraist, 2020). Each readout is affine once its
@@ -72,10 +72,10 @@ LENS_TERMS = Table(
 PLACE = "A lens is of the prompt's tokens"
 
 DEPTHS = 8
-"""How many depths go through the network in one batch; the pass costs as much for each as for the deepest of them."""
+"""The number of depths in one batched pass, which costs as much for each depth as for the deepest of them."""
 
 ELEMENTS = 2**26
-"""About the most logits that are computed at once."""
+"""The approximate maximum of logits in a batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ class Lens(Selective, Result):
             position: The position, of any token; by default the first that is split into contributions.
 
         Raises:
-            BadArgument: The prompt lacks the position.
+            BadArgument: The prompt does not have the position.
 
         """
         return self.table[(self.table["part"] == part) & (self.table["position"] == self._place(position))]
@@ -219,7 +219,8 @@ def lens(
     Raises:
         BadPrompt: The vocabulary does not have a token.
         BadArgument: An argument is out of range.
-        NoPoint: The model's layers can't be found, or no norm and head follow the last one, of each position alone.
+        NoPoint: The model's layers can't be found, or the last one is not followed by a norm and a head that act on
+            each position separately.
         NotExact: A sum does not equal its logit.
         ReplayMismatch: The model has changed since the run was frozen.
 
@@ -266,7 +267,7 @@ def lens(
 
 
 def _certify(run: Run, name: str, value: float, terms: Sequence[float]) -> None:
-    """Raises NotExact where contributions do not sum to a logit, relative to the sizes of its terms."""
+    """Raises NotExact if contributions do not sum to a logit, relative to the sizes of the terms."""
     if not abs(sum(terms) - value) <= run.certificate.tolerance * (abs(value) + sum(map(abs, terms))):
         raise NotExact(f"Contributions at {name} must sum to its logit", f"{sum(terms):.6g}, not {value:.6g}",
                        HIDDEN_OPERATION)  # fmt: skip
@@ -279,8 +280,8 @@ def _readouts(
     e: Float[Tensor, " vocabulary"],
     base: Float[Tensor, "T d"],
 ) -> Iterator[tuple[str, Float[Tensor, "T vocabulary"], list[tuple[list[float], float]]]]:
-    """Yields the logits of each activation and, for each position, what tokens contribute to a functional of them,
-    measured from base embeddings, and what the constants do.
+    """Yields the logits of each activation and, for each position, what tokens and constants contribute to a functional
+    of these logits, measured from base embeddings.
     """
     inside, T = run.inside, len(run.ids)
     site = inside.layers[-1].output
@@ -308,7 +309,7 @@ def _readouts(
 
 
 def _adjoints(run: Run, names: Sequence[str], at: int, slopes: Float[Tensor, "n d"]) -> Float[Tensor, "n T d"]:
-    """The products of one vector for each activation with its Jacobian, transposed, all in one batched pass."""
+    """Jᵀ u for each activation, with its Jacobian J and one vector u, all in one batched pass."""
     x = run.network.input
     y = torch.stack([run.inside.graph[name][at] for name in names])
     vectors = torch.zeros(len(names), *y.shape, dtype=y.dtype, device=y.device)
@@ -317,7 +318,7 @@ def _adjoints(run: Run, names: Sequence[str], at: int, slopes: Float[Tensor, "n 
 
 
 def _alone(run: Run, names: Sequence[str], slopes: Tensor, rows: Sequence[int], readout: Readout) -> None:
-    """Raises NoPoint unless each position is read out alone, and the last layer's stream as the model's own logits."""
+    """Raises NoPoint unless positions are read out separately, and the last layer's readout is the model's logits."""
     others = slopes.clone()
     others[list(rows)] = 0
     last = f"layers.{len(run.inside.layers) - 1}"
@@ -327,7 +328,7 @@ def _alone(run: Run, names: Sequence[str], slopes: Tensor, rows: Sequence[int], 
         error = relative(own, run.logits)
     if others.any() or not error <= 8 * torch.finfo(run.lm.dtype).eps:
         raise NoPoint(
-            "The lens requires a final norm and a head right after the last layer that act on each position alone",
+            "The lens requires a final norm and a head right after the last layer that act on each position separately",
             "other operations" if others.any() else f"different logits there ({error:.1e})",
             "Use run.operator(..., readout='norm').",
         )  # fmt: skip

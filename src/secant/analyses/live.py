@@ -1,4 +1,4 @@
-"""What a live page can be asked for, in the workbench and in notebooks: ablations, other tokens, and steering.
+"""What a live page can request, in the workbench and in notebooks: ablations, other tokens, and steering.
 
 Each function takes the fields of a request, and returns what the page shows, ready for JSON.
 """
@@ -40,7 +40,7 @@ def compared(case: Case, given: Mapping[str, Any]) -> int:
     """Compares the target with another token, and returns the number of the comparison, from 1.
 
     Args:
-        case: The case, which has the token among its alternatives afterwards.
+        case: The case, to whose alternatives the token is added.
         given: `token`, its text or, like "#12", its id.
 
     Raises:
@@ -68,7 +68,7 @@ def versus(case: Case) -> dict[str, Any]:
 
 
 def steered(lm: LM, prompt: Prompt, concept: Prompt | Run, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Continues a prompt while the model is steered, and without.
+    """Continues a prompt with the model steered and unsteered.
 
     Args:
         lm: The model.
@@ -91,9 +91,9 @@ def _said(found: Continuation) -> dict[str, Any]:
 
 
 def answers(case: Case) -> dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]:
-    """Returns what answers each kind of question about a case, from the fields of the question.
+    """Returns the function that answers each kind of request about a case, from the request's fields.
 
-    An answer that adds to the page's contents has what it adds as its `part`.
+    If an answer adds to the page's contents, its `part` is what it adds.
 
     Args:
         case: The case.

@@ -23,7 +23,7 @@ GIVEN = "given"
 """The name of an origin that the user gives as embeddings."""
 
 CHUNK = 2**22
-"""About how many elements of the embedding are averaged at once."""
+"""The approximate number of elements of the embedding that are averaged in one batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Origin:
 
     Attributes:
         name: One of ORIGINS, or "given".
-        embeddings: x₀, a row for each token of the prompt, as the network's input has it.
+        embeddings: x₀, one row for each token of the prompt, as in the network's input.
     """
 
     name: str
@@ -100,7 +100,7 @@ ORIGINS: dict[str, tuple[str, Callable[[Run], Tensor]]] = {
         _reference,
     ),
 }
-"""What each origin is, and the function of a run that computes it."""
+"""A description of each origin, and the function of a run that computes it."""
 
 
 def origin_named(name: str) -> str:
@@ -123,7 +123,7 @@ def origin_of(run: Run, origin: str | Tensor | Origin | None = None) -> Origin:
     Args:
         run: The run.
         origin: One of ORIGINS; embeddings, `[T, d]` or `[d]` for all tokens; or an `Origin`, which is returned. By
-            default the reference where it is random, and zero otherwise.
+            default the reference if it is random, and zero otherwise.
 
     Raises:
         BadArgument: It is none of these.

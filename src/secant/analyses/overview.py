@@ -1,4 +1,4 @@
-"""What an explanation shows first: what each token contributes to the prediction, the lens, and spectra."""
+"""The first view of an explanation: what each token contributes to the prediction, the lens, and spectra."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from secant.stream.words import Word
 from secant.text import visible
 
 CHANCE_Z = 2.0
-"""Top tokens with a smaller z are at chance: random directions have as good ones. Views dim them."""
+"""Top tokens with a smaller z are at chance: those of random directions score as high. Views dim them."""
 
 SHOWN, LARGEST, DEPTHS = 40, 12, 32
 """Views show all of at most SHOWN tokens, the LARGEST contributors of longer prompts, and at most DEPTHS layers."""
@@ -42,7 +42,7 @@ def contributions(
     Args:
         run: The run.
         own: The attribution.
-        sensitivity: What stands next to it.
+        sensitivity: The other conventions and the deletions, for the columns next to it.
         written: The top tokens of what each token contributes to the hidden state.
         sinks: Why each token counts as an attention sink; empty if it does not.
 
@@ -76,7 +76,7 @@ def contributions(
 
 
 def _legend(run: Run, own: Attribution, others: Sequence[str], deleted: bool) -> str:
-    """What the columns of contributions are."""
+    """The legend of the columns of contributions."""
     said = [
         f"logit: contribution under the convention {own.convention}; with the last rows they sum to the logit to "
         f"{abs(own.total - own.logit):.0e}."

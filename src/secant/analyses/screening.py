@@ -1,9 +1,9 @@
 """Screening: whether the network writes words of a list at any depth, tested against chance.
 
 The left singular vectors of the cumulative operators, of each token and of all tokens together, decode to tokens
-through the head. They can show words before the model says them, also words that it should not say (a use that
-J. Golden suggests, TMLR 2025, arXiv 2505.24293). Words of a list also turn up by chance, more often if the list is
-longer. Every vector is therefore a test. Its p-value comes from random directions:
+through the head. They can show words before the model says them, including words that it should not say (a use that
+J. Golden suggests, TMLR 2025, arXiv 2505.24293). Words of a list also turn up by chance, more often in a longer list.
+Every vector is therefore a test. Its p-value comes from random directions:
 
     p = (1 + number of random directions in which it ranks as high) / (1 + number of random directions),
 
@@ -83,10 +83,10 @@ LEXICON = Table(
 )
 
 PROMPT_SHOWN = 200
-"""How many characters of a prompt views show."""
+"""The most characters of a prompt that views show."""
 
 MOST_SHOWN = 12
-"""How many flagged vectors of a prompt, and unknown words, views show; the tables have all."""
+"""The most flagged vectors of a prompt, and unknown words, that views show; the tables have all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +133,7 @@ class Screening(Result):
 
     @property
     def needed(self) -> int:
-        """How many tests must rank above every random direction before any is flagged. More samples lower it."""
+        """How many tests must rank above every random direction before any is flagged; more samples lower this."""
         return max(1, math.ceil(round(len(self.table) / (self.level * (1 + self.samples)), 9)))
 
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -177,7 +177,7 @@ class Screening(Result):
 
 
 def _clipped(prompt: str) -> str:
-    """A prompt, without its end if it is long."""
+    """A prompt, cut if it is long."""
     return prompt if len(prompt) <= PROMPT_SHOWN else f"{prompt[:PROMPT_SHOWN]} …"
 
 
@@ -234,14 +234,14 @@ def screen(
 
     Args:
         lm: The model.
-        prompts: The prompts, each a text, token ids or chat messages. One that can't be frozen is listed in `refused`,
-            and the others are screened.
+        prompts: The prompts, each a text, token ids or chat messages. Prompts that can't be frozen are listed in
+            `refused`, and the others are screened.
         lexicon: The words.
         k: The number of singular vectors of each token's block, and of all tokens together, at each layer.
         top: The number of top tokens of each vector that `hits` counts in.
         position: The position whose residual stream is decomposed; by default the last.
         samples: The number of random directions.
-        level: The false discovery rate: the expected share of false ones among the flagged vectors.
+        level: The false discovery rate: the expected share of false positives among the flagged vectors.
         convention: Which exact affine map replaces each operation, as in `freeze`, by default "gate".
         precision: The type in which the frozen network is evaluated; by default the model's own.
         seed: The seed of random directions, and of all other random numbers.
@@ -257,7 +257,7 @@ def screen(
     """
     prompts = several(prompts)
     _check(lm, lexicon, convention or FOR_OPERATORS)
-    rule = "A level is the share of false ones among flagged vectors, above 0 and below 1"
+    rule = "A level is the share of false positives among flagged vectors, above 0 and below 1"
     level = share(level, rule, "level = ", "Use 0.05.")
     d = lm.unembedding.shape[1]
     k = integer(k, 1, d, f"Blocks have 1 to {d} singular triplets", "k = ")
@@ -325,7 +325,7 @@ class Ranks:
     """The ranks of a list's words in directions.
 
     Attributes:
-        scores: Scores tokens by directions.
+        scores: Scores tokens along directions.
         words: The words.
         tokens: The ids of the tokens that stand for any of them.
         whose: The index of each token's word.
@@ -370,7 +370,7 @@ class Ranks:
         """Returns the same as one tensor, from the scores of all tokens.
 
         Args:
-            scores: A row for each direction.
+            scores: One row for each direction.
 
         """
         own = scores[:, self.tokens]
@@ -390,14 +390,14 @@ def _drawn(d: int, samples: int, seed: int, report: Progress) -> Iterator[Tensor
 
 
 def _code(first: Tensor, second: Tensor, size: int) -> np.ndarray:
-    """Both ranks as one number, which orders by the first and then by the second."""
+    """Both ranks as one number, which sorts by the first and then by the second."""
     return (first * (size + 1) + second).numpy()
 
 
 def _tests(
     run: Run, number: int, prompt: Prompt, depths: Sequence[Depth], ranks: Ranks, top: int, drawn: np.ndarray
 ) -> list[dict[str, Any]]:
-    """A row for each vector of a prompt, without q; vectors of singular value zero have none."""
+    """A row for each vector of a prompt, without q; vectors with singular value zero are left out."""
     spectra: list[tuple[int, int | None, SVD]] = []
     for depth in depths:
         if depth.part == STREAM:

@@ -1,8 +1,8 @@
-"""How far an attribution depends on what is frozen, and whether it predicts what the model does.
+"""How far an attribution depends on the convention, and whether it predicts what the model does.
 
 Every convention gives contributions that sum to the logit exactly, but they differ. `sensitivity` returns them next to
-each other, and measures how far they agree with each other and with how much the model's own logit drops when each
-token is deleted from the prompt, which does not depend on a convention.
+each other, and measures how far they agree with each other and with the effect of deletions: how much the model's own
+logit drops when each token is deleted from the prompt. The effect does not depend on a convention.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from secant.results.schema import Column, Table
 from secant.results.view import Grid, Shown, View
 
 OTHERS = ("gate", "up", "half")
-"""The conventions that an attribution is compared with by default: the paper's, and the other shares of a gate."""
+"""The conventions that an attribution is compared with by default: the paper's, and other ways to split a gate."""
 
 DELETED = 64
-"""The most tokens of a prompt each of which is deleted by default; longer prompts take long."""
+"""The most tokens of a prompt for which each is deleted by default; longer prompts take long."""
 
 BATCH_SIZE, ELEMENTS = 64, 2**27
-"""The most prompts of one length in a batch, and about the most elements of what a batch computes."""
+"""The most prompts of one length in a batch, and the approximate maximum of elements that a batch computes."""
 
 CORRELATION = "correlation"
 
@@ -68,7 +68,7 @@ class Sensitivity(Selective, Result):
     """Contributions of tokens under several conventions, and what deleting each token does.
 
     Attributes:
-        attributions: The attribution under each convention, by label. The first is what the others are compared with.
+        attributions: The attribution under each convention, by label. The others are compared with the first.
         effects: How much the model's own logit drops without each token; None if it was not measured.
         left_out: The positions of tokens that views leave out.
 
@@ -169,7 +169,7 @@ class Sensitivity(Selective, Result):
 
 
 def _range(values: pd.Series, form: str) -> str:
-    """The least and the largest of some values."""
+    """The range of some values, from the smallest to the largest, as text."""
     low, high = (format(v, form) for v in (values.min(), values.max()))
     return low if low == high else f"{low} to {high}"
 
@@ -179,7 +179,7 @@ def correlation(one: ArrayLike, other: ArrayLike) -> float:
 
     Args:
         one: Values.
-        other: Values that go with them; pairs in which one is NaN are left out.
+        other: The other value of each pair; pairs in which one is NaN are left out.
 
     """
     pairs = np.array([one, other], dtype=float)
@@ -209,16 +209,16 @@ def sensitivity(
 
     Args:
         run: The run.
-        target: What is attributed, as in `attribute`; so are the next six.
+        target: What is attributed. This and the next six arguments are those of `attribute`.
         versus: A token whose logit is subtracted.
         position: The position.
         baseline: What logits are measured from.
         point: The activation that is attributed. Deletions are of the model's own logits only.
-        origin: What contributions are measured from; the reference only where the convention has one.
+        origin: What contributions are measured from; the reference only under conventions that have one.
         convention: The convention that others are compared with.
         conventions: The others, each of which freezes the prompt once.
-        deletion: Whether each token in turn is deleted from the prompt, and the model run without it. By default for
-            prompts of at most 64 tokens.
+        deletion: Whether to run the model on the prompt without each token in turn. By default this is done for prompts
+            of at most 64 tokens.
         max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
         progress: Called as `progress("deletions", done, all)`, in tokens.
 
@@ -287,7 +287,7 @@ def deleted(
 
     Args:
         run: The run.
-        position: The position of the logits. Without a token before it, or without its own, they are one further left.
+        position: The position of the logits. If a token at or before it is deleted, they are one position to the left.
         weights: The functional.
         progress: Called as `progress("deletions", done, all)`.
 
@@ -311,7 +311,7 @@ def logits_of(
     """Yields the model's own logits at one place of each of some prompts of one length, which run in batches.
 
     Args:
-        run: The run of a prompt, in whose state the model starts.
+        run: The run of a prompt; the model starts in its state.
         prompts: The prompts' ids.
         places: The place in each; -1 is the last one.
 
@@ -332,5 +332,5 @@ def logits_of(
 
 
 def _keeps(model: torch.nn.Module) -> bool:
-    """Whether a model can be asked for the last logits alone."""
+    """Whether a model can return only the last logits."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters

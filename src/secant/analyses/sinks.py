@@ -1,7 +1,7 @@
-"""Attention sinks: tokens that later tokens attend to whatever they say.
+"""Attention sinks: tokens that later tokens attend to, whatever the sinks say.
 
-Most heads have nothing to move at most positions, and attend to the first token then (G. Xiao et al., ICLR 2024, arXiv
-2309.17453). A sink's contribution to a logit says little about the prompt, and under frozen patterns it can be most of
+At most positions most heads have nothing to move, and then attend to the first token (G. Xiao et al., ICLR 2024, arXiv
+2309.17453). A sink's contribution to a logit says little about the prompt, but under frozen patterns it can be most of
 the logit. What a token receives is the mean, over layers, heads and later positions, of the attention to it.
 """
 
@@ -26,7 +26,7 @@ from secant.results.schema import Column, Table
 from secant.text import visible
 
 MUCH = 0.3
-"""The mean attention from which on a token is a sink."""
+"""A token that receives at least this mean attention is a sink."""
 
 RECEIVED = Column(
     "received", float,
@@ -59,7 +59,7 @@ def received(run: Run) -> Float[Tensor, " T"] | None:
     """Returns the mean attention that each token receives from later positions, NaN for the last; None if unknown.
 
     Args:
-        run: The run, in whose patterns it is measured.
+        run: The run whose patterns are used.
     """
     T, total, count = len(run.ids), torch.zeros(len(run.ids), dtype=torch.float64), 0
     for _, first, rows in _patterns(run):
@@ -96,7 +96,7 @@ def patterns(run: Run) -> pd.DataFrame:
         run: The run, whose layers have been found.
 
     Returns:
-        The table PATTERNS, without layers that have no known pattern, or several.
+        The table PATTERNS, without layers whose pattern is unknown or that have several.
 
     """
     T, ends = len(run.ids), [layer.output.step for layer in run.inside.layers]
@@ -166,7 +166,7 @@ def sink_line(tokens: Sequence[str], mass: Sequence[float | None]) -> str:
 
 
 class Selective:
-    """A result about the tokens of a prompt, whose views can leave some out.
+    """A result about the tokens of a prompt, whose views can leave out some tokens.
 
     Attributes:
         left_out: The positions that views leave out. Tables and sums have all tokens.
@@ -174,7 +174,7 @@ class Selective:
 
     left_out: tuple[int, ...]
 
-    if TYPE_CHECKING:  # a field of some, and a property of others
+    if TYPE_CHECKING:  # a field of some classes, and a property of others
 
         @property
         def tokens(self) -> list[str]:
@@ -182,7 +182,7 @@ class Selective:
 
     @property
     def note(self) -> str:
-        """What views say of the tokens that they leave out; empty if there are none."""
+        """The note of views on the tokens that they leave out; empty if there are none."""
         names = ", ".join(f"{visible(self.tokens[t])} at {t}" for t in self.left_out)
         return f"Left out: {names}. Sums and tables have all tokens." if names else ""
 

@@ -1,8 +1,7 @@
-"""An explanation in stages: what its page shows, in the order in which it is worth waiting for.
+"""An explanation in stages, so that a page can show the most useful results first.
 
-A stage is a row of `STAGES`: the tables that it adds to the page, what it says of the whole, and what it costs. All
-stages together are the page of `Explanation.report`; each takes what it needs from one `Case`, which computes nothing
-twice.
+A stage is a row of `STAGES`: the tables and the facts that it adds to the page, and what it costs. All stages together
+are the page of `Explanation.report`. Each takes what it needs from one `Case`, which computes nothing twice.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Stage:
         name: Its name.
         label: What it adds, for people.
         tables: Returns its tables.
-        about: Returns what it adds to what is said of the whole.
+        about: Returns the facts that it adds to the page.
         plan: Returns what it costs.
 
     """
@@ -87,7 +86,7 @@ class Stage:
 
 
 def tokens(case: Case, attribution: Attribution | None = None) -> pd.DataFrame:
-    """Returns the table of tokens, with the columns of all that is computed by now.
+    """Returns the table of tokens, with the columns that have been computed so far.
 
     Args:
         case: The case.
@@ -185,7 +184,7 @@ def _nothing(case: Case) -> Mapping[str, Any]:
 
 
 def _passes(case: Case, vectors: float, directions: float = 0.0) -> Plan:
-    """So many vectors that go through the network, and directions that are decoded by the head."""
+    """The cost of passing vectors through the network, and of decoding directions by the head."""
     own = model_plan(case.run.operator(), 1)
     scored = 2.0 * case.run.lm.unembedding.numel() * directions
     return Plan("passes", False, 1 + vectors / 64, vectors, scored, own.memory)

@@ -1,8 +1,8 @@
 """Targets: what an attribution explains, as a linear functional of an activation at one position.
 
-Softmax does not see a constant that is added to all logits, so a logit alone says nothing: a contribution to it may be
+Adding a constant to all logits does not change the softmax, so a single logit says nothing: a contribution to it may be
 the same for every token of the vocabulary. By default a logit is therefore measured from the vocabulary's mean logit.
-Weights that sum to 0, as of the difference of two logits, do not depend on the baseline.
+For weights that sum to 0, as for the difference of two logits, the baseline makes no difference.
 
 Torch is not imported before a target is made, so that the command line can name baselines in its help.
 """
@@ -41,11 +41,11 @@ class Target:
         name: The token's text, or what else is attributed.
         label: The same as views write it, with `versus`.
         versus: The text of the token whose logit is subtracted, if there is one.
-        baseline: What a logit is measured from: one of BASELINES. "none" where it makes no difference.
+        baseline: What a logit is measured from: one of BASELINES; "none" if it makes no difference.
         point: The activation's name: "logits", "norm", or one inside the network.
         readout: Whether an activation inside is read out as logits, by the final norm at its own statistics and the
             head.
-        weights: The functional, `[n]`, an element for each column of the activation, or of its logits.
+        weights: The functional, `[n]`, one element for each column of the activation, or of its logits.
     """
 
     name: str
@@ -167,7 +167,7 @@ def _vector(run: Run, position: int, vector: Tensor, point: str) -> Target:
 
 
 def predicted(run: Run, position: int) -> int:
-    """Returns the token predicted at a position; of equal logits the lowest id, as in `run.prediction`.
+    """Returns the token predicted at a position; if logits are equal, the lowest id, as in `run.prediction`.
 
     Args:
         run: The run.

@@ -1,7 +1,8 @@
-"""The terms of a logit: derivatives by tokens, constants, parts and heads, times what these are.
+"""The terms of a logit: derivatives with respect to tokens, constants, parts and heads, times their values.
 
-A backward pass through the whole frozen network gives the derivatives by all paths, one with the outputs of all parts
-frozen those by the direct path. Contributions are their products with the activations (`attribution` has the sums).
+A backward pass through the whole frozen network gives the derivatives along all paths. Another, with the outputs of all
+parts frozen, gives those along the direct path. Contributions are their products with the activations (`attribution`
+has the sums).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ ORIGIN = "origin"
 
 
 def entry(kind: str, name: str, contribution: float, **where: Any) -> dict[str, Any]:
-    """Returns a row of the table of contributions, which says the same by all paths.
+    """Returns a row of the table of contributions, with the same contribution along all paths.
 
     Args:
         kind: The kind of the row.
@@ -43,7 +44,7 @@ def entry(kind: str, name: str, contribution: float, **where: Any) -> dict[str, 
 
 
 def dot(g: Tensor | None, x: Tensor) -> float:
-    """g·x in float64; 0 where the logit does not depend on x, which may be infinite there, as in a mask."""
+    """g·x in float64; 0 if the logit does not depend on x, which may then be infinite, as in a mask."""
     if g is None:
         return 0.0
     slope, value = wide(g).flatten(), wide(x).flatten()
@@ -53,7 +54,7 @@ def dot(g: Tensor | None, x: Tensor) -> float:
 
 
 def slopes_of(y: Tensor, inputs: Sequence[Any]) -> list[Tensor | None]:
-    """The derivatives of a number by tensors or edges of its graph."""
+    """The derivatives of a number with respect to tensors or edges of its graph."""
     return list(torch.autograd.grad(y, inputs, retain_graph=True, allow_unused=True)) if inputs else []
 
 
@@ -63,12 +64,12 @@ def _inputs(network: Network) -> list[Any]:
 
 
 def slopes_by_input(run: Run, at: int, e: Float[Tensor, " vocabulary"]) -> list[Tensor | None]:
-    """The derivatives of a target by the embeddings and by the constants, on all paths."""
+    """The derivatives of a target with respect to the embeddings and the constants, along all paths."""
     return slopes_of(run.network.with_constants[0]["logits"][at] @ e, _inputs(run.network))
 
 
 def input_rows(run: Run, by_input: Sequence[Tensor | None], origin: Origin) -> list[dict[str, Any]]:
-    """The contributions of tokens, of the origin unless it is zero, and of each module's constants, by all paths."""
+    """The contributions of tokens, of the origin unless it is zero, and of each module's constants, along all paths."""
     constants, (gradient, *slopes) = run.network.with_constants[2], by_input
     x = wide(run.network.input) - wide(origin.embeddings)
     rows = token_rows(run, [0.0] * len(x) if gradient is None else (wide(gradient) * x).sum(1).tolist())
@@ -98,7 +99,7 @@ _Key = tuple[str, int | None, int | None, str]
 
 @dataclass(frozen=True)
 class _Term:
-    """The derivative of the logit by some columns of one tensor of a part or head, on one path."""
+    """The derivative of the logit with respect to some columns of one tensor of a part or head, along one path."""
 
     name: str
     path: str
@@ -123,10 +124,11 @@ class _Term:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What adds to the residual stream: the embeddings, the parts of each layer, and the heads of attentions.
+    """Everything that adds to the residual stream: the embeddings, the parts of each layer, and the attention heads.
 
-    `tensors` are those of the graph, `[T, n]`. `terms` have the derivatives by them, `by_input` those by the embeddings
-    and by each constant, on all paths, and `outside` the rows of constants outside parts.
+    `tensors` are those of the graph, `[T, n]`. `terms` have the derivatives with respect to them, and `by_input` those
+    with respect to the embeddings and each constant, along all paths. `outside` has the rows of constants outside
+    parts.
     """
 
     inside: ActivationGraph
@@ -137,7 +139,7 @@ class Parts:
 
     @classmethod
     def of(cls, inside: ActivationGraph, at: int, e: Float[Tensor, " vocabulary"]) -> Parts:
-        """All derivatives: a backward pass through the whole network, and one with the outputs of parts frozen."""
+        """All derivatives, from a backward pass through the whole network and one with the outputs of parts frozen."""
         given, cut, constants = inside.cut_at_parts()
         names = ["embed", *given]
         owners = [name for name in names for _ in inside.rows(name)]
@@ -190,7 +192,7 @@ class Parts:
         return rows + self._output_constants() + self.outside
 
     def _output_constants(self) -> list[dict[str, Any]]:
-        """A row for what an attention adds whatever its heads output: its output bias, from the network at zero."""
+        """A row for what each attention adds whatever its heads output: its output bias, from the network at zero."""
         inside, rows = self.inside, []
         for name in dict.fromkeys(term.name for term in self.terms):
             if f"{name}.heads" in inside.points and self._adds(name):
@@ -208,7 +210,7 @@ class Parts:
         return any(first < c.step <= last for c in self.inside.constants)
 
     def flow(self, tokens: Sequence[str], origin: Float[Tensor, "T d"]) -> list[tuple[Any, ...]]:
-        """The contribution of each token, and of the constants, through each part and head, by each path.
+        """The contribution of each token, and of the constants, through each part and head, along each path.
 
         Returns:
             Rows: the name, the path, the token's position and text, the layer, the head and the contribution.
@@ -252,7 +254,7 @@ class Parts:
         return found
 
     def _pulled_back(self, graph: Graph, x: Float[Tensor, "T d"]) -> dict[_Key, list[float]]:
-        """The same from a product with Jᵀ for each part and head; a long prompt has more tokens than these."""
+        """The same from a product with Jᵀ for each part and head, which takes fewer products for long prompts."""
         keys = list(dict.fromkeys(term.key for term in self.terms))
         found: dict[_Key, list[float]] = {}
         for start in range(0, len(keys), graph.batch_size):
@@ -269,7 +271,7 @@ class Parts:
 
 
 def _pulled(inside: ActivationGraph, name: str, slope: Tensor | None) -> Tensor | None:
-    """A derivative by what an attention adds, pulled back to the outputs of its heads."""
+    """A derivative with respect to an attention's output, pulled back to the outputs of its heads."""
     if slope is None:
         return None
     heads = inside.graph[f"{name}.heads"]

@@ -1,11 +1,11 @@
 """What tokens and heads write at every depth.
 
-A token's part are the terms J_t (x_t - x₀_t) of a layer's stream and of what its parts add; a head's, what its output
-adds to the stream through the output projection.
+An activation is affine in the embeddings, so it is the sum of one term for each token, J_t (x_t - x₀_t), and of
+constants. The activations are each layer's stream and what its parts add to it. The term of a head is what it adds to
+the stream through the output projection.
 
-An activation is affine in the embeddings, so it is a sum of what the tokens contribute to it, and of constants. Each
-term is read out by the final norm, frozen at the activation's own statistics, and decoded: the tokens whose rows of the
-head it is nearest to are promoted, those that it is farthest from suppressed.
+Each term is read out by the final norm, frozen at the activation's own statistics, and decoded. The term promotes the
+tokens whose rows of the head are nearest to it, and suppresses those whose rows are farthest from it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ HEAD_WORDS = Table(
 )
 
 ELEMENTS = 2**26
-"""About the most elements of the streams that are read out at once."""
+"""The approximate maximum of elements of the streams that are read out in one batch."""
 
 
 def depth_words(
@@ -104,8 +104,8 @@ def head_words(run: Run, top: int, null: Null | None) -> pd.DataFrame:
 
 
 def head_terms(run: Run) -> Iterator[tuple[str, Float[Tensor, "heads d_out"]]]:
-    """Yields the name of each attention, and what each of its heads adds to the stream at the last position, in the
-    model's own pass, read out by the final norm.
+    """Yields the name of each attention and, read out by the final norm, what each of its heads adds to the stream at
+    the last position in the model's own pass.
 
     Raises:
         NoPoint: The attentions can't be read out.
@@ -184,7 +184,7 @@ def depth_terms(
 def _read_out(
     run: Run, names: Sequence[str], terms: Float[Tensor, "n names d"]
 ) -> Iterator[tuple[str, Float[Tensor, "n d_out"]]]:
-    """Yields each name, and n terms of that activation at the last position through the final norm, frozen there."""
+    """Yields each name, and n terms of that activation at the last position, through the final norm frozen there."""
     inside, at, x = run.inside, len(run.ids) - 1, run.network.input
     site = inside.layers[-1].output
     several = batchable(run.tape.steps[site.step].shape, site.axis)

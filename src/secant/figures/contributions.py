@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONSTANTS = "constants"
-PATHS = {"direct": "straight to the logit", "all": "by all paths"}
+PATHS = {"direct": "straight to the logit", "all": "along all paths"}
 COLUMNS = {"direct": "contribution", "all": "all_paths"}
 """Paths, and the column of an attribution's table that has each."""
 
@@ -101,7 +101,7 @@ def flow(a: Attribution, ax: Any = None, *, path: str = "direct", columns: int =
     Args:
         a: The attribution, computed with `flow=True`.
         ax: Matplotlib axes to draw in; by default those of a new figure.
-        path: "direct", straight to the logit, in which case the map sums to the logit; or "all", by all paths.
+        path: "direct", straight to the logit, in which case the map sums to the logit; or "all", along all paths.
         columns: The width of a new figure, in columns of a paper.
 
     Raises:
@@ -146,7 +146,7 @@ def components(found: Explanation | Attribution, ax: Any = None, *, path: str = 
         found: The explanation; or an attribution with parts, which has no top tokens next to it.
         ax: Matplotlib axes to draw in; by default those of a new figure.
         path: "direct", straight to the logit, in which case parts sum to the logit and heads to their attention; or
-            "all", by all paths, which overlap.
+            "all", along all paths, which overlap.
         columns: The width of a new figure, in columns of a paper.
 
     Raises:

@@ -256,7 +256,8 @@ class Readouts:
         error = relative(networks[network].values["norm"][row], own)
         if not error <= 8 * torch.finfo(inside.network.lm.dtype).eps:
             raise NoPoint(
-                "The readout of all layers requires a final norm right after the last layer, of each position alone",
+                "The readout of all layers requires a final norm right after the last layer, acting on each position"
+                " separately",
                 f"a different value there ({error:.1e})", "Use readout=None, or run.operator(..., readout='norm').",
             )  # fmt: skip
         return readouts

@@ -11,7 +11,7 @@ if ($("components-table")) {
   told($("components-table"), (node) => {
     const [layer, part] = node.dataset.tip.split(" ");
     const own = parts.get(`${layer} ${part}`);
-    return [make("strong", {}, `Layer ${layer}, ${partName(part)}`), make("div", {}, `straight ${signed(own.direct)}`), make("div", {}, `by all paths ${signed(own.all)}`), ...(headWords.get(`${layer} ${part.slice(1)} promoted`) ?? []).slice(0, 1).map((w) => make("div", {}, "writes ", word(w.word, false)))];
+    return [make("strong", {}, `Layer ${layer}, ${partName(part)}`), make("div", {}, `straight ${signed(own.direct)}`), make("div", {}, `along all paths ${signed(own.all)}`), ...(headWords.get(`${layer} ${part.slice(1)} promoted`) ?? []).slice(0, 1).map((w) => make("div", {}, "writes ", word(w.word, false)))];
   });
 }
 
@@ -43,7 +43,7 @@ function drawComponents() {
   fill(table, names, body(rows));
   const rest = [...beside].map(([kind, x]) => `${kind === "embed" ? "the embeddings" : "constants outside"} ${signed(x)}`);
   const straight = total([...parts].filter(([key]) => !isHead(key.split(" ")[1])).map(([, own]) => own.direct)) + total([...beside.values()]);
-  $("components-says").textContent = state.paths === "direct" ? `Straight to the logit of ${isolated(target)}: attentions, MLPs${rest.length ? ` and ${rest.join(", ")}` : ""} sum to ${fixed(straight, 4)}, the logit. Heads sum to their attention. Convention: ${about.under}.` : `By all paths to the logit of ${isolated(target)}, also through later parts. These overlap, and do not sum. Convention: ${about.under}.`;
+  $("components-says").textContent = state.paths === "direct" ? `Straight to the logit of ${isolated(target)}: attentions, MLPs${rest.length ? ` and ${rest.join(", ")}` : ""} sum to ${fixed(straight, 4)}, the logit. Heads sum to their attention. Convention: ${about.under}.` : `Along all paths to the logit of ${isolated(target)}, also through later parts. These overlap, and do not sum. Convention: ${about.under}.`;
   markComponents();
 }
 function markComponents() {

@@ -31,7 +31,7 @@ const isHead = (part) => /^h\d+$/.test(part ?? "");
 const partName = (part) => (isHead(part) ? `head ${part.slice(1)}` : (PART[part] ?? part));
 const kindOf = (r) => (r.head === null ? (r.name.split(".")[2] ?? r.name) : `h${r.head}`);
 
-const parts = new Map(); // layer and part: what it adds, straight and by all paths
+const parts = new Map(); // layer and part: what it adds, straight and along all paths
 const beside = new Map(); // embeddings, and constants outside parts
 for (const r of contributions)
   if (["layer", "head"].includes(r.kind) && !(r.kind === "head" && r.head === null)) parts.set(`${r.layer} ${kindOf(r)}`, { direct: r.contribution, all: r.all_paths });

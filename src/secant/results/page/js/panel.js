@@ -51,8 +51,8 @@ function facts() {
   const own = parts.get(key);
   const found = [];
   const straight = moved.get(`direct ${key}`)?.get(t);
-  if (straight !== undefined) found.push(fact("moves from this token", `${signed(straight)} straight, ${signed(moved.get(`all ${key}`)?.get(t))} by all paths`, make("small", {}, "to the logit of ", word(target), `, under ${about.under}`)));
-  found.push(fact("from all tokens", `${signed(own.direct)} straight, ${signed(own.all)} by all paths`));
+  if (straight !== undefined) found.push(fact("moves from this token", `${signed(straight)} straight, ${signed(moved.get(`all ${key}`)?.get(t))} along all paths`, make("small", {}, "to the logit of ", word(target), `, under ${about.under}`)));
+  found.push(fact("from all tokens", `${signed(own.direct)} straight, ${signed(own.all)} along all paths`));
   if (isHead(part)) {
     const pattern = patterns.get(`${layer} ${part.slice(1)}`);
     if (pattern?.has(t)) found.push(fact("attends to it", percent(pattern.get(t), 0), make("small", {}, "from the last position")));
