@@ -22,7 +22,7 @@ def main() -> NoReturn:
     """
     try:
         _run()
-    except KeyboardInterrupt:  # also one that comes during the first import
+    except KeyboardInterrupt:  # including one during the first import
         from secant.cli.process import ENDED, say
 
         say(f"secant: {ENDED.format('an interrupt')}")

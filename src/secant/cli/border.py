@@ -1,8 +1,8 @@
 """How a command ends.
 
 Exit code 0 means that the command succeeded. With 2 it failed, in whole or in part, and one line on stderr says why.
-1 is a fault of secant itself. 128 plus a number means that this signal ended the command. 141 means that the reader of
-the output closed it early, as `| head` does; nothing is printed then.
+1 is a bug in secant. 128 plus a number means that the signal with this number ended the command. 141 means that the
+reader of the output closed it early, as `| head` does; nothing is printed then.
 """
 
 from __future__ import annotations

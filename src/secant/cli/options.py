@@ -57,8 +57,8 @@ def paths(incomplete: str) -> list[str]:
 def models(incomplete: str) -> list[str]:
     """Models that complete a name: atlas, folders and GGUF files.
 
-    The shell completes a single folder, and folders with spaces, better than we can: it appends no space and quotes
-    them. Fish does so for everything.
+    A single folder, and folders with spaces, are left to the shell, which appends no space and quotes them. Fish does
+    so for everything.
 
     Args:
         incomplete: The start of the name.

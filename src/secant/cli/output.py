@@ -1,4 +1,4 @@
-"""How a command delivers its result: as files, as JSON or in the terminal. Every command ends here."""
+"""How commands deliver results: as files, as JSON or in the terminal."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ class Output(Printing):
     ) -> None:
         """Save a result in the output folder, print it, and print where it is.
 
-        Whoever watches a terminal sees the result before further files are made, which may take long. A pipe gets it
-        last, since its reader may go away.
+        A terminal shows the result before other files are made, which may take long. A pipe gets the result last,
+        because its reader may close it.
 
         Args:
             result: What the command found.
             said: What `--json` prints; by default `result.to_dict()`.
             files: What `result.save` writes, for the last line.
-            more: Writes further files to the folder, and returns what the last line says about them.
+            more: Writes other files to the folder, and returns what the last line says about them.
 
         Raises:
             OutputFailed: A file can't be written.

@@ -1,4 +1,4 @@
-"""The standard streams of the process, and interrupts. It imports nothing slow, since interrupts may come early."""
+"""The standard streams of the process, and interrupts. Imports nothing slow, because interrupts may come early."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ def open_streams() -> None:
 
 
 INTERRUPTS: list[int] = []
-"""The interrupts so far. Code that is interrupted during its import may raise another error, then or later."""
+"""The interrupts so far. Code that is interrupted during an import may raise a different error, then or later."""
 
 
 def note_interrupts() -> None:
-    """Record interrupts in INTERRUPTS, besides raising KeyboardInterrupt.
+    """Record interrupts in INTERRUPTS, in addition to raising KeyboardInterrupt.
 
-    Where Python ignores the exception, as in a callback, the interrupt is sent again a moment later.
+    If Python ignores the exception, as in a callback, the interrupt is sent again a moment later.
     """
 
     def interrupted(number: int, frame: object) -> None:
@@ -104,9 +104,9 @@ def note_interrupts() -> None:
 
 
 def heed() -> None:
-    """Raise KeyboardInterrupt if an interrupt was noted and the command still runs.
+    """Raise KeyboardInterrupt if an interrupt was recorded and the command still runs.
 
-    Code of other packages may catch everything, as around an import, and with that an interrupt.
+    Code in other packages may catch every exception, for example around an import, and with it an interrupt.
 
     Raises:
         KeyboardInterrupt: There was an interrupt.

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 def progressing() -> Iterator[Progress]:
     """Show progress on stderr, with the rate and the time left.
 
-    A terminal gets bars, which disappear in the end. Elsewhere a line is printed every minute.
+    A terminal shows bars, which disappear at the end. Elsewhere a line is printed every minute.
 
     Yields:
         The callback to report progress to.
 
     Raises:
-        KeyboardInterrupt: An interrupt was noted, whatever became of it.
+        KeyboardInterrupt: An interrupt was recorded, even if other code caught it.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, ProgressColumn, Task, TimeRemainingColumn

@@ -25,7 +25,7 @@ def printing(make: Callable[[str], Schema]) -> Callable[[C], C]:
     """Register what a command prints with `--json`.
 
     Args:
-        make: Returns the schema, from the command's name. It is called when the schema is asked for.
+        make: Returns the schema, given the command's name. It is called when the schema is requested.
     """
 
     def register(command: C) -> C:
@@ -40,7 +40,7 @@ def results(*names: str, **facts: Schema) -> Callable[[str], Schema]:
 
     Args:
         names: The names of the results' classes in `secant`, or "module.Class" in it.
-        facts: The schemas of fields next to its tables.
+        facts: The schemas of its other fields.
     """
 
     def schema(command: str) -> Schema:
@@ -60,11 +60,11 @@ def results(*names: str, **facts: Schema) -> Callable[[str], Schema]:
 
 
 def whole(properties: dict[str, Schema], about: str) -> Callable[[str], Schema]:
-    """The schema of an object whose fields are all there.
+    """The schema of an object that always has all of its fields.
 
     Args:
         properties: The schemas of its fields.
-        about: What it is.
+        about: A description of the object.
     """
 
     def schema(command: str) -> Schema:

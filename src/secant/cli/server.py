@@ -39,14 +39,14 @@ def server(load: Callable[[], LM]) -> MCPServer:
     from mcp.server import MCPServer
 
     made = MCPServer("secant", version=__version__, instructions=USE, log_level="WARNING")
-    lock = Lock()  # tools run in threads, and a model is frozen by one at a time
+    lock = Lock()  # tools run in threads, and only one at a time may freeze a prompt
     for tool in Tools(load).every:
         made.add_tool(_guarded(tool, lock))
     return made
 
 
 def _guarded(tool: Callable[..., dict[str, Any]], lock: Lock) -> Callable[..., dict[str, Any]]:
-    """The tool, one call after the other, with JSON that has no NaN and an error of one line."""
+    """The tool, limited to one call at a time. Its JSON has no NaN, and errors have one line."""
     from mcp.server.mcpserver.exceptions import ToolError
 
     @wraps(tool)

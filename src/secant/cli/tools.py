@@ -1,7 +1,7 @@
 """The tools that `secant mcp` offers to agents. Each calls one function of the package.
 
-A tool returns what the command of its name prints with `--json`, with each table cut to its first rows. What is left
-out is counted in `left_out`.
+A tool returns what the command with its name prints with `--json`, with each table cut to its first rows. `left_out`
+counts the rows that are left out.
 """
 
 from __future__ import annotations

@@ -78,8 +78,8 @@ def _with_help(option: Any, text: str) -> Any:
 def verb(command: C) -> C:
     """Register a function as a command, with its own options first and then those of its groups.
 
-    An error ends the command with one line on stderr, and exit code 2, or 1 for a fault of secant itself. Every command
-    has `--debug`, which shows the traceback.
+    An error ends the command with one line on stderr, and exit code 2, or 1 for a bug in secant. Every command has
+    `--debug`, which shows the traceback.
 
     Args:
         command: The function. A parameter whose annotation is a Group stands for the options of that group.

@@ -1,4 +1,4 @@
-"""Maps with a row for each layer or part, and what stands next to their rows: top tokens, as many as fit."""
+"""Maps with a row for each layer or part, and next to each row as many top tokens as fit."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ NEXT_TO = 0.38
 """The share of the axes' width that the words next to a map take."""
 
 GAP = 8.0
-"""Points between words and what stands to their left."""
+"""Points between words and anything to their left."""
 
 FEWEST = 9
-"""A map of fewer rows is as high as one of so many."""
+"""A map with fewer rows is as high as a map with this number."""
 
 HINTED = 0.95
-"""The share of a text's room that its outlines may take: at a low resolution, drawn glyphs are wider than they are."""
+"""The share of a text's room that its outlines may take: at a low resolution, glyphs are drawn wider than outlines."""
 
 UPRIGHT = 9.0
 """The width in points of an upright label."""
 
 LIGHT = 0.55
-"""The share of a colour map that is behind text: the dark end would hide it."""
+"""The share of a colour map that is used behind text, which the dark end would hide."""
 
 
 def height(rows: int) -> float:
-    """The height in inches of a figure with a map of so many rows, and the labels around it.
+    """The height in inches of a figure with a map and the labels around it.
 
     Args:
-        rows: How many rows. A map of few has room for the label of its colours.
+        rows: The number of rows of the map. A map of few rows still has room for the label of its colours.
 
     """
     return 1.3 + style.ROW * max(FEWEST, rows)
 
 
 def width(panel: Any) -> float:
-    """The width of axes in points, as it is once a new figure is laid out.
+    """The width of axes in points after a new figure is laid out.
 
     Args:
         panel: The axes.
@@ -80,9 +80,9 @@ def signed_map(panel: Any, image: Any, rows: Sequence[str], columns: Sequence[st
 
     Args:
         panel: The axes.
-        image: The values, as rows x columns. Where there is none, the map is blank.
+        image: The values, as rows x columns. Where a value is missing, the map is blank.
         rows: The names of the rows.
-        columns: The names of the columns. Where there are too many, some are left out.
+        columns: The names of the columns. If there are too many, some are left out.
         end: The largest absolute value of the colours.
         share: The share of the axes' width that words next to the map will take.
 
@@ -133,7 +133,7 @@ def worded(panel: Any, words: Sequence[Sequence[str]], strong: Any) -> None:
     Args:
         panel: The axes, which have their final labels.
         words: The words, as rows x columns.
-        strong: Which of them are bold, likewise.
+        strong: Which of them are bold, as rows x columns.
 
     """
     room = HINTED * width(panel) / max(1, len(words[0])) - 2
@@ -157,7 +157,7 @@ def apart(panel: Any, column: int) -> None:
 
 
 def _headed(panel: Any, rows: Sequence[str], columns: Sequence[str], share: float) -> None:
-    """Name the rows and columns of a map. Upright names are as many as there is room for."""
+    """Name the rows and columns of a map. If names are upright, only as many as fit are drawn."""
     named(panel, "y", rows)
     angle = style.upright(panel, columns, share=share)
     room = (1 - share) * panel.figure.get_figwidth() * 72 * panel.get_position().width * 0.85

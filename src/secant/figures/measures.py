@@ -137,7 +137,7 @@ def steering(sweep: Sweep, ax: Any = None, *, columns: int = 2) -> Figure:
 
     Args:
         sweep: The sweep.
-        ax: Matplotlib axes to draw all forms in; by default a new figure has a panel for each form.
+        ax: Matplotlib axes in which to draw all forms; by default a new figure has a panel for each form.
         columns: The width of a new figure, in columns of a paper.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The style of figures: widths, colours and fonts; text drawn verbatim; files that are the same bytes each time.
+"""The style of figures: widths, colours and fonts; text drawn verbatim; files with reproducible bytes.
 
 The style applies only while a figure is drawn (matplotlib's rc_context). Figures are made without pyplot, so none stays
 open and no backend is chosen.
@@ -48,7 +48,7 @@ ORDER = ("blue", "orange", "green", "purple", "yellow", "sky", "black")
 RAMP = "viridis"
 SHADES = "Blues"
 DIVERGING = "RdBu_r"
-"""Colour maps for ordered values, for those behind text, and for signed ones."""
+"""Colour maps: for ordered values, for values behind text, and for signed values."""
 
 RC: dict[str, Any] = {
     "font.size": 8.0,
@@ -94,7 +94,7 @@ FORMATS: dict[str, dict[str, None]] = {
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     ".svg": {"Date": None, "Creator": None},
 }
-"""The file suffixes, and the metadata that each leaves out so that saving a figure again gives the same bytes."""
+"""The file suffixes, and the metadata that each omits so that saving a figure again gives the same bytes."""
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def drawn(function: Callable[P, Figure], /) -> Callable[P, Figure]: ...
 @overload
 def drawn(*, of: type[R], take: Callable[[R], Any] = ...) -> Callable[[Callable[P, Figure]], Callable[P, Figure]]: ...
 def drawn(function: Any = None, /, *, of: Any = None, take: Callable[[Any], Any] = lambda result: result) -> Any:
-    """Register a function as a figure. It then draws in the style, and its layout is fixed when it returns.
+    """Register a function as a figure, which then draws in this style. Its layout is fixed when it returns.
 
     Args:
         function: The function, if the decorator is used without arguments.
@@ -240,7 +240,7 @@ def panels(
 def fonts() -> tuple[str, ...]:
     """The fonts in FONTS that are installed. The first one comes with matplotlib.
 
-    Matplotlib made its list of fonts when it first ran. Fonts that were installed since are added to it.
+    Matplotlib made its list of fonts when it first ran. Fonts that were installed later are added to it.
     """
     from matplotlib.font_manager import findSystemFonts, fontManager
 
@@ -276,7 +276,7 @@ def shown(token: str) -> str:
 
 
 def _isolated(text: str) -> str:
-    """A text that, if it reads from right to left, does not move its surroundings."""
+    """A text, isolated so that text from right to left does not move its surroundings."""
     own = text.replace(LEFT_TO_RIGHT, "")
     reads = {unicodedata.bidirectional(c) for c in own}
     return f"{LEFT_TO_RIGHT}{own}{LEFT_TO_RIGHT}" if reads & {"R", "AL"} else own

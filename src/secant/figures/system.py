@@ -26,7 +26,7 @@ BARS = 0.3
 """The share of the axes' width that bars take; top tokens are in the rest."""
 
 PIXELS = 1500
-"""The largest side of J that is drawn entry by entry. Larger ones are drawn as means of neighbours."""
+"""The largest side of J that is drawn entry by entry. Longer sides are drawn as means of neighbours."""
 
 
 @drawn(of=Explanation, take=lambda e: e.run)

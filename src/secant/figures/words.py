@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMN = 33.0
-"""The least width in points of a column of top tokens."""
+"""The minimum width in points of a column of top tokens."""
 
 
 @drawn(of=Explanation, take=lambda e: e.layers)
@@ -65,7 +65,8 @@ def layer_words(
 def logit_lens(lens: Lens, ax: Any = None, *, most: int | None = None, columns: int = 2) -> Figure:
     """Draw a table of layers x tokens: the top token of the residual stream there, on the colour of its probability.
 
-    The lens's target is bold. All cells are at the tokens themselves; `figures.lens` splits those of one position.
+    The lens's target is bold. Each cell reads out the token's own position; `figures.lens` splits one position's cells
+    into contributions.
 
     Args:
         lens: The lens.
@@ -102,7 +103,7 @@ def _table(
     what: str,
     title: str,
 ) -> Figure:
-    """Draw words, their colours and which of them are bold, for the tokens of the largest sizes."""
+    """Draw the words of the tokens with the largest sizes, with their colours and weights."""
     words, image, strong = cells
     figure, (panel,) = panels(ax, 1, columns, height(len(words)))
     room = int(0.95 * figure.get_figwidth() * 72 * panel.get_position().width // COLUMN)

@@ -1,1 +1,1 @@
-"""Steering: a concept's activation added to the residual stream, and what the model then says."""
+"""Steering: adding a concept's activation to the residual stream, and the continuations that result."""

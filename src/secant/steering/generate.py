@@ -54,7 +54,7 @@ BY_POSITION = (
     "min_length", "sequence_bias", "bad_words_ids", "repetition_penalty", "encoder_repetition_penalty",
     "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "forced_bos_token_id", "watermarking_config",
 )  # fmt: skip
-"""The settings that depend on earlier tokens, and would count padding among them."""
+"""The settings that depend on earlier tokens, among which generate would count padding."""
 
 GIVEN = ("max_length", "max_new_tokens", "do_sample", "pad_token_id")
 """The settings that each call gives."""
@@ -107,12 +107,12 @@ def encoded(lm: LM, prompts: Sequence[Prompt], tokens: int) -> list[list[int]]:
     Args:
         lm: The model.
         prompts: The prompts.
-        tokens: How many tokens must fit after each.
+        tokens: How many tokens must fit after each prompt.
 
     Raises:
         BadArgument: The model can't generate, or `tokens` is not valid.
         BadPrompt: A prompt is not valid, or too long.
-        ModelRefused: The generation config requests something else than one continuation.
+        ModelRefused: The generation config requests something other than one continuation.
 
     """
     if not hasattr(lm.model, "generate"):
@@ -199,8 +199,8 @@ def continued(
 ) -> list[list[int]]:
     """Continue prompts with `lm.model.generate`.
 
-    Of the model's generation config, ITS_OWN is followed and OURS replaces the rest. The state of torch's random number
-    generators is restored.
+    The settings in ITS_OWN are those of the model's generation config, and OURS replaces the rest. The state of torch's
+    random number generators is restored.
 
     Args:
         lm: The model.
@@ -236,7 +236,7 @@ def weighed(
 ) -> list[Continuation]:
     """Measure the surprise of continuations under the model as it is now.
 
-    Only texts of equal length share a batch, since the length may change rotary positions.
+    Only texts of equal length share a batch, because the length may change rotary positions.
 
     Args:
         lm: The model.
@@ -310,19 +310,19 @@ def _generated(lm: LM, rows: Sequence[Sequence[int]], **how: Any) -> Any:
 
 
 def _padding(lm: LM) -> int:
-    """The token used as padding, which is masked: any that the embedding has."""
+    """The token used as padding. It is masked, so any token that the embedding has will do."""
     pad = getattr(lm.tokenizer, "pad_token_id", None)
     return pad if pad is not None and pad < lm.size else min((i for i in lm.ends if i < lm.size), default=0)
 
 
 def _by_position(lm: LM) -> bool:
-    """Whether a setting makes the next token depend on the positions of earlier ones."""
+    """Whether any setting makes the next token depend on earlier tokens, padding included."""
     settings = _settings(lm)
     return any(settings.get(name) not in (None, 0, 1, [], {}) for name in BY_POSITION)
 
 
 def _pads(lm: LM, shortest: Sequence[int], longest: Sequence[int]) -> bool:
-    """Whether the tokenizer pads, and padding the shortest prompt to the longest leaves its logits the same."""
+    """Whether the tokenizer pads, and padding the shortest prompt to the longest does not change its logits."""
     if getattr(lm.tokenizer, "pad_token_id", None) is None:
         return False
     how = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}

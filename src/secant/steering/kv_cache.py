@@ -1,8 +1,8 @@
 """An operator applied to texts that go through a model: a_i = Σ_{k<=i} J[:, k mod T] x_k, pass after pass.
 
-Generation with a cache sends only new tokens through the model. The sums so far are stored for each row of the batch,
-by the cache that stands for the same tokens, and follow what generation does to the rows: beams are reordered, rows are
-repeated or selected. Padding adds nothing and is not counted in k.
+Generation with a cache sends only new tokens through the model. So the sums so far are stored for each row of the
+batch, keyed by the cache of the same tokens. They follow what generation does to the rows: it reorders beams, and
+repeats or selects rows. Padding adds nothing and is not counted in k.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class RowSums:
 
 
 class Passes:
-    """The passes of a model, and the sums of the present pass.
+    """The passes of a model, and the sums of the current pass.
 
     Args:
         model: The module that is called for each pass.
@@ -70,7 +70,7 @@ class Passes:
         self.calls = 0
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Begin a pass. Raises BadArgument where it resumes from a cache with unknown sums, or is compiled."""
+        """Begin a pass. Raises BadArgument if it resumes from a cache with unknown sums, or is compiled."""
         if torch.compiler.is_compiling():
             raise BadArgument(
                 "A steered pass must be plain torch", "a compiled one", "Generate with disable_compile=True."
@@ -88,7 +88,7 @@ class Passes:
             self.x = out
 
     def ended(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """End a pass, whose output is None if it failed; its cache now stands for the present sums."""
+        """End a pass, whose output is None if it failed. Its cache now belongs to the current sums."""
         given, self.given = self.given, None
         if self.blocks is None or given is None or out is None:
             return
@@ -144,7 +144,7 @@ class Passes:
         return a
 
     def _sums_before(self, cache: Any) -> RowSums | None:
-        """The sums that a cache stands for; None for a new text. Raises BadArgument where they are unknown."""
+        """The sums that belong to a cache; None for a new text. Raises BadArgument if they are unknown."""
         if cache is None or (length := _length(cache)) == 0:
             return None
         memory = self.sums_of.get(cache)
@@ -195,7 +195,7 @@ def accumulated(
 
 
 def real_positions(mask: Any, rows: int, length: int, before: int) -> Bool[Tensor, "B L"]:
-    """Which new positions hold a token and not padding, by the attention mask of a pass.
+    """Which new positions hold a token and not padding, according to the attention mask of a pass.
 
     Args:
         mask: A number for each position so far; or, with static caches, what each new position attends to. Padding does
@@ -224,7 +224,7 @@ def real_positions(mask: Any, rows: int, length: int, before: int) -> Bool[Tenso
 
 @contextmanager
 def following(model: nn.Module, embedding: nn.Module, blocks: Float[Tensor, "T d n"] | None) -> Iterator[Passes]:
-    """Follow the passes of a model in this thread; nothing is left of it afterwards."""
+    """Follow the passes of a model in this thread. When the block ends, no hook or attribute is left."""
     passes = Passes(model, blocks)
     try:
         with (
@@ -247,19 +247,19 @@ def _cache(given: Any) -> Any:
 
 
 def _follows(value: Any) -> bool:
-    """Whether this is a cache whose rows can be followed, and not a bare list of states."""
+    """Whether a value is a cache whose rows can be followed, and not a bare list of states."""
     return hasattr(value, "reorder_cache")
 
 
 def _length(cache: Any) -> int | None:
-    """How many positions a cache stands for; None for a state that has seen some but does not count them.
+    """The number of positions in a cache; None for a state that has seen some but does not count them.
 
-    Raises BadArgument where it tells neither.
+    Raises BadArgument if the cache tells neither.
     """
     for said in (lambda: int(cache.get_seq_length()), lambda: None if cache.has_previous_state() else 0):
         try:
             return said()
-        except (AttributeError, ValueError):  # a cache of states alone has no length
+        except (AttributeError, ValueError):  # a cache of states only has no length
             continue
     raise BadArgument(
         "A steered pass must resume from a cache that counts its positions", type(cache).__name__,
@@ -280,7 +280,7 @@ class _NotifyingMethod:
         self.cache, self.name = weakref.ref(cache), name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the method returns."""
+        """Calls the method, and notifies the followers."""
         cache = self.cache()
         result = getattr(type(cache), self.name)(cache, *args, **kwargs)
         for passes in _FOLLOWED.get(cache, ()):

@@ -1,7 +1,7 @@
-"""Steering with operators: one prompt's operator, applied to a different text, changes the model's residual stream.
+"""Steering with operators: the operator of one prompt is applied to a different text, and changes its residual stream.
 
-J is the operator of a concept, from its embeddings to the residual stream after a layer at its last position:
-[d, T, n]. For a text with embeddings x, it gives a_i = Σ_{k<=i} J[:, k mod T] x_k at position i. With a strength s, the
+J, [d, T, n], is the operator of a concept, from its embeddings to the residual stream after a layer at its last
+position. For a text with embeddings x, it gives a_i = Σ_{k<=i} J[:, k mod T] x_k at position i. With a strength s, the
 residual stream h_i after that layer becomes
 
 1. mixture: (1 - s) h_i + s a_i (J. Golden, TMLR 2025, arXiv 2505.24293, equation 16, whose λ is 1 - s);
@@ -66,7 +66,7 @@ class Aim:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the model's residual stream behind the batch and token axes."""
+        """The shape of the model's residual stream after the batch and token axes."""
         return tuple(self.run.tape.steps[self.run.inside.layers[self.layer].output.step].shape[2:])
 
 
@@ -108,7 +108,7 @@ def strength_of(form: str, strength: SupportsFloat) -> float:
 
 
 def concept_of(lm: LM, concept: Prompt | Run) -> Run:
-    """The run of a concept. Raises BadArgument where it belongs to a different model."""
+    """The run of a concept. Raises BadArgument if it belongs to a different model."""
     lm.ready()
     if isinstance(concept, Run):
         if concept.lm.model is not lm.model:
@@ -186,7 +186,7 @@ def _stream(out: Any, shape: tuple[int, ...]) -> Tensor:
 
 
 def _whole(model: nn.Module, layer: nn.Module) -> nn.Module:
-    """The innermost module around the layer that can generate, which every call goes through whatever wraps it."""
+    """The innermost module around the layer that can generate. Every call goes through it, whatever wraps it."""
     around = [
         module
         for module in model.modules()

@@ -1,4 +1,4 @@
-"""The continuation of a prompt with steering, next to the one without."""
+"""The continuations of a prompt with and without steering, side by side."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class Sweep(Result):
             most: The highest acceptable perplexity, as a multiple of the unsteered one.
 
         Returns:
-            The row with the highest rate, and of equal ones that with the lowest perplexity. None if no row has a
+            The row with the highest rate; among equal rates, the one with the lowest perplexity. None if no row has a
             higher rate than the unsteered one.
 
         """

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from secant.studies.work import Computed, Shard, Work
 
 TRIES = 3
-"""The study ends after so many workers died at one shard, or while loading the model."""
+"""The study ends after this many workers died at one shard, or while loading the model."""
 
 PATIENCE = 60.0
-"""Seconds without a working worker until a warning is logged."""
+"""Seconds without any worker at work until a warning is logged."""
 
 _LOGGER = logging.getLogger("secant")
 
@@ -206,7 +206,7 @@ def joined(cpus: int | None) -> Iterator[None]:
 
 
 def _answers(address: str) -> None:
-    """Raise OSError where nothing answers; Ray takes minutes to see that."""
+    """Raise OSError if nothing answers; Ray takes minutes to notice that."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

@@ -4,9 +4,9 @@
     shards/M-C-NNNNNN/  the rows of a shard (Parquet), and manifest.json with a digest of each file
     tables/             all rows, written when all shards are finished
 
-A shard is written under a temporary name and renamed when it is complete, so a shard is never half there. If a run
-writes no shard, the folder is left as it was found. A folder may come from someone else, so its files are checked, and
-links in shards are refused.
+A shard is written under a temporary name and renamed when it is complete, so every shard in the folder is complete. If
+a run writes no shard, the folder is left as it was found. The folder is not trusted: its files are checked, and links
+in shards are refused.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Folder:
 
         Args:
             path: The folder.
-            identity: The study that it must hold, or may take.
+            identity: The study that it must hold, or that an empty folder is to hold.
 
         Yields:
             The folder.
@@ -274,7 +274,7 @@ def write_manifest(folder: Path, **about: str) -> None:
 
     Args:
         folder: The folder.
-        about: What the folder holds, next to the digests of its files.
+        about: Other entries of the manifest, in addition to the digests of the files.
 
     """
     files = {file.name: _digest(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}

@@ -1,8 +1,8 @@
 """What runs on the machines of a cluster: workers, and the tally of their deaths.
 
-Ray Data restarts a dead worker without limit, with the shard at which it died. So each worker reports to the tally what
+Ray Data restarts a dead worker without limit, at the shard at which it died. So each worker reports to the tally what
 it begins, and refuses a shard at which too many have died. Torch is imported only after that report, so that a worker
-that dies of the import is counted too.
+that dies during the import is counted too.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ MOST = 10**6
 """How many shards a study may have. Each is a folder."""
 
 ADDED = ("dequantize", "revision", "subfolder")
-"""Options of a model that were added later. A study without them has the key that it had before."""
+"""Options of a model that were added later. A study that does not use them keeps the key that it had before."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def shard_name(model: int, convention: int, number: int) -> str:
 
 
 def _comparable(identity: Identity) -> dict[str, Any]:
-    """What rows depend on, by key, without the models' paths and the fingerprints."""
+    """Everything that rows depend on, by key, without the models' paths and the fingerprints."""
     flat = asdict(identity)
     del flat["fingerprints"]
     versions, digest, models = flat.pop("versions"), flat.pop("digest"), flat.pop("models")
@@ -152,7 +152,7 @@ def described(said: Any) -> Identity:
 
 
 def _whole(least: int) -> Callable[[Any], bool]:
-    """A test for integers that are not below a least one."""
+    """A test for integers that are at least `least`."""
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
 
 

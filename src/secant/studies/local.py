@@ -19,10 +19,10 @@ from secant.model.loading import weights_size
 from secant.studies.work import Computed, Shard, Work, Worker
 
 SMALL = 2**28
-"""Bytes of weights below which one prompt can't keep several cores busy."""
+"""With fewer bytes of weights, one prompt can't keep several cores busy."""
 
 LONG_ENOUGH = 64
-"""Prompts that each worker must have for its process to be worth starting."""
+"""The minimum number of prompts for which a worker's process is worth starting."""
 
 PROCESS = 2**30
 """Bytes that a process requires in addition to its model."""

@@ -22,10 +22,10 @@ WRITTEN = ("embed", "layer", "outside")
 """The kinds of contributions of parts, which also sum to the logit."""
 
 WHERE = {"together": "all tokens", "last": "the last token", "tokens": "each token"}
-"""How a figure or page names whose top tokens are meant."""
+"""How figures and pages say whose top tokens are meant."""
 
 Words = dict[tuple[str, int | None, str], set[str]]
-"""The top tokens of first vectors, by whose they are ("together" or "tokens"), position and side."""
+"""The top tokens of first vectors, by owner ("together" or "tokens"), position and side."""
 
 
 def scalars(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def emerged(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def coupled(rows: pd.DataFrame) -> pd.DataFrame:
-    """How far neighbouring layers have the same singular vectors, as the measure `coupling`.
+    """The measure `coupling`: how far neighbouring layers have the same singular vectors.
 
     Args:
         rows: Rows of the table `coupling`.

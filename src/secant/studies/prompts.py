@@ -50,7 +50,7 @@ class Item:
     category: str | None = None
 
     def text(self) -> str:
-        """The prompt as one text. Chat messages have their roles in front, so that they differ from any plain text."""
+        """The prompt as one text. Each chat message follows its role in brackets."""
         if isinstance(self.prompt, str):
             return self.prompt
         return "\n".join(f"[{message['role']}] {message['content']}" for message in self.prompt)
@@ -154,7 +154,7 @@ def given(prompts: Prompts) -> list[Item]:
 
 
 def digest(items: Sequence[Item]) -> str:
-    """The SHA-256 of all prompts and categories in order. It does not depend on the file that they are from.
+    """The SHA-256 of all prompts and categories in order. It does not depend on the file that they come from.
 
     Args:
         items: The prompts.

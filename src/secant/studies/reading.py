@@ -24,7 +24,7 @@ from secant.studies.study import Study
 from secant.studies.work import PROMPT_KEYS, ROW_START, SCHEMA
 
 BATCH = 100
-"""How many prompts' tables are in memory together."""
+"""The number of prompts whose tables are in memory together."""
 
 KEYS = [column.name for column in PROMPT_KEYS]
 """The columns that identify a prompt's value: model, convention, prompt and category."""

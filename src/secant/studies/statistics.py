@@ -17,10 +17,10 @@ LEVEL = 0.95
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
 JACKKNIFE = 1000
-"""Up to so many prompts, intervals are bias-corrected and accelerated, whose cost is quadratic."""
+"""Up to this number of prompts, intervals are bias-corrected and accelerated, at a quadratic cost."""
 
 ROOM = 2**22
-"""How many resampled numbers are in memory together."""
+"""The number of resampled numbers that are in memory together."""
 
 ONE, ALIKE, UNDEFINED = "none: one prompt", "none: all alike", "none: too few distinct values"
 """The reasons why there is no interval."""

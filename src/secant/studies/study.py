@@ -1,4 +1,4 @@
-"""Studies: the same analyses of many prompts, saved as rows with certificates."""
+"""Studies: running the same analyses on many prompts, and saving the results as rows with certificates."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ESTIMATE_AFTER = 5.0
 """Seconds of work after which the time left is estimated."""
 
 SHOWN = 8
-"""How many reasons for failed prompts are shown."""
+"""The number of reasons for failed prompts that views show."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def study(
         tensors: Whether to save U, S and V of every block too.
         max_memory: The memory that each worker may use, in bytes or as a text such as "4GiB".
         progress: Called as `progress(what, done, of)` while the study runs.
-        loading: Further arguments of `secant.load`, for models that are given by name: dtype, device, ...
+        loading: Other arguments of `secant.load`, for models that are given by name: dtype, device, ...
 
     Returns:
         The study. If `part` was given, its other shards are missing.

@@ -1,4 +1,4 @@
-"""A study summarised: the result of `summarize`, and what it averages."""
+"""The summary of a study: the result of `summarize`, and the quantities that it averages."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ SCHEMA: dict[str, Table] = {
     table.name: table.but(before=ROW_START)
     for table in (PROMPTS, *(table for analysis in ANALYSES.values() for table in analysis.writes))
 }
-"""Every table of a study as it is written, by its name."""
+"""Every table of a study in its written form, by name."""
 
 
 @dataclass(frozen=True)

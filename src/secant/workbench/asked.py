@@ -1,4 +1,4 @@
-"""What a browser may ask for, checked: sizes, types and names, before anything is computed."""
+"""Checks of a browser's requests: sizes, types and names, before anything is computed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORD = 400
 """The most characters of a token or a name."""
 
 Field = Callable[[Any, str], Any]
-"""Checks a value, which has the name that is given."""
+"""A function that checks a value, given the value and its name."""
 
 
 def text(most: int, *, empty: bool = False) -> Field:
@@ -50,7 +50,7 @@ def optional(check: Field) -> Field:
     """Returns the check of a value that can be missing.
 
     Args:
-        check: The check of one that is there.
+        check: The check of a value that is not missing.
 
     """
     return lambda value, name: None if value in (None, "") else check(value, name)
@@ -89,7 +89,7 @@ def checked_by(checks: Mapping[str, Field], given: Any, defaults: Mapping[str, A
         defaults: The values of fields that may be missing.
 
     Raises:
-        BadArgument: It is no object, a field is unknown or missing, or a value is not valid.
+        BadArgument: It is not an object, a field is unknown or missing, or a value is not valid.
 
     """
     if not isinstance(given, dict):
@@ -103,7 +103,7 @@ def checked_by(checks: Mapping[str, Field], given: Any, defaults: Mapping[str, A
 
 @dataclass(frozen=True)
 class Asked:
-    """An explanation that is asked for.
+    """A request for an explanation.
 
     Attributes:
         model: The model's name.
@@ -124,12 +124,12 @@ class Asked:
 
     @property
     def id(self) -> str:
-        """A name that the same question always has."""
+        """A name that is the same for the same request."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:20]
 
     @classmethod
     def of(cls, given: Any) -> Asked:
-        """Returns what a JSON object asks for.
+        """Returns the request in a JSON object.
 
         Args:
             given: The object.

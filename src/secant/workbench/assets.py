@@ -1,4 +1,4 @@
-"""The workbench's page: the modules of the offline page, and those that make it live, as one script."""
+"""The workbench's page: one script made of the offline page's modules and those that make the page live."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from markupsafe import Markup
 from secant.results.page import EXPLANATION, own, view
 
 MODULES = ("around", "api", "mount", "stages", "pane", "workbench")
-"""The modules around the page, in order, with which those of the page for elements and numbers are: one function."""
+"""The modules of the workbench, in order. With the page's modules for elements and numbers, they form one function."""
 
 STYLES = {"page": "page.css", "workbench": "workbench.css"}
-"""The style sheets, by the names that browsers ask for."""
+"""The style sheets, by the names that browsers request."""
 
 
 @cache

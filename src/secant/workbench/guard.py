@@ -1,9 +1,10 @@
-"""Who may talk to the workbench: whoever opened the address that it printed, from its own page, and nobody else.
+"""Access to the workbench: only for those who open the address that it printed, and only from its own page.
 
-The address has a random token. It is exchanged for a cookie that other sites' requests do not carry (SameSite=Strict)
-and scripts can't read. Every request must name this server as its host, which a page of another name that resolves to
-this computer (DNS rebinding) does not; and what changes anything must come from the workbench's own origin, as JSON of
-bounded size. The policy of the page lets only its own script run, and forbids to turn text into HTML.
+The address has a random token. The server exchanges it for a cookie that other sites' requests do not carry
+(SameSite=Strict) and scripts can't read. Every request must name this server as its host, so that a page whose name
+resolves to this computer (DNS rebinding) is refused. A request that changes anything must come from the workbench's own
+origin, as JSON of bounded size. The page's content security policy allows only its own script, and forbids turning text
+into HTML.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BODY = 256 * 1024
-"""The most bytes of a request's body."""
+"""The most bytes in the body of a request."""
 
 POLICY = "; ".join(
     (
@@ -34,7 +35,7 @@ POLICY = "; ".join(
         "trusted-types 'none'",
     )
 )
-"""The policy of the workbench's page."""
+"""The content security policy of the workbench's page."""
 
 HEADERS = {
     "content-security-policy": POLICY,
@@ -54,7 +55,7 @@ class Guard:
     """Lets only the workbench's own page through, and adds `HEADERS` to every response.
 
     Args:
-        app: What it guards.
+        app: The application that it guards.
         token: The token.
         port: The port, which is part of the cookie's name: browsers share cookies between ports.
         origins: The origins of the workbench's own page.
@@ -66,7 +67,7 @@ class Guard:
         self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, or hands it on.
+        """Answers a request, or passes it to the application.
 
         Args:
             scope: The request.
@@ -93,7 +94,7 @@ class Guard:
         await self._app(scope, bounded(receive), sending)
 
     def _refusal(self, scope: Scope) -> Response | None:
-        """The answer to a request that is not handed on: the cookie for the token, or why it is refused."""
+        """The answer to a request that is not passed on: the cookie for a token, or the reason for a refusal."""
         headers = Headers(scope=scope)
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
         if scope["path"] == "/" and scope["method"] == "GET" and self._is_token(given):
@@ -114,7 +115,7 @@ class Guard:
         return None
 
     def _carried(self, headers: Headers) -> str:
-        """The token of a request's cookie."""
+        """The token in a request's cookie."""
         try:
             found = SimpleCookie(headers.get("cookie", "")).get(self._cookie)
         except CookieError:
@@ -130,13 +131,13 @@ class TooLong(Exception):
 
 
 def bounded(receive: Receive) -> Receive:
-    """Receives a body of at most `BODY` bytes, also where its length was not said before.
+    """Returns a receiver of bodies that have at most `BODY` bytes, whether or not the length was declared.
 
     Args:
-        receive: Receives it.
+        receive: Receives the body.
 
     Returns:
-        The same, which raises TooLong.
+        The same function, except that it raises TooLong.
 
     """
     seen = 0

@@ -1,4 +1,4 @@
-"""Jobs: what is computed for a browser, one at a time, with its progress, its estimate, and a way to cancel it."""
+"""Jobs: the computations for browsers, one at a time, each with progress, an estimate, and a way to cancel it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secant.errors import Stopped
 WAITING, OFFERED, RUNNING, DONE, FAILED, CANCELLED = "waiting", "offered", "running", "done", "failed", "cancelled"
 
 FIRST, ASKED, LATER = 0, 1, 2
-"""Priorities: answers; what somebody asked for and waits for; what is computed meanwhile."""
+"""Priorities: answers; other requests for which somebody waits; work in the background."""
 
 _numbers = itertools.count(1)
 
@@ -23,7 +23,7 @@ class Cancelled(Stopped):
 
 
 class Yielded(Stopped):
-    """A job that nobody waits for makes way for one that somebody does; it begins again later."""
+    """A job in the background stops because somebody waits for another job. It begins again later."""
 
 
 @dataclass(eq=False)
@@ -32,22 +32,22 @@ class Job:
 
     Attributes:
         run: The id of the run that it belongs to.
-        kind: What is done: a row of `KINDS`.
-        name: Which of that kind, such as the stage's name.
-        work: Does it, and returns what the browser gets, ready for JSON.
-        priority: The priority; lower goes first.
+        kind: The kind of job: a row of `KINDS`.
+        name: Its name within the kind, such as the stage's name.
+        work: Computes the result for the browser, ready for JSON.
+        priority: The priority; lower numbers go first.
         id: Its number.
-        state: waiting, offered (it takes long, and waits to be asked for), running, done, failed or cancelled.
+        state: waiting, offered (it takes long, so it starts on request only), running, done, failed or cancelled.
         says: What it is doing, or why it failed.
-        done: How many of it are done, as the analysis counts them.
-        of: Of how many.
+        done: How many of its items are done, in the units of the analysis.
+        of: The total number of items.
         estimate: The seconds that it is estimated to take.
         memory: The bytes that it is estimated to need.
-        seconds: The seconds that it took, or has taken.
-        result: What it returned.
-        stopped: Whether it is to end.
-        told: Tells browsers of it.
-        moved: Called after each progress.
+        seconds: The seconds that it took, or has taken so far.
+        result: The result of `work`.
+        stopped: Whether it must end.
+        told: Tells browsers about the job.
+        moved: Called whenever its progress changes.
         passed: Called at each stopping point.
 
     """
@@ -74,15 +74,15 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether it has ended, in whatever way."""
+        """Whether it has ended: done, failed or cancelled."""
         return self.state in (DONE, FAILED, CANCELLED)
 
     def begin(self) -> None:
-        """Notes that it begins."""
+        """Records that it begins."""
         self.state, self._start = RUNNING, time.perf_counter()
 
     def end(self, state: str, says: str = "") -> None:
-        """Notes that it has ended.
+        """Records that it has ended.
 
         Args:
             state: done, failed or cancelled.
@@ -93,15 +93,15 @@ class Job:
         self.state, self.says = state, says
 
     def progress(self, what: str, done: int, of: int) -> None:
-        """Notes its progress.
+        """Records its progress.
 
         Args:
             what: What is counted.
             done: How many are done.
-            of: Of how many.
+            of: The total number.
 
         Raises:
-            Cancelled: It is to end.
+            Cancelled: The job was cancelled.
 
         """
         self.check()
@@ -110,28 +110,28 @@ class Job:
 
     @property
     def early(self) -> bool:
-        """Whether it has not come far: by its progress, or by its estimate where it reports none."""
+        """Whether most of the job is still to do, according to its progress, or to its estimate if it reports none."""
         if self.of:
             return 2 * self.done < self.of
         return 2 * (time.perf_counter() - self._start) < (self.estimate or 0.0)
 
     def stop(self) -> None:
-        """Passes a stopping point of its work.
+        """Called at each stopping point of its work.
 
         Raises:
-            Stopped: It is to end, or makes way.
+            Stopped: The job was cancelled, or yields to another one.
 
         """
         self.check()
         self.passed()
 
     def check(self) -> None:
-        """Raises Cancelled if it is to end."""
+        """Raises Cancelled if the job was cancelled."""
         if self.stopped:
             raise Cancelled
 
     def public(self) -> dict[str, Any]:
-        """Returns what browsers learn of it, ready for JSON."""
+        """Returns what browsers see of it, ready for JSON."""
         names = ("id", "run", "kind", "name", "state", "says", "done", "of", "estimate", "memory", "seconds")
         told = {name: getattr(self, name) for name in names}
         if self.state == RUNNING:

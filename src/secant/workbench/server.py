@@ -1,4 +1,4 @@
-"""The workbench's server: its routes, each of which asks the session, and the events that tell of jobs."""
+"""The workbench's server: its routes, each of which calls the session, and the events that report jobs."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from secant.workbench.jobs import DONE
 from secant.workbench.session import Busy, Session, Told
 
 EVENTS = 10_000
-"""The most events that wait for a browser; one that reads none for so long is let go."""
+"""The most events that wait for a browser; beyond this number, its stream ends."""
 
 SANDBOXED = "sandbox; default-src 'none'; style-src 'unsafe-inline'"
-"""The policy of the offline page where a browser shows it instead of saving it."""
+"""The content security policy of the offline page if a browser shows it instead of saving it."""
 
 Answer = Callable[[Session, Request], Awaitable[Response]]
 
 
 def said(data: Any, status: int = 200) -> Response:
-    """Returns a response with JSON, in which no character means anything to HTML.
+    """Returns a response with JSON that contains no character with a meaning in HTML.
 
     Args:
         data: The data.
@@ -65,7 +65,7 @@ async def _choices(session: Session, request: Request) -> Response:
 
 
 async def _runs(session: Session, request: Request) -> Response:
-    """The runs that are there, the newest first."""
+    """The runs that are kept, newest first."""
     works = reversed(session.works.items())
     return said([{"run": run, "asked": asdict(work.asked), "answered": "answer" in work.parts} for run, work in works])
 
@@ -109,7 +109,7 @@ async def _saved(session: Session, request: Request) -> Response:
 
 
 async def _events(session: Session, request: Request) -> Response:
-    """Server-sent events: all jobs first, and then each change of one."""
+    """Server-sent events: all jobs first, and then each change of a job."""
     loop, events = asyncio.get_running_loop(), asyncio.Queue[Told | None](EVENTS)
 
     def listener(told: Told) -> None:
@@ -128,7 +128,7 @@ async def _events(session: Session, request: Request) -> Response:
 
 
 def _put(events: asyncio.Queue[Told | None], told: Told) -> None:
-    """Adds an event; where nobody reads them, all make room for the one that ends the stream."""
+    """Adds an event. If nobody reads the events, all are dropped, and one that ends the stream replaces them."""
     if events.full():
         while not events.empty():
             events.get_nowait()
@@ -138,7 +138,7 @@ def _put(events: asyncio.Queue[Told | None], told: Told) -> None:
 
 
 def _state(session: Session, run: str) -> dict[str, Any]:
-    """What is known of a run: what was asked, which stages there are, and which of them are done."""
+    """The state of a run: the request, the stages, and which of them are done."""
     work = session.works[run]
     names = [{"name": stage.name, "label": stage.label} for stage in STAGES.values()]
     jobs = [job.public() for job in work.jobs.values()]
@@ -170,7 +170,7 @@ ROUTES: dict[str, tuple[str, Answer]] = {
     "/api/jobs/{job:int}/cancel": ("POST", _cancel),
     "/api/jobs/{job:int}/report.html": ("GET", _saved),
 }
-"""Every address, how it is asked, and what answers."""
+"""Every address, its HTTP method, and the function that answers."""
 
 
 def application(session: Session, *, token: str, host: str, port: int) -> Starlette:
@@ -201,7 +201,7 @@ def application(session: Session, *, token: str, host: str, port: int) -> Starle
 
 
 def _answering(session: Session, answer: Answer) -> Callable[[Request], Awaitable[Response]]:
-    """A route, whose errors are answers: one line, for people."""
+    """A route that answers errors with one line for people."""
 
     async def route(request: Request) -> Response:
         try:

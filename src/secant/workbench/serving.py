@@ -34,7 +34,7 @@ def serving(
     """Prepare the workbench's server, which listens from here on.
 
     Args:
-        models: The models that can be asked.
+        models: The models that users can choose.
         host: The address to listen on.
         port: The port; 0 takes a free one.
         max_tokens: The most tokens of a prompt.
@@ -44,10 +44,10 @@ def serving(
         max_memory: Bytes to work in, or a size; by default half of the free memory.
 
     Yields:
-        The address to open, with its token; and a function that answers until an interrupt or a signal comes.
+        The address to open, with its token; and a function that serves until an interrupt or a signal arrives.
 
     Raises:
-        BadArgument: The server can't listen there.
+        BadArgument: The server can't listen at that address and port.
 
     """
     session = Session(_by_name(models, max_tokens, k=k, top=top, memory=max_memory), runs=runs)
@@ -86,7 +86,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def _by_name(models: Sequence[LM], max_tokens: int, **how: Any) -> dict[str, Model]:
-    """The models by the names that browsers see; of equal names the later ones are numbered."""
+    """The models by the names that browsers see. If names are equal, the later ones are numbered."""
     found: dict[str, Model] = {}
     for lm in models:
         name = own = named(lm.name)

@@ -1,7 +1,7 @@
 """A session of the workbench: models, runs, and the one worker that computes for them.
 
-One thread computes, so that a job has the whole machine, and no model runs twice at a time. What somebody waits for
-goes first. Runs are kept until there are too many, and the one that was not used for the longest time goes.
+One thread computes, so that a job has the whole machine, and no model runs twice at the same time. Jobs for which
+somebody waits go first. If there are too many runs, the least recently used one is dropped.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from secant.workbench.tasks import KINDS, Model, Work, refuse
 Told = dict[str, Any]
 
 PATIENCE = 20.0
-"""Estimated seconds up to which a stage is computed without being asked for."""
+"""A stage that is estimated to take more seconds is computed on request only."""
 
 OFTEN = 0.15
 """Seconds between two reports of a job's progress."""
 
 KEPT_JOBS = 200
-"""How many jobs that are over are remembered."""
+"""The number of ended jobs that are kept."""
 
 
 class Busy(SecantError):
@@ -53,9 +53,9 @@ class Session:
     """Models, runs and jobs.
 
     Args:
-        models: The models that can be asked, by name.
+        models: The models that users can choose, by name.
         runs: The most runs that are kept.
-        queue: The most jobs that somebody asked for which can wait.
+        queue: The most requested jobs that can wait.
 
     """
 
@@ -75,10 +75,10 @@ class Session:
         self._worker.start()
 
     def end(self, patience: float = 2.0) -> None:
-        """Ends the worker: what it does is cancelled, and it is waited for a moment.
+        """Cancels the current job, and ends the worker.
 
         Args:
-            patience: Seconds to wait.
+            patience: Seconds to wait for the worker.
 
         """
         with self._ready:
@@ -92,10 +92,10 @@ class Session:
     # --------------------------------------------------------------------------------------------- requests
 
     def open(self, asked: Asked) -> str:
-        """Explains a prompt: queues its stages, unless they are there.
+        """Explains a prompt: queues its stages, unless the run exists.
 
         Args:
-            asked: What is asked.
+            asked: The request.
 
         Returns:
             The run's id.
@@ -122,12 +122,12 @@ class Session:
         return asked.id
 
     def ask(self, run: str, kind: str, given: Any) -> Job:
-        """Queues something that is asked for.
+        """Queues a requested job.
 
         Args:
             run: The run's id.
-            kind: What: a row of `KINDS`.
-            given: The fields of the request; for a stage its `name` alone.
+            kind: The kind of job: a row of `KINDS`.
+            given: The fields of the request; for a stage only its `name`.
 
         Raises:
             BadArgument: The request is not valid.
@@ -170,13 +170,13 @@ class Session:
                 self._drop(job)
 
     def listen(self, listener: Callable[[Told], None]) -> tuple[list[Told], Callable[[], None]]:
-        """Tells of every job from now on.
+        """Reports every change of a job from now on.
 
         Args:
             listener: Called with the public state of a job, in any thread.
 
         Returns:
-            The public states of all jobs so far, and a function that ends it.
+            The public states of all jobs so far, and a function that ends the reports.
 
         """
         with self._ready:
@@ -219,7 +219,7 @@ class Session:
             listener(job.public())
 
     def _next(self) -> Job | None:
-        """The job that goes next: what somebody waits for, then stages of the newest run, in order."""
+        """The next job: one for which somebody waits, else the next stage of the newest run."""
         age = {run: -i for i, run in enumerate(self.works)}
         return min(self._waiting, key=lambda job: (job.priority, age.get(job.run, 0), job.id), default=None)
 
@@ -236,7 +236,7 @@ class Session:
             self._do(job)
 
     def _do(self, job: Job) -> None:
-        """Does a job, whatever comes of it."""
+        """Runs a job, and records its result or its error."""
         work = self.works.get(job.run)
         last = looked = 0.0
 
@@ -272,7 +272,7 @@ class Session:
             job.end(CANCELLED)
         except SecantError as error:
             job.end(FAILED, str(error))
-        except Exception as error:  # the worker survives whatever went wrong
+        except Exception as error:  # the worker survives any error
             full = is_out_of_memory(error)
             said = "A run must fit in memory; got none left. Shorten the prompt." if full else _unexpected(error)
             job.end(FAILED, said)
@@ -285,14 +285,18 @@ class Session:
             self._tell(job)
 
     def _make_way(self, job: Job) -> None:
-        """Raises Yielded if somebody waits for another job, and nobody for this one, which has not come far yet."""
+        """Raises Yielded if somebody waits for another job, and nobody for this one, most of which is still to do."""
         if job.priority == LATER and job.early:
             with self._ready:
                 if any(other.priority < LATER for other in self._waiting):
                     raise Yielded
 
     def _expected(self, work: Work, job: Job) -> bool:
-        """Estimates a stage. Makes room for it, and offers it instead if it takes long and nobody asked for it."""
+        """Estimates a stage, and drops old runs if it needs their memory.
+
+        Returns:
+            Whether to run it now; it is only offered if it takes long and nobody requested it.
+        """
         if job.kind != "stage" or work.case is None:
             return True
         forecast = STAGES[job.name].forecast(work.case)
@@ -308,7 +312,7 @@ class Session:
         return True
 
     def _learn(self, work: Work, job: Job, estimate: float | None) -> None:
-        """Corrects later estimates by how long a stage took."""
+        """Corrects later estimates by the time that a stage took."""
         if job.kind == "stage" and estimate and job.seconds:
             key = (work.asked.model, job.name)
             self._ratio[key] = self._ratio.get(key, 1.0) * job.seconds / estimate

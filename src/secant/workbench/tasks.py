@@ -1,4 +1,4 @@
-"""What the worker can do for a browser: a row of `KINDS` for each kind of job."""
+"""What the worker computes for browsers: each kind of job is a row of `KINDS`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from secant.workbench.asked import ABLATION, STEERING, WORD, Asked, Field, text
 from secant.workbench.jobs import Job
 
 CONCEPTS = 4
-"""How many concepts of steering are kept for each model."""
+"""The number of concepts of steering that are kept for each model."""
 
 
 @dataclass(eq=False)
 class Model:
-    """A model that can be asked, and what its runs share.
+    """A model that users can choose, and what its runs share.
 
     Attributes:
         lm: The model.
@@ -82,10 +82,10 @@ class Model:
 
 @dataclass(eq=False)
 class Work:
-    """A run of the workbench: what was asked, and all that is computed for it.
+    """A run of the workbench: the request, and everything that is computed for it.
 
     Attributes:
-        asked: What was asked.
+        asked: The request.
         model: Its model.
         case: Its case, once the prompt is frozen.
         parts: The contents of each stage that is done.
@@ -103,19 +103,19 @@ class Work:
 
     @property
     def prompt(self) -> Prompt:
-        """The prompt, as the model takes it."""
+        """The prompt in the form that the model takes: a text or chat messages."""
         return [{"role": "user", "content": self.asked.prompt}] if self.asked.chat else self.asked.prompt
 
     @property
     def frozen(self) -> Case:
-        """Its case. Raises BadArgument before the prompt is frozen."""
+        """Its case. Raises BadArgument if the prompt has not been frozen yet."""
         if self.case is None:
             raise BadArgument("A prompt is explained first", "a prompt without an answer yet", "Wait for its answer.")
         return self.case
 
     @contextmanager
     def working(self, job: Job) -> Iterator[Case]:
-        """Reports a job's progress in the block, and refuses work of it that does not fit in memory.
+        """Reports a job's progress in the block, and refuses any part of its work that does not fit in memory.
 
         Args:
             job: The job.
@@ -129,7 +129,7 @@ class Work:
             yield case
 
     def watch(self, job: Job) -> Callable[[str, float, float], None]:
-        """Returns what notes the forecast of a job's work, and refuses what does not fit.
+        """Returns a function that records the forecast of a job's work, and refuses work that does not fit.
 
         Args:
             job: The job.
@@ -146,7 +146,7 @@ class Work:
 
 
 def refuse(what: str, memory: float, lm: LM) -> None:
-    """Raises TooLarge if work does not fit in the memory that is free.
+    """Raises TooLarge if work does not fit in the free memory.
 
     Args:
         what: The work.
@@ -170,7 +170,7 @@ def stage(work: Work, job: Job, given: Mapping[str, Any]) -> Any:
     Args:
         work: The run.
         job: The job, whose name is the stage's.
-        given: Nothing.
+        given: Not used.
 
     """
     if work.case is None:
@@ -216,7 +216,7 @@ def ablation(work: Work, job: Job, given: Mapping[str, Any]) -> Any:
 
 
 def steering(work: Work, job: Job, given: Mapping[str, Any]) -> Any:
-    """Continues the prompt while the model is steered, and without.
+    """Continues the prompt with the model steered and unsteered.
 
     Args:
         work: The run.
@@ -234,7 +234,7 @@ def page(work: Work, job: Job, given: Mapping[str, Any]) -> Any:
     Args:
         work: The run.
         job: The job.
-        given: Nothing.
+        given: Not used.
 
     """
     with work.working(job) as case:
@@ -249,4 +249,4 @@ KINDS: dict[str, tuple[Callable[[Work, Job, Mapping[str, Any]], Any], Mapping[st
     "steering": (steering, STEERING),
     "page": (page, {}),
 }
-"""Each kind of job: what does it, and the fields of a request for it."""
+"""Each kind of job: its function, and the fields of a request for it."""

@@ -62,7 +62,7 @@ def _schema(command: str) -> Schema:
 @printing(_schema)
 @verb
 def architectures(output: Printing) -> None:
-    """List which model types are exact. Each was measured on a small model; a refused type has the reason."""
+    """List which model types are exact. Each was measured on a small model; refused types have the reason."""
     import csv
     from importlib.resources import files
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Certificates:
-    """The certificates of a model at a prompt: a row for each dtype and convention, or the reason why it has none."""
+    """The certificates of a model at a prompt: one for each dtype and convention, or the reason why there is none."""
 
     model: str
     tokens: list[str]
@@ -38,7 +38,7 @@ class Certificates:
         return {"model": self.model, "tokens": self.tokens, "certificates": self.rows}
 
     def view(self) -> View:
-        """The view: a line for each certificate, and the reasons where one is missing."""
+        """The view: a line for each certificate, and the reason for each missing one."""
         from secant.results.view import Cell, Grid, Shown, Tokens, View
 
         sharpened = any(row["precision"] != row["dtype"] for row in self.rows)
@@ -116,7 +116,7 @@ def verify(
         raise sc.SecantError("--chat requires a prompt", "none", "Add --prompt.")
     how = {"dequantize": opening.dequantize, **opening.where, "allow_remote_code": opening.allow_remote_code}
     packed = is_packed(model, **how)
-    chosen: list[Any] = dtype or ([None] if packed else list(Dtype))  # packed weights have a type of their own
+    chosen: list[Any] = dtype or ([None] if packed else list(Dtype))  # packed weights have only their own type
     conventions = list(dict.fromkeys(freezing.convention or CONVENTIONS))
     rows: list[dict[str, Any]] = []
     with progressing() as progress:
@@ -125,7 +125,7 @@ def verify(
             ids = _random_tokens(lm, freezing.seed) if prompt is None else lm.encode(freezing.prompt(prompt))
             name = Dtype(str(lm.dtype).removeprefix("torch."))
             systems = [_wider(freezing.precision, name)]
-            if packed and freezing.precision is None:  # its own type is the only one: also what float32 shows of it
+            if packed and freezing.precision is None:  # it has only this type: also evaluate it in float32
                 systems = list(dict.fromkeys([None, _wider(Dtype.float32, name)]))
             pairs = [(system, which) for system in systems for which in conventions]
             for system, which in pairs:
@@ -153,4 +153,4 @@ def _random_tokens(lm: LM, seed: int) -> list[int]:
 
     length = min(8, lm.context or 8)
     drawn = torch.randint(lm.size, (2, length), generator=torch.Generator().manual_seed(seed))
-    return drawn[1].tolist()  # the first are those of the reference of secants, which must differ
+    return drawn[1].tolist()  # drawn[0] is the reference of secants, which must differ
