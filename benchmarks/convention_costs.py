@@ -1,9 +1,9 @@
-"""What do live gates, patterns and norms cost? Ratios to the frozen choice, `gate`, of four kinds of work.
+"""What do live gates, patterns and norms cost? Four kinds of work, as ratios to `gate`, which freezes all of these.
 
-Under each convention, in one process: freezing the prompt with its certificate, J in full, contributions of all tokens
-from one reference, and the depths of `sc.layers` (top 4). The second and later conventions are measured in turns with
-`gate`, which is measured anew each time; a ratio is of the fastest of several turns. CPU seconds, since Python and
-products are both busy. "counted" are J's own operations, which torch counts in one backward pass.
+Under each convention, in one process, this measures freezing the prompt with its certificate, J in full, contributions
+of all tokens from one reference, and `sc.layers` (top 4). Each convention takes turns with `gate`; a ratio compares the
+fastest of several turns. Times are CPU seconds, because Python and products both take time. "counted" are J's own
+operations, which torch counts in one backward pass.
 
     python benchmarks/convention_costs.py [--models MODEL ...] [--turns N] [--tokens N] [--no-layers]
 """

@@ -1,12 +1,12 @@
-"""What does the choice of an exact system do to J? All conventions reproduce y; their Jacobians do not agree.
+"""How does the convention change J? All conventions reproduce y, but their Jacobians differ.
 
-J is that of the final norm at the last position by the embeddings of all tokens. Between two conventions: ‖J - J'‖/‖J‖
+J maps the embeddings of all tokens to the final norm at the last position. For two conventions: ‖J - J'‖/‖J‖
 (Frobenius), the relative difference of σ₁, the largest angle between the leading four-dimensional output subspaces, and
-the share of the top tokens of U₀ of the last token that both have. Of each one: ‖b‖/‖y‖, the stable rank of the first
-and of the last token's block, the share of prompts whose predicted token is the first or among the first eight in U₀ of
-the last token, and the mean z of that direction's top token over random directions. Medians over prompts, but means of
-shares and of z. With --families: the first table for small random models of the paper's gated families. Claim: gate and
-up are 30 % or more apart. --markdown prints tables for the documentation.
+the share of the top tokens of U₀ of the last token that both have. For each convention: ‖b‖/‖y‖, the stable rank of the
+first and of the last token's block, the share of prompts whose predicted token is the first or among the first eight in
+U₀ of the last token, and the mean z of that direction's top token over random directions. Tables have medians over
+prompts, and means of shares and of z. --families prints the first table for small random models of the paper's gated
+families. Claim: gate and up differ by 30 % or more. --markdown prints tables for the documentation.
 
     python benchmarks/conventions.py [--models MODEL ...] [--prompts N] [--families] [--markdown]
 """
@@ -33,7 +33,7 @@ SINGLE = ("model", "convention", "‖b‖ / ‖y‖", "stable rank, first", "las
 
 
 class Measured:
-    """What is measured of one convention at one prompt."""
+    """The measures of one convention at one prompt."""
 
     def __init__(self, lm: sc.LM, text: object, convention: str, random: Null) -> None:
         run = sc.freeze(lm, text, convention=convention)
@@ -67,7 +67,7 @@ def prompts_of(name: str, count: int) -> list[str]:
 def measured(
     cases: Iterable[tuple[sc.LM, object]], conventions: Sequence[str], name: str
 ) -> tuple[dict[tuple[str, str], list[tuple[float, ...]]], dict[str, list[tuple[float, ...]]]]:
-    """What is measured of each pair of conventions, and of each one, at each prompt."""
+    """The measures of each pair of conventions, and of each convention, at each prompt."""
     pairs: dict[tuple[str, str], list[tuple[float, ...]]] = {pair: [] for pair in combinations(conventions, 2)}
     alone: dict[str, list[tuple[float, ...]]] = {c: [] for c in conventions}
     drawn: tuple[sc.LM, Null] | None = None
@@ -101,7 +101,7 @@ def percent(value: float) -> str:
 def lines(
     name: str, found: dict[str, list[tuple[float, ...]]], how: Sequence[tuple[Callable[..., float], Callable[..., str]]]
 ) -> Iterator[list[str]]:
-    """A line of a table for each label: each column with how it is averaged and written."""
+    """A line of a table for each label. `how` has, for each column, how it is averaged and formatted."""
     for label, rows in found.items():
         values = zip(how, zip(*rows, strict=True), strict=True)
         yield [name, label, *(write(mean(column)) for (mean, write), column in values)]

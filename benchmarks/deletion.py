@@ -1,10 +1,10 @@
-"""Do attributions tell what happens when tokens are taken away? Means over prompts, with bootstrap intervals of 95 %.
+"""Do attributions predict what happens when tokens are deleted? Means over prompts, with 95 % bootstrap intervals.
 
-Tokens are deleted in the order of each method's scores and the predicted token's logit is read: comprehensiveness (what
-is lost without the best tokens, more is better), sufficiency (what is lost with only these, less is better), area under
-the curve of removal (less is better), Spearman correlation with leave-one-out. secant's contributions under each
-convention (one line where a model has no gated products), gradient x input, integrated gradients (captum, 32 steps),
-attention rollout, random order. Prompts that the model can't read are left out and counted.
+Tokens are deleted in the order of each method's scores, and the predicted token's logit is measured: comprehensiveness
+(the loss without the best tokens, more is better), sufficiency (the loss with only these, less is better), area under
+the curve of removal (less is better), Spearman's correlation with leave-one-out. The methods are secant's contributions
+under each convention (one line if a model has no gated products), gradient x input, integrated gradients (captum, 32
+steps), attention rollout, and a random order. Prompts that the model can't encode are left out and counted.
 
     python benchmarks/deletion.py [--model FOLDER] [--prompts facts|chat|sql|FILE] [--count 120] [--markdown]
 """
@@ -39,7 +39,7 @@ def measured(lm: sc.LM, prompt: str, seed: int) -> pd.DataFrame:
 
 
 def interval(values: pd.Series, seed: int = 0) -> str:
-    """Mean, and the middle 95 % of means of samples drawn with replacement; NaN are left out."""
+    """The mean and its 95 % bootstrap interval, as text; NaN are left out."""
     x = values.dropna().to_numpy()
     means = np.random.default_rng(seed).choice(x, (2000, len(x))).mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -62,7 +62,7 @@ def main() -> None:
         except BadPrompt:
             unread += 1
     rows = pd.concat(tables)
-    print(f"{lm.name}: {len(tables)} prompts, {unread} not read")
+    print(f"{lm.name}: {len(tables)} prompts, {unread} not encoded")
     for value in ("logit", "log-probability"):
         own = rows[rows["value"] == value].groupby("method", sort=False)
         head = [value, *MEASURES]

@@ -1,8 +1,8 @@
-"""Claim: J in full costs at most 1.2 times its GEMMs alone, and comes 1.4 times as fast as from plain autograd.
+"""Claim: forming J costs at most 1.2 times its matrix products, and is 1.4 times as fast as plain autograd.
 
-Llama layout, d 512, 8 layers, T 8, float32. Measured in one run, in turn: `op.dense()`; the matrix products that the
-held network's backward pass consists of, at the same chunk size, nothing else; and
-`torch.autograd.functional.jacobian(vectorize=True)` of the plain model, which is not the same J but as many numbers.
+Llama layout, d 512, 8 layers, T 8, float32. Three kinds of work take turns in one run: `op.dense()`; only the matrix
+products of the frozen network's backward pass, at the same chunk size; and
+`torch.autograd.functional.jacobian(vectorize=True)` of the plain model, which is a different J with as many elements.
 
     python benchmarks/dense.py [ROUNDS]
 """

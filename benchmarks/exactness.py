@@ -1,7 +1,8 @@
-"""Claim: on every family of the paper the held network is exact: 1e-13 in float64, 5e-6 in float32; the pass untouched.
+"""Claim: for every family in the paper the frozen network is exact: to 1e-13 in float64, to 5e-6 in float32.
 
-Prints the worst certificate over eager and sdpa attention and gate, up and half, for the small random models that
-the tests make (tests/families.py), beside the ordinary Jacobian's error.
+Prints the largest errors over eager and sdpa attention and over gate, up and half, for the small random models of the
+tests (tests/families.py), next to the ordinary Jacobian's error; and whether every recorded pass equals the plain one
+bit for bit.
 
     python benchmarks/exactness.py
 """
@@ -18,7 +19,7 @@ from families import PAPER, model_of, prompt
 
 
 def worst(family: str, dtype: torch.dtype, precision: str | None = None) -> tuple[float, float, float, bool]:
-    """Largest reconstruction and affinity errors, smallest error of the ordinary Jacobian, every pass bit-equal."""
+    """The largest errors of reconstruction and affinity, the smallest of the ordinary Jacobian, and forward_equal."""
     certificates = [
         sc.freeze(lm, prompt(), convention=convention, precision=precision, ordinary=True).certificate
         for attention in ("eager", "sdpa")

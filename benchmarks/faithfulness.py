@@ -10,12 +10,13 @@ convention's random reference r (r), the mean over four of them. The model itsel
 - parts: what an attention or MLP adds replaced by its mean over 56 prompts, at the first position over first ones.
   Contributions are along all paths, of the output (x), or of its difference from the mean (d).
 
-Conventions stand beside gradient x input, integrated gradients from zero and from m (16 steps), the rules of AttnLRP
-(R. Achtibat et al., ICML 2024), attention rollout and a random order. One half of the prompts ranks the conventions by
-the mean of six Spearman correlations, the other half gives all tables, with means and bootstrap intervals of 95 %.
+Conventions are compared with gradient x input, integrated gradients from zero and from m (16 steps), the rules of
+AttnLRP (R. Achtibat et al., ICML 2024), attention rollout and a random order. One half of the prompts ranks the
+conventions by the mean of six Spearman correlations, and the other half gives all tables, with means and 95 % bootstrap
+intervals.
 
-SmolLM2 and Gemma 3 run on prompts.txt, Atlas on its held-out questions, craftgpt on chat lines. With
---out, rows are added to a Parquet file, and what it has is not measured again.
+SmolLM2 and Gemma 3 run on prompts.txt, Atlas on its held-out questions, craftgpt on chat lines. With --out, rows are
+added to a Parquet file, and rows that it has are not measured again.
 
     python benchmarks/faithfulness.py [--models MODEL ...] [--prompts N] [--seed S] [--out FILE]
         [--methods METHOD ...] [--no-parts] [--no-removals]
@@ -53,10 +54,10 @@ from secant.linearize.tape import Tape
 from secant.linearize.untouched import State
 
 KINDS = ("facts", "prose", "agreement", "names", "chat", "code", "language")
-"""The kinds of prompts.txt that real models run on: not chat templates, nor phrases of three tokens."""
+"""The kinds of prompts in prompts.txt that real models run on: all but chat templates and phrases of three tokens."""
 
 SHARED = {"gate": 1.0, "up": 0.0, "half": 0.5}
-"""Conventions that differ in the share of gates alone, so that one recording has all of them."""
+"""Conventions that differ only in the share of gates, so that one recording serves all of them."""
 
 CONVENTIONS = (
     *SHARED, "halves", "secant", "secant+secant+frozen+random", "half+secant+secant+random",
@@ -68,10 +69,10 @@ METHODS = (*CONVENTIONS, GRADIENT, LRP, FROM_ZERO, FROM_MEAN, ROLLOUT, RANDOM)
 INTEGRATION_STEPS, BATCH = 16, 64
 FRACTIONS = (20, 50)
 MEANS = 56
-"""Over how many prompts the outputs of parts are averaged, however many are measured."""
+"""The number of prompts over which the outputs of parts are averaged, however many are measured."""
 
 SAVED = 4
-"""After how many prompts the rows are written."""
+"""Rows are written each time this many prompts are done."""
 
 Columns = ("model", "kind", "prompt", "half", "method", "start", "effect", "tokens", "measure", "value")
 OVERALL = (
@@ -93,7 +94,7 @@ class Item:
 
 
 def by_kind() -> dict[str, list[str]]:
-    """The prompts of prompts.txt by kind, of those kinds whose tokens can be replaced one by one."""
+    """The prompts in prompts.txt by kind, for the kinds in KINDS."""
     found: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for kind, text in written():
         if kind in found:
@@ -102,7 +103,7 @@ def by_kind() -> dict[str, list[str]]:
 
 
 def items(name: str, count: int, seed: int) -> list[Item]:
-    """The first prompts of each kind, a kind after the other. Of each two of a kind, a random one chooses."""
+    """The first prompts of each kind, one kind after the other. Of each two of a kind, a random one is for choosing."""
     kind = OWN_PROMPTS.get(name)
     texts_of = by_kind() if kind is None else {kind: SETS[kind](count)}
     each, found = math.ceil(count / len(texts_of)), []
@@ -135,7 +136,7 @@ def mean_embedding(lm: sc.LM) -> Tensor:
 
 
 class Ablated(Patch):
-    """A pass of a batch of equal prompts, in each of which another step's output is replaced by its mean."""
+    """A pass of a batch of equal prompts. In each, a different step's output is replaced by its mean."""
 
     def __init__(self, tape: Tape, axes: Mapping[int, int], means: Mapping[int, tuple[Tensor, Tensor]]) -> None:
         super().__init__(tape, axes, {step: first for step, (first, _) in means.items()})
@@ -190,13 +191,13 @@ class LRPAttention:
     """Attention as it is. Each product passes on half of its relevance to each factor."""
 
     def __call__(self, call: Call) -> Any:
-        """Returns the function's value, whose derivatives are shared out."""
+        """Returns the function's value, whose derivatives are halved."""
         shares = {("query", 0): 1 / 4, ("key", 1): 1 / 4, ("value", 2): 1 / 2}
         return call.substitute({call.key(w): _share(call[w], s) for w, s in shares.items()}).run()
 
 
 def _share(x: Tensor, share: float) -> Tensor:
-    """The same tensor, with a share of its derivative."""
+    """The same tensor, whose derivative is multiplied by `share`."""
     return share * x + (1 - share) * x.detach()
 
 
@@ -207,7 +208,7 @@ def retaped(recording: Recording, form: Callable[[int], Any]) -> Recording:
 
 
 def shared(half: Recording, share: float) -> Recording:
-    """The convention that shares gates differently, from `half`."""
+    """The recording of a convention with a different share of gates, from that of `half`."""
     forms = [step.form for step in half.tape.steps]
     return retaped(half, lambda i: replace(f, share=share) if isinstance(f := forms[i], Shared) else f)
 
@@ -215,8 +216,8 @@ def shared(half: Recording, share: float) -> Recording:
 def networks(
     lm: sc.LM, half: Recording, x: Tensor, seed: int, wanted: Sequence[str]
 ) -> Iterator[tuple[str, Recording | None]]:
-    """The wanted conventions and rules that give a derivative, as recordings, each of as many references as a batch
-    takes; None where a rule does not apply.
+    """The wanted conventions and rules that give a derivative, as recordings with as many references as fit in a batch;
+    None if a rule does not apply.
     """
     for name in wanted:
         if name in SHARED:
@@ -245,8 +246,8 @@ def _floating(value: Any) -> bool:
 def derivatives(
     lm: sc.LM, recording: Recording, x: Tensor, target: int, axes: Mapping[int, int]
 ) -> tuple[float, Tensor, dict[int, tuple[Tensor, Tensor]]]:
-    """The centred logit, the mean over references, and its derivative by the embeddings of each; and each part with the
-    derivative by it.
+    """The centred logit, as the mean over references; its derivative with respect to the embeddings of each; and each
+    part with the derivative with respect to it.
     """
     leaf = x.repeat_interleave(recording.copies, 1).detach().requires_grad_()
     points, by_step = replayed(lm, recording, leaf, lm.dtype, axes)
@@ -299,7 +300,7 @@ Scores = dict[str, dict[str, np.ndarray]]
 
 
 def scored(rows: Tensor, x: Tensor) -> np.ndarray:
-    """The product of each token's derivative with a difference of embeddings."""
+    """The product of each token's derivative and a difference of embeddings."""
     return (rows.double() * x.double()).sum(-1).cpu().numpy()
 
 
@@ -391,7 +392,7 @@ def _plausible(ids: Sequence[int], logits: Tensor, size: int) -> list[int]:
 
 
 START = {"x": "x", "mean": "d", "r": "r"}
-"""Scores that are compared with every effect, and what the tables call them."""
+"""The scores that are compared with every effect, and their names in the tables."""
 
 
 def _token_rows(scores: Scores, effects: Mapping[str, np.ndarray]) -> Iterator[tuple[Any, ...]]:
@@ -456,7 +457,7 @@ def means_of_parts(lm: sc.LM, every: Iterable[Item]) -> dict[int, tuple[Tensor, 
 
 
 def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """The mean, and the middle 95 % of means of samples drawn with replacement; NaN are left out."""
+    """The mean and its 95 % bootstrap interval; NaN are left out."""
     x = values[~np.isnan(values)]
     if not len(x):
         return math.nan, math.nan, math.nan
@@ -479,7 +480,7 @@ def overall(rows: pd.DataFrame, method: str, start: str) -> pd.Series:
 
 
 def cell(values: pd.Series, digits: int = 2) -> str:
-    """A mean and half the length of its interval, in 10 characters."""
+    """A mean and half of its interval's length, in 10 characters."""
     mean, low, high = interval(values.to_numpy(dtype=float))
     if math.isnan(mean):
         return f"{'-':>10}"
@@ -554,17 +555,17 @@ def printed(name: str, rows: pd.DataFrame) -> None:
 
 
 def read(lm: sc.LM, item: Item) -> bool:
-    """Whether a model's tokenizer can read a prompt; says so if not."""
+    """Whether a model's tokenizer can encode a prompt. Prints a line if not."""
     try:
         lm.encode(item.text)
     except BadPrompt as error:
-        print(f"{lm.name} can't read {item.text!r}: {error}", file=sys.stderr)
+        print(f"{lm.name} can't encode {item.text!r}: {error}", file=sys.stderr)
         return False
     return True
 
 
 def kept(rows: pd.DataFrame, path: Path) -> None:
-    """Write rows to a Parquet file, whole or not at all."""
+    """Write rows to a Parquet file, completely or not at all."""
     partial = path.with_suffix(".partial")
     small = rows.astype({c: "category" for c in Columns if c != "value"}).astype({"value": "float32"})
     small.to_parquet(partial, compression="zstd", index=False)
@@ -572,7 +573,7 @@ def kept(rows: pd.DataFrame, path: Path) -> None:
 
 
 def study(lm: sc.LM, name: str, args: argparse.Namespace) -> pd.DataFrame:
-    """All rows of one model. Rows of prompts that the file has are not measured again."""
+    """All rows of one model. Prompts that the file has are not measured again."""
     given = items(name, args.prompts, args.seed)
     every = [item for item in given if read(lm, item)]
     known = pd.DataFrame(columns=Columns)
@@ -582,7 +583,7 @@ def study(lm: sc.LM, name: str, args: argparse.Namespace) -> pd.DataFrame:
     before = before[before["prompt"].isin([item.text for item in every]) & before["method"].isin(args.methods)]
     done = set(zip(before["prompt"], before["method"], strict=True))
     left = [(item, own) for item in every if (own := [m for m in args.methods if (item.text, m) not in done])]
-    said = f"{name}: {len(every)} prompts, {len(given) - len(every)} not read, {len(every) - len(left)} measured before"
+    said = f"{name}: {len(every)} prompts, {len(given) - len(every)} not encoded, {len(every) - len(left)} measured"
     print(said, file=sys.stderr)
     tables, began = [before] if len(before) else [], time.time()
     averaged = (item for item in items(name, MEANS, args.seed) if read(lm, item))

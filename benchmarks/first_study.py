@@ -1,8 +1,8 @@
-"""Studies of three small models: what holds of the paper's claims, over many prompts and in two conventions.
+"""Studies of three small models: which of the paper's claims hold, over many prompts and under two conventions.
 
-1,000 held-out questions on Atlas, 200 beginnings of stories on stories260K and 200 questions on craftgpt, in the
-conventions gate and half, first by single spectra and then, which takes ten times as long, by every layer. What is done
-is kept, and the next run goes on from there. docs/explanation/small-models.md says what came out.
+1,000 held-out questions on Atlas, 200 beginnings of stories on stories260K and 200 questions on craftgpt, under gate
+and half: first single spectra and then every layer, which takes ten times as long. Finished shards are kept, and the
+next run resumes. docs/explanation/small-models.md has the results.
 
     python benchmarks/first_study.py OUT [MODELS]  # MODELS: a folder with stories260K and craftgpt, if there is one
     secant summarize OUT/atlas  # and each of the others
@@ -36,7 +36,7 @@ def said(values: pd.Series, share: bool = False) -> str:
 
 
 def wide(study: sc.Study) -> dict[str, pd.Series]:
-    """What is claimed of single spectra and words, by convention."""
+    """The claims about single spectra and top tokens, by convention."""
     ranks, words = study.to_pandas("stable_ranks"), study.to_pandas("words")
     first = words[(words["vector"] == 0) & (words["side"] == "output")]
     last = first["position"] == first.groupby(["convention", "prompt"])["position"].transform("max")
@@ -55,7 +55,7 @@ def wide(study: sc.Study) -> dict[str, pd.Series]:
 
 
 def deep(study: sc.Study) -> dict[str, pd.Series]:
-    """What is claimed of depth, by convention: of all tokens together, read through the final norm."""
+    """The claims about depth, by convention: for all tokens together, through the final norm."""
     rows, seen = study.to_pandas("layers"), study.to_pandas("first_seen")
     by, count = ["convention", "prompt"], int(seen["layer_count"].max())
     stream = rows[(rows["part"] == "residual") & rows["position"].isna()]
@@ -75,7 +75,7 @@ def deep(study: sc.Study) -> dict[str, pd.Series]:
 
 
 def table(title: str, found: dict[str, pd.Series]) -> None:
-    """Print what was found in Markdown, conventions side by side."""
+    """Print the results in Markdown, with conventions side by side."""
     print(f"\n| {title} | gate | half |\n|---|---|---|")
     for name, values in found.items():
         share = name.startswith("% ")

@@ -1,4 +1,4 @@
-"""Real sizes on a GPU, random weights: absolute times and peak memory, as lines of a table. Without one it says so.
+"""Models of real sizes with random weights on a GPU: times and peak memory, as lines of a table.
 
 - Llama-3.2-3B's shape, float32, T 8: J in full, at most 1.5 times the matrix products that it consists of.
 - Llama-3.1-8B's shape, bfloat16: J in full, all layers, top 8 at T 427 and at T 4,096.
@@ -79,7 +79,7 @@ def quantise(made: torch.nn.Module, layers: int, device: torch.device) -> None:
 
 
 def measured(what: str, device: torch.device, work: Callable[[], Any]) -> Any:
-    """Run it, and print seconds and peak memory."""
+    """Run the work, and print its seconds and peak memory."""
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(device)
@@ -98,7 +98,7 @@ def measured(what: str, device: torch.device, work: Callable[[], Any]) -> Any:
 
 
 def products_alone(lm: sc.LM, T: int, device: torch.device) -> None:
-    """The matrix products that J consists of, in chunks as large as `dense` uses."""
+    """The matrix products of which J consists, in the chunks that `dense` uses."""
     c = lm.model.config
     d, heads = c.hidden_size, c.num_attention_heads * c.head_dim
     kv = c.num_key_value_heads * c.head_dim

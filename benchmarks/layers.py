@@ -1,9 +1,10 @@
-"""Claim: all layers and three points, top-8 SVD of each token's block, 3 times (8 layers, T 11) and 10 times (24, 6) as
-fast as one `torch.autograd.functional.jacobian(vectorize=True)` and one sklearn `randomized_svd` each.
+"""Claim: for all layers and three points, `sc.layers` computes the top-8 SVD of each token's block 3 times (8 layers,
+T 11) and 10 times (24 layers, T 6) as fast as one `torch.autograd.functional.jacobian(vectorize=True)` for each point
+and one sklearn `randomized_svd` for each token.
 
-Llama layout, d 512, float32; points read through the final norm, as the paper does. Both ways in one run: `sc.layers`,
-with everything that it needs (finding the points, the choice of the method), and for each layer and point the Jacobian
-of the plain model from the embeddings, and for each token scikit-learn's randomized SVD with its own settings.
+Llama layout, d 512, float32; points are read out through the final norm, as in the paper. Both ways are timed in one
+run. `sc.layers` includes everything that it needs (finding the points, choosing the method). The other way takes the
+Jacobian of the plain model from the embeddings, and scikit-learn's randomized SVD with its default settings.
 
     python benchmarks/layers.py [ROUNDS]
 """

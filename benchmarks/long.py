@@ -1,8 +1,9 @@
-"""Claim: memory grows linearly with the prompt: the top 8 of the whole operator at T 512, 1024, 2048, 4096 (Llama
-layout, d 256, 4 layers, float32), with at most 2.3 times the peak for each doubling; at 512 the result is that of J.
+"""Claim: memory grows linearly with the prompt: for the top 8 of the whole operator at T 512, 1024, 2048, 4096 (Llama
+layout, d 256, 4 layers, float32), the peak grows at most 2.3 times for each doubling. At 512 the result is that of J.
 
-The peak is that of the process above what it was with the model loaded: recording, replay and SVD are all in it. The
-pattern of T x T numbers a head and layer is never kept: queries and keys are, and blocks of its rows are made anew.
+The peak is that of the process, less its memory with the model loaded; it includes recording, replay and SVD. The T x T
+pattern of each head and layer is never kept: secant keeps queries and keys, and recomputes blocks of the pattern's
+rows.
 
     python benchmarks/long.py [T ...]
 """
@@ -22,7 +23,7 @@ LENGTHS = (512, 1024, 2048, 4096)
 
 
 def run(T: int, check: bool) -> None:
-    """Print the peak in bytes, seconds, passes, and how far σ are from those of J, if it is formed."""
+    """Print the peak in bytes, seconds, passes, and, if J is formed, the error of the singular values."""
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
@@ -61,7 +62,7 @@ def main(lengths: list[int]) -> None:
         times = "" if last is None else f"{peak / last:.2f}"
         print(f"{T:6} {peak / 2**20:10.0f}  {times:>5} {seconds:5.0f}  {passes:6}", flush=True)
         if T == 512:
-            print(f"       singular values beside those of J: off by {off:.0e} of the largest")
+            print(f"       singular values differ from those of J by {off:.0e} of the largest")
         last = peak
     print("(claim: at most 2.3 times for each doubling)")
 

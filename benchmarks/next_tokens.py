@@ -1,7 +1,7 @@
-"""A GGUF file means to secant what it means to llama.cpp: the same tokens, and the same next token of 50 prompts.
+"""Claim: secant reads a GGUF file as llama.cpp does: 50 prompts have the same tokens, and the same next token.
 
-llama.cpp multiplies packed blocks with activations that it rounds to 8 bits. So the file is compared as it is, and as a
-copy with the same weights in float32, with which llama.cpp computes in float32. It needs the package llama-cpp-python.
+llama.cpp multiplies packed blocks by activations that it rounds to 8 bits. So both the file and a copy with the same
+weights in float32, with which llama.cpp computes in float32, are compared. This requires the package llama-cpp-python.
 
     python benchmarks/next_tokens.py MODEL.gguf ...
 """

@@ -1,12 +1,13 @@
 """Claim: the page of a 512-token prompt has at most 3 MB without J's image, is painted within 1 s, and answers a click
-within 200 ms. In the workbench, the answer to a prompt comes within 4 s on SmolLM2, and a click is answered as fast.
+within 200 ms. In the workbench, the answer to a prompt arrives within 4 s on SmolLM2, and clicks are as fast.
 
-A small random Llama, all layers; or a page that there is. It is opened in Debian's chromium, and timed by the browser
-itself: the first contentful paint, when its tables are there, and from a click (on a token, a row, a cell of the layers
-or heads, what cells say; a layer; a key in the search) to the next painted frame, the worst of several.
+The page is that of a small random Llama with all layers, or a given page. Debian's chromium opens it, and the browser
+itself measures the first contentful paint, the time until the tables are drawn, and the time from a click (on a token,
+a row, a cell of the layers or heads, the choice of what cells show, a layer) or a key in the search to the next painted
+frame, the worst of several.
 
-With `serve`, the workbench on a model (by default Atlas) is opened instead, and timed: from a prompt's Enter to its
-answer on the page, an ablation, a continuation that is steered, and the same clicks.
+With `serve`, it opens the workbench on a model (by default Atlas) instead, and measures the time from a prompt's Enter
+to its answer on the page, an ablation, a steered continuation, and the same clicks.
 
     python benchmarks/page.py [TOKENS | PAGE | serve [MODEL]]
 """
@@ -59,7 +60,7 @@ def written(path: Path, tokens: int) -> None:
 
 
 def timed(page: Page, find: str, act: str, rounds: int = 7) -> float:
-    """The worst of several, in milliseconds."""
+    """The longest time of several rounds, in milliseconds."""
     page.locator(find).first.scroll_into_view_if_needed()
     page.wait_for_timeout(500)
     return max(page.evaluate(UNTIL_PAINTED, [find, act]) for _ in range(rounds))
@@ -71,7 +72,7 @@ WAYS = {
     "part or head": ("#components-table td.cell", "click"), "paths": ("#paths button", "click"),
     "search": ("#find", "input"), "theme": ("#theme", "change"),
 }  # fmt: skip
-"""What is clicked or changed, and by which event."""
+"""What is clicked or changed, and the event."""
 
 
 def opened(path: Path) -> None:
@@ -91,14 +92,14 @@ def opened(path: Path) -> None:
 
 
 def clicked(page: Page) -> None:
-    """Print the worst time of each way to change what is shown."""
+    """Print the longest time of each way to change the view."""
     for name, (find, act) in WAYS.items():
         if page.locator(find).count():
             print(f"  {name:<24}{timed(page, find, act):8.0f} ms  (claim: at most 200)")
 
 
 def asked(page: Page, what: str, act: Callable[[], object], answer: str) -> None:
-    """Print the seconds from an action to what answers it."""
+    """Print the seconds from an action to its answer."""
     start = time.perf_counter()
     act()
     page.locator(answer).first.wait_for(timeout=300_000)
@@ -135,12 +136,12 @@ DEEP = """() => {
   const { shadowRoot } = document.querySelector(".result");
   document.querySelectorAll = (find) => [...plain(find), ...shadowRoot.querySelectorAll(find)];
 }"""
-"""Lets `UNTIL_PAINTED` find what is in the view's shadow root."""
+"""Lets `UNTIL_PAINTED` find elements in the view's shadow root."""
 
 
 def main(of: str) -> None:
     if not CHROMIUM.exists():
-        sys.exit(f"This takes a browser at {CHROMIUM}.")
+        sys.exit(f"This requires a browser at {CHROMIUM}.")
     if of == "serve":
         served(sys.argv[2] if len(sys.argv) > 2 else "atlas")
         return

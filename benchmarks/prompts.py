@@ -1,5 +1,5 @@
-"""Prompts that several benchmarks use: of every kind for real language models, which prompts.txt has; and for small
-models what they know: Atlas' held-out questions, chat lines, and SQL without its last column.
+"""Prompts that several benchmarks use. prompts.txt has prompts of all kinds for real language models. Small models get
+prompts of the kind that they know: Atlas' held-out questions, chat lines, or SQL without its last column.
 """
 
 import sys
@@ -35,7 +35,7 @@ FURTHER = ["Sue", "Ben", "Anna", "Jack", "Sara", "Sam", "Amy", "Bob", "Jane"]
 
 
 def written() -> list[tuple[str, str]]:
-    """The kind and the text of each prompt in prompts.txt. Any first part of them has all kinds."""
+    """The kind and the text of each prompt in prompts.txt, where kinds alternate."""
     lines = Path(__file__).with_name("prompts.txt").read_text("utf-8").splitlines()
     pairs = [line.split("\t") for line in lines if line and not line.startswith("#")]
     return [(kind, text.replace("\\n", "\n")) for kind, text in pairs]
@@ -62,7 +62,7 @@ def chat(count: int, seed: int = 0) -> list[str]:
 
 
 def sql(count: int, seed: int = 0) -> list[str]:
-    """Queries that lack the column they group by, which is the one that they select."""
+    """Queries without the column that they group by, which is the one that they select."""
     every = [f"SELECT {c} , {s} FROM {t} GROUP BY" for c, s, t in product(COLUMNS, SUMMED, TABLES)]
     return Random(seed).sample(every, min(count, len(every)))
 
@@ -92,11 +92,11 @@ def asked(count: int, seed: int = 0) -> list[Item]:
 
 
 def items(pairs: list[tuple[str, str]]) -> list[Item]:
-    """Prompts of a study, of categories and texts."""
+    """Prompts of a study, from pairs of category and text."""
     return [Item(number, text, category) for number, (category, text) in enumerate(pairs)]
 
 
 SETS = {"facts": facts, "chat": chat, "sql": sql}
 
 OWN_PROMPTS = {"atlas": "facts", "craftgpt": "chat", "tiny-sql-gpt": "sql"}
-"""Small models that know one kind of prompt, and the name of its function."""
+"""Small models that know one kind of prompt, and the name of the function that writes it."""

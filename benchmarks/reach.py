@@ -1,11 +1,14 @@
-"""How far does a prompt's linear system reach? Held and ordinary Jacobian on the way to another prompt; how J turns.
+"""How far does a prompt's linear system reach? Errors of the frozen network and of the ordinary Jacobian on the way to
+another prompt, and how far J turns.
 
-Between pairs of prompts of the same length, and between a prompt and the same with one token swapped for a random one:
-errors of the frozen network, of the ordinary Jacobian's tangent and of no change at all, in norms of the true y(α), at
-α = 0.1, 0.25, 0.5 and 1 of the way in embedding space; angles of y, and mean principal angles of the spans of the first
-four left and right singular vectors; how often one beats another, and how often the frozen network and the first prompt
-give the network's next token. Medians (of how often, shares) with bootstrap intervals of 95 %.
-Prompts of Atlas are from its held-out list; of other models, plain sentences. `--markdown` prints tables.
+The other prompt has the same length, or is the prompt with one token swapped for a random one. At α = 0.1, 0.25, 0.5
+and 1 of the way in embedding space, this measures the errors of the frozen network, of the ordinary Jacobian's tangent
+and of no change, in norms of the true y(α); the angle of y, and the mean principal angles of the spans of the first
+four left and right singular vectors; how often each error is smaller than another; and how often the frozen network and
+the first prompt give the network's next token. Tables have medians, and shares for how often, with 95 % bootstrap
+intervals.
+
+Prompts for Atlas are from its held-out list; other models get plain sentences. `--markdown` prints tables.
 
     python benchmarks/reach.py [--model atlas] [--prompts 60] [--convention gate] [--markdown]
 """
@@ -49,7 +52,7 @@ SENTENCES = [
 
 
 def prompts_of(lm: sc.LM) -> list[str]:
-    """Texts that a model can be asked to go on with."""
+    """Texts that a model can continue."""
     return [question.prompt for question in read_questions()] if lm.name == "atlas" else SENTENCES
 
 
@@ -76,13 +79,13 @@ def pairs(lm: sc.LM, count: int) -> list[tuple[list[int], list[int]]]:
 
 
 def swaps(lm: sc.LM, starts: list[list[int]]) -> list[tuple[list[int], tuple[int, int]]]:
-    """One token of each prompt, not the first, for another one of the vocabulary."""
+    """Swaps of one token of each prompt, not the first, for another token of the vocabulary."""
     random = Random(SEED)
     return [(ids, (random.randrange(1, len(ids)), random.randrange(lm.size))) for ids in starts]
 
 
 def measured(lm: sc.LM, start: list[int], other: list[int] | tuple[int, int], convention: str) -> pd.DataFrame:
-    """One way."""
+    """The table of `sc.reach` from one prompt to another."""
     run = sc.freeze(lm, start, convention=convention)
     table = sc.reach(run, other, steps=ALPHAS, k=K).to_pandas()
     return table.assign(
@@ -94,7 +97,7 @@ def measured(lm: sc.LM, start: list[int], other: list[int] | tuple[int, int], co
 
 
 def interval(values: np.ndarray, mean: bool) -> tuple[float, float, float]:
-    """The median (or mean), and the middle 95 % of that of resamples."""
+    """The median (or mean) and its 95 % bootstrap interval."""
     statistic = np.mean if mean else np.median
     drawn = np.random.default_rng(SEED).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.quantile(statistic(values[drawn], axis=1), (0.025, 0.975))
@@ -102,7 +105,7 @@ def interval(values: np.ndarray, mean: bool) -> tuple[float, float, float]:
 
 
 def summary(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """A row each α: every column as "median [low, high]"."""
+    """A row for each α, with every column as "median [low, high]"."""
     every = pd.concat(tables)
     rows = {}
     for alpha, own in every.groupby("alpha"):
@@ -121,7 +124,7 @@ def summary(tables: list[pd.DataFrame]) -> pd.DataFrame:
 def main(
     model: Annotated[str, typer.Option(help="A folder, or a name.")] = "atlas",
     prompts: Annotated[int, typer.Option(help="How many pairs, and as many swaps.")] = 60,
-    convention: Annotated[str, typer.Option(help="What a gated product holds.")] = "gate",
+    convention: Annotated[str, typer.Option(help="Which exact affine map replaces each operation.")] = "gate",
     markdown: Annotated[bool, typer.Option(help="Print tables in Markdown.")] = False,
 ) -> None:
     lm = sc.load(model, dtype="float64")

@@ -1,15 +1,15 @@
-"""Real models: what the parts of `secant explain --layers` take, next to the matrix products that they consist of.
+"""Real models: how long the parts of `secant explain --layers` take, next to the matrix products in them.
 
 Claims, each a ratio of one run: J in full takes at most 1.15 times its matrix products, the top 4 of each token's block
 at most J and 1 s, `sc.layers(run, k=4)` at most twice the products of a causal forward sweep, `freeze` and `attribute`
 at most 1 s each.
 
-The rate of matrix products is measured at the shapes of the model's own layers, just before what it is compared with.
-The floor of J is counted by torch in one backward pass. A causal forward sweep carries T d columns, and a column of
-token t is zero before t: (T + 1) / 2 times the operations of J. The parts of `sc.layers` are shares of its time, from
-cProfile. Times are the best of ROUNDS. On a machine that others use, --cpu-time counts the seconds of this process, on
-as many cores as it uses; with one thread the ratios stay comparable. SmolLM2 and Gemma 3 run by default; absent models
-are named.
+The rate of matrix products is measured at the shapes of the model's own layers, just before the work that it is
+compared with. Torch counts the operations of J in one backward pass. A causal forward sweep carries T d columns, and a
+column of token t is zero before t, so it takes (T + 1) / 2 times the operations of J. The parts of `sc.layers` are
+shares of its time, from cProfile. Times are the best of ROUNDS. On a shared machine, --cpu-time counts the CPU seconds
+of this process; with one thread the ratios stay comparable. SmolLM2 and Gemma 3 run by default; a line names absent
+models.
 
     python benchmarks/real.py [--models MODEL ...] [--device cuda] [--prompt TEXT] [--rounds ROUNDS] [--no-layers]
         [--cpu-time]
@@ -40,18 +40,18 @@ PARTS = {
 
 
 CLOCK = time.perf_counter
-"""What measures seconds."""
+"""The clock that measures seconds."""
 
 
 def synchronized(device: torch.device) -> float:
-    """The time, after all work that was started on the device."""
+    """The time, after all work on the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return CLOCK()
 
 
 def best(work: Callable[[], Any], device: torch.device, rounds: int) -> tuple[float, Any]:
-    """The least seconds of several rounds, and the last result."""
+    """The shortest time of several rounds, and the last result."""
     least, result = math.inf, None
     for _ in range(rounds):
         start = synchronized(device)
@@ -61,7 +61,7 @@ def best(work: Callable[[], Any], device: torch.device, rounds: int) -> tuple[fl
 
 
 def products_rate(lm: sc.LM, vectors: int, device: torch.device) -> float:
-    """Operations per second of products of many vectors with the weights of one layer, each as often as it is large."""
+    """Operations per second of products of many vectors with the weights of one layer."""
     linear = [m for path, m in lm.model.named_modules() if isinstance(m, nn.Linear) and ".0." in path]
     shapes = {tuple(m.weight.shape) for m in linear if m is not lm.head}
     seconds = operations = 0.0
@@ -108,7 +108,7 @@ def measure(lm: sc.LM, name: str, args: argparse.Namespace) -> None:
 
 
 def layers(lm: sc.LM, run: sc.Run, swept: float, args: argparse.Namespace) -> None:
-    """`sc.layers`, whole and by its parts."""
+    """The lines of `sc.layers`, in total and by its parts."""
     before = products_rate(lm, 256 * 8, lm.device)
     profile = cProfile.Profile(CLOCK)
     seconds, found = best(lambda: profile.runcall(sc.layers, run, 4), lm.device, 1)

@@ -1,12 +1,12 @@
-"""How many prompts in an hour: counted operations over an assumed speed, beside what is measured here.
+"""How many prompts an hour? Counted operations divided by an assumed speed, next to measurements on this machine.
 
-J has d rows, and a row is a product Jᵀu: a pass backwards through the network, 2·P·T operations for P weights of its
-matrices and T tokens. A prompt's J in full takes 2·P·T·d, once for each convention. Prompts in an hour are then 3600
-times the speed over that.
+J has d rows, and a row is a product Jᵀu: a backward pass through the network, 2·P·T operations for P weights of its
+matrices and T tokens. Forming J for a prompt takes 2·P·T·d operations, once for each convention. The number of prompts
+an hour is 3600 times the speed, divided by these operations.
 
-- Estimated: models of real sizes on one H200, at a stated share of its dense peak. Nothing of this is measured.
-- Measured (--calibrate): J of small models in Llama's layout with random weights, on this machine, one thread, beside
-  the formula at the speed of large matrix products that is measured in the same run. The ratio is the formula's error.
+- Estimated: models of real sizes on one H200, at a stated share of its dense peak. None of this is measured.
+- Measured (--calibrate): J of small models in Llama's layout with random weights, on this machine with one thread, next
+  to the formula at the speed of large matrix products, measured in the same run. The ratio is the formula's error.
 
     python benchmarks/scale.py [--calibrate]
 """
@@ -24,9 +24,9 @@ import secant as sc
 
 TOKENS = 16
 PEAK = {"float32": 67e12, "bfloat16": 989e12}
-"""Operations in a second of one H200 by its data sheet, dense: float32 without tensor cores; bfloat16 with them."""
+"""Dense operations per second of one H200, from its data sheet: float32 without tensor cores; bfloat16 with them."""
 SHARE = {"float32": 0.5, "bfloat16": 0.25}
-"""Assumed of that: float32 products reach much of their peak; in bfloat16 what is between them weighs more."""
+"""The assumed share of PEAK: float32 products reach much of it; in bfloat16 the work between products matters more."""
 MEMORY = 141e9
 
 
@@ -44,17 +44,17 @@ class Shape:
 
     @property
     def weights(self) -> float:
-        """Of the matrices between embeddings and head, which a pass goes through."""
+        """The weights of the matrices between embeddings and head, by which a pass multiplies."""
         d, head = self.d, self.d // self.heads
         return self.layers * (2 * d * d + 2 * d * head * self.kv + 3 * d * self.inner)
 
     @property
     def all_weights(self) -> float:
-        """With embeddings and head."""
+        """All weights, including embeddings and head."""
         return self.weights + 2 * self.vocabulary * self.d
 
     def operations(self, T: int) -> float:
-        """Of J in full: all rows, one convention."""
+        """The operations of J: all rows, one convention."""
         return 2 * self.weights * T * self.d
 
 
@@ -92,12 +92,12 @@ def estimated() -> None:
 
 
 def rounded(number: float) -> str:
-    """Two figures, as an estimate deserves."""
+    """A number with two significant digits."""
     return f"{float(f'{number:.2g}'):,.0f}"
 
 
 def calibrated() -> None:
-    """The formula beside the clock, on this machine."""
+    """Compare the formula with measured times on this machine."""
     torch.set_num_threads(1)
     where = f"one CPU thread, its own seconds, torch {torch.__version__}, {date.today().isoformat()}"
     print(f"\nMeasured: {where}, float32, T {TOKENS}\n")
@@ -126,14 +126,14 @@ def calibrated() -> None:
 
 
 def speed_of_products(shape: Shape) -> float:
-    """Operations in a second of products as large as those in J's passes: rows of 256 vectors by the inner matrix."""
+    """Operations per second of products as large as those in J's passes: rows of 256 vectors times the inner matrix."""
     rows, weight = torch.randn(256 * TOKENS, shape.d), torch.randn(shape.d, shape.inner)
     best = min(seconds_of(lambda: rows @ weight) for _ in range(10))
     return 2 * rows.numel() * shape.inner / best
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Of the processor: the machine may be shared."""
+    """CPU seconds, because the machine may be shared."""
     start = time.process_time()
     work()
     return time.process_time() - start

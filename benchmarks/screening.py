@@ -1,9 +1,9 @@
-"""Does screening find what is there, and only that? On Atlas: p of arbitrary lists, lists beside the point, and facts.
+"""Does screening flag the words that a model writes, and no others? Random lists, unrelated lists, and facts on Atlas.
 
-Arbitrary lists are five tokens drawn at random: p should be uniform, and at most one list in twenty flagged. Lists
-beside the point are real words (animals, colours, opposites) or such as stand everywhere (frequent words, punctuation).
-Facts are held-out prompts about capitals, each screened for the answer that Atlas gives, for another prompt's answer,
-and for an animal: the shares flagged in any layer, and in the last.
+Random lists are five tokens drawn at random: p should be uniform, and at most one list in twenty flagged. Unrelated
+lists are real words (animals, colours, opposites), or words and signs that appear everywhere (frequent words,
+punctuation). Facts are held-out prompts about capitals, each screened for the answer that Atlas gives, for another
+prompt's answer, and for an animal: the shares flagged in any layer, and in the last.
 
     python benchmarks/screening.py
 """
@@ -35,7 +35,7 @@ BESIDE = {
 
 
 def lists(lm: sc.LM, prompts: list[str]) -> None:
-    """Print what is found of lists that mean nothing here."""
+    """Print the results of random and unrelated lists."""
     random = Random(SEED)
     words = sorted({text.strip().casefold() for text in lm.texts} - {""})
     found = [sc.screen(lm, prompts, random.sample(words, 5), samples=2000) for _ in range(LISTS)]
@@ -60,7 +60,7 @@ def lists(lm: sc.LM, prompts: list[str]) -> None:
 
 
 def facts(lm: sc.LM) -> None:
-    """Print what is found of what Atlas says."""
+    """Print the results of facts that Atlas knows."""
     asked = [q for q in read_questions() if q.relation == "capital"]
     rows: list[tuple[str, str]] = []
     for question in Random(SEED).sample(asked, len(asked)):

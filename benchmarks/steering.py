@@ -1,11 +1,11 @@
-"""Does an operator steer better than plain activation addition? Question: how often do a concept's words come, at what
+"""Does an operator steer better than plain activation addition? How often do a concept's words appear, and at what
 perplexity of the continuations under the unsteered model, for both operator forms and for the baseline?
 
-Every layer x a grid of strengths, greedily. For each form the setting with the highest rate at a perplexity of at most
-2, 10 and 100 times the unsteered is chosen on one half of the prompts (every second) and measured on the other, with a
-exact 95 % interval; last, the highest rate at any price. Before that, where a points: its cosine with c, the
-concept's own stream, at the last token of each prompt. Atlas goes on from held-out questions; any other model from the
-beginnings of children's stories.
+Continuations are greedy, for every layer x a grid of strengths. For each form, one half of the prompts (every second)
+chooses the setting with the highest rate at a perplexity of at most 2, 10 and 100 times the unsteered one, and at any
+perplexity; the other half measures it, with an exact 95 % interval. Before that, a table has the direction of a: its
+cosine with c, the concept's own stream, at the last token of each prompt. Atlas continues held-out questions; any other
+model continues the beginnings of children's stories.
 
     python benchmarks/steering.py [--model atlas] [--concept TEXT --word WORD] [--out FOLDER]
 """
@@ -56,7 +56,7 @@ def task(model: str) -> tuple[list[str], str, list[str], int]:
 
 
 def of(sweep: sc.Sweep, form: str) -> sc.Sweep:
-    """One form's rows alone, and the unsteered one."""
+    """Only the rows of one form, and the unsteered row."""
     return replace(sweep, table=sweep.table[sweep.table["form"].isin([form, "unsteered"])])
 
 

@@ -1,8 +1,9 @@
-"""Claim: a study takes short prompts at least 1.5 times as fast as a loop over `sc.explain`, with the same in its rows,
-start of its processes and files included; on Ray with two workers about as fast as in two processes; and its memory
-does not grow with the number of prompts.
+"""Claim: a study of short prompts is at least 1.5 times as fast as a loop over `sc.explain` with the same results,
+including the start of processes and the files. Ray with two workers is about as fast as two processes. Memory does not
+grow with the number of prompts.
 
-Questions on Atlas, float32. The loop has all threads; the study as many processes of one thread as the command takes.
+Questions on Atlas, float32. The loop uses all threads; the study uses processes of one thread, as many as the command
+starts.
 
     python benchmarks/study.py [PROMPTS]
 """
@@ -33,7 +34,7 @@ def loop(items: list[Item]) -> float:
 
 
 def study(items: list[Item], **how: object) -> float:
-    """Seconds, from nothing."""
+    """Seconds, including the start of processes and the files."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         found = sc.study(items, "atlas", out=Path(folder) / "study", threads=1, **how)
@@ -43,7 +44,7 @@ def study(items: list[Item], **how: object) -> float:
 
 
 def memory(count: int) -> int:
-    """Bytes at the peak of a process that studies so many prompts."""
+    """Peak memory in bytes of a process that studies this many prompts."""
     out = subprocess.run([sys.executable, __file__, "peak", str(count)], check=True, capture_output=True, text=True)
     return int(out.stdout.split()[-1])
 

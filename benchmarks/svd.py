@@ -1,9 +1,9 @@
-"""Claim: leading triplets the cheapest plan: whole operator (d 1024, 8 layers, T 32) at least 5 times as fast as J and
-its SVD by LAPACK, with at most a tenth of the additional memory; each token's block (d 2048, 4 layers, T 4) at least
-twice as fast; and nowhere on a grid of d, T and k slower than 1.2 times the better of dense and Krylov.
+"""Claim: `svd` is at least 5 times as fast as J and its SVD by LAPACK for the whole operator (d 1024, 8 layers, T 32),
+with at most a tenth of the additional memory, and at least twice as fast for each token's block (d 2048, 4 layers,
+T 4). Nowhere on a grid of d, T and k does it take more than 1.2 times the better of dense and Krylov.
 
-Llama layout, random weights, float32, top 8. Memory is the peak of the process above what it was before, measured in a
-process for each side. Beside each time: what `svd` would have announced, as a share of what it took.
+Llama layout, random weights, float32, top 8. Memory is the increase of the process's peak, measured in a separate
+process for each side. Next to each time is the time that `svd` would announce, as a share of the measured one.
 
     python benchmarks/svd.py [CASE]  # whole, blocks, grid; all of them without one
 """
@@ -44,7 +44,7 @@ def timed(op: sc.Operator, k: int, per_token: bool, solver: str) -> float:
 
 
 def least(op: sc.Operator, k: int, per_token: bool) -> dict[str, float]:
-    """Seconds of each solver: the least of what it took, in turns, since what else the machine does only adds."""
+    """Seconds of each solver: the shortest of several turns, because other work on the machine only adds time."""
     took = {solver: float("inf") for solver in ("auto", "dense", "krylov")}
     start, rounds = time.perf_counter(), 0
     while rounds < 3 or (rounds < 15 and time.perf_counter() - start < 3):
@@ -54,14 +54,14 @@ def least(op: sc.Operator, k: int, per_token: bool) -> dict[str, float]:
 
 
 def expected(op: sc.Operator, k: int, per_token: bool) -> float:
-    """Seconds of the cheapest plan, as they are announced."""
+    """The announced seconds of the cheapest plan."""
     every = plans(op, Wanted(k, TOLERANCE[op.bias.dtype]), len(op.input) if per_token else None)
     best = min(every, key=lambda plan: plan.cost(costs.estimated_pace(op)))
     return best.cost(costs.measured_pace(op), multiplications(op.bias.device, op.bias.dtype))
 
 
 def peak(d: int, layers: int, T: int, per_token: bool, solver: str) -> float:
-    """Bytes above those before, in this process."""
+    """The increase of this process's peak memory, in bytes."""
     op = operator(d, layers, T)
     process, most, done = psutil.Process(), 0, threading.Event()
     before = process.memory_info().rss
@@ -98,7 +98,7 @@ def case(name: str, d: int, layers: int, T: int, per_token: bool, claim: float) 
 
 
 def grid() -> None:
-    print(f"grid: 4 layers, float32, {torch.get_num_threads()} threads, the least of 3 to 15 turns; seconds")
+    print(f"grid: 4 layers, float32, {torch.get_num_threads()} threads, the shortest of 3 to 15 turns; seconds")
     print("     d    T   k  blocks     auto    dense   krylov  auto / better")
     worst = 0.0
     timed(operator(128, 4, 2), 8, True, "auto")  # warms up

@@ -20,11 +20,11 @@ SMALL_MODELS = {"craftgpt": REAL / "craftgpt", "atlas": "atlas"}
 
 
 def models(given: Sequence[str], known: Sequence[str] = (*REAL_MODELS, *SMALL_MODELS)) -> Iterator[tuple[str, str]]:
-    """Yields the name, and the file or folder, of each given or else known model, and says which are absent.
+    """Yields the name, and the file or folder, of each model, and prints which known models are absent.
 
     Args:
         given: Names of known models, or files and folders.
-        known: The names of the models that are meant where none are given.
+        known: The names of the models to use if none are given.
 
     """
     for name in given or known:

@@ -1,10 +1,10 @@
-"""What becomes of the spectra while a model is trained: a study of Atlas' checkpoints.
+"""How do the spectra change while a model is trained? A study of Atlas' checkpoints.
 
-Held-out questions, drawn evenly over the relations, under the paper's convention. For each checkpoint: how often the
-predicted token begins an answer; its probability; the mean stable rank of the first and of the other tokens' blocks,
-and of all tokens together; how often the prediction is among the top eight tokens of U₀ of the last token, and a token
-among those of its own V₀; the layer of the highest layerwise stable rank; the mean coupling of neighbouring layers
-(1 - mismatch). Means over prompts; the folder resumes.
+Prompts are held-out questions, drawn evenly over the relations, under the paper's convention. The table has, for each
+checkpoint: how often the predicted token begins an answer; its probability; the mean stable rank of the first and of
+the other tokens' blocks, and of all tokens together; how often the prediction is among the top eight tokens of U₀ of
+the last token, and a token among those of its own V₀; the layer of the highest layerwise stable rank; the mean coupling
+of neighbouring layers (1 - mismatch). These are means over prompts. The same command resumes the study.
 
     make atlas CHECKPOINTS=1                                  # keeps the model every 100 steps, an hour on two cores
     python benchmarks/training.py build/atlas-checkpoints OUT [--prompts N] [--markdown]

@@ -1,6 +1,6 @@
 """Fixtures that several tests share.
 
-Nothing heavy is imported before it is needed: the process that hands tests to others starts them sooner.
+Heavy modules are imported only when they are needed, so that the process that distributes the tests starts sooner.
 """
 
 from __future__ import annotations

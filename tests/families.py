@@ -1,8 +1,8 @@
 """A small random model of every causal language model type that transformers registers.
 
-`SMALL` are the settings that make a model small, by the names that configurations use; a type takes those that it
-has. `OWN` says what a type needs besides. `EXCLUDED` are the types that are no text decoder of their own, each with
-the reason. Windows, chunks and kernels are shorter than the prompt, so that what lies beyond them is tested too.
+`SMALL` has the settings that make a model small, by the names in configurations; a type uses those that it has. `OWN`
+has settings that a type requires in addition. `EXCLUDED` has the types that are not text decoders by themselves, each
+with the reason. Windows, chunks and kernels are shorter than the prompt, so that positions beyond them are tested, too.
 """
 
 from __future__ import annotations

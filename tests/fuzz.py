@@ -1,7 +1,7 @@
-"""What the fuzz tests share: a small model in a folder, the command line in this process, mutations, and what to find.
+"""What the fuzz tests share: a small model in a folder, the command line in this process, mutations, and checks.
 
-Whatever stands in a folder, a file or an argument list, a command ends with exit code 0 and a right answer, or with 2
-and one line on stderr; never with 1 or a traceback, and nothing is left behind.
+Whatever a folder, a file or an argument list contains, a command ends with exit code 0 and a right answer, or with 2
+and one line on stderr. It never ends with 1 or a traceback, and leaves no files.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What several tests need: freezing a bare function, comparing operators with matrices, models and programs where
-they are installed.
+"""What several tests need: freezing a bare function, comparing operators with matrices, and installed models and
+programs.
 """
 
 from __future__ import annotations

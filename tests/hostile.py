@@ -1,4 +1,4 @@
-"""A model with a hostile tokenizer and name: texts that would run, if anything were ever run."""
+"""A model whose tokens and name are hostile: they would run as code if secant failed to escape them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Folders of small models whose weights are packed by methods that run on a CPU, and the weights that they stand for.
+"""Folders of small models whose weights are packed by methods that run on a CPU, and the weights that they represent.
 
-Each function writes a checkpoint as its method lays it out. It returns what a float32 model must have after loading.
+Each function writes a checkpoint in its method's layout. It returns the weights of a float32 model after loading.
 """
 
 from __future__ import annotations

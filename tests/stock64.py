@@ -1,7 +1,6 @@
 """A family's own modelling code with its casts to float32 made casts to float64: the independent float64 path.
 
-The source of the installed module is compiled again with the dtype names changed, beside the original, which stays
-as it is.
+The source of the installed module is compiled a second time with the dtype names changed. The original is not changed.
 """
 
 from __future__ import annotations

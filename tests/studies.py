@@ -1,4 +1,4 @@
-"""Folders of made-up studies, with numbers whose statistics are known."""
+"""Folders of synthetic studies, with numbers whose statistics are known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is taken out is taken out: in the frozen network as the operators say, in the model as its own hooks say."""
+"""Ablations: the frozen network's effect equals the operators', and the model's effect equals that of forward hooks."""
 
 from __future__ import annotations
 

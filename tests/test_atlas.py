@@ -1,4 +1,4 @@
-"""Atlas: its tables are sound, nothing held out is shown, it knows what it must, and it ships whole."""
+"""Atlas: its tables are consistent, training has no held-out pair, it passes its bars, and it ships complete."""
 
 from __future__ import annotations
 

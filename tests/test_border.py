@@ -1,4 +1,4 @@
-"""The border of a process, and of Python: streams, interrupts, usage, and arguments of another kind than is meant."""
+"""The command line's process, and Python's arguments: streams, interrupts, usage errors, and wrong types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One prompt, computed once: J formed, directions decoded and the model replayed as often as it takes, and no more."""
+"""A prompt is computed once: J is formed, directions are decoded and the model is replayed only as often as needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line, as a process of its own: what it prints, writes, refuses, and how it ends."""
+"""The command line, in a separate process: what it prints, writes and refuses, and its exit codes."""
 
 from __future__ import annotations
 

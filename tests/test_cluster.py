@@ -1,4 +1,4 @@
-"""Ray Data's workers, on a cluster of this machine: the same bits, each shard once, also where a worker dies."""
+"""Ray Data's workers on a cluster of one machine: the same bits, and each shard once, even if a worker dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparisons: numbers are those of each model alone; tokens meet by the prompt's characters, or not, as it is said."""
+"""Comparisons: numbers are those of single models, and tokens are aligned by the prompt's characters or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Continuations under whatever a model's generation config says: followed, replaced, or refused by name."""
+"""Continuations: each setting of a model's generation config is followed, replaced, or refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels, aliases, parts and objects are accepted wherever a convention is, and results name it by its label."""
+"""Every function accepts labels, aliases, parts and objects as conventions, and results name them by label."""
 
 from __future__ import annotations
 

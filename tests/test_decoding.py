@@ -1,4 +1,4 @@
-"""Decoding that survives criticism: metrics, centring, filters, what chance decodes to, rows and columns."""
+"""Decoding: metrics, centring, filters, random directions, and the largest rows and columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All layers at once: both ways agree with each other and with operators one by one; tables; memory; refusals."""
+"""All layers: forward and reverse sweeps agree with each other and with single operators; tables, memory, errors."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The paper's families: the held network is affine and reproduces the model, in every dtype, attention and convention.
+"""The paper's families: the frozen network is affine and reproduces the model in every dtype, attention and convention.
 
-Three paths must agree: products from autograd, replays of the held network, and matrices written out by hand.
+Three paths must agree: products from autograd, replays of the frozen network, and matrices written out by hand.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Figures: what is drawn is the result's data, read back from the artists; text fits, fonts have it, files repeat."""
+"""Figures: artists have the result's data, text fits, fonts have all its glyphs, and files are reproducible."""
 
 from __future__ import annotations
 

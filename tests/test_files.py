@@ -1,4 +1,4 @@
-"""Files that are written and read: the same back, whatever the tokens; nothing half-written, nothing of others."""
+"""Files: reading returns what was written, whatever the tokens; no partial files are left, no others are touched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What freezing a long prompt is said to take, beside what it takes; and what is said where there is no room."""
+"""Freezing a long prompt: the announced time and memory compared with the real ones; the error if memory is full."""
 
 from __future__ import annotations
 

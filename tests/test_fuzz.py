@@ -1,4 +1,4 @@
-"""Fuzzing: configs, tokenizers, index files, studies, prompts and arguments that are not as they should be."""
+"""Fuzzing: broken configs, tokenizers, index files, studies, prompts and arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model's own continuation, each token decomposed by the operator of the pass that made it."""
+"""The model's own continuation, with each token decomposed by the operator of the pass that predicts it."""
 
 from __future__ import annotations
 

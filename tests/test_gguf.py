@@ -1,4 +1,4 @@
-"""GGUF files are the models they were written from, whatever transformers' converter leaves out, or are refused."""
+"""GGUF files load as the models that they were written from, whatever transformers' converter omits, or are refused."""
 
 from __future__ import annotations
 

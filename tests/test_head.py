@@ -1,5 +1,6 @@
-"""Where the logits are read: the hidden state is what the returned logits were made of, however often a model uses its
-head. Every model here is checked against its own last hidden state, which transformers returns.
+"""The hidden state is the one from which the returned logits were computed, however often a model uses its head.
+
+Every model here is checked against its own last hidden state, which transformers returns.
 """
 
 from __future__ import annotations

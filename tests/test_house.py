@@ -1,4 +1,4 @@
-"""The house in order: arrows point one way, one file knows transformers, names do not collide, examples run."""
+"""The package's structure: imports have one direction, only `model` imports transformers, and names do not collide."""
 
 from __future__ import annotations
 

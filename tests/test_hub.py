@@ -1,4 +1,4 @@
-"""Names on the Hugging Face hub, from caches that the tests make: revisions, subfolders, files, and what is missing."""
+"""Names on the Hugging Face hub, from caches that the tests make: revisions, subfolders, files, and missing ones."""
 
 from __future__ import annotations
 

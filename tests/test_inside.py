@@ -1,4 +1,4 @@
-"""The first look inside: spectra, decoded words, contributions, and what is written of them."""
+"""`explain`: spectra, top tokens, contributions, and the files with them."""
 
 from __future__ import annotations
 

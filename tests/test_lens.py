@@ -1,4 +1,4 @@
-"""The lens: readouts of every depth by hand, and contributions by operators; sinks; how far conventions agree."""
+"""The lens against readouts by hand and contributions by operators; attention sinks; how far conventions agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in a model's folder: loaded whole, or refused in one line before it can do harm or give a wrong answer."""
+"""A model's folder is loaded completely, or refused in one line before it can do harm or give a wrong answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server for agents, asked by the protocol's own client: in memory, and as a process."""
+"""The MCP server, called by the protocol's own client: in memory, and as a process."""
 
 from __future__ import annotations
 

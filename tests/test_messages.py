@@ -1,4 +1,4 @@
-"""What secant says once, and in one wording, wherever it says it."""
+"""Messages that appear only once, and messages that have the same wording everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading and prompts: what comes in is right, or refused in one clear line."""
+"""Loading and prompts: valid models and prompts are read correctly, and others are refused in one clear line."""
 
 from __future__ import annotations
 

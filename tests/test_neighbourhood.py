@@ -1,4 +1,4 @@
-"""The way from one prompt to another: exact at its beginning, the model's own at its end; small angles."""
+"""Interpolation between prompts: exact at the first, the model's own output at the second; small angles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The notebooks of examples/ run from top to end, and what they keep is small and says nothing of where they ran."""
+"""The notebooks in examples/ run completely, and their outputs are small and do not reveal where they ran."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named points: they are where the stock model has them, operators between them are exact, and their algebra holds."""
+"""Named points have the stock model's values, operators between them are exact, and their identities hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts of a study: the same items from every kind of file, and one clear line for what can't be read."""
+"""Prompts of a study: the same items from every kind of file, and one clear line for files that can't be read."""
 
 from __future__ import annotations
 

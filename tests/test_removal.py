@@ -1,4 +1,4 @@
-"""What happens when tokens are taken away, against passes of the model one by one; and mechanisms that are known."""
+"""The effects of removing tokens, against single passes of the model; and models whose mechanism is known."""
 
 from __future__ import annotations
 

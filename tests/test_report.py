@@ -1,4 +1,4 @@
-"""The page: its data are the tables, nothing of a prompt runs, and a real browser finds its way in it, both themes."""
+"""The page: its data are the tables, no text of a prompt runs as code, and it works in a browser, in both themes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every name in the table of rules: its value is untouched bit for bit, its held form returns it and is affine."""
+"""Every name in the table of rules: its value is unchanged bit for bit, its frozen form returns it and is affine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands print with --json is as the schemas that ship say."""
+"""The output of commands with --json is valid under the schemas that ship."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The measurement of the paper's claims: balanced, resumable, and condensed to the numbers that claims are about."""
+"""The measurements of the paper's claims are balanced, resumable, and condensed to the numbers that claims require."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Screening: ranks, p and q by hand; p about uniform for lists that mean nothing; Atlas' facts are found late."""
+"""Screening: ranks, p and q by hand; p is about uniform for random lists; Atlas' facts are found in late layers."""
 
 from __future__ import annotations
 

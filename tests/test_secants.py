@@ -1,4 +1,4 @@
-"""Secants: exact at the prompt and, of a single reference, there too, in every operation and in whole models."""
+"""Secants are exact at the prompt and, with a single reference, at the reference, for operations and whole models."""
 
 from __future__ import annotations
 

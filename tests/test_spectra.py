@@ -1,4 +1,4 @@
-"""Spectra: every solver against numpy, by products and on J; what it costs, what it says, and when it gives up."""
+"""Spectra: every solver against numpy, from products and from J; costs, announcements, and failures to converge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steering: a_i by a double loop, each form at the layer, the model's own generation in all its ways, nothing left."""
+"""Steering: a_i by a double loop, each form at the layer, all kinds of generation, and an unchanged model after it."""
 
 from __future__ import annotations
 

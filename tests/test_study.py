@@ -1,4 +1,4 @@
-"""Studies: rows equal to those of single prompts; nothing lost, doubled or mixed, whatever happens on the way."""
+"""Studies: rows equal those of single prompts, and none is lost, duplicated or mixed up, whatever interrupts it."""
 
 from __future__ import annotations
 

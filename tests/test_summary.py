@@ -1,4 +1,4 @@
-"""Summaries: every statistic from the rows by other code; intervals cover; nothing is dropped; the page as it is."""
+"""Summaries: every statistic recomputed from the rows; intervals cover the truth; nothing is dropped; the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables: what is written is what is described; files, types and the page of tables agree.
+"""Tables match their descriptions: files, types and the page of tables agree.
 
 What holds for every result is in test_results.py.
 """

@@ -1,4 +1,4 @@
-"""Recording and replaying: what is held stays held, the model is as before, nothing hidden gets through."""
+"""Recording and replaying: frozen values stay frozen, the model is unchanged, and hidden nonlinearities are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens by their text, and prompts as they were typed: what comes is what was given, or is refused by name."""
+"""Tokens named by their text, and prompts: ids represent the given text exactly, or an error names what is wrong."""
 
 from __future__ import annotations
 

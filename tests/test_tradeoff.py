@@ -1,4 +1,4 @@
-"""Sweeps of steering: what is generated, its rate and perplexity by other ways; tables, figure and command line."""
+"""Steering sweeps: continuations, rates and perplexities computed a second way; tables, figure and command line."""
 
 from __future__ import annotations
 

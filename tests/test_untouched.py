@@ -1,4 +1,4 @@
-"""A model is run as it is and left as it was: state that its own passes keep, hooks, compiled calls, other threads."""
+"""secant leaves a model as it was: state that passes keep, hooks, compiled calls, other threads."""
 
 from __future__ import annotations
 

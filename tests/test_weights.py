@@ -1,4 +1,4 @@
-"""Weights of few bits, with adapters, and kept elsewhere: exact, or refused with the cause."""
+"""Quantised weights, adapters and offloaded weights: exact, or refused with the reason."""
 
 from __future__ import annotations
 

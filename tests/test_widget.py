@@ -1,4 +1,4 @@
-"""The page in notebooks: the same contents and modules; ablations, other tokens and steering go to the kernel."""
+"""The page in notebooks: the same contents and modules; the kernel answers ablations, other tokens and steering."""
 
 from __future__ import annotations
 

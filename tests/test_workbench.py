@@ -1,4 +1,4 @@
-"""The workbench: who is let in, what is refused, stages that are the page's, jobs, and what both networks answer."""
+"""The workbench: access, refused requests, stages that equal the page's, jobs, and the answers of both networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The workbench in a browser: what is asked is answered, in stages; by keyboard, at all widths, in both themes."""
+"""The workbench in a browser: answers arrive in stages; it works by keyboard, at all widths, in both themes."""
 
 from __future__ import annotations
 

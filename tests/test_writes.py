@@ -1,4 +1,4 @@
-"""What tokens write at every depth, against operators one by one; what heads attend to, against transformers' own."""
+"""What tokens write at every depth, against single operators; what heads attend to, against transformers' output."""
 
 from __future__ import annotations
 

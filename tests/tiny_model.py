@@ -1,6 +1,6 @@
 """A tiny Llama trained on a handful of facts, in seconds, as an ordinary Hugging Face folder.
 
-Unlike Atlas it has a word-level tokenizer with a first token of its own, does not know every word, and is made anew by
+Unlike Atlas it has a word-level tokenizer with its own first token, does not know every word, and is trained again in
 every run of the tests.
 """
 

@@ -1,4 +1,4 @@
-"""The type checker that jaxtyping's hook is given."""
+"""The type checker for jaxtyping's import hook."""
 
 from __future__ import annotations
 

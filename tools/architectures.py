@@ -2,8 +2,8 @@
 
     python tools/architectures.py [TYPE ...]
 
-Without types it runs all and writes src/secant/architectures.csv and docs/reference/architectures.md; with types it
-prints theirs.
+Without types, this certifies all and writes src/secant/architectures.csv and docs/reference/architectures.md; with
+types, it prints their rows.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ windows, chunks and kernels (`tests/families.py`).
 
 
 def layers(lm: sc.LM) -> str:
-    """The kinds of layers, from the configuration or else from the classes of modules; and whether of experts."""
+    """The kinds of layers, from the configuration or else from the classes of modules, and whether it has experts."""
     config, classes = lm.model.config.get_text_config(), {type(module).__name__ for module in lm.model.modules()}
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     if not kinds:

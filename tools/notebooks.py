@@ -1,7 +1,7 @@
 """Run the notebooks of examples/ and save their outputs: python tools/notebooks.py [NOTEBOOK ...]
 
-An executed notebook is kept in build/notebooks until it, or secant, changes: the tests and the documentation need each
-of them, and it runs once.
+An executed notebook is kept in build/notebooks until it, or secant, changes. The tests and the documentation share it,
+so that each notebook runs once.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ KEPT = ROOT / "build" / "notebooks"
 
 
 def executed(path: Path) -> nbformat.NotebookNode:
-    """The notebook with new outputs, without those on stderr. Raises CellExecutionError."""
+    """The notebook with new outputs, without stderr. Raises CellExecutionError."""
     return nbformat.read(executed_file(path), as_version=4)
 
 
 def executed_file(path: Path) -> Path:
-    """The file of the executed notebook, which is run if that file is not there. Raises CellExecutionError."""
+    """The file of the executed notebook. The notebook is run if there is no such file. Raises CellExecutionError."""
     kept = KEPT / f"{path.stem}-{_digest(path)}.ipynb"
     if not kept.is_file():
         notebook = _run(nbformat.read(path, as_version=4))
@@ -44,7 +44,7 @@ def _run(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def _digest(path: Path) -> str:
-    """A digest of what the notebook's outputs depend on: its code, secant, and the libraries that compute."""
+    """A digest of everything that determines the outputs: the notebook's code, secant, and numerical libraries."""
     found = hashlib.sha256(" ".join(map(version, ("torch", "transformers", "matplotlib"))).encode())
     for cell in nbformat.read(path, as_version=4).cells:
         found.update(f"{cell.cell_type}\n{cell.source}\n".encode())

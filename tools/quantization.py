@@ -2,8 +2,8 @@
 
     python tools/quantization.py [METHOD ...]
 
-A small Llama is packed by each method, opened and frozen in float32. What needs a package that is not installed keeps
-the figures of the page as it is.
+Each method packs a small Llama, which is then opened and frozen in float32. If a method requires a package that is not
+installed, its figures on the page are kept.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def there(package: str) -> bool:
 
 
 def page(figures: dict[str, tuple[str, str]]) -> str:
-    """The page, with these errors."""
+    """The page with these errors, by method."""
     lines = [
         f"| {name} | {row.result} | {' | '.join(figures.get(name, ('', '')))} | {row.why} |"
         for name, row in sorted(quantization.METHODS.items())
@@ -208,14 +208,14 @@ def page(figures: dict[str, tuple[str, str]]) -> str:
 
 
 def written() -> dict[str, tuple[str, str]]:
-    """The errors in the page as it is."""
+    """The errors in the present page, by method."""
     text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
     found = re.findall(r"^\| (\S+) \| [^|]+ \| (\d\S+) \| (\d\S+) \|", text, re.MULTILINE)
     return {name: (reconstruction, affinity) for name, reconstruction, affinity in found}
 
 
 def main() -> None:
-    """Try, and write."""
+    """Try all methods, and write the page."""
     transformers.logging.set_verbosity_error()
     figures = written()
     for name in sys.argv[1:] or TRIALS:

@@ -1,4 +1,4 @@
-"""Draw the top of a page that secant wrote, as the picture of README.md.
+"""Save the top of a page that secant wrote as the picture in README.md.
 
     secant explain "The Eiffel Tower is in the city of" --model SmolLM2-135M-Instruct.Q4_1.gguf --out DIR
     python tools/screenshot.py DIR/report.html docs/images/page.png

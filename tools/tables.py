@@ -72,7 +72,7 @@ def results() -> Iterator[type[Result]]:
 
 
 def tables() -> dict[Table, str]:
-    """Every table of a result, and what writes it; those of several results once."""
+    """Every table of a result, and the results that write it."""
     found: dict[Table, list[str]] = {}
     for kind in results():
         for table in kind.schema:

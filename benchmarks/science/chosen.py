@@ -1,4 +1,4 @@
-"""What steering gains: the setting of each form that one half of the prompts chooses, measured on the other half."""
+"""What steering gains: one half of the prompts chooses the setting of each form, and the other half measures it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST = (2.0, 10.0, math.inf)
 
 
 def by_setting(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rate of the concept's words and the perplexity, of each half of the prompts under each setting."""
+    """The rate of the concept's words and the perplexity, for each half of the prompts and each setting."""
     weighed = rows.assign(total=rows["loss"] * rows["tokens"])
     by = ["model", "concept", "half", "form", "layer", "strength"]
     sums = weighed.groupby(by).agg(rate=("found", "mean"), total=("total", "sum"), tokens=("tokens", "sum"))
@@ -23,7 +23,7 @@ def by_setting(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def measured(rows: pd.DataFrame) -> Iterator[tuple[str, float, pd.DataFrame]]:
-    """For each form and limit, the chosen setting of each concept as the other half of the prompts measures it."""
+    """For each form and limit, the chosen setting of each concept, measured on the other half of the prompts."""
     found = by_setting(rows[rows["form"] != "cosine"])
     plain = found[found["form"] == UNSTEERED].groupby(["concept", "half"])[["rate", "perplexity"]].mean()
     for form in STRENGTHS:

@@ -1,4 +1,4 @@
-"""The paper's claims: what is measured of each at every prompt, and which mean bears it out.
+"""The paper's claims: what is measured for each at every prompt, and which mean supports it.
 
 The paper: J. Golden, "Equivalent Linear Mappings of Large Language Models" (TMLR 2025, arXiv 2505.24293).
 """
@@ -14,7 +14,7 @@ import pandas as pd
 from secant.studies.statistics import interval
 
 MODELS = {"smollm2": "SmolLM2 135M", "gemma3": "Gemma 3 270M", "atlas": "Atlas 0.3M", "craftgpt": "craftgpt"}
-"""How each model is called in tables and figures, in their order."""
+"""The name of each model in tables and figures, in their order."""
 
 RESAMPLES, SEED = 4000, 0
 FEW = 8
@@ -37,7 +37,7 @@ class Claim:
         paper: What the paper says.
         values: The number of each prompt.
         form: How numbers are written: number, share, or error (the median and the largest).
-        holds: Whether a mean bears it out; None where there is nothing to decide.
+        holds: Whether a mean supports it; None if there is nothing to decide.
 
     """
 
@@ -150,13 +150,13 @@ CLAIMS = (
     Claim(WORDS, "tokens in their own V₀, by plain cosine", "yes", _of("reads_plain"), "share", lambda m: m > 0.5),
     Claim(WORDS, "in a random direction ", "", _of("reads_chance"), "share"),
 )  # fmt: skip
-"""Every claim. A verdict is about the mean's interval: yes if both ends bear it out, no if neither does, open
-otherwise. Of errors, it is about the largest.
+"""Every claim. A verdict depends on the mean's interval: yes if both ends support the claim, no if neither does, open
+otherwise. For errors, it depends on the largest.
 """
 
 
 def said(values: pd.Series, form: str, counted: bool = True) -> str:
-    """The mean over prompts and its 95 % bootstrap interval; of errors the median and the largest.
+    """The mean over prompts and its 95 % bootstrap interval; for errors the median and the largest.
 
     Args:
         values: The number of each prompt.
@@ -185,7 +185,7 @@ def _number(value: float) -> str:
 
 
 def verdict(claim: Claim, values: pd.Series) -> str:
-    """Whether a model bears a claim out: yes, no, or open where the interval has both; empty if that is not decided."""
+    """Whether a model supports a claim: yes, no, or open if the interval contains both; empty if nothing is decided."""
     numbers = values.dropna().to_numpy(float)
     if claim.holds is None or len(numbers) < (1 if claim.form == "error" else FEW):
         return ""

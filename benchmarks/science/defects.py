@@ -2,14 +2,15 @@
 
 H. Wang, T. Zhang and M. Salzmann, "Demystifying Singular Defects in Large Language Models" (ICML 2025, arXiv
 2502.07004): the norm of some tokens, mostly the first, explodes in one layer, along the leading left singular vector
-of a linear approximation of that layer, which the right one triggers. A frozen layer is no approximation: it is exact
-at its token. For each prompt, the layerwise operator of the residual stream by the token's own stream (the block J_t
-of the layer, under `gate`) at two positions, the first and the last; with its leading triplet σ, u, v:
+of a linear approximation of that layer; the right singular vector triggers it. A frozen layer is not an approximation:
+it is exact at its token. For each prompt, this takes the layerwise operator from the token's own stream to the residual
+stream (the block J_t of the layer, under `gate`) at two positions, the first and the last. With its leading triplet σ,
+u, v:
 
 - norm: ‖h‖ after the layer; gain: ‖h‖ after the layer over ‖h‖ before it; sigma: σ.
 - on_sink: |cos(u, s)|, where s is the first token's stream after the layer where its norm is largest. At the last
-  position the layer is frozen at a token of ordinary norm, so that u is a prediction.
-- trigger: |cos(v, h)| with the token's own stream before the layer.
+  position the layer is frozen at a token of ordinary norm, so that u predicts s.
+- trigger: |cos(v, h)| with the token's own stream h before the layer.
 
     python benchmarks/science/defects.py [--models MODEL ...] [--prompts N] [--threads T] [--out FILE]
 """
@@ -59,7 +60,7 @@ def layers_at(run: sc.Run, position: int, sink: Tensor) -> list[dict[str, float]
 def measured(lm: sc.LM, prompt: Prompt) -> pd.DataFrame:
     """The rows of a prompt."""
     ids = lm.encode(prompt.given)
-    alone = sc.freeze(lm, ids[:1], top=1)  # the first token sees itself alone, so that the others need not run
+    alone = sc.freeze(lm, ids[:1], top=1)  # the first token attends only to itself, so the others need not run
     streams = [alone.inside.value(f"layers.{i}")[0] for i in range(len(alone.inside.layers))]
     sink = max(streams, key=lambda h: h.norm().item())
     places = {"first": layers_at(alone, 0, sink)}

@@ -1,4 +1,6 @@
-"""The figures of docs/explanation/science.md: ranks by depth, singular defects, what exactness decides, steering."""
+"""The figures of docs/explanation/science.md: ranks by depth, singular defects, the part of J that exactness decides,
+and steering.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ WIDTHS = {"smollm2": 576, "gemma3": 640, "atlas": 192, "craftgpt": 240}
 
 
 def each(rows: pd.DataFrame) -> Any:
-    """Each model's name, colour and rows."""
+    """The name, colour and rows of each model."""
     return ((name, COLOURS[LINES[name]], own) for name in LINES if len(own := rows[rows["model"] == name]))
 
 

@@ -1,19 +1,19 @@
-"""Does the paper hold? Its claims about spectra, words, depth and exactness, on real language models, prompt by prompt.
+"""Do the paper's claims hold? Spectra, top tokens, depth and exactness on real language models, prompt by prompt.
 
-Four parts, each a study (`sc.study`) of some of the prompts, in the order of prompts.txt, of which every first part
-has all kinds equally:
+There are four parts, each a study (`sc.study`) of some of the prompts, in the order of prompts.txt, where kinds
+alternate:
 
-- spectra: J of every prompt under `gate`, the paper's convention and the default of operators: reconstruction, the
+- spectra: for every prompt, J under `gate`, the paper's convention and the default of operators: reconstruction, the
   ordinary Jacobian, stable ranks, and the top tokens of U₀ and V₀ next to those of random directions.
-- conventions: the same of every fifth prompt, also under `half`, `up` and `secant`, and how far U and V turn.
-- precision: reconstruction in float64 and bfloat16, of every fifth prompt.
-- depth: every twentieth prompt, each layer's residual stream, cumulative and layerwise, and where the prediction
+- conventions: for every fifth prompt, the same under `half`, `up` and `secant`, too, and how far U and V turn.
+- precision: for every fifth prompt, reconstruction in float64 and bfloat16.
+- depth: for every twentieth prompt, each layer's residual stream, cumulative and layerwise, and where the prediction
   emerges.
 
-Rows are added to a Parquet file after each batch. What it has is not measured again, so that a run can be stopped at
-any time and continued on another machine. Of a batch that is interrupted, the prompts that are finished are kept.
-Batches that were killed continue in FOLDER. Seeds are fixed. The time
-that is left is estimated before anything is measured; `--forecast` ends there.
+Rows are added to a Parquet file after each batch. Rows that it has are not measured again, so that a run can be stopped
+at any time and resumed on another machine. If a batch is interrupted, its finished prompts are kept. Batches that were
+killed resume from FOLDER. Seeds are fixed. The time left is estimated before anything is measured; `--forecast` ends
+there.
 
     python benchmarks/science/measure.py [--models MODEL ...] [--prompts N] [--threads T] [--out FILE] [--work FOLDER]
         [--forecast]
@@ -50,12 +50,12 @@ from secant.studies.prompts import Item, digest  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "claims.parquet"
 OWN_PROMPTS = {"atlas": "facts", "craftgpt": "chat"}
-"""Small models that know one kind of prompt, and the function of prompts.py that writes it."""
+"""Small models that know one kind of prompt, and the function in prompts.py that writes it."""
 
 SPECTRA = ("reconstruction", "stable_rank", "words")
 SPACING, TOP, SEED = 20, 8, 0
 SYSTEM = {"role": "system", "content": "Be brief."}
-"""The system message of questions in a chat template, instead of the template's own, which is longer than they are."""
+"""The system message of questions in a chat template, instead of the template's own, which is longer than questions."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Part:
 
     @property
     def alone(self) -> bool:
-        """Whether each prompt has one convention and one type, so that prompts of half a batch are whole."""
+        """Whether each prompt has one convention and one type, so that prompts of an interrupted batch are complete."""
         return len(self.conventions) == len(self.dtypes) == 1
 
 
@@ -99,7 +99,7 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt: its kind, what it is called in the rows, and how it is given to the model."""
+    """A prompt: its kind, its name in the rows, and the form in which the model gets it."""
 
     kind: str
     text: str
@@ -127,7 +127,7 @@ def batches(prompts: Sequence[Prompt]) -> Iterator[tuple[Part, list[Prompt]]]:
 
 
 def items_of(own: Sequence[Prompt]) -> list[Item]:
-    """The prompts of a batch, as a study takes them."""
+    """The prompts of a batch as items of a study."""
     return [Item(number, prompt.given, prompt.kind) for number, prompt in enumerate(own)]
 
 
@@ -137,7 +137,7 @@ def missing(part: Part, own: Sequence[Prompt], done: set[tuple[str, str]]) -> li
 
 
 def seconds(lm: sc.LM, work: Sequence[tuple[Part, list[Prompt]]]) -> float:
-    """About how long the work takes, from the pace of this machine on the first prompt."""
+    """The estimated seconds of the work, from the pace of this machine on the first prompt."""
     first, again = work[0][1][0].given, 2
     for _ in range(again):  # the second time, everything is warm
         start = time.perf_counter()
@@ -156,7 +156,7 @@ def seconds(lm: sc.LM, work: Sequence[tuple[Part, list[Prompt]]]) -> float:
 
 
 def length(lm: sc.LM, prompt: Prompt) -> int:
-    """How many tokens a prompt has; 0 if the model refuses it, which its row will say."""
+    """The number of tokens in a prompt; 0 if the model refuses it, as its row will then say."""
     try:
         return len(lm.encode(prompt.given))
     except BadPrompt:
@@ -165,11 +165,11 @@ def length(lm: sc.LM, prompt: Prompt) -> int:
 
 @dataclass
 class Worked:
-    """What a batch came to.
+    """The result of a batch.
 
     Attributes:
-        rows: Its rows; of a batch that was interrupted, those of the prompts that were finished.
-        whole: Whether it was not interrupted.
+        rows: Its rows; if it was interrupted, those of the finished prompts.
+        whole: Whether it ran to its end.
 
     """
 
@@ -201,7 +201,7 @@ def chance_of(lm: sc.LM) -> Chance:
 
 
 EVERY = 10
-"""Of how many prompts `one_by_one` takes one: prompts take turns over nine kinds, so that these have all kinds."""
+"""`one_by_one` takes one prompt in this many: nine kinds alternate, so that these prompts have all kinds."""
 
 
 def one_by_one(
@@ -252,7 +252,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def run(lm: sc.LM, name: str, place: str, left: Sequence[tuple[Part, list[Prompt]]], args: argparse.Namespace) -> None:
-    """Measure what is left of a model."""
+    """Run the measurements of a model that are left."""
     begun, count = time.perf_counter(), 0
     for number, (part, own) in enumerate(left, 1):
         found = []

@@ -1,11 +1,11 @@
 """Why do equally exact conventions have different Jacobians? How much of J exactness decides, and what is left.
 
 J x = y - b at the prompt. Of all matrices with that property the smallest is F = (y - b) xᵀ / ‖x‖², which has rank
-one: all exact J of the same b share it. The rest N = J - F has N x = 0, so that exactness says nothing about it.
+one; all exact J with the same b share it. The rest N = J - F has N x = 0, so exactness does not determine it.
 Measured, under `gate`, `up` and `half`:
 
 - forced: ‖F‖² / ‖J‖², the share of J that exactness decides.
-- cosine: of N with that of `gate`.
+- cosine: the cosine of N with that of `gate`.
 - rank, and rank_mean: the stable rank of J, and of the mean of the J of `gate` and `up`.
 
     python benchmarks/science/mechanism.py [--models MODEL ...] [--prompts N] [--threads T] [--out FILE]
@@ -33,7 +33,7 @@ CONVENTIONS = ("gate", "up", "half")
 
 
 def stable_rank(J: Tensor) -> float:
-    """‖J‖_F² / σ₁², from the matrix of its rows' products."""
+    """‖J‖_F² / σ₁², from J Jᵀ."""
     return (J.square().sum() / torch.linalg.eigvalsh(J @ J.T)[-1]).item()
 
 

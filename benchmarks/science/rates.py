@@ -1,14 +1,15 @@
 """Do operators steer real models? Rates of a concept's words against perplexity, for eight concepts and 60 prompts.
 
-Three forms (`secant.steering`): mixture, the paper's equation 16; additive, what the paper's code computes;
-activation, plain activation addition. Each concept is a text that ends in its own word, as the paper's do. The model
-continues the prose of prompts.txt, without prompts that have a concept's word. Rows: whether each continuation has a
-word of the concept, its tokens and its log-perplexity under the unsteered model, by form, layer, strength, and half
-of the prompts: every second chooses the setting, the others measure it. Beside it the cosine, at each prompt's last
-token, of the operator's direction a with the concept's own stream c, which activation addition adds.
+There are three forms (`secant.steering`): mixture, the paper's equation 16; additive, which the paper's code computes;
+and activation, plain activation addition. Each concept is a text that ends in its own word, as the paper's do. The
+model continues the prose of prompts.txt, without prompts that have a concept's word. Rows have whether each
+continuation has a word of the concept, its tokens and its log-perplexity under the unsteered model, by form, layer,
+strength, and half of the prompts: every second prompt chooses the setting, and the others measure it. They also have,
+at each prompt's last token, the cosine of the operator's direction a with the concept's own stream c, which activation
+addition adds.
 
-Layers come in the order that halves the gaps between those before, and concepts take turns, so that what is there is
-always a whole, if coarse, grid. Rows are added after each concept and layer; the same command continues.
+Each layer in the order halves a gap between earlier ones, and concepts take turns, so that the rows are always a
+complete, if coarse, grid. Rows are added after each concept and layer; the same command resumes.
 
     python benchmarks/science/rates.py [--models MODEL ...] [--layers N] [--prompts N] [--threads T] [--out FILE]
 """
@@ -63,7 +64,7 @@ CONCEPTS = {
     "music": Concept("The orchestra was playing beautiful music", ("music", "song", "songs", "musical")),
 }
 OWN_CONCEPTS = {"atlas": {"japan": Concept("The capital of Japan is", ("Tokyo", "Japan", "Japanese"))}}
-"""What small models know instead."""
+"""The concepts of small models, instead of these."""
 
 KEYS = ("model", "concept", "layer", "form", "strength", "prompt", "half")
 
@@ -77,7 +78,7 @@ def prompts_of(name: str, concepts: dict[str, Concept], count: int) -> list[str]
 
 
 def halving(count: int) -> list[int]:
-    """Layers in the order that halves the gaps between those before.
+    """The layers, ordered so that each halves a gap between earlier ones.
 
     >>> halving(8)
     [4, 2, 6, 1, 3, 5, 7, 0]
@@ -107,7 +108,7 @@ Wanted = dict[str, list[float]]
 
 
 def missing(there: pd.DataFrame, concept: str, layer: int) -> Wanted:
-    """The strengths that a concept at a layer has no rows of."""
+    """The strengths for which a concept at a layer has no rows."""
     own = there[(there["concept"] == concept) & (there["layer"] == layer)]
     done = set(zip(own["form"], own["strength"].astype(float).round(4), strict=True))
     left = {form: [s for s in each if (form, s) not in done] for form, each in STRENGTHS.items()}
@@ -115,7 +116,7 @@ def missing(there: pd.DataFrame, concept: str, layer: int) -> Wanted:
 
 
 def measured(lm: sc.LM, concept: Concept, layer: int, prompts: list[str], wanted: Wanted) -> pd.DataFrame:
-    """The rows of a concept at a layer: the wanted strengths of each form, the unsteered ones, and cosines."""
+    """The rows of a concept at a layer: the wanted strengths of each form, the unsteered rows, and cosines."""
     run, parts = sc.freeze(lm, concept.text, top=1), []
     for form, strengths in wanted.items():
         sweep = sc.steering_sweep(
@@ -137,7 +138,7 @@ def read(file: Path) -> pd.DataFrame:
 
 
 def add(file: Path, new: pd.DataFrame) -> None:
-    """Add rows to a file, which always is whole."""
+    """Add rows to a file, which is complete at all times."""
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = pd.concat([old for old in (read(file), new) if len(old)], ignore_index=True)
     small = {"layer": "int16", "strength": "float32", "prompt": "int16", "found": "float32", "loss": "float32"}

@@ -1,6 +1,6 @@
 """The tables and figures of docs/explanation/science.md, from the rows that measurements have added so far.
 
-Each table stands between two marks in the page: `<!-- NAME -->` and `<!-- end NAME -->`. Without --write, tables are
+Each table is between two marks in the page: `<!-- NAME -->` and `<!-- end NAME -->`. Without --write, tables are
 printed, and no figure is drawn.
 
     python benchmarks/science/report.py [--results FOLDER] [--write]
@@ -39,7 +39,7 @@ def by_model(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def counts(rows: pd.DataFrame) -> str:
-    """How many prompts each model has been measured on, part by part."""
+    """The number of prompts on which each model was measured, part by part."""
     parts = list(dict.fromkeys(rows["part"]))
     lines = []
     for name, own in by_model(rows).items():
@@ -81,11 +81,11 @@ OF_CONVENTION: dict[str, tuple[str, Callable[[pd.DataFrame, str], pd.Series]]] =
     "U₀'s top tokens shared with gate": ("share", lambda rows, c: measured(rows, "common_output", "tokens", c)),
     "V₀'s top tokens shared with gate": ("share", lambda rows, c: measured(rows, "common_input", "tokens", c)),
 }
-"""What stands in the table of conventions: how it is written, and the number of each prompt."""
+"""The rows of the table of conventions: how numbers are written, and the function that returns each prompt's."""
 
 
 def conventions(rows: pd.DataFrame) -> str:
-    """What the convention does to J, on the prompts that were measured under all of them."""
+    """How conventions change J, on the prompts that were measured under all of them."""
     lines = []
     for name, own in by_model(rows[rows["part"] == "conventions"]).items():
         for what, (form, values) in OF_CONVENTION.items():
@@ -98,7 +98,7 @@ OF_KIND = ("R of the first token", "R of a later token", "prediction in U₀ of 
 
 
 def kinds(rows: pd.DataFrame) -> str:
-    """Four of the claims by kind of prompt, of kinds that have enough prompts."""
+    """Four of the claims by kind of prompt, for kinds that have enough prompts."""
     chosen = [claim for claim in CLAIMS if claim.name in OF_KIND]
     lines = []
     for name, own in by_model(rows[rows["part"].isin(["spectra", "conventions"])]).items():

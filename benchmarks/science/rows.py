@@ -1,7 +1,7 @@
-"""The rows that measurements keep: one number each, by model, prompt, convention, precision, measure, place and layer.
+"""The rows of measurements: each is one number, by model, prompt, convention, precision, measure, place and layer.
 
-A study's own tables are large. What stays in the repository is what the claims are about, a few dozen numbers for each
-prompt. A number at a token has the token's position as its place; others have `together`, `first`, `later`, or none.
+A study's own tables are large. The repository keeps only what the claims require, a few dozen numbers for each prompt.
+The place of a number at a token is the token's position; others have `together`, `first`, `later`, or none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FAILED = "failed"
 
 @dataclass(frozen=True)
 class Chance:
-    """The top tokens of random directions, by side: what decoded shares are compared with."""
+    """The top tokens of random directions, by side, with which decoded shares are compared."""
 
     words: dict[str, list[set[int]]]
 
@@ -47,7 +47,7 @@ def read(file: Path) -> pd.DataFrame:
 
 
 def add(file: Path, new: pd.DataFrame) -> None:
-    """Add rows to a file, which always is whole."""
+    """Add rows to a file, which is complete at all times."""
     file.parent.mkdir(parents=True, exist_ok=True)
     rows = pd.concat([old for old in (read(file), new) if len(old)], ignore_index=True)[list(COLUMNS)]
     rows["value"], rows["layer"] = rows["value"].astype("float32"), rows["layer"].astype("Int16")
@@ -63,7 +63,7 @@ def condensed(study: sc.Study, lm: sc.LM, items: Sequence[Item], texts: Sequence
         study: The study.
         lm: Its model.
         items: Its prompts.
-        texts: What each prompt is called in the rows.
+        texts: The name of each prompt in the rows.
         chance: What random directions decode to.
 
     """
@@ -109,7 +109,7 @@ def _ranks(table: pd.DataFrame) -> Iterable[pd.DataFrame]:
 
 
 def _depths(table: pd.DataFrame) -> Iterable[pd.DataFrame]:
-    """Stable ranks of the residual stream by layer: of all tokens together, of the first, and the later ones' mean."""
+    """Stable ranks of the residual stream by layer: all tokens together, the first, and the mean of the others."""
     stream = table[table["part"] == "residual"].rename(columns={"stable_rank": "value"})
     at = stream["position"].map(lambda t: "together" if pd.isna(t) else "later" if t else "first", na_action=None)
     mean = stream.assign(at=at).groupby([*KEYS, "span", "layer", "at"])["value"].mean().reset_index()
@@ -126,7 +126,7 @@ def _seen(table: pd.DataFrame) -> Iterable[pd.DataFrame]:
 
 
 READERS = {"reconstructions": _reconstructed, "stable_ranks": _ranks, "layers": _depths, "first_seen": _seen}
-"""What is kept of each table of a study."""
+"""The function that reads the rows to keep from each table of a study."""
 
 
 def _words(
@@ -181,7 +181,7 @@ def _by_logit(
     ids: dict[int, Sequence[int]],
     top: int,
 ) -> Iterable[pd.DataFrame]:
-    """The shares of decoded words as the paper decodes: U₀ by logits, V₀ by cosines that are not centred."""
+    """The shares of decoded tokens with the paper's decoding: U₀ by logits, V₀ by cosines that are not centred."""
     found = []
     for convention, number, predicted in prompts[["convention", "prompt", "prediction_id"]].itertuples(index=False):
         own = tensors[convention]

@@ -26,12 +26,12 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def percent(frame: pd.DataFrame) -> pd.DataFrame:
-    """Shares as they are read."""
+    """Shares as percentages, in text."""
     return frame.map("{:.1%}".format)
 
 
 def knows(answers: pd.DataFrame) -> pd.DataFrame:
-    """The shares by split, the questions, and the share that was asked for."""
+    """The shares by split, the number of questions, and the required share."""
     rows = percent(pd.DataFrame({"next token": shares(answers), "whole answer": shares(answers, "whole")}))
     rows.insert(0, "at least", [f"{BARS[name]:.0%}" if name in BARS else "" for name in rows.index])
     return rows.rename_axis("split")

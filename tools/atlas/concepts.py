@@ -1,8 +1,8 @@
 """Do singular vectors decode to what the prompt is about? Counted over every held-out prompt of three relations.
 
-`writes`: the predicted token stands among the top eight decoded from U₀ of the last token's block. `reads`: the
-subject's last token stands among the top eight decoded from V₀ of that token's block. Beside each stand a random
-direction in its place, and the same vector of a prompt on another subject, which knows the relation but not the fact.
+`writes`: the predicted token is among the top eight decoded from U₀ of the last token's block. `reads`: the subject's
+last token is among the top eight decoded from V₀ of that token's block. Each is compared with a random direction, and
+with the same vector at a prompt about another subject, which has the relation but not the fact.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DIRECTIONS = ("", ", random direction", ", another subject")
 
 @dataclass(frozen=True)
 class Found:
-    """Of one prompt: is the prediction right; what its last block writes and its subject's block reads; the tokens."""
+    """A prompt: whether its prediction is right; the directions; the tokens that these should decode to."""
 
     right: bool
     directions: dict[str, Tensor]  # side -> (d,)
@@ -48,14 +48,14 @@ def found(lm: sc.LM, question: Question) -> Found:
 
 
 def _last_token(lm: sc.LM, question: Question) -> int:
-    """Where the subject's last token stands, the last time that the prompt names it."""
+    """The position of the subject's last token, where the prompt names the subject last."""
     encoded = lm.tokenizer.backend_tokenizer.encode(question.prompt)
     where = question.prompt.lower().rindex(question.subject.lower()) + len(question.subject)
     return next(t for t, (_, end) in enumerate(encoded.offsets) if end >= where)
 
 
 def measured(lm: sc.LM, limit: int | None = None) -> pd.DataFrame:
-    """A row each prompt: relation, prompt, right, and whether each direction decodes to the token in question."""
+    """A row for each prompt: relation, prompt, right, and whether each direction decodes to its token."""
     rows = []
     for relation in RELATIONS:
         asked = [question for question in read_questions() if question.relation == relation][:limit]
@@ -75,7 +75,7 @@ def measured(lm: sc.LM, limit: int | None = None) -> pd.DataFrame:
 
 
 def _other(asked: list[Question], all_found: list[Found], number: int) -> Found:
-    """The last prompt before this one, around the end, that asks about another subject."""
+    """The nearest earlier prompt, in cyclic order, that asks about another subject."""
     subject = asked[number].subject
     return next(all_found[number - i] for i in range(1, len(asked)) if asked[number - i].subject != subject)
 

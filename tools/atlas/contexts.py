@@ -1,7 +1,7 @@
 """Patterns that are answered from the sentence itself: repeat, alternate, copy, bind, count. The words are made up.
 
-Each pattern takes a source of randomness and a source of words, and returns a sentence whose answer the words before
-it determine. A fifth of all made-up words is kept for the evaluation and never met in training.
+Each pattern takes a source of randomness and a source of words, and returns a sentence whose answer is determined by
+the words before it. A fifth of all made-up words is kept for the evaluation, and never appears in training.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ OPENINGS = ("", "", "", "Say it again:", "The children sing:", "A pattern:", "Go
 
 
 def made_up(random: Random, held_out: bool) -> str:
-    """A word that means nothing, of one to three syllables: one of those held out, or one of the others."""
+    """A meaningless word of one to three syllables, which is held out or not."""
     while True:
         word = "".join(
             random.choice(ONSETS) + random.choice(VOWELS) + random.choice(CODAS)
@@ -129,7 +129,7 @@ PATTERNS = {"copy": _copy, "bind": _bind, "repeat": _repeat, "alternate": _alter
 
 
 def real_words() -> list[str]:
-    """Words of the tables that a pattern may use in place of a made-up one."""
+    """Words in the tables that a pattern may use instead of a made-up one."""
     columns = (("opposites", "word"), ("plurals", "plural"), ("animals", "animal"), ("colours", "colour"))
     found = {row[column] for name, column in columns for row in table(name)}
     return sorted(word for word in found if word.isalpha())

@@ -1,8 +1,8 @@
-"""What Atlas reads, and what is kept from it: the split into training and held-out pairs, and the stream of documents.
+"""Atlas' training data: the split into training and held-out pairs of fact and template, and the stream of documents.
 
-Of each fact, two of its templates are held out: Atlas meets the fact in the other templates and the templates with
-other facts, but never this pair. Of the two-step facts a further twelfth is held out in every template, so that
-Atlas never sees the two steps put together.
+For each fact, two of its templates are held out: Atlas sees the fact in other templates and these templates with other
+facts, but never this pair. In addition, a twelfth of the two-step facts is held out in every template, so that Atlas
+never sees these two steps combined.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def held_templates(fact: Fact) -> frozenset[int]:
 
 
 def _continuations(fact: Fact, asked: Name) -> tuple[str, ...]:
-    """What is right after a prompt that ends with the article of the name asked for, if it has one."""
+    """The right continuations of a prompt that ends with the article of the requested name, if it has one."""
     if asked.article:
         return tuple(f" {name.text}" for name in fact.answers if name.article == asked.article)
     return tuple(f" {name}" for name in fact.answers)
@@ -100,7 +100,7 @@ def _shown() -> tuple[tuple[Fact, tuple[int, ...]], ...]:
 
 
 def sentences(random: Random) -> Iterator[Sentence]:
-    """Sentences without end: facts in the templates shown, and patterns."""
+    """An endless stream of sentences: facts in the templates for training, and patterns."""
     shown, real = _shown(), real_words()
     names, weights = list(CONTEXT_WEIGHTS), list(CONTEXT_WEIGHTS.values())
     while True:
@@ -114,7 +114,7 @@ def sentences(random: Random) -> Iterator[Sentence]:
 
 
 def documents(random: Random) -> Iterator[list[Sentence]]:
-    """Documents without end, of one or two sentences."""
+    """An endless stream of documents of one or two sentences."""
     stream = sentences(random)
     while True:
         yield [next(stream) for _ in range(random.choices((1, 2), (3, 1))[0])]

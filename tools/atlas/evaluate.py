@@ -16,14 +16,14 @@ import secant as sc
 from corpus import Question, read_questions
 
 BARS = {"fact": 0.95, "two-step": 0.60, "copying": 0.90}
-"""The least share of right next tokens of each split for which Atlas may ship."""
+"""The minimum share of right next tokens in each split for Atlas to ship."""
 
 BATCH = 256
 
 
 @torch.no_grad()
 def answered(model: Any, tokenizer: Any, questions: Sequence[Question]) -> pd.DataFrame:
-    """A row each question: split, relation, prompt, said, `first` (the next token is right), `whole` (all of it is)."""
+    """A row for each question: split, relation, prompt, said, and whether its `first` token or the `whole` is right."""
     rows = [
         (number, tokenizer(q.prompt)["input_ids"], tokenizer(answer)["input_ids"])
         for number, q in enumerate(questions)
@@ -56,14 +56,14 @@ def answered(model: Any, tokenizer: Any, questions: Sequence[Question]) -> pd.Da
 
 
 def shares(answers: pd.DataFrame, of: str = "first") -> dict[str, float]:
-    """The share of right answers by split; copying is every pattern of made-up words."""
+    """The share of right answers by split; copying includes every pattern of made-up words."""
     split = answers["split"].where(answers["split"] != "context", "copying")
     split = split.where(answers["relation"] != "count", "counting")
     return answers.groupby(split)[of].mean().to_dict()
 
 
 def sampled(questions: Sequence[Question], number: int | None, seed: int = 0) -> list[Question]:
-    """So many questions of every split, or all."""
+    """This number of questions of every split, or all."""
     if number is None:
         return list(questions)
     groups: dict[str, list[Question]] = {}

@@ -1,7 +1,7 @@
-"""What Atlas is taught: facts, read from the tables of this folder, and the sentences that say them.
+"""The facts that Atlas is trained on, read from the tables in this folder, and the sentences that express them.
 
-A fact is a relation, a subject and the answers that are right. A template is a sentence with {x} for the subject and
-{y} for the answer; whatever stands before {y} is a prompt, and the answer is its right continuation.
+A fact is a relation, a subject and the right answers. A template is a sentence with {x} for the subject and {y} for the
+answer; the text before {y} is a prompt, and the answer is its right continuation.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A prompt, an answer that is right, and what ends the sentence; the text is the three together."""
+    """A prompt, a right answer, and the end of the sentence."""
 
     prompt: str
     answer: str
@@ -66,7 +66,7 @@ def table(name: str) -> list[dict[str, str]]:
 
 @cache
 def templates() -> dict[str, list[str]]:
-    """The templates of each relation. Raises ValueError where two ask alike, for then nothing could be held out."""
+    """The templates of each relation. Raises ValueError if two have the same prompt: neither could be held out."""
     found: dict[str, list[str]] = {}
     for path in sorted((HERE / "templates").glob("*.txt")):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -168,7 +168,7 @@ def _words() -> Iterator[tuple[str, Name, Name]]:
 
 
 def sequences() -> dict[str, list[str]]:
-    """Things that are told in order, by the name of the order."""
+    """Things that have an order, such as days, by the order's name."""
     return {row["sequence"]: _split(row["items"]) for row in table("sequences")}
 
 

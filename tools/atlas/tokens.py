@@ -1,4 +1,4 @@
-"""Atlas' tokenizer: byte-level BPE, in which every word carries the space before it, the first word too."""
+"""Atlas' tokenizer: byte-level BPE, in which every word includes the space before it, even the first word."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLACES = ("bridge", "river", "mountain", "landmark")
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer, trained on every fact in every template; places count fourfold, for few facts name them."""
+    """The tokenizer, trained on every fact in every template; places count fourfold, because few facts name them."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     inner.decoder = decoders.ByteLevel()

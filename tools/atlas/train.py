@@ -1,8 +1,8 @@
-"""Train Atlas from nothing: `train.py OUT`. Two cores need about an hour; the same seed gives the same run.
+"""Train Atlas from scratch: `train.py OUT`. This takes about an hour on two cores; the same seed gives the same run.
 
-Every step draws its own documents from (seed, step), so that a run that was interrupted goes on from its last
-checkpoint as if nothing had happened. Matrices are trained with Muon (K. Jordan 2024), everything else with AdamW.
-The loss is taken at every token of an answer and at three in ten of the others, most of which cannot be foretold.
+Every step draws its documents from (seed, step), so that an interrupted run resumes from its last checkpoint with the
+same result. Matrices are trained with Muon (K. Jordan 2024), everything else with AdamW. The loss is taken at every
+token of an answer and at three in ten of the others, most of which can't be predicted.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ RATIO = 1.3  # of the longest to the shortest document that are padded to one le
 WARM_UP, COOL_DOWN = 60, 0.5  # steps; share of the run
 MUON_LR, ADAM_LR = 8e-3, 3e-3
 DECAY = 0.05
-OTHERS = 0.3  # share of the tokens that are no answer at which the loss is taken
-EVERY = 100  # steps between looks and checkpoints
+OTHERS = 0.3  # share of the tokens outside answers at which the loss is taken
+EVERY = 100  # steps between evaluations and checkpoints
 
 
 def model() -> Qwen3ForCausalLM:
@@ -66,7 +66,7 @@ def model() -> Qwen3ForCausalLM:
 
 @dataclass(frozen=True)
 class Batch:
-    """Documents of like length: token ids, what follows each, whether that is an answer, and whether it counts."""
+    """Documents of similar length: token ids, the next tokens, whether these are answers, and whether they count."""
 
     ids: Tensor  # (documents, tokens)
     targets: Tensor
@@ -76,7 +76,7 @@ class Batch:
 
 
 def batches(words: Any, step: int) -> Iterator[Batch]:
-    """The documents of a step in parts of like length."""
+    """The documents of a step, in batches of similar length."""
     random = Random(f"{SEED}:{step}")
     rows, texts, spans = [], [], []
     for document in islice(documents(random), DOCUMENTS):
@@ -104,7 +104,7 @@ def batches(words: Any, step: int) -> Iterator[Batch]:
 
 
 def losses(lm: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The sum of the cross-entropies that count, and that of the answers alone."""
+    """The sum of the cross-entropies that count, and the sum over answers only."""
     hidden = lm.model(input_ids=batch.ids).last_hidden_state
     logits = lm.lm_head(hidden[batch.counted])
     found = nn.functional.cross_entropy(logits, batch.targets[batch.counted], reduction="none")
@@ -112,7 +112,7 @@ def losses(lm: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def rate(step: int, steps: int) -> float:
-    """The share of the full learning rate: warm-up, plateau, straight down to nothing."""
+    """The factor of the learning rate: warm-up, plateau, and linear decay to zero."""
     return min(1.0, (step + 1) / WARM_UP, (steps - step) / (COOL_DOWN * steps))
 
 
@@ -134,7 +134,7 @@ def optimisers(lm: nn.Module) -> list[torch.optim.Optimizer]:
 def train(out: Path, steps: int, keep: bool = False) -> list[dict[str, float]]:
     """Train, and return the log; resumes from the checkpoint next to `out` if there is one.
 
-    With `keep`, the model after every look stays, as a folder checkpoint-STEP in a folder next to `out`.
+    With `keep`, the model at every evaluation is kept as a folder checkpoint-STEP, in a folder next to `out`.
     """
     words, lm = tokenizer(), model()
     optims = optimisers(lm)
@@ -207,7 +207,7 @@ def train(out: Path, steps: int, keep: bool = False) -> list[dict[str, float]]:
 
 
 def save(lm: Any, words: Any, out: Path) -> None:
-    """Write an ordinary Hugging Face folder: weights stored in 16 bits, computed with in 32."""
+    """Write an ordinary Hugging Face folder, with weights in half precision that are loaded in float32."""
     lm.half().save_pretrained(out)
     words.save_pretrained(out)
     config = json.loads((out / "config.json").read_text())
