@@ -52,11 +52,11 @@ decides what is loaded.
 FILES = """
 ## GGUF files
 
-Their weights are dequantised, whatever their types, by the package gguf. The configuration is read by secant, since
-transformers leaves out rotary scaling, windows, softcaps and biases. A key of the metadata that is unknown, and a
-tensor that has no place in the model, are errors.
+The package gguf dequantises their weights, whatever the types. secant reads the configuration itself, because
+transformers leaves out rotary scaling, windows, softcaps and biases. An unknown key in the metadata is an error, and so
+is a tensor that has no place in the model.
 
-Architectures that are read, by llama.cpp's names: {architectures}.
+secant reads these architectures (llama.cpp's names): {architectures}.
 """
 
 
