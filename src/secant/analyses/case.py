@@ -2,8 +2,8 @@
 
 A `Case` has the operator, with J formed at most once; the singular triplets of each token's block and of J; the top
 tokens of each singular vector, decoded once; the top tokens of random directions; attributions, which share one replay
-at zero; and the image of J. The run itself caches what depends on the run alone: its activations, the
-constants of the network at zero, and the ordinary Jacobian's product.
+at zero; and the image of J. The run itself caches what depends only on the run: its activations, the constants of the
+network at zero, and the ordinary Jacobian's product.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Part:
         output: What is added.
         attends: Whether an attention pattern mixes tokens in it.
         bases: The steps of the stream that it is computed from: of this layer, of earlier ones, or -1 for the input.
-        heads: The concatenated outputs of the attention heads, if the part is computed from these alone.
+        heads: The concatenated outputs of the attention heads, if the part is computed only from these.
     """
 
     output: HookPoint

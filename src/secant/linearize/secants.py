@@ -122,7 +122,7 @@ class LiveAttention(Secant):
     queries and keys of the prompt and of the reference, some rows at a time, unless they are small enough to be kept.
     """
 
-    calls: tuple[Attended, ...]  # of the prompt and of the reference; of the prompt alone if the patterns are kept
+    calls: tuple[Attended, ...]  # of the prompt and of the reference; only of the prompt if the patterns are kept
     query: Tensor
     key: Tensor
     value: Tensor

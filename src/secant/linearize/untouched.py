@@ -120,7 +120,7 @@ class _Keeping(TorchFunctionMode):
             if (place := address(tensor)) > 0:
                 self._own.setdefault(place, []).append((name, tensor))
         self._inference = any(t.is_inference() for own in self._own.values() for _, t in own)
-        self._shared = set[str]()  # names of copies that were made for numpy alone
+        self._shared = set[str]()  # names of copies that were made only for numpy
         self.copies: Copies = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

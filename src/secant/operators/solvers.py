@@ -74,7 +74,7 @@ class Wanted:
 
     @property
     def expected(self) -> int:
-        """The estimated number of blocks until convergence, from the tolerance alone."""
+        """The estimated number of blocks until convergence, from the tolerance only."""
         return 11 if self.tolerance >= 1e-6 else 20
 
 
@@ -299,7 +299,7 @@ def _matrices(batch: MatrixBatch) -> Tensor:
 
 
 def _first_block(batch: MatrixBatch, wanted: Wanted) -> Tensor:
-    """The first block: the given vectors and some random ones, or random vectors alone."""
+    """The first block: the given vectors and some random ones, or only random vectors."""
     n, _, d_in = batch.shape
     generator = torch.Generator().manual_seed(wanted.seed)
     drawn = torch.randn(d_in, min(wanted.block, d_in), generator=generator, dtype=torch.float64)

@@ -1,8 +1,8 @@
-// The server: requests, and the events by which it tells of every job.
-const jobs = new Map(); // every job by its number, as it was told last
+// The server: requests, and the events that report every job.
+const jobs = new Map(); // the latest state of every job, by its number
 const watching = new Set(); // called with each job that changes
 
-/** The server's answer to a request; an error has its one line. */
+/** The server's answer to a request. An error has the server's one line. */
 async function asked(path, body) {
   const how = body === undefined ? {} : { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
   let answer;
@@ -25,7 +25,7 @@ function noted(job) {
 }
 const OVER = ["done", "failed", "cancelled"];
 
-/** The result of a job, once it is done; an error says why there is none. */
+/** The result of a job when it is done. An error says why there is none. */
 async function resultOf(job, progress = () => {}) {
   const ended = await new Promise((resolve) => {
     const watch = (own) => {
@@ -54,7 +54,7 @@ events.addEventListener("error", () => ($("lost").hidden = false));
 /** Seconds, for people. */
 const lasting = (seconds) => (seconds < 1 ? "under 1 s" : seconds < 120 ? `${seconds.toFixed(0)} s` : `${(seconds / 60).toFixed(0)} min`);
 
-/** What a job does, and how long it still takes. */
+/** What a job does, and its remaining time. */
 function doing(job) {
   if (job.state === "waiting") return "waits";
   if (job.state === "done") return missing(job.seconds) ? "done" : `${job.seconds.toFixed(1)} s`;

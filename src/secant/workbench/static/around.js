@@ -1,4 +1,4 @@
-// What the page's modules for elements ask for, here for the document around the views.
+// What the page's modules for elements expect from their host, for the document outside the views.
 const root = document;
 const state = { theme: localStorage.getItem("theme") ?? "auto" };
 const host = {

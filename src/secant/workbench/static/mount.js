@@ -1,10 +1,10 @@
-// A view in a shadow root: the page's own modules draw it, as often as there is more to show. What was open, seen and
-// focused before is so again.
+// A view in a shadow root: the page's own modules redraw it whenever there is more to show. Open sections, the scroll
+// position and the focus are restored.
 const sheet = fetch("/style/page.css").then((answer) => answer.text()).then((text) => new CSSStyleSheet().replace(text));
-const OUTSIDE = [".skip", ".brand", "#copy", "#theme"]; // what the workbench has around the views
+const OUTSIDE = [".skip", ".brand", "#copy", "#theme"]; // elements that the workbench has outside the views
 const titled = (fold) => fold.querySelector("summary")?.textContent;
 
-/** Where the focus is: an element with an id, or a cell of one. */
+/** The focus: an element with an id, or a cell of one. */
 function focusOf(shadow) {
   const node = shadow.activeElement;
   if (!node) return null;
@@ -40,15 +40,15 @@ function restored(shadow, was) {
   if (!missing(was.focus.at) && node?.setSelectionRange && node.type === "text") node.setSelectionRange(was.focus.at, was.focus.at);
 }
 
-/** Draws contents in a shadow root, in the place of what was drawn there. */
+/** Draws contents in a shadow root, instead of its former ones. */
 function mounted(shadow, contents, around) {
   const was = remembered(shadow);
   shadow.replaced?.abort();
   shadow.replaced = new AbortController();
   shadow.replaceChildren($("view").content.cloneNode(true));
   for (const name of OUTSIDE) shadow.querySelector(name)?.remove();
-  for (const node of shadow.querySelectorAll("[role=banner], [role=main], [role=search]")) node.removeAttribute("role"); // the document's own are around it
-  // two runs side by side have the same sections, which would be landmarks of one name
+  for (const node of shadow.querySelectorAll("[role=banner], [role=main], [role=search]")) node.removeAttribute("role"); // the document has these roles already
+  // two runs side by side have the same sections, which would be landmarks with equal names
   for (const node of shadow.querySelectorAll("#panel, [role=region]")) node.setAttribute("role", "group");
   for (const node of shadow.querySelectorAll("section")) node.removeAttribute("aria-labelledby");
   view(shadow, contents, { ...around, signal: shadow.replaced.signal });

@@ -1,4 +1,4 @@
-// A pane: a form, the run that it asks for, and the view of it.
+// A pane: a form, the run that it requests, and the run's view.
 
 function pane(label, choices, moved) {
   const node = make("section", { class: "pane", "aria-label": label });
@@ -9,7 +9,7 @@ function pane(label, choices, moved) {
   const shadow = find(".result").attachShadow({ mode: "open" });
   sheet.then((own) => shadow.adoptedStyleSheets.push(own));
   let run = null; // the run's id
-  let settings = null; // what was asked
+  let settings = null; // the request
   let stages = []; // each with its name, label and job
   let contents = null;
   let fragment = "";
@@ -23,10 +23,10 @@ function pane(label, choices, moved) {
   field.prompt.maxLength = choices.characters;
   const chats = () => (find(".chat").hidden = !choices.models.find((own) => own.name === field.model.value)?.chat);
   field.model.addEventListener("change", chats);
-  let steered = null; // the job of what was wanted last
+  let steered = null; // the job of the latest request
   const steer = steering(find(".steer"), choices.forms, async (given, note) => {
     if (!run) return null;
-    if (steered) asked(`/api/jobs/${steered}/cancel`, {}).catch(() => {}); // nobody waits for it any more
+    if (steered) asked(`/api/jobs/${steered}/cancel`, {}).catch(() => {}); // nobody waits for it now
     const job = await asked(`/api/runs/${run}/steering`, given);
     steered = job.id;
     return resultOf(job, (own) => !OVER.includes(own.state) && note(own.state === "waiting" ? "Waiting for the current computation." : "Steering …"));
@@ -44,7 +44,7 @@ function pane(label, choices, moved) {
     }
   }
 
-  /** Says what goes on; sections that are not there say it too. */
+  /** Shows the progress, also in sections that are not computed yet. */
   function progressed() {
     listed(find(".stages"), stages, ask);
     const now = summedUp(stages);
@@ -98,7 +98,7 @@ function pane(label, choices, moved) {
     });
   }
 
-  /** Takes the contents of some stages, and draws them: all that came meanwhile at once. */
+  /** Takes the contents of some stages, and draws everything that has arrived since the last drawing. */
   let due = null;
   async function fetched(...names) {
     const own = run;
@@ -129,7 +129,7 @@ function pane(label, choices, moved) {
     steer.of(found.layers);
   }
 
-  /** Asks for an explanation, and shows it as it comes. */
+  /** Requests an explanation, and shows its stages as they arrive. */
   async function open(given, to = "") {
     const same = settings !== null && JSON.stringify(settings) === JSON.stringify(given);
     fragment = to;

@@ -1,7 +1,7 @@
-// The stages of a run: which are there, what goes on, and what can be asked for or cancelled.
-const STAGE_OF = { lens: "lens", flow: "parts" }; // of sections that say themselves how they can be had
+// The stages of a run: which are done, which are running, and which can be requested or cancelled.
+const STAGE_OF = { lens: "lens", flow: "parts" }; // for sections that say themselves how to get their contents
 
-/** A button that cancels a job, or asks for a stage. */
+/** A button that cancels a job, or requests a stage. */
 function stageButton(job, ask) {
   if (["waiting", "running"].includes(job.state)) {
     const button = make("button", { type: "button", class: "link" }, "cancel");
@@ -14,7 +14,7 @@ function stageButton(job, ask) {
   return button;
 }
 
-/** Lists the stages below a node; only what changes is made anew, so that the focus stays. */
+/** Lists the stages below a node. Only entries that change are rebuilt, so that the focus stays. */
 function listed(list, stages, ask) {
   const there = new Map([...list.children].map((node) => [node.dataset.stage, node]));
   for (const { name, label, job } of stages) {
@@ -31,7 +31,7 @@ function listed(list, stages, ask) {
   }
 }
 
-/** In one line: what goes on now, and what can still be had. */
+/** One line about the running stage, and about those that can still be requested. */
 function summedUp(stages) {
   const own = stages.filter((stage) => stage.job);
   const running = own.find((stage) => stage.job.state === "running");

@@ -1,10 +1,10 @@
-// The workbench: one pane or two, kept in the address, so that links restore it and the browser's buttons work.
+// The workbench: one pane or two, stored in the address, so that links restore them and the browser's buttons work.
 const EXAMPLE = "The bridge out of Marin is the";
 const NAMES = ["a", "b"];
 let panes = [];
 let choices = null;
 
-/** The address of what is asked and chosen. The part of an address behind # never leaves the browser. */
+/** The address of the requests and selections. The part of an address after # never leaves the browser. */
 function address() {
   const said = new URLSearchParams();
   for (const [i, own] of panes.entries()) {
@@ -20,7 +20,7 @@ function moved(quietly) {
   else history.pushState(null, "", address());
 }
 
-/** What an address asks for; null where it makes no sense. */
+/** The requests in an address; null if it is not valid. */
 function asking(said, name) {
   try {
     const given = JSON.parse(said.get(name));
@@ -40,7 +40,7 @@ function shown() {
   return true;
 }
 
-/** One pane or two. */
+/** Shows one pane or two. */
 function arranged(count) {
   while (panes.length > count) panes.pop().node.remove();
   while (panes.length < count) {

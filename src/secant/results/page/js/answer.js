@@ -1,6 +1,6 @@
-// The answer: the prompt as running text with heat, the predicted token, and what that rests on.
+// The answer: the prompt as running text with a heat map, the predicted token, and what supports it.
 const strip = $("prompt");
-const spaced = !/\s/.test(about.texts.join("")); // a tokenizer that drops the spaces between words
+const spaced = !/\s/.test(about.texts.join("")); // the tokenizer drops the spaces between words
 const pieces = tokens.map((token, t) => {
   const seen = /^\s+$/.test(token.raw) && !/⏎/.test(token.raw) ? "␠".repeat(token.raw.length) : token.raw;
   const node = make("span", { class: "tok", role: "button", tabindex: "-1", "data-cell": "", "data-tip": "" }, make("bdi", { dir: "auto", "data-word": token.token }, seen));

@@ -1,4 +1,4 @@
-// Small charts as SVG, drawn at the width that they have, and anew where it changes. Colours come from the style sheet.
+// Small charts as SVG, drawn at their node's width, and redrawn if it changes. Colours come from the style sheet.
 
 const charts = new Map(); // what each node shows
 const widths = new ResizeObserver((entries) => {
@@ -18,7 +18,7 @@ function rounds(low, high, n) {
   return Array.from({ length: Math.max(0, to - from + 1) }, (_, i) => Number(((from + i) * step).toPrecision(12)));
 }
 
-/** An axis: where values stand between 0 and 1, and its ticks with their labels. */
+/** An axis: maps values to positions between 0 and 1, and has ticks with labels. */
 function scaled(axis, values, room) {
   const there = values.filter((x) => Number.isFinite(x) && (!axis.log || x > 0));
   let [low, high] = axis.range ?? [Math.min(...there), Math.max(...there)];
@@ -47,8 +47,8 @@ function scaled(axis, values, room) {
 
 const SHAPES = ["M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0", "M-3.5,-3.5h7v7h-7z", "M0,-5l5,5l-5,5l-5,-5z", "M0,-4.5l4.5,8h-9z", "M-4,-4l8,8m0,-8l-8,8", "M0,-5v10m-5,-5h10"];
 
-/** Draws a chart: `x`, `y` (label, log, range, percent, whole, zero, keys), `series` (name, points of x, y and what
- *  they say, low, high; or q1, q3, low, high, mean as boxes; `line`, `marks`, `names`), and a `rule` at some x. */
+/** Draws a chart: `x`, `y` (label, log, range, percent, whole, zero, keys), `series` (name, points of x, y and their
+ *  text, low, high; or q1, q3, low, high, mean as boxes; `line`, `marks`, `names`), and a `rule` at some x. */
 function charted(node, spec) {
   if (!node) return;
   if (!charts.has(node)) widths.observe(node);
@@ -59,7 +59,7 @@ function charted(node, spec) {
   const [left, right, top] = [58, 12, 10];
   const w = width - left - right;
   const longest = Math.max(0, ...(spec.x.keys ?? []).map((k) => k.length)) * 6.5;
-  const slanted = longest * (spec.x.keys?.length ?? 0) > w - 8 * (spec.x.keys?.length ?? 0); // names that do not fit side by side
+  const slanted = longest * (spec.x.keys?.length ?? 0) > w - 8 * (spec.x.keys?.length ?? 0); // names would overlap if they were horizontal
   const bottom = (spec.x.label ? 42 : 28) + (slanted ? longest * 0.6 : 0);
   const h = height - top - bottom;
   const points = spec.series.flatMap((s) => s.points);
@@ -114,7 +114,7 @@ function charted(node, spec) {
   fill(node, ...(key.children.length ? [key] : []), svg);
 }
 
-/** Draws numbers as an image, rows from the top; `shade` gives each the strength of the ink, and a box is outlined. */
+/** Draws numbers as an image, rows from the top. `shade` returns the strength of each number's ink; a box is outlined. */
 function pictured(canvas, rows, shade, box = null) {
   const draw = () => {
     const [ink, paper, accent] = colours("accent", "surface", "ink");

@@ -1,4 +1,4 @@
-// Layers x what each of them adds: attention, MLP and every head; and what the chosen one moves from which token.
+// A map of layers x parts: attention, MLP and every head; and what the selected one moves from which token.
 let componentCells = [];
 const componentColumns = [...kinds, ...heads];
 
@@ -58,7 +58,7 @@ function markComponents() {
   if (all.length) reached(all, chosen ?? all[0][0]);
 }
 
-/** What a part or a head moves from each token, and where a head looks. */
+/** What a part or a head moves from each token, and what a head attends to. */
 function drawComponent() {
   const box = $("component");
   if (!box) return;

@@ -1,4 +1,4 @@
-// What each token contributes: a row a token, with the other conventions and its deletion on one scale.
+// What each token contributes: a row for each token, with the other conventions and its deletion on one scale.
 const TICKS = ["◆", "▲", "■", "●"];
 
 $("versus").title = `${several(sums.length - 1, "token")} to compare with${host.live ? "" : ": the next predictions. secant serve and secant attribute --versus take any"}`;

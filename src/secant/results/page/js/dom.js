@@ -1,7 +1,7 @@
 // Elements, numbers and words. Texts of prompts and tokenizers become text nodes, never HTML.
 const $ = (id) => root.getElementById(id);
-const ground = root === document ? document.body : root; // what stands in front of all else is appended here
-const { signal } = host; // aborted where the view is replaced: what listens outside of it ends
+const ground = root === document ? document.body : root; // elements in front of all others are appended here
+const { signal } = host; // aborted when the view is replaced, which ends its listeners outside the view
 const SVG = "http://www.w3.org/2000/svg";
 
 function set(node, properties, children) {
@@ -16,19 +16,19 @@ const row = (...cells) => make("tr", {}, ...cells);
 const body = (rows) => make("tbody", {}, ...rows);
 const cell = (text, more = {}) => make("td", { class: "number", ...more }, text);
 
-/** The head of a table. A name that begins with a space is that of a column of words. */
+/** The header row of a table. A name that begins with a space marks a column of words. */
 const head = (...names) =>
   make("thead", {}, row(...names.map((name, i) => (name.trim() ? make("th", { scope: "col", class: i && !name.startsWith(" ") ? "number" : null }, name.trim()) : make("td")))));
 
 // ------------------------------------------------------------------------------------------- numbers
 
 const missing = (x) => x === null || x === undefined || Number.isNaN(x);
-const minus = (text) => (/^-0(\.0+)?$/.test(text) ? text.slice(1) : text.replaceAll("-", "−")); // no sign of what is shown as 0
+const minus = (text) => (/^-0(\.0+)?$/.test(text) ? text.slice(1) : text.replaceAll("-", "−")); // without the sign if the number is shown as 0
 const number = (x, digits = 4) => (missing(x) ? "–" : minus(Math.abs(x) >= 1e-4 || x === 0 ? String(Number(x.toPrecision(digits))) : x.toExponential(1)));
 const fixed = (x, places = 2) => (missing(x) ? "–" : minus(x.toFixed(places)));
 const short = (x) => (x === 0 || x >= 0.095 ? x.toFixed(x < 9.95 ? 2 : 1) : x >= 1e-4 ? String(Number(x.toPrecision(2))) : minus(x.toExponential(0)));
 const signed = (x) => (missing(x) ? "–" : (x < 0 ? "−" : "+") + short(Math.abs(x)));
-const compact = (x) => (missing(x) ? "–" : Math.abs(x) < 0.005 ? "0" : minus(x.toFixed(Math.abs(x) < 9.95 ? 2 : 1))); // for a cell among many
+const compact = (x) => (missing(x) ? "–" : Math.abs(x) < 0.005 ? "0" : minus(x.toFixed(Math.abs(x) < 9.95 ? 2 : 1))); // for cells of large tables
 const percent = (x, places) => (missing(x) ? "–" : minus((100 * x).toFixed(places ?? (x > 0 && x < 0.0095 ? 2 : 1))) + " %");
 const share = (x, whole) => (whole ? percent(x / whole, 1) : "–");
 const error = (x) => (missing(x) ? "–" : minus(x.toExponential(1)));
@@ -39,7 +39,7 @@ const several = (n, one, many = `${one}s`) => `${n} ${n === 1 ? one : many}`;
 
 // ------------------------------------------------------------------------------------------- words
 
-/** A text of a tokenizer: apart from what stands around it in the direction that it is read, with its spaces seen. */
+/** A tokenizer's text with visible spaces, isolated so that its reading direction does not affect its surroundings. */
 function word(text, found = true) {
   const node = make("bdi", { dir: "auto", "data-word": found ? text : null });
   if (/^·+$/.test(text)) node.append("␠".repeat(text.length));
@@ -48,7 +48,7 @@ function word(text, found = true) {
   return node;
 }
 
-/** A text inside a sentence, apart in its direction. */
+/** A text inside a sentence, isolated in its reading direction. */
 const isolated = (text) => `\u2068${text}\u2069`;
 
 /** Words with a space between them. */
@@ -60,7 +60,7 @@ const brief = (text, most = 28) => {
 
 // ------------------------------------------------------------------------------------------- what pages share
 
-/** Light, dark, or as the system has it. */
+/** Switches between light, dark, and the system's theme. */
 function dressed(theme) {
   if (host.dressed) host.dressed(theme);
   if ($("theme")) $("theme").value = theme;
@@ -101,7 +101,7 @@ function offered(list) {
   fill(list, link("secant.json", json, "application/json"), ...Object.keys(tables).map((name) => link(`${name}.csv`, () => csv(name), "text/csv")));
 }
 
-/** Lets menus close when something else is clicked, or by Escape. */
+/** Closes menus when something else is clicked, or on Escape. */
 function menus() {
   const close = (event) => {
     for (const menu of root.querySelectorAll("details.menu[open]")) if (event.key === "Escape" || (event.type === "click" && !event.composedPath().includes(menu))) menu.open = false;
@@ -110,7 +110,7 @@ function menus() {
   document.addEventListener("keydown", close, { signal });
 }
 
-/** Puts the address of what is seen on the clipboard. */
+/** Copies the address of the current view to the clipboard. */
 async function copied(button) {
   let done = true;
   try {

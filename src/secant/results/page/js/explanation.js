@@ -6,7 +6,7 @@ $("theme")?.addEventListener("change", (event) => go({ theme: event.target.value
 $("copy")?.addEventListener("click", () => copied($("copy")));
 offered($("files"));
 
-// links inside the page leave the address alone, which keeps its state
+// links inside the page do not change the address, which stores the state
 for (const link of root.querySelectorAll("[data-to]"))
   link.addEventListener("click", (event) => {
     event.preventDefault();

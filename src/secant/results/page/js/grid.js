@@ -1,7 +1,7 @@
-// Tables that are walked through by arrow keys, and what is said where the pointer or the focus is.
+// Tables in which arrow keys move, and notes on the cell under the pointer or with the focus.
 
-/** Lets arrow keys, Home and End move through the cells of a table, Enter and Space choose, and one cell take the Tab
- *  key. `cells()` gives its cells as rows; `chosen(row, column)` is called for a choice. */
+/** Makes arrow keys, Home and End move through the cells of a table, Enter and Space select, and the Tab key reach one
+ *  cell. `cells()` returns the cells as rows; `chosen(row, column)` is called for a selection. */
 function walked(table, cells, chosen) {
   const place = (node) => {
     const all = cells();
@@ -32,12 +32,12 @@ function walked(table, cells, chosen) {
   });
 }
 
-/** Which cell the Tab key reaches. */
+/** Sets which cell the Tab key reaches. */
 function reached(cells, node) {
   for (const own of cells) for (const other of own) other.tabIndex = other === node ? 0 : -1;
 }
 
-/** Colours a node by a value, relative to the largest: what raises in one colour, what lowers in another. */
+/** Colours a node by a value, relative to the largest: one colour for values that raise, another for those that lower. */
 function tinted(node, value, most) {
   const much = missing(value) || !most ? 0 : Math.min(1, Math.abs(value) / most);
   node.classList.toggle("plus", !missing(value) && value > 0);
@@ -48,7 +48,7 @@ function tinted(node, value, most) {
 const tip = make("div", { id: "tip", role: "tooltip", hidden: "" });
 ground.append(tip);
 
-/** Says more of the cells of a table, next to the one under the pointer or with the focus; Escape hides it. */
+/** Shows a note on the table cell under the pointer or with the focus, next to it; Escape hides it. */
 function told(table, said) {
   const hide = () => (tip.hidden = true);
   const show = (event) => {

@@ -1,5 +1,5 @@
-// Layers x tokens: what each token contributes at each depth, what it has written by then, and what the model would say.
-let lensCells = []; // rows of cells; of each row the first is the layer's own
+// A map of layers x tokens: what each token contributes at each depth, what it writes there, and the logit lens.
+let lensCells = []; // rows of cells; the first cell of each row is the layer's own
 let lensColumns = [];
 
 const LENS_NAMES = { terms: "contribution", written: "writes (J x)", direction: "direction (U₀)", lens: "logit lens" };
@@ -45,7 +45,7 @@ if ($("lens-table")) {
   });
 }
 
-/** How strongly a cell is coloured, and whether what it stands for raises or lowers. */
+/** How strongly a cell is coloured, and whether its value raises or lowers the logit. */
 function lensTint(layer, t, top) {
   if (state.tint === "terms") return [terms.get(layer)?.get(t) ?? null, top];
   const here = lensAt.get(layer)?.[t];

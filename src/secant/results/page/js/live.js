@@ -1,5 +1,5 @@
-// What a live page can do besides: ablate what is chosen, and compare with any token.
-const kept = host.live?.kept ?? new Map(); // results of this run, by what was asked
+// Additional actions of a live page: ablate the selection, and compare with any token.
+const kept = host.live?.kept ?? new Map(); // results of this run, by request
 const partOf = (layer, part) => `layers.${layer}.${isHead(part) ? `attn.heads.${part.slice(1)}` : part}`;
 
 function ablated() {
@@ -46,7 +46,7 @@ if (host.live) {
     const key = `ablation ${JSON.stringify(wanted)}`;
     const note = (found) => {
       kept.set(key, found);
-      host.live.changed(); // the view may have been drawn anew meanwhile
+      host.live.changed(); // the view may have been redrawn meanwhile
     };
     note({ says: "Ablating …" });
     try {

@@ -1,12 +1,12 @@
-// What the tables say of an explanation, arranged once. Tables that are not there leave their part empty.
+// Arranges the data of an explanation's tables once. If a table is absent, its part is empty.
 const tokens = records("tokens").map((r, t) => ({ ...r, raw: about.texts[t] }));
 const T = tokens.length;
 const LAST = T - 1;
 const CHANCE = about.chance_z;
 const predictions = records("predictions");
 const target = about.target;
-const received = tokens.map((t) => (t.sink ?? "").includes("received")); // much of later tokens' attention
-const sinks = tokens.map((t) => (t.sink ?? "") !== ""); // that, or the first token, or BOS
+const received = tokens.map((t) => (t.sink ?? "").includes("received")); // receives much of later tokens' attention
+const sinks = tokens.map((t) => (t.sink ?? "") !== ""); // receives much attention, is the first token, or BOS
 
 // ------------------------------------------------------------------------------------------- sums of the logit
 
@@ -31,7 +31,7 @@ const isHead = (part) => /^h\d+$/.test(part ?? "");
 const partName = (part) => (isHead(part) ? `head ${part.slice(1)}` : (PART[part] ?? part));
 const kindOf = (r) => (r.head === null ? (r.name.split(".")[2] ?? r.name) : `h${r.head}`);
 
-const parts = new Map(); // layer and part: what it adds, straight and along all paths
+const parts = new Map(); // by layer and part: what it adds, straight and along all paths
 const beside = new Map(); // embeddings, and constants outside parts
 for (const r of contributions)
   if (["layer", "head"].includes(r.kind) && !(r.kind === "head" && r.head === null)) parts.set(`${r.layer} ${kindOf(r)}`, { direct: r.contribution, all: r.all_paths });
@@ -39,7 +39,7 @@ for (const r of contributions)
 const kinds = ["attn", "mixer", "mlp"].filter((kind) => [...parts.keys()].some((key) => key.endsWith(` ${kind}`)));
 const heads = [...new Set([...parts.keys()].map((key) => key.split(" ")[1]).filter(isHead))].sort((a, b) => a.slice(1) - b.slice(1));
 
-const moved = new Map(); // path, layer and part: what each token contributes through it; `null` for the constants
+const moved = new Map(); // by path, layer and part: what each token contributes through it; `null` is the constants
 for (const r of records("flow")) {
   const key = `${r.path} ${r.layer} ${kindOf(r)}`;
   if (!moved.has(key)) moved.set(key, new Map());
@@ -57,12 +57,12 @@ const chance = Object.fromEntries([...grouped(records("chance"), "side")].map(([
 
 const spectrum = (vectors, rank) => ({ S: vectors.map((v) => v.sigma), rank, groups: [...grouped(vectors, "block").values()].map((own) => [own[0].vector, own.at(-1).vector + 1]) });
 
-/** The z of a score at a rank; null where all directions decode to the same, as of one vocabulary token. */
+/** The z of a score at a rank; null if all random directions have the same score, as with a vocabulary of one token. */
 function zOf(side, score, rank) {
   const found = (score - chance[side]?.mean[rank]) / chance[side]?.std[rank];
   return Number.isFinite(found) ? found : null;
 }
-/** For each vector of a block that has a direction, its top tokens on one side. */
+/** The top tokens, on one side, of each vector of a block whose singular value is not zero. */
 function decoded(rows, S, most) {
   const found = S.filter((s) => s > 0).slice(0, most).map(() => []);
   for (const r of rows) found[r.vector]?.push({ word: r.word, score: r.score, z: zOf(r.side, r.score, found[r.vector].length) });

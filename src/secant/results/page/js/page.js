@@ -1,4 +1,4 @@
-// A page that is a document of its own: its contents stand in it, and its state is the document's address.
+// A page that is a separate document: it contains the data, and the document's address stores its state.
 view(document, JSON.parse(document.getElementById("data").textContent), {
   address: () => location.hash,
   go: (to, quietly) => (quietly ? location.replace(to) : (location.hash = to)),

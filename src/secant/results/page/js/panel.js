@@ -1,4 +1,4 @@
-// The chosen token, layer and part: a panel that stays in view, and is always of that one.
+// The panel, which stays in view and describes the selected token, layer and part.
 const layerBox = $("layer");
 const partBox = $("part");
 if (!LAYERS.length) for (const node of [layerBox, partBox]) node.remove();

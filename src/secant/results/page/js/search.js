@@ -1,4 +1,4 @@
-// Search: what is found is marked, counted, and gone through; what is folded opens.
+// Search: matches are marked and counted, next and previous move through them, and collapsed sections open.
 let hits = [];
 let hitAt = -1;
 const plainText = (text) => text.replaceAll("·", " ").trim().toLowerCase();

@@ -1,10 +1,10 @@
-// What is chosen and how it is seen: kept in the address, so that a link restores it and the browser's buttons work.
+// The selection and the view's settings, stored in the address, so that links restore them and browser buttons work.
 const usual = {
   token: sums[0].tokens.reduce((best, x, t, all) => (Math.abs(x) > Math.abs(all[best]) ? t : best), 0),
   layer: null, part: "residual", view: "logit", versus: 1, under: OWN, without: about.left_out.length ? "sinks" : "", cells: lens.length ? "terms" : "direction", tint: "terms", map: 0, paths: "direct", find: "", theme: "auto",
 }; // prettier-ignore
 let state = { ...usual };
-const drawings = []; // what draws itself anew: the names of what it depends on, and how
+const drawings = []; // functions that redraw a part, with the names of the state that they depend on
 
 function choice(text, least, most, otherwise) {
   return text !== null && /^\d+$/.test(text) && Number(text) >= least && Number(text) <= most ? Number(text) : otherwise;
@@ -60,7 +60,7 @@ host.moved(() => {
   if (JSON.stringify(before) !== JSON.stringify(state)) draw(before);
 });
 
-/** Buttons of which one is pressed: each has the value in `data-value`. */
+/** A group of buttons of which one is pressed; each has its value in `data-value`. */
 function switches(node, name, change = (value) => ({ [name]: value })) {
   if (!node) return;
   node.addEventListener("click", (event) => {
@@ -72,9 +72,9 @@ function switches(node, name, change = (value) => ({ [name]: value })) {
   }]);
 }
 
-// ------------------------------------------------------------------------------------------- what is counted
+// ------------------------------------------------------------------------------------------- contributions in the current view
 
-/** What each token contributes in the view that is chosen: its sum, and whether conventions and deletion go with it. */
+/** What each token contributes in the current view, the sum, and whether conventions and deletion are shown with it. */
 function viewed() {
   const sum = state.view === "versus" ? sums[state.versus] : sums[0];
   const own = state.view === "versus" || state.under === OWN;

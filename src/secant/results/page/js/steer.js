@@ -1,7 +1,7 @@
 // Steering: two continuations of the prompt next to each other, one with a concept mixed into the residual stream.
 
-/** Lets a section's form steer. `ask(given, note)` gives both continuations, or null if something else is wanted by
- *  now, and notes what goes on. */
+/** Connects a section's form. `ask(given, note)` returns both continuations, or null if a newer request replaced this
+ *  one, and calls `note` with the progress. */
 function steering(section, forms, ask) {
   const form = section.querySelector("form");
   const field = form.elements;
@@ -43,7 +43,7 @@ function steering(section, forms, ask) {
   form.addEventListener("change", steer);
   bounds();
   return {
-    /** For a model of so many layers. */
+    /** Sets the number of layers of the model. */
     of(layers) {
       section.hidden = !layers;
       field.layer.max = Math.max(0, layers - 1);

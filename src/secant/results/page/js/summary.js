@@ -14,8 +14,8 @@ const FEW = 20;
 
 // ------------------------------------------------------------------------------------------- tables
 
-/** All columns of some rows of a table, but those that say the same of each, such as the chosen category; and what
- *  each column means. */
+/** Draws all columns of some rows of a table, except those in `without`, such as the chosen category; and what each
+ *  column means. */
 function table(id, of, rows, without = []) {
   const node = $(id);
   if (!node) return;
@@ -34,7 +34,7 @@ function table(id, of, rows, without = []) {
   fill(said.querySelector("dl"), ...names.filter((name) => means[name]).flatMap((name) => [make("dt", {}, name.replaceAll("_", " ")), make("dd", {}, means[name])]));
 }
 
-// ------------------------------------------------------------------------------------------- what is chosen
+// ------------------------------------------------------------------------------------------- the selection
 
 let state = { category: null, part: null, position: null, theme: "auto" };
 const chosen = (rows) => rows.filter((r) => r.category === state.category);
@@ -86,7 +86,7 @@ const plots = {
   emergence: () => ({ x: { label: "share of depth", range: [0, 1.03] }, y: { label: "prediction seen", percent: true, range: [0, 1] }, series: curves(chosen(data.emergence).filter(here), "depth") }),
   shares() {
     const rows = chosen(data.shares);
-    const told = (r) => r.n < 2 || r.low !== null || ![0, 1].includes(r.mean); // else it is 0 or 1 for every prompt
+    const told = (r) => r.n < 2 || r.low !== null || ![0, 1].includes(r.mean); // otherwise it is 0 or 1 for every prompt
     const there = KINDS.filter(([kind]) => rows.some((r) => share_(r) === kind && told(r)));
     return { x: among(there), y: { label: "share of the logit", percent: true, zero: true }, series: dots(rows, there, share_) };
   },

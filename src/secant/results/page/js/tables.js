@@ -1,7 +1,7 @@
-// What a page is made of: `about`, what is said of the whole; `tables`, each as its columns; and what these mean.
+// The contents of a page: `about`, facts about the whole; `tables`, each as its columns; `described`, their meanings.
 const { about, tables, described } = contents;
 
-// What needs a table that is not there goes; a page that is live says instead how it can be had.
+// Elements that require an absent table are removed; a live page says instead how to get it.
 for (const node of root.querySelectorAll("[data-of]")) if (!node.dataset.of.split(" ").some((name) => tables[name])) (host.absent ?? ((own) => own.remove()))(node);
 
 /** The columns of a table by name, each a list of values. */
@@ -11,13 +11,13 @@ function columns(name) {
   return Object.entries(tables[name] ?? {}).map(([key, own]) => [key, values(own)]);
 }
 
-/** The rows of a table, each as an object; none of one that is not there. */
+/** The rows of a table, each as an object; none if the table is absent. */
 function records(name) {
   const all = columns(name);
   return (all[0]?.[1] ?? []).map((_, i) => Object.fromEntries(all.map(([key, values]) => [key, values[i]])));
 }
 
-/** Rows by the values of some columns, which a space joins. */
+/** Rows by the values of some columns, joined by spaces. */
 function grouped(rows, ...keys) {
   const found = new Map();
   for (const own of rows) {

@@ -1,4 +1,4 @@
-// Whether it can be trusted, the geometry of the blocks, how it goes on, and how it was computed.
+// The certificate and agreement, the geometry of the blocks, the continuation, and how the page was computed.
 
 function drawCertificate() {
   const c = about.certificate;
@@ -110,12 +110,12 @@ $("geometry").addEventListener("toggle", drawGeometry);
 drawings.push([["token", "layer"], drawGeometry]);
 if (depths && $("ranks")) fill($("ranks"), head("layer", " of", "stable rank", "σ₀"), body(depths.ranks.map((r) => row(make("th", { scope: "row" }, String(r.layer)), make("td", {}, `${PART[r.part] ?? r.part}, ${r.span}`), cell(number(r.stable_rank)), cell(number(r.sigma_0))))));
 
-// ------------------------------------------------------------------------------------------- how it goes on
+// ------------------------------------------------------------------------------------------- the continuation
 
 function drawSteps() {
   if (!tables.steps) return;
   const steps = [...grouped(records("steps"), "step").values()];
-  const before = T + steps.length - 1; // tokens that some step has before it
+  const before = T + steps.length - 1; // the number of tokens before the last step
   if (about.steps.ended !== "steps") $("ended").textContent = `The continuation ended at the ${about.steps.ended}.`;
   const said = [...tokens.map((t) => t.token), ...steps.map((own) => own[0].generated)].slice(0, before);
   const whole = steps.map((own) => Array.from({ length: before }, (_, t) => (t < own.length && own[t].logit ? own[t].contribution / own[t].logit : null)));

@@ -1,7 +1,7 @@
-// A page in a notebook's cell: its contents and what is chosen are the widget's, and questions go to the kernel.
-const PLAIN = ["brand", "copy", "theme", "skip"]; // what a cell has no use for
+// A page in a notebook's cell: the widget holds its contents and selection, and requests go to the kernel.
+const PLAIN = ["brand", "copy", "theme", "skip"]; // elements that a cell does not need
 
-/** Whether the notebook is light or dark; the system's choice where it does not say. */
+/** Whether the notebook is light or dark; the system's choice if the notebook does not say. */
 function dressing() {
   const { jpThemeLight } = document.body.dataset;
   if (jpThemeLight) return jpThemeLight === "true" ? "light" : "dark";
@@ -20,7 +20,7 @@ function render({ model, el }) {
   let shown = [];
   let replaced = null;
   let moved = () => {};
-  let steer = null; // the section that steers, with what is chosen in it: drawing anew keeps it
+  let steer = null; // the section that steers, with its settings, which is kept when the page is redrawn
   const answered = (message) => {
     const own = waiting.get(message.id);
     waiting.delete(message.id);
@@ -38,7 +38,7 @@ function render({ model, el }) {
     replaced = new AbortController();
     shown = [];
     node.dataset.theme = dressing();
-    shadow.replaceChildren(...new DOMParser().parseFromString(BODY, "text/html").body.childNodes); // the package's own
+    shadow.replaceChildren(...new DOMParser().parseFromString(BODY, "text/html").body.childNodes); // from this package
     for (const name of PLAIN) (shadow.getElementById(name) ?? shadow.querySelector(`.${name}`))?.remove();
     for (const own of shadow.querySelectorAll("[role=banner], [role=main]")) own.removeAttribute("role");
     shadow.getElementById("panel").setAttribute("role", "group");
