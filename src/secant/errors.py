@@ -308,7 +308,7 @@ def _hint(function: Any, parameter: inspect.Parameter) -> Any:
     kinds = _kinds(hint)
     alone = [k for k in kinds if k not in (NoneType, int, float, SupportsIndex, SupportsFloat)]
     judged = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-    prompt = any(get_origin(k) is Sequence and "Mapping" in repr(k) for k in kinds)  # or a list of some
+    prompt = any(get_origin(k) is Sequence and "Mapping" in repr(k) for k in kinds)  # a prompt, or a list of prompts
     return hint if alone and not prompt and not judged and hint is not parameter.empty else Any
 
 

@@ -201,7 +201,6 @@ class Explanation(Result):
         }
 
     def _tokens(self) -> pd.DataFrame:
-        """The table `tokens`."""
         return frames.tokens(
             self.run, self.attribution, (self.received, self.sinks), effects=self.sensitivity.effects,
             norms=self.norms, written=self.written, svds=self.svds, outputs=self.outputs, inputs=self.inputs,

@@ -335,7 +335,6 @@ def _rollout(run: Run, aim: Aim, seed: int) -> Float[Tensor, " T"]:
 
 
 def _random(run: Run, aim: Aim, seed: int) -> Float[Tensor, " T"]:
-    """A random order."""
     return torch.rand(len(run.ids), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 

@@ -59,7 +59,6 @@ def origin_line(name: str) -> str:
 
 
 def _zero(run: Run) -> Tensor:
-    """Embeddings of zero."""
     return run.input.new_zeros(run.input.shape)
 
 

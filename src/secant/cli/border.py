@@ -22,7 +22,7 @@ from secant.signals import Ended
 SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
-Refusal: type[Exception] = typer.BadParameter.__mro__[2]  # click's, or those that typer brings with it
+Refusal: type[Exception] = typer.BadParameter.__mro__[2]  # click's classes, or typer's own copies of them
 
 
 def ending(error: BaseException) -> tuple[int, str]:
@@ -123,7 +123,7 @@ class Border(TyperGroup):
         given = sys.argv[1:] if args is None else list(args)
         code = 0
         try:
-            self._main_shell_completion({}, "secant")  # ends the process where a shell asks
+            self._main_shell_completion({}, "secant")  # ends the process if a shell requests completions
             if given and given[0] in COMPLETION:
                 check_shell()
             with self.make_context("secant", list(given)) as ctx:

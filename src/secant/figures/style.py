@@ -358,7 +358,7 @@ def keyed(figure: Figure, ax: Any, given: Any) -> None:
     handles, labels = ax.get_legend_handles_labels()
     each = (
         max(width_of(label, RC["legend.fontsize"]) for label in labels) + 5.5 * RC["legend.fontsize"]
-    )  # with its line
+    )  # text and line
     across = max(1, int(figure.get_figwidth() * 72 / each))
     down = -(-len(labels) // across)
     figure.legend(handles, labels, loc="outside upper center", ncols=-(-len(labels) // down), handlelength=2.2)

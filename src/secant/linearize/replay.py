@@ -214,7 +214,7 @@ class ReplayWithConstants(Replay):
         if constant is not None and made._base is not None:  # a later write goes through the base
             constant = constant if into is not None else _within(made._base, made, constant)
             made = made._base
-        if constant is not None and made.requires_grad:  # else the tensor that it is written into counts it
+        if constant is not None and made.requires_grad:  # otherwise it counts when it is written into a live tensor
             module = self.tape.steps[number].module
             self.constants.append(InjectedConstant(get_gradient_edge(made), constant, module, number))
         return out

@@ -64,7 +64,6 @@ class State:
 
 
 def _write(copies: Copies) -> None:
-    """Write the copies back."""
     for tensor, copy in copies.values():
         with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
             tensor.copy_(copy)

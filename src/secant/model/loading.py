@@ -216,7 +216,7 @@ def _reached(place: Place) -> Hub:
         return hub
     try:
         get_session().head(constants.ENDPOINT, timeout=ANSWER)
-    except Exception:  # whatever its client raises
+    except Exception:  # any error of the hub's client
         return replace(hub, offline=True)
     return hub
 
@@ -339,7 +339,7 @@ def _model(
         kwargs["device_map"] = "auto"
     elif packed and dequantize:
         kwargs["device_map"] = {"": "cpu"}  # by default some methods choose the device of their kernels
-    kwargs["adapter_kwargs"] = {"local_files_only": source.is_final}  # or it asks a hub that does not answer
+    kwargs["adapter_kwargs"] = {"local_files_only": source.is_final}  # or it asks a hub that may not answer
     shown = not source.is_here or sum(file.stat().st_size for file in source.folder.glob("*.safetensors")) > LARGE
     with _explained(source.place), quiet(), _alone(shown), checkpoint.bounded(lambda: source.tensors, name, packed):
         model, info = AutoModelForCausalLM.from_pretrained(

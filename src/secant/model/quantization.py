@@ -128,7 +128,7 @@ def check(packing: Any, name: str, dequantize: bool, has_kernels: bool) -> None:
     """
     way = method_of(packing)
     if way is None or (row := METHODS.get(way)) is None:
-        return  # transformers says that it does not know it
+        return  # transformers raises an error for an unknown method
     if dequantize and not row.dequantize:
         raise BadArgument(
             "dequantize requires packed weights that transformers or secant unpacks", f"{name}, packed as {way}",

@@ -50,7 +50,7 @@ def index() -> str:
     """Returns the document, with the body of the page as a template."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(static("index.html.j2"))
-    return template.render(body=Markup(own(EXPLANATION.body)), steering=Markup(own("steering.html")))  # its own
+    return template.render(body=Markup(own(EXPLANATION.body)), steering=Markup(own("steering.html")))  # from here
 
 
 def static(name: str) -> str:
