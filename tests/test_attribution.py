@@ -336,7 +336,7 @@ def test_contributions_are_the_mean_over_references(
     """As many references as fit share a batch. Bloom folds it into its heads, Gemma 3n puts streams before it."""
     monkeypatch.setattr("secant.linearize.network.TOGETHER", together * LENGTH)
     runs = [sc.freeze(shared(family), prompt(), convention="secant", seed=seed) for seed in range(count)]
-    copies = [own.network.recording.copies for own in runs[0].references(count)]
+    copies = [own.network.recording.copies for own in runs[0].references(None, count)]
     assert copies == [min(together, count - i) for i in range(0, count, together)]
     whole = sc.attribute(runs[0], 11, flow=True, references=count)
     singles = [sc.attribute(run, 11, flow=True, references=1) for run in runs]

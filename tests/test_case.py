@@ -53,14 +53,15 @@ and replayed with the constants that its steps add."""
 BESIDE = Counter(replays=3, records=2)
 """What conventions beside the first take: two recorded passes, and the constants of three."""
 
-LENS = INSIDE + Counter(replays=2, records=1)
-"""What the lens takes: the points, and one readout of all depths, at them and at zero."""
+LENS = INSIDE + Counter(replays=2, records=2)
+"""What the lens takes: the points, the readout of all depths and positions, and that of all depths at one position,
+which is replayed at them and at zero."""
 
 PARTS = Counter(replays=2 * REFERENCES, records=1)
 """What parts take: the points of each run at zero, and the network cut open at its parts."""
 
-WRITES = Counter(replays=4, records=2)
-"""What the top tokens of all depths, and of all heads, take: one readout of all of them, at them and at zero."""
+WRITES = Counter(replays=2, records=2)
+"""What the top tokens of all depths, and of all heads, take: one readout of all of them, at them."""
 
 DEPTHS = Counter(replays=3, records=1)
 """What all layers take: one replay with the streams between them at zero, and the final norm at theirs."""
@@ -248,6 +249,26 @@ def test_references_share_the_passes_of_a_batch(lm: sc.LM, counts: Counts) -> No
     counts.passes.clear()
     assert sc.attribute(run, references=5).references == 5
     assert counts.passes == Counter(replays=3, records=1)
+
+
+def test_a_batch_of_references_is_certified_itself(
+    lm: sc.LM, counts: Counts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run under another convention: the prompt is recorded once for its steps and once as a batch; three replays
+    measure the errors, and the one at the references comes before them.
+    """
+    run, chosen = sc.freeze(lm, PROMPT), sc.freeze(lm, PROMPT, convention="secant")
+    counts.passes.clear()
+    found = sc.attribute(run, references=5, parts=False)
+    assert counts.passes == Counter(replays=4, records=2)
+    assert found.table.equals(sc.attribute(chosen, references=5, parts=False).table)
+    (batch,) = run.references(None, 5)
+    assert batch.certificate.convention == "secant"
+    assert batch.certificate.affinity != run.certificate.affinity
+    assert max(batch.certificate.affinity, batch.certificate.reconstruction, batch.certificate.readout) < 1e-12
+    monkeypatch.setattr(runs, "_errors", lambda network, seed: (0.0, 1e-3, 0.0))
+    with pytest.raises(sc.SecantError, match="affinity"):
+        sc.attribute(run, references=4)
 
 
 def test_the_first_answer_takes_one_recorded_pass(lm: sc.LM, counts: Counts) -> None:

@@ -109,7 +109,7 @@ def test_what_the_lens_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         sc.lens(run, top=0)
     with pytest.raises(BadArgument, match="A baseline is one of"):
         sc.lens(run, baseline="mean")
-    from secant.analyses import lens as module
+    from secant.linearize import points as module
 
     monkeypatch.setattr(module, "relative", lambda one, other: 1.0)
     with pytest.raises(NoPoint, match="right after the last layer"):

@@ -439,7 +439,6 @@ def attribute(
     """
     at = run.rows(position)[0]
     run.unchanged()
-    run = run.under(convention)
     references = integer(
         REFERENCES if references is None else references,
         1,
@@ -447,12 +446,11 @@ def attribute(
         "Contributions are averaged over at least one reference",
         "references = ",
     )
-    count = references if convention_named(run.certificate.convention).varies else 1
     with torch.inference_mode(False), torch.enable_grad(), limited(max_memory):
         wanted = target_of(run, at, target, versus, baseline, point)
         if flow and wanted.point != "logits":
             raise BadArgument("Only logits are split by part and token", wanted.point, "Leave out flow, or the point.")
-        runs = run.references(count, wanted.point == "logits")
+        runs = run.references(convention, references, wanted.point == "logits")
         return _averaged([_attributed(own, at, wanted, parts or flow, flow, origin) for own in runs])
 
 

@@ -21,10 +21,10 @@ from secant.analyses.origins import origin_of
 from secant.analyses.sinks import Selective
 from secant.analyses.targets import target_of
 from secant.errors import BadArgument, NoPoint, NotExact, checked, integer
-from secant.linearize.readout import Readout, batchable
+from secant.linearize.readout import batchable
 from secant.linearize.run import HIDDEN_OPERATION, LOGIT, POSITION, PROBABILITY, TOKEN, Run
 from secant.memory import Progress, limited
-from secant.numeric import relative, wide
+from secant.numeric import wide
 from secant.operators.operator import Graph
 from secant.results.result import Result
 from secant.results.schema import Column, Table
@@ -283,52 +283,50 @@ def _readouts(
     """Yields the logits of each activation and, for each position, what tokens and constants contribute to a functional
     of these logits, measured from base embeddings.
     """
-    inside, T = run.inside, len(run.ids)
+    inside, (T, size) = run.inside, run.logits.shape
     site = inside.layers[-1].output
     together = batchable(run.tape.steps[site.step].shape, site.axis)
-    group = max(1, ELEMENTS // (T * run.logits.shape[1])) if together else 1
-    moved = wide(run.network.input) - base
+    splits = _splits(run, [(name, at) for name in names for at in positions], e, base, max(1, ELEMENTS // size))
+    group = max(1, ELEMENTS // (T * size)) if together else 1
     for start in range(0, len(names), group):
         some = names[start : start + group]
         readout = inside.readout_at(torch.stack([inside.values[name] for name in some]), head=True)
         every = readout.values["logits"].view(len(some), T, -1)
-        splits: list[list[tuple[list[float], float]]] = [[] for _ in some]
-        for at in positions:
-            rows = [i * T + at for i in range(len(some))]
+        for name, logits in zip(some, every, strict=True):
+            yield name, logits, [splits[name, at] for at in positions]
+
+
+def _splits(
+    run: Run,
+    where: Sequence[tuple[str, int]],
+    e: Float[Tensor, " vocabulary"],
+    base: Float[Tensor, "T d"],
+    group: int,
+) -> dict[tuple[str, int], tuple[list[float], float]]:
+    """What tokens contribute to a functional of the logits of activations at positions, and what the constants do, by
+    name and position. So many are read out together as are a group.
+    """
+    inside, found = run.inside, dict[tuple[str, int], tuple[list[float], float]]()
+    moved = wide(run.network.input) - base
+    for start in range(0, len(where), group):
+        for some, readout, rows in inside.readouts(where[start : start + group], head=True):
             functional = readout.points["logits"][rows] @ e
             (slopes,) = torch.autograd.grad(functional.sum(), readout.input, retain_graph=True)
-            _alone(run, some, slopes, rows, readout)
             constants = (readout.biases["logits"][rows] @ e).tolist()
             for few in range(0, len(some), DEPTHS):
-                here = slice(few, few + DEPTHS)
-                own = slopes[rows[here]]
-                for i, slope in enumerate(wide(_adjoints(run, some[here], at, own)), few):
-                    rest = constants[i] + float(wide(inside.biases[some[i]][at]) @ wide(own[i - few]))
-                    splits[i].append(((slope * moved).sum(1).tolist(), rest + float((slope * base).sum())))
-        yield from zip(some, every, splits, strict=True)
+                here, own = some[few : few + DEPTHS], slopes[rows[few : few + DEPTHS]]
+                for (name, at), slope, through, constant in zip(
+                    here, own, wide(_adjoints(run, here, own)), constants[few : few + DEPTHS], strict=True
+                ):
+                    rest = constant + float(wide(inside.biases[name][at]) @ wide(slope))
+                    found[name, at] = ((through * moved).sum(1).tolist(), rest + float((through * base).sum()))
+    return found
 
 
-def _adjoints(run: Run, names: Sequence[str], at: int, slopes: Float[Tensor, "n d"]) -> Float[Tensor, "n T d"]:
+def _adjoints(run: Run, where: Sequence[tuple[str, int]], slopes: Float[Tensor, "n d"]) -> Float[Tensor, "n T d"]:
     """Jᵀ u for each activation, with its Jacobian J and one vector u, all in one batched pass."""
     x = run.network.input
-    y = torch.stack([run.inside.graph[name][at] for name in names])
-    vectors = torch.zeros(len(names), *y.shape, dtype=y.dtype, device=y.device)
-    vectors[range(len(names)), range(len(names))] = slopes
-    return Graph(x, y).adjoint(vectors.flatten(1).T).T.view(len(names), *x.shape)
-
-
-def _alone(run: Run, names: Sequence[str], slopes: Tensor, rows: Sequence[int], readout: Readout) -> None:
-    """Raises NoPoint unless positions are read out separately, and the last layer's readout is the model's logits."""
-    others = slopes.clone()
-    others[list(rows)] = 0
-    last = f"layers.{len(run.inside.layers) - 1}"
-    error = 0.0
-    if last in names:
-        own = readout.values["logits"].view(len(names), len(run.ids), -1)[names.index(last)]
-        error = relative(own, run.logits)
-    if others.any() or not error <= 8 * torch.finfo(run.lm.dtype).eps:
-        raise NoPoint(
-            "The lens requires a final norm and a head right after the last layer that act on each position separately",
-            "other operations" if others.any() else f"different logits there ({error:.1e})",
-            "Use run.operator(..., readout='norm').",
-        )  # fmt: skip
+    y = torch.stack([run.inside.graph[name][at] for name, at in where])
+    vectors = torch.zeros(len(where), *y.shape, dtype=y.dtype, device=y.device)
+    vectors[range(len(where)), range(len(where))] = slopes
+    return Graph(x, y).adjoint(vectors.flatten(1).T).T.view(len(where), *x.shape)

@@ -19,7 +19,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.errors import NoPoint
-from secant.linearize.readout import batchable
 from secant.linearize.run import POSITION, TOKEN, Run
 from secant.operators.batched import Blocks
 from secant.operators.operator import Graph
@@ -185,17 +184,16 @@ def _read_out(
     run: Run, names: Sequence[str], terms: Float[Tensor, "n names d"]
 ) -> Iterator[tuple[str, Float[Tensor, "n d_out"]]]:
     """Yields each name, and n terms of that activation at the last position, through the final norm frozen there."""
-    inside, at, x = run.inside, len(run.ids) - 1, run.network.input
-    site = inside.layers[-1].output
-    several = batchable(run.tape.steps[site.step].shape, site.axis)
-    group = max(1, ELEMENTS // (x.numel() * max(1, len(terms)))) if several else 1
+    inside, at, width = run.inside, len(run.ids) - 1, terms.shape[2]
+    group = max(1, ELEMENTS // (width * max(1, len(terms))))
     for start in range(0, len(names), group):
-        some = names[start : start + group]
-        with torch.inference_mode(False), torch.enable_grad():
-            readout = inside.readout_at(torch.stack([inside.values[name] for name in some]))
-            rows = [i * len(x) + at for i in range(len(some))]
+        some = iter(range(start, len(names)))
+        for named, readout, rows in inside.readouts([(name, at) for name in names[start : start + group]]):
+            places = [next(some) for _ in named]
             columns = readout.input.new_zeros(*readout.input.shape, len(terms))
-            columns[rows] = terms[:, start : start + group].permute(1, 2, 0).to(columns)
-            norm = readout.points["norm"][rows]
-            made = Graph(readout.input, norm.flatten()).forward(columns.flatten(0, 1)).view(*norm.shape, len(terms))
-        yield from ((name, made[i].T) for i, name in enumerate(some))
+            columns[rows] = terms[:, places].permute(1, 2, 0).to(columns)
+            with torch.inference_mode(False), torch.enable_grad():
+                norm = readout.points["norm"][rows]
+                graph = Graph(readout.input, norm.flatten())
+            made = graph.forward(columns.flatten(0, 1)).view(*norm.shape, len(terms))
+            yield from ((name, made[i].T) for i, (name, _) in enumerate(named))

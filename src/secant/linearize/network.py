@@ -23,7 +23,7 @@ from secant.foreign import explained
 from secant.linearize.conventions import ZERO, Convention, convention_named
 from secant.linearize.forms import live
 from secant.linearize.precision import Precision
-from secant.linearize.replay import InjectedConstant, Patch, Replay, ReplayWithConstants, Visit, by_token
+from secant.linearize.replay import InjectedConstant, Patch, Replay, ReplayWithConstants, Visit, by_token, of_tokens
 from secant.linearize.residual_stream import HookPoint, Layer, layers, token_axes, token_axis
 from secant.linearize.rules import whole
 from secant.linearize.secants import Open
@@ -260,6 +260,7 @@ def references(
     lm: LM,
     own: Recording,
     x: Float[Tensor, "T d"],
+    convention: str,
     precision: torch.dtype,
     seeds: Sequence[int],
     together: bool = True,
@@ -271,20 +272,23 @@ def references(
 
     Args:
         lm: The model.
-        own: The recording of the prompt.
+        own: A recording of the prompt under any convention.
         x: The prompt's embeddings.
+        convention: The label of the convention.
         precision: The type in which the network will be evaluated.
         seeds: The seed of each reference.
         together: Whether a recording may have several references.
     """
-    chosen, size = convention_named(own.convention), 1
+    chosen, size, given = convention_named(convention), 1, own
+    if own.convention != convention:  # other calls have live arguments
+        own = record(lm, own.ids, x, convention, precision, state=own.state, seeds=seeds[:1], secants=False)
     if together and _batchable(own):
         size = max(1, min(len(seeds), TOGETHER // len(own.ids)))
 
     @cache
     def opened(copies: int) -> Recording | None:
         """The recorded pass of copies of the prompt, still without secants; None if it does not repeat that of one."""
-        how = (own.convention, precision, own.token_axes, own.state, range(copies))
+        how = (convention, precision, own.token_axes, own.state, range(copies))
         try:
             found = record(lm, own.ids, x, *how, secants=False)
         except SecantError:
@@ -297,7 +301,7 @@ def references(
         size = 1
     for start in range(0, len(seeds), size):
         some = tuple(seeds[start : start + size])
-        if some == own.seeds:
+        if own is given and some == own.seeds:
             yield own
             continue
         found = opened(len(some))
@@ -422,6 +426,8 @@ class Network:
     @cached_property
     def points(self) -> dict[str, Tensor]:
         """`norm` and `logits`, on the autograd graph from `input`. Raises ReplayMismatch."""
+        if "with_constants" in vars(self):
+            return self.with_constants[0]
         return replayed(self.lm, self.recording, self.input, self.precision)[0]
 
     @cached_property
@@ -471,7 +477,10 @@ class Network:
             unembedding, step = recording.unembedding, recording.steps["norm"]
             with torch.inference_mode(False):
                 every = unembedding.hidden.to(self.input, copy=True)
-                every[unembedding.stream] = norm.to(every)
+                if unembedding.stream is None:
+                    every = of_tokens(norm.to(every), every.shape, 1, recording.copies)
+                else:
+                    every[unembedding.stream] = norm.to(every)
                 continued_with = {step: every.view(recording.tape.steps[step].shape)}
         v = v.detach().to(self.input)
         points, _ = replayed(self.lm, recording, v, self.precision, continued_with=continued_with)

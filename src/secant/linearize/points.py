@@ -12,7 +12,7 @@ attn and mlp).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from secant.errors import NoPoint, ReplayMismatch
 from secant.linearize.network import Network, record, replayed, replayed_with_constants
-from secant.linearize.readout import Readout
+from secant.linearize.readout import Readout, batchable
 from secant.linearize.replay import InjectedConstant, by_token
 from secant.linearize.residual_stream import HookPoint, Layer, Part
 from secant.linearize.tape import Tape
@@ -395,6 +395,51 @@ class ActivationGraph:
     def readout_at(self, h: Float[Tensor, "P T n"], head: bool = False) -> Readout:
         """Returns the final norm, and with `head` also the head, frozen at each of several residual streams."""
         return Readout.of(self.network, self.layers[-1], h, head)
+
+    def readouts(
+        self, where: Sequence[tuple[str, int]], head: bool = False
+    ) -> Iterator[tuple[Sequence[tuple[str, int]], Readout, list[int]]]:
+        """Read out activations at single positions: all in one batch where the model allows it.
+
+        The batch has as many rows in a sequence as the prompt has tokens, whichever activation and position they are
+        of, since the readout acts on each position alone.
+
+        Args:
+            where: The name and the position of each activation.
+            head: Whether the logits are computed too.
+
+        Yields:
+            Some of these names and positions, their readout, and the row of each.
+
+        Raises:
+            NoPoint: No norm and head follow the last layer, which act on each position alone.
+        """
+        last, T = f"layers.{len(self.layers) - 1}", self.tokens
+        site = self.layers[-1].output
+        if not batchable(self.network.recording.tape.steps[site.step].shape, site.axis):
+            for name, at in where:
+                readout = self.readout_at(self.values[name][None], head)
+                if name == last:
+                    self._read_alone(readout, at, at)
+                yield [(name, at)], readout, [at]
+            return
+        if not where:
+            return
+        at = where[0][1]
+        values = torch.stack([self.values[name][t] for name, t in (*where, (last, at))])
+        values = torch.cat([values, values[-1:].expand(-len(values) % T, -1)])
+        readout = self.readout_at(values.view(-1, T, values.shape[1]), head)
+        self._read_alone(readout, len(where), at)
+        yield where, readout, list(range(len(where)))
+
+    def _read_alone(self, readout: Readout, row: int, at: int) -> None:
+        """Raises NoPoint unless a row, which is that of the last layer's stream, is read out as the model does."""
+        errors = [relative(own[row], self.values[name][at]) for name, own in readout.values.items()]
+        if not max(errors) <= 8 * torch.finfo(self.network.lm.dtype).eps:
+            raise NoPoint(
+                "A readout requires a final norm and a head right after the last layer, of each position alone",
+                f"different values there ({max(errors):.1e})", "Use run.operator(..., readout='norm').",
+            )  # fmt: skip
 
 
 def summary(names: Sequence[str]) -> str:

@@ -6,9 +6,10 @@ statistics are frozen at the activation that is read out, not at the last layer'
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,19 +32,27 @@ class Readout:
 
     Attributes:
         input: The streams, with P * T rows.
-        points: `norm`, and `logits` if requested, on the graph from `input`; one row for each row of `input`.
-        biases: The same activations at zero.
-        values: The same activations as the model computes them.
+        values: `norm`, and `logits` if requested, as the model computes them; one row for each row of `input`.
+        replayed: Replays the map at other streams.
     """
 
     input: Float[Tensor, "rows n"] = field(repr=False)
-    points: dict[str, Tensor] = field(repr=False)
-    biases: dict[str, Tensor] = field(repr=False)
     values: dict[str, Tensor] = field(repr=False)
+    replayed: Callable[[Tensor], dict[str, Tensor]] = field(repr=False)
+
+    @cached_property
+    def points(self) -> dict[str, Tensor]:
+        """The values on the graph from `input`."""
+        return self.replayed(self.input)
+
+    @cached_property
+    def biases(self) -> dict[str, Tensor]:
+        """The same activations at zero."""
+        return {name: b.detach() for name, b in self.replayed(torch.zeros_like(self.input)).items()}
 
     @classmethod
     def of(cls, network: Network, last: Layer, h: Float[Tensor, "P T n"], head: bool) -> Readout:
-        """Record and replay the readout at P streams in one batch.
+        """Record the readout at P streams in one batch.
 
         Args:
             network: The frozen network.
@@ -92,8 +101,7 @@ class Readout:
             leaf = rows.to(precision, copy=True).requires_grad_()
         made = {"norm": use.given} | ({} if logits is None else {"logits": logits})
         values = {name: v.detach().to(precision) for name, v in named(made).items()}
-        biases = {name: b.detach() for name, b in replayed(torch.zeros_like(leaf)).items()}
-        return cls(leaf, replayed(leaf), biases, values)
+        return cls(leaf, values, replayed)
 
     def operator(self, name: str, rows: Sequence[int], ids: Sequence[int] | None = None) -> tuple[Operator, list[int]]:
         """Returns the map to some rows of a point, and the rows of the stream that it takes.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from math import isnan
+from math import isnan, nan
 from typing import Any, SupportsIndex
 
 import pandas as pd
@@ -23,7 +23,16 @@ from secant.errors import BadArgument, ModelRefused, NotExact, ReplayMismatch, c
 from secant.foreign import explained
 from secant.linearize.conventions import FOR_CONTRIBUTIONS, FOR_OPERATORS, Named, convention_named
 from secant.linearize.forecast import announce_cost
-from secant.linearize.network import Network, Recording, noting_head, record, references, running, streams
+from secant.linearize.network import (
+    TOGETHER,
+    Network,
+    Recording,
+    noting_head,
+    record,
+    references,
+    running,
+    streams,
+)
 from secant.linearize.points import ActivationGraph
 from secant.linearize.tape import Tape, WithoutParameters
 from secant.linearize.untouched import State, untouched
@@ -196,7 +205,7 @@ class Run(Result):
     chosen: str | None = field(default=None, repr=False)
     _ordinary: Tensor | None = field(default=None, repr=False)  # if the certificate computed it
     _under: dict[str, Run] = field(default_factory=dict, repr=False)
-    _at_references: dict[tuple[int, bool], list[Run]] = field(default_factory=dict, repr=False)
+    _at_references: dict[tuple[str, int, bool], list[Run]] = field(default_factory=dict, repr=False)
 
     def unchanged(self) -> None:
         """Raises ReplayMismatch if the model's weights have changed since the prompt was frozen."""
@@ -309,8 +318,7 @@ class Run(Result):
             BadArgument: There is no such convention.
             SecantError: Whatever else `freeze` raises.
         """
-        c = self.certificate
-        label = convention_named(convention or self.chosen or FOR_CONTRIBUTIONS).label
+        c, label = self.certificate, self._label(convention)
         if label == c.convention:
             return self
         if label not in self._under:
@@ -333,7 +341,7 @@ class Run(Result):
         Raises:
             SecantError: Whatever `freeze` raises.
         """
-        label = convention_named(convention or self.chosen or FOR_CONTRIBUTIONS).label
+        label = self._label(convention)
         if label in (self.certificate.convention, *self._under):
             return self.under(label)
         self.unchanged()
@@ -344,32 +352,51 @@ class Run(Result):
             certificate=replace(self.certificate, convention=label, operations=recording.tape.operations()),
         )  # fmt: skip
 
+    def _label(self, convention: Named | None) -> str:
+        """The label of a convention; by default that of contributions."""
+        return convention_named(convention or self.chosen or FOR_CONTRIBUTIONS).label
+
     def _of(self, recording: Recording) -> Run:
         """The run with another recording of its prompt."""
         own = Network.of(self.lm, recording, self.input, self.network.precision)
         return replace(self, network=own, seed=recording.seeds[0], _under={}, _at_references={})
 
-    def references(self, count: int, together: bool = True) -> list[Run]:
-        """Returns runs of the prompt that together have several random references, beginning with this run's own.
+    def references(self, convention: Named | None, count: int, together: bool = True) -> list[Run]:
+        """Returns runs of the prompt that together have several random references of a convention.
 
-        The other references are drawn with the seeds that follow. A run with several references holds one copy of the
-        prompt for each. It keeps this run's certificate, which is not measured again.
+        The first reference is drawn with this run's seed, the others with the seeds that follow. A run with several
+        references holds one copy of the prompt for each. All of these runs have the certificate of the first.
 
         Args:
-            count: The number of references.
+            convention: The convention, as in `under`.
+            count: The number of references. A convention without a random one has one run.
             together: Whether a run may have several references.
 
         Raises:
             SecantError: Whatever `freeze` raises.
         """
-        if count == 1:
-            return [self]
-        if (count, together) not in self._at_references:
-            network, seeds = self.network, range(self.seed, self.seed + count)
-            found = references(self.lm, network.recording, self.input, network.precision, seeds, together)
-            own = network.recording
-            self._at_references[count, together] = [self if each is own else self._of(each) for each in found]
-        return self._at_references[count, together]
+        label = self._label(convention)
+        if count == 1 or not convention_named(label).varies:
+            return [self.under(label)]
+        key = (label, count, together)
+        if key not in self._at_references:
+            # One batch of all references is certified itself. Otherwise the run at the first of them is.
+            base = self if together and count * len(self.ids) <= TOGETHER else self.under(label)
+            own, seeds = base.network.recording, range(self.seed, self.seed + count)
+            found = references(self.lm, own, self.input, label, base.network.precision, seeds, together)
+            runs = [base if each is own else base._of(each) for each in found]
+            if base.certificate.convention != label:
+                certificate = runs[0]._certified_anew()
+                runs = [replace(run, certificate=certificate) for run in runs]
+            self._at_references[key] = runs
+        return self._at_references[key]
+
+    def _certified_anew(self) -> Certificate:
+        """The certificate of this network, of which the plain pass and the types are those of the run it is made of."""
+        recording, network = self.network.recording, self.network
+        _ = network.with_constants  # contributions need it too, and it has the points of the errors
+        return _certified(network, self.seed, replace(self.certificate, convention=recording.convention,
+                                                      operations=recording.tape.operations()))  # fmt: skip
 
     @checked
     def operator(
@@ -531,16 +558,14 @@ def _frozen(
     if not recording.values["norm"][-1].any():
         raise NotExact("The final hidden state must not be zero", "one that is 0", "Check the final norm's weights.")
     network = Network.of(lm, recording, x, system)
-    with explained(NotExact, "The frozen network must have products with J and its transpose", HIDDEN_OPERATION):
-        reconstruction, affinity, readout = _errors(network, seed)
     baseline = ordinary_output(lm, recording, x) if ordinary else None
-    certificate = Certificate(
+    unmeasured = Certificate(
         forward_equal=torch.equal(plain, recording.values["logits"]),
-        reconstruction=reconstruction,
-        affinity=affinity,
-        readout=readout,
+        reconstruction=nan,
+        affinity=nan,
+        readout=nan,
         stock=stock,
-        constants=(wide(network.biases["norm"][-1]).norm() / wide(network.points["norm"][-1]).norm()).item(),
+        constants=nan,
         ordinary=None if baseline is None else relative(baseline, recording.values["norm"][-1]),
         tolerance=TOLERANCE[lm.dtype] if tolerance is None else tolerance,
         affinity_tolerance=TOLERANCE[system] if tolerance is None else tolerance,
@@ -551,9 +576,7 @@ def _frozen(
         versions=versions(),
         operations=recording.tape.operations(),
     )
-    if isnan(reconstruction + affinity + readout):
-        raise _not_numbers(lm, "NaN in its frozen factors")
-    _refuse(certificate)
+    certificate = _certified(network, seed, unmeasured)
     predictions = _predictions(lm, recording.values["logits"][-1], top)
     return Run(
         lm,
@@ -581,6 +604,20 @@ def precision_of(lm: LM, precision: str | torch.dtype | None) -> torch.dtype:
             "Load the model in a lower dtype instead.",
         )
     return system
+
+
+def _certified(network: Network, seed: int, unmeasured: Certificate) -> Certificate:
+    """The certificate with the errors of a network. Raises NotExact, or ModelRefused where they are NaN."""
+    with explained(NotExact, "The frozen network must have products with J and its transpose", HIDDEN_OPERATION):
+        reconstruction, affinity, readout = _errors(network, seed)
+    constants = (wide(network.biases["norm"][-1]).norm() / wide(network.points["norm"][-1]).norm()).item()
+    certificate = replace(
+        unmeasured, reconstruction=reconstruction, affinity=affinity, readout=readout, constants=constants
+    )
+    if isnan(reconstruction + affinity + readout):
+        raise _not_numbers(network.lm, "NaN in its frozen factors")
+    _refuse(certificate)
+    return certificate
 
 
 def _errors(network: Network, seed: int) -> tuple[float, float, float]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from secant.errors import BadArgument, NoPoint, checked, integer
 from secant.linearize.points import ActivationGraph
-from secant.linearize.readout import Readout, batchable
+from secant.linearize.readout import Readout
 from secant.linearize.run import Run
 from secant.memory import Progress, limited
 from secant.numeric import relative, wide
@@ -240,27 +240,11 @@ class Readouts:
         names = [name for i in layers for name in (*(f"layers.{i}.{part}" for part in inside.parts(i)), f"layers.{i}")]
         if not normed:
             return cls(inside, position, [], {})
-        site = inside.layers[-1].output
-        shape = inside.network.recording.tape.steps[site.step].shape
-        if batchable(shape, site.axis):
-            values = torch.stack([inside.values[name][position] for name in names])
-            values = torch.cat([values, values[-1:].expand(-len(values) % inside.tokens, -1)])
-            batch = values.view(-1, inside.tokens, values.shape[1])  # each with as many rows as the prompt has tokens
-            networks = [inside.readout_at(batch)]
-            rows = {name: (0, row) for row, name in enumerate(names)}
-        else:
-            networks = [inside.readout_at(inside.values[name][None]) for name in names]
-            rows = {name: (row, position) for row, name in enumerate(names)}
-        readouts = cls(inside, position, networks, rows)
-        own, (network, row) = inside.values["norm"][position], rows[f"layers.{len(layers) - 1}"]
-        error = relative(networks[network].values["norm"][row], own)
-        if not error <= 8 * torch.finfo(inside.network.lm.dtype).eps:
-            raise NoPoint(
-                "The readout of all layers requires a final norm right after the last layer, acting on each position"
-                " separately",
-                f"a different value there ({error:.1e})", "Use readout=None, or run.operator(..., readout='norm').",
-            )  # fmt: skip
-        return readouts
+        networks, rows = list[Readout](), dict[str, tuple[int, int]]()
+        for some, readout, places in inside.readouts([(name, position) for name in names]):
+            rows |= {name: (len(networks), row) for (name, _), row in zip(some, places, strict=True)}
+            networks.append(readout)
+        return cls(inside, position, networks, rows)
 
     def applied(
         self, name: str, J: Float[Tensor, "n T d"], b: Float[Tensor, " n"]
