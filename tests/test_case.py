@@ -251,9 +251,7 @@ def test_references_share_the_passes_of_a_batch(lm: sc.LM, counts: Counts) -> No
     assert counts.passes == Counter(replays=3, records=1)
 
 
-def test_a_batch_of_references_is_certified_itself(
-    lm: sc.LM, counts: Counts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_of_references_is_certified_itself(lm: sc.LM, counts: Counts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a run under another convention: the prompt is recorded once for its steps and once as a batch; three replays
     measure the errors, and the one at the references comes before them.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -140,10 +141,21 @@ def tokenizer_of(file: File) -> Any:
         ModelRefused: secant does not know the kind of the file's vocabulary.
 
     """
-    from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+    from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer, reader
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
-    architecture, vocabulary, settings = get_gguf_tokenizer(str(file.path))
+    with patch.object(reader, "read_gguf_metadata", lambda *of: (file.metadata, tuple(file.tensors))):
+        architecture, vocabulary, settings = get_gguf_tokenizer(str(file.path))
     backend, _ = convert_gguf_tokenizer(architecture, vocabulary)
     settings |= gguf_tokens.complete_(backend, file, GGUF_PRE_TOKENIZER_SPLITS)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
+    return PreTrainedTokenizerFast(tokenizer_object=_Handed(backend), **settings)
+
+
+class _Handed:
+    """A tokenizer that is not copied where it is handed over: a large vocabulary takes seconds."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self._tokenizer

@@ -35,6 +35,7 @@ ALIGNMENT = 32
 """Tensors start at multiples of this many bytes, unless the file says otherwise."""
 
 MOST_AXES = 8
+_LENGTH = struct.Struct("<Q")
 DEQUANTISED = 4.2e7
 """Weights that one core dequantises per second, approximately; from Q4_K and Q5_0."""
 
@@ -298,4 +299,18 @@ class _Reader:
         if inner in FORMATS:
             one = FORMATS[inner]
             return list(struct.unpack(f"<{count}{one}", self._take(count * struct.calcsize(f"<{one}"))))
+        if inner == TEXT:
+            return self._texts(count)
         return [self.value(inner) for _ in range(count)]
+
+    def _texts(self, count: int) -> list[str]:
+        """Texts that follow each other. A vocabulary has hundreds of thousands."""
+        data, end, found = self._data, self.at, list[str]()
+        for _ in range(count):
+            start = end + _LENGTH.size
+            end = start + _LENGTH.unpack_from(data, end)[0]
+            if end > len(data):
+                raise ValueError("its header goes past its end")
+            found.append(str(data[start:end], "utf-8"))
+        self.at = end
+        return found
