@@ -21,7 +21,6 @@ from secant.analyses.origins import origin_of
 from secant.analyses.sinks import Selective
 from secant.analyses.targets import target_of
 from secant.errors import BadArgument, NoPoint, NotExact, checked, integer
-from secant.linearize.readout import batchable
 from secant.linearize.run import HIDDEN_OPERATION, LOGIT, POSITION, PROBABILITY, TOKEN, Run
 from secant.memory import Progress, limited
 from secant.numeric import wide
@@ -283,17 +282,13 @@ def _readouts(
     """Yields the logits of each activation and, for each position, what tokens and constants contribute to a functional
     of these logits, measured from base embeddings.
     """
-    inside, (T, size) = run.inside, run.logits.shape
-    site = inside.layers[-1].output
-    together = batchable(run.tape.steps[site.step].shape, site.axis)
+    T, size = run.logits.shape
     splits = _splits(run, [(name, at) for name in names for at in positions], e, base, max(1, ELEMENTS // size))
-    group = max(1, ELEMENTS // (T * size)) if together else 1
+    group = max(1, ELEMENTS // (T * size))
     for start in range(0, len(names), group):
         some = names[start : start + group]
-        readout = inside.readout_at(torch.stack([inside.values[name] for name in some]), head=True)
-        every = readout.values["logits"].view(len(some), T, -1)
-        for name, logits in zip(some, every, strict=True):
-            yield name, logits, [splits[name, at] for at in positions]
+        for name, values in zip(some, run.inside.read_out(some, head=True), strict=True):
+            yield name, values["logits"], [splits[name, at] for at in positions]
 
 
 def _splits(
@@ -312,6 +307,11 @@ def _splits(
         for some, readout, rows in inside.readouts(where[start : start + group], head=True):
             functional = readout.points["logits"][rows] @ e
             (slopes,) = torch.autograd.grad(functional.sum(), readout.input, retain_graph=True)
+            if slopes.index_fill(0, torch.tensor(rows, device=slopes.device), 0).any():
+                raise NoPoint(
+                    "The lens requires a final norm and a head that act on each position separately",
+                    "operations that mix positions", "Use run.operator(..., readout='norm').",
+                )  # fmt: skip
             constants = (readout.biases["logits"][rows] @ e).tolist()
             for few in range(0, len(some), DEPTHS):
                 here, own = some[few : few + DEPTHS], slopes[rows[few : few + DEPTHS]]

@@ -396,13 +396,26 @@ class ActivationGraph:
         """Returns the final norm, and with `head` also the head, frozen at each of several residual streams."""
         return Readout.of(self.network, self.layers[-1], h, head)
 
+    def read_out(self, names: Sequence[str], head: bool = False) -> list[dict[str, Tensor]]:
+        """Returns the norm, and with `head` the logits, of activations read out at all positions.
+
+        Args:
+            names: The activations.
+            head: Whether the logits are computed too.
+        """
+        streams, T = torch.stack([self.values[name] for name in names]), self.tokens
+        if (batch := self._batched(streams, head)) is None:
+            return [self.readout_at(stream[None], head).values for stream in streams]
+        parts = {name: value.split(T) for name, value in batch.values.items()}
+        return [{name: part[i] for name, part in parts.items()} for i in range(len(names))]
+
     def readouts(
         self, where: Sequence[tuple[str, int]], head: bool = False
     ) -> Iterator[tuple[Sequence[tuple[str, int]], Readout, list[int]]]:
         """Read out activations at single positions: all in one batch where the model allows it.
 
-        The batch has as many rows in a sequence as the prompt has tokens, whichever activation and position they are
-        of, since the readout acts on each position alone.
+        A sequence of the batch has as many rows as the prompt has tokens, whichever activations and positions they come
+        from: the readout must act on each position separately.
 
         Args:
             where: The name and the position of each activation.
@@ -412,32 +425,41 @@ class ActivationGraph:
             Some of these names and positions, their readout, and the row of each.
 
         Raises:
-            NoPoint: No norm and head follow the last layer, which act on each position alone.
+            NoPoint: The norm and the head do not follow the last layer, or mix positions.
         """
-        last, T = f"layers.{len(self.layers) - 1}", self.tokens
-        site = self.layers[-1].output
-        if not batchable(self.network.recording.tape.steps[site.step].shape, site.axis):
-            for name, at in where:
-                readout = self.readout_at(self.values[name][None], head)
-                if name == last:
-                    self._read_alone(readout, at, at)
-                yield [(name, at)], readout, [at]
+        last, end = f"layers.{len(self.layers) - 1}", self.tokens - 1
+        rows = torch.stack([self.values[name][at] for name, at in (*where, (last, end))])
+        rows = torch.cat([rows, rows[-1:].expand(-len(rows) % self.tokens, -1)])
+        batch = self._batched(rows.view(-1, self.tokens, rows.shape[1]), head)
+        if batch is not None:
+            self._as_the_model_does(batch, len(where), end)
+            yield where, batch, list(range(len(where)))
             return
-        if not where:
-            return
-        at = where[0][1]
-        values = torch.stack([self.values[name][t] for name, t in (*where, (last, at))])
-        values = torch.cat([values, values[-1:].expand(-len(values) % T, -1)])
-        readout = self.readout_at(values.view(-1, T, values.shape[1]), head)
-        self._read_alone(readout, len(where), at)
-        yield where, readout, list(range(len(where)))
+        for name, at in where:
+            single = self.readout_at(self.values[name][None], head)
+            if name == last:
+                self._as_the_model_does(single, at, at)
+            yield [(name, at)], single, [at]
 
-    def _read_alone(self, readout: Readout, row: int, at: int) -> None:
-        """Raises NoPoint unless a row, which is that of the last layer's stream, is read out as the model does."""
+    def _batched(self, h: Float[Tensor, "P T n"], head: bool) -> Readout | None:
+        """The readout of streams in one batch, or None where the rest of the model takes only one of them."""
+        site = self.layers[-1].output
+        if len(h) > 1 and not batchable(self.network.recording.tape.steps[site.step].shape, site.axis):
+            return None
+        try:
+            return self.readout_at(h, head)
+        except (RuntimeError, ValueError, TypeError, IndexError):  # it has kept the shape of the prompt's own batch
+            if len(h) == 1:
+                raise
+            return None
+
+    def _as_the_model_does(self, readout: Readout, row: int, at: int) -> None:
+        """Raises NoPoint unless the last layer's stream at a position, which is a row, is read out as in the model."""
         errors = [relative(own[row], self.values[name][at]) for name, own in readout.values.items()]
         if not max(errors) <= 8 * torch.finfo(self.network.lm.dtype).eps:
             raise NoPoint(
-                "A readout requires a final norm and a head right after the last layer, of each position alone",
+                "A readout requires a final norm and a head right after the last layer, acting on each position"
+                " separately",
                 f"different values there ({max(errors):.1e})", "Use run.operator(..., readout='norm').",
             )  # fmt: skip
 
