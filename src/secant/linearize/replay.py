@@ -71,7 +71,7 @@ class Replay(Mode):
             self.points[number] = out
             if number in self.continued_with:
                 self.points[number] = out.clone()
-                other = self.continued_with[number].to(out).requires_grad_().clone()  # live, like what it replaces
+                other = self.entered(self.continued_with[number].to(out).requires_grad_().clone())
                 out = other if into is None else into.copy_(other)
         for made in tensors(out if into is None else into):
             self.known[made] = None
@@ -93,6 +93,8 @@ class Replay(Mode):
             point = point - self.subtracted[number]
         self.points[number] = point
         through = of_tokens(self.continued_with.get(number, point), out.shape, axis, self.tape.copies).clone()
+        if number in self.patches or number in self.continued_with:
+            through = self.entered(through)
         return through if into is None else into.copy_(through)
 
     def _cast(self, tensor: Tensor) -> Tensor:

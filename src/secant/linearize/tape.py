@@ -306,14 +306,19 @@ class Mode(TorchFunctionMode):
         super().__init__()
         self.tape = tape
         self.known = WeakIdKeyDictionary()  # live tensors, and their marks
-        self._origin: Any = None
+        self._origins = set[Any]()  # nodes of the graph that live tensors descend from
 
     def enter(self, x: Tensor) -> Tensor:
         """Returns a live copy of an input, on the graph from it. All tensors that descend from the copy are live."""
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x if x.requires_grad else x.detach().clone().requires_grad_()
             moving = leaf.clone()
-        self._origin = moving.grad_fn
+        return self.entered(moving)
+
+    def entered(self, moving: Tensor) -> Tensor:
+        """Returns a tensor that has just been made. It is live, and so is all that descends from it."""
+        if moving.grad_fn is not None:
+            self._origins.add(moving.grad_fn)
         return moving
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -350,7 +355,7 @@ class Mode(TorchFunctionMode):
             nodes, seen = [tensor.grad_fn], set()
         while nodes:
             node = nodes.pop()
-            if node is self._origin:
+            if node in self._origins:
                 return False
             if node is not None and node not in seen:
                 seen.add(node)
