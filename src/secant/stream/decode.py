@@ -149,6 +149,16 @@ class Decodings:
         nothing = Best(torch.zeros(0, top, dtype=torch.long), torch.zeros(0, top), torch.zeros(0))
         return [self._cached[f, side].rows(slice(0, count)) if count else nothing for f, count in asked]
 
+    def fits(self, found: SVD, side: Side) -> bool:
+        """Returns whether singular vectors are as long as the vectors of the vocabulary, so that they can be decoded.
+
+        Args:
+            found: The SVD.
+            side: "output" for left singular vectors, "input" for right ones.
+
+        """
+        return len(found.U if side == "output" else found.V) == vectors(self.lm, side).shape[1]
+
     def ranks(self, found: Sequence[SVD], token: int) -> list[int]:
         """Returns how many tokens rank before one in the first left singular vector of each SVD.
 

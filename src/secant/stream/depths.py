@@ -198,8 +198,9 @@ class Layers(Result):
         """Returns a row for each top token of a singular vector.
 
         Right singular vectors are decoded by cosine to the embeddings. Those of a layerwise operator are directions of
-        the residual stream before the layer, which has the width of the embeddings. Those of all tokens together are
-        not decoded. Each vector is decoded once, however often this is called.
+        the residual stream before the layer, which in most models has the width of the embeddings. Vectors of another
+        width, as in Electra and DeepSeek V4, and right ones of all tokens together are not decoded. Each vector is
+        decoded once, however often this is called.
 
         Args:
             top: The most top tokens of each vector.
@@ -208,7 +209,7 @@ class Layers(Result):
 
         """
         asked: list[tuple[Depth, int | None, Side, SVD, int]] = [
-            (d, t, side, f, min(vectors, int((f.S > 0).sum())))  # a zero block has no directions
+            (d, t, side, f, min(vectors, int((f.S > 0).sum())) if self.decodings.fits(f, side) else 0)
             for d, t, f in self._each()
             for side in (sides if t is not None else [side for side in sides if side == "output"])
         ]
@@ -252,7 +253,7 @@ class Layers(Result):
 
         Returns:
             A row for each part, span and token of the prompt. Position is missing for all tokens together, layer if
-            there is no such layer.
+            there is no such layer, or where the vectors are not as long as those of the head.
 
         Raises:
             BadPrompt: The vocabulary does not have the token.
@@ -261,9 +262,10 @@ class Layers(Result):
         wanted = self.predicted if token is None else self.run.lm.token(token)
         found: dict[tuple[str, str, int | None], int | None] = {}
         each = [(d.layer, (d.part, d.span, t), f) for d, t, f in self._each()]
-        ranks = iter(self.decodings.ranks([f for *_, f in each if f.S[0] > 0], wanted))
-        for layer, key, f in each:
-            seen = f.S[0] > 0 and next(ranks) < top
+        decoded = [f.S[0] > 0 and self.decodings.fits(f, "output") for *_, f in each]
+        ranks = iter(self.decodings.ranks([f for (*_, f), does in zip(each, decoded, strict=True) if does], wanted))
+        for (layer, key, _), does in zip(each, decoded, strict=True):
+            seen = does and next(ranks) < top
             if found.setdefault(key, None) is None and seen:
                 found[key] = layer
         return FIRST_SEEN.frame([(*key, layer) for key, layer in found.items()])
