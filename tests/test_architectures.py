@@ -5,6 +5,9 @@ By default a sample of them runs, one of each kind; `--all-architectures` runs a
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+
 import architectures
 import pytest
 import torch
@@ -13,6 +16,7 @@ from families import EXCLUDED, LENGTH, SMALL, config_of, frozen, has, prompt, sh
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import secant as sc
+from secant.errors import NoPoint
 
 SAMPLE = (
     "apertus",  # xIELU, written out
@@ -22,9 +26,11 @@ SAMPLE = (
     "deepseek_v3",  # latent attention, grouped experts, router biases
     "deepseek_v4",  # hyper-connections, routes by token
     "dbrx",
+    "electra",  # embeddings of another width than the streams
     "falcon",
     "gemma3n_text",  # altup, laurel, embeddings for each layer, shared keys and values
     "gemma4_text",
+    "gpt_bigcode",  # what follows the last layer takes one sequence only
     "gpt_oss",  # sinks, experts with biases
     "jamba",  # Mamba and attention and experts
     "llama4_text",  # complex rotations, chunks
@@ -100,6 +106,32 @@ def test_a_logit_is_what_it_is_made_of(kind: str, convention: str, table: dict[s
     heads, layers = a.of("head").groupby("layer")["contribution"].sum(), a.of("layer").set_index("name")["contribution"]
     for layer, own in heads.items():
         assert own == pytest.approx(layers[f"layers.{layer}.attn"], **close)
+
+
+WITHOUT_LAYERS = {"cpmant"}
+"""Types whose layers are in no module list that carries the residual stream."""
+
+
+@pytest.mark.slow
+def test_everything_about_a_prompt(
+    kind: str, table: dict[str, dict[str, str]], tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """Layers, their words, and the lens; where all types run, all that `secant explain --layers --out` writes."""
+    if table[kind]["result"] != "exact":
+        pytest.skip("no run to explain")
+    run = frozen(kind)
+    if kind in WITHOUT_LAYERS:
+        with pytest.raises(NoPoint):
+            sc.layers(run, 1)
+        return
+    layers = sc.layers(run, 1)
+    assert {"layers", "layer_words", "first_seen"} <= set(layers.tables())
+    with suppress(NoPoint):
+        assert len(sc.lens(run, position=[0, -1]).positions) == 2
+    if pytestconfig.getoption("all_architectures"):
+        e = sc.explain(run.lm, prompt(6), k=1, top=2, layers=True)
+        e.save(tmp_path)
+        e.report(tmp_path / "report.html", e.evidence())
 
 
 def test_every_registered_type_is_run_or_excluded(table: dict[str, dict[str, str]]) -> None:

@@ -323,7 +323,7 @@ def _splits(
     return found
 
 
-def _adjoints(run: Run, where: Sequence[tuple[str, int]], slopes: Float[Tensor, "n d"]) -> Float[Tensor, "n T d"]:
+def _adjoints(run: Run, where: Sequence[tuple[str, int]], slopes: Float[Tensor, "n width"]) -> Float[Tensor, "n T d"]:
     """Jᵀ u for each activation, with its Jacobian J and one vector u, all in one batched pass."""
     x = run.network.input
     y = torch.stack([run.inside.graph[name][at] for name, at in where])
