@@ -460,7 +460,7 @@ class ActivationGraph:
             raise NoPoint(
                 "A readout requires a final norm and a head right after the last layer, acting on each position"
                 " separately",
-                f"different values there ({max(errors):.1e})", "Use run.operator(..., readout='norm').",
+                f"different values there ({max(errors):.1e})", "Leave out the readout (readout=None) or the layers.",
             )  # fmt: skip
 
 

@@ -76,6 +76,8 @@ class Graph:
     def forward(self, v: Float[Tensor, "n_in k"]) -> Float[Tensor, "n_out k"]:
         """J v, as the derivative of u ↦ Jᵀ u, which is linear."""
         us, gradient = self._twice
+        if gradient is None:
+            return v.new_zeros(self.y.numel(), v.shape[1])
         return in_batches(lambda columns: _pulled(gradient, us, columns), v, self.batch_size)
 
     def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
@@ -89,14 +91,14 @@ class Graph:
         return max(1, min(CHUNK, int(min(PASS_BYTES, allowance(self.x.device) / 2) // each)))
 
     @cached_property
-    def _twice(self) -> tuple[list[Tensor], Tensor]:
-        """Zeros u for each part of y, and Jᵀ u, on a graph from these zeros."""
+    def _twice(self) -> tuple[list[Tensor], Tensor | None]:
+        """Zeros u for each part of y, and Jᵀ u, on a graph from these zeros; None if y does not depend on x."""
         with torch.inference_mode(False), torch.enable_grad():
             parts = self.parts or (self.y,)
             us = [torch.zeros_like(part, requires_grad=True) for part in parts]
             moving = [(part, u) for part, u in zip(parts, us, strict=True) if part.requires_grad]
             (gradient,) = torch.autograd.grad(
-                [part for part, _ in moving], self.x, [u for _, u in moving], create_graph=True
+                [part for part, _ in moving], self.x, [u for _, u in moving], create_graph=True, allow_unused=True
             )
         return us, gradient
 
@@ -112,8 +114,7 @@ def _pulled(y: Tensor, xs: Sequence[Tensor], cotangents: Tensor) -> Tensor:
     """Jᵀ times each column of cotangents, in one batched pass. J is the Jacobian of y with respect to all xs."""
 
     def pull(u: Tensor) -> Tensor:
-        several = len(xs) > 1  # some of which y may not depend on
-        found = torch.autograd.grad(y, xs, u.reshape(y.shape), retain_graph=True, materialize_grads=several)
+        found = torch.autograd.grad(y, xs, u.reshape(y.shape), retain_graph=True, materialize_grads=True)
         return found[0].reshape(-1) if len(found) == 1 else torch.cat([part.reshape(-1) for part in found])
 
     if cotangents.shape[1] == 0:
