@@ -8,6 +8,7 @@ only the model's own constants contribute (J. Golden, TMLR 2025, arXiv 2505.2429
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import isnan, nan
@@ -323,10 +324,11 @@ class Run(Result):
             return self
         if label not in self._under:
             self.unchanged()
-            self._under[label] = freeze(
-                self.lm, self.ids, convention=label, precision=c.precision, tolerance=self.tolerance,
-                top=len(self.prediction), seed=self.seed,
-            )  # fmt: skip
+            with self._exact_itself():
+                self._under[label] = freeze(
+                    self.lm, self.ids, convention=label, precision=c.precision, tolerance=self.tolerance,
+                    top=len(self.prediction), seed=self.seed,
+                )  # fmt: skip
         return self._under[label]
 
     def recorded(self, convention: Named | None = None) -> Run:
@@ -395,8 +397,18 @@ class Run(Result):
         """The certificate of this network, of which the plain pass and the types are those of the run it is made of."""
         recording, network = self.network.recording, self.network
         _ = network.with_constants  # contributions need it too, and it has the points of the errors
-        return _certified(network, self.seed, replace(self.certificate, convention=recording.convention,
-                                                      operations=recording.tape.operations()))  # fmt: skip
+        how: dict[str, Any] = {"convention": recording.convention, "operations": recording.tape.operations()}
+        with self._exact_itself():
+            return _certified(network, self.seed, replace(self.certificate, **how))
+
+    @contextmanager
+    def _exact_itself(self) -> Iterator[None]:
+        """Where another convention is not exact, name the one of this run, which is."""
+        try:
+            yield
+        except NotExact as error:
+            todo = f"Choose the convention {self.certificate.convention!r}, which is exact here. {error.todo}"
+            raise NotExact(error.rule, error.got, todo) from error
 
     @checked
     def operator(
