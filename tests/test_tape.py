@@ -353,14 +353,25 @@ def test_a_hidden_nonlinearity_is_refused(hidden: type, dtype: torch.dtype, monk
         sc.freeze(model_of("llama", "sdpa", dtype), prompt())
 
 
+PLANTED = """
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/tanh.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
+at::Tensor f(at::Tensor x) { return at::tanh(x); }
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) { module.def("f", &f); }
+"""
+"""With few headers: all of torch's take half a minute."""
+
+
 @pytest.fixture(scope="module")
 def extension(tmp_path_factory: pytest.TempPathFactory) -> object:
     """A C++ extension's tanh, built where no lock of an interrupted build can be left."""
     if shutil.which("g++") is None or not cpp_extension.is_ninja_available():
         pytest.skip("no C++ compiler and ninja here")
-    source = "torch::Tensor f(torch::Tensor x) { return torch::tanh(x); }"
     folder = str(tmp_path_factory.mktemp("extension"))
-    return cpp_extension.load_inline("secant_planted", source, functions=["f"], build_directory=folder).f
+    how: dict[str, Any] = {"build_directory": folder, "no_implicit_headers": True, "extra_cflags": ["-O0"]}
+    return cpp_extension.load_inline("secant_planted", PLANTED, **how).f
 
 
 @pytest.mark.slow
