@@ -77,9 +77,9 @@ def one_reference() -> None:
 @pytest.fixture(autouse=True)
 def nothing_was_announced() -> None:
     """Announcements come once in a process, and each test is about its own."""
-    from secant.memory import TOLD
+    from secant.memory import LAST_ANNOUNCED
 
-    TOLD.clear()
+    LAST_ANNOUNCED.clear()
 
 
 @pytest.fixture(autouse=True, scope="module")

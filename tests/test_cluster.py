@@ -20,7 +20,7 @@ from secant.model.lm import versions
 from secant.studies import cluster
 from secant.studies.analyses import Settings
 from secant.studies.cluster import on_ray
-from secant.studies.hands import Tally, check_deaths
+from secant.studies.cluster_worker import Tally, check_deaths
 from secant.studies.prompts import given
 from secant.studies.work import Computed, Shard, Source, Work
 

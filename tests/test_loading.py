@@ -649,6 +649,6 @@ def test_progress_of_long_loading_is_shown(
 
     logging.enable_progress_bar()
     monkeypatch.setattr(loading, "_is_watched", lambda: watched)
-    with loading._alone(shown):
+    with loading._quiet_transformers(shown):
         assert logging.is_progress_bar_enabled() == bars
     assert logging.is_progress_bar_enabled()

@@ -331,16 +331,16 @@ def test_energy_and_what_the_leading_triplets_make_of_the_output(run: sc.Run) ->
     torch.testing.assert_close(f.energy, S[:5].square().cumsum(0) / S.square().sum(), rtol=1e-10, atol=0)
     made = [(U[:, :i] * S[:i]) @ (Vh[:i] @ x) + op.bias for i in range(1, 6)]
     expected = [float((y - op.output).norm() / op.output.norm()) for y in made]
-    np.testing.assert_allclose(sc.captured(op, f), expected, rtol=1e-8)
+    np.testing.assert_allclose(sc.missed(op, f), expected, rtol=1e-8)
     every = sc.svd(op, 32, per_token=True)
-    share = sc.captured(op, every)
+    share = sc.missed(op, every)
     assert len(share) == 32
     assert share[-1] <= 1e-12
     assert share[0] > 0.01
     with pytest.raises(BadArgument, match="as many blocks; got 3 SVDs"):
-        sc.captured(op, every[:3])
+        sc.missed(op, every[:3])
     with pytest.raises(BadArgument, match="Triplets of this operator have vectors of"):
-        sc.captured(op, every[0])
+        sc.missed(op, every[0])
     assert sc.svd(operator_of(torch.zeros(4, 6)), 2).energy.tolist() == [1, 1]
 
 

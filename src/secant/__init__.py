@@ -32,8 +32,8 @@ if TYPE_CHECKING:  # with `as`, which says to type checkers that a name is publi
     from secant.model.loading import load as load
     from secant.operators.decomposition import (
         Estimate as Estimate,
-        captured as captured,
         frobenius as frobenius,
+        missed as missed,
         stable_rank as stable_rank,
         svd as svd,
     )
@@ -59,7 +59,7 @@ _WHERE = {
     "linearize.conventions": ["Convention"],
     "linearize.run": ["freeze", "Run", "Prediction", "Certificate"],
     "operators.operator": ["Operator"],
-    "operators.decomposition": ["svd", "stable_rank", "captured", "frobenius", "Estimate"],
+    "operators.decomposition": ["svd", "stable_rank", "missed", "frobenius", "Estimate"],
     "operators.spectrum": ["SVD"],
     "stream.decode": ["decode", "null"],
     "stream.words": ["Word", "Null"],

@@ -32,7 +32,7 @@ LONG = 60.0
 MORE = 2.0
 """Work of a kind that was announced is announced again if it costs more than this many times as much."""
 
-TOLD: dict[tuple[str, bool], tuple[float, float]] = {}
+LAST_ANNOUNCED: dict[tuple[str, bool], tuple[float, float]] = {}
 """The seconds and bytes last announced for each kind of work, and whether it required half of the memory."""
 
 _LIMIT: ContextVar[float | None] = ContextVar("memory that may be used", default=None)
@@ -147,10 +147,10 @@ def announce(what: str, seconds: float, memory: float, device: torch.device) -> 
 def _is_news(what: str, seconds: float, memory: float, device: torch.device) -> bool:
     """Whether work of this kind was not announced before, or costs much more than what was announced."""
     kind = (re.sub(r"\d[\d,.]*", "#", what), memory > free(device) / 2)
-    told = TOLD.get(kind)
+    told = LAST_ANNOUNCED.get(kind)
     if told is not None and seconds <= MORE * told[0] and memory <= MORE * told[1]:
         return False
-    TOLD[kind] = (seconds, memory)
+    LAST_ANNOUNCED[kind] = (seconds, memory)
     return True
 
 

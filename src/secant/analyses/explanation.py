@@ -16,7 +16,6 @@ from secant.analyses import frames, live
 from secant.analyses.attribution import CONTRIBUTIONS, FLOW, Attribution
 from secant.analyses.case import Case
 from secant.analyses.continuation import STEPS, Steps
-from secant.analyses.drawn import drawn, layer_words
 from secant.analyses.faithfulness import Faithfulness
 from secant.analyses.frames import (
     CHANCE,
@@ -31,6 +30,7 @@ from secant.analyses.frames import (
 from secant.analyses.lens import Lens
 from secant.analyses.origins import origin_line
 from secant.analyses.overview import CHANCE_Z, chosen, contributions, depths, spectra
+from secant.analyses.page_tables import drawn, layer_words
 from secant.analyses.sensitivity import Sensitivity
 from secant.analyses.sinks import PATTERNS, sink_line, where
 from secant.analyses.targets import BASELINES

@@ -12,7 +12,7 @@ from typing import Any
 from secant.analyses import frames
 from secant.analyses.ablation import ablate
 from secant.analyses.case import Case
-from secant.analyses.drawn import drawn
+from secant.analyses.page_tables import drawn
 from secant.linearize.run import Run
 from secant.model.lm import LM, Prompt
 from secant.results.page import contents

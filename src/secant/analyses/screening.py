@@ -268,7 +268,7 @@ def screen(
     known, unknown = looked_up(lm, lexicon)
     report = progress or (lambda what, done, of: None)
     ranks = Ranks.of(lm, known)
-    null = [ranks(some) for some in _drawn(d, samples, seed, report)]
+    null = [ranks(some) for some in _random_directions(d, samples, seed, report)]
     first, second = (torch.cat([part[i] for part in null]) for i in (1, 2))
     drawn = np.sort(_code(first, second, lm.outputs))
     rows: list[dict[str, Any]] = []
@@ -381,7 +381,7 @@ class Ranks:
         return torch.stack([word, *higher]).cpu()
 
 
-def _drawn(d: int, samples: int, seed: int, report: Progress) -> Iterator[Tensor]:
+def _random_directions(d: int, samples: int, seed: int, report: Progress) -> Iterator[Tensor]:
     """Random directions, in batches. They are not normalised, because ranks do not depend on lengths."""
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, samples, BATCH_SIZE):

@@ -15,8 +15,8 @@ import pandas as pd
 from secant.analyses import frames
 from secant.analyses.attribution import REFERENCES, Attribution
 from secant.analyses.case import Case
-from secant.analyses.drawn import drawn, layer_words
 from secant.analyses.explanation import described, heading, how
+from secant.analyses.page_tables import drawn, layer_words
 from secant.memory import multiplications, peak, timed
 from secant.numeric import wide
 from secant.operators.cost import Plan, estimated_pace, model_plan, plans, row_plan

@@ -13,7 +13,7 @@ import typer
 
 from secant.cli.options import path_option
 from secant.cli.printing import print_json, print_line
-from secant.cli.process import heed
+from secant.cli.process import raise_if_interrupted
 from secant.cli.progress import progressing
 from secant.cli.verb import Group
 
@@ -94,7 +94,7 @@ class Output(Printing):
         Raises:
             OutputFailed: A file can't be written.
         """
-        heed()
+        raise_if_interrupted()
         where, watched = "", sys.stdout.isatty() and not self.as_json
         if self.out is not None:
             result.save(self.out)

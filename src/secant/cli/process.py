@@ -103,7 +103,7 @@ def note_interrupts() -> None:
         sys.unraisablehook = unraised
 
 
-def heed() -> None:
+def raise_if_interrupted() -> None:
     """Raise KeyboardInterrupt if an interrupt was recorded and the command still runs.
 
     Code in other packages may catch every exception, for example around an import, and with it an interrupt.

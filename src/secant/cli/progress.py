@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from secant.cli.process import heed, say
+from secant.cli.process import raise_if_interrupted, say
 
 if TYPE_CHECKING:
     from secant.memory import Progress
@@ -38,10 +38,10 @@ def progressing() -> Iterator[Progress]:
     with Bars(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
         tasks: dict[str, Any] = {}
         lines = _Lines()
-        heed()
+        raise_if_interrupted()
 
         def report(what: str, done: int, of: int) -> None:
-            heed()
+            raise_if_interrupted()
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=of)
             bars.update(tasks[what], completed=done, total=of)

@@ -12,7 +12,7 @@ from secant.analyses.explanation import Explanation
 from secant.errors import BadArgument, integer
 from secant.figures import style
 from secant.figures.maps import NEXT_TO, apart, height, next_to, signed_map, token_map
-from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown, word
+from secant.figures.style import COLOURS, as_figure, clipped, named, panels, shown, word
 from secant.stream.sweep import part_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ COLUMNS = {"direct": "contribution", "all": "all_paths"}
 """Paths, and the column of an attribution's table that has each."""
 
 
-@drawn(of=Explanation, take=lambda e: e.attribution)
+@as_figure(of=Explanation, take=lambda e: e.attribution)
 def attribution(a: Attribution, axes: Any = None, *, most: int = 40, columns: int | None = None) -> Figure:
     """Draw a logit as two sums of bars: over tokens, and over the parts that write it.
 
@@ -94,7 +94,7 @@ def _logit(a: Attribution) -> str:
     return f"{of}{gap if over else ''}{over}, {a.logit:.4g} in all"
 
 
-@drawn
+@as_figure
 def flow(a: Attribution, ax: Any = None, *, path: str = "direct", columns: int = 2) -> Figure:
     """Draw what each token and the constants contribute to each part, as a map.
 
@@ -135,7 +135,7 @@ def _by(path: str) -> str:
     return COLUMNS[path]
 
 
-@drawn(of=Explanation, take=lambda e: e if e.run.inside.layers else None)
+@as_figure(of=Explanation, take=lambda e: e if e.run.inside.layers else None)
 def components(found: Explanation | Attribution, ax: Any = None, *, path: str = "direct", columns: int = 2) -> Figure:
     """Draw what each attention, MLP and head contributes to the logit, a row for each layer.
 

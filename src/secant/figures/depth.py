@@ -12,7 +12,7 @@ from secant.analyses.lens import Lens
 from secant.errors import BadArgument
 from secant.figures import style
 from secant.figures.maps import NEXT_TO, height, next_to, token_map
-from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown, word
+from secant.figures.style import COLOURS, as_figure, clipped, named, panels, shown, word
 from secant.stream.depths import Layers
 from secant.stream.sweep import STREAM
 
@@ -28,7 +28,7 @@ WORDS = 0.65
 DASHES = {"cumulative": "-", "layerwise": "--"}
 
 
-@drawn(of=Explanation, take=lambda e: e.lens)
+@as_figure(of=Explanation, take=lambda e: e.lens)
 def lens(found: Lens, ax: Any = None, *, part: str = STREAM, columns: int = 2) -> Figure:
     """Draw what each token and the constants contribute to the target's logit, a row for each layer.
 
@@ -68,7 +68,7 @@ def lens(found: Lens, ax: Any = None, *, part: str = STREAM, columns: int = 2) -
     return figure
 
 
-@drawn(of=Explanation, take=lambda e: e.layers)
+@as_figure(of=Explanation, take=lambda e: e.layers)
 def layer_spectra(layers: Layers, axes: Any = None, *, columns: int = 2) -> Figure:
     """Draw the leading singular values of all tokens' blocks, σ_i / σ_0, with the top tokens of U₀ next to them.
 
@@ -104,7 +104,7 @@ def layer_spectra(layers: Layers, axes: Any = None, *, columns: int = 2) -> Figu
     return figure
 
 
-@drawn(of=Explanation, take=lambda e: e.layers if len(e.svds[0].S) > 1 else None)
+@as_figure(of=Explanation, take=lambda e: e.layers if len(e.svds[0].S) > 1 else None)
 def path(layers: Layers, ax: Any = None, *, columns: int = 1) -> Figure:
     """Draw the top two left singular vectors of each depth in the plane of the last depth's. Numbers are layers.
 
@@ -147,7 +147,7 @@ def _numbered(
             panel.annotate(f"{layer:.0f}", (x, y), color=colour, fontweight="bold" if layer == last else None, **where)
 
 
-@drawn(of=Explanation, take=lambda e: e.layers)
+@as_figure(of=Explanation, take=lambda e: e.layers)
 def stable_ranks(layers: Layers, ax: Any = None, *, columns: int = 1) -> Figure:
     """Draw the stable rank of all tokens' blocks by layer: the residual stream and its parts, cumulative and layerwise.
 

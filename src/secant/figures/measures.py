@@ -11,7 +11,7 @@ from secant.analyses.faithfulness import Faithfulness
 from secant.analyses.interpolation import Reach
 from secant.errors import BadArgument
 from secant.figures import style
-from secant.figures.style import COLOURS, ORDER, drawn, panels
+from secant.figures.style import COLOURS, ORDER, as_figure, panels
 from secant.steering.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ GUESSES = {
 }
 
 
-@drawn
+@as_figure
 def faithfulness(*results: Faithfulness, value: str = "logit", axes: Any = None, columns: int = 2) -> Figure:
     """Draw the target's logit as tokens are removed, or kept, in the order of each method: a panel for each.
 
@@ -97,7 +97,7 @@ def _changes(
     return at, np.stack([np.interp(at, s, c) for s, c in zip(shares, changes, strict=True)])
 
 
-@drawn
+@as_figure
 def reach(*results: Reach, ax: Any = None, columns: int = 1) -> Figure:
     """Draw the errors of the frozen network, the tangent and no change between one prompt and another.
 
@@ -129,7 +129,7 @@ def reach(*results: Reach, ax: Any = None, columns: int = 1) -> Figure:
     return figure
 
 
-@drawn
+@as_figure
 def steering(sweep: Sweep, ax: Any = None, *, columns: int = 2) -> Figure:
     """Draw how often the concept's words appear against the perplexity, as a multiple of the unsteered one.
 

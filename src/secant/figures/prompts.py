@@ -8,7 +8,7 @@ import pandas as pd
 
 from secant.errors import BadArgument
 from secant.figures import style
-from secant.figures.style import COLOURS, ORDER, drawn, panels
+from secant.figures.style import COLOURS, ORDER, as_figure, panels
 from secant.studies.summary import Summary
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DASHES = ("-", "--", ":", "-.")
 
 
-@drawn(of=Summary, take=lambda s: s if len(s.ranks) else None)
+@as_figure(of=Summary, take=lambda s: s if len(s.ranks) else None)
 def ranks_by_position(summary: Summary, category: str | None = None, ax: Any = None, *, columns: int = 2) -> Figure:
     """Draw the stable rank of each position's block over prompts, a box for each model and convention.
 
@@ -61,7 +61,7 @@ def ranks_by_position(summary: Summary, category: str | None = None, ax: Any = N
     return figure
 
 
-@drawn(of=Summary, take=lambda s: s if len(s.depths) else None)
+@as_figure(of=Summary, take=lambda s: s if len(s.depths) else None)
 def ranks_by_depth(
     summary: Summary, category: str | None = None, axes: Any = None, *, part: str = "residual", columns: int = 2
 ) -> Figure:
@@ -95,7 +95,7 @@ def ranks_by_depth(
     return figure
 
 
-@drawn(of=Summary, take=lambda s: s if len(s.emergence) else None)
+@as_figure(of=Summary, take=lambda s: s if len(s.emergence) else None)
 def emergence(summary: Summary, category: str | None = None, ax: Any = None, *, columns: int = 1) -> Figure:
     """Draw the share of prompts whose prediction was the top token of U₀ of all tokens by each share of depth.
 
@@ -118,7 +118,7 @@ def emergence(summary: Summary, category: str | None = None, ax: Any = None, *, 
     return figure
 
 
-@drawn(of=Summary, take=lambda s: s if len(s.spectra) else None)
+@as_figure(of=Summary, take=lambda s: s if len(s.spectra) else None)
 def mean_spectra(summary: Summary, category: str | None = None, ax: Any = None, *, columns: int = 1) -> Figure:
     """Draw the means of the leading singular values of all tokens together, σ_i / σ_0, with their intervals.
 

@@ -13,7 +13,7 @@ from secant.analyses.explanation import Explanation
 from secant.errors import BadArgument, integer
 from secant.figures import style
 from secant.figures.maps import next_to
-from secant.figures.style import COLOURS, clipped, drawn, named, panels, shown, word
+from secant.figures.style import COLOURS, as_figure, clipped, named, panels, shown, word
 from secant.linearize.run import Run
 from secant.numeric import wide
 from secant.operators.operator import Operator
@@ -29,7 +29,7 @@ PIXELS = 1500
 """The largest side of J that is drawn entry by entry. Longer sides are drawn as means of neighbours."""
 
 
-@drawn(of=Explanation, take=lambda e: e.run)
+@as_figure(of=Explanation, take=lambda e: e.run)
 def reconstruction(run: Run, axes: Any = None, *, columns: int = 2) -> Figure:
     """Draw J x + b against the model's y, and a histogram of the errors, next to the ordinary Jacobian's J' x.
 
@@ -70,7 +70,7 @@ def reconstruction(run: Run, axes: Any = None, *, columns: int = 2) -> Figure:
     return figure
 
 
-@drawn(of=Explanation, take=lambda e: e.run.operator())
+@as_figure(of=Explanation, take=lambda e: e.run.operator())
 def jacobian(op: Operator, ax: Any = None, *, quantile: float = 0.99, columns: int = 2) -> Figure:
     """Draw J as an image, with the tokens' blocks side by side.
 
@@ -130,7 +130,7 @@ def _grouped(matrix: torch.Tensor, size: int) -> torch.Tensor:
     return matrix if size == 1 else torch.stack([some.mean(0) for some in matrix.split(size)])
 
 
-@drawn(of=Explanation)
+@as_figure(of=Explanation)
 def spectra(e: Explanation, ax: Any = None, *, vectors: int | None = None, most: int = 30, columns: int = 2) -> Figure:
     """Draw each token's leading singular values, with the top tokens that their vectors write (U) and read (V).
 
@@ -171,7 +171,7 @@ def spectra(e: Explanation, ax: Any = None, *, vectors: int | None = None, most:
     return figure
 
 
-@drawn
+@as_figure
 def largest(found: Largest, ax: Any = None, *, columns: int = 2) -> Figure:
     """Draw the norms of the largest columns (or rows) of J, with the top tokens that they decode to.
 

@@ -12,7 +12,7 @@ from secant.analyses.lens import Lens
 from secant.errors import BadArgument, integer
 from secant.figures import style
 from secant.figures.maps import height, word_map, worded
-from secant.figures.style import clipped, drawn, panels, shown, word
+from secant.figures.style import as_figure, clipped, panels, shown, word
 from secant.stream.depths import Layers
 from secant.stream.sweep import STREAM
 
@@ -23,7 +23,7 @@ COLUMN = 33.0
 """The minimum width in points of a column of top tokens."""
 
 
-@drawn(of=Explanation, take=lambda e: e.layers)
+@as_figure(of=Explanation, take=lambda e: e.layers)
 def layer_words(
     layers: Layers, ax: Any = None, *, part: str = STREAM, span: str = "cumulative", most: int | None = None,
     columns: int = 2,
@@ -61,7 +61,7 @@ def layer_words(
     return _table(ax, columns, layers.run.tokens, most, sigma.iloc[-1], (found, image, strong), what, title)
 
 
-@drawn(of=Explanation, take=lambda e: e.lens)
+@as_figure(of=Explanation, take=lambda e: e.lens)
 def logit_lens(lens: Lens, ax: Any = None, *, most: int | None = None, columns: int = 2) -> Figure:
     """Draw a table of layers x tokens: the top token of the residual stream there, on the colour of its probability.
 

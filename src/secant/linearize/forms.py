@@ -214,7 +214,7 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Opened:
+class HalfGated:
     """The first half of the argument times a frozen gate, which was computed from the other half."""
 
     gate: Tensor
@@ -408,7 +408,7 @@ Form = (
     | Scaled
     | Fixed
     | Shared
-    | Opened
+    | HalfGated
     | Chosen
     | Picked
     | Standardised
@@ -431,7 +431,7 @@ def live_arguments(form: Form | None, call: Call) -> list[Tensor]:
         call = call.substitute(form.frozen)
     if isinstance(form, Attended):
         return live(call["value", 2])
-    if isinstance(form, Scaled | Opened | Standardised):
+    if isinstance(form, Scaled | HalfGated | Standardised):
         return live(call.args[0])
     return live((call.args, call.kwargs))
 

@@ -33,8 +33,8 @@ from secant.linearize.forms import (
     Fixed,
     Form,
     Grouped,
+    HalfGated,
     Mark,
-    Opened,
     Picked,
     Scaled,
     Shared,
@@ -261,7 +261,7 @@ def interpolated(call: Call) -> Form | None:
 def half_gated(call: Call) -> Form | None:
     """The first half times the sigmoid of the second half, with the sigmoid frozen."""
     dim = -1 if call["dim", 1] is None else call["dim", 1]
-    return Opened(torch.sigmoid(call.wide(call.args[0]).chunk(2, dim)[1]), dim)
+    return HalfGated(torch.sigmoid(call.wide(call.args[0]).chunk(2, dim)[1]), dim)
 
 
 def dropout(call: Call) -> Form | None:

@@ -100,7 +100,7 @@ def load(
             source = _opened(place, allow_pickle)
             config = _configured(source, allow_remote_code, attention, dequantize)
             model = _model(source, config, dtype_of(dtype), device, allow_remote_code, dequantize)
-            with _explained(place, "tokenizer"), quiet(), _alone(), _without_panics():
+            with _explained(place, "tokenizer"), quiet(), _quiet_transformers(), _without_panics():
                 tokenizer = AutoTokenizer.from_pretrained(
                     source.where, trust_remote_code=allow_remote_code, **source.arguments
                 )
@@ -186,7 +186,7 @@ def _fetched(place: Place) -> tuple[Place, Path]:
 
     If the hub cannot be reached but the cache has the model, only the cache is used from then on.
     """
-    with _explained(place), quiet(), _alone():
+    with _explained(place), quiet(), _quiet_transformers():
         place = replace(place, hub=_reached(place))
         folder = Path(str(cached_file(place.where, folders.CONFIG, **place.hub.arguments))).parent
         root = folder
@@ -236,7 +236,7 @@ def _of_gguf(
     assert place.file is not None
     path, dtype = Path(place.where) / place.file, dtype or torch.float32
     if not place.is_here:
-        with _explained(place), quiet(), _alone(shown=True):
+        with _explained(place), quiet(), _quiet_transformers(shown=True):
             path = Path(str(cached_file(place.where, place.file, **_reached(place).arguments)))
     file = gguf.File.read(path, place.name)
     with _explained(place), quiet():
@@ -247,7 +247,7 @@ def _of_gguf(
         checkpoint.check_size(file.stored, dtype, place.name)
     need = file.elements * dtype.itemsize
     announce(f"Dequantising {place.name}", file.elements / gguf.DEQUANTISED, need, torch.device("cpu"))
-    with _explained(place), quiet(), _alone(), checkpoint.bounded(lambda: file.stored, place.name, False):
+    with _explained(place), quiet(), _quiet_transformers(), checkpoint.bounded(lambda: file.stored, place.name, False):
         model, missing = converter.model_of(file, config, dtype, "auto" if device == "auto" else None)
     _check_whole(missing, place.name)
     with _explained(place, "tokenizer"), quiet(), _without_panics():
@@ -341,7 +341,12 @@ def _model(
         kwargs["device_map"] = {"": "cpu"}  # by default some methods choose the device of their kernels
     kwargs["adapter_kwargs"] = {"local_files_only": source.is_final}  # or it asks a hub that may not answer
     shown = not source.is_here or sum(file.stat().st_size for file in source.folder.glob("*.safetensors")) > LARGE
-    with _explained(source.place), quiet(), _alone(shown), checkpoint.bounded(lambda: source.tensors, name, packed):
+    with (
+        _explained(source.place),
+        quiet(),
+        _quiet_transformers(shown),
+        checkpoint.bounded(lambda: source.tensors, name, packed),
+    ):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.where, config=config, output_loading_info=True, trust_remote_code=allow_remote_code,
             dtype=dtype or "auto", **kwargs,
@@ -381,7 +386,7 @@ def _check_whole(missing: list[str], name: str) -> None:
 
 
 @contextmanager
-def _alone(shown: bool = False) -> Iterator[None]:
+def _quiet_transformers(shown: bool = False) -> Iterator[None]:
     """Keep transformers from showing warnings, downloading kernels, and asking the hub for conversions.
 
     If `shown`, its progress bars appear on a terminal or in a notebook.

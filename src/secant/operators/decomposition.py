@@ -210,7 +210,7 @@ def frobenius(op: Operator, *, per_token: bool = False, samples: int = 64, seed:
 
 
 @checked
-def captured(op: Operator, f: SVD | Sequence[SVD]) -> Float[Tensor, " k"]:
+def missed(op: Operator, f: SVD | Sequence[SVD]) -> Float[Tensor, " k"]:
     """The share of the output that the leading triplets miss: ‖Σ_t J_t^(i) x_t + b - y‖ / ‖y‖.
 
     J^(i) consists of the first i triplets, i from 1, of the operator or of each token's block.

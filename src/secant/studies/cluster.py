@@ -2,7 +2,7 @@
 
 Ray Data gives each worker of a pool the next shard. It replaces a worker that dies, if necessary on another machine,
 and has its shard computed again (https://docs.ray.io/en/latest/data). A row of its results also holds the error that
-the worker raised, and how many workers died at the shard: see `secant.studies.hands`.
+the worker raised, and how many workers died at the shard: see `secant.studies.cluster_worker`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 from secant.errors import BadArgument, SecantError, integer
 from secant.foreign import required
-from secant.studies.hands import Hand, Tally
+from secant.studies.cluster_worker import ClusterWorker, Tally
 
 if TYPE_CHECKING:
     from secant.studies.work import Computed, Shard, Work
@@ -90,7 +90,8 @@ def _streamed(
     given = data.from_items([{"shard": pickle.dumps(shard)} for shard in shards], override_num_blocks=len(shards))
     given.context.enable_progress_bars = False
     made = given.map_batches(
-        Hand, fn_constructor_args=(ray.cloudpickle.dumps(work), tally, TRIES), batch_size=1, batch_format="pandas",
+        ClusterWorker, fn_constructor_args=(ray.cloudpickle.dumps(work), tally, TRIES), batch_size=1,
+        batch_format="pandas",
         compute=data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1), **each,
     )  # fmt: skip
     rows = iter(made.iter_batches(batch_size=None, batch_format="pandas", prefetch_batches=0))

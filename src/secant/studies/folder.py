@@ -251,7 +251,7 @@ def verify(shard: Path, identity: Identity) -> None:
     if set(names) != {MANIFEST, *manifest["files"]}:
         raise DamagedFile("A shard must be as it was written", f"{shard} with different files", ANEW)
     for name in manifest["files"]:
-        sound(shard / name, ANEW)
+        check_intact(shard / name, ANEW)
     label = identity.labels[int(shard.name.split("-")[0])]
     own = (shard.name, identity.key, identity.fingerprints.get(label))
     if tuple(manifest.get(key) for key in ("shard", "study", "fingerprint")) != own:
@@ -281,7 +281,7 @@ def write_manifest(folder: Path, **about: str) -> None:
     write_json(folder / MANIFEST, {**about, "files": files})
 
 
-def sound(file: Path, todo: str = "Run the study again: finished shards are not computed again.") -> None:
+def check_intact(file: Path, todo: str = "Run the study again: finished shards are not computed again.") -> None:
     """Check a file against its folder's manifest.
 
     Args:

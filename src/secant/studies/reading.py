@@ -84,7 +84,7 @@ def _file(study: Study, table: str) -> Path:
 def _rows(study: Study, table: str, columns: Iterable[str], condition: Any = None) -> pd.DataFrame:
     """Columns of a table, in the rows that meet a condition. Raises DamagedFile."""
     file, names, todo = _file(study, table), [*columns], "Run the study again."
-    study.sound(table)
+    study.check_intact(table)
     with explained(DamagedFile, f"The table {table} of a study must have its columns", todo, str(file)):
         data = pyarrow.dataset.dataset(file, format="parquet")
         if missing := set(names) - set(data.schema.names):

@@ -27,7 +27,7 @@ from secant.results.paths import path_of, paths_of
 from secant.results.result import Viewed
 from secant.results.view import Grid, Shown, View
 from secant.studies.analyses import ANALYSES, Settings
-from secant.studies.folder import SHARDS, SPEC, TABLES, Folder, read, sound
+from secant.studies.folder import SHARDS, SPEC, TABLES, Folder, check_intact, read
 from secant.studies.identity import MOST, Identity, shard_name
 from secant.studies.local import inline, local
 from secant.studies.prompts import Item, Prompts, digest, given
@@ -56,7 +56,7 @@ class Study(Viewed):
     folder: Path
     identity: Identity
     missing: int
-    _sound: set[Path] = field(default_factory=set, init=False, repr=False, compare=False)
+    _intact: set[Path] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: str | Path) -> Study:
@@ -98,7 +98,7 @@ class Study(Viewed):
             raise BadArgument(
                 f"The tables are {', '.join(self.tables) or 'none yet'}", repr(table), "Choose one of them."
             )
-        self.sound(table)
+        self.check_intact(table)
         integers = {pyarrow.int64(): pd.Int64Dtype()}  # numpy's integers can't be missing
         read, todo = pyarrow.parquet.read_table, "Run the study again."
         with explained(DamagedFile, "A study's tables must be Parquet files", todo, f"{self.folder}"):
@@ -107,7 +107,7 @@ class Study(Viewed):
             ]
         return pd.concat(some, ignore_index=True)
 
-    def sound(self, table: str) -> None:
+    def check_intact(self, table: str) -> None:
         """Check that the files of a table are as they were written. Each file is checked once.
 
         Args:
@@ -118,9 +118,9 @@ class Study(Viewed):
 
         """
         for file in self._files(table):
-            if file not in self._sound:
-                sound(file)
-                self._sound.add(file)
+            if file not in self._intact:
+                check_intact(file)
+                self._intact.add(file)
 
     @property
     def failed(self) -> pd.DataFrame:

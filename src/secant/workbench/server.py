@@ -26,7 +26,7 @@ from secant.workbench.assets import index, script, style
 from secant.workbench.choices import choices
 from secant.workbench.guard import Guard, TooLong
 from secant.workbench.jobs import DONE
-from secant.workbench.session import Busy, Session, Told
+from secant.workbench.session import Busy, Message, Session
 
 EVENTS = 10_000
 """The most events that wait for a browser; beyond this number, its stream ends."""
@@ -110,9 +110,9 @@ async def _saved(session: Session, request: Request) -> Response:
 
 async def _events(session: Session, request: Request) -> Response:
     """Server-sent events: all jobs first, and then each change of a job."""
-    loop, events = asyncio.get_running_loop(), asyncio.Queue[Told | None](EVENTS)
+    loop, events = asyncio.get_running_loop(), asyncio.Queue[Message | None](EVENTS)
 
-    def listener(told: Told) -> None:
+    def listener(told: Message) -> None:
         loop.call_soon_threadsafe(_put, events, told)
 
     async def each() -> AsyncIterator[dict[str, str]]:
@@ -127,7 +127,7 @@ async def _events(session: Session, request: Request) -> Response:
     return EventSourceResponse(each(), ping=15)
 
 
-def _put(events: asyncio.Queue[Told | None], told: Told) -> None:
+def _put(events: asyncio.Queue[Message | None], told: Message) -> None:
     """Adds an event. If nobody reads the events, all are dropped, and one that ends the stream replaces them."""
     if events.full():
         while not events.empty():

@@ -33,7 +33,7 @@ from secant.workbench.jobs import (
 )
 from secant.workbench.tasks import KINDS, Model, Work, refuse
 
-Told = dict[str, Any]
+Message = dict[str, Any]
 
 PATIENCE = 20.0
 """A stage that is estimated to take more seconds is computed on request only."""
@@ -64,7 +64,7 @@ class Session:
         self.works: OrderedDict[str, Work] = OrderedDict()
         self.jobs: OrderedDict[int, Job] = OrderedDict()
         self._waiting: list[Job] = []
-        self._listeners: list[Callable[[Told], None]] = []
+        self._listeners: list[Callable[[Message], None]] = []
         self._ready = threading.Condition(threading.RLock())
         self._ended = False
         self._ratio: dict[tuple[str, str], float] = {}
@@ -169,7 +169,7 @@ class Session:
             if job.state in (WAITING, OFFERED):
                 self._drop(job)
 
-    def listen(self, listener: Callable[[Told], None]) -> tuple[list[Told], Callable[[], None]]:
+    def listen(self, listener: Callable[[Message], None]) -> tuple[list[Message], Callable[[], None]]:
         """Reports every change of a job from now on.
 
         Args:

@@ -61,7 +61,7 @@ class Tally:
         return list(self._at)
 
 
-class Hand:
+class ClusterWorker:
     """A worker, run by an actor of Ray Data. It returns errors as results, since Ray Data would hide their class."""
 
     def __init__(self, work: bytes, tally: Any, tries: int) -> None:

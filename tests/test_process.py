@@ -278,7 +278,7 @@ def made(lm: sc.LM) -> Cases:
         "svd": (sc.svd, {"op": op, "k": 2, "per_token": False, "solver": "auto", "tol": None, "seed": 0,
                          "start": None, "max_memory": "1GiB"}),
         "stable_rank": (sc.stable_rank, {"op": op, "per_token": False}),
-        "captured": (sc.captured, {"op": op, "f": f}),
+        "missed": (sc.missed, {"op": op, "f": f}),
         "frobenius": (sc.frobenius, {"op": op, "per_token": False, "samples": 8, "seed": 0}),
         "decode": (sc.decode, {"lm": lm, "directions": f.U, "side": "output", "top": 2, "metric": None,
                                "centered": False, "keep": None, "null": None}),
@@ -321,7 +321,7 @@ def cases(lm: sc.LM) -> Cases:
 
 
 NAMES = [
-    "freeze", "explain", "attribute", "svd", "stable_rank", "captured", "frobenius", "decode", "null", "largest",
+    "freeze", "explain", "attribute", "svd", "stable_rank", "missed", "frobenius", "decode", "null", "largest",
     "follow", "ablate", "ablations", "faithfulness", "layers", "lens", "sensitivity", "sinks", "reach", "screen",
     "steer", "steering_sweep", "compare",
     "Run.operator", "Run.next", "Operator.block", "Operator.dense",
@@ -370,7 +370,7 @@ def try_all(folder: str) -> None:
 @pytest.mark.slow
 def test_arguments_of_any_kind_are_taken_or_refused(folder: Path) -> None:
     """In a process of its own, where nothing checks types but secant."""
-    code = f"import test_border; test_border.try_all({str(folder)!r})"
+    code = f"import test_process; test_process.try_all({str(folder)!r})"
     env = {**ENV, "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=env, check=False
