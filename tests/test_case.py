@@ -17,7 +17,7 @@ from torch import Tensor
 import secant as sc
 from secant.analyses import case as cases
 from secant.analyses.case import Case
-from secant.linearize import run as runs
+from secant.linearize import certificate as certificates, run as runs
 from secant.linearize.conventions import CONVENTIONS
 from secant.linearize.network import Recording
 from secant.linearize.replay import Replay
@@ -264,7 +264,7 @@ def test_a_batch_of_references_is_certified_itself(lm: sc.LM, counts: Counts, mo
     assert batch.certificate.convention == "secant"
     assert batch.certificate.affinity != run.certificate.affinity
     assert max(batch.certificate.affinity, batch.certificate.reconstruction, batch.certificate.readout) < 1e-12
-    monkeypatch.setattr(runs, "_errors", lambda network, seed: (0.0, 1e-3, 0.0))
+    monkeypatch.setattr(certificates, "_errors", lambda network, seed: (0.0, 1e-3, 0.0))
     with pytest.raises(sc.SecantError, match="affinity"):
         sc.attribute(run, references=4)
 

@@ -26,8 +26,9 @@ if TYPE_CHECKING:  # with `as`, which says to type checkers that a name is publi
     from secant.analyses.sensitivity import Sensitivity as Sensitivity, sensitivity as sensitivity
     from secant.analyses.sinks import sinks as sinks
     from secant.errors import NoRule as NoRule, NotExact as NotExact, SecantError as SecantError
+    from secant.linearize.certificate import Certificate as Certificate
     from secant.linearize.conventions import Convention as Convention
-    from secant.linearize.run import Certificate as Certificate, Prediction as Prediction, Run as Run, freeze as freeze
+    from secant.linearize.run import Prediction as Prediction, Run as Run, freeze as freeze
     from secant.model.lm import LM as LM
     from secant.model.loading import load as load
     from secant.operators.decomposition import (
@@ -57,7 +58,8 @@ _WHERE = {
     "model.lm": ["LM"],
     "model.loading": ["load"],
     "linearize.conventions": ["Convention"],
-    "linearize.run": ["freeze", "Run", "Prediction", "Certificate"],
+    "linearize.certificate": ["Certificate"],
+    "linearize.run": ["freeze", "Run", "Prediction"],
     "operators.operator": ["Operator"],
     "operators.decomposition": ["svd", "stable_rank", "missed", "frobenius", "Estimate"],
     "operators.spectrum": ["SVD"],

@@ -21,9 +21,10 @@ from secant.analyses.attribution import HEAD, HEADS_SHOWN, KIND, LAYER_OF, NAME,
 from secant.errors import BadArgument, BadPrompt, NoPoint, checked, integer
 from secant.linearize.network import patched_logits, replayed, running
 from secant.linearize.points import PARTS, ActivationGraph, Point
-from secant.linearize.run import ITS_LOGIT, LOGIT, PROBABILITY, Run
+from secant.linearize.run import Run
 from secant.memory import Progress
 from secant.numeric import wide
+from secant.results.columns import ITS_LOGIT, LOGIT, PROBABILITY
 from secant.results.page import shown_text
 from secant.results.result import Result
 from secant.results.schema import Column, Table, records

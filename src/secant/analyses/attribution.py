@@ -35,10 +35,12 @@ from secant.analyses.sinks import Selective
 from secant.analyses.targets import BASELINES, Target, target_of
 from secant.analyses.terms import ORIGIN, Parts, dot, entry, input_rows, slopes_by_input, token_rows
 from secant.errors import BadArgument, NotExact, checked, integer
+from secant.linearize.certificate import HIDDEN_OPERATION
 from secant.linearize.conventions import Named, convention_named
-from secant.linearize.run import CONVENTION, HIDDEN_OPERATION, LOGIT, POSITION, TOKEN, Run
+from secant.linearize.run import Run
 from secant.memory import limited
 from secant.numeric import wide
+from secant.results.columns import CONVENTION, LOGIT, POSITION, TOKEN
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, View

@@ -8,20 +8,20 @@ from typing import Any
 import pandas as pd
 
 from secant.analyses.frames import CONTRIBUTED, NORM, SHARE
-from secant.linearize.run import (
+from secant.linearize.run import PREDICTIONS
+from secant.operators.spectrum import SPECTRUM, STABLE_RANK, VALUE, VECTOR
+from secant.results.columns import (
     BLOCK_POSITION,
     CONVENTION,
     ITS_LOGIT,
     MODEL,
     POSITION,
-    PREDICTIONS,
     PROBABILITY,
     RECONSTRUCTION,
     RELATIVE,
     TOKEN,
     TOKEN_ID,
 )
-from secant.operators.spectrum import SPECTRUM, STABLE_RANK, VALUE, VECTOR
 from secant.results.formats import shown
 from secant.results.result import Result
 from secant.results.schema import Column, Table

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from secant.analyses.attribution import CONTRIBUTIONS, Attribution, attribute
 from secant.errors import BadArgument, checked, integer
-from secant.linearize.run import ITS_LOGIT, PROBABILITY, RECONSTRUCTION, TOKEN, Certificate, Prediction, Run
+from secant.linearize.certificate import Certificate
+from secant.linearize.run import Prediction, Run
 from secant.memory import Progress
+from secant.results.columns import ITS_LOGIT, PROBABILITY, RECONSTRUCTION, TOKEN
 from secant.results.result import Result
 from secant.results.schema import Column
 from secant.results.view import Cell, Grid, Shown, Tokens, View, missing

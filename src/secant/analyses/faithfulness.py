@@ -35,8 +35,9 @@ from secant.analyses.targets import target_of
 from secant.errors import BadArgument, checked, integer, seeded
 from secant.foreign import required
 from secant.linearize.network import running
-from secant.linearize.run import LOGIT, POSITION, TOKEN, Run
+from secant.linearize.run import Run
 from secant.numeric import wide
+from secant.results.columns import LOGIT, POSITION, TOKEN
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Shown, View, cells

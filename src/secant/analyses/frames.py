@@ -14,8 +14,9 @@ from torch import Tensor
 
 from secant.analyses.attribution import CONTRIBUTIONS, EFFECT, Attribution
 from secant.analyses.sinks import RECEIVED, SINK
-from secant.linearize.run import HIDDEN_STATE, LOGIT, POSITION, TOKEN, TOKEN_ID, Run
+from secant.linearize.run import Run
 from secant.operators.spectrum import BLOCK, SIGMA, SPECTRUM, STABLE_RANK, SVD, VALUE, VECTOR
+from secant.results.columns import HIDDEN_STATE, LOGIT, POSITION, TOKEN, TOKEN_ID
 from secant.results.schema import Column, Table
 from secant.stream.words import RANK, SCORE, SIDE, WORD, WORD_ID, Null, Word, Z, ranked
 

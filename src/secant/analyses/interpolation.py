@@ -22,13 +22,14 @@ from torch import Tensor
 
 from secant.errors import BadArgument, BadPrompt, checked, integer
 from secant.linearize.network import Network, record, running
-from secant.linearize.run import RECONSTRUCTION, RELATIVE, TOKEN, Run, tangent
+from secant.linearize.run import Run, tangent
 from secant.memory import Progress, allowance
 from secant.model.lm import Prompt
 from secant.numeric import relative, wide
 from secant.operators.decomposition import svd
 from secant.operators.operator import Operator
 from secant.operators.spectrum import SVD
+from secant.results.columns import RECONSTRUCTION, RELATIVE, TOKEN
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Tokens, View

@@ -21,10 +21,12 @@ from secant.analyses.origins import origin_of
 from secant.analyses.sinks import Selective
 from secant.analyses.targets import target_of
 from secant.errors import BadArgument, NoPoint, NotExact, checked, integer
-from secant.linearize.run import HIDDEN_OPERATION, LOGIT, POSITION, PROBABILITY, TOKEN, Run
+from secant.linearize.certificate import HIDDEN_OPERATION
+from secant.linearize.run import Run
 from secant.memory import Progress, limited
 from secant.numeric import wide
 from secant.operators.operator import Graph
+from secant.results.columns import LOGIT, POSITION, PROBABILITY, TOKEN
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, Style, View

@@ -28,12 +28,13 @@ from torch import Tensor
 from secant.analyses.case import Case
 from secant.errors import BadArgument, BadPrompt, SecantError, checked, integer, seeded, several, share
 from secant.linearize.conventions import FOR_OPERATORS, Named, convention_named
-from secant.linearize.run import BLOCK_POSITION, BLOCK_TOKEN, Run, freeze
+from secant.linearize.run import Run, freeze
 from secant.memory import Progress
 from secant.model.encoding import listed
 from secant.model.lm import LM, Prompt
 from secant.model.tokens import as_id
 from secant.operators.spectrum import BLOCK, SVD, VALUE, VECTOR
+from secant.results.columns import BLOCK_POSITION, BLOCK_TOKEN
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, Tokens, View

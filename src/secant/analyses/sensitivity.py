@@ -26,9 +26,10 @@ from secant.analyses.targets import target_of
 from secant.errors import checked
 from secant.linearize.conventions import Named, convention_named
 from secant.linearize.network import running
-from secant.linearize.run import CONVENTION, LOGIT, Run
+from secant.linearize.run import Run
 from secant.memory import Progress, limited, stopping_point
 from secant.numeric import wide
+from secant.results.columns import CONVENTION, LOGIT
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Shown, View

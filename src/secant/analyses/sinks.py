@@ -19,9 +19,10 @@ from torch import Tensor
 from secant.errors import checked
 from secant.linearize.forms import Attended, Constant
 from secant.linearize.rules import ROWS
-from secant.linearize.run import POSITION, TOKEN, Run
+from secant.linearize.run import Run
 from secant.linearize.secants import LiveAttention
 from secant.numeric import wide
+from secant.results.columns import POSITION, TOKEN
 from secant.results.schema import Column, Table
 from secant.text import visible
 

@@ -19,9 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.errors import NoPoint
-from secant.linearize.run import POSITION, TOKEN, Run
+from secant.linearize.run import Run
 from secant.operators.batched import Blocks
 from secant.operators.operator import Graph
+from secant.results.columns import POSITION, TOKEN
 from secant.results.schema import Column, Table
 from secant.stream.decode import decode
 from secant.stream.depths import LAYER, PART

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from math import isnan, nan
+from math import nan
 from typing import Any, SupportsIndex
 
 import pandas as pd
@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secant.errors import BadArgument, ModelRefused, NotExact, ReplayMismatch, checked, integer, number, seeded
 from secant.foreign import explained
+from secant.linearize.certificate import HIDDEN_OPERATION, TOLERANCE, Certificate, certified, not_numbers, stock_error
 from secant.linearize.conventions import FOR_CONTRIBUTIONS, FOR_OPERATORS, Named, convention_named
 from secant.linearize.forecast import announce_cost
 from secant.linearize.network import (
@@ -36,43 +37,16 @@ from secant.linearize.network import (
 )
 from secant.linearize.points import ActivationGraph
 from secant.linearize.tape import Tape, WithoutParameters
-from secant.linearize.untouched import State, untouched
+from secant.linearize.untouched import State
 from secant.memory import room
 from secant.model import weights
 from secant.model.lm import LM, Prompt, dtype_of, versions
 from secant.numeric import relative, wide
 from secant.operators.operator import Graph, Operator
+from secant.results.columns import ITS_LOGIT, POSITION, PROBABILITY, TOKEN, TOKEN_ID
 from secant.results.result import Described, Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Tokens, View
-
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.1}
-"""The largest allowed error by dtype: of reconstruction by the model's dtype, of affinity by the precision."""
-
-
-HIDDEN_OPERATION = (
-    "A custom kernel or autograd function hides a nonlinearity: use the model's plain torch implementation, such as"
-    " attention='eager'. Or rounding alone exceeds the tolerance."
-)
-
-
-LOGIT, RELATIVE, HIDDEN_STATE = "logit", "share of a norm", "hidden state"
-"""Units that several tables share."""
-
-POSITION = Column("position", int, "place of the token in the prompt, from 0", heading="")
-BLOCK_POSITION = POSITION.but(
-    meaning="place of the token whose block it is, from 0; missing: all tokens together", missing=True
-)
-TOKEN = Column("token", str, "the token's text", show="token")
-BLOCK_TOKEN = TOKEN.but(meaning="the token's text; missing: all tokens together", missing=True)
-TOKEN_ID = Column("id", int, "its id in the vocabulary")
-PROBABILITY = Column("probability", float, "its probability", "probability", heading="p", show="percent")
-ITS_LOGIT = Column("logit", float, "its logit", LOGIT, show="logit")
-RECONSTRUCTION = Column("reconstruction", float, "‖J x + b - y‖ / ‖y‖", RELATIVE, heading="exact to", show="error")
-MODEL = Column("model", str, "the model's name")
-CONVENTION = Column(
-    "convention", str, "which exact affine map replaces each operation (Conventions in the documentation)"
-)
 
 POSITIONS = Table(
     "positions",
@@ -114,63 +88,6 @@ class Prediction:
     id: int
     probability: float
     logit: float
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """The evidence that a run is exact. All errors are relative norms.
-
-    In half precision the tolerances catch only gross errors; `precision="float32"` tightens `affinity_tolerance`.
-
-    Attributes:
-        forward_equal: Whether the recorded logits equal the plain model's bit for bit; in float64, those of the model
-            without its casts to float32.
-        reconstruction: ‖J x + b - y‖ / ‖y‖, from products with J.
-        affinity: The largest of two errors at a random input v: ‖J v + b - r(v)‖ / ‖r(v)‖ at any position, where r is
-            a replay, and |u·J v - v·Jᵀ u| / (‖u‖ ‖J v‖) for a random u.
-        readout: The error of the logits if the head is applied to J x + b in a pass whose input is v.
-        stock: In float64, the difference between the logits of the stock model, which casts to float32, and these.
-        constants: ‖b‖ / ‖y‖.
-        ordinary: ‖J' x - y‖ / ‖y‖ with the ordinary Jacobian J', if it was requested.
-        tolerance: The largest allowed `reconstruction` and `readout`.
-        affinity_tolerance: The largest allowed `affinity`.
-        convention: The label of the convention, which says which exact affine map replaces each operation.
-        dtype: The model's type.
-        precision: The type in which the frozen network is evaluated.
-        attention: The model's attention implementation.
-        versions: The versions of the packages involved.
-        operations: How many calls with live arguments there were, by function and kind of frozen form.
-    """
-
-    forward_equal: bool
-    reconstruction: float
-    affinity: float
-    readout: float
-    stock: float | None
-    constants: float
-    ordinary: float | None
-    tolerance: float
-    affinity_tolerance: float
-    convention: str
-    dtype: str
-    precision: str
-    attention: str
-    versions: dict[str, str]
-    operations: dict[str, int]
-
-    def lines(self) -> list[str]:
-        """Returns a summary in two lines: the errors, and how the run was computed."""
-        equal = "forward bit-equal" if self.forward_equal else "forward differs"
-        precision = "" if self.precision == self.dtype else f", system in {self.precision}"
-        live, linear = sum(self.operations.values()), self.operations.get("linear", 0)
-        secants = sum(count for name, count in self.operations.items() if name.endswith(": secant"))
-        replaced = f"{live - linear - secants} of {live} operations frozen" + (
-            f", {secants} secants" if secants else ""
-        )
-        return [
-            f"{equal} · reconstruction {self.reconstruction:.1e} · affinity {self.affinity:.1e}",
-            f"{self.dtype}{precision} · {self.attention} attention · convention {self.convention} · {replaced}",
-        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -399,7 +316,7 @@ class Run(Result):
         _ = network.with_constants  # contributions need it too, and it has the points of the errors
         how: dict[str, Any] = {"convention": recording.convention, "operations": recording.tape.operations()}
         with self._exact_itself():
-            return _certified(network, self.seed, replace(self.certificate, **how))
+            return certified(network, self.seed, replace(self.certificate, **how))
 
     @contextmanager
     def _exact_itself(self) -> Iterator[None]:
@@ -564,8 +481,8 @@ def _frozen(
     with running(lm, lm.dtype, state=state) as own, odd:
         x, plain = lm.embed(ids), lm.logits(ids)
     if bad := plain.isnan().any(-1).nonzero().flatten().tolist():
-        raise _not_numbers(lm, f"NaN at position {bad[0]}")
-    stock = _stock_error(lm, ids, plain, state) if lm.dtype == torch.float64 else None
+        raise not_numbers(lm, f"NaN at position {bad[0]}")
+    stock = stock_error(lm, ids, plain, state) if lm.dtype == torch.float64 else None
     recording = record(lm, ids, x, convention, system, state=state, seeds=[seed])
     if not recording.values["norm"][-1].any():
         raise NotExact("The final hidden state must not be zero", "one that is 0", "Check the final norm's weights.")
@@ -588,7 +505,7 @@ def _frozen(
         versions=versions(),
         operations=recording.tape.operations(),
     )
-    certificate = _certified(network, seed, unmeasured)
+    certificate = certified(network, seed, unmeasured)
     predictions = _predictions(lm, recording.values["logits"][-1], top)
     return Run(
         lm,
@@ -618,46 +535,6 @@ def precision_of(lm: LM, precision: str | torch.dtype | None) -> torch.dtype:
     return system
 
 
-def _certified(network: Network, seed: int, unmeasured: Certificate) -> Certificate:
-    """The certificate with the errors of a network. Raises NotExact, or ModelRefused where they are NaN."""
-    with explained(NotExact, "The frozen network must have products with J and its transpose", HIDDEN_OPERATION):
-        reconstruction, affinity, readout = _errors(network, seed)
-    constants = (wide(network.biases["norm"][-1]).norm() / wide(network.points["norm"][-1]).norm()).item()
-    certificate = replace(
-        unmeasured, reconstruction=reconstruction, affinity=affinity, readout=readout, constants=constants
-    )
-    if isnan(reconstruction + affinity + readout):
-        raise _not_numbers(network.lm, "NaN in its frozen factors")
-    _refuse(certificate)
-    return certificate
-
-
-def _errors(network: Network, seed: int) -> tuple[float, float, float]:
-    """The errors of reconstruction, affinity and readout."""
-    last, T = network.operator("norm", [-1]), len(network.input)
-    op = network.operator("norm", range(T))
-    x, b = op.input, wide(op.bias)
-    generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) * x.std(correction=0)
-    u = torch.randn(op.bias.shape, generator=generator, dtype=torch.float64).to(op.bias)
-    Jx, Jv = wide(op @ torch.stack([x.flatten(), v.flatten()], dim=1)).T
-    rebuilt, affine, adjoint = (Jx + b).view(T, -1), (Jv + b).view(T, -1), op.T @ u
-    replayed = network.replay(v, norm=rebuilt)
-    dot = (wide(u) @ Jv - wide(adjoint) @ wide(v).flatten()).abs() / (wide(u).norm() * Jv.norm())
-    rows = [relative(*pair) for pair in zip(affine, replayed["norm"], strict=True)]
-    logits = network.recording.values["logits"][-1]
-    return relative(rebuilt[-1], last.output), max(*rows, dot.item()), relative(replayed["logits"][-1], logits)
-
-
-def _stock_error(lm: LM, ids: Sequence[int], logits: Tensor, state: State) -> float | None:
-    """The error of the stock float64 pass, which casts to float32; None if it can't run in float64."""
-    try:
-        with untouched(lm.model, state):
-            return relative(lm.logits(ids), logits)
-    except RuntimeError:
-        return None
-
-
 def ordinary_output(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> Float[Tensor, " d"]:
     """Returns J' x with the ordinary Jacobian J' of the last hidden state, the baseline that fails."""
     return tangent(lm, recording, x).forward(x.detach().reshape(-1, 1))[:, 0]
@@ -674,54 +551,6 @@ def tangent(lm: LM, recording: Recording, x: Float[Tensor, "T d"]) -> Graph:
         hidden = watch.head.uses[recording.unembedding.use].given
         assert hidden is not None, "record has found it"
         return Graph(leaf, streams(hidden, len(ids))[recording.unembedding.stream, -1])
-
-
-def _not_numbers(lm: LM, got: str) -> ModelRefused:
-    """The error for a model whose pass is not finite; it names settings of the model that are NaN."""
-    odd = list(_nan_in(lm.model.config.to_dict()))
-    todo = "Load it in bfloat16 or float32." if lm.dtype == torch.float16 else "Report its type."
-    return ModelRefused(
-        "A model must compute finite numbers",
-        f"{got}, with {' and '.join(odd)} = NaN in its configuration" if odd else f"{got}, in {lm.dtype}",
-        "Correct its config.json." if odd else todo,
-    )
-
-
-def _nan_in(settings: Any) -> Iterator[str]:
-    """The names of settings, at any depth, that are NaN."""
-    for name, value in settings.items() if isinstance(settings, dict) else ():
-        if isinstance(value, float) and isnan(value):
-            yield name
-        yield from _nan_in(value)
-
-
-def _refuse(c: Certificate) -> None:
-    """Raise NotExact if the certificate fails."""
-    if not c.forward_equal:
-        raise NotExact(
-            "The recorded pass must equal the plain model's, bit for bit", "a different result",
-            "The model's forward pass is not deterministic. Remove what is random in it.",
-        )  # fmt: skip
-    if c.stock is not None and not c.stock < 1e-3:
-        raise NotExact(
-            "A float64 pass may differ from the stock one only by its casts to float32, by at most 1e-03",
-            f"{c.stock:.0e}",
-            "Freeze the model in float32, and report its type.",
-        )  # fmt: skip
-    checks = ((c.reconstruction, c.tolerance, "reconstruction"), (c.affinity, c.affinity_tolerance, "affinity"))
-    for error, tolerance, name in checks:
-        if not error <= tolerance:
-            raise NotExact(
-                f"The frozen network must be affine and reproduce the model to {tolerance:.0e} in {c.precision}",
-                f"{name} {error:.1e}",
-                HIDDEN_OPERATION,
-            )
-    if not c.readout <= c.tolerance:
-        raise NotExact(
-            f"The head applied to J x + b must give the model's logits to {c.tolerance:.0e}",
-            f"an error of {c.readout:.1e}",
-            "The logits depend on more than the hidden states that the head reads: report the model's type.",
-        )  # fmt: skip
 
 
 def _predictions(lm: LM, logits: Float[Tensor, " vocabulary"], top: int) -> list[Prediction]:

@@ -8,8 +8,9 @@ from typing import Any, SupportsFloat, SupportsIndex
 import pandas as pd
 
 from secant.errors import checked
-from secant.linearize.run import TOKEN, TOKEN_ID, Run
+from secant.linearize.run import Run
 from secant.model.lm import LM, Prompt
+from secant.results.columns import TOKEN, TOKEN_ID
 from secant.results.formats import number
 from secant.results.result import Result
 from secant.results.schema import Column, Table

@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 
 from secant.errors import NoPoint
-from secant.linearize.run import BLOCK_POSITION, BLOCK_TOKEN, RECONSTRUCTION, Run
+from secant.linearize.run import Run
 from secant.operators.spectrum import BLOCK, NORMALIZED, SIGMA, STABLE_RANK, SVD, VALUE, VECTOR
+from secant.results.columns import BLOCK_POSITION, BLOCK_TOKEN, RECONSTRUCTION
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, View

@@ -9,10 +9,10 @@ import pandas as pd
 import torch
 
 from secant.errors import BadArgument, checked, integer
-from secant.linearize.run import POSITION, TOKEN
 from secant.model.lm import LM
 from secant.operators.operator import Operator
 from secant.operators.spectrum import SIGMA
+from secant.results.columns import POSITION, TOKEN
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Shown, Tokens, View, cells

@@ -18,9 +18,10 @@ from secant.analyses.case import Case
 from secant.analyses.frames import SINGULAR_VALUES, WORDS
 from secant.errors import NoRule, NotExact
 from secant.linearize.conventions import CONVENTIONS
-from secant.linearize.run import BLOCK_POSITION, BLOCK_TOKEN, RECONSTRUCTION, RELATIVE, freeze
+from secant.linearize.run import freeze
 from secant.numeric import wide
 from secant.operators.spectrum import STABLE_RANK
+from secant.results.columns import BLOCK_POSITION, BLOCK_TOKEN, RECONSTRUCTION, RELATIVE
 from secant.results.schema import Column, Table
 from secant.stream.depths import COUPLING, FIRST_SEEN, FROBENIUS, LAYERS
 from secant.stream.words import SIDES, ranked

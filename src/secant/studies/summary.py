@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from secant.analyses.attribution import KIND
-from secant.linearize.run import BLOCK_POSITION, CONVENTION, MODEL, RELATIVE
 from secant.operators.spectrum import VECTOR
+from secant.results.columns import BLOCK_POSITION, CONVENTION, MODEL, RELATIVE
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Shown, View

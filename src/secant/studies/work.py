@@ -19,12 +19,13 @@ from safetensors.torch import save
 
 from secant.analyses.case import Case
 from secant.errors import OutputFailed, SecantError, TooLarge, is_out_of_memory
-from secant.linearize.run import CONVENTION, ITS_LOGIT, MODEL, PROBABILITY, RELATIVE, Run, freeze, precision_of
+from secant.linearize.run import Run, freeze, precision_of
 from secant.memory import limited, unannounced
 from secant.model.lm import LM
 from secant.model.loading import load
 from secant.model.sources import ATLAS
 from secant.model.weights import fingerprint
+from secant.results.columns import CONVENTION, ITS_LOGIT, MODEL, PROBABILITY, RELATIVE
 from secant.results.schema import Column, Table
 from secant.stream.words import Null, Side
 from secant.studies.analyses import ANALYSES, Settings

@@ -70,7 +70,7 @@ class Certificates:
 
 def _schema(command: str) -> Schema:
     """What `--json` prints: each certificate, or why there is none."""
-    from secant.linearize.run import Certificate
+    from secant.linearize.certificate import Certificate
     from secant.results.json_schema import dataclass_schema, object_schema
 
     exact = dataclass_schema(Certificate)
