@@ -130,6 +130,8 @@ def explained(
             lm, prompt, target=target, k=k, top=top, convention=convention, precision=precision, seed=seed,
             origin=origin, baseline=baseline, nulls=nulls,
         )  # fmt: skip
+    if layers:  # before anything is computed
+        case.run.found_layers("Leave out the layers.")
     with case.working(max_memory, progress):
         with timed("contributions", seconds):
             _ = case.attribution()

@@ -234,9 +234,8 @@ def lens(
         token = int(wanted.weights.argmax())
         if run.lm.text(token) != wanted.name:
             raise BadArgument("The lens follows one token", wanted.label, "Name one.")
+        run.found_layers("Report the model's type.")
         inside = run.inside
-        if not inside.layers:
-            raise NoPoint("The lens requires the model's layers", "none", "Report the model's type.")
         names = depths(inside, parts)
         base = wide(origin_of(run, origin).embeddings)
         table, words, terms = list[Any](), list[Any](), list[Any]()

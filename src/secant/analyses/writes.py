@@ -163,8 +163,7 @@ def depth_terms(
 
     """
     inside, at = run.inside, len(run.ids) - 1
-    if not inside.layers:
-        raise NoPoint("Top tokens at each depth require the model's layers", "none", "Report the model's type.")
+    run.found_layers("Report the model's type.")
     names = depths(inside)
     if len({inside.graph[name].shape for name in names}) > 1:
         raise NoPoint(

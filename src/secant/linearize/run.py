@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from secant.errors import BadArgument, ModelRefused, NotExact, ReplayMismatch, checked, integer, number, seeded
+from secant.errors import BadArgument, ModelRefused, NoPoint, NotExact, ReplayMismatch, checked, integer, number, seeded
 from secant.foreign import explained
 from secant.linearize.certificate import HIDDEN_OPERATION, TOLERANCE, Certificate, certified, not_numbers, stock_error
 from secant.linearize.conventions import FOR_CONTRIBUTIONS, FOR_OPERATORS, Named, convention_named
@@ -36,6 +36,7 @@ from secant.linearize.network import (
     streams,
 )
 from secant.linearize.points import ActivationGraph
+from secant.linearize.residual_stream import Layer
 from secant.linearize.tape import Tape, WithoutParameters
 from secant.linearize.untouched import State
 from secant.memory import room
@@ -167,6 +168,21 @@ class Run(Result):
     def points(self) -> list[str]:
         """The names of the network's activations."""
         return list(self.inside.points)
+
+    def found_layers(self, todo: str) -> list[Layer]:
+        """Returns the layers of the network, which takes no pass.
+
+        Args:
+            todo: What the user can do if there are none.
+
+        Raises:
+            NoPoint: There are none.
+        """
+        if not (found := self.network.recording.layers):
+            raise NoPoint(
+                "A network's layers must be in a module list that carries the residual stream", "none", todo,
+            )  # fmt: skip
+        return found
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns the prediction at each position, and the most probable next tokens after the prompt."""

@@ -127,13 +127,7 @@ def concept_of(lm: LM, concept: Prompt | Run) -> Run:
 
 def aimed(run: Run, layer: SupportsIndex) -> Aim:
     """A concept at a layer. Raises NoPoint, BadArgument."""
-    found = run.inside.layers
-    if not found:
-        raise NoPoint(
-            "A network's layers must be in a module list that carries the residual stream",
-            "none",
-            "Use a different model.",
-        )
+    found = run.found_layers("Use a different model.")
     last = len(found) - 1
     aim = Aim(run, integer(layer, 0, last, f"The layers of this model are 0 to {last}", "layer = "))
     site = found[aim.layer].output

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.errors import BadArgument, NoPoint, checked, integer
+from secant.errors import BadArgument, checked, integer
 from secant.linearize.points import ActivationGraph
 from secant.linearize.readout import Readout
 from secant.linearize.run import Run
@@ -68,14 +68,8 @@ def layers(
         NotExact: An operator does not reproduce the model within tolerance.
 
     """
-    inside = run.inside
-    T, count = inside.tokens, len(inside.layers)
-    if not count:
-        raise NoPoint(
-            "A network's layers must be in a module list that carries the residual stream",
-            "none",
-            "Use points.",
-        )
+    count = len(run.found_layers("Use the activations that run.points lists."))
+    inside, T = run.inside, len(run.ids)
     if readout not in (None, "norm"):
         raise BadArgument("A readout of all layers is norm, or None", repr(readout), "Choose one of them.")
     if not spans or not set(spans) <= set(SPANS):
