@@ -82,7 +82,7 @@ def test_words_of_heads(lm: sc.LM) -> None:
 
 def test_a_model_without_layers_has_no_words(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
     run = sc.freeze(lm, "The bridge")
-    monkeypatch.setitem(run.inside.__dict__, "layers", [])
+    monkeypatch.setitem(run.network.recording.__dict__, "layers", [])
     assert depth_words(run, [0], 3, None).empty
 
 
