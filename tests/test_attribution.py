@@ -353,6 +353,20 @@ def test_contributions_are_the_mean_over_references(
     crossed(whole, {"abs": 1e-11, "rel": 0})
 
 
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_in_half_precision(family: str) -> None:
+    """Mamba's stream and logits are in float32, whatever the type of its weights."""
+    run = frozen(family, dtype=torch.bfloat16)
+    a = sc.attribute(run, 11, flow=True)
+    size = a.table["contribution"].abs().sum()
+    assert a.total == pytest.approx(a.logit, abs=0.05 * size)
+    assert a.direct == pytest.approx(a.logit, abs=0.05 * size)
+    lens = sc.lens(run, 11)
+    own = run.logits[-1].double()
+    assert lens.at()["logit"].iloc[-1] == pytest.approx((own[11] - own.mean()).item(), abs=0.05)
+    sc.faithfulness(run, 11, methods=("gradient x input", "integrated gradients"))
+
+
 def test_references_are_of_conventions_that_have_them() -> None:
     run = frozen("llama", convention="secant")
     with pytest.raises(BadArgument, match="at least one reference"):

@@ -32,6 +32,7 @@ from torch import Tensor
 from secant.analyses.attribution import attribute
 from secant.analyses.sensitivity import correlation, logits_of
 from secant.analyses.targets import target_of
+from secant.analyses.terms import functional
 from secant.errors import BadArgument, checked, integer, seeded
 from secant.foreign import required
 from secant.linearize.network import running
@@ -299,7 +300,7 @@ def _gradient(run: Run, aim: Aim, seed: int) -> Float[Tensor, " T"]:
     """The ordinary gradient of the logit times the input."""
     x = run.input.detach().clone().requires_grad_()
     with running(run.lm, run.lm.dtype, state=run.network.recording.state):
-        (g,) = torch.autograd.grad(run.lm.forward(run.ids, x)[0, -1] @ aim.weights.to(x), x)
+        (g,) = torch.autograd.grad(functional(run.lm.forward(run.ids, x)[0, -1], aim.weights), x)
     return (wide(g) * wide(run.input)).sum(1)
 
 
@@ -309,7 +310,7 @@ def _integrated(run: Run, aim: Aim, seed: int) -> Float[Tensor, " T"]:
     from captum.attr import IntegratedGradients
 
     def logit(x: Tensor) -> Tensor:
-        return (run.lm.forward(run.ids, x[0])[0, -1] @ aim.weights.to(x))[None]
+        return functional(run.lm.forward(run.ids, x[0])[0, -1], aim.weights)[None]
 
     with running(run.lm, run.lm.dtype, state=run.network.recording.state):
         x = run.input.detach().clone()[None]

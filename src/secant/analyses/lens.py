@@ -20,6 +20,7 @@ from torch import Tensor
 from secant.analyses.origins import origin_of
 from secant.analyses.sinks import Selective
 from secant.analyses.targets import target_of
+from secant.analyses.terms import functional
 from secant.errors import BadArgument, NoPoint, NotExact, checked, integer
 from secant.linearize.certificate import HIDDEN_OPERATION
 from secant.linearize.run import Run
@@ -306,14 +307,14 @@ def _splits(
     moved = wide(run.network.input) - base
     for start in range(0, len(where), group):
         for some, readout, rows in inside.readouts(where[start : start + group], head=True):
-            functional = readout.points["logits"][rows] @ e
-            (slopes,) = torch.autograd.grad(functional.sum(), readout.input, retain_graph=True)
+            value = functional(readout.points["logits"][rows], e)
+            (slopes,) = torch.autograd.grad(value.sum(), readout.input, retain_graph=True)
             if slopes.index_fill(0, torch.tensor(rows, device=slopes.device), 0).any():
                 raise NoPoint(
                     "The lens requires a final norm and a head that act on each position separately",
                     "operations that mix positions", "Use run.operator(..., readout='norm').",
                 )  # fmt: skip
-            constants = (readout.biases["logits"][rows] @ e).tolist()
+            constants = functional(readout.biases["logits"][rows], e).tolist()
             for few in range(0, len(some), DEPTHS):
                 here, own = some[few : few + DEPTHS], slopes[rows[few : few + DEPTHS]]
                 for (name, at), slope, through, constant in zip(
@@ -329,5 +330,5 @@ def _adjoints(run: Run, where: Sequence[tuple[str, int]], slopes: Float[Tensor, 
     x = run.network.input
     y = torch.stack([run.inside.graph[name][at] for name, at in where])
     vectors = torch.zeros(len(where), *y.shape, dtype=y.dtype, device=y.device)
-    vectors[range(len(where)), range(len(where))] = slopes
+    vectors[range(len(where)), range(len(where))] = slopes.to(vectors)
     return Graph(x, y).adjoint(vectors.flatten(1).T).T.view(len(where), *x.shape)

@@ -53,6 +53,17 @@ def dot(g: Tensor | None, x: Tensor) -> float:
     return (slope @ value).item()
 
 
+def functional(logits: Float[Tensor, "*rows vocabulary"], e: Float[Tensor, " vocabulary"]) -> Float[Tensor, "*rows"]:
+    """Returns e·logits, in the type of the logits, which some models in half precision compute in float32.
+
+    Args:
+        logits: The logits.
+        e: The functional.
+
+    """
+    return logits @ e.to(logits)
+
+
 def slopes_of(y: Tensor, inputs: Sequence[Any]) -> list[Tensor | None]:
     """The derivatives of a number with respect to tensors or edges of its graph."""
     return list(torch.autograd.grad(y, inputs, retain_graph=True, allow_unused=True)) if inputs else []
@@ -65,7 +76,7 @@ def _inputs(network: Network) -> list[Any]:
 
 def slopes_by_input(run: Run, at: int, e: Float[Tensor, " vocabulary"]) -> list[Tensor | None]:
     """The derivatives of a target with respect to the embeddings and the constants, along all paths."""
-    return slopes_of(run.network.with_constants[0]["logits"][at] @ e, _inputs(run.network))
+    return slopes_of(functional(run.network.with_constants[0]["logits"][at], e), _inputs(run.network))
 
 
 def input_rows(run: Run, by_input: Sequence[Tensor | None], origin: Origin) -> list[dict[str, Any]]:
@@ -146,7 +157,7 @@ class Parts:
         tensors = [rows for name in names for rows in inside.rows(name)]
         mixed = [name for name in names if f"{name}.heads" in inside.points]
         heads = [inside.graph[f"{name}.heads"] for name in mixed]
-        whole, straight = inside.graph["logits"][at] @ e, cut["logits"][at] @ e
+        whole, straight = (functional(logits[at], e) for logits in (inside.graph["logits"], cut["logits"]))
         every = slopes_of(whole, [*tensors, *heads, *_inputs(inside.network)])
         leaves = [inside.graph["embed"], *(leaf for leaves in given.values() for leaf in leaves)]
         direct = slopes_of(straight, [*leaves, *(c.edge for c in constants)])
