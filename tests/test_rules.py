@@ -97,7 +97,7 @@ SAMPLES: dict[str, list] = {
     **{n: [lambda x, n=n: getattr(x, n)().double()] for n in ("float", "half", "bfloat16")},
     "cuda": [], "to": [lambda x: x.to(torch.float64), lambda x: x * (3 * x).to(torch.bool)],
     "type": [lambda x: x.type(torch.float64)], **{n: [] for n in ("int", "long", "short", "char", "byte")},
-    "type_as": [lambda x: x.type_as(A)],
+    "type_as": [lambda x: x.type_as(A), lambda x: x * A.float().type_as(x).reshape(-1).view(A.shape)],
     "view_as_real": [lambda x: torch.view_as_real(torch.view_as_complex(x.view(4, 3, 2)) * (1 + 2j))],
     "view_as_complex": [lambda x: torch.view_as_real(torch.view_as_complex(x.view(4, 3, 2)) * C)],
     **{n: [lambda x, n=n: getattr(torch.view_as_complex(x.view(4, 3, 2)) * C, n)] for n in ("real", "imag")},

@@ -93,6 +93,8 @@ def converted(call: Call) -> Form | None:
     activations, which no linear map does: they are refused.
     """
     value = call.value
+    if not is_live(call.args[0]):  # a frozen value, cast to the type of a live one
+        return frozen(call)
     if not isinstance(value, Tensor) or value.dtype == torch.bool:
         return frozen(call)
     if not value.is_floating_point() or value.element_size() == 1:
