@@ -258,8 +258,8 @@ class Readouts:
         if scales is not None:
             product, constant = scales[row][:, None, None] * J, scales[row] * b
         else:
-            N = self._norm(index, row)
-            product, constant = (N @ J.flatten(1)).view(-1, *J.shape[1:]), N @ b
+            N = self._norm(index, row).to(J)  # some models in half precision have streams in float32
+            product, constant = (N @ J.flatten(1)).view(-1, *J.shape[1:]), N @ b.to(N)
         return product, constant + network.biases["norm"][row], network.values["norm"][row]
 
     def _norm(self, network: int, row: int) -> Float[Tensor, "m n"]:
