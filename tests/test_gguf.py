@@ -6,6 +6,8 @@ import json
 import logging
 import struct
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +196,40 @@ def test_the_tokenizer_comes_from_the_file(tmp_path: Path) -> None:
     assert lm.tokens.tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False) == "[ab]"
     lm = sc.load(written(tmp_path, tokenizer__ggml__add_bos_token=True))
     assert lm.encode("ab") == [1, 5]
+
+
+def test_files_that_are_opened_at_the_same_time_keep_their_own_vocabularies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is opened while the first is being read, and its reading ends after that."""
+    import transformers.integrations.gguf as integration
+
+    (tmp_path / "second").mkdir()
+    paths = [written(tmp_path), written(tmp_path / "second", tokens=["q", "a", "b", "ab"])]
+    files = [File.read(path, path.name) for path in paths]
+    alone = [converter.tokenizer_of(file).get_vocab() for file in files]
+    assert alone[0] != alone[1]
+    own, read = integration.get_gguf_tokenizer, integration.reader.read_gguf_metadata
+    began, ended = [threading.Event(), threading.Event()], threading.Event()
+
+    def slow(path: str) -> Any:
+        mine = [str(each) for each in paths].index(path)
+        began[mine].set()
+        (ended if mine else began[1]).wait(0.3)
+        other = str(paths[1 - mine])
+        assert len(integration.reader.read_gguf_metadata(other, ("tokenizer.ggml.tokens",))[1]) == len(files[0].tensors)
+        return own(path)
+
+    monkeypatch.setattr(integration, "get_gguf_tokenizer", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(converter.tokenizer_of, files[0])
+        began[0].wait()
+        second = pool.submit(converter.tokenizer_of, files[1])
+        found = [first.result().get_vocab()]
+        ended.set()
+        found.append(second.result().get_vocab())
+    assert found == alone
+    assert integration.reader.read_gguf_metadata is read
 
 
 @pytest.mark.parametrize("word", ["llama-bpe", "tekken"])
