@@ -17,7 +17,7 @@ from torch import Tensor
 import secant as sc
 from secant.analyses import case as cases
 from secant.analyses.case import Case
-from secant.linearize import run as runs
+from secant.linearize import network, run as runs
 from secant.linearize.conventions import CONVENTIONS
 from secant.linearize.network import Recording
 from secant.linearize.replay import Replay
@@ -264,8 +264,24 @@ def test_a_batch_of_references_is_certified_itself(lm: sc.LM, counts: Counts, mo
     assert batch.certificate.convention == "secant"
     assert batch.certificate.affinity != run.certificate.affinity
     assert max(batch.certificate.affinity, batch.certificate.reconstruction, batch.certificate.readout) < 1e-12
+    assert batch.chosen == run.under("secant").chosen == "secant"
+    (batch,) = sc.freeze(lm, PROMPT, convention="gate").references("secant", 5)
+    assert batch.under().certificate.convention == "secant"
     monkeypatch.setattr(runs, "_errors", lambda network, seed: (0.0, 1e-3, 0.0))
     with pytest.raises(sc.SecantError, match="affinity"):
+        sc.attribute(run, references=4)
+
+
+def test_a_batch_of_references_repeats_the_plain_pass_bit_for_bit(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, own = sc.freeze(lm, PROMPT), network.record
+
+    def off(*args: Any, **kwargs: Any) -> Any:
+        recording = own(*args, **kwargs)
+        logits = recording.values["logits"]
+        return replace(recording, values={**recording.values, "logits": logits * (1 + torch.finfo(logits.dtype).eps)})
+
+    monkeypatch.setattr(network, "record", off)
+    with pytest.raises(sc.NotExact, match="bit for bit"):
         sc.attribute(run, references=4)
 
 
