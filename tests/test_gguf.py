@@ -329,6 +329,13 @@ BROKEN = {
     "without an architecture": (gguf_files.header([]), "must name its architecture"),
     "with a long text": (gguf_files.header([("a", 8, b"\xff" * 7 + b"\0")]), "its header goes past its end"),
     "with a long list": (gguf_files.header([("a", 9, struct.pack("<IQ", 4, 2**60))]), "its header goes past its end"),
+    "with a cut list of texts": (
+        gguf_files.header([("a", 9, struct.pack("<IQ", 8, 2) + TEXT("b") + bytes(2))]), "its header goes past its end"
+    ),
+    "with a long text in a list": (
+        gguf_files.header([("a", 9, struct.pack("<IQQ", 8, 1, 2**63))]), "its header goes past its end"
+    ),
+    "with bytes that are no text": (gguf_files.header([("a", 9, struct.pack("<IQQ", 8, 1, 1) + b"\xff")]), "'utf-8'"),
     "with an unknown type": (gguf_files.header([("a", 77, b"")]), "a value of type 77"),
     "with nested lists": (gguf_files.header([("a", 9, struct.pack("<IQ", 9, 1) * 20_000)]), "a damaged one"),
     "with many values": (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**62), "its header goes past its end"),

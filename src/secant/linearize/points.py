@@ -437,15 +437,17 @@ class ActivationGraph:
         if batch is not None and not self._difference(batch, 0, end):
             yield where, batch, list(range(1, len(where) + 1))
             return
+        own = self.readout_at(self.values[last][None], head)
+        if difference := self._difference(own, end, end):
+            raise NoPoint(
+                "A readout requires a final norm and a head right after the last layer, acting on each position"
+                " separately",
+                difference,
+                "Use readout=None, or run.operator(..., readout='norm'). secant explain works without --layers.",
+            )
         for name, some in groupby(where, lambda each: each[0]):
-            single = self.readout_at(self.values[name][None], head)
+            single = own if name == last else self.readout_at(self.values[name][None], head)
             for _, at in some:
-                if name == last and (difference := self._difference(single, at, at)):
-                    raise NoPoint(
-                        "A readout requires a final norm and a head right after the last layer, acting on each position"
-                        " separately",
-                        difference, "Use run.operator(..., readout='norm'), or sc.layers with readout=None.",
-                    )  # fmt: skip
                 yield [(name, at)], single, [at]
 
     def _batched(self, h: Float[Tensor, "P T n"], head: bool) -> Readout | None:
