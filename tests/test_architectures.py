@@ -110,8 +110,11 @@ def test_a_logit_is_what_it_is_made_of(kind: str, convention: str, table: dict[s
         assert own == pytest.approx(layers[f"layers.{layer}.attn"], **close)
 
 
-WITHOUT_LAYERS = {"cpmant"}
-"""Types whose layers are in no module list that carries the residual stream."""
+WITHOUT_LAYERS = {
+    "cpmant": "its layers are in no module list that carries the residual stream",
+    "hrm_text": "the last layer is followed by a norm and a head only after others have run again",
+}
+"""Types whose layers are not read out, and why."""
 
 
 @pytest.mark.slow

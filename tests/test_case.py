@@ -17,8 +17,8 @@ from torch import Tensor
 import secant as sc
 from secant.analyses import case as cases
 from secant.analyses.case import Case
-from secant.linearize import certificate as certificates, run as runs
-from secant.linearize.conventions import CONVENTIONS
+from secant.linearize import certificate as certificates, network, run as runs
+from secant.linearize.conventions import CONVENTIONS, convention_named
 from secant.linearize.network import Recording
 from secant.linearize.replay import Replay
 from secant.linearize.tape import Record
@@ -264,8 +264,53 @@ def test_a_batch_of_references_is_certified_itself(lm: sc.LM, counts: Counts, mo
     assert batch.certificate.convention == "secant"
     assert batch.certificate.affinity != run.certificate.affinity
     assert max(batch.certificate.affinity, batch.certificate.reconstruction, batch.certificate.readout) < 1e-12
+    assert batch.chosen == run.under("secant").chosen == "secant"
+    (batch,) = sc.freeze(lm, PROMPT, convention="gate").references("secant", 5)
+    assert batch.under().certificate.convention == "secant"
     monkeypatch.setattr(certificates, "_errors", lambda network, seed: (0.0, 1e-3, 0.0))
     with pytest.raises(sc.SecantError, match="affinity"):
+        sc.attribute(run, references=4)
+
+
+def test_references_one_by_one_are_those_of_a_batch(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run under another convention; each has secants of its own."""
+    run, chosen = sc.freeze(lm, PROMPT), sc.freeze(lm, PROMPT, convention="secant")
+    whole = sc.attribute(run, references=2, parts=False)
+    monkeypatch.setattr(network, "_batchable", lambda own: False)
+    alone = sc.freeze(lm, PROMPT)
+    for each in (alone, chosen):
+        assert [own.network.recording.copies for own in each.references("secant", 2)] == [1, 1]
+        found = sc.attribute(each, references=2, parts=False)
+        assert found.table["contribution"].tolist() == pytest.approx(whole.table["contribution"].tolist(), abs=1e-9)
+
+
+def test_each_convention_has_its_own_references(lm: sc.LM) -> None:
+    run = sc.freeze(lm, PROMPT)
+    labels = [c.label for c in map(convention_named, ("secant", "0.7+secant+frozen+random")) if c.varies]
+    assert len(labels) == 2
+    assert [run.references(label, 2)[0].certificate.convention for label in labels] == labels
+
+
+def test_the_head_of_a_batch_continues_with_given_hidden_states(lm: sc.LM) -> None:
+    """Otherwise the certificate of a batch could not measure its readout."""
+    (batch,) = sc.freeze(lm, PROMPT).references(None, 3)
+    own = batch.network.recording.values
+    for norm in (own["norm"], own["norm"].flip(0)):
+        made = batch.network.replay(torch.zeros_like(batch.network.input), norm=norm)["logits"]
+        expected = own["logits"] if norm is own["norm"] else own["logits"].flip(0)
+        torch.testing.assert_close(made, expected)
+
+
+def test_a_batch_of_references_repeats_the_plain_pass_bit_for_bit(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, own = sc.freeze(lm, PROMPT), network.record
+
+    def off(*args: Any, **kwargs: Any) -> Any:
+        recording = own(*args, **kwargs)
+        logits = recording.values["logits"]
+        return replace(recording, values={**recording.values, "logits": logits * (1 + torch.finfo(logits.dtype).eps)})
+
+    monkeypatch.setattr(network, "record", off)
+    with pytest.raises(sc.NotExact, match="bit for bit"):
         sc.attribute(run, references=4)
 
 

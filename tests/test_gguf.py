@@ -6,6 +6,8 @@ import json
 import logging
 import struct
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +198,40 @@ def test_the_tokenizer_comes_from_the_file(tmp_path: Path) -> None:
     assert lm.encode("ab") == [1, 5]
 
 
+def test_files_that_are_opened_at_the_same_time_keep_their_own_vocabularies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is opened while the first is being read, and its reading ends after that."""
+    import transformers.integrations.gguf as integration
+
+    (tmp_path / "second").mkdir()
+    paths = [written(tmp_path), written(tmp_path / "second", tokens=["q", "a", "b", "ab"])]
+    files = [File.read(path, path.name) for path in paths]
+    alone = [converter.tokenizer_of(file).get_vocab() for file in files]
+    assert alone[0] != alone[1]
+    own, read = integration.get_gguf_tokenizer, integration.reader.read_gguf_metadata
+    began, ended = [threading.Event(), threading.Event()], threading.Event()
+
+    def slow(path: str) -> Any:
+        mine = [str(each) for each in paths].index(path)
+        began[mine].set()
+        (ended if mine else began[1]).wait(0.3)
+        other = str(paths[1 - mine])
+        assert len(integration.reader.read_gguf_metadata(other, ("tokenizer.ggml.tokens",))[1]) == len(files[0].tensors)
+        return own(path)
+
+    monkeypatch.setattr(integration, "get_gguf_tokenizer", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(converter.tokenizer_of, files[0])
+        began[0].wait()
+        second = pool.submit(converter.tokenizer_of, files[1])
+        found = [first.result().get_vocab()]
+        ended.set()
+        found.append(second.result().get_vocab())
+    assert found == alone
+    assert integration.reader.read_gguf_metadata is read
+
+
 @pytest.mark.parametrize("word", ["llama-bpe", "tekken"])
 def test_vocabularies_that_start_with_bos_without_saying_so(word: str, tmp_path: Path) -> None:
     assert sc.load(written(tmp_path, tokenizer__ggml__pre=word)).encode("ab")[0] == 1
@@ -293,6 +329,13 @@ BROKEN = {
     "without an architecture": (gguf_files.header([]), "must name its architecture"),
     "with a long text": (gguf_files.header([("a", 8, b"\xff" * 7 + b"\0")]), "its header goes past its end"),
     "with a long list": (gguf_files.header([("a", 9, struct.pack("<IQ", 4, 2**60))]), "its header goes past its end"),
+    "with a cut list of texts": (
+        gguf_files.header([("a", 9, struct.pack("<IQ", 8, 2) + TEXT("b") + bytes(2))]), "its header goes past its end"
+    ),
+    "with a long text in a list": (
+        gguf_files.header([("a", 9, struct.pack("<IQQ", 8, 1, 2**63))]), "its header goes past its end"
+    ),
+    "with bytes that are no text": (gguf_files.header([("a", 9, struct.pack("<IQQ", 8, 1, 1) + b"\xff")]), "'utf-8'"),
     "with an unknown type": (gguf_files.header([("a", 77, b"")]), "a value of type 77"),
     "with nested lists": (gguf_files.header([("a", 9, struct.pack("<IQ", 9, 1) * 20_000)]), "a damaged one"),
     "with many values": (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**62), "its header goes past its end"),

@@ -116,6 +116,73 @@ def test_what_the_lens_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         sc.lens(run)
 
 
+class Shifted(torch.nn.Module):
+    """A final norm of each position together with the one before it."""
+
+    def __init__(self, norm: torch.nn.Module) -> None:
+        super().__init__()
+        self.norm = norm.eval()
+        self.eval()
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return self.norm(h + torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], 1) / 2)
+
+
+class Placed(Shifted):
+    """A final norm that depends on the place of a token, but not on other tokens."""
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return self.norm(h) * torch.linspace(1, 2, h.shape[1], dtype=h.dtype)[:, None]
+
+
+def with_norm(kind: type[Shifted]) -> sc.Run:
+    lm = model_of("llama")
+    lm.model.model.norm = kind(lm.model.model.norm)
+    return sc.freeze(lm, prompt())
+
+
+@pytest.mark.parametrize("position", [-1, -2, 3, 0])
+def test_readouts_that_mix_positions_are_refused(position: int) -> None:
+    """Also where a row of the batch comes after the row that it comes after in the model."""
+    run = with_norm(Shifted)
+    with pytest.raises(NoPoint, match="mix positions"):
+        sc.lens(run, position=position)
+    with pytest.raises(NoPoint, match="mix positions"):
+        sc.layers(run, 1, position=position)
+
+
+@pytest.mark.parametrize("position", [-1, 3])
+def test_readouts_that_depend_on_the_place_are_at_their_own_place(position: int) -> None:
+    run = with_norm(Placed)
+    terms = sc.lens(run, 11, position=position, baseline="none", origin="zero").terms
+    streams = [d for d in sc.layers(run, 1, position=position).depths if (d.part, d.span) == ("residual", "cumulative")]
+    for i, depth in enumerate(streams):
+        logit = run.operator(target=f"layers.{i}", readout="logits", tokens=[11], position=position)
+        own = (logit.dense()[0] * run.input).sum(1)
+        found = terms[(terms["layer"] == i) & terms["position"].notna()]["contribution"]
+        torch.testing.assert_close(torch.tensor(found.to_numpy()), own.detach())
+        norm = run.operator(target=f"layers.{i}", readout="norm", position=position)
+        torch.testing.assert_close(depth.whole.S, sc.svd(norm, k=1).S)
+
+
+@pytest.mark.parametrize("family", ["gpt_bigcode", "gemma3n_text"])
+def test_what_takes_one_sequence_is_read_out_once_for_all_positions(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from secant.linearize import points as module
+
+    run, own, single = frozen(family), module.Readout.of, list[int]()
+
+    def counted(network: Any, last: Any, h: torch.Tensor, head: bool) -> Any:
+        single.append(len(h))
+        return own(network, last, h, head)
+
+    monkeypatch.setattr(module.Readout, "of", counted)
+    layers = len(run.inside.layers)
+    assert len(sc.lens(run, position=None).positions) == LENGTH
+    assert single.count(1) == 2 * layers  # their splits, and their logits at all positions
+
+
 # ------------------------------------------------------------------------------------------------ sinks
 
 

@@ -129,9 +129,13 @@ def test_parts_that_do_not_depend_on_the_input_have_products_of_zero() -> None:
     for k in (1, 3):
         v = torch.randn(12, k)
         assert torch.equal(Graph(x, y, parts=parts).forward(v), Graph(x, y).forward(v))
-        other = Graph(x, (w * 2).flatten())
-        assert torch.equal(other.forward(v), torch.zeros(4, k))
-        assert torch.equal(other.adjoint(torch.randn(4, k)), torch.zeros(12, k))
+        for other in (
+            Graph(x, (w * 2).flatten()),
+            Graph(x, torch.randn(4)),
+            Graph(x, y[:4].detach(), parts=(w.detach(),)),
+        ):
+            assert torch.equal(other.forward(v), torch.zeros(4, k))
+            assert torch.equal(other.adjoint(torch.randn(4, k)), torch.zeros(12, k))
 
 
 def test_no_such_block(op: sc.Operator) -> None:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -415,10 +416,12 @@ class ActivationGraph:
         """Read out activations at single positions: all in one batch where the model allows it.
 
         A sequence of the batch has as many rows as the prompt has tokens, whichever activations and positions they come
-        from: the readout must act on each position separately.
+        from: the readout must treat all positions alike. The first row shows whether it does. It is the last layer's
+        stream at the last position, with other rows after it and none before it. Where the batch fails, each activation
+        is read out with all of its own positions.
 
         Args:
-            where: The name and the position of each activation.
+            where: The name and the position of each activation. Those of one name follow each other.
             head: Whether the logits are computed too.
 
         Yields:
@@ -428,18 +431,24 @@ class ActivationGraph:
             NoPoint: The norm and the head do not follow the last layer, or mix positions.
         """
         last, end = f"layers.{len(self.layers) - 1}", self.tokens - 1
-        rows = torch.stack([self.values[name][at] for name, at in (*where, (last, end))])
+        rows = torch.stack([self.values[name][at] for name, at in ((last, end), *where)])
         rows = torch.cat([rows, rows[-1:].expand(-len(rows) % self.tokens, -1)])
         batch = self._batched(rows.view(-1, self.tokens, rows.shape[1]), head)
-        if batch is not None:
-            self._as_the_model_does(batch, len(where), end)
-            yield where, batch, list(range(len(where)))
+        if batch is not None and not self._difference(batch, 0, end):
+            yield where, batch, list(range(1, len(where) + 1))
             return
-        for name, at in where:
-            single = self.readout_at(self.values[name][None], head)
-            if name == last:
-                self._as_the_model_does(single, at, at)
-            yield [(name, at)], single, [at]
+        own = self.readout_at(self.values[last][None], head)
+        if difference := self._difference(own, end, end):
+            raise NoPoint(
+                "A readout requires a final norm and a head right after the last layer, acting on each position"
+                " separately",
+                difference,
+                "Use readout=None, or run.operator(..., readout='norm'). secant explain works without --layers.",
+            )
+        for name, some in groupby(where, lambda each: each[0]):
+            single = own if name == last else self.readout_at(self.values[name][None], head)
+            for _, at in some:
+                yield [(name, at)], single, [at]
 
     def _batched(self, h: Float[Tensor, "P T n"], head: bool) -> Readout | None:
         """The readout of streams in one batch, or None where the rest of the model takes only one of them."""
@@ -448,20 +457,19 @@ class ActivationGraph:
             return None
         try:
             return self.readout_at(h, head)
-        except (RuntimeError, ValueError, TypeError, IndexError):  # it has kept the shape of the prompt's own batch
+        except Exception:  # it has kept the shape of the prompt's own batch, or refuses another
             if len(h) == 1:
                 raise
             return None
 
-    def _as_the_model_does(self, readout: Readout, row: int, at: int) -> None:
-        """Raises NoPoint unless the last layer's stream at a position, which is a row, is read out as in the model."""
-        errors = [relative(own[row], self.values[name][at]) for name, own in readout.values.items()]
-        if not max(errors) <= 8 * torch.finfo(self.network.lm.dtype).eps:
-            raise NoPoint(
-                "A readout requires a final norm and a head right after the last layer, acting on each position"
-                " separately",
-                f"different values there ({max(errors):.1e})", "Leave out the readout (readout=None) or the layers.",
-            )  # fmt: skip
+    def _difference(self, readout: Readout, row: int, at: int) -> str:
+        """How the readout of the last layer's stream at a position, which is a row, differs from the model's own: empty
+        if it does not, and acts on each row separately.
+        """
+        error = max(relative(own[row], self.values[name][at]) for name, own in readout.values.items())
+        if not error <= 8 * torch.finfo(self.network.lm.dtype).eps:
+            return f"different values there ({error:.1e})"
+        return "operations that mix positions" if mixes(readout.points["norm"], [readout.input]) else ""
 
 
 def summary(names: Sequence[str]) -> str:

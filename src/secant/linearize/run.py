@@ -321,18 +321,22 @@ class Run(Result):
             found = references(self.lm, own, self.input, label, base.network.precision, seeds, together)
             runs = [base if each is own else base._of(each) for each in found]
             if base.certificate.convention != label:
-                certificate = runs[0]._certified_anew()
-                runs = [replace(run, certificate=certificate) for run in runs]
+                certificate = base._certificate_of(runs[0].network)
+                runs = [replace(run, certificate=certificate, chosen=label) for run in runs]
             self._at_references[key] = runs
         return self._at_references[key]
 
-    def _certified_anew(self) -> Certificate:
-        """The certificate of this network, of which the plain pass and the types are those of the run it is made of."""
-        recording, network = self.network.recording, self.network
+    def _certificate_of(self, network: Network) -> Certificate:
+        """The certificate of another recording of this run's prompt. The plain pass and the types are this run's."""
+        recording = network.recording
         _ = network.with_constants  # contributions need it too, and it has the points of the errors
-        how: dict[str, Any] = {"convention": recording.convention, "operations": recording.tape.operations()}
+        alone = (recording.single or recording).values["logits"]
+        unmeasured = replace(
+            self.certificate, convention=recording.convention, operations=recording.tape.operations(),
+            forward_equal=self.certificate.forward_equal and torch.equal(alone, self.logits),
+        )  # fmt: skip
         with self._exact_itself():
-            return certified(network, self.seed, replace(self.certificate, **how))
+            return certified(network, self.seed, unmeasured)
 
     @contextmanager
     def _exact_itself(self) -> Iterator[None]:

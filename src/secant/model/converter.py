@@ -8,6 +8,7 @@ configuration, and every tensor must have a place in the model.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any
 from unittest.mock import patch
 
@@ -20,6 +21,8 @@ from secant.errors import BadArgument, ModelRefused
 from secant.model import gguf_tokens
 from secant.model.gguf import File
 from secant.model.gguf_config import FREQUENCIES, settings_of
+
+_reading = Lock()
 
 
 def configuration_of(file: File) -> Any:
@@ -144,8 +147,15 @@ def tokenizer_of(file: File) -> Any:
     from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer, reader
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
-    with patch.object(reader, "read_gguf_metadata", lambda *of: (file.metadata, tuple(file.tensors))):
-        architecture, vocabulary, settings = get_gguf_tokenizer(str(file.path))
+    path = str(file.path)
+    with _reading:  # one file at a time: a patch of a patch would stay
+        read = reader.read_gguf_metadata
+
+        def known(other: str, *of: Any) -> Any:
+            return (file.metadata, tuple(file.tensors)) if other == path else read(other, *of)
+
+        with patch.object(reader, "read_gguf_metadata", known):
+            architecture, vocabulary, settings = get_gguf_tokenizer(path)
     backend, _ = convert_gguf_tokenizer(architecture, vocabulary)
     settings |= gguf_tokens.complete_(backend, file, GGUF_PRE_TOKENIZER_SPLITS)
     return PreTrainedTokenizerFast(tokenizer_object=_Handed(backend), **settings)

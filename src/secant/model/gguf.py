@@ -308,7 +308,7 @@ class _Reader:
         data, end, found = self._data, self.at, list[str]()
         for _ in range(count):
             start = end + _LENGTH.size
-            end = start + _LENGTH.unpack_from(data, end)[0]
+            end = start + _LENGTH.unpack_from(data, end)[0] if start <= len(data) else start
             if end > len(data):
                 raise ValueError("its header goes past its end")
             found.append(str(data[start:end], "utf-8"))

@@ -82,6 +82,8 @@ class Graph:
 
     def adjoint(self, u: Float[Tensor, "n_out k"]) -> Float[Tensor, "n_in k"]:
         """Jᵀ u"""
+        if not self.y.requires_grad:
+            return u.new_zeros(self.x.numel(), u.shape[1])
         return in_batches(lambda columns: _pulled(self.y, [self.x], columns), u, self.batch_size)
 
     @property
@@ -97,6 +99,8 @@ class Graph:
             parts = self.parts or (self.y,)
             us = [torch.zeros_like(part, requires_grad=True) for part in parts]
             moving = [(part, u) for part, u in zip(parts, us, strict=True) if part.requires_grad]
+            if not moving:
+                return us, None
             (gradient,) = torch.autograd.grad(
                 [part for part, _ in moving], self.x, [u for _, u in moving], create_graph=True, allow_unused=True
             )
