@@ -365,7 +365,7 @@ class Attribution(Selective, Result):
         cells = cells.drop(columns=list(self.left_out))
         tokens = [token for t, token in enumerate(tokens) if t not in self.left_out]
         headings = [Shown(token, "logit", most=9, token=True) for token in tokens]
-        headings += [Shown("constants", "logit"), Shown("sum", "logit")]
+        headings += [Shown("reference" if self.origin == "reference" else "constants", "logit"), Shown("sum", "logit")]
         small = 0.05 * abs(self.logit)
         lines = [
             [name, *(Cell(v, "" if abs(v) >= small else "dim") for v in own)]

@@ -25,7 +25,7 @@ from secant.results.columns import (
 from secant.results.formats import shown
 from secant.results.result import Result
 from secant.results.schema import Column, Table
-from secant.results.view import Grid, Shown, View, missing
+from secant.results.view import Cell, Grid, Shown, View, missing
 from secant.stream.depths import LAYER
 from secant.stream.words import RANK, SCORE, SIDE, WORD, WORD_ID, Z
 
@@ -289,14 +289,16 @@ class Comparison(Result):
         return Grid([Shown("", most=24), Shown("σ / σ₀"), Shown("writes (U₀)", "tokens")], rows)
 
     def _by_stretch(self, names: dict[tuple[str, str], str]) -> Grid:
-        """Stretch x model: its share of the logit, and its number of tokens if it has several."""
+        """Stretch x model: its share of the logit, and its number of tokens if it has several; and the constants'."""
         rows = []
         for _, own in self.stretches.groupby("stretch"):
             cells = [
                 None if missing(share) else shown(share, "share") + (f" in {tokens}" if tokens > 1 else "")
                 for share, tokens in zip(own["share"], own["tokens"], strict=True)
             ]
-            rows.append((own["text"].iloc[0], *cells))
+            rows.append((Cell(own["text"].iloc[0], show="token"), *cells))
+        rest = [None if missing(share) else shown(share, "share") for share in self.models["constants"]]
+        rows.append(("constants, or reference", *rest))
         columns = [Shown("share of the logit", most=28), *(Shown(name, "share", most=16) for name in names.values())]
         return Grid(columns, rows, keep=1)
 

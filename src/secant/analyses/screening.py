@@ -168,7 +168,8 @@ class Screening(Result):
             )
         if self.unknown:
             some = ", ".join(self.unknown[:MOST_SHOWN]) + (" …" if len(self.unknown) > MOST_SHOWN else "")
-            notes.append(f"Of the list, {len(self.unknown)} are not a single token of this model: {some}.")
+            verb = "is" if len(self.unknown) == 1 else "are"
+            notes.append(f"Of the list, {len(self.unknown)} {verb} not a single token of this model: {some}.")
         if flagged:
             notes.append(
                 "rank: how many tokens score higher. token: whose block it is; all: all tokens together. "

@@ -7,6 +7,7 @@ reader of the output closed it early, as `| head` does; nothing is printed then.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -54,6 +55,7 @@ def _usage(error: Any) -> BadArgument:
     """A usage error of click as one line, cut after 400 characters."""
     said = " ".join(error.format_message().split()).removeprefix("Got ")
     path = getattr(getattr(error, "ctx", None), "command_path", "secant")
+    said = re.sub(r"\. Did you mean (.+)\?$", r" (did you mean \1?)", said)
     got = (said[0].lower() + said[1:] if said else "others").rstrip(".")
     return BadArgument(
         "A command accepts the options and arguments that its help lists",

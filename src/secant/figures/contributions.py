@@ -44,7 +44,8 @@ def attribution(a: Attribution, axes: Any = None, *, most: int = 40, columns: in
     if a.direct is not None:
         sums.append((f"parts that write it, {PATHS['direct']}", ["embed", "layer", "outside"]))
     table = a.table[~((a.table["kind"] == "token") & a.table["position"].isin(a.left_out))]
-    bars = [(title, _bars(table[table["kind"].isin(kinds)], most)) for title, kinds in sums]
+    rest = {"token": "reference" if a.origin == "reference" else CONSTANTS}
+    bars = [(t, _bars(table[table["kind"].isin(kinds)], most, rest.get(kinds[0], CONSTANTS))) for t, kinds in sums]
     heights = [0.95 + style.ROW * len(found) for _, found in bars]
     figure, found = panels(axes, len(bars), columns or len(bars), heights)
     for panel, (title, own) in zip(found, bars, strict=True):
@@ -62,8 +63,8 @@ def attribution(a: Attribution, axes: Any = None, *, most: int = 40, columns: in
     return figure
 
 
-def _bars(table: pd.DataFrame, most: int) -> list[tuple[str, float]]:
-    """Names and contributions: tokens or parts in order, then all constants, then all others."""
+def _bars(table: pd.DataFrame, most: int, rest: str) -> list[tuple[str, float]]:
+    """Names and contributions: tokens or parts in order, then all constants as `rest`, then all others."""
     constants = table["kind"].isin(["constant", "outside"])
     rows = table[~constants]
     kept = rows["contribution"].abs().sort_values(ascending=False, kind="stable").index[:most]
@@ -72,7 +73,7 @@ def _bars(table: pd.DataFrame, most: int) -> list[tuple[str, float]]:
         for row in rows[rows.index.isin(kept)].itertuples(index=False)
     ]
     if constants.any():
-        found.append((CONSTANTS, float(table[constants]["contribution"].sum())))
+        found.append((rest, float(table[constants]["contribution"].sum())))
     if len(rows) > most:
         found.append((f"{len(rows) - most} others", float(rows[~rows.index.isin(kept)]["contribution"].sum())))
     return found

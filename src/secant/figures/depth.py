@@ -55,10 +55,10 @@ def lens(found: Lens, ax: Any = None, *, part: str = STREAM, columns: int = 2) -
     largest = terms.abs().max(axis=1)
     image = terms.div(largest.where(largest > 0, 1.0), axis=0).to_numpy()
     figure, (panel,) = panels(ax, 1, columns, height(len(rows)))
-    names = [f"{row.probability:.0%}  {row.layer}" for row in rows.itertuples(index=False)]
+    names = [f"{row.probability:.0%} · {row.layer}" for row in rows.itertuples(index=False)]
     drawn = token_map(panel, image, names, tokens, "constants", share=NEXT_TO)
     of = clipped(shown(found.target), 12)
-    panel.set_ylabel(f"probability of\n{of}, layer", parse_math=False)
+    panel.set_ylabel(f"probability of\n{of} · layer", parse_math=False)
     bar = figure.colorbar(drawn, ax=panel, fraction=0.05, pad=0.02)
     what = f"contributions to the logit of {of},\nby their layer's largest, under {found.convention}"
     bar.set_label(what, parse_math=False, fontsize=style.SMALL)

@@ -109,7 +109,7 @@ def _facts(facts: dict[str, Any]) -> Table:
 def _parts(grid: Grid, width: int) -> list[Table]:
     """A grid as tables that fit the width: one without spare columns, or several with some of the columns each."""
     rows = list(grid.rows if grid.most is None else grid.rows[: grid.most])
-    columns = list(grid.columns)
+    columns, said = list(grid.columns), list[str]()
     if not grid.keep:
         places = list(range(len(columns)))
         for spare in sorted({column.spare for column in columns} - {0}, reverse=True):
@@ -117,6 +117,8 @@ def _parts(grid: Grid, width: int) -> list[Table]:
                 break
             places = [i for i in places if columns[i].spare != spare]
         tables = [_table(columns, rows, places, width)]
+        if left := [readable(c.heading) for i, c in enumerate(columns) if i not in places and c.heading]:
+            said.append(f"not shown at this width: {', '.join(left)}")
     else:
         first, tables, start = list(range(grid.keep)), [], grid.keep
         while start < len(columns):
@@ -127,7 +129,9 @@ def _parts(grid: Grid, width: int) -> list[Table]:
             start = end
     tables[0].title = Text(readable(grid.title), style="dim") if grid.title else None
     if len(grid.rows) > len(rows):
-        tables[-1].caption = Text(f"and {len(grid.rows) - len(rows)} more: to_pandas(), --json and --out have all")
+        said.append(f"and {len(grid.rows) - len(rows)} more: to_pandas(), --json and --out have all")
+    if said:
+        tables[-1].caption = Text("\n".join(said))
     return tables
 
 

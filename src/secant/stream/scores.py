@@ -107,7 +107,7 @@ class Scores:
             raise BadArgument(
                 f"Directions on the {self.side} side have {self.table.shape[1]} elements",
                 f"{len(directions)}",
-                "Pass them as columns.",
+                "Pass them as columns; of an operator on several tokens, those of one token's block.",
             )
         columns = directions.detach().to(self.table)
         sizes = lengths(columns, 0)

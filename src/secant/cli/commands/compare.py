@@ -18,7 +18,7 @@ from secant.cli.verb import Help, verb
 def compare(
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
     models: Annotated[
-        Models, Help(model="A folder, a name on the Hugging Face hub, or atlas. Repeat it for each model.")
+        Models, Help(model="A folder, a GGUF file, a name on the Hugging Face hub, or atlas. Repeat it for each model.")
     ],
     freezing: Conventions,
     spectra: Annotated[Spectra, Help(k="Singular vectors of each block to keep.")],

@@ -69,7 +69,7 @@ function dependence() {
   const signs = rows.map((r) => r.signs);
   const [low, high] = [Math.min(...signs), Math.max(...signs)];
   const range = low === high ? percent(low, 0) : `${(100 * low).toFixed(0)} to ${percent(high, 0)}`;
-  return { firm: low >= 0.9, text: low >= 0.9 ? `Conventions agree on ${range} of the signs` : `Depends on the convention: signs agree for ${range} of the tokens` };
+  return { firm: low >= 0.9, text: low >= 0.9 ? `Conventions agree with ${OWN} on ${range} of the signs` : `Depends on the convention: signs agree with ${OWN} for ${range} of the tokens` };
 }
 
 function badges() {
@@ -77,14 +77,14 @@ function badges() {
   const found = [make("a", { class: "badge good", href: "#trust", "data-to": "trust" }, `Exact to ${error(c.reconstruction)}`)];
   const how = dependence();
   if (how) found.push(make("a", { class: `badge ${how.firm ? "good" : "warn"}`, href: "#trust", "data-to": "h-conventions" }, how.text));
-  const own = agreement.find((r) => r.convention === OWN);
+  const own = agreement.find((r) => r.convention === state.under);
   if (own && !missing(own.deletion)) found.push(make("a", { class: `badge ${own.deletion >= 0.5 ? "good" : "warn"}`, href: "#trust", "data-to": "h-conventions" }, `Rank correlation with deletions ${fixed(own.deletion)}`));
   tokens.forEach((token, t) => {
     if (received[t]) found.push(make("span", { class: "badge" }, "Attention sink: ", word(token.token), ` receives ${percent(token.received, 0)}`));
   });
   return found;
 }
-fill($("badges"), ...badges());
+drawings.push([["under"], () => fill($("badges"), ...badges())]);
 
 function guesses() {
   const top = predictions[0].probability || 1;

@@ -21,7 +21,7 @@ function drawConventions() {
   const tested = agreement.some((r) => !missing(r.deletion));
   const names = head(" convention", "same signs", "ranks", "largest gap", ...(tested ? ["deletion", "no first"] : []));
   fill($("agreement"), names, body(agreement.map((r) => row(make("th", { scope: "row" }, r.convention, r.convention === OWN ? make("span", { class: "flag" }, "shown") : ""), cell(percent(r.signs, 0)), cell(fixed(r.ranks)), cell(short(r.largest)), ...(tested ? [cell(fixed(r.deletion)), cell(fixed(r.deletion_rest))] : [])))));
-  $("agreement-says").textContent = `Contributions under every convention sum to the logit exactly, yet they differ. Same signs, ranks and largest gap compare them with the contributions under ${OWN}: by the share of tokens, Spearman's correlation, and the largest difference in logits.${tested ? " Deletion: Spearman's correlation of a convention's contributions with how much the model's own logit drops when each token is deleted, which does not depend on a convention; 1 is best, and a random order has 0. No first: the same without the first token." : " The prompt is too long to delete every token in turn."}`;
+  $("agreement-says").textContent = `Contributions under every convention sum to the logit exactly, yet they differ. Same signs, ranks and largest gap compare them with the contributions under ${OWN}: by the share of tokens, Spearman's correlation, and the largest difference in logits.${tested ? " Deletion: Spearman's correlation of a convention's contributions with how much the model's own logit drops when each token is deleted, which does not depend on a convention; 1 is best, and random orders have 0 on average. No first: the same without the first token." : " The prompt is too long to delete every token in turn."}`;
 }
 
 function drawFaithfulness() {
@@ -30,7 +30,7 @@ function drawFaithfulness() {
   const by = [...grouped(rows, "method").values()].map((own) => own.find((r) => r.value === "logit") ?? own[0]);
   const order = [OWN, ...others];
   by.sort((a, b) => (order.indexOf(a.method) + 99) % 99 - (order.indexOf(b.method) + 99) % 99);
-  fill($("faithfulness"), head(" ranked by", "best removed", "only best kept", "correlation"), body(by.map((r) => row(make("th", { scope: "row" }, r.method), cell(signed(r.comprehensiveness)), cell(signed(r.sufficiency)), cell(fixed(r.correlation))))));
+  fill($("faithfulness"), head(" ranked by", "best removed", "only best kept", "correlation"), body(by.map((r) => row(make("th", { scope: "row" }, r.method === "random" ? "one random order" : r.method), cell(signed(r.comprehensiveness)), cell(signed(r.sufficiency)), cell(fixed(r.correlation))))));
 }
 
 function drawTangent() {
