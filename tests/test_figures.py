@@ -221,7 +221,7 @@ def test_constants_have_a_bar_and_a_column(constant: sc.Run) -> None:
     assert abs(a.constant) > 1e-3
     for panel in figures.attribution(a).axes:
         labels = [text.get_text() for text in panel.get_yticklabels()]
-        assert labels[-1] == "constants"
+        assert labels[-1] == ("reference" if "sources" in panel.get_title() else "constants")
         widths = [bar.get_width() for bar in panel.containers[0]]
         assert sum(widths) == pytest.approx(a.logit)
         if len(labels) == 6:
@@ -254,7 +254,7 @@ def test_the_rows_of_the_lens_are_its_terms(whole: sc.Explanation) -> None:
     expected = terms / np.abs(terms).max(1, keepdims=True)
     panel, (image,) = figures.lens(lens).axes[0], figures.lens(lens).axes[0].images
     np.testing.assert_allclose(image.get_array(), expected)
-    labels = [f"{p:.0%}  {i}" for i, p in enumerate(lens.at()["probability"])]
+    labels = [f"{p:.0%} · {i}" for i, p in enumerate(lens.at()["probability"])]
     assert [label.get_text() for label in panel.get_yticklabels()] == labels
     for i, text in enumerate(panel.texts[1:]):
         begins(text.get_text(), lens.words[lens.words["layer"] == i]["word"])

@@ -188,7 +188,7 @@ def test_files_that_are_not_what_they_promise(tmp_path: Path) -> None:
     for name, raw, said in (
         ("latin.csv", "prompt\nBrücke".encode("latin-1"), "not in UTF-8"),
         ("wide.jsonl", "{}".encode("utf-16"), "not in UTF-8"),
-        ("nul.tsv", b"prompt\na\0b", "no text"),
+        ("nul.tsv", b"prompt\na\0b", "not text"),
         ("empty.csv", b"", "[Ee]mpty"),
         ("head.csv", b"prompt,n\n", "without any"),
         ("ragged.csv", b"prompt,n\na,1\nb,2,3\n", "line 3: 3 fields for 2 columns"),

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import secant as sc
 from secant import memory as resources
-from secant.analyses import case, drawn, explanation as explaining
+from secant.analyses import case, explanation as explaining, page_tables
 from secant.cli import app
 from secant.numeric import relative
 from secant.results.page import columnar
@@ -164,9 +164,9 @@ def test_its_data_are_the_tables(made: Written) -> None:
         "head_words": every["head_words"][every["head_words"]["rank"] < 2],
     }
     described = {table.name: table for table in (*sc.Explanation.schema, *sc.Evidence.schema)}
-    assert set(made.tables) == set(every) & set(drawn.DRAWN) == set(drawn.DRAWN)
+    assert set(made.tables) == set(every) & set(page_tables.DRAWN) == set(page_tables.DRAWN)
     for name, shown in made.tables.items():
-        assert list(shown.columns) == drawn.DRAWN[name]
+        assert list(shown.columns) == page_tables.DRAWN[name]
         own = every[name]
         if name == "layer_words":  # those of the map come after those of the stream
             order = ["layer", "part", "span", "position", "side", "vector"]
@@ -179,7 +179,7 @@ def test_its_data_are_the_tables(made: Written) -> None:
             elif about.type is float and about.format != "logit":
                 assert [v is None for v in values] == [v is None for v in wanted]
                 found = [[v for v in given if v is not None] for given in (values.tolist(), wanted)]
-                digits = drawn.DIGITS.get(name, {}).get(str(column), 6)
+                digits = page_tables.DIGITS.get(name, {}).get(str(column), 6)
                 assert found[0] == pytest.approx(found[1], rel=0.6 * 10 ** (1 - digits), abs=0)
             else:
                 assert values.tolist() == wanted
@@ -242,7 +242,7 @@ def test_what_is_rebuilt(made: Written) -> None:
 def test_only_some_units_of_a_wide_model(
     browser: Browser, lm: sc.LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drawn, "UNITS", 5)
+    monkeypatch.setattr(page_tables, "UNITS", 5)
     e = sc.explain(lm, PROMPT, k=1)
     page = written(e, tmp_path, e.evidence(image=False))
     y, own = e.run.hidden[-1][[0, 12, 25, 38, 51]], e.run.ordinary[[0, 12, 25, 38, 51]]
@@ -281,7 +281,7 @@ def test_long_prompts_get_fewer_words_of_each_depth(
     made: Written, room: int, vectors: int, top: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the map has three of each block, however many there are."""
-    monkeypatch.setattr(drawn, "MOST", room)
+    monkeypatch.setattr(page_tables, "MOST", room)
     page = written(made.explanation, tmp_path)
     layers = page.about["layers"]
     assert (layers["vectors"], layers["top"]) == (vectors, top)
@@ -317,7 +317,7 @@ def test_ten_tokens_and_many_layers_are_under_a_megabyte(tmp_path: Path) -> None
     layers = page.about["layers"]
     assert page.path.stat().st_size < 1e6
     assert layers["count"] == 18
-    assert 0.7 * drawn.MOST < 2 * 10 * 18 * layers["vectors"] * layers["top"] <= drawn.MOST
+    assert 0.7 * page_tables.MOST < 2 * 10 * 18 * layers["vectors"] * layers["top"] <= page_tables.MOST
 
 
 @pytest.mark.slow

@@ -204,14 +204,10 @@ def test_wrong_arguments(lm: sc.LM, run: sc.Run, how: dict[str, object], kind: t
         sc.steering_sweep(**given)
 
 
-def test_a_model_without_layers_is_refused(lm: sc.LM, run: sc.Run) -> None:
-    own = run.inside.layers
-    object.__setattr__(run.inside, "layers", [])
-    try:
-        with pytest.raises(NoPoint, match="module list"):
-            sc.steering_sweep(lm, PROMPTS, run, words=WORDS)
-    finally:
-        object.__setattr__(run.inside, "layers", own)
+def test_a_model_without_layers_is_refused(lm: sc.LM, run: sc.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vars(run.network.recording), "layers", [])
+    with pytest.raises(NoPoint, match="module list"):
+        sc.steering_sweep(lm, PROMPTS, run, words=WORDS)
 
 
 # ------------------------------------------------------------------------------------------- written and drawn
