@@ -273,7 +273,7 @@ def test_command(texts: dict[str, Path], tmp_path: Path) -> None:
     said = " ".join(out.split())
     assert "vectors flagged at a false discovery rate of 0.05" in said
     assert "of 10000 random directions" in said
-    assert "Of the list, 1 are not a single token of this model: san francisco." in said
+    assert "Of the list, 1 is not a single token of this model: san francisco." in said
     assert "Tables are in" in err
     assert len(pd.read_parquet(tmp_path / "out" / "screening.parquet")) == 2 * 84
 

@@ -7,14 +7,15 @@ $("copy")?.addEventListener("click", () => copied($("copy")));
 offered($("files"));
 
 // links inside the page do not change the address, which stores the state
-for (const link of root.querySelectorAll("[data-to]"))
-  link.addEventListener("click", (event) => {
-    event.preventDefault();
-    const to = $(link.dataset.to);
-    for (let fold = to.closest("details:not([open])"); fold; fold = fold.parentNode.closest("details:not([open])")) fold.open = true;
-    to.scrollIntoView();
-    to.focus({ preventScroll: true });
-  });
+root.addEventListener("click", (event) => {
+  const link = event.target.closest?.("[data-to]");
+  if (!link) return;
+  event.preventDefault();
+  const to = $(link.dataset.to);
+  for (let fold = to.closest("details:not([open])"); fold; fold = fold.parentNode.closest("details:not([open])")) fold.open = true;
+  to.scrollIntoView();
+  to.focus({ preventScroll: true });
+});
 menus();
 state = read();
 draw(null);

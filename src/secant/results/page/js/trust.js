@@ -30,7 +30,7 @@ function drawFaithfulness() {
   const by = [...grouped(rows, "method").values()].map((own) => own.find((r) => r.value === "logit") ?? own[0]);
   const order = [OWN, ...others];
   by.sort((a, b) => (order.indexOf(a.method) + 99) % 99 - (order.indexOf(b.method) + 99) % 99);
-  fill($("faithfulness"), head(" ranked by", "best removed", "only best kept", "correlation"), body(by.map((r) => row(make("th", { scope: "row" }, r.method === "random" ? "one random order" : r.method), cell(signed(r.comprehensiveness)), cell(signed(r.sufficiency)), cell(fixed(r.correlation))))));
+  fill($("faithfulness"), head(" ranked by", "best removed", "only best kept", "correlation"), body(by.map((r) => row(make("th", { scope: "row" }, r.method), cell(signed(r.comprehensiveness)), cell(signed(r.sufficiency)), cell(fixed(r.correlation))))));
 }
 
 function drawTangent() {
