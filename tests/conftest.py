@@ -95,8 +95,9 @@ def shared_models_are_left_alone() -> Iterator[None]:
 def browser() -> Iterator[Any]:
     """Debian's chromium."""
     from helpers import chromium
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=60_000)  # a busy machine answers late, and nothing here is about time
     path = chromium()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
