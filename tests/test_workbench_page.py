@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from hostile import HOSTILE, hostile_model
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from uvicorn import Server
 
 import secant as sc
@@ -49,8 +49,10 @@ def address(four_layers: sc.LM, lm: sc.LM) -> Iterator[str]:
 
 
 @contextmanager
-def opened(browser: Browser, address: str, fragment: str = "", **how: Any) -> Iterator[Page]:
-    """The workbench in a browser: it asks nobody else, logs nothing and raises nothing, as long as it is open."""
+def opened(
+    browser: Browser, address: str, fragment: str = "", logs: tuple[str, ...] = (), **how: Any
+) -> Iterator[Page]:
+    """The workbench in a browser: as long as it is open, it asks nobody else, raises nothing, and logs only `logs`."""
     context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}} | how)
     tab, trouble = context.new_page(), list[str]()
     tab.set_default_timeout(60_000)
@@ -64,7 +66,7 @@ def opened(browser: Browser, address: str, fragment: str = "", **how: Any) -> It
         yield tab
     finally:
         context.close()
-    assert trouble == []
+    assert trouble == [*logs]
 
 
 def outside(url: str, origin: str) -> bool:
@@ -124,6 +126,37 @@ def test_what_is_asked_is_answered(browser: Browser, address: str, four_layers: 
         tab.locator("[name=prompt]").fill("the " * 50)
         tab.get_by_role("button", name="Explain", exact=True).click()
         expect(tab.locator(".failed")).to_contain_text("A prompt has at most 40 tokens here; got 51.")
+
+
+def test_a_slow_response_loses_nothing(browser: Browser, address: str) -> None:
+    """Events overtake the response to a request, and a request can fail once another one has replaced it."""
+    refused = "Failed to load resource: the server responded with a status of 400 (Bad Request)"
+    with opened(browser, address, logs=(refused,)) as tab:
+
+        def late(route: Route) -> None:
+            response = route.fetch()
+            tab.wait_for_timeout(1500)  # meanwhile it is answered, and so the events say
+            route.fulfill(response=response)
+
+        tab.route("**/api/explain", late)
+        ask(tab, "In Vienna people cross the")
+        expect(tab.locator(".failed")).to_contain_text("Vienna")
+        ask(tab, "In Prague people cross the")
+        expect(tab.locator(".tok").nth(2)).to_have_text("Prague")
+        tab.unroute("**/api/explain")
+
+        def broken(route: Route) -> None:
+            tab.wait_for_timeout(1500)
+            route.fulfill(status=400, json={"error": "It failed late."})
+
+        tab.route("**/api/explain", broken, times=1)
+        ask(tab, "From Lisbon people cross the")
+        with tab.expect_response(lambda response: not response.ok):
+            ask(tab, "In London people cross the")
+        expect(tab.locator(".tok").nth(2)).to_have_text("London")
+        settled(tab)
+        expect(tab.locator(".failed")).to_be_hidden()
+        assert "London" in tab.url
 
 
 def test_both_networks_answer(browser: Browser, address: str, four_layers: sc.LM) -> None:

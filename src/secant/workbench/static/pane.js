@@ -38,7 +38,8 @@ function pane(label, choices, moved) {
   }
   async function ask(name) {
     try {
-      noted(await asked(`/api/runs/${run}/stage`, { name }));
+      const job = await asked(`/api/runs/${run}/stage`, { name });
+      if (!jobs.has(job.id)) noted(job); // else events have overtaken the response
     } catch (error) {
       failed(error.message);
     }
@@ -111,10 +112,11 @@ function pane(label, choices, moved) {
   }
 
   const ticking = setInterval(() => (node.isConnected ? find(".left").textContent && progressed() : clearInterval(ticking)), 1000);
-  watching.add((job) => {
-    if (job.run !== run || job.kind !== "stage") return;
+  /** Shows the state of a stage's job. Returns whether its contents are to be fetched. */
+  function took(job) {
+    if (job.run !== run || job.kind !== "stage") return false;
     const stage = stages.find((own) => own.name === job.name);
-    if (!stage || (stage.job && stage.job.id > job.id)) return;
+    if (!stage || (stage.job && stage.job.id > job.id)) return false;
     const before = stage.job?.id === job.id ? stage.job.state : null;
     stage.job = job;
     progressed();
@@ -122,7 +124,10 @@ function pane(label, choices, moved) {
       failed(job.state === "failed" ? job.says : "Cancelled.");
       find(".result").removeAttribute("aria-busy");
     }
-    if (job.state === "done" && before !== "done") fetched(job.name).then(() => job.name === "answer" && answered()).catch((error) => failed(error.message));
+    return job.state === "done" && before !== "done";
+  }
+  watching.add((job) => {
+    if (took(job)) fetched(job.name).then(() => job.name === "answer" && answered()).catch((error) => failed(error.message));
   });
   async function answered() {
     const found = await asked(`/api/runs/${run}`);
@@ -148,14 +153,13 @@ function pane(label, choices, moved) {
       [run, contents, kept] = [found.run, { about: {}, tables: {}, described: {} }, new Map()];
       fill(find(".stages"));
       for (const job of found.jobs) if (!jobs.has(job.id)) jobs.set(job.id, { ...job, at: performance.now() });
-      stages = found.stages.map((own) => ({ ...own, job: jobs.get(found.jobs.find((job) => job.name === own.name)?.id) ?? null }));
+      stages = found.stages.map((own) => ({ ...own, job: null }));
+      const there = found.jobs.map((job) => jobs.get(job.id)).filter(took).map((job) => job.name); // events can overtake the response
       progressed();
-      const there = found.stages.map((own) => own.name).filter((name) => found.parts.includes(name));
-      if (there.includes("answer")) {
-        await fetched("answer", ...there.filter((name) => name !== "answer"));
-        await answered();
-      }
+      if (there.length) await fetched(...there);
+      if (there.includes("answer")) await answered();
     } catch (error) {
+      if (settings !== given) return;
       settings = null;
       find(".result").removeAttribute("aria-busy");
       find(".now").textContent = "";
