@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import typecheck
 
 if TYPE_CHECKING:
     import secant as sc
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, and a test runs on each core
+
+typecheck.install()
 
 QUICK = {"llama", "gpt2", "gemma3_text", "qwen3", "mixtral", "mamba"}
 """Model types that the quick tests are run with; those with any other are slow."""

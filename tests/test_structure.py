@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import os
 import subprocess
 import sys
 from graphlib import TopologicalSorter
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 import torch
+import typecheck
 from conftest import EXAMPLES
-from jaxtyping import Float, TypeCheckError, jaxtyped
-from torch import Tensor
-from typecheck import once
+from jaxtyping import TypeCheckError
 
 import secant as sc
+from secant.operators.decomposition import leading
 
 SOURCE = Path(sc.__file__).parent
 MODULES = {
@@ -54,26 +56,46 @@ def imports(tree: ast.Module) -> set[str]:
     return found
 
 
-def test_annotated_shapes_are_checked(request: pytest.FixtureRequest) -> None:
-    """In every module that has any; that a wrong shape is caught is the decorator's own affair."""
-    checked = request.config.getoption("jaxtyping_packages").split(",")
-    annotated = {f"secant.{name}" for name, tree in MODULES.items() if "jaxtyping" in imports(tree)}
-    assert set(checked) == annotated | {"typecheck.once"}
+def test_annotated_shapes_are_checked(tmp_path: Path) -> None:
+    """Of arguments, results and fields."""
+    path = tmp_path / "shaped.py"
+    path.write_text(
+        "from dataclasses import dataclass\nfrom jaxtyping import Float\nfrom torch import Tensor\n"
+        "def transposed(x: Float[Tensor, 'a b'], wrong: bool) -> Float[Tensor, 'b a']:\n"
+        "    return x if wrong else x.T\n"
+        "@dataclass\nclass Pair:\n    left: Float[Tensor, 'a b']\n    right: Float[Tensor, 'b a']\n"
+        "    def sized(self, x: Float[Tensor, 'a']) -> int:\n        return len(x)\n"
+    )
+    spec = spec_from_file_location("shaped", path, loader=typecheck.Loader("shaped", str(path)))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    x = torch.ones(2, 3)
+    assert module.transposed(x, wrong=False).shape == (3, 2)
+    assert module.Pair(x, x.T).sized(x[0]) == 3
+    for call in (
+        lambda: module.transposed(x, wrong=True),
+        lambda: module.transposed(x[0], wrong=False),
+        lambda: module.Pair(x, x),
+        lambda: module.Pair(x, x.T).sized(x),
+    ):
+        with pytest.raises(TypeCheckError):
+            call()
 
 
-def test_shapes_of_a_function_in_a_function_are_checked_each_time() -> None:
-    def transposed(x: Tensor, wrong: bool) -> Tensor:
-        @jaxtyped(typechecker=once)
-        def inner(x: Float[Tensor, "a b"]) -> Float[Tensor, "b a"]:
-            return x if wrong else x.T
-
-        return inner(x)
-
-    for x in (torch.ones(2, 3), torch.ones(3, 4)):
-        assert transposed(x, wrong=False).shape == x.T.shape
-        for given, wrong in ((x, True), (x[0], False)):
-            with pytest.raises(TypeCheckError):
-                transposed(given, wrong)
+def test_shapes_of_the_package_are_checked() -> None:
+    """Of every module that has any: jaxtyping stands between a function and its callers."""
+    shaped = [name for name, tree in MODULES.items() if "jaxtyping" in imports(tree)]
+    assert len(shaped) > 20
+    for name in shaped:
+        assert {*typecheck.SHAPES} >= {
+            each.removeprefix("jaxtyping.") for each in imports(MODULES[name]) if each.startswith("jaxtyping.")
+        }
+        module = importlib.import_module(f"secant.{name}")
+        assert isinstance(module.__spec__ and module.__spec__.loader, typecheck.Loader), name
+    with pytest.raises(TypeCheckError):
+        leading(torch.ones(1, 2, 3), torch.ones(3), 1)  # y has d_out elements, not d_in
 
 
 def arrows() -> dict[str, set[str]]:
