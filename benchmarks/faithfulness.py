@@ -223,9 +223,8 @@ def networks(
         if name in SHARED:
             yield name, shared(half, SHARED[name])
         elif name in CONVENTIONS and convention_named(name).varies:
-            own = record(lm, half.ids, x, name, lm.dtype, state=half.state, seeds=[seed], secants=False)
             seeds = range(seed, seed + REFERENCES)
-            yield from ((name, found) for found in references(lm, own, x, lm.dtype, seeds))
+            yield from ((name, found) for found in references(lm, half, x, name, lm.dtype, seeds))
         elif name in CONVENTIONS:
             yield name, record(lm, half.ids, x, name, lm.dtype, state=half.state, seeds=[seed])
     forms = [step.form for step in half.tape.steps]
