@@ -6,12 +6,13 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import pytest
 import typer
@@ -487,6 +488,66 @@ def test_a_bad_folder_is_refused_before_any_work(
         for out in (tmp_path / "file", tmp_path / "file" / "out"):
             assert "Results are written to" in refused(name, *args, *more, "--out", out), name
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+WRONG = {
+    "int": "-" + "9" * 30, "float": "nan", "--target": "", "--versus": "", "--highlight": "", "--point": "layer.3",
+    "--max-memory": "much", "--part": "5", "--convention": "none", "--baseline": "mean", "--origin": "elsewhere",
+    "--dtype": "float8", "--precision": "float8", "--form": "none", "--engine": "none", "--analysis": "none",
+    "--device": "none", "--attention": "none",
+}  # fmt: skip
+"""A wrong value of each option, or of each option of a type, that can be refused without a model."""
+
+RIGHT = {
+    "--position",  # whether a prompt is as long, only its tokens say
+    "--gpus",  # and this, a cluster
+}
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever loads a model fails."""
+
+    def read(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    for name in ("_model", "_of_gguf"):
+        monkeypatch.setattr(f"secant.model.loading.{name}", read)
+
+
+def test_wrong_options_are_refused_before_a_model_is_loaded(material: dict[str, list[str]], unloaded: None) -> None:
+    tried = set()
+    kinds = {run.__name__: {n: str(get_args(a)[0]) for n, a in run.__annotations__.items()} for run in verbs.VERBS}
+    for name in sorted(LOADED | {"serve"}):
+        args = {"serve": ["--model", "atlas"], "mcp": ["--model", "atlas"]}.get(name) or material[name]
+        for param in commands()[name].params:
+            of = next((each for each in ("int", "float") if each in kinds[name][param.name]), "")
+            kind = next((opt for opt in param.opts if opt in WRONG), of)
+            if not param.opts[0].startswith("-") or kind not in WRONG or {*param.opts} & RIGHT:
+                continue
+            if name == "mcp" and kind in ("--device", "--attention"):  # it loads its model when a tool is called
+                continue
+            given = list(args)
+            if not param.multiple and (place := next((o for o in param.opts if o in given), None)):
+                del given[given.index(place) : given.index(place) + 2]
+            more = ["--layers"] if kind == "--highlight" else []
+            line = refused(name, *given, *more, max(param.opts, key=len), WRONG[kind])
+            assert "a model was loaded" not in line, (name, param.opts)
+            tried.add(kind)
+    assert tried == set(WRONG)
+
+
+def test_empty_prompts_and_wrong_paths_are_refused_before_a_model_is_loaded(
+    material: dict[str, list[str]], unloaded: None
+) -> None:
+    for name in ("attribute", "compare", "explain", "steer"):
+        assert "at least one token; got an empty one" in refused(name, "", *material[name][1:]), name
+    assert "at least one token; got an empty one" in refused("verify", *material["verify"], "--prompt", "")
+    for name in ("compare", "study", "serve"):
+        said = refused(name, *material.get(name, []), "--model", "atlas", "--model", "./nowhere")
+        assert "'./nowhere'. Check the path" in said, name
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "a free port" in refused("serve", "--port", taken.getsockname()[1])
 
 
 def test_figures_are_refused_before_any_work(material: dict[str, list[str]]) -> None:

@@ -30,6 +30,7 @@ MODULES = {
 
 ORDER = [
     "errors numeric text signals",
+    "arguments",
     "foreign memory",
     "results model",
     "operators",

@@ -21,7 +21,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from secant.errors import BadArgument, TooLarge, is_out_of_memory
+from secant.arguments import size_of
+from secant.errors import TooLarge, is_out_of_memory
 
 Progress = Callable[[str, int, int], None]
 """A callback of work that takes long: what is counted, how many are done, and of how many."""
@@ -71,27 +72,6 @@ def limited(memory: float | str | None) -> Iterator[None]:
         yield
     finally:
         _LIMIT.reset(token)
-
-
-def size_of(memory: float | str) -> float:
-    """Bytes of a size.
-
-    Args:
-        memory: A number of bytes, or a size such as "512MiB", "4GB" or "4g".
-
-    Raises:
-        BadArgument: `memory` is neither.
-
-    >>> size_of("1.5KiB"), size_of("2 GB"), size_of(100)
-    (1536.0, 2000000000.0, 100.0)
-
-    """
-    if isinstance(memory, int | float) and not isinstance(memory, bool) and 0 < memory < math.inf:
-        return float(memory)
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?b)?", str(memory).strip().lower())
-    if not found or float(found[1]) <= 0:
-        raise BadArgument("Memory is a number of bytes, or a size", repr(memory), "Write it like 4GiB or 500MB.")
-    return float(found[1]) * (1000 if found[3] == "b" else 1024) ** (1 + "kmgt".find(found[2]) if found[2] else 0)
 
 
 def bytes_in_words(size: float) -> str:

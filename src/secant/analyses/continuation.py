@@ -13,7 +13,8 @@ import pandas as pd
 from torch import Tensor
 
 from secant.analyses.attribution import CONTRIBUTIONS, Attribution, attribute
-from secant.errors import BadArgument, checked, integer
+from secant.arguments import counted
+from secant.errors import BadArgument, checked
 from secant.linearize.certificate import Certificate
 from secant.linearize.run import Prediction, Run
 from secant.memory import Progress
@@ -142,7 +143,7 @@ def follow(
         SecantError: Any error of `freeze` and `attribute`.
 
     """
-    steps = integer(steps, 1, 10**6, "A continuation has at least one step", "steps = ")
+    steps = counted("steps", steps)
     if isinstance(origin, Tensor) and origin.ndim != 1:
         raise BadArgument(
             "The origin of a continuation is one embedding, used for all tokens",

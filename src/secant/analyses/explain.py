@@ -18,7 +18,8 @@ from secant.analyses.continuation import Steps, follow
 from secant.analyses.explanation import Explanation
 from secant.analyses.origins import origin_named
 from secant.analyses.targets import baseline_named
-from secant.errors import checked, integer
+from secant.arguments import counted
+from secant.errors import checked
 from secant.linearize.conventions import Named
 from secant.linearize.run import (
     freeze,
@@ -120,8 +121,8 @@ def explained(
 
     """
     seconds: dict[str, float] = {}
-    top = integer(top, 1, 10**9, "A direction has at least one top token", "top = ")
-    steps = integer(steps, 1, 10**6, "A continuation has at least one step", "steps = ")
+    top = counted("top", top)
+    steps = counted("steps", steps)
     if isinstance(origin, str):
         origin_named(origin)
     baseline_named(baseline)

@@ -26,7 +26,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from secant.analyses.case import Case
-from secant.errors import BadArgument, BadPrompt, SecantError, checked, integer, seeded, several, share
+from secant.arguments import counted, level_of
+from secant.errors import BadArgument, BadPrompt, SecantError, checked, integer, seeded, several
 from secant.linearize.conventions import FOR_OPERATORS, Named, convention_named
 from secant.linearize.run import Run, freeze
 from secant.memory import Progress
@@ -259,12 +260,11 @@ def screen(
     """
     prompts = several(prompts)
     _check(lm, lexicon, convention or FOR_OPERATORS)
-    rule = "A level is the share of false positives among flagged vectors, above 0 and below 1"
-    level = share(level, rule, "level = ", "Use 0.05.")
+    level = level_of(level)
     d = lm.unembedding.shape[1]
     k = integer(k, 1, d, f"Blocks have 1 to {d} singular triplets", "k = ")
     top = integer(top, 1, lm.outputs, "A direction has at least one top token", "top = ")
-    samples = integer(samples, 1, 10**7, "A test requires at least one random direction", "samples = ")
+    samples = counted("samples", samples)
     seed = seeded(seed)
     lm.ready()
     known, unknown = looked_up(lm, lexicon)

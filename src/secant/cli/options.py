@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 
 from secant.analyses.origins import ORIGINS, origin_named
 from secant.analyses.targets import BASELINES, baseline_named
+from secant.arguments import counted, size_of, spoken
 from secant.cli.verb import Group
 from secant.errors import seeded
 from secant.linearize.conventions import CONVENTIONS, NAMES, convention_named
@@ -132,6 +134,34 @@ def named_option(parser: Callable[[str], str], names: Iterable[str], help: str) 
     return typer.Option(parser=parser, metavar=f"<{'|'.join(known)}>", help=help, autocompletion=lambda: known)
 
 
+def checked_option(check: Callable[[Any], object], help: str, *names: str) -> Any:
+    """An option whose value, or each of whose values, is checked before a model is loaded.
+
+    Args:
+        check: Raises SecantError for a wrong value.
+        help: Its help text.
+        names: Its names; by default that of the parameter.
+    """
+
+    def callback(value: Any) -> Any:
+        for one in value if isinstance(value, list | tuple) else () if value is None else (value,):
+            check(one)
+        return value
+
+    return typer.Option(*names, callback=callback, help=help)
+
+
+def count_option(name: str, help: str, *names: str) -> Any:
+    """An option that takes a count.
+
+    Args:
+        name: The name of the count in `secant.arguments.COUNTS`.
+        help: Its help text.
+        names: Its names; by default that of the parameter.
+    """
+    return checked_option(partial(counted, name), help, *names)
+
+
 def _convention_label(label: str) -> str:
     """The label by which results name a convention. Raises BadArgument if there is no such convention."""
     return convention_named(label).label
@@ -140,7 +170,8 @@ def _convention_label(label: str) -> str:
 # ------------------------------------------------------------------------------------------------- single options
 
 MaxMemory = Annotated[
-    str | None, typer.Option(help="The most memory to use, such as 4GiB; by default half of the free memory.")
+    str | None,
+    checked_option(size_of, "The most memory to use, such as 4GiB; by default half of the free memory."),
 ]
 Position = Annotated[int, typer.Option(help="The position whose output is explained; -1 is the last.")]
 WithoutSinks = Annotated[
@@ -264,10 +295,17 @@ class Models(Loading):
 
     @property
     def names(self) -> list[str]:
-        """Their names; atlas if none is given. A pattern such as run/checkpoint-* stands for all that match."""
-        from secant.model.sources import expanded
+        """Their names; atlas if none is given. A pattern such as run/checkpoint-* stands for all that match.
 
-        return [one for name in self.model or ["atlas"] for one in expanded(name)]
+        Raises:
+            SecantError: One of them leads nowhere.
+        """
+        from secant.model.sources import Hub, expanded, place_of
+
+        names = [one for name in self.model or ["atlas"] for one in expanded(name)]
+        for name in names:
+            place_of(name, Hub(**self.where))
+        return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,8 +327,11 @@ class Prompting(Group):
 
         Returns:
             The text, or with `--chat` one chat message by a user.
+
+        Raises:
+            BadPrompt: The text is empty.
         """
-        return [{"role": "user", "content": text}] if self.chat else text
+        return [{"role": "user", "content": text}] if self.chat else spoken(text)
 
     @property
     def how(self) -> dict[str, Any]:
@@ -375,5 +416,5 @@ class Measuring(Group):
 class Spectra(Group):
     """How much of each operator is decomposed and decoded."""
 
-    k: Annotated[int, typer.Option("-k", help="Singular vectors of each token's block to keep.")] = 4
-    top: Annotated[int, typer.Option(help="Top tokens of each singular vector.")] = 8
+    k: Annotated[int, count_option("k", "Singular vectors of each token's block to keep.", "-k")] = 4
+    top: Annotated[int, count_option("top", "Top tokens of each singular vector.")] = 8

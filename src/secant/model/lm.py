@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from secant.arguments import NOTHING, token_text
 from secant.errors import BadArgument, BadPrompt, ModelRefused, TrainingMode
 from secant.foreign import COMPILED
 from secant.memory import stopping_point
@@ -153,7 +154,7 @@ class LM:
         """
         ids = encode(self.tokens, prompt)
         if not ids:
-            raise BadPrompt("A prompt must have at least one token", "an empty one", "Give some text.")
+            raise BadPrompt(*NOTHING)
         if self.context is not None and len(ids) > self.context:
             raise BadPrompt(
                 f"A prompt has at most the model's context of {self.context} tokens", f"{len(ids)}", "Shorten it."
@@ -211,9 +212,7 @@ class LM:
         rows = self.outputs if side == "output" else self.size
         if not isinstance(text, str):
             return self._row(text, rows)
-        if not text:
-            raise BadPrompt("A target is one token of the vocabulary", "an empty text", "Give its text, or its id.")
-        if re.fullmatch(r"#[0-9]{1,18}", text):
+        if re.fullmatch(r"#[0-9]{1,18}", token_text(text)):
             return self._row(int(text[1:]), rows)
         return find(self.tokens, text, self.vocabulary, rows)
 

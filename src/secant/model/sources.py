@@ -203,7 +203,7 @@ def _on_the_hub(name: str, path: str, hub: Hub) -> Place:
     if ":" in where and where.lower().endswith(ENDING):
         where, _, file = where.rpartition(":")
     where, _, revision = where.partition("@")
-    if where.startswith((".", "/", "~")) or where.count("/") > 1 or where.lower().endswith(ENDING):
+    if name.startswith((".", "/", "~")) or where.count("/") > 1 or where.lower().endswith(ENDING):
         raise ModelNotFound(RULE, f"{name!r}", "Check the path.")
     if revision and hub.revision not in (None, revision):
         raise BadArgument(

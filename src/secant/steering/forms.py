@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsFloat
+
+from secant.errors import number, one_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,3 +71,19 @@ FORMS = {
     "activation": Form(added, False, -math.inf, math.inf, (0.5, 1.0, 1.25, 1.5, 2.0, 3.0)),
 }
 """Every form by name."""
+
+
+def strength_of(form: str, strength: SupportsFloat) -> float:
+    """A strength that is valid for a form.
+
+    Args:
+        form: One of FORMS.
+        strength: The strength.
+
+    Raises:
+        BadArgument: There is no such form, or its strengths are different numbers.
+
+    """
+    of = FORMS[one_of(form, list(FORMS), "A form")]
+    bounds = "a finite number" if math.isinf(of.most) else f"from {of.least:g} to {of.most:g}"
+    return number(strength, of.least, of.most, f"The strength of a {form} is {bounds}", todo="Choose one of these.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from secant.arguments import COUNTS
 from secant.errors import BadArgument, BadPrompt, ModelRefused, integer, seeded
 from secant.foreign import explained, quiet
 from secant.linearize.untouched import untouched
@@ -122,7 +123,7 @@ def encoded(lm: LM, prompts: Sequence[Prompt], tokens: int) -> list[list[int]]:
             "Load it as a causal LM.",
         )
     _check_settings(lm)
-    tokens = integer(tokens, 1, lm.context or 2**31, "A continuation requires at least one token", "tokens = ")
+    tokens = integer(tokens, 1, lm.context or 2**31, COUNTS["tokens"].rule, "tokens = ")
     rows = [lm.encode(prompt) for prompt in prompts]
     if lm.context is not None and (longest := max(map(len, rows))) + tokens > lm.context:
         raise BadPrompt(

@@ -11,7 +11,6 @@ residual stream h_i after that layer becomes
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -23,14 +22,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from secant.errors import BadArgument, NoPoint, checked, integer, number, one_of
+from secant.errors import BadArgument, NoPoint, checked, integer
 from secant.linearize.readout import batchable
 from secant.linearize.run import Run, freeze
 from secant.model.hooks import replacing_outputs
 from secant.model.lm import LM, Prompt
 from secant.numeric import mapped, tensors
 from secant.results.schema import Column
-from secant.steering.forms import FORMS
+from secant.steering.forms import FORMS, strength_of
 from secant.steering.kv_cache import following
 
 PLAIN = "unsteered"
@@ -98,13 +97,6 @@ def steer(
     """
     strength = strength_of(form, strength)
     return steered(lm, aimed(concept_of(lm, concept), layer), form, strength)
-
-
-def strength_of(form: str, strength: SupportsFloat) -> float:
-    """A strength that is valid for a form. Raises BadArgument."""
-    of = FORMS[one_of(form, list(FORMS), "A form")]
-    bounds = "a finite number" if math.isinf(of.most) else f"from {of.least:g} to {of.most:g}"
-    return number(strength, of.least, of.most, f"The strength of a {form} is {bounds}", todo="Choose one of these.")
 
 
 def concept_of(lm: LM, concept: Prompt | Run) -> Run:

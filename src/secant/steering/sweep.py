@@ -20,7 +20,7 @@ from secant.model.lm import LM, Prompt
 from secant.results.result import Result
 from secant.results.schema import Column, Table, records
 from secant.results.view import Cell, Grid, Shown, View, cells
-from secant.steering.forms import FORMS
+from secant.steering.forms import FORMS, strength_of
 from secant.steering.generate import (
     CONTINUATION,
     PERPLEXITY,
@@ -33,7 +33,7 @@ from secant.steering.generate import (
     text_of,
     weighed,
 )
-from secant.steering.steer import FORM, LAYER, PLAIN, STRENGTH, Aim, aimed, concept_of, steered, strength_of
+from secant.steering.steer import FORM, LAYER, PLAIN, STRENGTH, Aim, aimed, concept_of, steered
 
 Row = dict[str, Any]
 

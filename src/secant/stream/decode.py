@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secant.arguments import counted
 from secant.errors import BadArgument, checked, integer, one_of, seeded
 from secant.memory import stopping_point
 from secant.model.lm import LM
@@ -62,7 +63,7 @@ def decode(
     one_of(side, SIDES, "A side")
     metric = metric or METRICS[0]
     one_of(metric, METRICS, "A metric")
-    top = min(integer(top, 1, 10**9, "A direction has at least one top token", "top = "), len(vectors(lm, side)))
+    top = min(counted("top", top), len(vectors(lm, side)))
     if null is not None and (
         (null.side, null.metric, null.centered, null.keep) != (side, metric, centered, keep) or null.top < top
     ):

@@ -19,7 +19,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from secant.errors import BadArgument, SecantError, integer
+from secant.arguments import counted
+from secant.errors import BadArgument, SecantError
 from secant.foreign import required
 from secant.studies.cluster_worker import ClusterWorker, Tally
 
@@ -66,7 +67,7 @@ def on_ray(
         return
     ray = _library()
     if workers is not None:
-        workers = integer(workers, 1, 10**6, "The number of workers is a whole number", "workers = ")
+        workers = counted("workers", workers)
     with joined(None if workers is None else workers * work.threads):
         each = {"num_cpus": work.threads, "num_gpus": _gpus(ray, work.source.device, gpus)}
         there = _places(ray, each)

@@ -19,7 +19,8 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
-from secant.errors import BadArgument, BadPrompt, DamagedFile, integer
+from secant.arguments import counted
+from secant.errors import BadArgument, BadPrompt, DamagedFile
 from secant.foreign import explained
 from secant.results.paths import lines, named, path_of
 from secant.studies.formats import CHATS, READERS, RULE, Table, data_set, listed
@@ -93,7 +94,7 @@ def read(
     if str(path) != "-":
         path = path_of(path, RULE)
     if limit is not None:
-        limit = integer(limit, 1, 2**63 - 1, "A limit is at least one prompt", "limit = ")
+        limit = counted("limit", limit)
     folder, kind = os.path.isdir(path), "-" if str(path) == "-" else Path(path).suffix.lower()
     if split is not None and not folder:
         raise BadArgument("Only a data set has splits", f"split {split!r} of {named(path)}", "Leave it out.")

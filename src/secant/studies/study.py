@@ -16,10 +16,11 @@ import pyarrow.parquet
 import torch
 
 from secant import __version__
-from secant.errors import BadArgument, DamagedFile, checked, chosen, integer, seeded
+from secant.arguments import counted, size_of
+from secant.errors import BadArgument, DamagedFile, checked, chosen, seeded
 from secant.foreign import explained
 from secant.linearize.conventions import Named, conventions_named
-from secant.memory import Progress, announce, peak, size_of
+from secant.memory import Progress, announce, peak
 from secant.model.lm import LM, versions
 from secant.model.sources import expanded
 from secant.results.files import columns
@@ -260,12 +261,12 @@ def study(
     if max_memory is not None:
         size_of(max_memory)
     if threads is not None:
-        threads = integer(threads, 1, 4096, "A worker requires at least one thread", "threads = ")
+        threads = counted("threads", threads)
     settings = Settings(
         precision=system,
         analyses=tuple(name for name in ANALYSES if name in wanted),
-        k=integer(k, 1, 10**6, "At least one singular triplet must be kept", "k = "),
-        top=integer(top, 1, 10**6, "At least one top token must be kept", "top = "),
+        k=counted("k", k),
+        top=counted("top", top),
         seed=seeded(seed),
     )
     sources = [None if isinstance(one, LM) else Source(str(one), **loading) for one in models]
@@ -276,7 +277,7 @@ def study(
         conventions=conventions, precision=system, analyses=list(settings.analyses), k=settings.k, top=settings.top,
         seed=settings.seed, threads=threads or _recorded_threads(out) or (1 if part else _threads(engine, workers)),
         tensors=tensors, prompts=len(items), digest=digest(items),
-        shard=integer(shard, 1, 10**6, "A shard requires at least one prompt", "shard = "),
+        shard=counted("shard", shard),
     )  # fmt: skip
     if identity.count > MOST:
         raise BadArgument(
@@ -472,7 +473,7 @@ def _check(
         raise BadArgument("A study takes models or their names", f"{wrong[0]!r:.60}", "Give sc.LM or names.")
     if not isinstance(engine, str) or engine not in ENGINES:
         raise BadArgument(f"An engine is one of {', '.join(ENGINES)}", repr(engine), "Choose one of them.")
-    workers = 1 if workers is None else integer(workers, 1, 10**6, "A study requires at least one worker", "workers = ")
+    workers = 1 if workers is None else counted("workers", workers)
     in_memory = any(isinstance(one, LM) for one in models)
     if in_memory and (workers > 1 or engine == "ray"):
         raise BadArgument(

@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 import pyarrow.dataset
 
-from secant.errors import BadArgument, checked, integer, seeded
+from secant.arguments import counted
+from secant.errors import BadArgument, checked, seeded
 from secant.memory import Progress
 from secant.results.paths import paths_of
 from secant.studies import measures
@@ -55,7 +56,7 @@ def summarize(
     paths = paths_of(folders, "A summary requires the folders of studies")
     if len({path.resolve() for path in paths}) < len(paths):
         raise BadArgument("Each study may be given once", "one folder twice", "Name each once.")
-    resamples = integer(resamples, 100, 10**6, "An interval requires at least 100 resamples", "resamples = ")
+    resamples = counted("resamples", resamples)
     seed = seeded(seed)
     studies = Studies([opened(path) for path in paths])
     check_compatible(studies.studies)

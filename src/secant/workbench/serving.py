@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import secrets
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from secant.workbench.tasks import Model
 
 @contextmanager
 def serving(
-    models: Sequence[LM],
+    models: Iterable[LM],
     *,
     host: str = "127.0.0.1",
     port: int = 0,
@@ -34,7 +34,7 @@ def serving(
     """Prepare the workbench's server, which listens from here on.
 
     Args:
-        models: The models that users can choose.
+        models: The models that users can choose. An iterator loads them once the address is taken.
         host: The address to listen on.
         port: The port; 0 takes a free one.
         max_tokens: The most tokens of a prompt.
@@ -50,9 +50,9 @@ def serving(
         BadArgument: The server can't listen at that address and port.
 
     """
-    session = Session(_by_name(models, max_tokens, k=k, top=top, memory=max_memory), runs=runs)
     token = secrets.token_urlsafe(32)
     with _listening(host, port) as listener:
+        session = Session(_by_name(models, max_tokens, k=k, top=top, memory=max_memory), runs=runs)
         port = listener.getsockname()[1]
         config = uvicorn.Config(
             application(session, token=token, host=host, port=port), log_level="warning", access_log=False,
@@ -85,7 +85,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _by_name(models: Sequence[LM], max_tokens: int, **how: Any) -> dict[str, Model]:
+def _by_name(models: Iterable[LM], max_tokens: int, **how: Any) -> dict[str, Model]:
     """The models by the names that browsers see. If names are equal, the later ones are numbered."""
     found: dict[str, Model] = {}
     for lm in models:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from secant.cli.options import Freezing, MaxMemory, Measuring, Model, Position, WithoutSinks
+from secant.arguments import point_named, token_text
+from secant.cli.options import Freezing, MaxMemory, Measuring, Model, Position, WithoutSinks, checked_option
 from secant.cli.output import Output
 from secant.cli.schemas import printing, results
 from secant.cli.verb import verb
@@ -22,17 +23,18 @@ def attribute(
     output: Output,
     target: Annotated[
         list[str] | None,
-        typer.Option(
-            help="The token whose logit is explained; by default the prediction at the position. Repeatable, for the "
-            "mean of several logits."
+        checked_option(
+            token_text,
+            "The token whose logit is explained; by default the prediction at the position. Repeatable, for the mean "
+            "of several logits.",
         ),
     ] = None,
-    versus: Annotated[str | None, typer.Option(help="Another token, whose logit is subtracted.")] = None,
+    versus: Annotated[str | None, checked_option(token_text, "Another token, whose logit is subtracted.")] = None,
     position: Position = -1,
     point: Annotated[
         str | None,
-        typer.Option(
-            help="An activation inside, such as layers.3 or layers.3.mlp, whose logits are explained instead."
+        checked_option(
+            point_named, "An activation inside, such as layers.3 or layers.3.mlp, whose logits are explained instead."
         ),
     ] = None,
     beside: Annotated[
@@ -51,7 +53,8 @@ def attribute(
     from secant.analyses.sensitivity import beside as compared
 
     output.reserve(sc.Attribution)
-    run = freezing.freeze(model.loaded(), freezing.prompt(prompt))
+    given = freezing.prompt(prompt)
+    run = freezing.freeze(model.loaded(), given)
     wanted = target[0] if target and len(target) == 1 else target or None
     how: dict[str, Any] = {"position": position, "point": point, "max_memory": max_memory, **measuring.how}
     found = sc.attribute(run, wanted, versus, flow=flow, **how)

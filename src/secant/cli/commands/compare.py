@@ -36,9 +36,10 @@ def compare(
     if len(set(names)) < len(names):
         raise sc.SecantError("The models of a comparison must differ", "the same one twice", "Name each once.")
     output.reserve(sc.Comparison)
+    given = freezing.prompt(prompt)
     with progressing() as progress:
         comparison = sc.compare(
-            freezing.prompt(prompt),
+            given,
             (models.load(name) for name in names),
             conventions=conventions,
             k=spectra.k,

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secant.cli.options import Freezing, MaxMemory, Measuring, Model, Spectra, WithoutSinks
+from secant.arguments import token_text
+from secant.cli.options import (
+    Freezing,
+    MaxMemory,
+    Measuring,
+    Model,
+    Spectra,
+    WithoutSinks,
+    checked_option,
+    count_option,
+)
 from secant.cli.output import Illustrated
 from secant.cli.progress import progressing
 from secant.cli.schemas import printing, results
@@ -34,17 +44,19 @@ def explain(
     ],
     target: Annotated[
         str | None,
-        typer.Option(help="The token whose logit is explained, by text or id like #12 (default: the predicted one)."),
+        checked_option(
+            token_text, "The token whose logit is explained, by text or id like #12 (default: the predicted one)."
+        ),
     ] = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="Also decompose every layer: what the residual stream holds at each depth.")
     ] = False,
     highlight: Annotated[
         list[str] | None,
-        typer.Option(help="A token to mark in the map of layers (default: the predicted one). Repeatable."),
+        checked_option(token_text, "A token to mark in the map of layers (default: the predicted one). Repeatable."),
     ] = None,
     steps: Annotated[
-        int, typer.Option(help="How many tokens of the model's own continuation to explain, one after the other.")
+        int, count_option("steps", "How many tokens of the model's own continuation to explain, one after the other.")
     ] = 1,
     image: Annotated[
         bool,
@@ -60,12 +72,13 @@ def explain(
         raise sc.SecantError("--highlight marks tokens in the map of layers", "no --layers", "Add --layers.")
     output.reserve(sc.Explanation, "report.html")
     output.reserve(sc.Evidence)
+    given = freezing.prompt(prompt)
     lm = model.loaded()
     marked = _marked(lm, highlight or ())
     with progressing() as progress:
         explanation = sc.explain(
             lm,
-            freezing.prompt(prompt),
+            given,
             target=target,
             k=spectra.k,
             top=spectra.top,

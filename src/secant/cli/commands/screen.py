@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from secant.cli.options import Freezing, MaxMemory, Model, Position, Spectra, paths
+from secant.arguments import level_of
+from secant.cli.options import Freezing, MaxMemory, Model, Position, Spectra, checked_option, count_option, paths
 from secant.cli.output import Output
 from secant.cli.progress import progressing
 from secant.cli.schemas import TEXT, printing, results
@@ -32,9 +33,12 @@ def screen(
     ],
     output: Annotated[Output, Help(out="Also write all tests as tables to this folder.")],
     position: Position = -1,
-    samples: Annotated[int, typer.Option(help="How many random directions the vectors are compared with.")] = 10_000,
+    samples: Annotated[
+        int, count_option("samples", "How many random directions the vectors are compared with.")
+    ] = 10_000,
     level: Annotated[
-        float, typer.Option(help="The false discovery rate: the accepted share of false positives among the flags.")
+        float,
+        checked_option(level_of, "The false discovery rate: the accepted share of false positives among the flags."),
     ] = 0.05,
     max_memory: MaxMemory = None,
 ) -> None:
@@ -44,11 +48,12 @@ def screen(
 
     output.reserve(sc.Screening)
     texts, words = lines(prompts, "Prompts"), lines(lexicon, "Words to screen for")
+    given = [freezing.prompt(line) for line in texts]
     lm = model.loaded()
     with progressing() as progress:
         screening = sc.screen(
             lm,
-            [freezing.prompt(text) for text in texts],
+            given,
             words,
             k=spectra.k,
             top=spectra.top,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from secant.cli.options import MaxMemory, Models, Spectra
+from secant.cli.options import MaxMemory, Models, Spectra, count_option
 from secant.cli.printing import print_line
 from secant.cli.verb import verb
 from secant.signals import Ended
@@ -19,30 +19,21 @@ def serve(
     host: Annotated[
         str, typer.Option(help="The address of this computer to listen on. Only 127.0.0.1 keeps other computers out.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port; 0 picks a free one.")] = 0,
-    max_tokens: Annotated[int, typer.Option(help="The longest prompt, in tokens.")] = 512,
-    runs: Annotated[int, typer.Option(help="How many runs to keep in memory.")] = 8,
+    port: Annotated[int, count_option("port", "The port; 0 picks a free one.")] = 0,
+    max_tokens: Annotated[int, count_option("max-tokens", "The longest prompt, in tokens.")] = 512,
+    runs: Annotated[int, count_option("runs", "How many runs to keep in memory.")] = 8,
     max_memory: MaxMemory = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = False,
 ) -> None:
     """Explain prompts live in a browser on this computer. Ctrl-C ends it."""
-    from secant.errors import integer
     from secant.foreign import required
-    from secant.memory import size_of
 
     required("secant serve", "workbench", "starlette", "uvicorn", "sse_starlette")
     from secant.workbench.serving import serving
 
-    port = integer(port, 0, 65_535, "A port is a number", "port = ")
-    max_tokens = integer(max_tokens, 1, 10**6, "A prompt has at least one token", "max-tokens = ")
-    runs = integer(runs, 1, 1000, "At least one run is kept", "runs = ")
-    k = integer(spectra.k, 1, 10**6, "A block has at least one singular vector", "k = ")
-    top = integer(spectra.top, 1, 10**6, "A direction has at least one top token", "top = ")
-    if max_memory is not None:
-        size_of(max_memory)
-    loaded = [models.load(name, models.dtype) for name in models.names]
-    how: dict[str, Any] = {"max_tokens": max_tokens, "runs": runs, "k": k, "top": top, "max_memory": max_memory}
-    with serving(loaded, host=host, port=port, **how) as (address, wait):
+    loaded = (models.load(name, models.dtype) for name in models.names)
+    how: dict[str, Any] = {"max_tokens": max_tokens, "runs": runs, "max_memory": max_memory}
+    with serving(loaded, host=host, port=port, k=spectra.k, top=spectra.top, **how) as (address, wait):
         print(address, flush=True)
         print_line("The workbench is at this address. Whoever has it can use the workbench; Ctrl-C ends it.")
         if browser:

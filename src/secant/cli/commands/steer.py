@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secant.cli.options import Freezing, Model, SteeringForm, path_option
+from secant.cli.options import Freezing, Model, SteeringForm, count_option, path_option
 from secant.cli.output import Output
 from secant.cli.progress import progressing
 from secant.cli.schemas import printing, results
 from secant.cli.verb import Help, verb
-from secant.steering.forms import FORMS
+from secant.steering.forms import FORMS, strength_of
 
 if TYPE_CHECKING:
     from secant.memory import Progress
@@ -29,7 +30,7 @@ def steer(
     concept: Annotated[str, typer.Option(help="The text to steer towards.")] = "",
     layer: Annotated[
         list[int] | None,
-        typer.Option(help="Steer the residual stream after this layer, from 0. Repeatable in a sweep."),
+        count_option("layer", "Steer the residual stream after this layer, from 0. Repeatable in a sweep."),
     ] = None,
     strength: Annotated[
         list[float] | None, typer.Option(help="How much to steer; 0 changes nothing. Repeatable in a sweep.")
@@ -40,7 +41,7 @@ def steer(
             help="How to steer (default: mixture, of strength 0 to 1; in a sweep all). Repeatable in a sweep."
         ),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="The maximum length of a continuation.")] = 20,
+    tokens: Annotated[int, count_option("tokens", "The maximum length of a continuation.")] = 20,
     sample: Annotated[bool, typer.Option("--sample", help="Sample tokens instead of taking the likeliest.")] = False,
     sweep: Annotated[
         bool,
@@ -63,11 +64,13 @@ def steer(
         if named := [name for name, value in only.items() if value is not None]:
             raise sc.SecantError(f"{named[0]} applies to sweeps only", "no --sweep", "Add --sweep.")
         _check_one({"--layer": layer, "--strength": strength, "--form": form or ["mixture"]})
+    forms = [str(each) for each in form or (FORMS if sweep else ["mixture"])]
+    for each, amount in product(forms, strength or ()):
+        strength_of(each, amount)
     output.reserve(sc.Sweep, "sweep.png")
+    given = [freezing.prompt(text) for text in texts]
     lm = model.loaded()
     run = freezing.freeze(lm, concept)
-    forms = [str(each) for each in form or (FORMS if sweep else ["mixture"])]
-    given = [freezing.prompt(text) for text in texts]
     how: dict[str, Any] = {"tokens": tokens, "sample": sample, "seed": freezing.seed}
     if sweep:
         with progressing() as progress:

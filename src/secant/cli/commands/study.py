@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secant.cli.options import Conventions, MaxMemory, Models, Spectra, path_option, paths
+from secant.cli.options import Conventions, MaxMemory, Models, Spectra, count_option, path_option, paths
 from secant.cli.output import Printing
 from secant.cli.progress import progressing
 from secant.cli.schemas import STUDY, printing, whole
@@ -82,13 +82,13 @@ def study(
         str | None, typer.Option(help="The column that holds the prompts' categories, by which summaries are grouped.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="The split of a data set.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only this many prompts, from the first on.")] = None,
-    shard: Annotated[int, typer.Option(help="How many prompts are computed and saved together.")] = 16,
+    limit: Annotated[int | None, count_option("limit", "Use only this many prompts, from the first on.")] = None,
+    shard: Annotated[int, count_option("shard", "How many prompts are computed and saved together.")] = 16,
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes, each with its own copy of the model; by default as many as save time."),
+        count_option("workers", "Processes, each with its own copy of the model; by default as many as save time."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of each worker.")] = None,
+    threads: Annotated[int | None, count_option("threads", "CPU threads of each worker.")] = None,
     gpus: Annotated[float | None, typer.Option(help="GPUs of each worker on a cluster.")] = None,
     engine: Annotated[
         Engine, typer.Option(help="What runs the workers: this machine (local) or a Ray cluster (ray).")

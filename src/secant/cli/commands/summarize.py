@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from secant.cli.options import Seed, path_argument
+from secant.cli.options import Seed, count_option, path_argument
 from secant.cli.output import Illustrated
 from secant.cli.progress import progressing
 from secant.cli.schemas import printing, results
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 def summarize(
     folders: Annotated[list[Path], path_argument("The folder of a study; several are summarized together.")],
     output: Annotated[Illustrated, Help(out="Also write the tables and a page, summary.html, to this folder.")],
-    resamples: Annotated[int, typer.Option(help="How many resamples each bootstrap interval uses.")] = 2000,
+    resamples: Annotated[int, count_option("resamples", "How many resamples each bootstrap interval uses.")] = 2000,
     seed: Seed = 0,
 ) -> None:
     """Average a study's results over its prompts. Averages have intervals, by model, convention and category."""

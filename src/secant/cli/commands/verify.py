@@ -114,6 +114,7 @@ def verify(
 
     if freezing.chat and prompt is None:
         raise sc.SecantError("--chat requires a prompt", "none", "Add --prompt.")
+    given = None if prompt is None else freezing.prompt(prompt)
     how = {"dequantize": opening.dequantize, **opening.where, "allow_remote_code": opening.allow_remote_code}
     packed = is_packed(model, **how)
     chosen: list[Any] = dtype or ([None] if packed else list(Dtype))  # packed weights have only their own type
@@ -122,7 +123,7 @@ def verify(
     with progressing() as progress:
         for wanted in chosen:
             lm = opening.load(model, wanted)
-            ids = _random_tokens(lm, freezing.seed) if prompt is None else lm.encode(freezing.prompt(prompt))
+            ids = _random_tokens(lm, freezing.seed) if given is None else lm.encode(given)
             name = Dtype(str(lm.dtype).removeprefix("torch."))
             systems = [_wider(freezing.precision, name)]
             if packed and freezing.precision is None:  # it has only this type: also evaluate it in float32
