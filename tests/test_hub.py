@@ -7,8 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -158,7 +161,7 @@ def test_weights_cut_short_say_by_how_much(folder: Path, tmp_path: Path) -> None
         ("x/y is not a valid model identifier. If this is a private repository", ModelNotFound, "HF_TOKEN"),
         ("v9 is not a valid git identifier (branch name, tag name or commit id)", ModelNotFound, "got v9 of x/y"),
         ("x/y does not appear to have a file named config.json", ModelRefused, "a GGUF file follows a colon"),
-        ("There was a specific connection error when trying to load x/y", ModelNotFound, "hub is unreachable"),
+        ("There was a specific connection error when trying to load x/y", ModelNotFound, "the hub may not be asked"),
     ],
 )
 def test_what_the_hub_says(said: str, kind: type, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,14 +193,70 @@ def test_names() -> None:
             place_of(name)
 
 
+def online(script: str, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
+    """A script in a process that may ask the hub."""
+    kept = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, args)], capture_output=True, env={**kept, **env}, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nope", NAME, f"{NAME}:tiny.gguf"])
+def test_a_name_that_is_nowhere_is_refused_at_once_without_a_network(name: str, tmp_path: Path) -> None:
+    """Whatever the hub's client would do: it may not wait."""
+    result = online(TRAPPED, name, HF_HUB_CACHE=str(tmp_path), HF_ENDPOINT="https://hub.invalid")
+    said = result.stderr.splitlines()[-1]
+    assert f"got {name}, which is not a folder here nor complete in the cache, while https://hub.invalid is" in said
+    assert said.endswith("Check the path and the network. The model atlas ships with secant.")
+
+
+class SlowHub(BaseHTTPRequestHandler):
+    """A hub with one model, which takes a while over each answer."""
+
+    folder: ClassVar[Path]
+
+    def do_HEAD(self) -> None:
+        time.sleep(0.4)
+        file = self.folder / self.path.rpartition("/")[2]
+        found = "/resolve/" in self.path and file.is_file()
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Length", str(file.stat().st_size if found else 0))
+        self.send_header("ETag", f'"{file.name}"')
+        self.send_header("X-Repo-Commit", COMMITS["main"])
+        if not found:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.end_headers()
+        if found and self.command == "GET":
+            self.wfile.write(file.read_bytes())
+
+    do_GET = do_HEAD
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_a_hub_that_answers_slowly_is_waited_for(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SlowHub, "folder", folder, raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), SlowHub) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        script = (
+            "import sys; import secant as sc; from secant.model import loading; loading.ANSWER = 0.2;"
+            "print(sc.load(sys.argv[1]).encode('The bridge'))"
+        )
+        hub = {"HF_HUB_CACHE": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}"}
+        result = online(script, NAME, **hub)
+        server.shutdown()
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{sc.load(folder).encode('The bridge')}\n"
+
+
 @pytest.mark.slow
 def test_a_name_in_the_cache_works_without_a_network(folder: Path, tmp_path: Path) -> None:
     """And without being told so, at once."""
     cached(tmp_path, folder)
-    env = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-    result = subprocess.run(
-        [sys.executable, "-c", TRAPPED, NAME], capture_output=True, env={**env, "HF_HUB_CACHE": str(tmp_path)},
-        text=True, check=False,
-    )  # fmt: skip
+    result = online(TRAPPED, NAME, HF_HUB_CACHE=str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert result.stdout == 2 * f"{sc.load(folder).encode('The bridge')}\n"

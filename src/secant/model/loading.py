@@ -33,10 +33,13 @@ EXPERTS = (None, "eager", "batched_mm", "grouped_mm")
 """Implementations of experts that consist of torch functions."""
 
 ANSWER = 5.0
-"""Seconds within which the hub must answer if the cache has a model."""
+"""Seconds within which the hub must accept a connection, and also answer if the cache has the model."""
 
 LARGE = 1_000_000_000
 """Loading a folder with more bytes of weights shows progress; loading from the hub always does."""
+
+OFFLINE = ("the hub may not be asked", "Check the path, or load it once without --offline and HF_HUB_OFFLINE.")
+"""Why a model is not looked up on the hub, and what to do about it."""
 
 NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 """The environment variable that keeps transformers from asking a hub service to convert a model's pickles."""
@@ -205,19 +208,20 @@ def _fetched(place: Place) -> tuple[Place, Path]:
 
 
 def _reached(place: Place) -> Hub:
-    """How a model is looked up: only in the cache, if that has it and the hub does not answer.
+    """How a model is looked up: only in the cache, if the hub can't be reached, or is slow and the cache has the model.
 
-    The hub's own client tries again for minutes, for each file.
+    The hub's own client tries again for half a minute, for each file.
     """
     hub = place.hub
     file = "/".join([*Path(hub.subfolder).parts, place.file or folders.CONFIG])
     known = try_to_load_from_cache(place.where, file, cache_dir=hub.cache_dir, revision=hub.revision)
-    if hub.offline or is_offline_mode() or not isinstance(known, str):
+    if hub.offline or is_offline_mode():
         return hub
     try:
         get_session().head(constants.ENDPOINT, timeout=ANSWER)
-    except Exception:  # any error of the hub's client
-        return replace(hub, offline=True)
+    except Exception as error:  # any error of the hub's client
+        if isinstance(known, str) or _is_unreachable(error):
+            return replace(hub, offline=True)
     return hub
 
 
@@ -513,9 +517,10 @@ def _reason_of_hub(place: Place, said: str, error: BaseException) -> SecantError
             "Accept its licence on the hub, and run `hf auth login`, set HF_TOKEN or pass token.",
         )  # fmt: skip
     if _is_unreachable(error) or "offline" in said.lower() or "local_files_only" in said:
-        got = f"{name}, which is not a folder here nor complete in the cache, while the hub is unreachable"
         offline = hub.offline or is_offline_mode()
-        return ModelNotFound(RULE, got, f"Check the path, or {'go online once' if offline else 'the network'}.")
+        why, todo = OFFLINE if offline else (f"{constants.ENDPOINT} is unreachable", "Check the path and the network.")
+        got = f"{name}, which is not a folder here nor complete in the cache, while {why}"
+        return ModelNotFound(RULE, got, f"{todo} The model atlas ships with secant.")
     if "valid git identifier" in said or "Revision" in type(error).__name__:
         return ModelNotFound(
             "A revision is a branch, a tag or a commit of the model's repository", f"{hub.revision} of {place.where}",
