@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -209,7 +210,7 @@ def test_verify_says_what_is_not_exact(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_bad_input(folder: Path, tmp_path: Path) -> None:
     assert "GGUF file or a name" in refused("explain", PROMPT, "--model", tmp_path / "none")
-    assert "hub is unreachable" in refused("explain", PROMPT, "--model", "some/model")
+    assert "the hub may not be asked" in refused("explain", PROMPT, "--model", "some/model")
     assert "at least one token" in refused("explain", "", "--model", folder)
     assert "context of 64" in refused("explain", "the " * 70, "--model", folder)
     assert "'Golem'" in refused("explain", "In Golem", "--model", folder)
@@ -710,15 +711,33 @@ def test_explain_steps() -> None:
 
 
 def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A line a minute, with the rate since this run began and the time left; nothing of what is quick."""
-    clock = iter([0.0, 30.0, 61.0, 90.0, 122.0])
+    """Lines that become rarer, with the rate since this stage began and the time left; nothing of what is quick."""
+    clock = iter([0.0, 6.0, 9.0, 11.0, 31.0, 70.0, 72.0, 131.0, 133.0])
     monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
-    with progress.progressing() as report:
-        for done in (100, 130, 161, 190, 222):
-            report("prompts", done, 1222)
+    lines = progress.Lines()
+    lines("loading", 0, 1)
+    lines("", 0, 1)
+    lines("freezing", 0, 1)
+    for done in (100, 120, 159, 161, 220, 222):
+        lines("prompts", done, 1222)
     assert capsys.readouterr().err.splitlines() == [
+        "prompts: 100 of 1,222", "prompts: 120 of 1,222, 1/s, about 18 min left",
         "prompts: 161 of 1,222, 1/s, about 18 min left", "prompts: 222 of 1,222, 1/s, about 17 min left",
     ]  # fmt: skip
+
+
+def test_progress_of_what_does_not_report_any(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "FIRST", 0.05)
+    with progress.in_lines(), progress.stage("loading a model"):
+        time.sleep(1.3)
+    time.sleep(1.1)
+    assert capsys.readouterr().err == "loading a model: 1 s so far\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with progress.in_lines(), progress.stage("loading a model"):  # a terminal has bars
+        time.sleep(1.3)
+    assert capsys.readouterr().err == ""
 
 
 HOSTILE = "x\x1b[31m\x9b2J\u202e[b]:smile:"

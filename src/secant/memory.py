@@ -173,10 +173,21 @@ def stopping_point() -> None:
 
 
 @contextmanager
-def timed(what: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Record the seconds that the block takes in `seconds`, under the name `what`."""
+def timed(what: str, seconds: dict[str, float], progress: Progress | None = None) -> Iterator[None]:
+    """Record the seconds that the block takes in `seconds`, under the name `what`, and report that it began and ended.
+
+    Args:
+        what: What the block does.
+        seconds: Where its seconds are recorded.
+        progress: Called as `progress(what, done, 1)`; None if the block reports its own progress.
+
+    """
     start = time.perf_counter()
+    if progress is not None:
+        progress(what, 0, 1)
     yield
+    if progress is not None:
+        progress(what, 1, 1)
     seconds[what] = time.perf_counter() - start
 
 

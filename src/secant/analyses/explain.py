@@ -126,7 +126,7 @@ def explained(
     if isinstance(origin, str):
         origin_named(origin)
     baseline_named(baseline)
-    with timed("freezing", seconds):
+    with timed("freezing", seconds, progress):
         case = case_of(
             lm, prompt, target=target, k=k, top=top, convention=convention, precision=precision, seed=seed,
             origin=origin, baseline=baseline, nulls=nulls,
@@ -134,11 +134,11 @@ def explained(
     if layers:  # before anything is computed
         case.run.found_layers("Leave out the layers.")
     with case.working(max_memory, progress):
-        with timed("contributions", seconds):
+        with timed("contributions", seconds, progress):
             _ = case.attribution()
         with timed("spectra", seconds):
             svds = case.blocks
-        with timed("words", seconds):
+        with timed("words", seconds, progress):
             _ = case.words(svds, "output"), case.words(svds, "input")
         with timed("terms", seconds):
             _ = case.norms, case.written
@@ -147,7 +147,7 @@ def explained(
                 _ = case.sensitivity
             with timed("lens", seconds):
                 _ = case.lens
-            with timed("largest", seconds):
+            with timed("largest", seconds, progress):
                 _ = case.largest
         if layers:
             with timed("layers", seconds):

@@ -221,7 +221,7 @@ def sensitivity(
         deletion: Whether to run the model on the prompt without each token in turn. By default this is done for prompts
             of at most 64 tokens.
         max_memory: Bytes to work in, or a size such as "4GiB"; by default half of the free memory.
-        progress: Called as `progress("deletions", done, all)`, in tokens.
+        progress: Called as `progress("conventions", done, all)` and `progress("deletions", done, all)`, in tokens.
 
     Raises:
         SecantError: Any error of `attribute` and `freeze`.
@@ -264,15 +264,17 @@ def beside(
         conventions: The other conventions.
         deletion: Whether each token is deleted.
         max_memory: Bytes to work in, or a size.
-        progress: Called as `progress("deletions", done, all)`.
+        progress: Called as in `sensitivity`.
 
     """
     how: dict[str, Any] = {"position": position, "baseline": baseline, "point": point, "max_memory": max_memory}
     how["origin"] = None if isinstance(origin, str) and origin == "reference" else origin
     found = {first.convention: first}
-    for label in dict.fromkeys(convention_named(each).label for each in conventions):
-        if label not in found:
-            found[label] = attribute(run.recorded(label), target, versus, convention=label, parts=False, **how)
+    labels = list(dict.fromkeys([first.convention, *(convention_named(each).label for each in conventions)]))
+    for label in labels[1:]:
+        found[label] = attribute(run.recorded(label), target, versus, convention=label, parts=False, **how)
+        if progress:
+            progress("conventions", len(found), len(labels))
     effects = None
     if first.point == "logits" and (deletion or (deletion is None and len(run.ids) <= DELETED)):
         at = run.rows(position)[0]

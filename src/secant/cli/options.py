@@ -15,6 +15,7 @@ import typer
 from secant.analyses.origins import ORIGINS, origin_named
 from secant.analyses.targets import BASELINES, baseline_named
 from secant.arguments import counted, size_of, spoken
+from secant.cli.progress import stage
 from secant.cli.verb import Group
 from secant.errors import seeded
 from secant.linearize.conventions import CONVENTIONS, NAMES, convention_named
@@ -242,7 +243,8 @@ class Opening(Group):
         """
         import secant as sc
 
-        return sc.load(name, **{"dtype": dtype and dtype.value, **self.how})
+        with stage(f"loading {name}"):
+            return sc.load(name, **{"dtype": dtype and dtype.value, **self.how})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import typer
 
 from secant.cli.border import ending
 from secant.cli.process import say
+from secant.cli.progress import in_lines
 from secant.signals import raised
 
 C = TypeVar("C", bound=Callable[..., None])
@@ -107,7 +108,7 @@ def verb(command: C) -> C:
 
     def run(*, debug: bool, **given: Any) -> None:
         try:
-            with raised():
+            with raised(), in_lines():
                 made = {name: kind(**{n: given.pop(n) for n in names}) for name, (kind, names) in groups.items()}
                 for group in made.values():
                     group.check()

@@ -9,6 +9,7 @@ import typer
 from secant.arguments import point_named, token_text
 from secant.cli.options import Freezing, MaxMemory, Measuring, Model, Position, WithoutSinks, checked_option
 from secant.cli.output import Output
+from secant.cli.progress import progressing
 from secant.cli.schemas import printing, results
 from secant.cli.verb import verb
 
@@ -54,10 +55,14 @@ def attribute(
 
     output.reserve(sc.Attribution)
     given = freezing.prompt(prompt)
-    run = freezing.freeze(model.loaded(), given)
+    lm = model.loaded()
     wanted = target[0] if target and len(target) == 1 else target or None
     how: dict[str, Any] = {"position": position, "point": point, "max_memory": max_memory, **measuring.how}
-    found = sc.attribute(run, wanted, versus, flow=flow, **how)
-    if beside:
-        found = compared(run, found, wanted, versus, **how).attribution
+    with progressing() as progress:
+        progress("freezing", 0, 1)
+        run = freezing.freeze(lm, given)
+        progress("contributions", 0, 1)
+        found = sc.attribute(run, wanted, versus, flow=flow, **how)
+        if beside:
+            found = compared(run, found, wanted, versus, progress=progress, **how).attribution
     output.finish(found.without(sc.sinks(run)) if without_sinks else found)

@@ -10,7 +10,7 @@ import typer
 
 from secant.cli.options import Freezing, Model, SteeringForm, count_option, path_option
 from secant.cli.output import Output
-from secant.cli.progress import progressing
+from secant.cli.progress import progressing, stage
 from secant.cli.schemas import printing, results
 from secant.cli.verb import Help, verb
 from secant.steering.forms import FORMS, strength_of
@@ -70,7 +70,8 @@ def steer(
     output.reserve(sc.Sweep, "sweep.png")
     given = [freezing.prompt(text) for text in texts]
     lm = model.loaded()
-    run = freezing.freeze(lm, concept)
+    with stage("freezing"):
+        run = freezing.freeze(lm, concept)
     how: dict[str, Any] = {"tokens": tokens, "sample": sample, "seed": freezing.seed}
     if sweep:
         with progressing() as progress:
@@ -84,7 +85,9 @@ def steer(
         output.finish(found, more=draw)
         return
     where: dict[str, Any] = {"layer": (layer or [0])[0], "strength": (strength or [0.0])[0], "form": forms[0]}
-    output.finish(side_by_side(lm, given[0], run, **where, **how))
+    with stage("continuations"):
+        both = side_by_side(lm, given[0], run, **where, **how)
+    output.finish(both)
 
 
 def _prompts(prompt: str | None, file: Path | None) -> list[str]:
