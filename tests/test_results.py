@@ -21,7 +21,7 @@ from studies import study as written
 
 import secant as sc
 from secant.analyses.sensitivity import beside
-from secant.errors import OutputFailed
+from secant.errors import OutputFailed, printable
 from secant.model.tokens import Tokens
 from secant.results.result import Result, Viewed
 from secant.results.schema import Table, records
@@ -170,6 +170,29 @@ def test_every_public_class_is_a_result_or_a_record() -> None:
     assert classes <= {name.partition(",")[0] for name in NAMES} | set(RECORDS)
     for name in set(RECORDS) & classes:
         assert not issubclass(getattr(sc, name), Result), f"{name} is a result: make one of it here"
+
+
+def test_what_a_result_is_in_a_line(plain: Viewed) -> None:
+    """Its class, and a few words each about it: no arrays, tables or nested objects."""
+    assert type(plain).__repr__ is Viewed.__repr__, "give its dataclass repr=False"
+    said = repr(plain)
+    assert said.startswith(f"{type(plain).__name__}(")
+    assert len(said) - len(type(plain).__name__) > 20
+    assert len(said) < 320
+    for inside in ("\n", "tensor(", "object at", "DataFrame", "=["):
+        assert inside not in said
+
+
+def test_what_is_no_result_in_a_line(lm: sc.LM, run: sc.Run) -> None:
+    op = run.operator()
+    assert repr(lm) == f"LM({lm.name}, {type(lm.model).__name__}, {lm.size:,} tokens, {lm.dtype}, cpu)"
+    assert repr(op) == f"Operator(embed to norm, position {len(run.ids) - 1}, {op.shape[0]} x {len(run.ids)} * " + (
+        f"{op.input.shape[1]}, {op.bias.dtype})"
+    )
+    assert f"of {len(run.ids)} tokens, predicts {run.prediction[0].token.strip()} " in repr(run)
+    assert f"reconstruction {run.certificate.reconstruction:.1e})" in repr(run)
+    for one in (run.certificate, run.prediction[0], sc.Convention(), sc.stable_rank(op)):
+        assert len(repr(one)) < 320
 
 
 @pytest.mark.slow  # all are made
@@ -368,6 +391,7 @@ def test_it_prints_within_the_width(plain: Viewed, width: int, capsys: pytest.Ca
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 100])
 def test_hostile_tokens_command_no_terminal(odd: Viewed, width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert printable(repr(odd)) == repr(odd)
     said = printed(odd, width, capsys)
     if not isinstance(odd, sc.SVD):
         assert visible(HOSTILE)[:6] in said

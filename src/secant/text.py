@@ -36,6 +36,24 @@ def readable(text: str) -> str:
     return " ".join(map(visible, text.split(" ")))
 
 
+def excerpt(text: str, most: int = 40) -> str:
+    """The beginning of a text, in quotes, with characters that print nothing made visible.
+
+    >>> excerpt("The bridge out of Marin", 12), excerpt("the")
+    ("'The bridge o…'", "'the'")
+    """
+    return f"'{readable(text[:most])}{'…' if len(text) > most else ''}'"
+
+
+def count(number: int, what: str) -> str:
+    """A number of things.
+
+    >>> count(1, "row"), count(2500, "token")
+    ('1 row', '2,500 tokens')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def named(model: str) -> str:
     """A model's name for pages that may be shown to others: the name of a folder, without its path.
 

@@ -9,7 +9,7 @@ both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 import pandas as pd
@@ -30,7 +30,7 @@ from secant.results.result import Result
 from secant.results.schema import Column, Table, records
 from secant.results.view import Grid, Tokens, View
 from secant.stream.words import WORD, WORD_ID
-from secant.text import readable, visible
+from secant.text import count, readable, visible
 
 REPLACEMENTS = ("zero", "mean")
 """What can replace a part or head."""
@@ -69,7 +69,7 @@ LEGEND = "frozen: in the frozen network, y + J Δ; real: in the model itself, wh
 """The meaning of the two columns of changes."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Ablation(Result):
     """The last position's logits before and after an ablation.
 
@@ -86,13 +86,17 @@ class Ablation(Result):
 
     schema = (ABLATION,)
 
-    run: Run = field(repr=False)
+    run: Run
     what: str
     by: str
     positions: list[int]
-    before: Float[Tensor, " vocabulary"] = field(repr=False)
-    frozen: Float[Tensor, " vocabulary"] = field(repr=False)
-    real: Float[Tensor, " vocabulary"] = field(repr=False)
+    before: Float[Tensor, " vocabulary"]
+    frozen: Float[Tensor, " vocabulary"]
+    real: Float[Tensor, " vocabulary"]
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        return [*self.run.brief()[:2], f"{self.what} replaced by {self.by}"]
 
     def change(self, target: str | SupportsIndex | None = None) -> tuple[float, float]:
         """Returns how much a token's logit changes, in the frozen network and in the model itself.
@@ -168,7 +172,7 @@ class Ablation(Result):
         return View(title, facts, [grid], [LEGEND])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Ablations(Result):
     """How much the target's logit changes when each token, part and head is ablated by itself.
 
@@ -184,7 +188,11 @@ class Ablations(Result):
 
     target: str
     by: str
-    table: pd.DataFrame = field(repr=False)
+    table: pd.DataFrame
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        return [visible(self.target), f"replaced by {self.by}", count(len(self.table), "ablation")]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns its table, `ablations`."""

@@ -44,7 +44,7 @@ from secant.results.columns import CONVENTION, LOGIT, POSITION, TOKEN
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, View
-from secant.text import visible
+from secant.text import count, visible
 
 KIND = Column(
     "kind",
@@ -134,7 +134,7 @@ def by_deletion(tokens: Sequence[str], effects: Sequence[float]) -> pd.DataFrame
     return DELETION.frame(zip(range(len(tokens)), tokens, effects, strict=True))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Attribution(Selective, Result):
     """Contributions to a token's logit, or to whatever else is attributed, at one position.
 
@@ -173,8 +173,8 @@ class Attribution(Selective, Result):
     logit: float
     total: float
     direct: float | None
-    table: pd.DataFrame = field(repr=False)
-    flow: pd.DataFrame | None = field(default=None, repr=False)
+    table: pd.DataFrame
+    flow: pd.DataFrame | None = None
     position: int = -1
     origin: str = "zero"
     convention: str = ""
@@ -183,9 +183,14 @@ class Attribution(Selective, Result):
     label: str = ""
     references: int = 0
     left_out: tuple[int, ...] = ()
-    others: dict[str, list[float]] = field(default_factory=dict, repr=False)
-    effects: list[float] | None = field(default=None, repr=False)
+    others: dict[str, list[float]] = field(default_factory=dict)
+    effects: list[float] | None = None
     dependence: str = ""
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        sum_ = f"{count(int((self.table['kind'] == 'token').sum()), 'token')} and constants sum to {self.total:.4f}"
+        return [f"logit of {self.label} {self.logit:.4f}", sum_, f"convention {self.convention}"]
 
     @property
     def tokens(self) -> list[str]:

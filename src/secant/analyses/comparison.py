@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -28,6 +28,7 @@ from secant.results.schema import Column, Table
 from secant.results.view import Cell, Grid, Shown, View, missing
 from secant.stream.depths import LAYER
 from secant.stream.words import RANK, SCORE, SIDE, WORD, WORD_ID, Z
+from secant.text import excerpt, named
 
 SAME_TOKENS, BY_CHARACTERS, UNALIGNED = "tokens", "characters", "not"
 """How tokens are aligned: all models have the same; by characters of the prompt; not at all."""
@@ -168,7 +169,7 @@ OVERLAPS = Table(
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Result):
     """Several models, or conventions of one, at one prompt.
 
@@ -191,13 +192,18 @@ class Comparison(Result):
     prompt: str
     aligned: str
     why: list[str]
-    models: pd.DataFrame = field(repr=False)
-    predictions: pd.DataFrame = field(repr=False)
-    tokens: pd.DataFrame = field(repr=False)
-    stretches: pd.DataFrame = field(repr=False)
-    spectra: pd.DataFrame = field(repr=False)
-    words: pd.DataFrame = field(repr=False)
-    overlaps: pd.DataFrame = field(repr=False)
+    models: pd.DataFrame
+    predictions: pd.DataFrame
+    tokens: pd.DataFrame
+    stretches: pd.DataFrame
+    spectra: pd.DataFrame
+    words: pd.DataFrame
+    overlaps: pd.DataFrame
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        pairs = self.models[["model", "convention"]].itertuples(index=False)
+        return [excerpt(self.prompt), *(f"{named(model)} under {label}" for model, label in pairs)]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns `compared`, `compared_…` for predictions, tokens, spectra and words, `stretches` and `overlaps`."""

@@ -23,6 +23,7 @@ from secant.results.result import Result
 from secant.results.schema import Column
 from secant.results.view import Cell, Grid, Shown, Tokens, View, missing
 from secant.steering.generate import added
+from secant.text import count, excerpt
 
 STEPS = CONTRIBUTIONS.but(
     "steps",
@@ -53,7 +54,7 @@ class Step:
     attribution: Attribution = field(repr=False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Steps(Result):
     """A continuation, with a step for each generated token.
 
@@ -71,9 +72,14 @@ class Steps(Result):
 
     tokens: list[str]
     prompt: int
-    steps: list[Step] = field(repr=False)
+    steps: list[Step]
     text: str
     ended: str
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        own = f"{excerpt(''.join(self.tokens[: self.prompt]))} continued by {excerpt(self.text)}"
+        return [own, count(len(self.steps), "step"), f"ended by {self.ended}"]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns `steps`: the attribution tables of all steps, with the generated token in each row."""

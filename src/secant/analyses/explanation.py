@@ -58,7 +58,7 @@ EXTREMES = 4
 """The number of largest columns and rows of J that a view shows."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evidence(Result):
     """What supports an explanation: every sum of the logit, an image of J, and the rebuilt output.
 
@@ -87,19 +87,24 @@ class Evidence(Result):
     )  # fmt: skip
 
     attribution: Attribution
-    versus: list[Attribution] = field(repr=False)
-    image: Float[Tensor, "R T C"] | None = field(repr=False)
+    versus: list[Attribution]
+    image: Float[Tensor, "R T C"] | None
     shape: tuple[int, int, int]
-    output: Float[Tensor, " d_out"] = field(repr=False)
-    rebuilt: Float[Tensor, " d_out"] = field(repr=False)
-    ordinary: Float[Tensor, " d_out"] = field(repr=False)
+    output: Float[Tensor, " d_out"]
+    rebuilt: Float[Tensor, " d_out"]
+    ordinary: Float[Tensor, " d_out"]
     writes: Null
     reads: Null
-    depths: pd.DataFrame = field(repr=False)
-    heads: pd.DataFrame = field(repr=False)
-    patterns: pd.DataFrame = field(repr=False)
-    faithfulness: Faithfulness | None = field(repr=False)
-    largest: list[Largest] = field(repr=False)
+    depths: pd.DataFrame
+    heads: pd.DataFrame
+    patterns: pd.DataFrame
+    faithfulness: Faithfulness | None
+    largest: list[Largest]
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        d_out, T, d_in = self.shape
+        return [*self.attribution.brief(), f"J of {d_out} x {T} * {d_in}"]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns its tables: `contributions`, `flow`, `versus`, `rebuilt`, `chance`, `depth_words`, `head_words` and
@@ -132,7 +137,7 @@ class Evidence(Result):
         return replace(own, title="Evidence", grids=[*own.grids, Grid(columns, rows)])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Explanation(Result):
     """A prompt's linear system, token by token.
 
@@ -160,18 +165,23 @@ class Explanation(Result):
 
     run: Run
     attribution: Attribution
-    svds: list[SVD] = field(repr=False)
-    outputs: list[list[list[Word]]] = field(repr=False)
-    inputs: list[list[list[Word]]] = field(repr=False)
-    norms: list[float] = field(repr=False)
-    written: list[list[Word]] = field(repr=False)
-    received: list[float | None] = field(repr=False)
-    sinks: list[str] = field(repr=False)
-    case: Case = field(repr=False)
+    svds: list[SVD]
+    outputs: list[list[list[Word]]]
+    inputs: list[list[list[Word]]]
+    norms: list[float]
+    written: list[list[Word]]
+    received: list[float | None]
+    sinks: list[str]
+    case: Case
     layers: Layers | None = None
     steps: Steps | None = None
-    seconds: dict[str, float] = field(default_factory=dict, repr=False)
-    memory: int | None = field(default=None, repr=False)
+    seconds: dict[str, float] = field(default_factory=dict)
+    memory: int | None = None
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        more = {"with every layer": self.layers, "with a continuation": self.steps}
+        return [*self.run.brief()[:3], *self.attribution.brief(), *(what for what, own in more.items() if own)]
 
     @property
     def sensitivity(self) -> Sensitivity:

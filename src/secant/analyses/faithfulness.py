@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -42,7 +42,7 @@ from secant.results.columns import LOGIT, POSITION, TOKEN
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Shown, View, cells
-from secant.text import visible
+from secant.text import count, visible
 
 DELETE = "delete"
 
@@ -90,7 +90,7 @@ SCORES = Table(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Faithfulness(Result):
     """How well each method's scores predict the target's logit when tokens are removed.
 
@@ -109,9 +109,14 @@ class Faithfulness(Result):
     schema = (FAITHFULNESS, CURVES, SCORES)
 
     target: str
-    table: pd.DataFrame = field(repr=False)
-    curves: pd.DataFrame = field(repr=False)
-    scores: pd.DataFrame = field(repr=False)
+    table: pd.DataFrame
+    curves: pd.DataFrame
+    scores: pd.DataFrame
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        tokens = count(int(self.scores["position"].nunique()), "token")
+        return [visible(self.target), tokens, ", ".join(self.table["method"].unique())]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns `faithfulness` (the measures), `curves` and `scores`."""

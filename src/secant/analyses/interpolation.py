@@ -10,7 +10,7 @@ J(0).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, SupportsFloat, cast
 
 import numpy as np
@@ -33,6 +33,7 @@ from secant.results.columns import RECONSTRUCTION, RELATIVE, TOKEN
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Tokens, View
+from secant.text import count, excerpt
 
 Swap = tuple[int, str | int]
 
@@ -63,7 +64,7 @@ REACH = Table(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Reach(Result):
     """The linear system of one prompt, evaluated between this prompt and another.
 
@@ -84,11 +85,16 @@ class Reach(Result):
 
     schema = (REACH,)
 
-    run: Run = field(repr=False)
-    ids: list[int] = field(repr=False)
+    run: Run
+    ids: list[int]
     tokens: list[str]
     k: int
-    table: pd.DataFrame = field(repr=False)
+    table: pd.DataFrame
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        other = f"to {excerpt(''.join(self.tokens))}"
+        return [*self.run.brief()[:2], other, f"at {count(len(self.table), 'value')} of α", f"k {self.k}"]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns its table, `reach`."""

@@ -9,7 +9,7 @@ what the tokens of the prompt contribute there, and of constants.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 import pandas as pd
@@ -34,7 +34,7 @@ from secant.results.view import Cell, Grid, Shown, Style, View
 from secant.stream.depths import LAYER, PART
 from secant.stream.sweep import STREAM, depths, part_of
 from secant.stream.words import RANK, WORD, WORD_ID
-from secant.text import visible
+from secant.text import count, excerpt, visible
 
 LENS = Table(
     "lens",
@@ -80,7 +80,7 @@ ELEMENTS = 2**26
 """The approximate maximum of logits in a batch."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Lens(Selective, Result):
     """What the model would predict at every depth.
 
@@ -104,10 +104,15 @@ class Lens(Selective, Result):
     tokens: list[str]
     convention: str
     baseline: str
-    table: pd.DataFrame = field(repr=False)
-    words: pd.DataFrame = field(repr=False)
-    terms: pd.DataFrame = field(repr=False)
+    table: pd.DataFrame
+    words: pd.DataFrame
+    terms: pd.DataFrame
     left_out: tuple[int, ...] = ()
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        depths = count(int(self.table["layer"].nunique()), "layer")
+        return [visible(self.target), excerpt("".join(self.tokens)), depths, f"convention {self.convention}"]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns `lens`, `lens_words` and `lens_terms`."""

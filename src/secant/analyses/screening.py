@@ -43,6 +43,7 @@ from secant.stream.depths import Depth
 from secant.stream.scores import BATCH_SIZE, Scores, best
 from secant.stream.sweep import STREAM
 from secant.stream.words import WORD_ID
+from secant.text import count
 
 NUMBER = Column("number", int, "number of the prompt, from 0")
 PROMPT = Column("prompt", str, "the prompt")
@@ -91,7 +92,7 @@ MOST_SHOWN = 12
 """The most flagged vectors of a prompt, and unknown words, that views show; the tables have all."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Screening(Result):
     """The tests of a list of words against the singular vectors of some prompts.
 
@@ -114,14 +115,21 @@ class Screening(Result):
 
     schema = (SCREENING, REFUSED, LEXICON)
 
-    table: pd.DataFrame = field(repr=False)
-    refused: pd.DataFrame = field(repr=False)
+    table: pd.DataFrame
+    refused: pd.DataFrame
     lexicon: dict[str, list[int]]
     unknown: list[str]
     top: int
     samples: int
     level: float
     chance: float
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        return [
+            count(len(self.lexicon), "word"), count(len(self.table), "test"),
+            f"{int(self.table['flagged'].sum())} flagged at level {self.level:g}", f"{len(self.refused)} refused",
+        ]  # fmt: skip
 
     @property
     def flagged(self) -> pd.DataFrame:

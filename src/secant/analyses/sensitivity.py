@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -64,7 +64,7 @@ AGREEMENT = Table(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sensitivity(Selective, Result):
     """Contributions of tokens under several conventions, and what deleting each token does.
 
@@ -77,9 +77,15 @@ class Sensitivity(Selective, Result):
 
     schema = (BESIDE, AGREEMENT, DELETION)
 
-    attributions: dict[str, Attribution] = field(repr=False)
-    effects: list[float] | None = field(repr=False)
+    attributions: dict[str, Attribution]
+    effects: list[float] | None
     left_out: tuple[int, ...] = ()
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        first, *others = self.attributions.values()
+        measured = "without deletions" if self.effects is None else "with deletions"
+        return [*first.brief(), f"compared with {', '.join(a.convention for a in others)}", measured]
 
     @property
     def first(self) -> Attribution:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isnan
 from typing import Any
 
@@ -66,8 +66,8 @@ class Certificate:
     dtype: str
     precision: str
     attention: str
-    versions: dict[str, str]
-    operations: dict[str, int]
+    versions: dict[str, str] = field(repr=False)
+    operations: dict[str, int] = field(repr=False)
 
     def lines(self) -> list[str]:
         """Returns a summary in two lines: the errors, and how the run was computed."""

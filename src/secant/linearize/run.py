@@ -48,6 +48,7 @@ from secant.results.columns import ITS_LOGIT, POSITION, PROBABILITY, TOKEN, TOKE
 from secant.results.result import Described, Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Tokens, View
+from secant.text import count, excerpt, named, visible
 
 POSITIONS = Table(
     "positions",
@@ -91,7 +92,7 @@ class Prediction:
     logit: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run(Result):
     """One recorded pass of a model at a prompt, and its frozen network.
 
@@ -111,20 +112,29 @@ class Run(Result):
 
     schema = (POSITIONS, PREDICTIONS)
 
-    lm: LM = field(repr=False)
-    ids: list[int] = field(repr=False)
+    lm: LM
+    ids: list[int]
     tokens: list[str]
     prediction: list[Prediction]
     certificate: Certificate
-    input: Float[Tensor, "T d"] = field(repr=False)
-    network: Network = field(repr=False)
-    tolerance: float | None = field(default=None, repr=False)
-    seed: int = field(default=0, repr=False)
-    stamp: weights.WeightsState | None = field(default=None, repr=False)
-    chosen: str | None = field(default=None, repr=False)
-    _ordinary: Tensor | None = field(default=None, repr=False)  # if the certificate computed it
-    _under: dict[str, Run] = field(default_factory=dict, repr=False)
-    _at_references: dict[tuple[str, int, bool], list[Run]] = field(default_factory=dict, repr=False)
+    input: Float[Tensor, "T d"]
+    network: Network
+    tolerance: float | None = None
+    seed: int = 0
+    stamp: weights.WeightsState | None = None
+    chosen: str | None = None
+    _ordinary: Tensor | None = None  # if the certificate computed it
+    _under: dict[str, Run] = field(default_factory=dict)
+    _at_references: dict[tuple[str, int, bool], list[Run]] = field(default_factory=dict)
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        best, own = self.prediction[0], self.certificate
+        return [
+            named(self.lm.name), f"{excerpt(''.join(self.tokens))} of {count(len(self.ids), 'token')}",
+            f"predicts {visible(best.token)} {best.probability:.1%}", f"convention {own.convention}",
+            f"{own.precision}, reconstruction {own.reconstruction:.1e}",
+        ]  # fmt: skip
 
     def unchanged(self) -> None:
         """Raises ReplayMismatch if the model's weights have changed since the prompt was frozen."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, Literal, SupportsIndex
@@ -21,13 +21,14 @@ from secant.model import weights
 from secant.model.encoding import SPACE, encode, encoded, find
 from secant.model.hooks import replacing_outputs
 from secant.model.tokens import Tokens, as_id
+from secant.text import count
 
 Prompt = str | Sequence[SupportsIndex] | Tensor | Sequence[Mapping[str, str]]
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LM:
     """A causal language model and its tokenizer, already in memory; neither is changed.
 
@@ -42,8 +43,8 @@ class LM:
 
     """
 
-    model: Any = field(repr=False)
-    tokenizer: Any = field(default=None, repr=False)
+    model: Any
+    tokenizer: Any = None
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -75,6 +76,10 @@ class LM:
         weights.check(self.model)
         if not self.name:
             object.__setattr__(self, "name", self.model.config.name_or_path or type(self.model).__name__)
+
+    def __repr__(self) -> str:
+        kind = type(self.model).__name__
+        return f"LM({self.name}, {kind}, {count(self.size, 'token')}, {self.dtype}, {self.device})"
 
     @property
     def head(self) -> nn.Module:

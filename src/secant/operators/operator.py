@@ -246,7 +246,7 @@ class Transposed:
         return _multiplied(self.of.products.adjoint, u, self.of.shape[0], self.of.bias, "op.T @ u takes d_out elements")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Operator(Viewed):
     """The affine map output = Σ_t J_t input_t + bias, from T tokens of d_in elements each to d_out elements.
 
@@ -259,10 +259,10 @@ class Operator(Viewed):
 
     """
 
-    products: Products = field(repr=False)
-    input: Float[Tensor, "T d_in"] = field(repr=False)
-    output: Float[Tensor, " d_out"] = field(repr=False)
-    bias: Float[Tensor, " d_out"] = field(repr=False)
+    products: Products
+    input: Float[Tensor, "T d_in"]
+    output: Float[Tensor, " d_out"]
+    bias: Float[Tensor, " d_out"]
     about: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -402,11 +402,11 @@ class Operator(Viewed):
         eps = torch.finfo(self.bias.dtype).eps
         return one.numel() == other.numel() and relative(one.flatten(), other.flatten()) <= min(0.1, 1e3 * eps)
 
-    def __repr__(self) -> str:
-        """Source, target and shape."""
-        a = self.about
-        where = f"{a['source']} to {a['target']}, position {a['position']}, " if "source" in a else ""
-        return f"Operator({where}{self.shape[0]} x {self.input.shape[0]} * {self.input.shape[1]}, {self.bias.dtype})"
+    def brief(self) -> list[str]:
+        """Returns source, target, shape and type."""
+        a, (T, d_in) = self.about, self.input.shape
+        where = [f"{a['source']} to {a['target']}", f"position {a['position']}"] if "source" in a else []
+        return [*where, f"{self.shape[0]} x {T} * {d_in}", str(self.bias.dtype)]
 
     def view(self) -> View:
         """Source, target, shape, and the prompt it belongs to."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +15,7 @@ from secant.numeric import wide
 from secant.results.result import Described, Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, View
+from secant.text import count
 
 TURN = 0.1
 """Radians; singular vectors that may rotate into each other by more are reported as one block."""
@@ -52,7 +53,7 @@ TABLE = Table(
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SVD(Result):
     """Leading singular triplets: `J V = U S` to within `residuals`.
 
@@ -73,10 +74,10 @@ class SVD(Result):
 
     schema = (TABLE,)
 
-    U: Float[Tensor, "d_out k"] = field(repr=False)
+    U: Float[Tensor, "d_out k"]
     S: Float[Tensor, " k"]
-    V: Float[Tensor, "n_in k"] = field(repr=False)
-    residuals: Float[Tensor, " k"] = field(repr=False)
+    V: Float[Tensor, "n_in k"]
+    residuals: Float[Tensor, " k"]
     frobenius: float
     solver: str
     products: int
@@ -84,6 +85,15 @@ class SVD(Result):
     spread: float = 0.0
     following: float = 0.0
     noise: float = 0.0
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        sizes = ", ".join(f"{value:.4g}" for value in self.S[:4].tolist())
+        d_out, d_in = len(self.U), len(self.V)
+        return [
+            f"{count(len(self.S), 'triplet')} of {d_out} x {d_in}", f"S {sizes}{', …' if len(self.S) > 4 else ''}",
+            f"‖J‖ {self.frobenius:.4g}", f"residuals at most {self.residuals.max():.1e}", self.solver,
+        ]  # fmt: skip
 
     @property
     def stable_rank(self) -> float:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import pandas as pd
 from torch import Tensor
 
+from secant.errors import printable
 from secant.results.schema import Table, records
 from secant.results.view import Grid, View
 
@@ -37,6 +38,13 @@ class Viewed:
     def view(self) -> View:
         """Returns what to show first."""
         raise NotImplementedError
+
+    def brief(self) -> list[str]:
+        """Returns what the object is, in a few words each: the model, the prompt, sizes. Computes nothing."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return printable(f"{type(self).__name__}({', '.join(self.brief())})")
 
     def show(self, width: int | None = None) -> None:
         """Prints the object on standard output.

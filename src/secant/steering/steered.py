@@ -26,6 +26,7 @@ from secant.steering.generate import (
     weighed,
 )
 from secant.steering.steer import FORM, LAYER, PLAIN, STRENGTH, concept_of, steer
+from secant.text import excerpt, named
 
 STEERED = Table(
     "steered", "a continuation, unsteered or steered", (FORM, LAYER, STRENGTH, CONTINUATION, PERPLEXITY, TOKENS)
@@ -37,7 +38,7 @@ STEERED_TOKENS = Table(
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Steered(Result):
     """Two continuations of a prompt, unsteered and steered.
 
@@ -67,6 +68,12 @@ class Steered(Result):
     seed: int
     unsteered: Continuation
     steered: Continuation
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        how = f"{self.form} {self.strength:g} after layer {self.layer}"
+        texts = f"{excerpt(self.steered.text)} instead of {excerpt(self.unsteered.text)}"
+        return [named(self.lm.name), excerpt(self.prompt), f"towards {excerpt(self.concept)}", how, texts]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Both continuations and their tokens."""

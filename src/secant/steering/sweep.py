@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, SupportsFloat, SupportsIndex
 
 import pandas as pd
@@ -34,6 +34,7 @@ from secant.steering.generate import (
     weighed,
 )
 from secant.steering.steer import FORM, LAYER, PLAIN, STRENGTH, Aim, aimed, concept_of, steered
+from secant.text import count, excerpt, named
 
 Row = dict[str, Any]
 
@@ -96,7 +97,7 @@ class Settings:
     seed: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sweep(Result):
     """Steering with several forms, layers and strengths.
 
@@ -112,8 +113,16 @@ class Sweep(Result):
     schema = (SWEEP, TEXTS)
 
     settings: Settings
-    table: pd.DataFrame = field(repr=False)
-    texts: pd.DataFrame = field(repr=False)
+    table: pd.DataFrame
+    texts: pd.DataFrame
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        own = self.settings
+        return [
+            named(own.model), f"towards {excerpt(own.concept)}", count(len(self.table) - 1, "setting"),
+            count(len(self.texts), "continuation"), f"words {', '.join(own.words[:4])}",
+        ]  # fmt: skip
 
     @property
     def plain(self) -> pd.Series:

@@ -114,7 +114,7 @@ class Depth:
     reconstruction: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Layers(Result):
     """The operators of every layer of a run, at one position.
 
@@ -132,14 +132,19 @@ class Layers(Result):
 
     schema = (LAYERS, SPECTRA, LAYER_WORDS, FIRST_SEEN, PATH, COUPLING)
 
-    run: Run = field(repr=False)
+    run: Run
     position: int
     readout: str | None
     method: str
-    depths: list[Depth] = field(repr=False)
+    depths: list[Depth]
     couplings: list[float]
-    decodings: Decodings = field(repr=False)
+    decodings: Decodings
     highlight: tuple[int, ...] = ()
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        depths = f"{len({d.layer for d in self.depths})} layers at position {self.position}"
+        return [*self.run.brief()[:2], depths, f"readout {self.readout or 'none'}", self.method]
 
     @property
     def predicted(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
@@ -55,7 +55,7 @@ MEANS = {
 """The note on what columns and rows of J are."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Largest(Result):
     """The columns, or the rows, of J of largest norm, and what they decode to.
 
@@ -69,7 +69,12 @@ class Largest(Result):
     schema = (LARGEST_COLUMNS, LARGEST_ROWS)
 
     of: Literal["columns", "rows"]
-    table: pd.DataFrame = field(repr=False)
+    table: pd.DataFrame
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        kept = self.table["rank"].nunique()
+        return [f"{kept} {self.of} of J", f"norms {self.table['norm'].max():.3g} to {self.table['norm'].min():.3g}"]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns its table, `largest_columns` or `largest_rows`."""

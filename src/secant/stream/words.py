@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
@@ -14,6 +14,7 @@ from torch import Tensor
 from secant.results.result import Result
 from secant.results.schema import Column, Table
 from secant.results.view import Grid, Tokens, View
+from secant.text import count
 
 Side = Literal["output", "input"]
 Metric = Literal["dot", "cosine"]
@@ -92,7 +93,7 @@ def ranked(words: Sequence[Word]) -> list[dict[str, Any]]:
     return [{"rank": i, "word": w.token, "id": w.id, "score": w.score, "z": w.z} for i, w in enumerate(words)]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Null(Result):
     """What random unit directions decode to.
 
@@ -117,7 +118,11 @@ class Null(Result):
     top: int
     mean: Float[Tensor, " top"]
     std: Float[Tensor, " top"]
-    words: list[list[Word]] = field(repr=False)
+    words: list[list[Word]]
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        return [self.side, self.metric, count(len(self.words), "random direction"), f"mean {self.mean[0]:.3g}"]
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Returns `null` (the mean score of each rank) and `null_words` (the top tokens of each direction)."""

@@ -33,6 +33,7 @@ from secant.studies.identity import MOST, Identity, shard_name
 from secant.studies.local import inline, local
 from secant.studies.prompts import Item, Prompts, digest, given
 from secant.studies.work import PROMPTS, SCHEMA, Computed, Shard, Source, Work, Worker, identified
+from secant.text import count
 
 ENGINES = ("local", "ray")
 CPU = torch.device("cpu")
@@ -43,7 +44,7 @@ SHOWN = 8
 """The number of reasons for failed prompts that views show."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Study(Viewed):
     """A study, finished or not, with its rows by table.
 
@@ -58,6 +59,14 @@ class Study(Viewed):
     identity: Identity
     missing: int
     _intact: set[Path] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        own = self.identity
+        return [
+            str(self.folder), ", ".join(each["label"] for each in own.models), ", ".join(own.conventions),
+            count(own.prompts, "prompt"), f"{self.missing} of {count(own.count, 'shard')} missing",
+        ]  # fmt: skip
 
     @classmethod
     def open(cls, folder: str | Path) -> Study:

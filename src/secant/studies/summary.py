@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from secant.stream.words import SIDE
 from secant.studies.folder import refuse_study
 from secant.studies.reading import SUBJECT
 from secant.studies.statistics import LEVEL, statistics
+from secant.text import count
 
 CATEGORY = Column("category", str, "the prompts' category; missing: all prompts, also those without one", missing=True)
 DEPTH = Column("depth", float, "the layer as a share of the model's depth: 1 is the last", "share of depth")
@@ -153,7 +154,7 @@ FAILURES = Table(
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Summary(Result):
     """Statistics over the prompts of one study or several, by model, convention and category of prompt.
 
@@ -185,16 +186,22 @@ class Summary(Result):
     seed: int
     resamples: int
     absent: list[str]
-    coverage: pd.DataFrame = field(repr=False)
-    failures: pd.DataFrame = field(repr=False)
-    measures: pd.DataFrame = field(repr=False)
-    ranks: pd.DataFrame = field(repr=False)
-    spectra: pd.DataFrame = field(repr=False)
-    depths: pd.DataFrame = field(repr=False)
-    emergence: pd.DataFrame = field(repr=False)
-    shares: pd.DataFrame = field(repr=False)
-    overlaps: pd.DataFrame = field(repr=False)
-    conventions: pd.DataFrame = field(repr=False)
+    coverage: pd.DataFrame
+    failures: pd.DataFrame
+    measures: pd.DataFrame
+    ranks: pd.DataFrame
+    spectra: pd.DataFrame
+    depths: pd.DataFrame
+    emergence: pd.DataFrame
+    shares: pd.DataFrame
+    overlaps: pd.DataFrame
+    conventions: pd.DataFrame
+
+    def brief(self) -> list[str]:
+        """Returns what it is, in a few words each."""
+        prompts = count(int(self.coverage["prompts"].max()), "prompt") if "prompts" in self.coverage else "no prompts"
+        left = [f"without {', '.join(self.absent)}"] if self.absent else []
+        return [", ".join(self.studies), prompts, count(self.resamples, "resample"), *left]
 
     @property
     def runs(self) -> pd.DataFrame:
