@@ -68,6 +68,33 @@ def test_decode_refuses(lm: sc.LM) -> None:
 # ------------------------------------------------------------------------------------------- explanations
 
 
+def test_a_difference_of_logits_is_explained(lm: sc.LM) -> None:
+    """As by `attribute`, with all that is compared with it: other conventions, deletions, evidence, the page."""
+    text = "The bridge out of Marin is the"
+    e = sc.explain(lm, text, target="Golden", versus="Tower", k=1, top=2)
+    wanted = sc.attribute(e.run, "Golden", "Tower")
+    logits = e.run.logits[-1].double()
+    apart = float(logits[lm.token("Golden")] - logits[lm.token("Tower")])
+    assert e.attribution.logit == pytest.approx(apart, rel=1e-5)
+    assert e.attribution.label == "Golden over Tower"
+    pd.testing.assert_frame_equal(e.attribution.of("token"), wanted.of("token"))
+    for label in ("gate", "half"):
+        own = sc.attribute(e.run, "Golden", "Tower", convention=label).of("token")["contribution"]
+        assert e.sensitivity.contributions(label) == pytest.approx(own.tolist())
+    shorter = lm.logits(e.run.ids[:2] + e.run.ids[3:])[-1].double()
+    left = float(shorter[lm.token("Golden")] - shorter[lm.token("Tower")])
+    assert e.sensitivity.effects is not None
+    assert e.sensitivity.effects[2] == pytest.approx(apart - left, rel=1e-4)
+    evidence = e.evidence(image=False)
+    assert evidence.attribution.versus == "Tower"
+    assert "Tower" not in [each.versus for each in evidence.versus]
+    assert "Golden over Tower" in str(e.view().facts["logit"])
+    assert e.about()["versus"] == "Tower"
+    assert e.contents(evidence)["about"]["versus"] == "Tower"
+    with pytest.raises(BadArgument, match="a different one"):
+        sc.explain(lm, text, versus="Golden")
+
+
 def test_the_trained_model_is_explained(explanation: sc.Explanation) -> None:
     e = explanation
     assert e.run.prediction[0].token == e.attribution.target == "Golden"

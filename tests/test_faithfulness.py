@@ -15,6 +15,7 @@ from families import LENGTH, frozen, model_of, prompt
 
 import secant as sc
 from secant.analyses import faithfulness as removal
+from secant.analyses.faithfulness import ORDERS
 from secant.errors import BadArgument, BadPrompt
 
 sys.path.append(str(Path(__file__).parents[1] / "tools" / "atlas"))
@@ -59,6 +60,31 @@ def test_scores_that_are_what_happens_correlate_wholly(run: sc.Run) -> None:
     first = sc.faithfulness(run, 11, methods=("random",))
     again = sc.faithfulness(run, 11, methods=(), scores={"true": first.scores["left_out"].tolist()})
     assert again.table["correlation"].iloc[0] == pytest.approx(1)
+
+
+def test_the_random_row_is_the_mean_over_orders(run: sc.Run) -> None:
+    drawn = torch.rand(ORDERS, LENGTH, generator=torch.Generator().manual_seed(3), dtype=torch.float64).tolist()
+    each = sc.faithfulness(run, 11, methods=(), scores={f"{n}": scores for n, scores in enumerate(drawn)})
+    mean = sc.faithfulness(run, 11, methods=("random",), seed=3)
+    assert len(mean.table) == 2
+    for value, rows in each.table.groupby("value"):
+        assert len(rows) == ORDERS
+        own = mean.table[mean.table["value"] == value].iloc[0]
+        for column in ("comprehensiveness", "sufficiency", "area", "correlation"):
+            assert rows[column].std() > 0
+            assert own[column] == pytest.approx(rows[column].mean())
+    keys = ["value", "order", "tokens"]
+    wanted = each.curves.groupby(keys)["result"].mean()
+    assert mean.curves.set_index(keys)["result"].sort_index().to_numpy() == pytest.approx(wanted.to_numpy())
+
+
+def test_a_difference_of_logits(run: sc.Run) -> None:
+    f = sc.faithfulness(run, 11, 5, methods=("secant",))
+    whole = f.curves[(f.curves["order"] == "remove") & (f.curves["tokens"] == 0)].set_index("value")["result"]
+    assert whole["logit"] == pytest.approx(float(run.logits[-1, 11] - run.logits[-1, 5]), rel=1e-5)
+    assert whole["log-probability"] == pytest.approx(float(run.logits[-1].log_softmax(0)[11]), rel=1e-5)
+    assert f.scores["score"].tolist() == pytest.approx(sc.attribute(run, 11, 5).of("token")["contribution"].tolist())
+    assert f.target == f"{run.lm.text(11)} over {run.lm.text(5)}"
 
 
 def test_another_token_stands_in(run: sc.Run) -> None:

@@ -71,6 +71,7 @@ class Case:
         origin: What contributions of tokens are measured from, as in `attribute`.
         baseline: What logits are measured from, likewise.
         target: The id of the token whose logit is explained; by default that of the predicted one.
+        over: The id of the token whose logit is subtracted from it; by default none.
 
     """
 
@@ -83,6 +84,7 @@ class Case:
     origin: str | Tensor | None = field(default=None, repr=False)
     baseline: str = "vocabulary"
     target: int | None = None
+    over: int | None = None
     _op: Operator | None = field(default=None, init=False, repr=False)
     _progress: Progress | None = field(default=None, init=False, repr=False)
     _attributions: dict[tuple[int | None, bool, bool], Attribution] = field(
@@ -194,7 +196,7 @@ class Case:
         """Returns the attribution of the target's logit, or of its difference to another token's logit.
 
         Args:
-            versus: The id of the other token.
+            versus: The id of the other token; by default `over`.
             parts: Whether layers and heads are in its table, as in `attribute`.
             flow: Whether token x part is computed too, as in `attribute`.
 
@@ -202,6 +204,7 @@ class Case:
             NotExact: A sum does not equal the logit.
 
         """
+        versus = self.over if versus is None else versus
         key = (versus, parts, flow)
         if key not in self._attributions:
             stopping_point()
@@ -220,7 +223,14 @@ class Case:
         if not convention_named(label).varies:
             return self.attribution()
         return attribute(
-            run, self.target, convention=label, baseline=self.baseline, parts=False, origin=self.origin, references=1
+            run,
+            self.target,
+            self.over,
+            convention=label,
+            baseline=self.baseline,
+            parts=False,
+            origin=self.origin,
+            references=1,
         )
 
     @cached_property
@@ -231,8 +241,8 @@ class Case:
             count = len(self.run.ids)
             announce_plan(f"Deleting each of {count} tokens", self._graph, model_plan(self._graph, count))
         return beside(
-            self.run, self.attribution(), self.target, baseline=self.baseline, origin=self.origin, deletion=deletion,
-            progress=self._progress,
+            self.run, self.attribution(), self.target, self.over, baseline=self.baseline, origin=self.origin,
+            deletion=deletion, progress=self._progress,
         )  # fmt: skip
 
     @property
@@ -268,7 +278,7 @@ class Case:
     @cached_property
     def alternatives(self) -> list[int]:
         """The tokens that the target is compared with: the next predictions, to which others can be added."""
-        others = [p.id for p in self.run.prediction if p.id != self.aim]
+        others = [p.id for p in self.run.prediction if p.id not in (self.aim, self.over)]
         return others[:ALTERNATIVES]
 
     @property
@@ -318,8 +328,8 @@ class Case:
         scores = {label: own.contributions(label) for label in own.attributions}
         try:
             return faithfulness(
-                self.run, self.target, methods=("gradient x input", "random"), scores=scores, baseline=self.baseline,
-                seed=self.seed,
+                self.run, self.target, self.over, methods=("gradient x input", "random"), scores=scores,
+                baseline=self.baseline, seed=self.seed,
             )  # fmt: skip
         except BadArgument:  # fewer than two tokens can be removed
             return None

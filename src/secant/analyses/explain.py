@@ -36,6 +36,7 @@ def explain(
     prompt: Prompt,
     *,
     target: str | SupportsIndex | None = None,
+    versus: str | SupportsIndex | None = None,
     k: int = 4,
     top: int = 8,
     convention: Named | None = None,
@@ -54,6 +55,8 @@ def explain(
         lm: The model.
         prompt: A text, token ids or chat messages.
         target: The token whose logit is explained, by its text or id; by default the predicted one.
+        versus: A token whose logit is subtracted: the difference is what contributions sum to. The lens follows the
+            target, and a continuation its own predictions.
         k: The number of singular triplets of each token's block.
         top: The number of top tokens of each singular vector.
         convention: Which exact affine map replaces each operation, as in `freeze`; by default "gate" for spectra and
@@ -75,8 +78,9 @@ def explain(
 
     """
     return explained(
-        lm, prompt, target=target, k=k, top=top, convention=convention, precision=precision, seed=seed, layers=layers,
-        steps=steps, origin=origin, baseline=baseline, max_memory=max_memory, progress=progress, nulls={}, beside=True,
+        lm, prompt, target=target, versus=versus, k=k, top=top, convention=convention, precision=precision, seed=seed,
+        layers=layers, steps=steps, origin=origin, baseline=baseline, max_memory=max_memory, progress=progress,
+        nulls={}, beside=True,
     )  # fmt: skip
 
 
@@ -94,6 +98,7 @@ def explained(
     nulls: dict[Side, Null],
     beside: bool,
     target: str | SupportsIndex | None = None,
+    versus: str | SupportsIndex | None = None,
     layers: bool = False,
     steps: int = 1,
     origin: str | Tensor | None = None,
@@ -114,6 +119,7 @@ def explained(
         nulls: What random directions decode to, by side; missing ones are added.
         beside: Whether other conventions, deletions and the lens are computed now, instead of on first use.
         target: The token whose logit is explained.
+        versus: A token whose logit is subtracted.
         layers: Whether every layer is decomposed too.
         steps: How many tokens of the model's continuation to decompose.
         origin: What contributions are measured from.
@@ -128,8 +134,8 @@ def explained(
     baseline_named(baseline)
     with timed("freezing", seconds, progress):
         case = case_of(
-            lm, prompt, target=target, k=k, top=top, convention=convention, precision=precision, seed=seed,
-            origin=origin, baseline=baseline, nulls=nulls,
+            lm, prompt, target=target, versus=versus, k=k, top=top, convention=convention, precision=precision,
+            seed=seed, origin=origin, baseline=baseline, nulls=nulls,
         )  # fmt: skip
     if layers:  # before anything is computed
         case.run.found_layers("Leave out the layers.")
@@ -164,6 +170,7 @@ def case_of(
     prompt: Prompt,
     *,
     target: str | SupportsIndex | None,
+    versus: str | SupportsIndex | None = None,
     k: int,
     top: int,
     convention: Named | None,
@@ -179,6 +186,7 @@ def case_of(
         lm: As in `explain`, like all arguments but `nulls`.
         prompt: The prompt.
         target: The token whose logit is explained.
+        versus: A token whose logit is subtracted.
         k: The number of singular triplets of each token's block.
         top: The number of top tokens of each singular vector.
         convention: Which exact affine map replaces each operation.
@@ -189,10 +197,10 @@ def case_of(
         nulls: What random directions decode to, by side; missing ones are added.
 
     """
-    aim = None if target is None else lm.token(target)
+    aim, over = (None if token is None else lm.token(token) for token in (target, versus))
     run = freeze(lm, prompt, convention=convention, precision=precision, top=max(top, 10), seed=seed)
     kept = countable(run.operator(), k, per_token=True)
-    return Case(run, kept, top, seed, nulls=nulls, origin=origin, baseline=baseline, target=aim)
+    return Case(run, kept, top, seed, nulls=nulls, origin=origin, baseline=baseline, target=aim, over=over)
 
 
 def of_case(

@@ -126,7 +126,7 @@ class Evidence(Result):
     def about(self) -> dict[str, Any]:
         """Returns the target, its logit, both sums, and the shape of J."""
         said = self.attribution.about()
-        del said["versus"]  # the target is the logit itself; the table has the differences
+        said["over"] = said.pop("versus")  # the table of this name has the differences to other tokens
         return {**said, "shape": list(self.shape)}
 
     def view(self) -> View:
@@ -387,6 +387,7 @@ def heading(case: Case, attribution: Attribution) -> dict[str, Any]:
     return {
         "model": named(run.lm.name),
         "target": shown_text(attribution.target),
+        "versus": None if attribution.versus is None else shown_text(attribution.versus),
         "texts": [readable(token) for token in run.tokens],
         "shown": chosen(attribution),
         "left_out": list(attribution.left_out),

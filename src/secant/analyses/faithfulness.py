@@ -11,7 +11,7 @@ the drop of v when each single token is removed (leave-one-out). The model itsel
 
 `faithfulness` returns these measures for secant's contributions, gradient x input (M. Denil et al., arXiv 1412.6815),
 integrated gradients (M. Sundararajan et al., ICML 2017; from captum), attention rollout (S. Abnar and W. Zuidema, ACL
-2020, arXiv 2005.00928), a random order, and any scores that are given.
+2020, arXiv 2005.00928), the mean over random orders, and any scores that are given.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ from secant.text import count, visible
 
 DELETE = "delete"
 
-METHOD = Column("method", str, "the method that gives the scores")
+ORDERS = 8
+"""How many random orders the method "random" is averaged over."""
+
+METHOD = Column("method", str, f"the method that gives the scores; random: the mean over {ORDERS} random orders")
 VALUE = Column("value", str, "logit or log-probability: what is measured of the target")
 
 FAITHFULNESS = Table(
@@ -150,7 +153,7 @@ class Faithfulness(Result):
             "comprehensiveness: mean loss when the best tokens are removed (more is better). sufficiency: mean loss "
             "when only the best are kept (less is better). area: mean of the value as the best are removed (less is "
             "better). ρ: Spearman's correlation of scores with the effect of removing each single token (left out: the "
-            "drop of the logit)."
+            f"drop of the logit). random: the mean over {ORDERS} random orders."
         ]
         title = f"How well scores predict the logit of {visible(self.target)} when tokens are removed"
         return View(title, grids=[*measures, each], notes=notes)
@@ -160,6 +163,7 @@ class Faithfulness(Result):
 def faithfulness(
     run: Run,
     target: str | SupportsIndex | None = None,
+    versus: str | SupportsIndex | None = None,
     *,
     methods: Sequence[str] = ("secant", "gradient x input", "random"),
     replace: str | SupportsIndex = DELETE,
@@ -173,6 +177,7 @@ def faithfulness(
     Args:
         run: The run.
         target: The token whose logit is measured, by its text or id; by default the predicted one.
+        versus: A token whose logit is subtracted from it. Log-probabilities stay the target's.
         methods: Some of "secant", "gradient x input", "integrated gradients", "attention rollout" and "random".
             Integrated gradients require captum. Attention rollout requires a model loaded with attention="eager".
         replace: "delete" to shorten the prompt, or a token, by its text or id, that replaces the removed ones.
@@ -180,7 +185,7 @@ def faithfulness(
         scores: Scores of other methods by name, one for each token of the prompt. Tokens with high scores are removed
             first.
         baseline: What the logit is measured from, as in `attribute`.
-        seed: The seed of the random order.
+        seed: The seed of the random orders, over which the method "random" is averaged.
 
     Raises:
         BadArgument: An argument is out of range, or a method is not available for this model.
@@ -204,24 +209,30 @@ def faithfulness(
             f"{len(free)} of {T}",
             "Give a longer prompt.",
         )
-    aim = Aim(chosen, baseline, wide(target_of(run, T - 1, chosen, None, baseline, None).weights))
-    found = {method: METHODS[method](run, aim, seed) for method in methods}
+    over = None if versus is None else lm.token(versus)
+    aim = Aim(chosen, over, baseline, wide(target_of(run, T - 1, chosen, over, baseline, None).weights))
+    found = {method: METHODS[method](run, aim, seed).reshape(-1, T) for method in methods}
     for method, given in (scores or {}).items():
         if len(given) != T or not all(math.isfinite(score) for score in given):
             got = "scores that are not finite" if len(given) == T else f"{len(given)}"
             raise BadArgument(f"A method must give a finite score to each of the {T} tokens", got, "Give one for each.")
         if method in found:
             raise BadArgument("Methods must have different names", f"{method!r} twice", "Rename your scores.")
-        found[method] = torch.as_tensor(given, dtype=torch.float64)
+        found[method] = torch.as_tensor(given, dtype=torch.float64)[None]
     stand_in = None if replace == DELETE else lm.token(replace, "input")
-    orders = {m: [free[i] for i in np.argsort([-s[t].item() for t in free], kind="stable")] for m, s in found.items()}
+    orders = [
+        (method, each.tolist(), [free[i] for i in np.argsort([-each[t].item() for t in free], kind="stable")])
+        for method, scores_ in found.items()
+        for each in scores_
+    ]
     wanted = {_without(T, [t]) for t in free} | {frozenset(range(T))}
-    for order in orders.values():
+    for _, _, order in orders:
         for j in range(1, len(order) + 1):
             wanted |= {_without(T, order[:j]), frozenset([*kept, *order[:j]])}
     wanted.discard(frozenset())
     results = _results(run, aim, wanted, stand_in)
-    return _judged(run, lm.text(chosen), found, orders, kept, results)
+    about = lm.text(chosen) if over is None else f"{lm.text(chosen)} over {lm.text(over)}"
+    return _judged(run, about, orders, kept, results)
 
 
 def _first(run: Run) -> list[int]:
@@ -259,28 +270,37 @@ def _results(
 def _judged(
     run: Run,
     target: str,
-    scores: dict[str, Float[Tensor, " T"]],
-    orders: dict[str, list[int]],
+    orders: Sequence[tuple[str, list[float], list[int]]],
     kept: Sequence[int],
     results: dict[frozenset[int], tuple[float, float]],
 ) -> Faithfulness:
-    """The measures, computed from the values at all prompts."""
+    """The measures, computed from the values at all prompts; for a method with several orders, their means."""
     T = len(run.ids)
     whole, rows, curves, each = results[frozenset(range(T))], [], [], []
-    for method, order in orders.items():
+    for method, scores, order in orders:
         alone = {t: tuple(w - r for w, r in zip(whole, results[_without(T, [t])], strict=True)) for t in order}
-        each += [(method, t, run.tokens[t], scores[method][t].item(), alone[t][0]) for t in sorted(order)]
+        each += [(method, t, run.tokens[t], scores[t], alone[t][0]) for t in sorted(order)]
         for i, value in enumerate(("logit", "log-probability")):
             gone = [results[left][i] for j in range(1, len(order)) if (left := _without(T, order[:j]))]
             only = [results[frozenset([*kept, *order[:j]])][i] for j in range(1, len(order))]
             removal = [whole[i], *gone]
             for name, line in (("remove", removal), ("keep", only)):
                 curves += [(method, value, name, j + (name == "keep"), result) for j, result in enumerate(line)]
-            ranks = correlation([scores[method][t].item() for t in order], [alone[t][i] for t in order])
+            ranks = correlation([scores[t] for t in order], [alone[t][i] for t in order])
             lost, missing = whole[i] - np.mean(gone), whole[i] - np.mean(only)
             area = scipy.integrate.trapezoid(removal) / (len(removal) - 1)
             rows.append((method, value, lost, missing, area, ranks))
-    return Faithfulness(target, FAITHFULNESS.frame(rows), CURVES.frame(curves), SCORES.frame(each))
+    return Faithfulness(
+        target, FAITHFULNESS.frame(_mean(rows, 2)), CURVES.frame(_mean(curves, 4)), SCORES.frame(_mean(each, 3))
+    )
+
+
+def _mean(rows: Sequence[tuple[Any, ...]], keys: int) -> list[tuple[Any, ...]]:
+    """Rows whose first columns agree as one row, with the means of the other columns."""
+    same = defaultdict(list)
+    for row in rows:
+        same[row[:keys]].append(row[keys:])
+    return [(*key, *(sum(column) / len(own) for column in zip(*own, strict=True))) for key, own in same.items()]
 
 
 # ------------------------------------------------------------------------------------------------ methods
@@ -288,16 +308,17 @@ def _judged(
 
 @dataclass(frozen=True, eq=False)
 class Aim:
-    """The target of all methods: a token's logit measured from a baseline, as weights of all logits."""
+    """The target of all methods: a token's logit, measured from a baseline or another token's, as weights of logits."""
 
     token: int
+    over: int | None
     baseline: str
     weights: Float[Tensor, " vocabulary"]
 
 
 def _contributions(run: Run, aim: Aim, seed: int) -> Float[Tensor, " T"]:
     """The exact contributions, in the run's own convention."""
-    own = attribute(run, aim.token, baseline=aim.baseline, parts=False).of("token")
+    own = attribute(run, aim.token, aim.over, baseline=aim.baseline, parts=False).of("token")
     return torch.tensor(own["contribution"].tolist(), dtype=torch.float64)
 
 
@@ -341,11 +362,12 @@ def _rollout(run: Run, aim: Aim, seed: int) -> Float[Tensor, " T"]:
     return mixed[-1]
 
 
-def _random(run: Run, aim: Aim, seed: int) -> Float[Tensor, " T"]:
-    return torch.rand(len(run.ids), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def _random(run: Run, aim: Aim, seed: int) -> Float[Tensor, "n T"]:
+    """Scores of ORDERS random orders."""
+    return torch.rand(ORDERS, len(run.ids), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-METHODS: dict[str, Callable[[Run, Aim, int], Float[Tensor, " T"]]] = {
+METHODS: dict[str, Callable[[Run, Aim, int], Float[Tensor, "*n T"]]] = {
     "secant": _contributions,
     "gradient x input": _gradient,
     "integrated gradients": _integrated,

@@ -30,7 +30,9 @@ def attribute(
             "of several logits.",
         ),
     ] = None,
-    versus: Annotated[str | None, checked_option(token_text, "Another token, whose logit is subtracted.")] = None,
+    versus: Annotated[
+        str | None, checked_option(token_text, "Another token, whose logit is subtracted: explain the difference.")
+    ] = None,
     position: Position = -1,
     point: Annotated[
         str | None,

@@ -48,6 +48,9 @@ def explain(
             token_text, "The token whose logit is explained, by text or id like #12 (default: the predicted one)."
         ),
     ] = None,
+    versus: Annotated[
+        str | None, checked_option(token_text, "Another token, whose logit is subtracted: explain the difference.")
+    ] = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="Also decompose every layer: what the residual stream holds at each depth.")
     ] = False,
@@ -80,6 +83,7 @@ def explain(
             lm,
             given,
             target=target,
+            versus=versus,
             k=spectra.k,
             top=spectra.top,
             layers=layers,

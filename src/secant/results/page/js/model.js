@@ -14,7 +14,7 @@ const contributions = records("contributions");
 const valued = (rows, kind) => rows.filter((r) => r.kind === kind).map((r) => r.contribution);
 const summed = (rows, other, logit, sum) => ({ versus: other, logit, total: sum, tokens: valued(rows, "token"), constant: total(valued(rows, "constant")) });
 const sums = [
-  summed(contributions, null, about.logit, about.totals[0]),
+  summed(contributions, about.versus, about.logit, about.totals[0]),
   ...[...grouped(records("versus"), "prediction").values()].map((own, i) => summed(own, own[0].versus, own[0].difference, about.totals[i + 1])),
 ];
 
