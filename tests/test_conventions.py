@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 from families import model_of, prompt, shared
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import secant as sc
@@ -18,8 +20,10 @@ from secant.errors import BadArgument
 from secant.linearize.conventions import (
     ALIASES,
     ATTENTION,
+    CHOICES,
     CONVENTIONS,
     GATES,
+    NAMES,
     NORMS,
     REFERENCES,
     Convention,
@@ -44,11 +48,31 @@ def test_labels_are_read_back() -> None:
     assert sc.Convention is Convention
 
 
+def test_the_names_are_one_list_in_one_order() -> None:
+    """In the help, in messages and in the documentation."""
+    with pytest.raises(BadArgument) as caught:
+        convention_named("none")
+    assert f"one of {', '.join(CHOICES)};" in str(caught.value)
+    for command in get_command(app).commands.values():  # type: ignore[attr-defined]
+        for param in command.params:
+            if "--convention" in param.opts:
+                assert param.metavar == f"<{'|'.join(CHOICES)}>"
+    docs = Path(__file__).parents[1] / "docs"
+    glossary = next(
+        x for x in (docs / "reference/glossary.md").read_text().splitlines() if x.startswith("| convention |")
+    )
+    for text, quote in ((glossary, "`"), (str(sc.freeze.__doc__), '"')):
+        places = [text.index(f"{quote}{name}{quote}") for name in NAMES]
+        assert places == sorted(places)
+    rows = [x for x in (docs / "explanation/conventions.md").read_text().splitlines() if x.startswith("| `")]
+    assert [re.findall("`(.+?)`", row)[0] for row in rows[: len(CONVENTIONS)]] == list(CONVENTIONS)
+
+
 @pytest.mark.parametrize(
     "wrong", ["gates", "", "nan", "1.5", "-0.1", "half+", "half+live", f"{PARTS}+more", "half,secant", 0.7, None]
 )
 def test_what_is_no_convention(wrong: object) -> None:
-    with pytest.raises(BadArgument, match=r"A convention is one of gate, up, half, .* such as 0\.7\+secant"):
+    with pytest.raises(BadArgument, match=r"A convention is one of gate, up, half, .* like 0\.7\+secant"):
         convention_named(wrong)  # type: ignore[arg-type]
 
 

@@ -263,7 +263,12 @@ class Explanation(Result):
         facts |= {name: fact for name, fact in a.view().facts.items() if name != "origin" or a.origin != "reference"}
         facts["conventions"] = self.sensitivity.line
         facts["sinks"] = sink_line(self.run.tokens, self.received)
-        facts["certificate"] = self.run.certificate.lines()
+        own = self.run.certificate
+        facts["certificate"] = own.lines()
+        if own.convention != a.convention:
+            facts["certificate"].append(
+                f"{own.convention}: spectra, top tokens, lens; contributions: {a.convention}, certified by their sum"
+            )
         grids = [
             contributions(self.run, a, self.sensitivity, self.written, self.sinks),
             *([] if self.lens is None else [depths(self.lens)]),

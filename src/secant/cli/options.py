@@ -18,7 +18,7 @@ from secant.arguments import counted, size_of, spoken
 from secant.cli.progress import stage
 from secant.cli.verb import Group
 from secant.errors import seeded
-from secant.linearize.conventions import CONVENTIONS, NAMES, convention_named
+from secant.linearize.conventions import CHOICES, NAMES, convention_named
 from secant.results.paths import path_of
 from secant.steering.forms import FORMS
 
@@ -118,7 +118,7 @@ def convention_option(help: str) -> Any:
         help: Its help text.
     """
     return typer.Option(
-        parser=_convention_label, metavar=f"<{'|'.join(CONVENTIONS)}|PARTS>", help=help,
+        parser=_convention_label, metavar=f"<{'|'.join(CHOICES)}>", help=help,
         autocompletion=lambda: list(NAMES),
     )  # fmt: skip
 
@@ -347,7 +347,9 @@ class Freezing(Prompting):
 
     convention: Annotated[
         str | None,
-        convention_option("Which exact affine map replaces each operation (see secant docs)."),
+        convention_option(
+            "Which exact affine map replaces each operation (default: gate; for contributions secant). See secant docs."
+        ),
     ] = None
 
     @property

@@ -124,8 +124,8 @@ token t is about. Contributions use secants, with which they best predict what t
 Named: TypeAlias = str | Convention
 """What arguments named `convention` accept: a `Convention`, one of NAMES, or parts joined by plus signs."""
 
-CHOICES = f"{', '.join(NAMES)}, or GATES+ATTENTION+NORMS+REFERENCE such as 0.7+secant+frozen+zero"
-"""The labels that users can choose, for messages."""
+CHOICES = (*NAMES, "PARTS")
+"""What users can choose, as help texts and messages list it: PARTS are GATES+ATTENTION+NORMS+REFERENCE."""
 
 
 def convention_named(convention: Named) -> Convention:
@@ -179,7 +179,7 @@ def conventions_named(conventions: Any) -> list[Convention]:
 def _wrong(got: str) -> BadArgument:
     """The error for a value that is not a convention."""
     return BadArgument(
-        f"A convention is one of {CHOICES}",
+        f"A convention is one of {', '.join(CHOICES)}",
         got,
-        "Choose one; docs/explanation/conventions.md describes the parts.",
+        "Choose one; PARTS are like 0.7+secant+frozen+zero, and docs/explanation/conventions.md describes them.",
     )

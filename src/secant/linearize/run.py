@@ -456,8 +456,9 @@ def freeze(
     Args:
         lm: The model.
         prompt: A text, token ids or chat messages.
-        convention: Which exact affine map replaces each operation: "gate", "up", "half", "halves" or "secant"; parts
-            joined by plus signs, such as "0.7+secant+frozen+zero"; or a `Convention`. By default "gate" for operators
+        convention: Which exact affine map replaces each operation: "gate", "up", "half", "halves", "secant",
+            "paper" (another name of "gate"), "relevance" (of "half"); parts joined by plus signs, such as
+            "0.7+secant+frozen+zero"; or a `Convention`. By default "gate" for operators
             and spectra, and "secant" for contributions, for which the prompt is then frozen anew.
         precision: The type in which the frozen network is evaluated, not narrower than the model's own, which is the
             default. The recorded pass keeps the model's own type.

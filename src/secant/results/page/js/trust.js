@@ -8,6 +8,7 @@ function drawCertificate() {
     ["affinity", error(c.affinity), `How far the frozen network is from affine, at a random input. Refused above ${error(c.affinity_tolerance)}.`],
     ["constants", percent(c.constants, 1), "‖b‖ / ‖y‖: what the model's own constants add, such as biases."],
   ];
+  if (c.convention !== OWN) lines.push(["convention", c.convention, `That of the spectra, the top tokens and the lens. Contributions are under ${OWN}, and their sum certifies them.`]);
   if (c.stock !== null) lines.push(["stock casts", error(c.stock), "How much the stock model's casts to float32 change its float64 logits."]);
   fill($("certificate"), ...lines.flatMap(([name, value, says]) => fact(name, value, make("small", {}, says))));
 }
