@@ -28,6 +28,8 @@ from secant.cli.output import Output
 from secant.cli.verb import Default, Group, Help, verb
 from secant.errors import BadArgument
 from secant.linearize.conventions import CONVENTIONS, NAMES
+from secant.results import terminal
+from secant.results.view import View
 from secant.studies.analyses import ANALYSES, Settings
 
 PROMPT = "The bridge out of Marin is the"
@@ -769,6 +771,15 @@ def test_names_command_no_terminal(folder: Path, tmp_path: Path, monkeypatch: py
     assert "\x9b" not in result.stdout
     assert json.loads(result.stdout)["model"] == str(model)
     assert "\x1b" not in refused("verify", f"{model}none")
+
+
+def test_a_pipe_is_as_wide_as_columns_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    view = View("", {"words": " ".join(["word"] * 100)})
+    for said, usual, wide in (("200", 100, 200), ("50", 140, 50), ("", 100, 100), ("0", 140, 140), ("many", 100, 100)):
+        monkeypatch.setenv("COLUMNS", said)
+        terminal.show(view, usual=usual)
+        longest = max(map(len, capsys.readouterr().out.splitlines()))
+        assert wide - 5 < longest <= wide, said
 
 
 def test_who_watches_sees_the_answer_before_further_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

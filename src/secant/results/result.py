@@ -50,7 +50,7 @@ class Viewed:
         """Prints the object on standard output.
 
         Args:
-            width: The width in characters; by default the terminal's, or 100 without a terminal.
+            width: The width in characters; by default the terminal's, or without one that of COLUMNS, or 100.
 
         """
         from secant.results.terminal import show

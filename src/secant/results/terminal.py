@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -48,29 +49,36 @@ class _Trimmed(io.TextIOBase):
         sys.stdout.flush()
 
 
-def console(width: int | None = None) -> Console:
+def console(width: int | None = None, usual: int = 100) -> Console:
     """Returns a console on standard output that prints text as it is, without markup or names of emoji.
 
-    If standard output is not a terminal, lines have 100 characters, and no spaces at their ends.
+    If standard output is not a terminal, lines have as many characters as the environment variable COLUMNS says, and no
+    spaces at their ends.
 
     Args:
         width: The width in characters; by default the terminal's.
+        usual: The width without a terminal and COLUMNS.
 
     """
     plain: Any = {"highlight": False, "markup": False, "emoji": False, "width": width}
     out = Console(**plain)
-    return out if out.is_terminal else Console(**{**plain, "width": width or 100}, file=cast("IO[str]", _Trimmed()))
+    if out.is_terminal:
+        return out
+    said = os.environ.get("COLUMNS", "")
+    plain["width"] = width or (int(said) if said.isdecimal() and int(said) else usual)
+    return Console(**plain, file=cast("IO[str]", _Trimmed()))
 
 
-def show(view: View, width: int | None = None) -> None:
+def show(view: View, width: int | None = None, usual: int = 100) -> None:
     """Prints a view on standard output: title, facts, grids, warnings and notes.
 
     Args:
         view: The view.
-        width: The width in characters; by default the terminal's, or 100 without a terminal.
+        width: The width in characters; by default the terminal's.
+        usual: The width without a terminal, unless the environment variable COLUMNS says one.
 
     """
-    out = console(width)
+    out = console(width, usual)
     out.print()
     if view.title:
         out.print(Text(readable(view.title), style="bold"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,10 +20,10 @@ class Architectures:
     rows: list[dict[str, str]]
 
     def show(self) -> None:
-        """Print the table on standard output, 140 columns wide unless that is a terminal."""
+        """Print the table on standard output; without a terminal and COLUMNS it is 140 characters wide."""
         from secant.results.terminal import show
 
-        show(self.view(), None if sys.stdout.isatty() else 140)
+        show(self.view(), usual=140)
 
     def view(self) -> View:
         """The view: a line for each model type, and how many types have each result."""
