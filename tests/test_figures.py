@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import tiny_model
 import torch
@@ -450,6 +452,29 @@ def over_each_other(figure: Figure) -> list[tuple[str, str]]:
         for (one, a), (two, b) in pairs
         if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 0.35 * min(a.height, b.height)
     ]
+
+
+def test_numbers_of_a_path_are_over_nothing() -> None:
+    """Thirty layers that leave the centre in two directions: no number is over another one, nor over a line."""
+    rng = np.random.default_rng(0)
+    layer = np.arange(30)
+    out, noise = (layer / 29) ** 3, layer < 29
+    along, across = out + 0.03 * noise * rng.normal(size=(2, 30)), 0.04 * noise * rng.normal(size=(2, 30))
+    ways = [(along[0], across[0]), (across[1], along[1])]
+    table = pd.concat(pd.DataFrame({"layer": layer, "vector": v, "x": x, "y": y}) for v, (x, y) in enumerate(ways))
+    for columns in (1, 2):
+        figure = figures.path(SimpleNamespace(path=lambda: table), columns=columns)
+        assert not over_each_other(figure)
+        panel = figure.axes[0]
+        boxes = [text.get_window_extent() for text in panel.texts]
+        assert len(boxes) > 10
+        assert [text.get_text() for text in panel.texts if text.get_fontweight() == "bold"] == ["29", "29"]
+        for line in panel.lines[1:]:
+            (x, y), t = line.get_data(), np.linspace(0, 29, 2000)
+            points = panel.transData.transform(np.stack([np.interp(t, layer, x), np.interp(t, layer, y)], axis=1))
+            for box in boxes:
+                inner = box.padded(-1)
+                assert not any(inner.contains(*point) for point in points)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pandas as pd
 
 from secant.analyses.explanation import Explanation
 from secant.analyses.lens import Lens
-from secant.errors import BadArgument
+from secant.errors import BadArgument, quoted
 from secant.figures import style
 from secant.figures.maps import NEXT_TO, height, next_to, token_map
 from secant.figures.style import COLOURS, as_figure, clipped, named, panels, shown, word
@@ -49,7 +49,7 @@ def lens(found: Lens, ax: Any = None, *, part: str = STREAM, columns: int = 2) -
     rows = found.at(part)
     if rows.empty:
         known = ", ".join(dict.fromkeys(found.table["part"]))
-        raise BadArgument(f"The parts of this lens are {known}", f"{part!r:.60}", "Use sc.lens(run, parts=True).")
+        raise BadArgument(f"The parts of this lens are {known}", quoted(part), "Use sc.lens(run, parts=True).")
     terms = found.contributions(part).drop(columns=list(found.left_out))
     tokens = [token for t, token in enumerate(found.tokens) if t not in found.left_out]
     largest = terms.abs().max(axis=1)
@@ -104,6 +104,10 @@ def layer_spectra(layers: Layers, axes: Any = None, *, columns: int = 2) -> Figu
     return figure
 
 
+NUMBER = np.array([0.11, 0.085])
+"""The width and the height of a number in the figure `path`, in units of its axes."""
+
+
 @as_figure(of=Explanation, take=lambda e: e.layers if len(e.svds[0].S) > 1 else None)
 def path(layers: Layers, ax: Any = None, *, columns: int = 1) -> Figure:
     """Draw the top two left singular vectors of each depth in the plane of the last depth's. Numbers are layers.
@@ -123,28 +127,49 @@ def path(layers: Layers, ax: Any = None, *, columns: int = 1) -> Figure:
     turn = np.linspace(0, 2 * np.pi, 200)
     panel.plot(np.cos(turn), np.sin(turn), ":", color=COLOURS["grey"], linewidth=0.6)
     last = int(table["layer"].max())
-    placed: list[tuple[float, float]] = []
+    lines = [table[table["vector"] == vector].sort_values("layer") for vector in (0, 1)]
+    drawn_at = np.concatenate([_along(own[["x", "y"]].to_numpy()) for own in lines])
+    placed: list[np.ndarray[Any, Any]] = []
     for vector, colour, marker in ((0, "blue", "o"), (1, "orange", "s")):
-        own = table[table["vector"] == vector].sort_values("layer")
+        own = lines[vector]
         panel.plot(
             own["x"], own["y"], "-", marker=marker, markersize=3, color=COLOURS[colour], label=f"U{'₀₁'[vector]}"
         )
-        _numbered(panel, own[["x", "y", "layer"]].to_numpy(), COLOURS[colour], last, placed)
+        _numbered(panel, own[["x", "y", "layer"]].to_numpy(), COLOURS[colour], last, drawn_at, placed)
     panel.set(xlabel="along the last layer's U₀", ylabel="along the last layer's U₁", aspect="equal")
     panel.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15))
     panel.legend(loc="lower left")
     return figure
 
 
+def _along(points: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Points on a line, close together."""
+    t = np.arange(len(points))
+    dense = np.linspace(0, len(points) - 1, 60 * len(points))
+    return np.stack([np.interp(dense, t, points[:, i]) for i in (0, 1)], axis=1)
+
+
 def _numbered(
-    panel: Any, points: np.ndarray[Any, Any], colour: str, last: int, placed: list[tuple[float, float]]
+    panel: Any,
+    points: np.ndarray[Any, Any],
+    colour: str,
+    last: int,
+    drawn_at: np.ndarray[Any, Any],
+    placed: list[np.ndarray[Any, Any]],
 ) -> None:
-    """Write the layer at each point, from the last one on, unless a number is already close."""
+    """Write the layer next to each point, from the last one on, on the side with most room; not where there is none."""
+    angles = np.arange(12) * np.pi / 6
     for x, y, layer in points[::-1]:
-        if all(np.hypot(x - a, y - b) > 0.16 for a, b in placed):
-            placed.append((x, y))
-            where = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": style.SMALL}
-            panel.annotate(f"{layer:.0f}", (x, y), color=colour, fontweight="bold" if layer == last else None, **where)
+        sides = np.array([x, y]) + NUMBER[0] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        taken = np.concatenate([drawn_at, *(own[None] + NUMBER * np.array([[a, b]]) / 2 for own in placed
+                                            for a in (-1, 0, 1) for b in (-1, 0, 1))])  # fmt: skip
+        room = (np.abs(sides[:, None] - taken) / NUMBER).max(axis=2).min(axis=1)
+        room[np.abs(sides).max(axis=1) > 1.1] = 0
+        if room.max() > 0.6:
+            placed.append(sides[room.argmax()])
+            bold = "bold" if layer == last else None
+            where = {"ha": "center", "va": "center", "fontsize": style.SMALL, "color": colour, "fontweight": bold}
+            panel.text(*placed[-1], f"{layer:.0f}", **where)
 
 
 @as_figure(of=Explanation, take=lambda e: e.layers)
