@@ -9,7 +9,7 @@ import math
 import re
 from typing import Any, NamedTuple
 
-from secant.errors import BadArgument, BadPrompt, NoPoint, integer, share
+from secant.errors import BadArgument, BadPrompt, NoPoint, integer, quoted, share
 
 
 class Count(NamedTuple):
@@ -147,5 +147,5 @@ def size_of(memory: float | str) -> float:
         return float(memory)
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?b)?", str(memory).strip().lower())
     if not found or float(found[1]) <= 0:
-        raise BadArgument("Memory is a number of bytes, or a size", repr(memory), "Write it like 4GiB or 500MB.")
+        raise BadArgument("Memory is a number of bytes, or a size", quoted(memory), "Write it like 4GiB or 500MB.")
     return float(found[1]) * (1000 if found[3] == "b" else 1024) ** (1 + "kmgt".find(found[2]) if found[2] else 0)

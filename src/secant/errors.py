@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
@@ -175,9 +176,9 @@ def chosen(values: Any, known: Iterable[str], rule: str) -> list[str]:
     known = list(known)
     every = [values] if isinstance(values, str) else list(values) if isinstance(values, Iterable) else []
     if not every or not all(isinstance(value, str) and value in known for value in every):
-        raise BadArgument(f"{rule} are among {', '.join(known)}", f"{values!r:.60}", "Choose from them.")
+        raise BadArgument(f"{rule} are among {', '.join(known)}", quoted(values), "Choose from them.")
     if len(set(every)) < len(every):
-        raise BadArgument(f"{rule} are given once each", f"{values!r:.60}", "Remove the repetition.")
+        raise BadArgument(f"{rule} are given once each", quoted(values), "Remove the repetition.")
     return every
 
 
@@ -255,12 +256,37 @@ def one_of(value: Any, names: Sequence[str], what: str) -> str:
 def shown(value: Any) -> str:
     """A value and its type, short enough for a message.
 
-    >>> shown("3"), shown(2)
-    ("'3', a str", '2, an int')
+    >>> shown("3"), shown(2), shown(len)
+    ("'3', a str", '2, an int', 'a function')
     """
-    text, kind = repr(value), type(value).__name__
-    kind = f"an {kind}" if kind[0] in "aeiouAEIO" else f"a {kind}"
-    return kind if len(text) > 60 or "\n" in text else text if value is None else f"{text}, {kind}"
+    text, kind = quoted(value), _kind_of(value)
+    return text if value is None or text == kind else f"{text}, {kind}"
+
+
+OPAQUE = re.compile(r"<|.* at 0x|.*\b(tensor|array|Parameter)\(|.*\n")
+"""What the repr of a value begins with that says nothing to users."""
+
+
+def quoted(value: Any, most: int = 60) -> str:
+    """A value, short enough for a message; only its type if it is long, or if its elements or address would be shown.
+
+    >>> quoted("3"), quoted([1, 2]), quoted(object()), quoted([len])
+    ("'3'", '[1, 2]', 'an object', 'a list')
+    """
+    if isinstance(value, str):
+        return repr(value if len(value) <= most else f"{value[: most - 1]}…")
+    text = repr(value)
+    return _kind_of(value) if len(text) > most or OPAQUE.match(text) else text
+
+
+def _kind_of(value: Any) -> str:
+    """The type of a value, with an article; for an array or a tensor also its shape."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    kind = "function" if callable(value) and hasattr(value, "__qualname__") else type(value).__name__
+    shape = getattr(value, "shape", None)
+    of = f" of shape {' x '.join(map(str, shape)) or 'none'}" if isinstance(shape, tuple) else ""
+    return f"an {kind}{of}" if kind[0] in "aeiouAEIO" else f"a {kind}{of}"
 
 
 MAKES = {

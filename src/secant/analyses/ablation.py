@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.analyses.attribution import HEAD, HEADS_SHOWN, KIND, LAYER_OF, NAME, PLACE
-from secant.errors import BadArgument, BadPrompt, NoPoint, checked, integer
+from secant.errors import BadArgument, BadPrompt, NoPoint, checked, integer, quoted
 from secant.linearize.network import patched_logits, replayed, running
 from secant.linearize.points import PARTS, ActivationGraph, Point
 from secant.linearize.run import Run
@@ -257,7 +257,7 @@ def ablate(
         return _part(run, what, by, run.rows(position), reference or [run])
     if position is not None:
         raise BadArgument(
-            "A position applies to parts and heads, not to a token", f"position = {position!r}",
+            "A position applies to parts and heads, not to a token", f"position = {quoted(position)}",
             "Leave it out, or name a part.",
         )  # fmt: skip
     last = len(run.ids) - 1
@@ -271,11 +271,11 @@ def _part(run: Run, what: str, by: str | SupportsIndex, rows: list[int], referen
     point = inside[what]
     if what in ("embed", "norm", "logits") or (point.columns is None and what.rpartition(".")[2] not in PARTS):
         raise NoPoint(
-            "An ablation takes the position of a token, or the name of a part or head of a layer", repr(what),
+            "An ablation takes the position of a token, or the name of a part or head of a layer", quoted(what),
             "Give, for example, 3, 'layers.0.mlp' or 'layers.0.attn.heads.1'.",
         )  # fmt: skip
     if by not in REPLACEMENTS:
-        raise BadArgument("A part or head is ablated by zero or mean", repr(by), "Choose one of them.")
+        raise BadArgument("A part or head is ablated by zero or mean", quoted(by), "Choose one of them.")
     whole = inside[f"{point.stem}.attn.heads"] if point.columns else point
     given = {step: _replaced(inside, point, step, rows, _mean(by, reference, whole, step)) for step in whole.steps}
     token_axes = {step: inside.token_axes[step] for step in given}
@@ -360,7 +360,7 @@ def ablations(
 
     """
     if not kinds or not set(kinds) <= {"token", "layer", "head"}:
-        raise BadArgument("Kinds of ablation are token, layer and head", repr(kinds), "Choose from them.")
+        raise BadArgument("Kinds of ablation are token, layer and head", quoted(kinds), "Choose from them.")
     named = [p for p in run.inside.points.values() if p.layer is not None] if {"layer", "head"} & set(kinds) else []
     found: list[tuple[str, str | int, Point | None]] = []
     if "token" in kinds:

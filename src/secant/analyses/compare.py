@@ -33,7 +33,7 @@ from secant.analyses.comparison import (
 )
 from secant.analyses.explain import explained
 from secant.analyses.explanation import Explanation
-from secant.errors import BadArgument, NoPoint, checked
+from secant.errors import BadArgument, NoPoint, checked, quoted
 from secant.linearize.conventions import FOR_OPERATORS, Named, conventions_named
 from secant.memory import Progress
 from secant.model.lm import LM, Prompt
@@ -81,7 +81,7 @@ def compare(
 
     """
     if isinstance(conventions, str):
-        raise BadArgument("Conventions are a list", repr(conventions), f"Give [{conventions!r}].")
+        raise BadArgument("Conventions are a list", quoted(conventions), "Give, for example, ['gate', 'half'].")
     labels = [convention.label for convention in conventions_named(conventions)]
     given = lms.items() if isinstance(lms, Mapping) else ((None, lm) for lm in lms)
     subjects: list[_Subject] = []

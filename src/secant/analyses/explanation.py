@@ -35,7 +35,7 @@ from secant.analyses.sensitivity import Sensitivity
 from secant.analyses.sinks import PATTERNS, sink_line, where
 from secant.analyses.targets import BASELINES
 from secant.analyses.writes import DEPTH_WORDS, HEAD_WORDS
-from secant.errors import BadArgument, checked
+from secant.errors import BadArgument, checked, quoted
 from secant.foreign import required
 from secant.linearize.run import (
     PREDICTIONS,
@@ -328,7 +328,7 @@ class Explanation(Result):
         """
         if not isinstance(evidence, Evidence | None):
             raise BadArgument(
-                "A page takes the evidence of an explanation", f"{evidence!r:.60}", "Pass explanation.evidence()."
+                "A page takes the evidence of an explanation", quoted(evidence), "Pass explanation.evidence()."
             )
         check_file(path)  # before there is any work
         write(path, EXPLANATION, self.contents(evidence))

@@ -33,7 +33,7 @@ from secant.analyses.attribution import attribute
 from secant.analyses.sensitivity import correlation, logits_of
 from secant.analyses.targets import target_of
 from secant.analyses.terms import functional
-from secant.errors import BadArgument, checked, integer, seeded
+from secant.errors import BadArgument, checked, integer, quoted, seeded
 from secant.foreign import required
 from secant.linearize.network import running
 from secant.linearize.run import Run
@@ -196,7 +196,7 @@ def faithfulness(
     """
     for method in methods:
         if method not in METHODS:
-            raise BadArgument(f"Methods are {', '.join(METHODS)}", repr(method), "Choose from them, or pass scores.")
+            raise BadArgument(f"Methods are {', '.join(METHODS)}", quoted(method), "Choose from them, or pass scores.")
     run.unchanged()
     T, lm = len(run.ids), run.lm
     chosen = run.prediction[0].id if target is None else lm.token(target)

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from scipy.linalg import subspace_angles
 from torch import Tensor
 
-from secant.errors import BadArgument, BadPrompt, checked, integer
+from secant.errors import BadArgument, BadPrompt, checked, integer, number
 from secant.linearize.network import Network, record, running
 from secant.linearize.run import Run, tangent
 from secant.memory import Progress, allowance
@@ -255,9 +255,9 @@ def _other(run: Run, other: Prompt | Swap) -> list[int]:
 def _alphas(steps: int | Iterable[SupportsFloat]) -> list[float]:
     """The α, from 0 to 1. Raises BadArgument."""
     if isinstance(steps, Iterable) and not isinstance(steps, str) and getattr(steps, "ndim", 1) == 1:
-        each = list(steps)
-        if each and all(isinstance(a, SupportsFloat) and not isinstance(a, bool) and 0 <= float(a) <= 1 for a in each):
-            return [float(a) for a in each]
-        raise BadArgument("Steps are numbers from 0 to 1", repr(each), "Give, for example, [0, 0.5, 1].")
+        each, todo = list(steps), "Give, for example, [0, 0.5, 1]."
+        if not each:
+            raise BadArgument("Steps are numbers from 0 to 1", "none", todo)
+        return [number(a, 0, 1, "Steps are numbers from 0 to 1", todo=todo) for a in each]
     count = integer(steps, 2, 10**6, "Steps are at least two, or a list of them", "steps = ")
     return [i / (count - 1) for i in range(count)]

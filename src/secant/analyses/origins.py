@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from secant.errors import BadArgument
+from secant.errors import BadArgument, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,7 +112,7 @@ def origin_named(name: str) -> str:
         BadArgument: There is no such origin.
     """
     if name not in ORIGINS:
-        raise BadArgument(f"An origin is one of {', '.join(ORIGINS)}", repr(name), "Choose one of them.")
+        raise BadArgument(f"An origin is one of {', '.join(ORIGINS)}", quoted(name), "Choose one of them.")
     return name
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from secant.analyses.case import Case
 from secant.arguments import counted, level_of
-from secant.errors import BadArgument, BadPrompt, SecantError, checked, integer, seeded, several
+from secant.errors import BadArgument, BadPrompt, SecantError, checked, integer, quoted, seeded, several
 from secant.linearize.conventions import FOR_OPERATORS, Named, convention_named
 from secant.linearize.run import Run, freeze
 from secant.memory import Progress
@@ -468,8 +468,8 @@ def _check(lm: LM, lexicon: Sequence[str], convention: Named) -> None:
         raise BadArgument("screen takes an LM", type(lm).__name__, "Make one with sc.load or sc.LM.")
     if isinstance(lexicon, str) or not isinstance(lexicon, Sequence) or not lexicon:
         raise BadArgument(
-            "A list to screen for has at least one word", repr(lexicon)[:60], 'Give, for example, ["bridge"].'
+            "A list to screen for has at least one word", quoted(lexicon), 'Give, for example, ["bridge"].'
         )
     if odd := [word for word in lexicon if not isinstance(word, str) or not word.strip()]:
-        raise BadArgument("A list to screen for has words only", repr(odd[0]), "Leave it out.")
+        raise BadArgument("A list to screen for has words only", quoted(odd[0]), "Leave it out.")
     convention_named(convention)

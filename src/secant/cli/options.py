@@ -21,6 +21,7 @@ from secant.errors import seeded
 from secant.linearize.conventions import CHOICES, NAMES, convention_named
 from secant.results.paths import path_of
 from secant.steering.forms import FORMS
+from secant.text import named
 
 if TYPE_CHECKING:
     from secant.linearize.run import Run
@@ -243,7 +244,7 @@ class Opening(Group):
         """
         import secant as sc
 
-        with stage(f"loading {name}"):
+        with stage(f"loading {named(name)}"):
             return sc.load(name, **{"dtype": dtype and dtype.value, **self.how})
 
 

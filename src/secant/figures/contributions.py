@@ -9,7 +9,7 @@ import pandas as pd
 
 from secant.analyses.attribution import Attribution
 from secant.analyses.explanation import Explanation
-from secant.errors import BadArgument, integer
+from secant.errors import BadArgument, integer, quoted
 from secant.figures import style
 from secant.figures.maps import NEXT_TO, apart, height, next_to, signed_map, token_map
 from secant.figures.style import COLOURS, as_figure, clipped, named, panels, shown, word
@@ -132,7 +132,7 @@ def flow(a: Attribution, ax: Any = None, *, path: str = "direct", columns: int =
 def _by(path: str) -> str:
     """The column of a path. Raises BadArgument if there is no such path."""
     if path not in PATHS:
-        raise BadArgument(f"The path must be {' or '.join(PATHS)}", repr(path), "Choose one of them.")
+        raise BadArgument(f"The path must be {' or '.join(PATHS)}", quoted(path), "Choose one of them.")
     return COLUMNS[path]
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from secant.analyses.faithfulness import Faithfulness
 from secant.analyses.interpolation import Reach
-from secant.errors import BadArgument
+from secant.errors import BadArgument, quoted
 from secant.figures import style
 from secant.figures.style import COLOURS, ORDER, as_figure, panels
 from secant.steering.sweep import Sweep
@@ -45,7 +45,7 @@ def faithfulness(*results: Faithfulness, value: str = "logit", axes: Any = None,
         raise BadArgument("This figure requires results of secant.faithfulness", "none", "Give one or more.")
     values = sorted({name for one in results for name in one.curves["value"]})
     if value not in values:
-        raise BadArgument(f"The value must be one of {', '.join(values)}", repr(value), "Choose one of them.")
+        raise BadArgument(f"The value must be one of {', '.join(values)}", quoted(value), "Choose one of them.")
     methods = [
         m for m in dict.fromkeys(results[0].curves["method"]) if all(m in set(r.curves["method"]) for r in results)
     ]

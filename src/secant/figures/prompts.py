@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from secant.errors import BadArgument
+from secant.errors import BadArgument, quoted
 from secant.figures import style
 from secant.figures.style import COLOURS, ORDER, as_figure, panels
 from secant.studies.summary import Summary
@@ -83,7 +83,7 @@ def ranks_by_depth(
     rows = rows[rows["part"] == part]
     if rows.empty:
         parts = ", ".join(dict.fromkeys(summary.depths["part"]))
-        raise BadArgument(f"A part must be one of {parts}", repr(part), "Choose one of them.")
+        raise BadArgument(f"A part must be one of {parts}", quoted(part), "Choose one of them.")
     spans = list(dict.fromkeys(rows["span"]))
     figure, found = panels(axes, len(spans), columns, 2.3, sharey=True)
     for panel, span in zip(found, spans, strict=True):
@@ -152,7 +152,7 @@ def _chosen(table: pd.DataFrame, category: str | None, analysis: str) -> pd.Data
     rows = table[table["category"].isna() if category is None else table["category"] == category]
     if rows.empty:
         known = ", ".join(sorted(set(table["category"].dropna()))) or "none"
-        raise BadArgument(f"The category must be one of the study's: {known}", repr(category), "Choose one of them.")
+        raise BadArgument(f"The category must be one of the study's: {known}", quoted(category), "Choose one of them.")
     return rows
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from secant.errors import BadArgument, integer
+from secant.errors import BadArgument, integer, quoted
 from secant.foreign import required
 from secant.results.paths import path_of, replacing
 from secant.text import visible
@@ -189,7 +189,7 @@ def save(figure: Figure, path: str | Path, dpi: int = 300) -> None:
     """
     suffix = path_of(path).suffix.lower()
     if suffix not in FORMATS:
-        raise BadArgument(f"A figure's file must end in {', '.join(FORMATS)}", repr(suffix), "Choose one of them.")
+        raise BadArgument(f"A figure's file must end in {', '.join(FORMATS)}", quoted(suffix), "Choose one of them.")
     dpi = integer(dpi, 20, 4800, "The resolution is a number of dots per inch", "dpi = ")
     with drawing(), replacing(path) as new:
         figure.savefig(new, format=suffix[1:], dpi=dpi, metadata=FORMATS[suffix])
@@ -216,7 +216,7 @@ def panels(
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     if columns not in WIDTH:
-        raise BadArgument("A figure must be one or two columns wide", repr(columns), "Use columns=1 or columns=2.")
+        raise BadArgument("A figure must be one or two columns wide", quoted(columns), "Use columns=1 or columns=2.")
     if given is None:
         down, across = (1, count) if columns == 2 else (count, 1)
         high = [height] * count if isinstance(height, float) else list(height)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from secant.analyses.explanation import Explanation
-from secant.errors import BadArgument, integer
+from secant.errors import BadArgument, integer, quoted
 from secant.figures import style
 from secant.figures.maps import next_to
 from secant.figures.style import COLOURS, as_figure, clipped, named, panels, shown, word
@@ -88,7 +88,7 @@ def jacobian(op: Operator, ax: Any = None, *, quantile: float = 0.99, columns: i
 
     """
     if not 0 < quantile <= 1:
-        raise BadArgument("The quantile must be above 0 and at most 1", repr(quantile), "Use 0.99.")
+        raise BadArgument("The quantile must be above 0 and at most 1", quoted(quantile), "Use 0.99.")
     figure, (panel,) = panels(ax, 1, columns, 2.6)
     d_out, T, d_in = op.shape[0], *op.input.shape
     rows, across = math.ceil(d_out / PIXELS), math.ceil(d_in * T / PIXELS)

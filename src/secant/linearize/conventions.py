@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from typing import Any, TypeAlias
 
-from secant.errors import BadArgument
+from secant.errors import BadArgument, quoted
 
 SECANT, FROZEN, ZERO, RANDOM = "secant", "frozen", "zero", "random"
 SHARES = {"gate": 1.0, "up": 0.0, "half": 0.5, SECANT: 0.5}
@@ -63,11 +63,11 @@ class Convention:
         if isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 1:
             object.__setattr__(self, "gates", float(share))
         elif not (isinstance(share, str) and share in GATES):
-            raise _wrong(f"gates {share!r:.60}")
+            raise _wrong(f"gates {quoted(share)}")
         kinds = {"attention": ATTENTION, "norms": NORMS, "reference": REFERENCES}
         for name, known in kinds.items():
             if getattr(self, name) not in known:
-                raise _wrong(f"{name} {getattr(self, name)!r:.60}")
+                raise _wrong(f"{name} {quoted(getattr(self, name))}")
 
     def __str__(self) -> str:
         return self.label
@@ -146,7 +146,7 @@ def convention_named(convention: Named) -> Convention:
     if isinstance(convention, Convention):
         return convention
     if not isinstance(convention, str):
-        raise _wrong(f"{convention!r:.60}")
+        raise _wrong(quoted(convention))
     if convention in NAMES:
         return CONVENTIONS[ALIASES.get(convention, convention)]
     gates, *others = convention.split("+")

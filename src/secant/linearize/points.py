@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.errors import NoPoint, ReplayMismatch
+from secant.errors import NoPoint, ReplayMismatch, quoted
 from secant.linearize.network import Network, record, replayed, replayed_with_constants
 from secant.linearize.readout import Readout, batchable
 from secant.linearize.replay import InjectedConstant, by_token
@@ -141,7 +141,7 @@ class ActivationGraph:
         """Returns the point with this name. Raises NoPoint, which lists the names."""
         if name not in self.points:
             raise NoPoint(
-                f"The points of this model are {summary(list(self.points))}", repr(name), "Choose one of them."
+                f"The points of this model are {summary(list(self.points))}", quoted(name), "Choose one of them."
             )
         return self.points[name]
 
@@ -387,7 +387,7 @@ class ActivationGraph:
         if readout not in ("norm", "logits") or not fits:
             raise NoPoint(
                 "A readout takes a layer or a part of one to the norm or to the logits",
-                f"{target} through {readout!r}", "Choose such a target, and norm or logits.",
+                f"{target} through {quoted(readout)}", "Choose such a target, and norm or logits.",
             )  # fmt: skip
         readout_map = self.readout_at(self.value(target)[None], head=readout == "logits")
         then, rows = readout_map.operator(readout, positions, ids)

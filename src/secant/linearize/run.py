@@ -20,7 +20,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from secant.errors import BadArgument, ModelRefused, NoPoint, NotExact, ReplayMismatch, checked, integer, number, seeded
+from secant.errors import (
+    BadArgument,
+    ModelRefused,
+    NoPoint,
+    NotExact,
+    ReplayMismatch,
+    checked,
+    integer,
+    number,
+    quoted,
+    seeded,
+)
 from secant.foreign import explained
 from secant.linearize.certificate import HIDDEN_OPERATION, TOLERANCE, Certificate, certified, not_numbers, stock_error
 from secant.linearize.conventions import FOR_CONTRIBUTIONS, FOR_OPERATORS, Named, convention_named
@@ -433,7 +444,7 @@ class Run(Result):
                 "Only logits can be selected by tokens", f"tokens for {target}", "Choose logits, or omit the tokens."
             )
         if isinstance(tokens, str) or not isinstance(tokens, Sequence) or not tokens:
-            raise BadArgument("Tokens are a non-empty list", repr(tokens), 'Give, for instance, [" the"].')
+            raise BadArgument("Tokens are a non-empty list", quoted(tokens), 'Give, for instance, [" the"].')
         return [self.lm.token(token) for token in tokens]
 
 

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from secant.errors import BadPrompt
+from secant.errors import BadPrompt, quoted, shown
 from secant.foreign import explained, quiet
 from secant.model.tokens import Encoded, Tokens, as_id
 
@@ -50,7 +50,7 @@ def encode(tokens: Tokens, prompt: Any) -> list[int]:
     if not isinstance(prompt, str) and None not in ids:
         return [i for i in ids if i is not None]
     if any(i is not None for i in ids):
-        raise BadPrompt(PROMPT, f"{elements[ids.index(None)]!r}"[:60] + " among token ids", "Give whole numbers.")
+        raise BadPrompt(PROMPT, f"{quoted(elements[ids.index(None)])} among token ids", "Give whole numbers.")
     if tokens.tokenizer is None:
         raise BadPrompt("A prompt in text requires a tokenizer", "a model without one", "Give token ids.")
     return encoded(tokens, prompt).ids if isinstance(prompt, str) else _of_chat(tokens, elements)
@@ -81,7 +81,7 @@ def _of_chat(tokens: Tokens, messages: Sequence[Any]) -> list[int]:
     """Token ids of messages through the chat template, which must contain every message."""
     for n, m in enumerate(messages):
         if not isinstance(m, Mapping) or not {"role", "content"} <= set(m):
-            got = repr(messages)[:60]
+            got = quoted(messages)
             raise BadPrompt(f"{PROMPT} with role and content", got, "Give each message both.")
         for part in ("role", "content"):
             if not isinstance(m[part], str):
@@ -122,7 +122,7 @@ def listed(prompt: Any) -> list[Any]:
     if isinstance(prompt, Sequence | Iterator) and not of_bytes:
         return list(prompt)
     if of_bytes or not hasattr(prompt, "tolist") or not hasattr(prompt, "shape"):
-        raise BadPrompt(PROMPT, f"{type(prompt).__name__} {prompt!r}"[:60], "Give one, ids and messages as a list.")
+        raise BadPrompt(PROMPT, shown(prompt), "Give one, ids and messages as a list.")
     shape = tuple(prompt.shape)
     if len(shape) > 2 or (len(shape) == 2 and shape[0] > 1):
         raise BadPrompt("A prompt is one sequence of ids", f"shape {shape}", "Give one row.")

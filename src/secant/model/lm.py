@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from secant.arguments import NOTHING, token_text
-from secant.errors import BadArgument, BadPrompt, ModelRefused, TrainingMode
+from secant.errors import BadArgument, BadPrompt, ModelRefused, TrainingMode, quoted
 from secant.foreign import COMPILED
 from secant.memory import stopping_point
 from secant.model import weights
@@ -235,7 +235,7 @@ class LM:
         """The id of a token below `rows`. Raises BadPrompt."""
         found = as_id(token)
         if found is None or not 0 <= found < rows:
-            raise BadPrompt(f"Token ids are 0 to {rows - 1}", f"{token!r}"[:60], "Use this model's own tokenizer.")
+            raise BadPrompt(f"Token ids are 0 to {rows - 1}", quoted(token), "Use this model's own tokenizer.")
         return found
 
     @cached_property
@@ -342,7 +342,7 @@ def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
         return dtype
     if isinstance(dtype, str) and dtype in DTYPES:
         return DTYPES[dtype]
-    raise BadArgument(f"A dtype is one of {', '.join(DTYPES)}", repr(dtype), "Choose one of them.")
+    raise BadArgument(f"A dtype is one of {', '.join(DTYPES)}", quoted(dtype), "Choose one of them.")
 
 
 def versions() -> dict[str, str]:

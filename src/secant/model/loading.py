@@ -19,7 +19,7 @@ from huggingface_hub import constants, get_session, is_offline_mode, try_to_load
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
-from secant.errors import BadArgument, ModelNotFound, ModelRefused, SecantError, checked
+from secant.errors import BadArgument, ModelNotFound, ModelRefused, SecantError, checked, quoted
 from secant.foreign import explained, quiet, said_by
 from secant.memory import announce, room
 from secant.model import checkpoint, converter, folders, gguf, quantization, weights
@@ -264,14 +264,14 @@ def _of_gguf(
 def _check_options(dtype: Any, device: Any, attention: Any, **switches: Any) -> None:
     """Raises BadArgument if an option is invalid, before anything is read."""
     if not isinstance(dtype, str | torch.dtype | None):
-        raise BadArgument("A dtype is a name, such as float32", f"{dtype!r:.60}", "Give one, or leave it out.")
+        raise BadArgument("A dtype is a name, such as float32", quoted(dtype), "Give one, or leave it out.")
     dtype_of(dtype)
     for key, allowed in switches.items():
         if not isinstance(allowed, bool):
-            raise BadArgument(f"{key} is True or False", f"{allowed!r:.60}", "Give one of them.")
+            raise BadArgument(f"{key} is True or False", quoted(allowed), "Give one of them.")
     if attention is not None and not _is_of_torch(attention):
         raise BadArgument(
-            "Attention must consist of torch functions, like eager and sdpa", f"{attention!r:.60}",
+            "Attention must consist of torch functions, like eager and sdpa", quoted(attention),
             "Try eager.",
         )  # fmt: skip
     if device not in (None, "auto"):

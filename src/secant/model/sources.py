@@ -9,7 +9,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from secant.errors import BadArgument, ModelNotFound, ModelRefused
+from secant.errors import BadArgument, ModelNotFound, ModelRefused, quoted
 from secant.foreign import explained
 from secant.model import checkpoint, folders
 from secant.model.gguf import ENDING
@@ -183,7 +183,7 @@ def expanded(name: str) -> list[str]:
         found = [Path(one) for one in glob(str(path)) if _is_model(Path(one))]
     if not found:
         raise ModelNotFound(
-            "A pattern must match the folder of a model, or a GGUF file", f"{name!r}", "Check the path."
+            "A pattern must match the folder of a model, or a GGUF file", quoted(name), "Check the path."
         )
     return sorted(map(str, found), key=_by_numbers)
 
@@ -204,7 +204,7 @@ def _on_the_hub(name: str, path: str, hub: Hub) -> Place:
         where, _, file = where.rpartition(":")
     where, _, revision = where.partition("@")
     if name.startswith((".", "/", "~")) or where.count("/") > 1 or where.lower().endswith(ENDING):
-        raise ModelNotFound(RULE, f"{name!r}", "Check the path.")
+        raise ModelNotFound(RULE, quoted(name), "Check the path.")
     if revision and hub.revision not in (None, revision):
         raise BadArgument(
             "A revision is given once", f"{hub.revision!r:.40} and {name}", "Leave it out of the name, or of revision."

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.errors import BadArgument, NotConverged, TooLarge, checked, integer, seeded, share
+from secant.errors import BadArgument, NotConverged, TooLarge, checked, integer, quoted, seeded, share
 from secant.memory import Progress, allowance, bytes_in_words, limited
 from secant.numeric import relative, wide
 from secant.operators.batched import Blocks, DenseBatch, MatrixBatch, SingleMatrix
@@ -94,7 +94,7 @@ def svd(
 
     """
     if solver not in ("auto", *SOLVERS):
-        raise BadArgument(f"A solver is one of auto, {', '.join(SOLVERS)}", repr(solver), "Choose one of them.")
+        raise BadArgument(f"A solver is one of auto, {', '.join(SOLVERS)}", quoted(solver), "Choose one of them.")
     T, d_in = op.input.shape
     k = countable(op, k, per_token)
     seed = seeded(seed)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secant.errors import BadArgument, DamagedFile, OutputFailed
+from secant.errors import BadArgument, DamagedFile, OutputFailed, quoted, shown
 from secant.signals import deferred
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ def path_of(value: Any, rule: str = PATH) -> Path:
     todo = "Give the path of a file or folder, such as 'results'."
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str):
-        raise BadArgument(rule, f"{value!r:.60}, a {type(value).__name__}", todo)
+        raise BadArgument(rule, shown(value), todo)
     if not text or "\0" in text:
-        raise BadArgument(rule, f"{text!r:.60}", todo)
+        raise BadArgument(rule, quoted(text), todo)
     try:
         os.fsencode(text)
         return Path(text).expanduser()
@@ -307,7 +307,7 @@ def _real(path: Any) -> Path:
     """The path with all links resolved. Raises BadArgument if it is not a path, or is not valid UTF-8."""
     place = os.path.realpath(path_of(path, "Results are written to a path"))
     if place.encode("utf-8", "ignore").decode() != place:
-        raise BadArgument("Results are written to a path in UTF-8", f"{place!r}", "Give it another name.")
+        raise BadArgument("Results are written to a path in UTF-8", quoted(place), "Give it another name.")
     return Path(place)
 
 

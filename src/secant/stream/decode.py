@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secant.arguments import counted
-from secant.errors import BadArgument, checked, integer, one_of, seeded
+from secant.errors import BadArgument, checked, integer, one_of, quoted, seeded
 from secant.memory import stopping_point
 from secant.model.lm import LM
 from secant.operators.spectrum import SVD
@@ -69,7 +69,7 @@ def decode(
     ):
         raise BadArgument(
             "A null must have the same side, metric, centring and filter, and at least as many tokens",
-            repr(null),
+            quoted(null),
             "Make one with the same arguments.",
         )
     columns = directions.detach().reshape(len(directions) if directions.ndim else 1, -1)

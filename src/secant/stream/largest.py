@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
-from secant.errors import BadArgument, checked, integer
+from secant.errors import BadArgument, checked, integer, quoted
 from secant.model.lm import LM
 from secant.operators.operator import Operator
 from secant.operators.spectrum import SIGMA
@@ -125,7 +125,7 @@ def largest(lm: LM, op: Operator, of: Literal["columns", "rows"] = "columns", co
 
     """
     if of not in ("columns", "rows"):
-        raise BadArgument("sc.largest finds columns or rows", repr(of), "Choose one of them.")
+        raise BadArgument("sc.largest finds columns or rows", quoted(of), "Choose one of them.")
     J = op.dense()
     d_out, T, d_in = J.shape
     vectors = J.movedim(0, 2).reshape(T * d_in, d_out) if of == "columns" else J.reshape(d_out * T, d_in)

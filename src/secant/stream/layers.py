@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.errors import BadArgument, checked, integer
+from secant.errors import BadArgument, checked, integer, quoted
 from secant.linearize.points import ActivationGraph
 from secant.linearize.readout import Readout
 from secant.linearize.run import Run
@@ -71,9 +71,9 @@ def layers(
     count = len(run.found_layers("Use the activations that run.points lists."))
     inside, T = run.inside, len(run.ids)
     if readout not in (None, "norm"):
-        raise BadArgument("A readout of all layers is norm, or None", repr(readout), "Choose one of them.")
+        raise BadArgument("A readout of all layers is norm, or None", quoted(readout), "Choose one of them.")
     if not spans or not set(spans) <= set(SPANS):
-        raise BadArgument(f"Spans are {' and '.join(SPANS)}", repr(spans), "Choose from them.")
+        raise BadArgument(f"Spans are {' and '.join(SPANS)}", quoted(spans), "Choose from them.")
     d = min(inside.graph[name].shape[1] for name in ("embed", "norm", *(f"layers.{i}" for i in range(count))))
     k = integer(k, 1, d, f"Blocks have 1 to {d} singular triplets", "k = ")
     position = integer(position, -T, T - 1, f"A position is one of the prompt's {T} tokens") % T

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.errors import BadArgument, TooLarge
+from secant.errors import BadArgument, TooLarge, quoted
 from secant.linearize.points import ActivationGraph
 from secant.memory import allowance, bytes_in_words
 from secant.operators.operator import CHUNK, Graph, Operator
@@ -55,7 +55,7 @@ def plan(inside: ActivationGraph, method: str = "auto") -> Plan:
         TooLarge: No plan fits.
     """
     if method not in METHODS:
-        raise BadArgument(f"A method is one of {', '.join(METHODS)}", repr(method), "Choose one of them.")
+        raise BadArgument(f"A method is one of {', '.join(METHODS)}", quoted(method), "Choose one of them.")
     chained = method != "reverse" and inside.chain
     if method == "forward" and not chained:
         raise BadArgument(

@@ -17,7 +17,7 @@ import torch
 
 from secant import __version__
 from secant.arguments import counted, size_of
-from secant.errors import BadArgument, DamagedFile, checked, chosen, seeded
+from secant.errors import BadArgument, DamagedFile, checked, chosen, quoted, seeded, shown
 from secant.foreign import explained
 from secant.linearize.conventions import Named, conventions_named
 from secant.memory import Progress, announce, peak
@@ -106,7 +106,7 @@ class Study(Viewed):
         """
         if not isinstance(table, str) or table not in self.tables:
             raise BadArgument(
-                f"The tables are {', '.join(self.tables) or 'none yet'}", repr(table), "Choose one of them."
+                f"The tables are {', '.join(self.tables) or 'none yet'}", quoted(table), "Choose one of them."
             )
         self.check_intact(table)
         integers = {pyarrow.int64(): pd.Int64Dtype()}  # numpy's integers can't be missing
@@ -479,9 +479,9 @@ def _check(
     if not models:
         raise BadArgument("A study requires a model", "none", "Give one.")
     if wrong := [one for one in models if not isinstance(one, LM | str | Path)]:
-        raise BadArgument("A study takes models or their names", f"{wrong[0]!r:.60}", "Give sc.LM or names.")
+        raise BadArgument("A study takes models or their names", quoted(wrong[0]), "Give sc.LM or names.")
     if not isinstance(engine, str) or engine not in ENGINES:
-        raise BadArgument(f"An engine is one of {', '.join(ENGINES)}", repr(engine), "Choose one of them.")
+        raise BadArgument(f"An engine is one of {', '.join(ENGINES)}", quoted(engine), "Choose one of them.")
     workers = 1 if workers is None else counted("workers", workers)
     in_memory = any(isinstance(one, LM) for one in models)
     if in_memory and (workers > 1 or engine == "ray"):
@@ -506,7 +506,7 @@ def _check(
     whole = isinstance(part, tuple) and len(part) == 2 and all(isinstance(number, int) for number in part)
     if part is not None and not (whole and 1 <= part[0] <= part[1]):
         raise BadArgument(
-            "A part is its number and the number of parts", repr(part), "Give (2, 4), or 2/4 on the command line."
+            "A part is its number and the number of parts", quoted(part), "Give (2, 4), or 2/4 on the command line."
         )
 
 
@@ -515,7 +515,7 @@ def _plain(key: str, value: Any) -> Any:
     if isinstance(value, torch.dtype | torch.device | os.PathLike):
         return str(value).removeprefix("torch.")
     if not isinstance(value, str | bool | None):
-        raise BadArgument(f"{key} must be given by name", f"{value!r:.60}, a {type(value).__name__}", "Give a text.")
+        raise BadArgument(f"{key} must be given by name", shown(value), "Give a text.")
     return value
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from secant.analyses.targets import baseline_named
-from secant.errors import BadArgument, integer, number, one_of, shown
+from secant.errors import BadArgument, integer, number, one_of, quoted, shown
 from secant.linearize.conventions import convention_named
 from secant.steering.forms import FORMS
 
@@ -95,7 +95,7 @@ def checked_by(checks: Mapping[str, Field], given: Any, defaults: Mapping[str, A
     if not isinstance(given, dict):
         raise BadArgument("A request is a JSON object", shown(given), "Send one.")
     if odd := sorted(str(name)[:40] for name in given.keys() - checks.keys()):
-        raise BadArgument(f"A request has the fields {', '.join(checks)}", repr(odd[0]), "Leave it out.")
+        raise BadArgument(f"A request has the fields {', '.join(checks)}", quoted(odd[0]), "Leave it out.")
     if lacking := sorted(checks.keys() - given.keys() - defaults.keys()):
         raise BadArgument("A request must have all of its fields", f"none called {lacking[0]}", "Add it.")
     return {name: check({**defaults, **given}[name], name) for name, check in checks.items()}

@@ -11,7 +11,7 @@ from typing import Any
 
 import uvicorn
 
-from secant.errors import BadArgument
+from secant.errors import BadArgument, quoted
 from secant.model.lm import LM
 from secant.text import named
 from secant.workbench.server import application
@@ -74,7 +74,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
                 "The workbench listens on one address of this computer", host, "Give that address, such as 127.0.0.1."
             )
     except ValueError:
-        raise BadArgument("A host is an address of this computer", repr(host), "Use 127.0.0.1.") from None
+        raise BadArgument("A host is an address of this computer", quoted(host), "Use 127.0.0.1.") from None
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from secant.analyses.stages import STAGES
-from secant.errors import BadArgument, SecantError, is_out_of_memory, printable
+from secant.errors import BadArgument, SecantError, is_out_of_memory, printable, quoted
 from secant.memory import free
 from secant.workbench.asked import Asked, checked_by
 from secant.workbench.jobs import (
@@ -107,7 +107,7 @@ class Session:
         """
         if asked.model not in self.models:
             names = ", ".join(self.models)
-            raise BadArgument(f"Models here are {names}", repr(asked.model), "Add others with secant serve --model.")
+            raise BadArgument(f"Models here are {names}", quoted(asked.model), "Add others with secant serve --model.")
         with self._ready:
             work = self.works.get(asked.id) or Work(asked, self.models[asked.model])
             self.works[asked.id] = work
@@ -141,7 +141,7 @@ class Session:
             if kind == "stage":
                 name = checked_by({"name": lambda value, name: str(value)}, given, {})["name"]
                 if name not in STAGES:
-                    raise BadArgument(f"Stages are {', '.join(STAGES)}", repr(name)[:60], "Choose one of them.")
+                    raise BadArgument(f"Stages are {', '.join(STAGES)}", quoted(name), "Choose one of them.")
                 there = work.jobs.get(name)
                 if there is not None and there.state in (DONE, RUNNING):
                     return there
