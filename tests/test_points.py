@@ -12,7 +12,7 @@ from helpers import assert_matches, real
 from torch import Tensor, nn
 
 import secant as sc
-from secant.errors import BadArgument, BadPrompt, NoPoint, NotExact, integer
+from secant.errors import BadArgument, BadPrompt, NoPoint, NotExact, integer, quoted
 from secant.linearize.network import replayed
 
 FAMILIES = (
@@ -422,7 +422,7 @@ def test_operators_that_do_not_meet_are_refused() -> None:
 
 @pytest.mark.parametrize("given", [1.0, "last", True, torch.tensor([0, 2]), None, slice(3)])
 def test_a_position_is_a_whole_number(given: object) -> None:
-    with pytest.raises(BadArgument, match=rf"A rule; got n = {re.escape(repr(given))}(, a .*)?\. Use -11 to 10"):
+    with pytest.raises(BadArgument, match=rf"A rule; got n = {re.escape(quoted(given))}(, a .*)?\. Use -11 to 10"):
         integer(given, -11, 10, "A rule", "n = ")
 
 

@@ -285,7 +285,7 @@ def _kind_of(value: Any) -> str:
         return f"the class {value.__name__}"
     kind = "function" if callable(value) and hasattr(value, "__qualname__") else type(value).__name__
     shape = getattr(value, "shape", None)
-    of = f" of shape {' x '.join(map(str, shape)) or 'none'}" if isinstance(shape, tuple) else ""
+    of = f" of shape {' x '.join(map(str, shape))}" if isinstance(shape, tuple) and shape else ""
     return f"an {kind}{of}" if kind[0] in "aeiouAEIO" else f"a {kind}{of}"
 
 
