@@ -263,8 +263,8 @@ def shown(value: Any) -> str:
     return text if value is None or text == kind else f"{text}, {kind}"
 
 
-OPAQUE = re.compile(r"<|.* at 0x|.*\b(tensor|array|Parameter)\(|.*\n")
-"""What the repr of a value begins with that says nothing to users."""
+OPAQUE = re.compile(r"^<|<(function|class|built-in|bound|[\w.]+ object)| at 0x|\b(tensor|array|Parameter)\(|\n")
+"""What in the repr of a value says nothing to users."""
 
 
 def quoted(value: Any, most: int = 60) -> str:
@@ -276,7 +276,7 @@ def quoted(value: Any, most: int = 60) -> str:
     if isinstance(value, str):
         return repr(value if len(value) <= most else f"{value[: most - 1]}…")
     text = repr(value)
-    return _kind_of(value) if len(text) > most or OPAQUE.match(text) else text
+    return _kind_of(value) if len(text) > most or OPAQUE.search(text) else text
 
 
 def _kind_of(value: Any) -> str:

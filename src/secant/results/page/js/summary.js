@@ -24,8 +24,9 @@ function table(id, of, rows, without = []) {
   const means = described[tableOf(of)] ?? {};
   const top = make("thead", {}, row(...names.map((name) => make("th", { scope: "col", class: texts.has(name) ? null : "number", title: means[name] }, name.replaceAll("_", " ")))));
   const one = (r, name) => {
-    if (r[name] === null) return make("td", { class: texts.has(name) ? null : "number" }, ALL[name] ?? "–");
-    return texts.has(name) ? make("td", {}, make("bdi", { dir: "auto" }, brief(r[name], 200))) : cell(number(r[name]));
+    const more = { "data-of": name.replaceAll("_", " ") };
+    if (r[name] === null) return make("td", { class: texts.has(name) ? null : "number", ...more }, ALL[name] ?? "–");
+    return texts.has(name) ? make("td", more, make("bdi", { dir: "auto" }, brief(r[name], 200))) : cell(number(r[name]), more);
   };
   fill(node, top, body(rows.map((r) => row(...names.map((name) => one(r, name))))));
   const frame = node.closest(".scroll");
