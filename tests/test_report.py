@@ -783,6 +783,16 @@ def test_axe_finds_nothing(browser: Browser, made: Written, theme: str, width: i
         assert tab.locator("#panel").bounding_box()["y"] == pytest.approx(panel["y"], abs=45)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("width", [800, 1200, 1440])
+def test_tables_are_whole(browser: Browser, made: Written, width: int) -> None:
+    """Next to the panel, too."""
+    with opened(browser, made, viewport={"width": width, "height": 900}) as tab:
+        assert "z" in tab.locator("#contributions thead").inner_text().split()
+        for table in ("contributions", "agreement", "components-table"):
+            frame = tab.locator(f".scroll:has(> #{table})")
+            assert frame.evaluate("node => node.scrollWidth <= node.clientWidth"), table
+
+
 @pytest.mark.parametrize("width", [400, 800, 1440])
 def test_the_table_of_a_head_is_whole(browser: Browser, made: Written, width: int) -> None:
     """However wide the map of a model with many heads is: the map scrolls."""
