@@ -244,8 +244,9 @@ class Opening(Group):
         """
         import secant as sc
 
+        load = sc.load  # the imports are no part of the stage
         with stage(f"loading {named(name)}"):
-            return sc.load(name, **{"dtype": dtype and dtype.value, **self.how})
+            return load(name, **{"dtype": dtype and dtype.value, **self.how})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,9 +349,7 @@ class Freezing(Prompting):
 
     convention: Annotated[
         str | None,
-        convention_option(
-            "Which exact affine map replaces each operation (default: gate; for contributions secant). See secant docs."
-        ),
+        convention_option("Which exact affine map replaces each operation (see secant docs)."),
     ] = None
 
     @property
