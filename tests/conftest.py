@@ -77,6 +77,14 @@ def one_reference() -> None:
     secant.analyses.attribution.REFERENCES = 1
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_progress() -> None:
+    """What a command prints does not depend on how busy the machine is."""
+    import secant.cli.progress
+
+    secant.cli.progress.FIRST = 1e9
+
+
 @pytest.fixture(autouse=True)
 def nothing_was_announced() -> None:
     """Announcements come once in a process, and each test is about its own."""

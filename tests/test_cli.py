@@ -718,6 +718,7 @@ def test_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: py
     """Lines that become rarer, with the rate since this stage began and the time left; nothing of what is quick."""
     clock = iter([0.0, 6.0, 9.0, 11.0, 31.0, 70.0, 72.0, 131.0, 133.0])
     monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress, "FIRST", 10.0)
     lines = progress.Lines()
     lines("loading", 0, 1)
     lines("", 0, 1)

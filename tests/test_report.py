@@ -382,7 +382,7 @@ def test_from_the_command_line(folder: Path, tmp_path: Path) -> None:
     assert {"contributions.csv", "flow.csv", "versus.csv", "chance.csv", "depth_words.csv", "patterns.csv"} <= {
         file.name for file in out.iterdir()
     }
-    assert result.stderr.strip() == f"Tables and tensors are in {out}; the page is {out / 'report.html'}"
+    assert result.stderr == f"Tables and tensors are in {out}; the page is {out / 'report.html'}\n"
     text = (out / "report.html").read_text("utf-8")
     assert "<!doctype html>" in text
     assert str(folder.parent) not in text  # where the model is on this machine is nobody's business

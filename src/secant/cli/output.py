@@ -14,7 +14,7 @@ import typer
 from secant.cli.options import path_option
 from secant.cli.printing import print_json, print_line
 from secant.cli.process import raise_if_interrupted
-from secant.cli.progress import progressing
+from secant.cli.progress import progressing, stage
 from secant.cli.verb import Group
 
 if TYPE_CHECKING:
@@ -144,13 +144,15 @@ class Illustrated(Output):
         Returns:
             Where the page is, for the command's last line.
         """
-        report(page)
+        with stage("page"):
+            report(page)
         if self.figures:
             from secant.figures import every, save
 
-            for name, figure in every(result).items():
-                for suffix in ("png", "pdf"):
-                    save(figure, page.parent / "figures" / f"{name}.{suffix}")
+            with stage("figures"):
+                for name, figure in every(result).items():
+                    for suffix in ("png", "pdf"):
+                        save(figure, page.parent / "figures" / f"{name}.{suffix}")
         return f"; the page is {page}"
 
 

@@ -43,6 +43,8 @@ class Lines:
             self._what, self._start, self._first = what, now, done
         self._done, self._of = done, of
         self.tick(now)
+        if done >= of:  # what comes next is another stage
+            self._what = ""
 
     def tick(self, now: float) -> None:
         """Print a line if it is time.

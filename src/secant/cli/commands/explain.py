@@ -100,6 +100,7 @@ def explain(
         explanation = replace(explanation, layers=replace(explanation.layers, highlight=tuple(marked)))
 
     def illustrate(out: Path, progress: Progress) -> str:
+        progress("evidence", 0, 1)
         evidence = explanation.evidence(image=image, max_memory=max_memory, progress=progress)
         evidence.save(out)
         return output.illustrate(explanation, out / "report.html", partial(explanation.report, evidence=evidence))
