@@ -39,7 +39,7 @@ HEAVY = ("torch", "transformers", "pandas", "numpy", "scipy", "pyarrow", "safete
 def secant(*args: object, **env: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own. Lines that say how far it is, on a busy machine, are left out."""
     result = subprocess.run(
-        [sys.executable, "-c", "from secant.cli import main; main()", *map(str, args)],
+        [sys.executable, "-m", "secant", *map(str, args)],
         capture_output=True, text=True, timeout=300, env={**os.environ, "HF_HUB_OFFLINE": "1", **env}, check=False,
     )  # fmt: skip
     result.stderr = re.sub(r"(?m)^.+: (\d+ s so far|[\d,]+ of [\d,]+(, .*)?)\n", "", result.stderr)

@@ -57,6 +57,11 @@ def test_other_tools_answer(lm: sc.LM, tmp_path: Path) -> None:
     assert told["left_out"]["tokens"] == len(lm.encode("The bridge")) - 1
     assert "words" in told["left_out"]
     assert "words" not in told
+    told = asked(
+        lm, "explain", prompt="The bridge", target=" Golden", versus=" Tower", tables=["tokens"]
+    ).structured_content
+    own = sc.attribute(sc.freeze(lm, "The bridge"), " Golden", versus=" Tower")
+    assert told["logit"] == pytest.approx(own.logit)
     layers = asked(lm, "layers", prompt="The bridge", tables=["first_seen"]).structured_content
     assert layers["left_out"]["layers"] > 0
     steered = asked(lm, "steer", prompt="The bridge", concept=PROMPT, layer=0, strength=1.0, tokens=2)

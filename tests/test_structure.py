@@ -40,6 +40,7 @@ ORDER = [
     "report studies",
     "figures workbench",
     "cli",
+    "__main__",
 ]
 """What each folder, or module of the package's root, may import: what stands before it, in the order of the floors."""
 

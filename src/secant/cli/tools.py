@@ -59,20 +59,25 @@ class Tools:
         """All tools."""
         return [self.explain, self.attribute, self.layers, self.steer, self.study]
 
-    def explain(self, prompt: str, k: int = 4, tables: list[str] | None = None, rows: int = ROWS) -> dict[str, Any]:
+    def explain(
+        self, prompt: str, target: str | None = None, versus: str | None = None, k: int = 4,
+        tables: list[str] | None = None, rows: int = ROWS,
+    ) -> dict[str, Any]:  # fmt: skip
         """Explain the next token of a prompt: what each token contributes to its logit, exactly, next to other
         conventions and to what deleting the token does, the logit lens by layer, and the top tokens of each token's
         block.
 
         Args:
             prompt: The prompt, as plain text.
+            target: The token to explain, with its space, such as " Paris"; by default the prediction.
+            versus: Another token, whose logit is subtracted.
             k: How many singular vectors of each token's block are decoded.
             tables: Return only these tables, such as tokens, by_convention, lens or words.
             rows: Return this many rows of each table.
         """
         import secant as sc
 
-        return cut(sc.explain(self.lm, prompt, k=k).to_dict(), rows, tables)
+        return cut(sc.explain(self.lm, prompt, target=target, versus=versus, k=k).to_dict(), rows, tables)
 
     def attribute(
         self, prompt: str, target: str | None = None, versus: str | None = None, position: int = -1,

@@ -1,0 +1,5 @@
+"""`python -m secant`: the command line."""
+
+from secant.cli import main
+
+main()
