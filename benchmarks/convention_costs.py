@@ -62,7 +62,7 @@ def main() -> None:
         counts = [counted(run.operator()) for run in runs.values()]
         print(f"\n{name}, {len(ids)} tokens\n{'':16}{'gate':>10}" + "".join(f"{c:>10}" for c in CONVENTIONS))
         for what, work in works(lm, ids, runs, not args.no_layers).items():
-            least, ratios = float("inf"), []
+            least, ratios = float("inf"), list[float]()
             for convention in CONVENTIONS:
                 pairs = [[took(work, c) for c in ("gate", convention)] for _ in range(args.turns)]
                 frozen, live = (min(column) for column in zip(*pairs, strict=True))

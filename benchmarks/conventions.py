@@ -31,11 +31,14 @@ FROZEN, ALL = ("gate", "up", "half"), ("gate", "up", "half", "secant")
 PAIRED = ("model", "conventions", "‖J - J'‖ / ‖J‖", "σ₁ differs by", "angle of U, k = 4", "top tokens in common")
 SINGLE = ("model", "convention", "‖b‖ / ‖y‖", "stable rank, first", "last", "predicted is first", "in top 8", "z")
 
+Column = tuple[Callable[[Sequence[float]], float], Callable[[float], str]]
+"""How a column's numbers are averaged and formatted."""
+
 
 class Measured:
     """The measures of one convention at one prompt."""
 
-    def __init__(self, lm: sc.LM, text: object, convention: str, random: Null) -> None:
+    def __init__(self, lm: sc.LM, text: str | list[int], convention: str, random: Null) -> None:
         run = sc.freeze(lm, text, convention=convention)
         op = run.operator().solidified()
         self.J, self.whole, blocks = op.dense().flatten(1), sc.svd(op, K), sc.svd(op, 1, per_token=True)
@@ -65,7 +68,7 @@ def prompts_of(name: str, count: int) -> list[str]:
 
 
 def measured(
-    cases: Iterable[tuple[sc.LM, object]], conventions: Sequence[str], name: str
+    cases: Iterable[tuple[sc.LM, str | list[int]]], conventions: Sequence[str], name: str
 ) -> tuple[dict[tuple[str, str], list[tuple[float, ...]]], dict[str, list[tuple[float, ...]]]]:
     """The measures of each pair of conventions, and of each convention, at each prompt."""
     pairs: dict[tuple[str, str], list[tuple[float, ...]]] = {pair: [] for pair in combinations(conventions, 2)}
@@ -98,10 +101,8 @@ def percent(value: float) -> str:
     return f"{value:.0%}"
 
 
-def lines(
-    name: str, found: dict[str, list[tuple[float, ...]]], how: Sequence[tuple[Callable[..., float], Callable[..., str]]]
-) -> Iterator[list[str]]:
-    """A line of a table for each label. `how` has, for each column, how it is averaged and formatted."""
+def lines(name: str, found: dict[str, list[tuple[float, ...]]], how: Sequence[Column]) -> Iterator[list[str]]:
+    """A line of a table for each label."""
     for label, rows in found.items():
         values = zip(how, zip(*rows, strict=True), strict=True)
         yield [name, label, *(write(mean(column)) for (mean, write), column in values)]
@@ -115,9 +116,9 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
     paired, single = list[list[str]](), list[list[str]]()
-    of_pairs = [(median, percent), (median, percent), (median, lambda v: f"{v:.0f}°"), (median, percent)]
-    ranks = [(median, lambda v: f"{v:.2g}"), *[(median, lambda v: f"{v:.2f}")] * 2]
-    of_one = [*ranks, *[(fmean, percent)] * 2, (fmean, lambda v: f"{v:.1f}")]
+    of_pairs: list[Column] = [(median, percent), (median, percent), (median, lambda v: f"{v:.0f}°"), (median, percent)]
+    ranks: list[Column] = [(median, lambda v: f"{v:.2g}"), *[(median, lambda v: f"{v:.2f}")] * 2]
+    of_one: list[Column] = [*ranks, *[(fmean, percent)] * 2, (fmean, lambda v: f"{v:.1f}")]
     if args.families:
         from families import GATED, model_of, prompt
 

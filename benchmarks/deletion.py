@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from faithfulness import interval
 from prompts import SETS
 
 import secant as sc
@@ -38,12 +39,10 @@ def measured(lm: sc.LM, prompt: str, seed: int) -> pd.DataFrame:
     return sc.faithfulness(run, target, methods=OTHERS, scores=scores, seed=seed).table.assign(prompt=prompt)
 
 
-def interval(values: pd.Series, seed: int = 0) -> str:
+def cell(values: pd.Series) -> str:
     """The mean and its 95 % bootstrap interval, as text; NaN are left out."""
-    x = values.dropna().to_numpy()
-    means = np.random.default_rng(seed).choice(x, (2000, len(x))).mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return f"{x.mean():.2f} ({low:.2f} to {high:.2f})"
+    mean, low, high = interval(values.to_numpy(float))
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
 
 def main() -> None:
@@ -68,7 +67,7 @@ def main() -> None:
         head = [value, *MEASURES]
         print("| " + " | ".join(head) + " |\n|" + "---|" * len(head) if a.markdown else "\n" + "  ".join(head))
         for method, group in own:
-            cells = [str(method), *(interval(group[measure]) for measure in MEASURES)]
+            cells = [str(method), *(cell(group[measure]) for measure in MEASURES)]
             print(
                 "| " + " | ".join(cells) + " |" if a.markdown else f"{cells[0]:24}" + "  ".join(cells[1:]), flush=True
             )

@@ -7,13 +7,14 @@ products of the frozen network's backward pass, at the same chunk size; and
     python benchmarks/dense.py [ROUNDS]
 """
 
+import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from random_models import llama
+from transformers import LlamaForCausalLM
 
 import secant as sc
 from secant.operators.operator import CHUNK
@@ -21,23 +22,14 @@ from secant.operators.operator import CHUNK
 D, FF, LAYERS, T = 512, 1376, 8, 8
 
 
-def model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=D, intermediate_size=FF, num_hidden_layers=LAYERS, num_attention_heads=8, num_key_value_heads=8,
-        vocab_size=1000, max_position_embeddings=64,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
-
-
-def gemms_of(llama: LlamaForCausalLM) -> Callable[[], None]:
+def gemms_of(model: LlamaForCausalLM) -> Callable[[], None]:
     """Cotangents of all rows of J through down, up, output and value projections of every layer, chunk by chunk."""
     cotangents = torch.randn(CHUNK * T, D)
 
     def run() -> None:
         for _ in range(D // CHUNK):
             g = cotangents
-            for layer in reversed(llama.model.layers):
+            for layer in reversed(model.model.layers):
                 inner = g @ layer.mlp.down_proj.weight
                 g = inner @ layer.mlp.up_proj.weight
                 g = (g @ layer.self_attn.o_proj.weight) @ layer.self_attn.v_proj.weight
@@ -45,17 +37,20 @@ def gemms_of(llama: LlamaForCausalLM) -> Callable[[], None]:
     return run
 
 
-def main(rounds: int) -> None:
-    llama = model()
-    run = sc.freeze(sc.LM(llama), list(range(1, T + 1)))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rounds", nargs="?", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    model = llama(D, FF, LAYERS, 8)
+    run = sc.freeze(sc.LM(model), list(range(1, T + 1)))
     op = run.operator()
 
     def last(x: torch.Tensor) -> torch.Tensor:
-        return llama.model(inputs_embeds=x[None], use_cache=False).last_hidden_state[0, -1]
+        return model.model(inputs_embeds=x[None], use_cache=False).last_hidden_state[0, -1]
 
-    sides = {
+    sides: dict[str, Callable[[], object]] = {
         "op.dense()": op.dense,
-        "the GEMMs alone": gemms_of(llama),
+        "the GEMMs alone": gemms_of(model),
         "functional.jacobian": lambda: torch.autograd.functional.jacobian(last, run.input, vectorize=True),
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -75,4 +70,4 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
+    main()

@@ -7,6 +7,7 @@ bit for bit.
     python benchmarks/exactness.py
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def worst(family: str, dtype: torch.dtype, precision: str | None = None) -> tupl
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     kinds = ((torch.float64, None), (torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, "float32"))
     print(f"{'family':<13}{'dtype':<10}{'system in':<10}{'reconstruction':>15}{'affinity':>10}{'ordinary J':>12}  pass")
     for family in PAPER:

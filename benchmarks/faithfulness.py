@@ -28,7 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, reduce
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -52,6 +52,7 @@ from secant.linearize.network import Recording, record, reference, references, r
 from secant.linearize.replay import Patch, by_token
 from secant.linearize.tape import Tape
 from secant.linearize.untouched import State
+from secant.results.paths import replacing
 
 KINDS = ("facts", "prose", "agreement", "names", "chat", "code", "language")
 """The kinds of prompts in prompts.txt that real models run on: all but chat templates and phrases of three tokens."""
@@ -131,8 +132,8 @@ def centred(lm: sc.LM, batch: Tensor, target: int) -> Tensor:
 @cache
 def mean_embedding(lm: sc.LM) -> Tensor:
     """The mean of the embeddings of all tokens."""
-    total = sum(lm.embed(range(lo, min(lo + 8192, lm.size))).double().sum(0) for lo in range(0, lm.size, 8192))
-    return (total / lm.size).to(lm.dtype)
+    sums = (lm.embed(range(lo, min(lo + 8192, lm.size))).double().sum(0) for lo in range(0, lm.size, 8192))
+    return (reduce(torch.add, sums) / lm.size).to(lm.dtype)
 
 
 class Ablated(Patch):
@@ -364,12 +365,13 @@ def measured(
             found.append((own, {start: np.array(v) for start, v in value.items()}))
             weights.append(copies)
         if found:
-            scores[method], value = (
+            scores[method], of_parts = (
                 {k: np.average([f[i][k] for f in found], 0, weights) for k in found[0][i]} for i in (0, 1)
             )
-            for start, mean in value.items() if ablated is not None else ():
-                both = correlations(np.asarray(mean), np.asarray(ablated)).items()
-                rows += [(method, start, "parts", "all", name, v) for name, v in both]
+            if ablated is not None:
+                for start, mean in of_parts.items():
+                    both = correlations(mean, ablated).items()
+                    rows += [(method, start, "parts", "all", name, v) for name, v in both]
     if FROM_ZERO in wanted:
         scores[FROM_ZERO] = {"x": integrated(lm, x, torch.zeros_like(x), target).cpu().numpy()}
     if FROM_MEAN in wanted:
@@ -565,10 +567,9 @@ def read(lm: sc.LM, item: Item) -> bool:
 
 def kept(rows: pd.DataFrame, path: Path) -> None:
     """Write rows to a Parquet file, completely or not at all."""
-    partial = path.with_suffix(".partial")
     small = rows.astype({c: "category" for c in Columns if c != "value"}).astype({"value": "float32"})
-    small.to_parquet(partial, compression="zstd", index=False)
-    partial.replace(path)
+    with replacing(path) as new:
+        small.to_parquet(new, compression="zstd", index=False)
 
 
 def study(lm: sc.LM, name: str, args: argparse.Namespace) -> pd.DataFrame:

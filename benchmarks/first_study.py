@@ -8,6 +8,7 @@ next run resumes. docs/explanation/small-models.md has the results.
     secant summarize OUT/atlas  # and each of the others
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -83,16 +84,20 @@ def table(title: str, found: dict[str, pd.Series]) -> None:
         print(f"| {name.removeprefix('% ')} | {' | '.join(cells)} |")
 
 
-def main(out: Path, models: Path | None) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("models", nargs="?", type=Path)
+    args = parser.parse_args()
     sets = [("atlas", "atlas", questions(1000))]
-    if models is not None:
-        sets += [("craftgpt", str(models / "craftgpt"), asked(200))]
-        sets += [("stories260K", str(models / "stories260K"), stories(200))]
+    if args.models is not None:
+        sets += [("craftgpt", str(args.models / "craftgpt"), asked(200))]
+        sets += [("stories260K", str(args.models / "stories260K"), stories(200))]
     studies = [(name, model, items, WIDE) for name, model, items in sets]
     studies += [(f"{name}-layers", model, items, DEEP) for name, model, items in sets]
     for name, model, items, analyses in studies:
         study = sc.study(
-            items, model, out=out / name, analyses=analyses, convention=["gate", "half"], threads=1, progress=show
+            items, model, out=args.out / name, analyses=analyses, convention=["gate", "half"], threads=1, progress=show
         )
         rows = study.to_pandas()
         print(f"\n{name}: {len(items)} prompts, {len(rows)} rows, {len(study.failed)} failed, in {study.folder}")
@@ -100,4 +105,4 @@ def main(out: Path, models: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main()

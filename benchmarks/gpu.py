@@ -8,15 +8,16 @@
     python benchmarks/gpu.py [3b] [8b] [14b] [70b] [--small]  # --small: tiny, on a CPU too, to try the script
 """
 
+import argparse
 import copy
-import sys
 import time
 from collections.abc import Callable
 from datetime import date
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
 import secant as sc
 
@@ -43,6 +44,8 @@ SMALL = {
 }  # fmt: skip
 TYPES = {"3b": torch.float32, "8b": torch.bfloat16, "14b": torch.float64, "70b": torch.bfloat16}
 
+Result = TypeVar("Result")
+
 
 def model(name: str, small: bool, device: torch.device) -> sc.LM:
     config = SHAPES[name]
@@ -62,15 +65,16 @@ def model(name: str, small: bool, device: torch.device) -> sc.LM:
     return sc.LM(made.eval().requires_grad_(False), name=name)
 
 
-def quantise(made: torch.nn.Module, layers: int, device: torch.device) -> None:
+def quantise(made: LlamaForCausalLM, layers: int, device: torch.device) -> None:
     """Pack the one layer's weights as bitsandbytes does, and make the others like it."""
-    import bitsandbytes as bnb
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
-    how = {"quant_type": "nf4", "compute_dtype": torch.bfloat16}
     (layer,) = made.model.layers
     for path, linear in [(p, m) for p, m in layer.named_modules() if isinstance(m, torch.nn.Linear)]:
-        packed = bnb.nn.Linear4bit(linear.in_features, linear.out_features, bias=False, **how)
-        packed.weight = bnb.nn.Params4bit(linear.weight.data.cpu(), requires_grad=False, quant_type="nf4")
+        packed = Linear4bit(
+            linear.in_features, linear.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
+        )
+        packed.weight = Params4bit(linear.weight.data.cpu(), requires_grad=False, quant_type="nf4")
         layer.set_submodule(path, packed.to(device))
     for i in range(1, layers):
         made.model.layers.append(copy.deepcopy(layer))
@@ -78,8 +82,8 @@ def quantise(made: torch.nn.Module, layers: int, device: torch.device) -> None:
     made.config.num_hidden_layers = layers
 
 
-def measured(what: str, device: torch.device, work: Callable[[], Any]) -> Any:
-    """Run the work, and print its seconds and peak memory."""
+def measured(what: str, device: torch.device, work: Callable[[], Result]) -> Result | None:
+    """Run the work, and print its seconds and peak memory; None if secant refuses it."""
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(device)
@@ -110,43 +114,56 @@ def products_alone(lm: sc.LM, T: int, device: torch.device) -> None:
             row @ weight
 
 
-def main(names: list[str], small: bool) -> None:
-    if not torch.cuda.is_available() and not small:
+def leading(run: sc.Run) -> sc.SVD:
+    """The top 8 of the whole operator."""
+    return sc.svd(run.operator(), 8)
+
+
+def lines(name: str, small: bool, device: torch.device) -> None:
+    """All lines of one model."""
+    lm = measured(f"{name}: random weights, {TYPES[name]}", device, partial(model, name, small, device))
+    if lm is None:
+        return
+    run = measured(f"{name}: freeze, T 8", device, partial(sc.freeze, lm, list(range(1, 9))))
+    if run is None:
+        return
+    c = run.certificate
+    print(f"| {name}: reconstruction, affinity | {c.reconstruction:.1e}, {c.affinity:.1e} | |")
+    op = run.operator()
+    if name in ("3b", "8b"):
+        measured(f"{name}: J, T 8", device, op.dense)
+        measured(f"{name}: its matrix products alone", device, partial(products_alone, lm, 8, device))
+    if name == "8b":
+        measured(f"{name}: all layers, T 8, top 8", device, partial(sc.layers, run, 8))
+        for T in (42, 409) if small else (427, 4096):
+            ids = [i % 900 + 1 for i in range(T)]
+            frozen = partial(sc.freeze, lm, ids, precision="float32")
+            wide = measured(f"{name}: freeze, T {T}, system in float32", device, frozen)
+            if wide is not None:
+                measured(f"{name}: top 8 of the whole operator, T {T}", device, partial(leading, wide))
+            del wide
+    if name == "70b":
+        measured(f"{name}: top 8 of the whole operator, T 8", device, partial(sc.svd, op, 8))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(SHAPES)}; by default all")
+    parser.add_argument("--small", action="store_true", help="tiny models, on a CPU too")
+    args = parser.parse_args()
+    if unknown := set(args.models) - set(SHAPES):
+        parser.error(f"models are {', '.join(SHAPES)}; got {', '.join(unknown)}")
+    if not torch.cuda.is_available() and not args.small:
         print("There is no GPU here: nothing was measured.")
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"{where}, torch {torch.__version__}, {date.today().isoformat()}\n")
     print("| what | time | peak memory |\n| --- | --- | --- |")
-    for name in names:
-        lm = measured(f"{name}: random weights, {TYPES[name]}", device, lambda name=name: model(name, small, device))
-        run = measured(f"{name}: freeze, T 8", device, lambda lm=lm: sc.freeze(lm, list(range(1, 9))))
-        if run is None:
-            continue
-        c = run.certificate
-        print(f"| {name}: reconstruction, affinity | {c.reconstruction:.1e}, {c.affinity:.1e} | |")
-        op = run.operator()
-        if name in ("3b", "8b"):
-            measured(f"{name}: J, T 8", device, op.dense)
-            measured(f"{name}: its matrix products alone", device, lambda lm=lm: products_alone(lm, 8, device))
-        if name == "8b":
-            measured(f"{name}: all layers, T 8, top 8", device, lambda run=run: sc.layers(run, 8))
-            for T in (42, 409) if small else (427, 4096):
-                ids = [i % 900 + 1 for i in range(T)]
-                wide = measured(
-                    f"{name}: freeze, T {T}, system in float32", device,
-                    lambda lm=lm, ids=ids: sc.freeze(lm, ids, precision="float32"),
-                )  # fmt: skip
-                if wide is not None:
-                    top = lambda wide=wide: sc.svd(wide.operator(), 8)  # noqa: E731
-                    measured(f"{name}: top 8 of the whole operator, T {T}", device, top)
-                del wide
-        if name == "70b":
-            measured(f"{name}: top 8 of the whole operator, T 8", device, lambda op=op: sc.svd(op, 8))
-        del lm, run, op
+    for name in args.models or SHAPES:
+        lines(name, args.small, device)
         torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":
-    asked = [a for a in sys.argv[1:] if a in SHAPES]
-    main(asked or list(SHAPES), "--small" in sys.argv)
+    main()

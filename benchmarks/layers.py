@@ -9,14 +9,16 @@ Jacobian of the plain model from the embeddings, and scikit-learn's randomized S
     python benchmarks/layers.py [ROUNDS]
 """
 
+import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from random_models import llama
 from sklearn.utils.extmath import randomized_svd
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import secant as sc
 
@@ -24,18 +26,9 @@ D, FF, K = 512, 1376, 8
 CASES = ((8, 11, 3.0), (24, 6, 10.0))
 
 
-def model(layers: int) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=D, intermediate_size=FF, num_hidden_layers=layers, num_attention_heads=8, num_key_value_heads=8,
-        vocab_size=1000, max_position_embeddings=64,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
-
-
-def one_by_one(llama: LlamaForCausalLM, x: torch.Tensor) -> None:
+def one_by_one(model: LlamaForCausalLM, x: torch.Tensor) -> None:
     """A Jacobian for each layer and point, a randomized SVD for each token."""
-    for layer in llama.model.layers:
+    for layer in model.model.layers:
         for part in (layer, layer.self_attn, layer.mlp):
 
             def point(x: torch.Tensor, part: torch.nn.Module = part) -> torch.Tensor:
@@ -43,19 +36,22 @@ def one_by_one(llama: LlamaForCausalLM, x: torch.Tensor) -> None:
                 hook = part.register_forward_hook(
                     lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out)
                 )
-                llama.model(inputs_embeds=x[None], use_cache=False)
+                model.model(inputs_embeds=x[None], use_cache=False)
                 hook.remove()
-                return llama.model.norm(seen[0].reshape(-1, D)[-1])
+                return model.model.norm(seen[0].reshape(-1, D)[-1])
 
             J = torch.autograd.functional.jacobian(point, x, vectorize=True)
             for t in range(len(x)):
                 randomized_svd(J[:, t].numpy(), K, random_state=0)
 
 
-def main(rounds: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rounds", nargs="?", type=int, default=1)
+    rounds = parser.parse_args().rounds
     for layers, T, claim in CASES:
-        llama = model(layers)
-        run = sc.freeze(sc.LM(llama), list(range(1, T + 1)))
+        model = llama(D, FF, layers, 8)
+        run = sc.freeze(sc.LM(model), list(range(1, T + 1)))
 
         def ours(run: sc.Run = run) -> sc.Layers:
             vars(run).pop("inside", None)  # what it keeps from one call to the next
@@ -63,7 +59,7 @@ def main(rounds: int) -> None:
 
         sides: dict[str, Callable[[], object]] = {
             "sc.layers": ours,
-            "one by one": lambda llama=llama, run=run: one_by_one(llama, run.input),
+            "one by one": partial(one_by_one, model, run.input),
         }
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(rounds):
@@ -83,4 +79,4 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
+    main()

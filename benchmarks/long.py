@@ -8,57 +8,50 @@ rows.
     python benchmarks/long.py [T ...]
 """
 
-import subprocess
-import sys
-import threading
+import argparse
 import time
+from typing import NamedTuple
 
-import psutil
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from processes import increase, separately
+from random_models import llama
 
 import secant as sc
 
 LENGTHS = (512, 1024, 2048, 4096)
 
 
-def run(T: int, check: bool) -> None:
-    """Print the peak in bytes, seconds, passes, and, if J is formed, the error of the singular values."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
-        vocab_size=1000, max_position_embeddings=8192,
-    )  # fmt: skip
-    lm = sc.LM(LlamaForCausalLM(config).eval().requires_grad_(False))
+class Taken(NamedTuple):
+    """The increase of memory at the peak in bytes, seconds, passes, and the error of the singular values against J."""
+
+    memory: int
+    seconds: float
+    passes: int
+    off: float
+
+
+def taken(T: int, check: bool) -> Taken:
+    """What the top 8 take at a length. J is formed only for a check; otherwise the error is 0."""
+    lm = sc.LM(llama(256, 704, 4, 4, longest=8192))
     sc.svd(sc.freeze(lm, list(range(1, 33))).operator(), 8, solver="krylov")  # what is loaded once
-    process, done = psutil.Process(), threading.Event()
-    before = most = process.memory_info().rss
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(0.005):
-            most = max(most, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    op = sc.freeze(lm, [i % 999 + 1 for i in range(T)]).operator()
-    f = sc.svd(op, 8, solver="krylov")
-    seconds = time.perf_counter() - start
-    done.set()
-    watcher.join()
+    with increase() as more:
+        start = time.perf_counter()
+        op = sc.freeze(lm, [i % 999 + 1 for i in range(T)]).operator()
+        f = sc.svd(op, 8, solver="krylov")
+        seconds = time.perf_counter() - start
     off = ((f.S - torch.linalg.svdvals(op.dense().flatten(1))[:8]).abs().max() / f.S[0]).item() if check else 0.0
-    print(most - before, seconds, f.passes, off)
+    return Taken(more(), seconds, f.passes, off)
 
 
-def main(lengths: list[int]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lengths", nargs="*", type=int, metavar="T", help=f"by default {', '.join(map(str, LENGTHS))}")
+    args = parser.parse_args()
     last = None
     print(f"d 256, 4 layers, top 8 of the whole operator, float32, {torch.get_num_threads()} threads")
     print("     T   peak MiB  times     s  passes")
-    for T in lengths:
-        arguments = [sys.executable, __file__, "run", str(T)]
-        out = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout.split()[-4:]
-        peak, seconds, passes, off = float(out[0]), float(out[1]), int(out[2]), float(out[3])
+    for T in args.lengths or LENGTHS:
+        peak, seconds, passes, off = separately(taken, T, T == 512)
         times = "" if last is None else f"{peak / last:.2f}"
         print(f"{T:6} {peak / 2**20:10.0f}  {times:>5} {seconds:5.0f}  {passes:6}", flush=True)
         if T == 512:
@@ -68,7 +61,4 @@ def main(lengths: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["run"]:
-        run(int(sys.argv[2]), sys.argv[2] == "512")
-    else:
-        main([int(T) for T in sys.argv[1:]] or list(LENGTHS))
+    main()

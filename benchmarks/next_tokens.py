@@ -3,21 +3,21 @@
 llama.cpp multiplies packed blocks by activations that it rounds to 8 bits. So both the file and a copy with the same
 weights in float32, with which llama.cpp computes in float32, are compared. This requires the package llama-cpp-python.
 
-    python benchmarks/next_tokens.py MODEL.gguf ...
+    python benchmarks/next_tokens.py [MODEL ...]  # names or GGUF files; by default both of `make models`
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
 import torch
 from prompts import written
+from trained_models import REAL_MODELS, models  # puts tests on the path
 
 import secant as sc
 
-sys.path += [str(Path(__file__).parents[1] / "tests")]
 COUNT = 50
 
 
@@ -45,11 +45,15 @@ def compare(lm: sc.LM, path: Path, prompts: list[str]) -> tuple[int, int, float,
     return tokens, nexts, sorted(apart)[len(apart) // 2], max(apart)
 
 
-def main(paths: list[str]) -> None:
+def main() -> None:
     from gguf_files import plain
 
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL")
+    args = parser.parse_args()
     print(f"{'file':34}{'weights':>9}{'tokens':>9}{'next':>8}{'log p, median':>15}{'largest':>10}")
-    for path in map(Path, paths):
+    for _, place in models(args.models, tuple(REAL_MODELS)):
+        path = Path(place)
         lm = sc.load(path)
         with tempfile.TemporaryDirectory() as folder:
             for kind, file in (("packed", path), ("float32", plain(path, Path(folder) / "plain.gguf"))):
@@ -59,4 +63,4 @@ def main(paths: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or sorted(map(str, (Path(__file__).parents[2] / "models-real").glob("*.gguf"))))
+    main()

@@ -12,6 +12,7 @@ to its answer on the page, an ablation, a steered continuation, and the same cli
     python benchmarks/page.py [TOKENS | PAGE | serve [MODEL]]
 """
 
+import argparse
 import re
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import torch
 from playwright.sync_api import Page, sync_playwright
-from transformers import LlamaConfig, LlamaForCausalLM
+from random_models import llama
 
 import secant as sc
 
@@ -44,12 +45,7 @@ async ([find, act]) => {
 
 def written(path: Path, tokens: int) -> None:
     """The page of a random model at a random prompt."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=D, intermediate_size=2 * D, num_hidden_layers=LAYERS, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=500, max_position_embeddings=1024,
-    )  # fmt: skip
-    lm = sc.LM(LlamaForCausalLM(config).eval(), name="random")
+    lm = sc.LM(llama(D, 2 * D, LAYERS, 4, kv=2, vocabulary=500, longest=1024), name="random")
     explanation = sc.explain(lm, torch.randint(0, 500, (tokens,)).tolist(), layers=True)
     start = time.perf_counter()
     evidence = explanation.evidence(image=False)
@@ -139,11 +135,16 @@ DEEP = """() => {
 """Lets `UNTIL_PAINTED` find elements in the view's shadow root."""
 
 
-def main(of: str) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("of", nargs="?", default="512", metavar="TOKENS | PAGE | serve")
+    parser.add_argument("model", nargs="?", default="atlas", help="for serve")
+    args = parser.parse_args()
+    of = args.of
     if not CHROMIUM.exists():
         sys.exit(f"This requires a browser at {CHROMIUM}.")
     if of == "serve":
-        served(sys.argv[2] if len(sys.argv) > 2 else "atlas")
+        served(args.model)
         return
     if not of.isdigit():
         opened(Path(of).resolve())
@@ -156,4 +157,4 @@ def main(of: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "512")
+    main()

@@ -15,14 +15,13 @@ Prompts for Atlas are from its held-out list; other models get plain sentences. 
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from random import Random
-from typing import Annotated
 
 import numpy as np
 import pandas as pd
-import typer
 
 import secant as sc
 
@@ -50,13 +49,16 @@ SENTENCES = [
     for what in ("a red ball and", "the green tree because", "some food in the", "a song about the")
 ]
 
+Way = tuple[list[int], list[int] | tuple[int, int]]
+"""A prompt, and the other prompt or the position and the token of a swap."""
+
 
 def prompts_of(lm: sc.LM) -> list[str]:
     """Texts that a model can continue."""
     return [question.prompt for question in read_questions()] if lm.name == "atlas" else SENTENCES
 
 
-def pairs(lm: sc.LM, count: int) -> list[tuple[list[int], list[int]]]:
+def pairs(lm: sc.LM, count: int) -> list[Way]:
     """Pairs of different prompts of the same length, drawn at random."""
     random = Random(SEED)
     by_length: dict[int, list[list[int]]] = {}
@@ -68,8 +70,8 @@ def pairs(lm: sc.LM, count: int) -> list[tuple[list[int], list[int]]]:
             continue
         by_length.setdefault(len(ids), []).append(ids)
     if sum(len(same) * (len(same) - 1) for same in by_length.values()) < 2 * count:
-        raise typer.BadParameter(f"there are not {count} pairs of prompts of the same length that the model knows")
-    found: list[tuple[list[int], list[int]]] = []
+        sys.exit(f"There are not {count} pairs of prompts of the same length that the model knows: ask for fewer.")
+    found: list[Way] = []
     while len(found) < count:
         one = random.choice([ids for same in by_length.values() if len(same) > 1 for ids in same])
         other = random.choice(by_length[len(one)])
@@ -78,14 +80,15 @@ def pairs(lm: sc.LM, count: int) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-def swaps(lm: sc.LM, starts: list[list[int]]) -> list[tuple[list[int], tuple[int, int]]]:
+def swaps(lm: sc.LM, starts: list[list[int]]) -> list[Way]:
     """Swaps of one token of each prompt, not the first, for another token of the vocabulary."""
     random = Random(SEED)
     return [(ids, (random.randrange(1, len(ids)), random.randrange(lm.size))) for ids in starts]
 
 
-def measured(lm: sc.LM, start: list[int], other: list[int] | tuple[int, int], convention: str) -> pd.DataFrame:
+def measured(lm: sc.LM, way: Way, convention: str) -> pd.DataFrame:
     """The table of `sc.reach` from one prompt to another."""
+    start, other = way
     run = sc.freeze(lm, start, convention=convention)
     table = sc.reach(run, other, steps=ALPHAS, k=K).to_pandas()
     return table.assign(
@@ -121,18 +124,19 @@ def summary(tables: list[pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("α").reset_index()
 
 
-def main(
-    model: Annotated[str, typer.Option(help="A folder, or a name.")] = "atlas",
-    prompts: Annotated[int, typer.Option(help="How many pairs, and as many swaps.")] = 60,
-    convention: Annotated[str, typer.Option(help="Which exact affine map replaces each operation.")] = "gate",
-    markdown: Annotated[bool, typer.Option(help="Print tables in Markdown.")] = False,
-) -> None:
-    lm = sc.load(model, dtype="float64")
-    chosen = pairs(lm, prompts)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="atlas", help="a folder, or a name")
+    parser.add_argument("--prompts", type=int, default=60, help="how many pairs, and as many swaps")
+    parser.add_argument("--convention", default="gate", help="which exact affine map replaces each operation")
+    parser.add_argument("--markdown", action="store_true", help="print tables in Markdown")
+    args = parser.parse_args()
+    lm = sc.load(args.model, dtype="float64")
+    chosen = pairs(lm, args.prompts)
     for what, ways in (("pairs of prompts", chosen), ("token swaps", swaps(lm, [one for one, _ in chosen]))):
-        found = summary([measured(lm, *way, convention) for way in ways])
-        print(f"\n{Path(lm.name).name}, {len(ways)} {what}, convention {convention}\n")
-        if markdown:
+        found = summary([measured(lm, way, args.convention) for way in ways])
+        print(f"\n{Path(lm.name).name}, {len(ways)} {what}, convention {args.convention}\n")
+        if args.markdown:
             rows = [list(found.columns), ["---"] * len(found.columns), *found.astype(str).to_numpy().tolist()]
             print("\n".join("| " + " | ".join(row) + " |" for row in rows))
         else:
@@ -140,4 +144,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

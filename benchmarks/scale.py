@@ -11,14 +11,14 @@ an hour is 3600 times the speed, divided by these operations.
     python benchmarks/scale.py [--calibrate]
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from random_models import llama
 
 import secant as sc
 
@@ -106,12 +106,7 @@ def calibrated() -> None:
     ratios = []
     for shape in SMALL:
         before = speed_of_products(shape)
-        config = LlamaConfig(
-            hidden_size=shape.d, intermediate_size=shape.inner, num_hidden_layers=shape.layers, vocab_size=1000,
-            num_attention_heads=shape.heads, num_key_value_heads=shape.kv, max_position_embeddings=64,
-        )  # fmt: skip
-        torch.manual_seed(0)
-        lm = sc.LM(AutoModelForCausalLM.from_config(config).eval().requires_grad_(False), name=shape.name)
+        lm = sc.LM(llama(shape.d, shape.inner, shape.layers, shape.heads, kv=shape.kv), name=shape.name)
         op = sc.freeze(lm, list(range(1, TOKENS + 1))).operator()
         took = min(seconds_of(op.dense) for _ in range(3))
         speed = max(before, speed_of_products(shape))
@@ -139,7 +134,14 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-if __name__ == "__main__":
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calibrate", action="store_true")
+    args = parser.parse_args()
     estimated()
-    if "--calibrate" in sys.argv:
+    if args.calibrate:
         calibrated()
+
+
+if __name__ == "__main__":
+    main()

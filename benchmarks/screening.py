@@ -10,6 +10,7 @@ prompt's answer, and for an animal: the shares flagged in any layer, and in the 
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from random import Random
@@ -81,6 +82,7 @@ def facts(lm: sc.LM) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     lm = sc.load("atlas")
     lists(lm, [q.prompt for q in Random(SEED).sample(read_questions(), PROMPTS)])
     facts(lm)

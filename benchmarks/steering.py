@@ -14,6 +14,7 @@ import argparse
 import math
 import sys
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -60,30 +61,43 @@ def of(sweep: sc.Sweep, form: str) -> sc.Sweep:
     return replace(sweep, table=sweep.table[sweep.table["form"].isin([form, "unsteered"])])
 
 
+def cosines(lm: sc.LM, run: sc.Run, layer: int, prompts: list[str]) -> list[float]:
+    """The cosine of a, the operator's direction, with c, the concept's own stream, at each prompt's last token."""
+    aim, found = Aim(run, layer), []
+    for prompt in prompts:
+        x = lm.embed(lm.encode(prompt))[None]
+        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        a, _ = accumulated(aim.blocks, x, real, real.new_zeros(1, dtype=torch.long))
+        found.append(torch.nn.functional.cosine_similarity(a[0, -1].to(aim.stream), aim.stream, dim=0).item())
+    return found
+
+
 def directions(lm: sc.LM, run: sc.Run, prompts: list[str]) -> None:
-    """The cosine of a and c at the last token, layer by layer."""
+    """Print the cosines of a and c, layer by layer."""
     print("| layer | cos(a, c), mean | least | greatest |\n|---|---|---|---|")
     for layer in range(len(run.inside.layers)):
-        aim, found = Aim(run, layer), []
-        for prompt in prompts:
-            x = lm.embed(lm.encode(prompt))[None]
-            real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-            a, _ = accumulated(aim.blocks, x, real, real.new_zeros(1, dtype=torch.long))
-            found.append(torch.nn.functional.cosine_similarity(a[0, -1], aim.stream, dim=0).item())
+        found = cosines(lm, run, layer, prompts)
         print(f"| {layer} | {sum(found) / len(found):.2f} | {min(found):.2f} | {max(found):.2f} |")
     print()
 
 
-def main(model: str, concept: str | None, words: list[str] | None, out: Path | None) -> None:
-    lm = sc.load(model)
-    prompts, usual, its_words, tokens = task(model)
-    concept, words = (concept, words) if concept and words else (usual, its_words)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="atlas")
+    parser.add_argument("--concept")
+    parser.add_argument("--word", action="append")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    lm = sc.load(args.model)
+    prompts, concept, words, tokens = task(args.model)
+    if args.concept and args.word:
+        concept, words = args.concept, args.word
     run = sc.freeze(lm, concept)
-    how = {"words": words, "tokens": tokens}
+    steered = partial(sc.steering_sweep, lm, words=words, tokens=tokens)
     directions(lm, run, prompts[::2])
-    sweep = sc.steering_sweep(lm, prompts[::2], run, forms=FORMS, **how)
-    if out is not None:
-        sweep.save(out)
+    sweep = steered(prompts[::2], run, forms=FORMS)
+    if args.out is not None:
+        sweep.save(args.out)
     plain = sweep.plain
     print(
         f"concept {concept!r}, words {', '.join(words)}, {len(prompts) // 2} prompts to choose on, as many to measure"
@@ -99,8 +113,9 @@ def main(model: str, concept: str | None, words: list[str] | None, out: Path | N
             print(f"| {form} | {limit} | none is above the unsteered |" + " |" * (len(head) - 3))
             continue
         if best.name not in measured:
-            where = {"layers": [best["layer"]], "strengths": [best["strength"]], "forms": [form]}
-            measured[best.name] = sc.steering_sweep(lm, prompts[1::2], run, **where, **how)
+            measured[best.name] = steered(
+                prompts[1::2], run, layers=[best["layer"]], strengths=[best["strength"]], forms=[form]
+            )
         again = measured[best.name]
         row, times = again.table.iloc[1], best["perplexity"] / plain["perplexity"]
         cells = (
@@ -112,10 +127,4 @@ def main(model: str, concept: str | None, words: list[str] | None, out: Path | N
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="atlas")
-    parser.add_argument("--concept")
-    parser.add_argument("--word", action="append")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    main(args.model, args.concept, args.word, args.out)
+    main()

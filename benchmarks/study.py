@@ -8,13 +8,15 @@ starts.
     python benchmarks/study.py [PROMPTS]
 """
 
-import subprocess
-import sys
+import argparse
 import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
+import torch
+from processes import separately
 from prompts import questions
 
 import secant as sc
@@ -22,10 +24,12 @@ from secant.memory import bytes_in_words, peak
 from secant.studies.local import default_workers
 from secant.studies.prompts import Item
 
+MODEL = "atlas"
+
 
 def loop(items: list[Item]) -> float:
     """Seconds."""
-    lm = sc.load("atlas")
+    lm = sc.load(MODEL)
     sc.explain(lm, items[0].text())  # warms up
     start = time.perf_counter()
     for item in items:
@@ -33,27 +37,30 @@ def loop(items: list[Item]) -> float:
     return time.perf_counter() - start
 
 
-def study(items: list[Item], **how: object) -> float:
+def study(items: list[Item], workers: int | None = None, engine: Literal["local", "ray"] = "local") -> float:
     """Seconds, including the start of processes and the files."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        found = sc.study(items, "atlas", out=Path(folder) / "study", threads=1, **how)
+        found = sc.study(items, MODEL, out=Path(folder) / "study", threads=1, workers=workers, engine=engine)
         took = time.perf_counter() - start
         assert not len(found.failed)
     return took
 
 
 def memory(count: int) -> int:
-    """Peak memory in bytes of a process that studies this many prompts."""
-    out = subprocess.run([sys.executable, __file__, "peak", str(count)], check=True, capture_output=True, text=True)
-    return int(out.stdout.split()[-1])
+    """The memory of this process at its peak, in bytes, after a study of this many prompts."""
+    study(questions(count))
+    found = peak(torch.device("cpu"))
+    assert found is not None, "this system does not count it"
+    return found
 
 
-def main(count: int) -> None:
-    import torch
-
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prompts", nargs="?", type=int, default=256)
+    count = parser.parse_args().prompts
     items = questions(count)
-    workers = default_workers("atlas", count)
+    workers = default_workers(MODEL, count)
     print(f"{count} questions on Atlas, float32, {torch.get_num_threads()} threads; prompts a second")
     plain = loop(items)
     print(f"  loop over sc.explain, all threads    {count / plain:6.2f}")
@@ -66,13 +73,9 @@ def main(count: int) -> None:
     if find_spec("ray"):
         two = took["2 processes"] if workers == 2 else study(items, workers=2)
         print(f"Ray / two processes          {two / took['Ray, two workers']:.2f}")
-    few, many = memory(count // 8), memory(count)
+    few, many = separately(memory, count // 8), separately(memory, count)
     print(f"memory at its peak, {count // 8} and {count} prompts: {bytes_in_words(few)}, {bytes_in_words(many)}")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["peak"]:
-        study(questions(int(sys.argv[2])))
-        print(peak(sc.load("atlas").device))
-    else:
-        main(int(sys.argv[1]) if sys.argv[1:] else 256)
+    main()

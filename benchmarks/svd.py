@@ -8,14 +8,14 @@ process for each side. Next to each time is the time that `svd` would announce, 
     python benchmarks/svd.py [CASE]  # whole, blocks, grid; all of them without one
 """
 
-import subprocess
-import sys
-import threading
+import argparse
 import time
+from collections.abc import Callable
+from functools import partial
 
-import psutil
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from processes import increase, separately
+from random_models import llama
 
 import secant as sc
 from secant.memory import multiplications
@@ -26,12 +26,7 @@ from secant.operators.solvers import Wanted
 
 
 def operator(d: int, layers: int, T: int) -> sc.Operator:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=d, intermediate_size=d * 8 // 3 // 64 * 64, num_hidden_layers=layers, vocab_size=1000,
-        num_attention_heads=d // 64, num_key_value_heads=d // 64, max_position_embeddings=4096,
-    )  # fmt: skip
-    lm = sc.LM(LlamaForCausalLM(config).eval().requires_grad_(False))
+    lm = sc.LM(llama(d, d * 8 // 3 // 64 * 64, layers, d // 64, longest=4096))
     op = sc.freeze(lm, [i % 999 + 1 for i in range(T)]).operator()
     op @ (op.T @ torch.ones(d, 8))  # what products take once is there
     return op
@@ -60,33 +55,19 @@ def expected(op: sc.Operator, k: int, per_token: bool) -> float:
     return best.cost(costs.measured_pace(op), multiplications(op.bias.device, op.bias.dtype))
 
 
-def peak(d: int, layers: int, T: int, per_token: bool, solver: str) -> float:
+def peak(d: int, layers: int, T: int, per_token: bool, solver: str) -> int:
     """The increase of this process's peak memory, in bytes."""
     op = operator(d, layers, T)
-    process, most, done = psutil.Process(), 0, threading.Event()
-    before = process.memory_info().rss
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(0.002):
-            most = max(most, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    sc.svd(op, 8, per_token=per_token, solver=solver)
-    done.set()
-    watcher.join()
-    return most - before
+    with increase() as more:
+        sc.svd(op, 8, per_token=per_token, solver=solver)
+    return more()
 
 
 def case(name: str, d: int, layers: int, T: int, per_token: bool, claim: float) -> None:
     op = operator(d, layers, T)
     seconds = {solver: timed(op, 8, per_token, solver) for solver in ("auto", "dense")}
     said = expected(op, 8, per_token)
-    memory = {}
-    for solver in seconds:
-        arguments = [sys.executable, __file__, "peak", str(d), str(layers), str(T), str(int(per_token)), solver]
-        memory[solver] = float(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout.split()[-1])
+    memory = {solver: separately(peak, d, layers, T, per_token, solver) for solver in seconds}
     print(f"{name}: d {d}, {layers} layers, T {T}, top 8, float32, {torch.get_num_threads()} threads")
     for solver, s in seconds.items():
         print(f"  {solver:<6}{s:8.2f} s   {memory[solver] / 2**20:7.0f} MiB more")
@@ -114,15 +95,22 @@ def grid() -> None:
     print(f"auto / better of the two, worst  {worst:.2f}  (claim: at most 1.2)")
 
 
+CASES: dict[str, Callable[[], None]] = {
+    "whole": partial(case, "whole", 1024, 8, 32, False, 5),
+    "blocks": partial(case, "blocks", 2048, 4, 4, True, 2),
+    "grid": grid,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; by default all")
+    args = parser.parse_args()
+    if unknown := set(args.cases) - set(CASES):
+        parser.error(f"cases are {', '.join(CASES)}; got {', '.join(unknown)}")
+    for name in args.cases or CASES:
+        CASES[name]()
+
+
 if __name__ == "__main__":
-    asked = sys.argv[1:]
-    if asked[:1] == ["peak"]:
-        d, layers, T, per_token = map(int, asked[1:5])
-        print(peak(d, layers, T, bool(per_token), asked[5]))
-    else:
-        if not asked or "whole" in asked:
-            case("whole", 1024, 8, 32, False, 5)
-        if not asked or "blocks" in asked:
-            case("blocks", 2048, 4, 4, True, 2)
-        if not asked or "grid" in asked:
-            grid()
+    main()

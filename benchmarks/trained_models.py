@@ -16,7 +16,7 @@ FETCHED = Path(os.environ.get("SECANT_REAL_MODELS", ROOT / "build" / "models"))
 REAL_MODELS = {name: FETCHED / packed.file for name, packed in MODELS.items()}
 """The GGUF file of each real model, by name."""
 
-SMALL_MODELS = {"craftgpt": REAL / "craftgpt", "atlas": "atlas"}
+SMALL_MODELS: dict[str, str | Path] = {"craftgpt": REAL / "craftgpt", "atlas": "atlas"}
 
 
 def models(given: Sequence[str], known: Sequence[str] = (*REAL_MODELS, *SMALL_MODELS)) -> Iterator[tuple[str, str]]:
@@ -28,7 +28,7 @@ def models(given: Sequence[str], known: Sequence[str] = (*REAL_MODELS, *SMALL_MO
 
     """
     for name in given or known:
-        place = {**REAL_MODELS, **SMALL_MODELS}.get(name)
+        place = REAL_MODELS.get(name, SMALL_MODELS.get(name))
         if place is None:
             yield Path(name).name, name
         elif name == "atlas" or Path(place).exists():

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from first_study import show
 from prompts import questions
 
 import secant as sc
@@ -26,10 +27,6 @@ HEAD = (
     "checkpoint", "answers", "probability", "R, first token", "R, others", "R, all", "prediction in U₀, last",
     "own token in V₀", "highest layerwise R", "coupling",
 )  # fmt: skip
-
-
-def show(what: str, done: int, of: int) -> None:
-    print(f"\r{what} {done} of {of}", end="", file=sys.stderr, flush=True)
 
 
 def measured(study: sc.Study) -> pd.DataFrame:

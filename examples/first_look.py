@@ -37,9 +37,7 @@ def main(folder: str, prompt: str) -> None:
     block = op.block(int(leading["position"]))
     f = sc.svd(block, k=2)
     for i in range(2):
-        writes, reads = (
-            sc.decode(lm, side[:, i], side=name, top=4)[0] for side, name in ((f.U, "output"), (f.V, "input"))
-        )
+        writes, reads = sc.decode(lm, f.U[:, i], "output", top=4)[0], sc.decode(lm, f.V[:, i], "input", top=4)[0]
         print(f"  σ {f.S[i]:.2f}: reads {[w.token for w in reads]}, writes {[w.token for w in writes]}")
     assert f.residuals.max() < 1e-10
 

@@ -10,12 +10,14 @@ run = sc.freeze(lm, "The bridge out of Marin is the", convention="gate")  # that
 a = sc.attribute(run, " Golden", versus=" Tower", flow=True)
 
 assert abs(a.total - a.logit) < 1e-12
+assert a.direct is not None
 assert abs(a.direct - a.logit) < 1e-12
 tokens = a.of("token").set_index("name")["contribution"]
 two = tokens[[" Marin", " the"]]
 print(f"Golden over Tower by {a.logit:.2f}: {two.round(2).to_dict()}, all others {a.logit - two.sum():.2f}")
 
 # through which parts does Marin contribute? the crossing of both sums, which is exact too
+assert a.flow is not None  # it was requested
 of_marin = a.flow[(a.flow["path"] == "direct") & a.flow["head"].isna() & (a.flow["token"] == " Marin")]
 assert abs(of_marin["contribution"].sum() - tokens[" Marin"]) < 1e-12
 best = of_marin.loc[of_marin["contribution"].idxmax()]

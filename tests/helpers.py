@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NoReturn
@@ -106,13 +107,13 @@ def assert_matches(op: Operator, J: Tensor, tolerance: float = 1e-12) -> None:
     generator = torch.Generator().manual_seed(3)
     v, u = (torch.randn(n, 3, generator=generator, dtype=torch.float64).to(J) for n in (n_in, n_out))
     scale = torch.linalg.matrix_norm(J) * tolerance
-    close = {"rtol": 0, "atol": float(scale) * 10}
-    torch.testing.assert_close(op @ v, J @ v, **close)
-    torch.testing.assert_close(op @ v[:, 0], J @ v[:, 0], **close)
-    torch.testing.assert_close(op @ v[:, 0].reshape(op.input.shape), J @ v[:, 0], **close)
-    torch.testing.assert_close(op.T @ u, J.T @ u, **close)
-    torch.testing.assert_close(op.T @ u[:, 0], J.T @ u[:, 0], **close)
-    torch.testing.assert_close(op.dense().flatten(1), J, **close)
+    close = partial(torch.testing.assert_close, rtol=0, atol=float(scale) * 10)
+    close(op @ v, J @ v)
+    close(op @ v[:, 0], J @ v[:, 0])
+    close(op @ v[:, 0].reshape(op.input.shape), J @ v[:, 0])
+    close(op.T @ u, J.T @ u)
+    close(op.T @ u[:, 0], J.T @ u[:, 0])
+    close(op.dense().flatten(1), J)
     torch.testing.assert_close((u * (op @ v)).sum(), ((op.T @ u) * v).sum(), rtol=0, atol=float(scale) * 100)
 
 

@@ -16,8 +16,10 @@ from families import model_of
 from safetensors.torch import save_file
 from torch import Tensor
 
-WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "attention_bias": False, "mlp_bias": False,
-        "vocab_size": 64}  # fmt: skip
+WIDE: dict[str, Any] = {
+    "hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "attention_bias": False, "mlp_bias": False,
+    "vocab_size": 64,
+}  # fmt: skip
 Packer = Callable[[Tensor], tuple[dict[str, Tensor], Tensor]]
 
 
@@ -176,7 +178,7 @@ AUTO_ROUND = {
     "quant_method": "auto-round", "bits": 4, "group_size": 64, "sym": True, "data_type": "int",
     "packing_format": "auto_round:auto_gptq", "backend": "torch_zp",
 }  # fmt: skip
-QUARK = {
+QUARK: dict[str, Any] = {
     "quant_method": "quark", "quant_mode": "eager_mode", "exclude": ["lm_head"], "algo_config": None,
     "export": {"kv_cache_group": [], "min_kv_scale": 0.0, "pack_method": "reorder", "weight_format": "real_quantized",
                "weight_merge_groups": None},
@@ -206,8 +208,7 @@ FLOATS = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 
 def experts(out: Path, tokenizer: Path) -> dict[str, Tensor]:
     """Write a small gpt-oss whose experts are 4-bit floats with a power of two for each 32; returns its weights."""
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 64}
-    model = model_of("gpt_oss", dtype=torch.float32, **sizes).model
+    model = model_of("gpt_oss", dtype=torch.float32, hidden_size=64, intermediate_size=64, vocab_size=64).model
     shutil.copytree(tokenizer, out, ignore=shutil.ignore_patterns("*.safetensors", "config.json"), dirs_exist_ok=True)
     model.config.save_pretrained(out)
     config = json.loads((out / "config.json").read_text())

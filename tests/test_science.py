@@ -82,7 +82,7 @@ def test_the_parts_have_each_prompt_once_under_gate_and_all_kinds() -> None:
 
 @pytest.mark.slow
 def test_rows_are_what_the_analyses_return(measuring: Namespace, folder: Path) -> None:
-    measure.main(Namespace(**{**vars(measuring), "prompts": 2}))
+    measure.every_model(Namespace(**{**vars(measuring), "prompts": 2}))
     found = rows.read(measuring.out)
     lm, text = sc.load(folder), texts()[1]
     run = sc.freeze(lm, text, ordinary=True)
@@ -121,7 +121,7 @@ def _rank(J: torch.Tensor) -> float:
 def test_what_is_there_is_not_measured_again(
     measuring: Namespace, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    measure.main(Namespace(**{**vars(measuring), "prompts": 1}))
+    measure.every_model(Namespace(**{**vars(measuring), "prompts": 1}))
     before, asked = rows.read(measuring.out), []
     original = sc.study
 
@@ -131,9 +131,9 @@ def test_what_is_there_is_not_measured_again(
 
     monkeypatch.setattr(measure.sc, "study", counted)
     two = Namespace(**{**vars(measuring), "prompts": 2})
-    measure.main(two)
+    measure.every_model(two)
     assert asked == [1, 1, 1, 1]  # conventions, depth, and two precisions
-    measure.main(two)
+    measure.every_model(two)
     assert len(asked) == 4
     assert "all 6 measurements are in" in capsys.readouterr().out
     after = rows.read(measuring.out)
@@ -157,17 +157,17 @@ def test_of_an_interrupted_batch_the_finished_prompts_are_kept(
 
     monkeypatch.setitem(ANALYSES, "layers", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        measure.main(measuring)
+        measure.every_model(measuring)
     assert rows.read(measuring.out)["text"].nunique() == 2
     monkeypatch.setitem(ANALYSES, "layers", original)
-    measure.main(measuring)
+    measure.every_model(measuring)
     found = rows.read(measuring.out)
     assert set(found["text"]) == set(texts()[:3])
     assert not found.duplicated(["text", "measure", "at", "layer"]).any()
 
 
 def test_a_forecast_measures_nothing(measuring: Namespace, capsys: Any) -> None:
-    measure.main(Namespace(**{**vars(measuring), "forecast": True}))
+    measure.every_model(Namespace(**{**vars(measuring), "forecast": True}))
     assert "9 of 9 measurements are left, about 0.0 h" in capsys.readouterr().out
     assert not measuring.out.exists()
 
@@ -176,7 +176,7 @@ def test_a_forecast_measures_nothing(measuring: Namespace, capsys: Any) -> None:
 def test_a_prompt_that_fails_is_counted(measuring: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "PARTS", measure.PARTS[:1])
     monkeypatch.setitem(measure.SETS, "sentences", lambda count: [texts()[0], "zzz §"])
-    measure.main(measuring)
+    measure.every_model(measuring)
     found = rows.read(measuring.out)
     assert set(found[found["measure"] == rows.FAILED]["text"]) == {"zzz §"}
     assert "| 1 |" in report.counts(found.assign(model="atlas"))

@@ -100,9 +100,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if old := files.get_file_from_path(path):
             files.remove(old)
         files.append(File.generated(config, path, content=text))
-    for path in sorted(EXAMPLES.glob("*.ipynb")):
-        text, pictures = notebook(path)
-        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=text))
+    for file in sorted(EXAMPLES.glob("*.ipynb")):
+        text, pictures = notebook(file)
+        files.append(File.generated(config, f"notebooks/{file.stem}.md", content=text))
         for name, picture in pictures.items():
             files.append(File.generated(config, f"notebooks/{name}", content=picture))
     return files

@@ -17,7 +17,6 @@ u, v:
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -77,14 +76,9 @@ def measured(lm: sc.LM, prompt: Prompt) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(**about)
 
 
-def main(args: argparse.Namespace) -> None:
-    one_by_one(args, measured, list(REAL_MODELS))
+def main() -> None:
+    one_by_one(__doc__, measured, 30, RESULTS, list(REAL_MODELS))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", nargs="*", default=[])
-    parser.add_argument("--prompts", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    main(parser.parse_args())
+    main()

@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
 sys.path += [str(HERE.parent)]
 
 import pandas as pd  # noqa: E402
-from prompts import SETS, written  # noqa: E402
+from prompts import OWN_PROMPTS, SETS, written  # noqa: E402
 from rows import Chance, add, condensed, read  # noqa: E402
 from trained_models import REAL_MODELS, ROOT, SMALL_MODELS, models  # noqa: E402
 
@@ -49,9 +49,6 @@ from secant.stream.layers import plan_of  # noqa: E402
 from secant.studies.prompts import Item, digest  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "claims.parquet"
-OWN_PROMPTS = {"atlas": "facts", "craftgpt": "chat"}
-"""Small models that know one kind of prompt, and the function in prompts.py that writes it."""
-
 SPECTRA = ("reconstruction", "stable_rank", "words")
 SPACING, TOP, SEED = 20, 8, 0
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -205,17 +202,28 @@ EVERY = 10
 
 
 def one_by_one(
-    args: argparse.Namespace,
+    about: str | None,
     measured: Callable[[sc.LM, Prompt], pd.DataFrame],
+    prompts: int,
+    out: Path,
     names: Sequence[str] = (*REAL_MODELS, *SMALL_MODELS),
 ) -> None:
-    """Add the rows of each prompt that the file lacks, of each model.
+    """The whole of a script that adds the rows of each prompt that a file lacks, of each model.
 
     Args:
-        args: The models, the number of prompts, the number of threads, and the file.
+        about: The script's docstring.
         measured: Returns the rows of a prompt.
+        prompts: The number of prompts by default.
+        out: The file by default.
         names: The models by default, as in `models`.
+
     """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=[])
+    parser.add_argument("--prompts", type=int, default=prompts)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=out)
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for name, place in models(args.models, names):
         lm = sc.load(place)
@@ -228,7 +236,8 @@ def one_by_one(
                 print(f"{name}: {number} of {len(chosen)} prompts", flush=True)
 
 
-def main(args: argparse.Namespace) -> None:
+def every_model(args: argparse.Namespace) -> None:
+    """Add the rows of each prompt that the file lacks, of each model, or only say how long that takes."""
     torch.set_num_threads(args.threads)
     for name, place in models(args.models):
         lm = sc.load(place)
@@ -241,9 +250,9 @@ def main(args: argparse.Namespace) -> None:
         if not left:
             print(f"{name}: all {count} measurements are in {args.out}", flush=True)
             continue
-        todo = sum(len(own) for _, own in left)
+        number = sum(len(own) for _, own in left)
         hours = seconds(lm, left) / 3600
-        print(f"{name}: {todo} of {count} measurements are left, about {hours:.1f} h with {args.threads} threads")
+        print(f"{name}: {number} of {count} measurements are left, about {hours:.1f} h with {args.threads} threads")
         print(f"Rows are added to {args.out}. Stop at any time: the same command continues.", flush=True)
         if not args.forecast:
             run(lm, name, place, left, args)
@@ -271,18 +280,23 @@ def run(lm: sc.LM, name: str, place: str, left: Sequence[tuple[Part, list[Prompt
         )  # fmt: skip
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=[], help="names or files; by default all that are there")
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "science")
     parser.add_argument("--forecast", action="store_true")
+    args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is finished is kept
     try:
-        main(parser.parse_args())
+        every_model(args)
     except KeyboardInterrupt:
         sys.exit("Interrupted: what was finished is kept. The same command continues.")
     except SecantError as error:
         sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    main()

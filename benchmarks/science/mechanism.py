@@ -13,7 +13,6 @@ Measured, under `gate`, `up` and `half`:
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -62,14 +61,9 @@ def measured(lm: sc.LM, prompt: Prompt) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["convention", "measure", "value"]).assign(**about)
 
 
-def main(args: argparse.Namespace) -> None:
-    one_by_one(args, measured)
+def main() -> None:
+    one_by_one(__doc__, measured, 20, RESULTS)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", nargs="*", default=[])
-    parser.add_argument("--prompts", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    main(parser.parse_args())
+    main()

@@ -31,11 +31,11 @@ sys.path += [str(HERE.parent)]
 
 import pandas as pd  # noqa: E402
 from prompts import SETS, written  # noqa: E402
+from steering import cosines  # noqa: E402
 from trained_models import REAL_MODELS, models  # noqa: E402
 
 import secant as sc  # noqa: E402
-from secant.steering.kv_cache import accumulated  # noqa: E402
-from secant.steering.steer import Aim  # noqa: E402
+from secant.results.paths import replacing  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "rates.parquet"
 TOKENS = 12
@@ -92,17 +92,6 @@ def halving(count: int) -> list[int]:
     return [*found, *(i for i in range(count) if i not in found)]
 
 
-def cosines(lm: sc.LM, run: sc.Run, layer: int, prompts: list[str]) -> list[float]:
-    """The cosine of the operator's direction with the concept's own stream, at each prompt's last token."""
-    aim, found = Aim(run, layer), []
-    for prompt in prompts:
-        x = lm.embed(lm.encode(prompt))[None]
-        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        a, _ = accumulated(aim.blocks, x, real, real.new_zeros(1, dtype=torch.long))
-        found.append(torch.nn.functional.cosine_similarity(a[0, -1].to(aim.stream), aim.stream, dim=0).item())
-    return found
-
-
 Wanted = dict[str, list[float]]
 """Strengths by form."""
 
@@ -117,7 +106,7 @@ def missing(there: pd.DataFrame, concept: str, layer: int) -> Wanted:
 
 def measured(lm: sc.LM, concept: Concept, layer: int, prompts: list[str], wanted: Wanted) -> pd.DataFrame:
     """The rows of a concept at a layer: the wanted strengths of each form, the unsteered rows, and cosines."""
-    run, parts = sc.freeze(lm, concept.text, top=1), []
+    run, parts = sc.freeze(lm, concept.text, top=1), list[pd.DataFrame]()
     for form, strengths in wanted.items():
         sweep = sc.steering_sweep(
             lm, prompts, run, layers=[layer], strengths=strengths, forms=[form], words=concept.words, tokens=TOKENS
@@ -139,15 +128,20 @@ def read(file: Path) -> pd.DataFrame:
 
 def add(file: Path, new: pd.DataFrame) -> None:
     """Add rows to a file, which is complete at all times."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     rows = pd.concat([old for old in (read(file), new) if len(old)], ignore_index=True)
     small = {"layer": "int16", "strength": "float32", "prompt": "int16", "found": "float32", "loss": "float32"}
-    partial = file.with_suffix(".part")
-    rows.astype(small).to_parquet(partial, compression="zstd", index=False)
-    partial.replace(file)
+    with replacing(file) as new_file:
+        rows.astype(small).to_parquet(new_file, compression="zstd", index=False)
 
 
-def main(args: argparse.Namespace) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=[])
+    parser.add_argument("--layers", type=int, default=1000, help="how many of each model's layers; by default all")
+    parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for name, place in models(args.models, list(REAL_MODELS)):
         lm = sc.load(place)
@@ -169,10 +163,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", nargs="*", default=[])
-    parser.add_argument("--layers", type=int, default=1000, help="how many of each model's layers; by default all")
-    parser.add_argument("--prompts", type=int, default=60)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    main(parser.parse_args())
+    main()

@@ -151,13 +151,19 @@ TABLES = {
 
 def replaced(page: str, found: dict[str, str]) -> str:
     """A page with the tables between its marks. Marks without a table are left as they are."""
-    for name, text in found.items():
-        marks = rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)"
-        page = re.sub(marks, lambda match, text=text: f"{match[1]}{text}\n{match[2]}", page, flags=re.DOTALL)
-    return page
+
+    def filled(match: re.Match[str]) -> str:
+        begin, name, end = match.groups()
+        return f"{begin}{found[name]}\n{end}" if name in found else match[0]
+
+    return re.sub(r"(<!-- (\w+) -->\n).*?(<!-- end \2 -->)", filled, page, flags=re.DOTALL)
 
 
-def main(args: argparse.Namespace) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--write", action="store_true", help="write them into the page")
+    args = parser.parse_args()
     rows = {name: own for name in TABLES if len(own := read(args.results / f"{name}.parquet"))}
     found = {name: make(own) for file, own in rows.items() for name, make in TABLES[file].items()}
     if not args.write:
@@ -170,7 +176,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--write", action="store_true", help="write them into the page")
-    main(parser.parse_args())
+    main()

@@ -6,7 +6,7 @@ The place of a number at a token is the token's position; others have `together`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import secant as sc
+from secant.results.paths import replacing
 from secant.studies.folder import SHARDS
 from secant.studies.measures import decoded, emerged, overlaps
 from secant.studies.prompts import Item
@@ -48,12 +49,10 @@ def read(file: Path) -> pd.DataFrame:
 
 def add(file: Path, new: pd.DataFrame) -> None:
     """Add rows to a file, which is complete at all times."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     rows = pd.concat([old for old in (read(file), new) if len(old)], ignore_index=True)[list(COLUMNS)]
     rows["value"], rows["layer"] = rows["value"].astype("float32"), rows["layer"].astype("Int16")
-    partial = file.with_suffix(".part")
-    rows.to_parquet(partial, compression="zstd", index=False)
-    partial.replace(file)
+    with replacing(file) as new_file:
+        rows.to_parquet(new_file, compression="zstd", index=False)
 
 
 def condensed(study: sc.Study, lm: sc.LM, items: Sequence[Item], texts: Sequence[str], chance: Chance) -> pd.DataFrame:
@@ -130,7 +129,7 @@ READERS = {"reconstructions": _reconstructed, "stable_ranks": _ranks, "layers": 
 
 
 def _words(
-    table: pd.DataFrame, prompts: pd.DataFrame, ids: dict[int, Sequence[int]], chance: Chance
+    table: pd.DataFrame, prompts: pd.DataFrame, ids: Mapping[int, Sequence[int]], chance: Chance
 ) -> Iterable[pd.DataFrame]:
     """Measures of the top tokens of first vectors, and the same for random directions and for another prediction."""
     first, start = table[table["vector"] == 0], prompts[KEYS]
@@ -178,7 +177,7 @@ def _by_logit(
     tensors: dict[str, dict[str, torch.Tensor]],
     lm: sc.LM,
     prompts: pd.DataFrame,
-    ids: dict[int, Sequence[int]],
+    ids: Mapping[int, Sequence[int]],
     top: int,
 ) -> Iterable[pd.DataFrame]:
     """The shares of decoded tokens with the paper's decoding: U₀ by logits, V₀ by cosines that are not centred."""

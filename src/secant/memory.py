@@ -13,9 +13,10 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
+from pathlib import Path
 
 import psutil
 import torch
@@ -197,6 +198,10 @@ def peak(device: torch.device) -> int | None:
         return int(torch.cuda.max_memory_allocated(device))
     if device.type != "cpu" or sys.platform == "win32":
         return None
+    with suppress(OSError):  # ru_maxrss begins, on Linux, at the memory of the process that started this one
+        status = Path("/proc/self/status").read_text(errors="replace")
+        if found := re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE):
+            return int(found[1]) * 1024
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

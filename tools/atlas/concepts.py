@@ -17,12 +17,15 @@ from rich.progress import track
 from torch import Tensor
 
 import secant as sc
+from secant.stream.words import Side
 
 from corpus import Question, read_questions
 
 RELATIONS = ("capital", "language", "bridge")
 TOP = 8
 DIRECTIONS = ("", ", random direction", ", another subject")
+MEASURES: dict[str, Side] = {"writes": "output", "reads": "input"}
+"""The side on which each measure decodes."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class Found:
     """A prompt: whether its prediction is right; the directions; the tokens that these should decode to."""
 
     right: bool
-    directions: dict[str, Tensor]  # side -> (d,)
-    tokens: dict[str, int]  # side -> the token that the direction should decode to
+    directions: dict[Side, Tensor]  # side -> (d,)
+    tokens: dict[Side, int]  # side -> the token that the direction should decode to
 
 
 def found(lm: sc.LM, question: Question) -> Found:
@@ -63,7 +66,7 @@ def measured(lm: sc.LM, limit: int | None = None) -> pd.DataFrame:
         for number, (question, own) in enumerate(zip(asked, all_found, strict=True)):
             row = {"relation": relation, "prompt": question.prompt, "right": own.right}
             generator = torch.Generator().manual_seed(number)
-            for side, name in (("output", "writes"), ("input", "reads")):
+            for name, side in MEASURES.items():
                 vector = own.directions[side]
                 random = torch.randn(len(vector), generator=generator, dtype=vector.dtype)
                 candidates = (vector, random, _other(asked, all_found, number).directions[side])

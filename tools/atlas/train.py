@@ -96,11 +96,11 @@ def batches(words: Any, step: int) -> Iterator[Batch]:
         number = sum(len(row[0]) <= RATIO * len(rows[0][0]) for row in rows)
         mine, rows = rows[:number], rows[number:]
         width = len(mine[-1][0])
-        ids, answers, counted = (
+        ids, right, counts = (
             torch.tensor([row + [filler] * (width - len(row)) for row in column])
             for column, filler in zip(zip(*mine, strict=True), (words.pad_token_id, False, False), strict=True)
         )
-        yield Batch(ids[:, :-1], ids[:, 1:], answers[:, 1:], counted[:, 1:], sum(len(row[0]) for row in mine))
+        yield Batch(ids[:, :-1], ids[:, 1:], right[:, 1:], counts[:, 1:], sum(len(row[0]) for row in mine))
 
 
 def losses(lm: Any, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -48,6 +48,11 @@ def svd(
     seed: int = ..., start: SVD | Sequence[SVD] | None = ..., max_memory: float | str | None = ...,
     progress: Progress | None = ...,
 ) -> list[SVD]: ...  # fmt: skip
+@overload
+def svd(
+    op: Operator, k: int = ..., *, per_token: bool, solver: str = ..., tol: float | None = ..., seed: int = ...,
+    start: SVD | Sequence[SVD] | None = ..., max_memory: float | str | None = ..., progress: Progress | None = ...,
+) -> SVD | list[SVD]: ...  # fmt: skip
 @checked
 def svd(
     op: Operator,
@@ -173,6 +178,8 @@ class Estimate:
 def frobenius(op: Operator, *, per_token: Literal[False] = ..., samples: int = ..., seed: int = ...) -> Estimate: ...
 @overload
 def frobenius(op: Operator, *, per_token: Literal[True], samples: int = ..., seed: int = ...) -> list[Estimate]: ...
+@overload
+def frobenius(op: Operator, *, per_token: bool, samples: int = ..., seed: int = ...) -> Estimate | list[Estimate]: ...
 @checked
 def frobenius(op: Operator, *, per_token: bool = False, samples: int = 64, seed: int = 0) -> Estimate | list[Estimate]:
     """‖J‖_F² of an operator, or a list with ‖J_t‖_F² of each token's block, without forming J.
