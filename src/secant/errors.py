@@ -286,7 +286,7 @@ def _kind_of(value: Any) -> str:
     kind = "function" if callable(value) and hasattr(value, "__qualname__") else type(value).__name__
     shape = getattr(value, "shape", None)
     of = f" of shape {' x '.join(map(str, shape))}" if isinstance(shape, tuple) and shape else ""
-    return f"an {kind}{of}" if kind.startswith((*"aeiouAEIO", "nd")) else f"a {kind}{of}"
+    return f"an {kind}{of}" if kind.startswith((*"aeiouAEIO", "ndarray")) else f"a {kind}{of}"
 
 
 MAKES = {
