@@ -817,7 +817,7 @@ def test_nothing_of_a_hostile_tokenizer_runs(browser: Browser, hostile: Written)
         assert tab.locator("#contributions th bdi").all_text_contents()[2] == "<b>bold</b>"
         shown = tab.locator("#contributions th bdi").all_text_contents()
         wanted = hostile.tables["tokens"]["token"].tolist()
-        assert shown == [{"·": "␠"}.get(text, text) for text in wanted]
+        assert shown == [{"·": "␣"}.get(text, text) for text in wanted]
         assert shown[HOSTILE.index("\N{COMBINING ACUTE ACCENT}")] == "◌\u0301"
         assert shown[HOSTILE.index("\N{WOMAN}\N{ZERO WIDTH JOINER}\N{ROCKET}")] == "\N{WOMAN}‹ZWJ›\N{ROCKET}"
         assert fits(tab)

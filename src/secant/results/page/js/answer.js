@@ -2,7 +2,7 @@
 const strip = $("prompt");
 const spaced = !/\s/.test(about.texts.join("")); // the tokenizer drops the spaces between words
 const pieces = tokens.map((token, t) => {
-  const seen = /^\s+$/.test(token.raw) && !/⏎/.test(token.raw) ? "␠".repeat(token.raw.length) : token.raw;
+  const seen = /^\s+$/.test(token.raw) && !/⏎/.test(token.raw) ? "␣".repeat(token.raw.length) : token.raw;
   const node = make("span", { class: "tok", role: "button", tabindex: "-1", "data-cell": "", "data-tip": "" }, make("bdi", { dir: "auto", "data-word": token.token }, seen));
   strip.append(...(spaced && t ? [" "] : []), node);
   if (token.raw.includes("⏎")) strip.append(make("br"));

@@ -43,7 +43,8 @@ function drawComponents() {
   fill(table, names, body(rows));
   const rest = [...beside].map(([kind, x]) => `${kind === "embed" ? "the embeddings" : "constants outside"} (${signed(x)})`);
   const straight = total([...parts].filter(([key]) => !isHead(key.split(" ")[1])).map(([, own]) => own.direct)) + total([...beside.values()]);
-  $("components-says").textContent = state.paths === "direct" ? `Straight to the logit of ${isolated(target)}: attentions, MLPs${rest.length > 1 ? `, ${rest.slice(0, -1).join(", ")}` : ""}${rest.length ? ` and ${rest.at(-1)}` : ""} sum to ${fixed(straight, 4)}, the logit. Heads sum to their attention. Convention: ${about.under}.` : `Along all paths to the logit of ${isolated(target)}, also through later parts. These overlap, and do not sum. Convention: ${about.under}.`;
+  const aimed = isolated(target) + (about.versus === null ? "" : ` over ${isolated(about.versus)}`);
+  $("components-says").textContent = state.paths === "direct" ? `Straight to the logit of ${aimed}: attentions, MLPs${rest.length > 1 ? `, ${rest.slice(0, -1).join(", ")}` : ""}${rest.length ? ` and ${rest.at(-1)}` : ""} sum to ${fixed(straight, 4)}, the logit. Heads sum to their attention. Convention: ${about.under}.` : `Along all paths to the logit of ${aimed}, also through later parts. These overlap, and do not sum. Convention: ${about.under}.`;
   markComponents();
 }
 function markComponents() {

@@ -42,7 +42,7 @@ const several = (n, one, many = `${one}s`) => `${n} ${n === 1 ? one : many}`;
 /** A tokenizer's text with visible spaces, isolated so that its reading direction does not affect its surroundings. */
 function word(text, found = true) {
   const node = make("bdi", { dir: "auto", "data-word": found ? text : null });
-  if (/^·+$/.test(text)) node.append("␠".repeat(text.length));
+  if (/^·+$/.test(text)) node.append("␣".repeat(text.length));
   else if (text.startsWith("·")) node.append(make("span", { class: "space" }, "·"), text.slice(1));
   else node.append(text);
   return node;
