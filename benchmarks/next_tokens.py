@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -46,11 +47,14 @@ def compare(lm: sc.LM, path: Path, prompts: list[str]) -> tuple[int, int, float,
 
 
 def main() -> None:
-    from gguf_files import plain
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL")
     args = parser.parse_args()
+    if find_spec("llama_cpp") is None:
+        print("llama-cpp-python is not installed here: nothing was compared.")
+        return
+    from gguf_files import plain
+
     print(f"{'file':34}{'weights':>9}{'tokens':>9}{'next':>8}{'log p, median':>15}{'largest':>10}")
     for _, place in models(args.models, tuple(REAL_MODELS)):
         path = Path(place)

@@ -14,7 +14,6 @@ to its answer on the page, an ablation, a steered continuation, and the same cli
 
 import argparse
 import re
-import sys
 import tempfile
 import threading
 import time
@@ -142,7 +141,8 @@ def main() -> None:
     args = parser.parse_args()
     of = args.of
     if not CHROMIUM.exists():
-        sys.exit(f"This requires a browser at {CHROMIUM}.")
+        print(f"There is no browser at {CHROMIUM}: nothing was measured.")
+        return
     if of == "serve":
         served(args.model)
         return

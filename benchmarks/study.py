@@ -11,6 +11,7 @@ starts.
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -47,9 +48,9 @@ def study(items: list[Item], workers: int | None = None, engine: Literal["local"
     return took
 
 
-def memory(count: int) -> int:
-    """The memory of this process at its peak, in bytes, after a study of this many prompts."""
-    study(questions(count))
+def memory(count: int, times: int) -> int:
+    """The memory of this process at its peak, in bytes, after a study of this many prompts, each several times."""
+    study([replace(item, number=number) for number, item in enumerate(questions(count) * times)])
     found = peak(torch.device("cpu"))
     assert found is not None, "this system does not count it"
     return found
@@ -73,8 +74,8 @@ def main() -> None:
     if find_spec("ray"):
         two = took["2 processes"] if workers == 2 else study(items, workers=2)
         print(f"Ray / two processes          {two / took['Ray, two workers']:.2f}")
-    few, many = separately(memory, count // 8), separately(memory, count)
-    print(f"memory at its peak, {count // 8} and {count} prompts: {bytes_in_words(few)}, {bytes_in_words(many)}")
+    once, again = (bytes_in_words(separately(memory, count // 8, times)) for times in (1, 8))
+    print(f"memory at its peak, {count // 8} prompts and the same 8 times: {once}, {again}")
 
 
 if __name__ == "__main__":
