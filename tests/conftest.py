@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, and a test runs on each core
 
+os.environ.pop("COLUMNS", None)  # 80 in the workers of pytest-xdist; output has its usual width
+
 typecheck.install()
 
 QUICK = {"llama", "gpt2", "gemma3_text", "qwen3", "mixtral", "mamba"}

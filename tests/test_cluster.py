@@ -147,7 +147,7 @@ def test_in_a_cluster_that_is_there(
     assert not isinstance(failed.value, ray.exceptions.RayError)
     for wrong, said in (
         ({"workers": 3}, "1 CPUs and 0 GPUs of one machine; got room for 2 of 3"),
-        ({"workers": 0}, "number of workers"),
+        ({"workers": 0}, "at least one worker; got workers = 0"),
         ({"gpus": 1}, "1 of them with device None"),
     ):
         with pytest.raises(BadArgument, match=said):

@@ -101,7 +101,7 @@ def opened(browser: Browser, page: Written, fragment: str = "", **how: Any) -> I
     """A page in the browser: it must ask for nothing, log nothing, and raise nothing, as long as it is open."""
     context = browser.new_context(**how)
     tab, trouble = context.new_page(), list[str]()
-    tab.set_default_timeout(10_000)
+    tab.set_default_timeout(60_000)
     tab.on("console", lambda message: trouble.append(message.text))
     tab.on("pageerror", lambda error: trouble.append(str(error)))
     tab.on("dialog", lambda dialog: trouble.append(dialog.message) or dialog.dismiss())

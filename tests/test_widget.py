@@ -110,7 +110,7 @@ def test_in_a_browser(browser: Browser, fresh: sc.Explanation, tmp_path: Path, l
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         tab = browser.new_page(viewport={"width": 900, "height": 700})
-        tab.set_default_timeout(10_000)
+        tab.set_default_timeout(60_000)
         trouble: list[str] = []
         tab.on("pageerror", lambda error: trouble.append(str(error)))
         tab.goto(f"http://127.0.0.1:{server.server_address[1]}/index.html")
