@@ -846,6 +846,18 @@ def test_one_token(browser: Browser, lm: sc.LM, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_difference_of_logits(browser: Browser, lm: sc.LM, tmp_path: Path) -> None:
+    """Wherever the page says what is explained, it names both tokens."""
+    page = written(sc.explain(lm, "The bridge in London is called the", target="Golden", versus="Tower"), tmp_path)
+    with opened(browser, page) as tab:
+        both = "Golden over Tower"
+        for name in ("#why", "#sum", "#components-says"):
+            assert both in re.sub("[\u2066-\u2069]", "", tab.locator(name).inner_text()), name
+        tab.locator('#paths [data-value="all"]').click()
+        assert both in re.sub("[\u2066-\u2069]", "", tab.locator("#components-says").inner_text())
+
+
+@pytest.mark.slow
 def test_a_long_prompt_shows_what_is_chosen(browser: Browser, lm: sc.LM, tmp_path: Path) -> None:
     """As text, with rows and columns for the largest contributors; the others together add up."""
     e = sc.explain(lm, [2 + i % 30 for i in range(60)], k=1, layers=True)
