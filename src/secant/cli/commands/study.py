@@ -109,11 +109,12 @@ def study(
 
     check(out)
     items = read(prompts, column=column, category=category, chat=freezing.chat, split=split, limit=limit)
+    names = models.names
     if workers is None and engine == Engine.local:
-        workers = 1 if models.device else min(default_workers(name, len(items)) for name in models.names)
+        workers = 1 if models.device else min(default_workers(name, len(items)) for name in names)
     with progressing() as progress:
         found = sc.study(
-            items, models.names, out=out, analyses=[str(name) for name in analysis or Settings.analyses],
+            items, names, out=out, analyses=[str(name) for name in analysis or Settings.analyses],
             convention=freezing.conventions, k=spectra.k, top=spectra.top, shard=shard, workers=workers,
             threads=threads, engine=engine.value, gpus=gpus, part=_part(part), tensors=tensors, max_memory=max_memory,
             progress=progress, **freezing.how, **models.how,

@@ -46,7 +46,7 @@ const listed = (all, last = " and ") => all.flatMap((own, i) => (i ? [i === all.
 
 function why() {
   const { sum, values, rest, compared } = viewed();
-  const names = [word(target), ...(sum.versus === null ? [] : [" over ", word(sum.versus)])];
+  const names = aim(sum.versus);
   const ranked = values.map((x, t) => [x, t]).filter(([x, t]) => x !== 0 && !left(t)).sort((a, b) => Math.abs(b[0]) - Math.abs(a[0]));
   const strong = ranked.slice(0, 4).filter(([x]) => Math.abs(x) >= 0.1 * Math.abs(ranked[0][0]));
   const say = ([x, t]) => [word(tokens[t].token), ` (${signed(x)})`];

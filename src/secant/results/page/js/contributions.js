@@ -86,7 +86,7 @@ function drawContributions() {
   const off = Math.abs(sum.total - sum.logit);
   const which = state.view === "logit" && state.under !== OWN ? state.under : about.under;
   const from = about.origin === "reference" && state.under === OWN ? " Contributions are measured from random tokens after the prompt's first one, which therefore contributes 0." : about.origin === "zero" || about.origin === "reference" ? "" : ` Contributions are measured from ${about.measured}.`;
-  const logit = ["Logit of ", word(target), ...(sum.versus === null ? [] : [" over ", word(sum.versus)]), ` ${fixed(sum.logit, 4)}${about.baseline === null || sum.versus !== null ? "" : `, measured from ${about.baseline},`} = tokens ${fixed(total(values), 4)} + ${about.origin === "reference" && which === about.under ? "reference" : "constants"} ${fixed(rest, 4)}`];
+  const logit = ["Logit of ", ...aim(sum.versus), ` ${fixed(sum.logit, 4)}${about.baseline === null || sum.versus !== null ? "" : `, measured from ${about.baseline},`} = tokens ${fixed(total(values), 4)} + ${about.origin === "reference" && which === about.under ? "reference" : "constants"} ${fixed(rest, 4)}`];
   fill($("sum"), ...logit, which === about.under ? `, to ${error(off)}.` : ".", from, ` Convention: ${which}.`);
   markContribution();
 }

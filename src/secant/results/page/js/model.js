@@ -5,6 +5,8 @@ const LAST = T - 1;
 const CHANCE = about.chance_z;
 const predictions = records("predictions");
 const target = about.target;
+/** The target; and over which token, where a difference of logits is meant. */
+const aim = (versus) => [word(target), ...(versus === null ? [] : [" over ", word(versus)])];
 const received = tokens.map((t) => (t.sink ?? "").includes("received")); // receives much of later tokens' attention
 const sinks = tokens.map((t) => (t.sink ?? "") !== ""); // receives much attention, is the first token, or BOS
 

@@ -31,7 +31,7 @@ function facts() {
   const t = state.token;
   const { layer, part } = state;
   if (layer === null) {
-    const found = [fact("contributes", `${signed(sums[0].tokens[t])} of ${signed(sums[0].logit)}`, make("small", {}, `to the logit of `, word(target), ...(about.versus === null ? [] : [" over ", word(about.versus)]), `, under ${OWN}`))];
+    const found = [fact("contributes", `${signed(sums[0].tokens[t])} of ${signed(sums[0].logit)}`, make("small", {}, `to the logit of `, ...aim(about.versus), `, under ${OWN}`))];
     if (others.length) found.push(fact("other conventions", others.map((label) => `${label} ${signed(conventions.get(label)[t])}`).join(", ")));
     if (effects) found.push(fact("deleted", effects[t] === null ? "–" : `the model's own logit loses ${signed(effects[t])}`));
     if (tokens[t].received !== null) found.push(fact("attention received", percent(tokens[t].received, 0), received[t] ? " – an attention sink" : ""));
