@@ -47,9 +47,9 @@ import secant as sc
 from secant.analyses.attribution import REFERENCES
 from secant.errors import BadPrompt
 from secant.linearize.conventions import convention_named
-from secant.linearize.forms import Attended, Call, Constant, Shared
+from secant.linearize.forms import Attended, Call, Constant
 from secant.linearize.network import Recording, record, reference, references, replayed, running
-from secant.linearize.replay import Patch, by_token
+from secant.linearize.replay import Rerun, by_token
 from secant.linearize.tape import Tape
 from secant.linearize.untouched import State
 from secant.results.paths import replacing
@@ -136,11 +136,11 @@ def mean_embedding(lm: sc.LM) -> Tensor:
     return (reduce(torch.add, sums) / lm.size).to(lm.dtype)
 
 
-class Ablated(Patch):
+class Ablated(Rerun):
     """A pass of a batch of equal prompts. In each, a different step's output is replaced by its mean."""
 
     def __init__(self, tape: Tape, axes: Mapping[int, int], means: Mapping[int, tuple[Tensor, Tensor]]) -> None:
-        super().__init__(tape, axes, {step: first for step, (first, _) in means.items()})
+        super().__init__(tape, (), axes, {step: first for step, (first, _) in means.items()})
         self.patches, self.rows, self.means = {}, {step: row for row, step in enumerate(means)}, means
 
     def step(self, func: Any, args: Any, kwargs: Any, into: Tensor | None, plain: Any) -> Any:
@@ -204,14 +204,15 @@ def _share(x: Tensor, share: float) -> Tensor:
 
 def retaped(recording: Recording, form: Callable[[int], Any]) -> Recording:
     """The same recording with other forms."""
-    steps = [replace(step, form=form(i)) for i, step in enumerate(recording.tape.steps)]
-    return replace(recording, tape=Tape(steps))
+    tape = recording.tape.copy()
+    for i, step in enumerate(tape.steps):
+        step.form = form(i)
+    return replace(recording, tape=tape)
 
 
 def shared(half: Recording, share: float) -> Recording:
     """The recording of a convention with a different share of gates, from that of `half`."""
-    forms = [step.form for step in half.tape.steps]
-    return retaped(half, lambda i: replace(f, share=share) if isinstance(f := forms[i], Shared) else f)
+    return replace(half, tape=half.tape.with_share(share))
 
 
 def networks(

@@ -20,7 +20,7 @@ from secant.analyses.case import Case
 from secant.linearize import certificate as certificates, network, run as runs
 from secant.linearize.conventions import CONVENTIONS, convention_named
 from secant.linearize.network import Recording
-from secant.linearize.replay import Replay
+from secant.linearize.replay import Replay, Rerun
 from secant.linearize.tape import Record
 from secant.operators.operator import Matrix, Operator
 from secant.stream.decode import Decodings
@@ -37,8 +37,8 @@ FROZEN = Counter(replays=3, records=1)
 AT_REFERENCES = 2
 """Replays at the references of the conventions `halves` and `secant`."""
 
-INSIDE = Counter(replays=2, records=1)
-"""What the points take: at the prompt and at zero."""
+INSIDE = Counter(replays=2, reruns=1)
+"""What the points take: at the prompt and at zero, and the model's own."""
 
 ONCE = Counter(replays=1)
 """The points of a network and its contributions have the replay at the prompt in common."""
@@ -50,15 +50,16 @@ CONTRIBUTIONS = Counter(replays=3 + 2 * REFERENCES, records=REFERENCES)
 """What contributions from random references take: one run is certified; each is recorded, replayed at its reference,
 and replayed with the constants that its steps add."""
 
-BESIDE = Counter(replays=3, records=2)
-"""What conventions beside the first take: two recorded passes, and the constants of three."""
+BESIDE = Counter(replays=3, records=1)
+"""What conventions beside the first take: one recorded pass for those that share gates differently, and the constants
+of three."""
 
 LENS = INSIDE + Counter(replays=2, records=2)
 """What the lens takes: the points, the readout of all depths and positions, and that of all depths at one position,
 which is replayed at them and at zero."""
 
-PARTS = Counter(replays=2 * REFERENCES, records=1)
-"""What parts take: the points of each run at zero, and the network cut open at its parts."""
+PARTS = Counter(replays=2 * REFERENCES, reruns=1)
+"""What parts take: the points of each run at zero and the model's own, and the network cut open at its parts."""
 
 WRITES = Counter(replays=2, records=2)
 """What the top tokens of all depths, and of all heads, take: one readout of all of them, at them."""
@@ -86,8 +87,8 @@ STEPS = {
 
 
 class Counts:
-    """What was done: replays and recorded passes; each formation of J; each direction that was scored, by side; and
-    each thing that a case and its run keep.
+    """What was done: replays, recorded passes, and passes of the model itself; each formation of J; each direction that
+    was scored, by side; and each thing that a case and its run keep.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
@@ -98,7 +99,7 @@ class Counts:
         for module, names in STEPS.items():
             for name in names:
                 patch.setattr(module, name, self._computing(name, getattr(module, name)))
-        for kind, name in ((Replay, "replays"), (Record, "records")):
+        for kind, name in ((Replay, "replays"), (Record, "records"), (Rerun, "reruns")):
             patch.setattr(kind, "enter", self._entering(kind.enter, name))
         rows, score = Operator.rows, Scores.__call__
 

@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 from families import model_of, prompt, shared
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -17,6 +18,7 @@ import secant as sc
 from secant.analyses.case import Case
 from secant.cli import app
 from secant.errors import BadArgument
+from secant.linearize import network
 from secant.linearize.conventions import (
     ALIASES,
     ATTENTION,
@@ -30,6 +32,7 @@ from secant.linearize.conventions import (
     convention_named,
     conventions_named,
 )
+from secant.linearize.forms import coefficients
 from secant.studies.analyses import conventions as distances
 
 PARTS = "0.7+secant+frozen+zero"
@@ -137,6 +140,28 @@ def test_the_origin_of_a_command(folder: Path) -> None:
         assert result.stderr == (
             "secant: An origin is one of zero, mean, reference; got 'nowhere'. Choose one of them.\n"
         )
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "bloom", "mixtral"])
+@pytest.mark.parametrize("parts", [(), ("secant", "frozen", "zero"), ("secant", "secant", "random")])
+def test_shares_of_gates_are_made_of_one_recording(family: str, parts: tuple[str, ...]) -> None:
+    """Bit for bit those of a recording of their own."""
+    lm = shared(family)
+    run = sc.freeze(lm, prompt(5))
+    wanted = [Convention(gates, *parts).label for gates in ("up", "half", 0.7, "gate")]
+    for label, found in zip(wanted, run.recorded(wanted), strict=True):
+        assert found.certificate.convention == label == found.network.recording.convention
+        if label == "gate":
+            assert found is run
+            continue
+        alone = network.record(lm, run.ids, run.input, label, lm.dtype, state=run.network.recording.state)
+        for own, other in zip(found.tape.steps, alone.tape.steps, strict=True):
+            assert (type(own.form), own.parents, own.shape) == (type(other.form), other.parents, other.shape)
+            for one, two in zip(*(coefficients(s.form) if s.form else () for s in (own, other)), strict=True):
+                torch.testing.assert_close(one, two, rtol=0, atol=0, equal_nan=True)
+        assert found.certificate.operations == alone.tape.operations()
+        made = network.Network.of(lm, alone, run.input, lm.dtype).points["logits"]
+        assert torch.equal(found.network.points["logits"], made)
 
 
 @pytest.mark.slow

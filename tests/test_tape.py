@@ -7,6 +7,7 @@ import shutil
 import threading
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ import secant as sc
 from secant.errors import BadArgument, ModelRefused, NoPoint, NoRule, NotExact, ReplayMismatch, TrainingMode
 from secant.linearize.forms import Constant
 from secant.linearize.precision import Precision
+from secant.linearize.tape import Tape
 from secant.model.lm import LM
 
 A = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -160,6 +162,21 @@ def test_courses_that_depend_on_the_input_are_held() -> None:
     v = A.flip(0) * 3
     row = int(A.sum(1).argmax())
     assert torch.equal(replayed(function, tape, v).detach(), v[row] * float(A.mean()))
+
+
+@pytest.mark.parametrize("made", [Tape.copy, lambda tape: tape.with_share(1)], ids=["copy", "share"])
+def test_tapes_made_of_one_another_keep_their_coefficients(made: Callable[[Tape], Tape]) -> None:
+    """Though the model writes into those of the tape that it is replayed with, as routers write into their weights."""
+
+    def function(x: Tensor) -> Tensor:
+        weights = x.topk(2).values
+        weights *= 3
+        return x * weights.sum()
+
+    expected, tape = recorded(function, A)
+    others = [made(tape), made(tape)]
+    for each in (tape, *others, tape):
+        assert torch.equal(replayed(function, each, A), expected)
 
 
 def test_what_is_held_survives_being_written_over() -> None:

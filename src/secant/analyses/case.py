@@ -218,7 +218,7 @@ class Case:
         """The attribution of the target's logit with one random reference, which takes less time than the mean over
         several; only its sums are certified yet. If the convention has no random reference, this is `attribution()`.
         """
-        run = self.run.recorded()
+        (run,) = self.run.recorded([None])
         label = run.certificate.convention
         if not convention_named(label).varies:
             return self.attribution()

@@ -277,8 +277,8 @@ def beside(
     how["origin"] = None if isinstance(origin, str) and origin == "reference" else origin
     found = {first.convention: first}
     labels = list(dict.fromkeys([first.convention, *(convention_named(each).label for each in conventions)]))
-    for label in labels[1:]:
-        found[label] = attribute(run.recorded(label), target, versus, convention=label, parts=False, **how)
+    for label, other in zip(labels[1:], run.recorded(labels[1:]), strict=True):
+        found[label] = attribute(other, target, versus, convention=label, parts=False, **how)
         if progress:
             progress("conventions", len(found), len(labels))
     effects = None

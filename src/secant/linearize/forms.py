@@ -418,6 +418,13 @@ Form = (
 )
 
 
+def homogeneous(form: Form) -> bool:
+    """Returns whether a form certainly has no constant term, whatever the function: at zero, its value is zero."""
+    return isinstance(form, Scaled | HalfGated | Attended | Grouped) or (
+        isinstance(form, Standardised) and form.bias is None
+    )
+
+
 def gated(form: Form) -> bool:
     """Returns whether a form belongs to a gated product, whose frozen factor the convention chooses."""
     return isinstance(form, Shared) or (isinstance(form, Fixed) and form.gated)

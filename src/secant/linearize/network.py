@@ -23,7 +23,7 @@ from secant.foreign import explained
 from secant.linearize.conventions import ZERO, Convention, convention_named
 from secant.linearize.forms import live
 from secant.linearize.precision import Precision
-from secant.linearize.replay import InjectedConstant, Patch, Replay, ReplayWithConstants, Visit, by_token, of_tokens
+from secant.linearize.replay import InjectedConstant, Replay, ReplayWithConstants, Rerun, Visit, by_token, of_tokens
 from secant.linearize.residual_stream import HookPoint, Layer, layers, token_axes, token_axis
 from secant.linearize.rules import whole
 from secant.linearize.secants import Open
@@ -534,12 +534,34 @@ def replayed(
 def patched_logits(
     lm: LM, recording: Recording, token_axes: Mapping[int, int], patches: Mapping[int, Tensor]
 ) -> Tensor:
-    """Returns the logits of the model itself, `[T, vocabulary]`, with patches as in `Patch`. Raises ReplayMismatch."""
-    mode = Patch(recording.tape, token_axes, patches)
+    """Returns the logits of the model itself, `[T, vocabulary]`, with patches as in `Rerun`. Raises ReplayMismatch."""
+    mode = Rerun(recording.tape, (), token_axes, patches)
     with running(lm, lm.dtype, state=recording.state):
         moving = mode.enter(lm.embed(recording.ids))
         with mode:
             return lm.forward(recording.ids, moving)[0].detach()
+
+
+def own_outputs(lm: LM, recording: Recording, x: Float[Tensor, "T n"], wanted: Iterable[int]) -> dict[int, Tensor]:
+    """Returns what steps made in the model's own pass, which is run once more unless the recording has it.
+
+    Args:
+        lm: The model.
+        recording: The recording.
+        x: The embeddings of all copies of the prompt.
+        wanted: The steps.
+
+    Raises:
+        ReplayMismatch: The model diverged from its recorded pass.
+    """
+    left = set(wanted) - recording.captured.keys()
+    if not left:
+        return recording.captured
+    mode = Rerun(recording.tape, left)
+    moving = mode.enter(x.detach().to(lm.dtype))
+    with running(lm, lm.dtype, state=recording.state), mode:
+        lm.forward(recording.ids, moving, recording.copies)
+    return recording.captured | mode.outputs
 
 
 def replayed_with_constants(

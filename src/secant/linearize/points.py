@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secant.errors import NoPoint, ReplayMismatch, quoted
-from secant.linearize.network import Network, record, replayed, replayed_with_constants
+from secant.errors import NoPoint, quoted
+from secant.linearize.network import Network, own_outputs, record, replayed, replayed_with_constants
 from secant.linearize.readout import Readout, batchable
 from secant.linearize.replay import InjectedConstant, by_token
 from secant.linearize.residual_stream import HookPoint, Layer, Part
@@ -86,22 +86,13 @@ class ActivationGraph:
         Raises:
             ReplayMismatch: The model was changed after the recording.
         """
-        lm, recording, precision = network.lm, network.recording, network.precision
+        recording, precision, x = network.recording, network.precision, network.input
         found, axes = recording.layers, recording.token_axes
-        x, own = network.input.detach()[:, :: recording.copies].to(lm.dtype), recording
-        if not axes.keys() <= recording.captured.keys():
-            how = (recording.convention, precision, axes, recording.state, recording.seeds)
-            own = record(lm, recording.ids, x, *how, secants=False)
-        if [step.function for step in own.tape.steps] != [step.function for step in recording.tape.steps]:
-            raise ReplayMismatch(
-                "A model must repeat its recorded calls", "different ones",
-                "The model was changed after the recording: freeze the prompt again.",
-            )  # fmt: skip
+        own = own_outputs(network.lm, recording, x, axes) if axes else {}
         named, by_step, _ = network.with_constants
         points = _points(found, _kinds(network, found, by_step), by_step, recording.tape, recording.norm_output)
-        copies, x = recording.copies, network.input
-        steps = {step: by_token(own.captured[step], axis, copies).to(precision) for step, axis in axes.items()}
-        values = {name: value.to(precision) for name, value in own.values.items()}
+        steps = {step: by_token(own[step], axis, recording.copies).to(precision) for step, axis in axes.items()}
+        values = {name: value.to(precision) for name, value in recording.values.items()}
         return cls(
             network,
             found,

@@ -15,7 +15,7 @@ from secant.errors import ReplayMismatch
 from secant.linearize.forms import Attended, Constant, Form, live, map_coefficients
 from secant.linearize.rules import ROWS
 from secant.linearize.secants import Open
-from secant.linearize.tape import Mode, Tape, functional, name_of
+from secant.linearize.tape import Mode, Tape, functional, name_of, own_output
 from secant.numeric import mapped, tensors
 
 
@@ -147,45 +147,68 @@ class Visit(Replay):
         return out
 
 
-class Patch(Mode):
-    """A mode that runs the model itself, with nothing frozen, and patches the outputs of some steps.
+class Rerun(Mode):
+    """A mode that runs the model itself once more, with nothing frozen, and keeps or patches the outputs of some steps.
+
+    After the model has run, `outputs` has what each wanted step made.
 
     Args:
-        tape: The recording, whose calls the model must repeat up to the last patch.
+        tape: The recording, whose calls the model must repeat up to the last of these steps.
+        wanted: Steps whose outputs are kept.
         token_axes: For each patched step, the dimension of its output that counts tokens.
-        patches: The outputs by step, `[T, n]`.
+        patches: The outputs of these steps, `[T, n]`.
 
     Raises:
-        ReplayMismatch: The model diverged from its recorded pass before the last patch.
+        ReplayMismatch: The model diverged from its recorded pass before the last of these steps.
     """
 
-    def __init__(self, tape: Tape, token_axes: Mapping[int, int], patches: Mapping[int, Tensor]) -> None:
+    keeps_leaves = True
+
+    def __init__(
+        self,
+        tape: Tape,
+        wanted: Iterable[int] = (),
+        token_axes: Mapping[int, int] | None = None,
+        patches: Mapping[int, Tensor] | None = None,
+    ) -> None:
         super().__init__(tape)
-        self.token_axes, self.patches = token_axes, patches
-        self.last, self.count = max(patches), 0
+        self.wanted, self.token_axes, self.patches = set(wanted), token_axes or {}, patches or {}
+        self.outputs: dict[int, Tensor] = {}
+        self.last, self.count = max((*self.wanted, *self.patches)), 0
 
     def step(self, func: Any, args: Any, kwargs: Any, into: Tensor | None, plain: Any) -> Any:
-        """Run one call, and replace its output if it is patched."""
+        """Run one call, and keep its output or replace it."""
         number = self.count
         if number > self.last:
             return func(*args, **kwargs)
         recorded = self.tape.steps[number].function
         if recorded != func:
             raise ReplayMismatch(
-                f"A patched pass must call the recorded functions in order: step {number} was {name_of(recorded)}",
+                f"A model must call the recorded functions in order: step {number} was {name_of(recorded)}",
                 name_of(func), "The model was changed after the recording: freeze the prompt again.",
             )  # fmt: skip
         self.count += 1
-        out = func(*args, **kwargs)
-        if isinstance(self.tape.steps[number].form, Constant):
-            return mapped(out, Tensor.detach)  # not live, as in the recording
+        form, call = self.tape.steps[number].form, functional(func, args, kwargs, plain=plain)
+        out: Any = call.value if isinstance(form, Constant) else own_output(call, form, func, args, kwargs, into)
+        if into is not None and form is not None:
+            out = into.copy_(out)
         made = out if into is None else into
+        if number in self.wanted:
+            self.outputs[number] = made.detach().clone()
         if number in self.patches:
             given = of_tokens(self.patches[number].to(made), made.shape, self.token_axes[number], self.tape.copies)
             out = made = given.clone() if into is None else into.copy_(given)
         for tensor in tensors(made):
             self.known[tensor] = None
         return out
+
+    def __exit__(self, exc_type: Any, exc: Any, trace: Any) -> None:
+        super().__exit__(exc_type, exc, trace)
+        if exc_type is None and self.count <= self.last:
+            raise ReplayMismatch(
+                f"A model must call the recorded functions, at least the first {self.last + 1}", f"{self.count} calls",
+                "The model was changed after the recording: freeze the prompt again.",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -227,6 +250,8 @@ class ReplayWithConstants(Replay):
         if self.count >= len(self.tape.steps) or row is None or row.view:
             return None
         form = self.tape.steps[self.count].form
+        if row.homogeneous(form):
+            return None
         if func is F.linear and form is None and live(args) == live(args[:1]):
             return _bias(*args, **kwargs)
         if form is not None and self.precision is not None:

@@ -42,6 +42,7 @@ from secant.linearize.forms import (
     Unpacked,
     detached,
     gated,
+    homogeneous,
     is_live,
 )
 from secant.linearize.secants import (
@@ -361,6 +362,19 @@ class Row:
     def statistic(self) -> bool:
         """Whether the function computes a norm's statistic, or may do so."""
         return self.secant is OpenChord and self.kind == "norms"
+
+    def homogeneous(self, form: Form | None) -> bool:
+        """Whether a call certainly adds no constant: what it computes from zeros, with other arguments as they are, is
+        zero.
+
+        A product with a factor that is not live is, a sum with a term that is not live isn't.
+        """
+        if isinstance(form, Fixed | Shared | None):
+            sums = self.additive or self.moves
+            return self.rule in (multiplied, divided) or (
+                form is None and self.rule in (linear, converted) and not sums
+            )
+        return homogeneous(form)
 
     def follows(self, convention: Convention, form: Form) -> bool:
         """Whether a convention replaces the function by its secant, instead of by a form with a frozen factor.

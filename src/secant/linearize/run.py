@@ -34,7 +34,14 @@ from secant.errors import (
 )
 from secant.foreign import explained
 from secant.linearize.certificate import HIDDEN_OPERATION, TOLERANCE, Certificate, certified, not_numbers, stock_error
-from secant.linearize.conventions import FOR_CONTRIBUTIONS, FOR_OPERATORS, Named, convention_named
+from secant.linearize.conventions import (
+    FOR_CONTRIBUTIONS,
+    FOR_OPERATORS,
+    SECANT,
+    Convention,
+    Named,
+    convention_named,
+)
 from secant.linearize.forecast import announce_cost
 from secant.linearize.network import (
     TOGETHER,
@@ -285,27 +292,43 @@ class Run(Result):
                 )  # fmt: skip
         return self._under[label]
 
-    def recorded(self, convention: Named | None = None) -> Run:
-        """Returns the run of the same prompt under another convention, with the certificate of this one.
+    def recorded(self, conventions: Sequence[Named | None]) -> Iterator[Run]:
+        """Yields the runs of the same prompt under other conventions, with the certificate of this one.
 
-        This takes one pass. The errors of the new run are not measured, so check what you compute from it, as
-        `attribute` checks that its terms sum to the target.
+        Each takes one pass; conventions that differ only in the share of gates take one pass together. The errors of
+        the new runs are not measured, so check what you compute from them, as `attribute` checks that its terms sum to
+        the target.
 
         Args:
-            convention: The convention, as in `under`.
+            conventions: The conventions, as in `under`.
 
         Raises:
             SecantError: Whatever `freeze` raises.
         """
-        label = self._label(convention)
-        if label in (self.certificate.convention, *self._under):
-            return self.under(label)
-        self.unchanged()
-        network, own = self.network, self.network.recording
-        recording = record(self.lm, self.ids, self.input, label, network.precision, state=own.state, seeds=[self.seed])
-        return replace(
-            self._of(recording), chosen=label,
-            certificate=replace(self.certificate, convention=label, operations=recording.tape.operations()),
+        known: dict[Convention, Recording] = {}
+        for label in map(self._label, conventions):
+            if label in (self.certificate.convention, *self._under):
+                yield self.under(label)
+                continue
+            self.unchanged()
+            chosen = convention_named(label)
+            recording = self._recording_of(chosen, known)
+            yield replace(
+                self._of(recording), chosen=label,
+                certificate=replace(self.certificate, convention=label, operations=recording.tape.operations()),
+            )  # fmt: skip
+
+    def _recording_of(self, chosen: Convention, known: dict[Convention, Recording]) -> Recording:
+        """A recording of this run's prompt. Those that others can be made of are added to the known ones."""
+        own = self.network.recording
+        whole = chosen if chosen.gates == SECANT else replace(chosen, gates="half")
+        if whole not in known:
+            known[whole] = record(
+                self.lm, self.ids, self.input, whole.label, self.network.precision, state=own.state, seeds=[self.seed]
+            )
+        found = known[whole]
+        return found if whole == chosen else replace(
+            found, tape=found.tape.with_share(chosen.share), convention=chosen.label
         )  # fmt: skip
 
     def _label(self, convention: Named | None) -> str:

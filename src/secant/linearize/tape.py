@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ from secant.linearize.forms import (
     Live,
     Mark,
     Secant,
+    Shared,
     coefficients,
     gated,
     live,
@@ -46,6 +48,7 @@ from secant.linearize.forms import (
 from secant.linearize.rules import (
     METADATA,
     ROWS,
+    VIEWS,
     Refused,
     Row,
     converted,
@@ -97,11 +100,16 @@ class LayerCall:
 
 @dataclass
 class Tape:
-    """A recorded pass: its calls with live arguments, in order, for a batch of `copies` of the prompt."""
+    """A recorded pass: its calls with live arguments, in order, for a batch of `copies` of the prompt.
+
+    A replay gives a model the tape's own coefficients, and the model may write into them. They are protected: before
+    the write, every step that has them gets a copy. Tapes that are made of one another have coefficients in common, so
+    they know of each other's steps.
+    """
 
     steps: list[Step] = field(default_factory=list)
     copies: int = 1
-    _storages: dict[int, list[Step]] = field(default_factory=dict, repr=False)
+    _storages: dict[int, list[ReferenceType[Step]]] = field(default_factory=dict, repr=False)
 
     def append(self, step: Step) -> None:
         """Add a call to the end."""
@@ -110,21 +118,39 @@ class Tape:
 
     def _register(self, step: Step) -> None:
         for tensor in coefficients(step.form) if step.form is not None else ():
-            self._storages.setdefault(address(tensor), []).append(step)
+            self._storages.setdefault(address(tensor), []).append(ref(step))
 
     def protect(self, target: Tensor) -> None:
         """Copy the coefficients that share memory with `target`, which is about to be written in place."""
-        for step in self._storages.pop(address(target), ()):
-            if step.form is not None:
+        for known in self._storages.pop(address(target), ()):
+            step = known()
+            if step is not None and step.form is not None:
                 step.form = unaliased(step.form, target)
                 self._register(step)
 
     def copy(self) -> Tape:
         """Returns a tape with the same steps, whose open forms have not yet collected their secants."""
-        found = Tape(copies=self.copies)
+        found = Tape(copies=self.copies, _storages=self._storages)
         for step in self.steps:
             form = step.form
             found.append(replace(step, form=replace(form, found={}) if isinstance(form, Open) else form))
+        return found
+
+    def with_share(self, share: float) -> Tape:
+        """Returns a tape with a different weight of the map of `gate` in gated products, from one that has both maps.
+
+        Args:
+            share: The weight, from 0 to 1.
+        """
+        found = Tape(copies=self.copies, _storages=self._storages)
+        for step in self.steps:
+            form, parents = step.form, step.parents
+            if isinstance(form, Shared) and share in (0, 1):
+                form = form.one if share == 1 else form.two
+                parents = (parents[1] if 0 in form.frozen else parents[0],)  # of the two factors, the one not frozen
+            elif isinstance(form, Shared):
+                form = replace(form, share=share)
+            found.append(replace(step, form=form, parents=parents))
         return found
 
     def close(self) -> None:
@@ -461,13 +487,7 @@ class Record(Mode):
             form = opened(row.secant, call) or form
         self.head.observe(args, self)
         parents = self._parents(call, form)  # before a write makes its target live
-        out: Any
-        if isinstance(form, Constant):
-            out = form.value
-        elif form is None and (into is not None or view or _shares(call)):
-            out = func(*without_leaves(args), **without_leaves(kwargs))
-        else:
-            out = Live.apply(call, *live((args, kwargs)))
+        out: Any = form.value if isinstance(form, Constant) else own_output(call, form, func, args, kwargs, into)
         if into is not None and form is not None:
             form = unaliased(form, into)
             out = into.copy_(out)
@@ -565,6 +585,22 @@ def _shares(call: Call) -> bool:
     given = {address(t) for t in tensors((call.args, call.kwargs))}
     made = tensors(call.value)
     return not made or any(address(t) in given for t in made)
+
+
+def own_output(call: Call, form: Form | None, func: Any, args: Any, kwargs: Any, into: Tensor | None) -> Any:
+    """Returns what a call with live arguments computes itself, bit for bit as in a plain pass. It is live.
+
+    Args:
+        call: The call, out of place.
+        form: Its frozen form; without one, it is run as it is if it writes in place or may share memory.
+        func: The torch function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        into: The argument that it writes in place, if it does.
+    """
+    if form is None and (into is not None or func in VIEWS or _shares(call)):
+        return func(*without_leaves(args), **without_leaves(kwargs))
+    return Live.apply(call, *live((args, kwargs)))
 
 
 def functional(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], **about: Any) -> Call:
