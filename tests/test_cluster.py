@@ -93,6 +93,23 @@ def fields(work: Work) -> dict[str, object]:
     return {field: getattr(work, field) for field in Work.__dataclass_fields__}
 
 
+def assert_the_same_rows(folder: Path, shards: list[Shard], out: Path) -> None:
+    """Those of a study on Ray, and of one without."""
+    items = [item for shard in shards[:3] for item in shard.items]
+    how = {
+        "convention": ["gate", "half"],
+        "shard": 2,
+        "threads": 1,
+        "dtype": "float64",
+        "analyses": ["spectra", "words"],
+    }
+    here = sc.study(items, str(folder), out=out / "here", **how)
+    there = sc.study(items, str(folder), out=out / "there", engine="ray", workers=1, **how)
+    assert here.tables == there.tables == ["prompts", "singular_values", "words"]
+    for name in here.tables:
+        pd.testing.assert_frame_equal(here.to_pandas(name), there.to_pandas(name), check_exact=True)
+
+
 def test_the_tally_knows_who_died_where() -> None:
     """Three workers: one goes from shard to shard, one dies at shard 1 and one as it loads, twice each."""
     tally = Tally()
@@ -136,9 +153,12 @@ def test_a_worker_that_is_killed_changes_no_bit(
 
 
 def test_in_a_cluster_that_is_there(
-    joined: None, work: Work, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+    joined: None, folder: Path, work: Work, shards: list[Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stays; its workers go, also of a study that is left; what is wrong arrives as one line."""
+    """A study has the same rows. The cluster stays; workers go, also of a study that is left; what is wrong arrives as
+    one line.
+    """
+    assert_the_same_rows(folder, shards, tmp_path)
     some = on_ray(work, shards, 1)
     assert next(some).tables["prompts"]["reason"].isna().all()
     some.close()
@@ -162,22 +182,6 @@ def test_in_a_cluster_that_is_there(
     with pytest.raises(TooLarge, match=r"got 1 that died at prompts from number 2\."):
         list(on_ray(deadly, shards, 1))
     assert ray.is_initialized()
-
-
-def test_a_study_on_ray_has_the_same_rows(joined: None, folder: Path, shards: list[Shard], tmp_path: Path) -> None:
-    items = [item for shard in shards[:3] for item in shard.items]
-    how = {
-        "convention": ["gate", "half"],
-        "shard": 2,
-        "threads": 1,
-        "dtype": "float64",
-        "analyses": ["spectra", "words"],
-    }
-    here = sc.study(items, str(folder), out=tmp_path / "here", **how)
-    there = sc.study(items, str(folder), out=tmp_path / "there", engine="ray", workers=1, **how)
-    assert here.tables == there.tables == ["prompts", "singular_values", "words"]
-    for name in here.tables:
-        pd.testing.assert_frame_equal(here.to_pandas(name), there.to_pandas(name), check_exact=True)
 
 
 def test_what_is_not_there(work: Work, shards: list[Shard], monkeypatch: pytest.MonkeyPatch) -> None:
