@@ -57,7 +57,7 @@ models: venv
 
 # One test after the other, each with all cores.
 test-real: venv
-	SECANT_REAL_MODELS=$(MODELS) $(BIN)/python -m pytest --durations=10 -m real tests/test_real.py
+	SECANT_REAL_MODELS=$(MODELS) $(BIN)/python -m pytest --durations=10 -m real tests/test_real.py tests/test_notebooks.py
 
 lint: venv
 	$(BIN)/ruff check

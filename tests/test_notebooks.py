@@ -6,14 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import EXAMPLES
+from helpers import absent
+from notebooks import absent_models
 
 nbformat = pytest.importorskip("nbformat")
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
-pytestmark = pytest.mark.slow
-
 
 SHAPE = """
 import sys
@@ -31,9 +32,17 @@ assert kept == again, (kept, again)
 """
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def parameters() -> list[Any]:
+    """The notebooks, of which those on real models are tests on real models."""
+    on_real = {path for path in NOTEBOOKS if "build/models/" in path.read_text(encoding="utf-8")}
+    return [pytest.param(path, marks=pytest.mark.real if path in on_real else pytest.mark.slow) for path in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("path", parameters(), ids=lambda path: path.stem)
 def test_notebooks_run(path: Path) -> None:
     """In a process of its own; they show the figures and tables that they kept."""
+    if missing := absent_models(path):
+        absent(f"no {missing[0]}: make models")
     script = SHAPE.format(tools=str(Path(__file__).parents[1] / "tools"), path=str(path))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -48,6 +57,7 @@ def test_notebooks_keep_little(path: Path) -> None:
     assert all(cell.outputs for cell in nbformat.read(path, as_version=4).cells[:3] if cell.cell_type == "code")
 
 
+@pytest.mark.slow
 def test_the_notebook_for_colab_runs(tmp_path: Path) -> None:
     """On Atlas, without its installation; it keeps no outputs."""
     notebook = nbformat.read(EXAMPLES / "colab" / "secant_on_colab.ipynb", as_version=4)

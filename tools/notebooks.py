@@ -1,12 +1,14 @@
 """Run the notebooks of examples/ and save their outputs: python tools/notebooks.py [NOTEBOOK ...]
 
 An executed notebook is kept in build/notebooks until it, or secant, changes. The tests and the documentation share it,
-so that each notebook runs once.
+so that each notebook runs once. A notebook that loads a real model which is not here is not run: the documentation
+shows the outputs that it was saved with.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +20,8 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 KEPT = ROOT / "build" / "notebooks"
+REAL = re.compile(r'"([^"]*build/models/[^"]+)"')
+"""How a notebook names the file of a real model, relative to its own folder."""
 
 
 def executed(path: Path) -> nbformat.NotebookNode:
@@ -26,7 +30,13 @@ def executed(path: Path) -> nbformat.NotebookNode:
 
 
 def executed_file(path: Path) -> Path:
-    """The file of the executed notebook. The notebook is run if there is no such file. Raises CellExecutionError."""
+    """The file of the executed notebook. The notebook is run if there is no such file and its models are here.
+
+    Raises:
+        CellExecutionError: A cell raised an error.
+    """
+    if absent_models(path):
+        return path
     kept = KEPT / f"{path.stem}-{_digest(path)}.ipynb"
     if not kept.is_file():
         notebook = _run(nbformat.read(path, as_version=4))
@@ -35,8 +45,16 @@ def executed_file(path: Path) -> Path:
     return kept
 
 
+def absent_models(path: Path) -> list[str]:
+    """The files of real models that a notebook loads and that are not here."""
+    every = (cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    return [name for source in every for name in REAL.findall(source) if not (EXAMPLES / name).is_file()]
+
+
 def _run(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    NotebookClient(notebook, kernel_name="python3", timeout=300, record_timing=False, coalesce_streams=True).execute()
+    here = {"metadata": {"path": str(EXAMPLES)}}
+    how = {"kernel_name": "python3", "timeout": 300, "record_timing": False, "coalesce_streams": True}
+    NotebookClient(notebook, resources=here, **how).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
@@ -57,6 +75,8 @@ def _digest(path: Path) -> str:
 def main(notebooks: Annotated[list[Path] | None, typer.Argument(help="By default all.")] = None) -> None:
     """Run notebooks and write them with their outputs."""
     for path in notebooks or sorted(EXAMPLES.glob("*.ipynb")):
+        if absent := absent_models(path):
+            raise SystemExit(f"{path.name} needs {absent[0]}: make models")
         nbformat.write(executed(path), path)
         typer.echo(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
