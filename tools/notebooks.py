@@ -53,8 +53,9 @@ def absent_models(path: Path) -> list[str]:
 
 def _run(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     here = {"metadata": {"path": str(EXAMPLES)}}
-    how = {"kernel_name": "python3", "timeout": 300, "record_timing": False, "coalesce_streams": True}
-    NotebookClient(notebook, resources=here, **how).execute()
+    NotebookClient(
+        notebook, kernel_name="python3", timeout=300, record_timing=False, coalesce_streams=True, resources=here
+    ).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
