@@ -10,7 +10,8 @@ of the same rank, in standard deviations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,7 @@ from secant.errors import BadArgument, checked, integer, one_of, quoted, seeded
 from secant.memory import stopping_point
 from secant.model.lm import LM
 from secant.operators.spectrum import SVD
-from secant.stream.scores import BATCH_SIZE, Best, Scores, best, ranks_of, vectors
+from secant.stream.scores import Best, Scores, best, ranks_of, vectors
 from secant.stream.words import METRICS, SIDES, Metric, Null, Side, Word
 
 
@@ -75,7 +76,7 @@ def decode(
     columns = directions.detach().reshape(len(directions) if directions.ndim else 1, -1)
     scores = Scores.of(lm, side, columns.dtype, metric=metric, centered=centered, keep=keep)
     found: list[list[Word]] = []
-    for some in columns.split(BATCH_SIZE, dim=1):
+    for some in columns.split(scores.batch_size, dim=1):
         stopping_point()
         found += best(*scores(some), top).words(lm, null)
     return found
@@ -171,9 +172,8 @@ class Decodings:
         if token == self.token:
             kept = self([(f, 1) for f in found], "output", self.top)
             return [int(own.ranks[0]) for own in kept if own.ranks is not None]
-        scores, ranks = None, list[int]()
-        for some in _batches(f.U[:, :1] for f in found):
-            scores = scores or Scores.of(self.lm, "output", some.dtype)
+        ranks = list[int]()
+        for scores, some in self._batches([f.U[:, :1] for f in found], "output"):
             ranks += ranks_of(scores(some)[0], token).tolist()
         return ranks
 
@@ -189,10 +189,9 @@ class Decodings:
             elif len(kept.ids) < count:
                 todo[f] = slice(len(kept.ids), count)
         columns = [(f.U if side == "output" else f.V)[:, some] for f, some in todo.items()]
-        scores, found = None, list[Best]()
-        for some in _batches(columns):
+        found = list[Best]()
+        for scores, some in self._batches(columns, side):
             stopping_point()
-            scores = scores or Scores.of(self.lm, side, some.dtype)
             found.append(best(*scores(some), top, self.token if side == "output" else None))
         if not found:
             return
@@ -201,17 +200,19 @@ class Decodings:
             new, start = every.rows(slice(start, start + own.shape[1])), start + own.shape[1]
             self._cached[f, side] = _joined([self._cached[f, side], new]) if added.start else new
 
-
-def _batches(columns: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The columns of several matrices, in batches."""
-    some: list[Tensor] = []
-    for own in columns:
-        some.append(own)
-        if sum(c.shape[1] for c in some) >= BATCH_SIZE:
-            yield from torch.cat(some, 1).split(BATCH_SIZE, dim=1)
-            some = []
-    if sum(c.shape[1] for c in some):
-        yield from torch.cat(some, 1).split(BATCH_SIZE, dim=1)
+    def _batches(self, columns: Sequence[Tensor], side: Side) -> Iterator[tuple[Scores, Tensor]]:
+        """The columns of several matrices, in batches, with what scores them."""
+        if not any(own.shape[1] for own in columns):
+            return
+        scores = Scores.of(self.lm, side, reduce(torch.promote_types, (own.dtype for own in columns)))
+        some = list[Tensor]()
+        for own in columns:
+            some.append(own)
+            if sum(c.shape[1] for c in some) >= scores.batch_size:
+                yield from ((scores, batch) for batch in torch.cat(some, 1).split(scores.batch_size, dim=1))
+                some = []
+        if sum(c.shape[1] for c in some):
+            yield from ((scores, batch) for batch in torch.cat(some, 1).split(scores.batch_size, dim=1))
 
 
 def _joined(found: Sequence[Best]) -> Best:

@@ -17,8 +17,13 @@ from secant.model.lm import LM
 from secant.numeric import lengths
 from secant.stream.words import Metric, Null, Side, Word
 
-BATCH_SIZE = 64
-"""The most directions in a batch."""
+BATCH_SIZE, LARGEST, ELEMENTS = 64, 256, 2**25
+"""How many directions are scored at a time: at least the first number, and up to the second as long as there are at
+most so many scores. Matrix products of more directions are faster.
+"""
+
+TOKENS = 2**12
+"""The number of tokens whose vectors are multiplied in one product: a product with all of them takes longer."""
 
 ROWS = 2**9
 """The number of tokens whose vectors are centred in one batch."""
@@ -93,6 +98,11 @@ class Scores:
             mean, norms = known[key]
         return cls(table, mean, norms, None if kept is None else ~kept.to(table.device), side)
 
+    @property
+    def batch_size(self) -> int:
+        """How many directions are best scored at a time."""
+        return max(BATCH_SIZE, min(LARGEST, ELEMENTS // len(self.table)))
+
     def __call__(self, directions: Float[Tensor, "d k"]) -> tuple[Float[Tensor, "k vocabulary"], Float[Tensor, " k"]]:
         """Returns the scores along each direction, in rows, and the norm that they are proportional to (1 for cosines).
 
@@ -113,7 +123,9 @@ class Scores:
         sizes = lengths(columns, 0)
         if self.norms is not None:
             columns = columns / torch.where(sizes > 0, sizes, 1)
-        scores = columns.T @ self.table.T
+        scores = columns.new_empty(columns.shape[1], len(self.table))
+        for rows, own in zip(self.table.split(TOKENS), scores.split(TOKENS, dim=1), strict=True):
+            torch.mm(columns.T, rows.T, out=own)
         if self.mean is not None:
             scores -= (self.mean @ columns)[:, None]
         if self.norms is not None:  # one norm after the other: their product can underflow
