@@ -38,6 +38,8 @@ PARTS = {
 }  # fmt: skip
 """The functions of secant.stream and secant.operators whose cumulative times are shown."""
 
+DIRECTIONS = 512
+"""How many random directions are decoded."""
 
 CLOCK = time.perf_counter
 """The clock that measures seconds."""
@@ -100,6 +102,10 @@ def measure(lm: sc.LM, name: str, args: argparse.Namespace) -> None:
     row("attribute", best(lambda: sc.attribute(run), device, args.rounds)[0], "goal: 1 s")
     U = torch.cat([g.U for g in f], 1)
     row(f"decode {U.shape[1]} directions", best(lambda: sc.decode(lm, U, "output"), device, args.rounds)[0])
+    many = torch.randn(op.shape[0], DIRECTIONS, generator=torch.Generator().manual_seed(0)).to(device)
+    seconds, _ = best(lambda: sc.decode(lm, many, "output"), device, args.rounds)
+    products = 2.0 * lm.head.weight.numel() * DIRECTIONS
+    row(f"decode {DIRECTIONS} directions", seconds, f"{seconds * rate / products:.2f} times their products")
     del there
     if not args.no_layers:
         layers(lm, run, formed * (T + 1) / 2, args)
