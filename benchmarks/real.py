@@ -104,7 +104,7 @@ def measure(lm: sc.LM, name: str, args: argparse.Namespace) -> None:
     row(f"decode {U.shape[1]} directions", best(lambda: sc.decode(lm, U, "output"), device, args.rounds)[0])
     many = torch.randn(op.shape[0], DIRECTIONS, generator=torch.Generator().manual_seed(0)).to(device)
     seconds, _ = best(lambda: sc.decode(lm, many, "output"), device, args.rounds)
-    products = 2.0 * lm.head.weight.numel() * DIRECTIONS
+    products = 2.0 * lm.size * op.shape[0] * DIRECTIONS
     row(f"decode {DIRECTIONS} directions", seconds, f"{seconds * rate / products:.2f} times their products")
     del there
     if not args.no_layers:
