@@ -66,7 +66,8 @@ CONVENTIONS = (
 )  # fmt: skip
 GRADIENT, LRP, FROM_ZERO, FROM_MEAN = "gradient x input", "AttnLRP's rules", "integrated, zero", "integrated, mean"
 ROLLOUT, RANDOM = "attention rollout", "random order"
-METHODS = (*CONVENTIONS, GRADIENT, LRP, FROM_ZERO, FROM_MEAN, ROLLOUT, RANDOM)
+OTHERS = (GRADIENT, LRP, FROM_ZERO, FROM_MEAN, ROLLOUT, RANDOM)
+METHODS = (*CONVENTIONS, *OTHERS)
 INTEGRATION_STEPS, BATCH = 16, 64
 FRACTIONS = (20, 50)
 MEANS = 56
@@ -224,10 +225,10 @@ def networks(
     for name in wanted:
         if name in SHARED:
             yield name, shared(half, SHARED[name])
-        elif name in CONVENTIONS and convention_named(name).varies:
+        elif name not in OTHERS and convention_named(name).varies:
             seeds = range(seed, seed + REFERENCES)
             yield from ((name, found) for found in references(lm, half, x, name, lm.dtype, seeds))
-        elif name in CONVENTIONS:
+        elif name not in OTHERS:
             yield name, record(lm, half.ids, x, name, lm.dtype, state=half.state, seeds=[seed])
     forms = [step.form for step in half.tape.steps]
     if GRADIENT in wanted:
@@ -354,7 +355,7 @@ def measured(
                 return rows.repeat_interleave(copies, 1)
 
             own = {"x": scored(g, every(x)), **{n: scored(g, every(x - other)) for n, other in swapped.items()}}
-            if method in CONVENTIONS and convention_named(method).varies:
+            if method not in OTHERS and convention_named(method).varies:
                 r = reference(lm, x, convention_named(method), half.state, recording.seeds)
                 own["r"] = scored(g, every(x) - r)
             value: dict[str, list[float]] = {"x": [], "d": []}
@@ -494,7 +495,7 @@ def cell(values: pd.Series, digits: int = 2) -> str:
 
 def ranked(rows: pd.DataFrame) -> pd.Series:
     """The overall correlation of each convention and start, best first."""
-    pairs = [(m, s) for m in dict.fromkeys(rows["method"]) if m in CONVENTIONS for s in START.values()]
+    pairs = [(m, s) for m in dict.fromkeys(rows["method"]) if m not in OTHERS for s in START.values()]
     index = pd.MultiIndex.from_tuples(pairs, names=["method", "start"])
     return pd.Series([overall(rows, *pair).mean() for pair in pairs], index).sort_values(ascending=False)
 
@@ -507,7 +508,7 @@ def printed(name: str, rows: pd.DataFrame) -> None:
     print(f"\n{name}: {choose['prompt'].nunique()} prompts choose, {report['prompt'].nunique()} report")
     ranks = ranked(choose)
     print("chosen: " + "; ".join(f"{m} {s} {value:.3f}" for (m, s), value in ranks.head(3).items()))
-    errors = rows[(rows["measure"] == "error") & rows["method"].isin(CONVENTIONS)]
+    errors = rows[(rows["measure"] == "error") & ~rows["method"].isin(OTHERS)]
     worst = errors.sort_values("value").iloc[-1]
     print(f"largest error of the value of a convention: {worst['value']:.0e}, {worst['method']}, {worst['prompt']!r}")
 
@@ -611,10 +612,15 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=308)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), metavar="METHOD")
+    parser.add_argument(
+        "--methods", nargs="*", default=list(METHODS), metavar="METHOD",
+        help=f"conventions, and {', '.join(OTHERS)}; by default those and {', '.join(CONVENTIONS)}",
+    )  # fmt: skip
     parser.add_argument("--no-parts", action="store_true")
     parser.add_argument("--no-removals", action="store_true")
     args = parser.parse_args()
+    for method in args.methods:
+        _ = method in OTHERS or convention_named(method)
     chosen = {}
     for name, place in models(args.models):
         lm = sc.load(place, dtype="float32")
