@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 from chosen import by_setting
-from claims import MODELS, curve
+from claims import FEW, MODELS, curve
 from rates import STRENGTHS, UNSTEERED
 
 from secant.figures.style import COLOURS, drawing, panels
@@ -28,7 +28,10 @@ def each(rows: pd.DataFrame) -> Any:
 
 
 def depth(rows: pd.DataFrame) -> Any:
-    """Stable ranks of the residual stream by depth, the mean over prompts: cumulative and layerwise."""
+    """Stable ranks of the residual stream by depth, the mean over prompts: cumulative and layerwise.
+
+    Bands are two standard errors, or the range of fewer than FEW prompts.
+    """
     with drawing():
         figure, found = panels(None, 2, 2, 2.4, sharex=True)
         for axes, span in zip(found, ("cumulative", "layerwise"), strict=True):
@@ -37,13 +40,15 @@ def depth(rows: pd.DataFrame) -> Any:
                 if not len(ranks):
                     continue
                 at = [(layer + 1) / ranks.shape[1] for layer in range(ranks.shape[1])]
-                mean, spread = ranks.mean(), ranks.std().fillna(0) / math.sqrt(len(ranks))
+                mean, error = ranks.mean(), ranks.std() / math.sqrt(len(ranks))
+                low, high = (ranks.min(), ranks.max()) if len(ranks) < FEW else (mean - 2 * error, mean + 2 * error)
                 axes.plot(at, mean, color=colour, label=f"{MODELS[name]}, n = {len(ranks)}")
-                axes.fill_between(at, mean - 2 * spread, mean + 2 * spread, color=colour, alpha=0.2, linewidth=0)
+                axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
             axes.set(xlabel="depth (1: the last layer)", ylabel=f"stable rank, {span}", yscale="log")
         found[0].plot([(i + 1) / 28 for i in PAPER], [*PAPER.values()], "x", color=COLOURS["grey"],
                       label="Llama-3.2-3B, n = 1 (the paper)")  # fmt: skip
-        found[0].legend()
+        found[1].set_ylim(bottom=2)  # room for the legend
+        found[1].legend(*found[0].get_legend_handles_labels(), loc="lower right")
         return figure
 
 
