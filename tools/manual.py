@@ -76,10 +76,13 @@ def error_page() -> str:
 
 
 def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
-    """Returns an executed notebook in Markdown, and its pictures by the names that the text gives them."""
+    """Returns an executed notebook in Markdown, and its pictures by the names that the text gives them.
+
+    Its links lead from its own folder to docs/.
+    """
     resources = {"unique_key": path.stem}
     text, made = MarkdownExporter().from_filename(str(executed_file(path)), resources=resources)
-    return text, made["outputs"]
+    return text.replace("](../docs/", "](../"), made["outputs"]
 
 
 def pages() -> dict[str, str]:
