@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from itertools import product
@@ -17,8 +18,8 @@ from typer.testing import CliRunner
 import secant as sc
 from secant.analyses.case import Case
 from secant.cli import app
-from secant.errors import BadArgument
-from secant.linearize import network
+from secant.errors import BadArgument, ModelRefused
+from secant.linearize import certificate, network
 from secant.linearize.conventions import (
     ALIASES,
     ATTENTION,
@@ -162,6 +163,15 @@ def test_shares_of_gates_are_made_of_one_recording(family: str, parts: tuple[str
         assert found.certificate.operations == alone.tape.operations()
         made = network.Network.of(lm, alone, run.input, lm.dtype).points["logits"]
         assert torch.equal(found.network.points["logits"], made)
+
+
+def test_secants_that_are_too_steep(lm: sc.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of Gemma's norms from embeddings of zero. The error says what to choose instead."""
+    monkeypatch.setattr(certificate, "_errors", lambda network, seed: (math.nan, 0.0, 0.0))
+    with pytest.raises(ModelRefused, match="choose another reference or convention"):
+        sc.freeze(lm, "London", convention="secant+secant+secant+zero")
+    with pytest.raises(ModelRefused, match="Report its type"):
+        sc.freeze(lm, "London")
 
 
 @pytest.mark.slow

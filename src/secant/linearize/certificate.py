@@ -12,6 +12,7 @@ from torch import Tensor
 
 from secant.errors import ModelRefused, NotExact
 from secant.foreign import explained
+from secant.linearize.conventions import convention_named
 from secant.linearize.network import Network
 from secant.linearize.untouched import State, untouched
 from secant.model.lm import LM
@@ -24,6 +25,10 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.1, tor
 HIDDEN_OPERATION = (
     "A custom kernel or autograd function hides a nonlinearity: use the model's plain torch implementation, such as"
     " attention='eager'. Or rounding alone exceeds the tolerance."
+)
+
+OTHER_CONVENTION = (
+    "Secants from this reference are too steep: choose another reference or convention, such as 'gate' or 'secant'."
 )
 
 
@@ -103,7 +108,8 @@ def certified(network: Network, seed: int, unmeasured: Certificate) -> Certifica
         unmeasured, reconstruction=reconstruction, affinity=affinity, readout=readout, constants=constants
     )
     if isnan(reconstruction + affinity + readout):
-        raise not_numbers(network.lm, "NaN in its frozen factors")
+        secants = convention_named(unmeasured.convention).secants
+        raise not_numbers(network.lm, "NaN in its frozen factors", OTHER_CONVENTION if secants else None)
     _refuse(certificate)
     return certificate
 
@@ -141,15 +147,16 @@ def stock_error(lm: LM, ids: Sequence[int], logits: Tensor, state: State) -> flo
         return None
 
 
-def not_numbers(lm: LM, got: str) -> ModelRefused:
+def not_numbers(lm: LM, got: str, todo: str | None = None) -> ModelRefused:
     """Returns the error for a model whose pass is not finite; it names settings of the model that are NaN.
 
     Args:
         lm: The model.
         got: What is not finite.
+        todo: What the user can do; by default this depends on the model's type.
     """
     odd = list(_nan_in(lm.model.config.to_dict()))
-    todo = "Load it in bfloat16 or float32." if lm.dtype == torch.float16 else "Report its type."
+    todo = todo or ("Load it in bfloat16 or float32." if lm.dtype == torch.float16 else "Report its type.")
     return ModelRefused(
         "A model must compute finite numbers",
         f"{got}, with {' and '.join(odd)} = NaN in its configuration" if odd else f"{got}, in {lm.dtype}",
