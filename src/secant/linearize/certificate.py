@@ -27,9 +27,7 @@ HIDDEN_OPERATION = (
     " attention='eager'. Or rounding alone exceeds the tolerance."
 )
 
-OTHER_CONVENTION = (
-    "Secants from this reference are too steep: choose another reference or convention, such as 'gate' or 'secant'."
-)
+OTHER_CONVENTION = "Secants from this reference are too steep: choose another reference or convention, such as 'gate'."
 
 
 @dataclass(frozen=True)

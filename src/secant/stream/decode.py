@@ -202,17 +202,16 @@ class Decodings:
 
     def _batches(self, columns: Sequence[Tensor], side: Side) -> Iterator[tuple[Scores, Tensor]]:
         """The columns of several matrices, in batches, with what scores them."""
-        if not any(own.shape[1] for own in columns):
+        if not (columns := [own for own in columns if own.shape[1]]):
             return
         scores = Scores.of(self.lm, side, reduce(torch.promote_types, (own.dtype for own in columns)))
         some = list[Tensor]()
-        for own in columns:
+        for number, own in enumerate(columns, 1):
             some.append(own)
-            if sum(c.shape[1] for c in some) >= scores.batch_size:
-                yield from ((scores, batch) for batch in torch.cat(some, 1).split(scores.batch_size, dim=1))
+            if number == len(columns) or sum(c.shape[1] for c in some) >= scores.batch_size:
+                for batch in torch.cat(some, 1).split(scores.batch_size, dim=1):
+                    yield scores, batch
                 some = []
-        if sum(c.shape[1] for c in some):
-            yield from ((scores, batch) for batch in torch.cat(some, 1).split(scores.batch_size, dim=1))
 
 
 def _joined(found: Sequence[Best]) -> Best:
